@@ -1,7 +1,8 @@
 """What the engine needs of a runner, and the values that pass between them.
 
-Data flows one way: the scheduler makes a `SchedulerOutput`, the runner turns it into a `PendingOutput`, whose
-`result()` is a `StepOutput`. A runner never sees a request object of the engine, and the engine never sees a tensor.
+Data flows one way: the scheduler makes a `SchedulerOutput`, the runner turns it into a `PendingOutput`,
+whose `result()` is a `StepOutput`. A runner never sees a request object of the engine, and the engine never
+sees a tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dodona.oracle.errors import UnsupportedConfiguration
 
 if TYPE_CHECKING:
     from dodona.oracle.verdict import Verdict
+
     from dodona.runners.sampling_params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -23,7 +25,7 @@ RESERVED_REQUEST_ID_PREFIX = "__dodona_"
 
 @dataclass(frozen=True, slots=True)
 class LayerKVSpec:
-    """One attention layer's share of a KV block. A token takes `num_kv_heads * (head_size_k + head_size_v)` elements."""
+    """One attention layer's share of a KV block: num_kv_heads * (head_size_k + head_size_v) elements a token."""
 
     num_kv_heads: int
     head_size_k: int
@@ -49,7 +51,10 @@ class KVCacheSpec:
 
 @dataclass(frozen=True, slots=True)
 class NewRequest:
-    """A request that gets a state row: a fresh one, or one that resumes after preemption (then outputs are in `token_ids`)."""
+    """A request that gets a state row: a new one, or one that resumes after preemption.
+
+    The latter's outputs so far are part of `token_ids`.
+    """
 
     request_id: str
     row: int
@@ -64,16 +69,16 @@ class NewRequest:
     seed: int
     """The request's random seed in [0, 2**63), resolved: never None."""
     stop_token_ids: tuple[int, ...] = ()
-    """All ids that end the request (EOS unless ignored, and the request's own); masked before `min_tokens`."""
+    """All ids that end the request (EOS unless ignored, and its own); masked before `min_tokens`."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """One step. A runner applies it in this order: freed_rows, new_requests, new_blocks, then the forward pass.
+    """One step. A runner applies freed_rows, new_requests, new_blocks in this order, then the forward pass.
 
-    `rows`, `num_tokens`, `num_computed_tokens` and `samples` are parallel, in batch order: rows that decode (one token,
-    and it samples) come first, so that the decode part of a batch is a prefix of it.
+    `rows`, `num_tokens`, `num_computed_tokens` and `samples` are parallel, in batch order: rows that decode
+    (one token, and it samples) come first, so that the decode part of a batch is a prefix of it.
     """
 
     step: int
@@ -87,7 +92,7 @@ class SchedulerOutput:
     num_computed_tokens: Sequence[int]
     """Tokens of the row computed before this step: the position of its first token in this step."""
     samples: Sequence[bool]
-    """Whether the row's last token in this step yields a next token (False: a prefill chunk with more to come)."""
+    """Whether the row's last token in this step yields a next token (False: a prefill chunk, not the last)."""
     num_decodes: int
     """Length of the decode prefix."""
 
@@ -101,8 +106,8 @@ class SchedulerOutput:
 class TokenLogprobs:
     """Log-probabilities at one position, from the raw logits (before temperature, penalties and masks).
 
-    `token_ids[0]` is the token itself (sampled, or of the prompt) and `rank` its 1-based rank; the rest are the top-n,
-    most probable first.
+    `token_ids[0]` is the token itself (sampled, or of the prompt) and `rank` its 1-based rank; the rest are
+    the top-n, most probable first.
     """
 
     token_ids: tuple[int, ...]
@@ -121,9 +126,9 @@ class StepOutput:
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
     """By row, for rows whose sampling parameters ask."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
-    """By row: for each prompt position whose next prompt token's log-probability this step computed, in order.
+    """By row: for each prompt token whose log-probability this step computed, in order.
 
-    A chunk over positions [a, b) gives entries for the tokens at positions a+1 .. min(b, num_prompt_tokens-1).
+    A chunk over positions [a, b) gives entries for the tokens at a + 1 .. min(b, num_prompt_tokens - 1).
     """
 
 
@@ -137,14 +142,16 @@ class PendingOutput(Protocol):
 class Runner(ABC):
     """What the verdict builds. One instance drives one model on one device.
 
-    Life: `load_model`, `get_kv_cache_spec`, `determine_available_memory`, `initialize_kv_cache`, `warm_up` (through the
-    real step), `capture_graphs`, then steps, then `shutdown`. Only the engine's thread calls a runner.
+    Life: `load_model`, `get_kv_cache_spec`, `determine_available_memory`, `initialize_kv_cache`, `warm_up`
+    (through the real step), `capture_graphs`, then steps, then `shutdown`. One thread at a time calls a runner.
     """
 
     name: ClassVar[str]
     """"v1" or "v2", as in the rule book."""
     max_steps_in_flight: ClassVar[int]
     """Steps the engine may submit before it must read the oldest one's result."""
+    request_features: ClassVar[frozenset[str]] = frozenset()
+    """What requests may ask beyond the common parameters: "structured-outputs", "logits-processors"."""
 
     def __init__(self, verdict: Verdict) -> None:
         self.verdict = verdict
@@ -152,11 +159,14 @@ class Runner(ABC):
 
     @abstractmethod
     def load_model(self) -> None:
-        """Read the weights onto the device. Raises UnsupportedConfiguration naming each feature the runner lacks."""
+        """Read the weights onto the device. Raises UnsupportedConfiguration naming each feature it lacks."""
 
     @abstractmethod
     def reload_weights(self) -> None:
-        """Read the weights again from the model directory, in place. KV computed before belongs to the old weights."""
+        """Read the weights again from the model directory, in place.
+
+        KV computed before belongs to the old weights; the engine forgets it.
+        """
 
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -203,7 +213,7 @@ class Runner(ABC):
         raise UnsupportedConfiguration.lacking(self.name, "pooling")
 
     def warm_up(self) -> None:
-        """Run prefill, decode and clean-up through the real step with reserved request ids, and leave no state behind."""
+        """Run prefill, decode and clean-up through the real step, with reserved request ids; leave no state."""
         from dodona.runners.warm_up import warm_up
 
         warm_up(self)

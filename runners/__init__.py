@@ -1,0 +1,1 @@
+"""The runner interface, its two implementations, and the engine that drives either."""

@@ -1,0 +1,30 @@
+"""Dodona chooses an LLM engine's model runner by rules, says why, and runs it.
+
+>>> from dodona import LLM, SamplingParams          # doctest: +SKIP
+>>> LLM("path/to/model").generate("2 + 2 =", SamplingParams(temperature=0.0))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dodona.runners.llm import LLM
+    from dodona.runners.sampling_params import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+_HOMES = {"LLM": "dodona.runners.llm", "SamplingParams": "dodona.runners.sampling_params"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import dodona.oracle` loads nothing of the runtime."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
