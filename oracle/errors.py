@@ -1,0 +1,92 @@
+"""What Dodona raises, and the nearest-name hint that its messages end with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dodona.oracle.verdict import Verdict
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint such as ``did you mean 'block_size'?`` for the known name nearest to `name`, else ``""``."""
+    folded = {candidate.lower().replace("-", "_"): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
+    return f"did you mean {folded[found[0]]!r}?" if found else ""
+
+
+class DodonaError(Exception):
+    """Base of everything that Dodona raises on purpose."""
+
+
+class ConfigError(DodonaError, ValueError):
+    """A configuration, a flag, an environment variable or a model's config.json is not as it must be."""
+
+
+class RuleFileError(DodonaError):
+    """A rule file does not load.
+
+    `str()` reads ``file:line:column: message (hint)``; lines and columns count from 1.
+    """
+
+    def __init__(self, message: str, *, file: str, line: int = 1, column: int = 1, hint: str = "") -> None:
+        super().__init__(message)
+        self.file = file
+        self.line = line
+        self.column = column
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.file}:{self.line}:{self.column}: {self.message}{hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = {"file": self.file, "line": self.line, "column": self.column, "hint": self.hint}
+        return _restore_rule_file, (self.message, place)
+
+
+class UnsupportedConfiguration(DodonaError):
+    """A runner cannot serve a configuration.
+
+    `verdict` is the decision that says so, or None where a runner found out by itself; `features` names what
+    is lacking.
+    """
+
+    def __init__(self, message: str, *, verdict: Verdict | None = None, features: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+        self.features = tuple(features)
+
+    @classmethod
+    def lacking(cls, runner: str, *features: str, why: str = "") -> UnsupportedConfiguration:
+        """The error of a runner that lacks `features`; `why` is added where the names do not say enough."""
+        message = f"runner {runner} does not support {', '.join(features)}"
+        return cls(f"{message}: {why}" if why else message, features=features)
+
+    @classmethod
+    def from_verdict(cls, verdict: Verdict) -> UnsupportedConfiguration:
+        """The error of a verdict with refusals; the message lists each of them."""
+        runner = f"runner {verdict.runner}" if verdict.runner else "no runner"
+        forced = ", which was forced," if verdict.forced else ""
+        lines = [f"  - {r.feature}: {r.because} [{r.rule}]" for r in verdict.refusals]
+        head = f"{runner}{forced} can serve this configuration:" if verdict.runner is None else (
+            f"{runner}{forced} cannot serve this configuration:"
+        )
+        return cls("\n".join([head, *lines]), verdict=verdict, features=[r.feature for r in verdict.refusals])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_unsupported, (str(self), self.verdict, self.features)
+
+
+def _restore_rule_file(message: str, place: dict[str, Any]) -> RuleFileError:
+    # Exceptions with keyword-only arguments do not pickle by default, and these cross process boundaries.
+    return RuleFileError(message, **place)
+
+
+def _restore_unsupported(
+    message: str, verdict: Verdict | None, features: tuple[str, ...]
+) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration(message, verdict=verdict, features=features)
