@@ -1,8 +1,7 @@
 """Sampling in plain torch: what runner V1 uses, and the reference that V2's kernels are held to.
 
-A row's logits go through these stages, in fp32 and in this order; a stage that the row's parameters leave off
-is the
-identity:
+A row's logits go through these stages, in fp32 and in this order. A stage that the row's parameters leave off
+is the identity.
 
 1. `allowed_token_ids`: every other token becomes -inf.
 2. `min_tokens`: while fewer tokens have been generated, the ids that would end the request become -inf.
@@ -42,9 +41,7 @@ if TYPE_CHECKING:
     from dodona.runners.sampling_params import SamplingParams
 
 LOGIT_CAP = 1e30
-"""Logits above this are lowered to it; times the largest inverse temperature (1e5) it is still finite in
-fp32.
-"""
+"""Logits above this are lowered to it; times the largest inverse temperature (1e5) it is finite in fp32."""
 
 _MASK32 = 0xFFFFFFFF
 _NOISE_CHUNK = 1 << 24
@@ -119,10 +116,9 @@ def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top_n: int) -
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, top_n: int) -> list[TokenLogprobs]:
-    """Log-probability and rank of one token per row, with the row's `top_n` most probable (ties: lowest id
-    first).
+    """Log-probability and rank of one token per row, with the row's `top_n` most probable.
 
-    A token's rank is 1 + the number of tokens with greater logits.
+    Among equals the lowest id comes first. A token's rank is 1 + the number of tokens with greater logits.
 
     Args:
         logits: [m, vocab], raw.
@@ -156,9 +152,7 @@ def sanitize(logits: Tensor) -> Tensor:
 
 
 def inverse_temperature(temperature: float) -> float:
-    """The fp32 reciprocal by which logits are multiplied; 0 means greedy, so enormous temperatures stay above
-    it.
-    """
+    """The fp32 reciprocal by which logits are multiplied; 0 means greedy, huge temperatures stay above it."""
     if temperature < GREEDY_BELOW:
         return 0.0
     return max(float(torch.tensor(temperature, dtype=torch.float32).reciprocal()), 1e-30)
@@ -251,16 +245,13 @@ def gumbel_argmax(
 def gumbel_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
     """Standard Gumbel noise [n, vocab] fp32 for tokens 0 .. vocab-1, from seeds and positions ([n] int64)."""
     uniform = uniform_noise(seeds, positions, vocab)
-    # 1 - v loses v's low bits for small v, which are the draws that win: there the series of -log(1 - v) is
-    # closer.
+    # 1 - v loses the low bits of small v, and these draws win: there the series of -log(1 - v) is closer.
     exponential = torch.where(uniform < 1e-3, uniform + uniform * uniform * 0.5, -torch.log(1.0 - uniform))
     return -torch.log(exponential)
 
 
 def uniform_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
-    """Uniform noise in (0, 1), [n, vocab] fp32: a counter-based generator of 32-bit lanes (murmur3's
-    finaliser).
-    """
+    """Uniform noise in (0, 1), [n, vocab] fp32: a counter-based generator in 32-bit lanes (murmur3 mixer)."""
     low, high = seeds & _MASK32, (seeds >> 32) & _MASK32
     key0 = fmix32(low ^ fmix32((positions + 0x9E3779B9) & _MASK32))
     key1 = fmix32(high ^ fmix32((key0 + 0x7F4A7C15) & _MASK32))
@@ -331,9 +322,7 @@ def _sampled_logprobs(
 
 
 def _index(ids: Iterable[int], scores: Tensor) -> Tensor:
-    """Token ids as an index into `scores`; ids beyond its vocabulary (an EOS of the tokenizer alone) have no
-    logit.
-    """
+    """Token ids as an index into `scores`; ids beyond the vocabulary are left out."""
     return torch.tensor([t for t in ids if 0 <= t < scores.numel()], dtype=torch.int64, device=scores.device)
 
 
