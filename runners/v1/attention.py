@@ -1,0 +1,180 @@
+"""Attention over the paged KV cache, as an implementation of transformers' attention interface.
+
+A model calls it with packed queries, keys and values [1, heads, T, head_size]. What lies where is in the `ForwardState`
+of the current forward pass, found by a context variable, because the modelling code has no argument to pass it through.
+The n-th call of a forward pass owns the n-th entry of the cache: `layer_idx` is not used, for models number their layers
+in their own ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.patterns import AttentionPattern
+from dodona.runners.v1.step_layout import Chunk, StepLayout
+
+PAGED_ATTENTION = "dodona_paged"
+"""Its name in transformers' registry. It has no entry in the mask registry, so that models make no masks for it."""
+
+MAX_SCORES = 1 << 26
+"""Attention scores (over all heads) that one call materialises at most: 256 MiB in fp32. Longer chunks are cut."""
+
+
+class ForwardState:
+    """What the attention calls of one forward pass share. Made anew for each pass."""
+
+    def __init__(self, layout: StepLayout, cache: PagedKVCache, patterns: Sequence[AttentionPattern]) -> None:
+        self.layout = layout
+        self.cache = cache
+        self.patterns = patterns
+        self.calls = 0
+
+    def next_call(self) -> int:
+        """Number the attention call that begins, from 0."""
+        call = self.calls
+        if call >= len(self.patterns):
+            raise RuntimeError(f"the model made more than {len(self.patterns)} attention calls, its number at load")
+        self.calls += 1
+        return call
+
+
+_current: ContextVar[ForwardState | None] = ContextVar("dodona_v1_forward", default=None)
+
+
+@contextmanager
+def forward_state(state: ForwardState) -> Iterator[ForwardState]:
+    """Make `state` the one that attention calls of this thread see; checks at the end that all calls were made."""
+    token = _current.set(state)
+    try:
+        yield state
+    finally:
+        _current.reset(token)
+    if state.calls != len(state.patterns):
+        raise RuntimeError(f"the model made {state.calls} attention calls, but {len(state.patterns)} at load")
+
+
+@torch.compiler.disable
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Store this step's keys and values, then attend over each row's own context.
+
+    query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None). `softcap`: scores become
+    softcap * tanh(score / softcap). `s_aux` [H]: one sink logit per head in the softmax's denominator. The window is
+    the one recorded for this call at load; the remaining keyword arguments only restate it or concern training.
+    """
+    state = _current.get()
+    if state is None:
+        raise RuntimeError(f"attention {PAGED_ATTENTION!r} was called outside of a step")
+    call = state.next_call()
+    layout, cache, pattern = state.layout, state.cache, state.patterns[call]
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    cache.write(call, layout.slots, k, v)
+    kv_heads = k.shape[1]
+    q = q.unflatten(1, (kv_heads, -1))  # [T, Hkv, G, Dk]: head h reads KV head h // G
+    sinks = None if s_aux is None else s_aux.reshape(kv_heads, -1)
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+
+    for group in layout.decode_groups(pattern):
+        keys, values = cache.gather(call, group.slots)
+        # The G query heads of a KV head take the place of the query positions: nothing is repeated.
+        result = _attend(
+            q.index_select(0, group.tokens), keys.transpose(1, 2), values.transpose(1, 2), group.mask, scaling,
+            softcap=softcap, sinks=None if sinks is None else sinks[None, :, :, None],
+        )  # fmt: skip
+        out.index_copy_(0, group.tokens, result)
+    for chunk in layout.chunks:
+        span = slice(chunk.start, chunk.start + chunk.num_tokens)
+        first = int(pattern.first_visible(chunk.num_computed))
+        if chunk.num_computed == 0:
+            keys, values = k[span], v[span]
+        else:
+            keys, values = cache.gather(call, layout.chunk_slots(chunk, first))
+        _attend_chunk(chunk, pattern, first, q[span], keys, values, scaling, softcap, sinks, out[span])
+    return out.flatten(1, 2)[None], None
+
+
+def _attend_chunk(
+    chunk: Chunk,
+    pattern: AttentionPattern,
+    first: int,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """Causal attention of q [n, Hkv, G, Dk] over keys/values [L, Hkv, D] of the positions from `first` on, into out."""
+    n, kv_heads, per_kv, _ = q.shape
+    q = q.permute(2, 1, 0, 3)  # [G, Hkv, n, Dk]: G is the batch, over which keys and values expand without a copy
+    keys = keys.transpose(0, 1).expand(per_kv, -1, -1, -1)
+    values = values.transpose(0, 1).expand(per_kv, -1, -1, -1)
+    sinks = None if sinks is None else sinks.T[:, :, None, None]
+    plain = softcap is None and sinks is None
+    if plain and chunk.num_computed == 0 and pattern.first_visible(n - 1) == 0:
+        out.copy_(_attend(q, keys, values, None, scaling, causal=True).permute(2, 1, 0, 3))
+        return
+    size = max(1, MAX_SCORES // (keys.shape[2] * kv_heads * per_kv))
+    device = q.device
+    for begin in range(0, n, size):
+        end = min(n, begin + size)
+        low = int(pattern.first_visible(chunk.num_computed + begin))
+        high = chunk.num_computed + end
+        query_positions = torch.arange(chunk.num_computed + begin, high, device=device)[:, None]
+        key_positions = torch.arange(low, high, device=device)[None, :]
+        mask = pattern.visible(query_positions, key_positions)
+        reach = slice(low - first, high - first)
+        result = _attend(
+            q[:, :, begin:end], keys[:, :, reach], values[:, :, reach], mask, scaling, softcap=softcap, sinks=sinks
+        )
+        out[begin:end] = result.permute(2, 1, 0, 3)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    *,
+    causal: bool = False,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(q k^T * scaling) v over the last two dimensions; `mask` and `sinks` broadcast to the scores' shape."""
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling)
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        sink = sinks.float().expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    return torch.matmul(weights.to(v.dtype), v)
+
+
+AttentionInterface.register(PAGED_ATTENTION, paged_attention)

@@ -1,0 +1,96 @@
+"""Recording, at load, which attention calls a model makes: their KV shapes and what each lets a query see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.interface import LayerKVSpec
+from dodona.runners.v1.patterns import CAUSAL, AttentionPattern, MaskFunction, recognise
+
+RECORDING_ATTENTION = "dodona_recording"
+"""Its name in transformers' registries. It has a mask function, so that models say which masks they want."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One attention call of a forward pass."""
+
+    spec: LayerKVSpec
+    pattern: AttentionPattern
+    dtype: torch.dtype
+    """Of its keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ForeignMask:
+    """Stands for a mask that is none of our patterns."""
+
+    local_size: int | None
+
+
+_recorded: ContextVar[list[AttentionCall] | None] = ContextVar("dodona_v1_recorded", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[AttentionCall]]:
+    """A list that receives the attention calls made inside, in order. Raises UnsupportedConfiguration from within."""
+    calls: list[AttentionCall] = []
+    token = _recorded.set(calls)
+    try:
+        yield calls
+    finally:
+        _recorded.reset(token)
+
+
+def _record_mask(
+    *args: Any, mask_function: MaskFunction | None = None, local_size: int | None = None, **kwargs: Any
+) -> AttentionPattern | _ForeignMask:
+    """In place of a mask tensor, the pattern that the model asks for."""
+    pattern = None if mask_function is None else recognise(mask_function, local_size)
+    return pattern or _ForeignMask(local_size)
+
+
+def _record_call(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    calls = _recorded.get()
+    if calls is None:
+        raise RuntimeError(f"attention {RECORDING_ATTENTION!r} was called outside of `recording()`")
+    where = f"attention call {len(calls)} ({type(module).__name__})"
+    if kwargs.get("position_bias") is not None:
+        raise _refuse(f"{where} adds a position bias to its scores")
+    if query.shape[2] != key.shape[2] or query.shape[1] % key.shape[1] or key.shape[:3] != value.shape[:3]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (query, key, value))
+        raise _refuse(f"{where} is no self-attention over the step's tokens: query, key, value are {shapes}")
+    if isinstance(attention_mask, AttentionPattern):
+        pattern = attention_mask
+    elif attention_mask is not None:
+        raise _refuse(f"{where} uses a mask that is neither causal, nor sliding-window, nor chunked")
+    else:
+        pattern = AttentionPattern("sliding", sliding_window) if sliding_window else CAUSAL
+    window = pattern.size if pattern.kind == "sliding" else None
+    spec = LayerKVSpec(key.shape[1], key.shape[3], value.shape[3], window)
+    calls.append(AttentionCall(spec, pattern, key.dtype))
+    return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+def _refuse(why: str) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration.lacking("v1", "attention", why=why)
+
+
+AttentionInterface.register(RECORDING_ATTENTION, _record_call)
+AttentionMaskInterface.register(RECORDING_ATTENTION, _record_mask)

@@ -1,0 +1,43 @@
+"""The paged KV cache: one pair of tensors per attention call of a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dodona.runners.interface import LayerKVSpec
+
+
+class PagedKVCache:
+    """Keys and values by slot; slot `block_id * block_size + offset` holds one token.
+
+    `keys[i]`: [num_blocks * block_size, kv_heads, head_size_k], `values[i]`: [..., head_size_v], for the i-th attention
+    call of a forward pass. Memory is not initialised: attention reads only slots that a row's own tokens were written to.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerKVSpec],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        slots = num_blocks * block_size
+        self.keys = [torch.empty(slots, s.num_kv_heads, s.head_size_k, dtype=dtype, device=device) for s in layers]
+        self.values = [torch.empty(slots, s.num_kv_heads, s.head_size_v, dtype=dtype, device=device) for s in layers]
+
+    def write(self, call: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store key [T, kv_heads, head_size_k] and value [T, kv_heads, head_size_v] at `slots` [T]."""
+        self.keys[call].index_copy_(0, slots, key)
+        self.values[call].index_copy_(0, slots, value)
+
+    def gather(self, call: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at `slots` (any shape S): S + [kv_heads, head_size]."""
+        flat = slots.reshape(-1)
+        keys = self.keys[call].index_select(0, flat).unflatten(0, slots.shape)
+        values = self.values[call].index_select(0, flat).unflatten(0, slots.shape)
+        return keys, values

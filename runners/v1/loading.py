@@ -1,0 +1,117 @@
+"""Making the Hugging Face model: from a directory's safetensors, or with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+"""RoPE types whose frequencies depend on how long the sequence is."""
+
+
+def load_model(
+    path: Path,
+    *,
+    load_format: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    trust_remote_code: bool,
+) -> torch.nn.Module:
+    """The causal LM of a model directory, in evaluation mode on `device`.
+
+    `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights from `seed`
+    as the architecture initialises them (the same on every call, but not the same on CPU and CUDA).
+    Raises ConfigError where weights are missing or do not fit, UnsupportedConfiguration where transformers has no causal
+    LM for the configuration.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError) as error:
+        raise UnsupportedConfiguration.lacking("v1", "architecture", why=f"{path / 'config.json'}: {error}") from error
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": "eager",
+        "trust_remote_code": trust_remote_code,
+    }
+    try:
+        if load_format == "dummy":
+            model = _random_model(config, device, seed, common)
+        else:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, config=config, use_safetensors=True, output_loading_info=True, **common
+            )
+            _check_complete(path, info)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        why = f"transformers has no causal LM for model_type {config.model_type!r} of {path / 'config.json'}"
+        raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    model.requires_grad_(False)
+    return model.eval().to(device)
+
+
+def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[str, Any]) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    # Made where it will live: drawing billions of weights on a CPU takes minutes.
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **common)
+
+
+def _check_complete(path: Path, info: Mapping[str, Any]) -> None:
+    """transformers draws random numbers for weights that it doesn't find; a served model must have them all."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConfigError(f"{path}: the safetensors lack {len(missing)} weights of the model: {_some(missing)}")
+    mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"])
+    if mismatched:
+        raise ConfigError(
+            f"{path}: {len(mismatched)} weights have other shapes than config.json says: {_some(mismatched)}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Overwrite `target`'s weights in place by `source`'s, so that whatever holds the tensors sees the new ones."""
+    target.load_state_dict(source.state_dict(), strict=True, assign=False)
+
+
+def length_dependent_rope(hf_config: Any, max_model_len: int) -> str | None:
+    """Why the model's rotary embedding can't be served up to `max_model_len` in packed steps; None if it can.
+
+    `dynamic` and `longrope` choose their frequencies by the longest sequence of the batch. Rows of a packed step would
+    change each other's tokens as soon as one of them outgrows the original length.
+    """
+    config = hf_config.get_text_config(decoder=True) if hasattr(hf_config, "get_text_config") else hf_config
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Either one set of parameters, or one per layer type.
+    for parameters in [found, *(value for value in found.values() if isinstance(value, Mapping))]:
+        rope_type = parameters.get("rope_type") or parameters.get("type")
+        if rope_type not in LENGTH_DEPENDENT_ROPE:
+            continue
+        original = (
+            parameters.get("original_max_position_embeddings")
+            or getattr(config, "original_max_position_embeddings", None)
+            or config.max_position_embeddings
+        )
+        if max_model_len > original:
+            return (
+                f"RoPE type {rope_type!r} changes its frequencies beyond {original} tokens, for all requests of a "
+                f"step at once; set max_model_len to at most {original} (it is {max_model_len})"
+            )
+    return None

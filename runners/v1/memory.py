@@ -1,0 +1,83 @@
+"""How many bytes are left for KV blocks, by measuring what the largest step needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+CPU_KV_LIMIT = 4 << 30
+"""Most bytes that KV blocks take on a CPU unless `kv_cache_memory_bytes` says otherwise."""
+
+
+def measure_available_memory(
+    profile: Callable[[], None], device: torch.device, *, utilization: float, most_useful: int
+) -> int:
+    """Bytes for KV blocks after running `profile` (the largest step) once.
+
+    CUDA: `utilization` of the device's memory, less what is taken on it now, less the step's measured peak above that.
+    CPU: `utilization` of the memory that the system (or the control group) still has, less the measured growth of the
+    resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, what all requests at full length take.
+    """
+    if device.type == "cuda":
+        available = _cuda(profile, device, utilization)
+    else:
+        available = min(_cpu(profile, utilization), CPU_KV_LIMIT)
+    return max(0, min(available, most_useful))
+
+
+def _cuda(profile: Callable[[], None], device: torch.device, utilization: float) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    profile()
+    torch.cuda.synchronize(device)
+    activations = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total * utilization) - (total - free) - activations
+
+
+def _cpu(profile: Callable[[], None], utilization: float) -> int:
+    before = _reset_peak()
+    profile()
+    peak = _status_bytes("VmHWM")
+    activations = max(0, peak - before) if before is not None and peak is not None else 0
+    return int(_available_bytes() * utilization) - activations
+
+
+def _reset_peak() -> int | None:
+    """Start a new measurement of the peak resident set, and give the present size; None where Linux's /proc is missing."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int | None:
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _available_bytes() -> int:
+    """What processes can still take: MemAvailable, or less where a control group sets a limit."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    # Systems without /proc/meminfo say nothing that is cheap to read; assume that the documented limit fits.
+    available = int(found[1]) * 1024 if found else 2 * CPU_KV_LIMIT
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return min(available, max(0, int(limit) - used)) if limit.isdigit() else available

@@ -1,0 +1,112 @@
+"""A Hugging Face causal LM behind one function: a packed step goes in, logits at the asked positions come out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.interface import LayerKVSpec
+from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
+from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, recording
+from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.step_layout import StepLayout
+
+PLAIN_ATTENTION = "eager"
+"""transformers' own attention: the meaning that the paged one is held to."""
+
+
+class PackedModel:
+    """The model and what recording its attention calls told.
+
+    Raises UnsupportedConfiguration where the model can't take packed rows: no `position_ids`, no attention through
+    transformers' attention interface, an unknown mask.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, compiled: bool = False) -> None:
+        self.model = model
+        self.device: torch.device = next(model.parameters()).device
+        parameters = inspect.signature(model.forward).parameters
+        if "position_ids" not in parameters:
+            raise UnsupportedConfiguration.lacking(
+                "v1", "architecture", why=f"{type(model).__name__}.forward takes no position_ids, so rows can't be packed"
+            )
+        self._takes_logits_to_keep = "logits_to_keep" in parameters
+        self.calls: tuple[AttentionCall, ...] = self._record_calls()
+        self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
+        self.kv_dtype: torch.dtype = self.calls[0].dtype
+        self._patterns = tuple(call.pattern for call in self.calls)
+        set_attention(model, PAGED_ATTENTION)
+        self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return type(self.model).__name__
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding: ids below this can be put in."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def make_cache(self, num_blocks: int, block_size: int) -> PagedKVCache:
+        """A KV cache of this model's shapes on its device."""
+        return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device)
+
+    def forward(
+        self, token_ids: torch.Tensor, layout: StepLayout, cache: PagedKVCache, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [n, vocab] at the packed indices `positions` [n] (n >= 1), for token_ids [T] int64; fills the cache."""
+        keep = {"logits_to_keep": positions} if self._takes_logits_to_keep else {}
+        with torch.inference_mode(), forward_state(ForwardState(layout, cache, self._patterns)):
+            output = self._forward(
+                input_ids=token_ids[None], position_ids=layout.positions[None], use_cache=False, **keep
+            )
+        logits = output.logits[0]
+        return logits if keep else logits.index_select(0, positions)
+
+    @contextmanager
+    def plain(self) -> Iterator[torch.nn.Module]:
+        """The model with transformers' own attention, for comparison."""
+        set_attention(self.model, PLAIN_ATTENTION)
+        try:
+            yield self.model
+        finally:
+            set_attention(self.model, PAGED_ATTENTION)
+
+    def _record_calls(self) -> tuple[AttentionCall, ...]:
+        set_attention(self.model, RECORDING_ATTENTION)
+        ids = torch.zeros(1, 4, dtype=torch.int64, device=self.device)
+        positions = torch.arange(4, device=self.device)[None]
+        try:
+            with torch.inference_mode(), recording() as calls:
+                self.model(input_ids=ids, position_ids=positions, use_cache=False)
+        except UnsupportedConfiguration:
+            raise
+        except Exception as error:
+            raise UnsupportedConfiguration.lacking(
+                "v1", "architecture", why=f"{self.name} can't run without a cache of its own: {_first_line(error)}"
+            ) from error
+        if not calls:
+            raise UnsupportedConfiguration.lacking(
+                "v1", "attention", why=f"{self.name} makes no call through transformers' attention interface"
+            )
+        return tuple(calls)
+
+
+def set_attention(model: torch.nn.Module, implementation: str) -> None:
+    """Choose the attention implementation for all modules of a model, by name in transformers' registry."""
+    # Parts of a model may hold configurations of their own, so the top one alone does not reach them all.
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    for config in configs.values():
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = implementation
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")

@@ -1,0 +1,68 @@
+"""Which earlier positions a query position sees: the shape of a causal attention mask as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+MaskFunction = Callable[[Any, Any, Any, Any], Any]
+"""transformers' elementwise form of a mask: (batch, head, query index, key index) -> bool."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPattern:
+    """A query at position p sees the positions `first_visible(p) .. p`.
+
+    `causal`: from 0. `sliding`: the `size` most recent ones, itself included. `chunked`: from the start of its chunk of
+    `size` positions.
+    """
+
+    kind: Literal["causal", "sliding", "chunked"] = "causal"
+    size: int = 0
+    """Window or chunk in tokens (>= 1); 0 where the kind is causal."""
+
+    def __post_init__(self) -> None:
+        if (self.kind == "causal") != (self.size == 0) or self.size < 0:
+            raise ValueError(f"attention pattern {self.kind!r} with size {self.size}: expected a positive size unless causal")
+
+    def first_visible(self, position: Any) -> Any:
+        """First position seen from `position` (int, numpy array or torch tensor; same type back)."""
+        if self.kind == "causal":
+            return position * 0
+        if self.kind == "chunked":
+            return position - position % self.size
+        first = position - (self.size - 1)
+        return first * (first > 0)
+
+    def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Boolean mask, by broadcasting query positions against key positions."""
+        return (key <= query) & (key >= self.first_visible(query))
+
+
+CAUSAL = AttentionPattern()
+
+
+def recognise(mask_function: MaskFunction, local_size: int | None) -> AttentionPattern | None:
+    """The pattern that `mask_function` computes, or None if it is none of ours.
+
+    The function is evaluated at positions on both sides of every edge that a window or chunk of `local_size` (None: no
+    local attention) has, so the answer holds for every prompt length, also beyond what a self-check can afford to run.
+    """
+    if local_size is None:
+        candidates = [CAUSAL]
+        edges = [1 << n for n in range(0, 21, 2)]
+    else:
+        candidates = [AttentionPattern("sliding", local_size), AttentionPattern("chunked", local_size)]
+        edges = [0, local_size, 2 * local_size, 5 * local_size]
+    positions = torch.tensor(sorted({max(0, e + d) for e in edges for d in (-2, -1, 0, 1, 2)} | {0, 1, 2, 3}))
+    query, key = positions[:, None], positions[None, :]
+    zero = torch.tensor(0)
+    try:
+        seen = torch.as_tensor(mask_function(zero, zero, query, key)).to("cpu", torch.bool)
+        seen = seen.expand(len(positions), len(positions))
+    except Exception:  # a mask of the model's own that indexes its tensors: not elementwise, so none of ours
+        return None
+    return next((p for p in candidates if torch.equal(p.visible(query, key), seen)), None)

@@ -1,0 +1,140 @@
+"""The check at load that the paged path computes what the plain model computes.
+
+That a model accepts our attention proves little: it may keep state between steps, share keys and values between layers,
+derive positions from lengths, or mask in its own way. So two random prompts are run four ways: by transformers alone,
+without and with its own cache, and through packed, paged steps in which one row is chunked while the other is starting
+and both then decode side by side. All logits must agree.
+
+What this proves: chunked prefill, packing, block tables, decode, positions and masks are right for these weights on this
+device, up to the prompts' length. Longer windows than a short prompt can cross are covered by `patterns.recognise`, which
+evaluates the model's mask functions themselves. What it can't prove: behaviour that only sets in at greater lengths
+otherwise; for rotary embeddings that change with length, see `loading.length_dependent_rope`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.step_layout import StepLayout, to_device
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest accepted root-mean-square difference, relative to the spread of the plain model's logits."""
+
+_BLOCK_SIZE = 4
+_LONGEST_PROMPT = 128
+_SEED = 0x0D0D0A
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """The relative differences found; each is at most `tolerance`."""
+
+    paged: float
+    """Paged path against the plain model without a cache."""
+    plain_cached: float
+    """The plain model with its cache against itself without: the noise of rounding."""
+    tolerance: float
+    prompt_lengths: tuple[int, int]
+
+
+def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
+    """Run the check. Raises UnsupportedConfiguration with the differences where they exceed the tolerance."""
+    longest = min(_LONGEST_PROMPT, max_model_len)
+    windows = [call.pattern.size for call in model.calls if call.pattern.size]
+    feasible = [w for w in windows if 2 * w + 3 <= longest]
+    length = min(longest, max(2 * max(feasible) + 3 if feasible else 0, 21))
+    lengths = (length, max(1, length - 5))
+    generator = torch.Generator().manual_seed(_SEED)
+    prompts = [torch.randint(0, model.vocab_size, (n,), generator=generator) for n in lengths]
+
+    try:
+        plain = [_plain_logits(model, prompt) for prompt in prompts]
+        cached = [_plain_logits(model, prompt, split=len(prompt) // 2) for prompt in prompts]
+        paged = _paged_logits(model, prompts)
+    except UnsupportedConfiguration:
+        raise
+    except Exception as error:
+        raise _refuse(model, f"it failed with {type(error).__name__}: {error}") from error
+
+    tolerance = TOLERANCE[model.kv_dtype]
+    noise = max(_difference(a, b) for a, b in zip(plain, cached, strict=True))
+    found = max(_difference(a, b) for a, b in zip(plain, paged, strict=True))
+    if not noise <= tolerance:
+        raise _refuse(model, f"the plain model differs from itself with a cache by {noise:.2g} (limit {tolerance:g})")
+    if not found <= tolerance:
+        raise _refuse(model, f"the paged path differs from the plain model by {found:.2g} (limit {tolerance:g})")
+    return SelfCheck(found, noise, tolerance, lengths)
+
+
+def _plain_logits(model: PackedModel, prompt: torch.Tensor, split: int = 0) -> torch.Tensor:
+    """[n, vocab] fp32 on the host; with `split` the first tokens go in one pass, then the others one at a time."""
+    ids = prompt.to(model.device)[None]
+    with torch.inference_mode(), model.plain() as plain:
+        if not split:
+            return plain(input_ids=ids, use_cache=False).logits[0].float().cpu()
+        output = plain(input_ids=ids[:, :split], use_cache=True)
+        logits = [output.logits[0]]
+        for i in range(split, ids.shape[1]):
+            output = plain(input_ids=ids[:, i : i + 1], past_key_values=output.past_key_values, use_cache=True)
+            logits.append(output.logits[0])
+        return torch.cat(logits).float().cpu()
+
+
+def _paged_logits(model: PackedModel, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same logits through steps of one or two rows over interleaved blocks."""
+    long, short = len(prompts[0]), len(prompts[1])
+    blocks = -(-max(long, short) // _BLOCK_SIZE)
+    cache = model.make_cache(2 * blocks, _BLOCK_SIZE)
+    tables = np.arange(2 * blocks).reshape(blocks, 2).T[:, ::-1]
+    done = [0, 0]
+    logits: list[list[torch.Tensor]] = [[], []]
+    first = long // 3
+    # (tokens of the first row, tokens of the second row) per step, cut to what is left of each.
+    plan = [(first, 0), (long - first - 3, short // 2), (1, short), (1, 1), (long, short)]
+    for wanted in plan:
+        counts = [min(w, n - d) for w, n, d in zip(wanted, (long, short), done, strict=True)]
+        rows = [r for r in (0, 1) if counts[r] > 0]
+        if rows:
+            for row, part in zip(rows, _step(model, cache, prompts, tables, rows, done, counts), strict=True):
+                logits[row].append(part)
+                done[row] += counts[row]
+    return [torch.cat(parts) for parts in logits]
+
+
+def _step(
+    model: PackedModel,
+    cache: PagedKVCache,
+    prompts: list[torch.Tensor],
+    tables: np.ndarray,
+    rows: list[int],
+    done: list[int],
+    counts: list[int],
+) -> tuple[torch.Tensor, ...]:
+    num_tokens = [counts[r] for r in rows]
+    layout = StepLayout(num_tokens, [done[r] for r in rows], tables[rows], _BLOCK_SIZE, model.device)
+    ids = torch.cat([prompts[r][done[r] : done[r] + counts[r]] for r in rows]).to(model.device)
+    everything = to_device(np.arange(layout.total_tokens), model.device)
+    return model.forward(ids, layout, cache, everything).float().cpu().split(num_tokens)
+
+
+def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """Root mean square of the difference over the spread of the reference; infinite where a logit is not a number."""
+    # Models that forbid tokens give them the least number there is; it would make any spread huge.
+    allowed = reference > -1e30
+    if reference.shape != other.shape or not torch.equal(allowed, other > -1e30) or not allowed.any():
+        return float("inf")
+    kept, difference = reference[allowed], (reference - other)[allowed]
+    scale = (kept - kept.mean()).square().mean().sqrt().item()
+    found = difference.square().mean().sqrt().item() / max(scale, 1e-20)
+    return found if math.isfinite(found) else float("inf")
+
+
+def _refuse(model: PackedModel, what: str) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration.lacking("v1", "architecture", why=f"self-check of {model.name} at load: {what}")

@@ -1,0 +1,212 @@
+"""Writes oracle/known_models.py from the installed transformers: ``python -m tests.support.known_models``."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parents[2] / "oracle" / "known_models.py"
+
+LANGUAGE_TASKS = (
+    "CAUSAL_LM",
+    "IMAGE_TEXT_TO_TEXT",
+    "MULTIMODAL_LM",
+    "SEQ_TO_SEQ_CAUSAL_LM",
+    "SPEECH_SEQ_2_SEQ",
+    "MASKED_LM",
+    "SEQUENCE_CLASSIFICATION",
+    "TOKEN_CLASSIFICATION",
+    "RETRIEVAL",
+)
+"""Automatic classes of transformers whose architectures an engine of language models may be given."""
+
+FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "is_encoder_decoder",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "partial_rotary_factor",
+)
+
+
+def architectures() -> list[str]:
+    """Names of all classes that transformers' automatic classes know for language models."""
+    from transformers.models.auto import modeling_auto
+
+    names: set[str] = set()
+    mappings = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in LANGUAGE_TASKS]
+    for mapping in (modeling_auto.MODEL_MAPPING_NAMES, *mappings):
+        for value in mapping.values():
+            names.update([value] if isinstance(value, str) else value)
+    return sorted(names)
+
+
+def model_types() -> list[str]:
+    """Model types of language models, and of the language models inside wrappers."""
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    types: set[str] = set()
+    for task in LANGUAGE_TASKS:
+        types.update(getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES"))
+    inner = {t for t in map(text_model_type, sorted(types)) if t}
+    return sorted((types | inner) & set(configuration_auto.CONFIG_MAPPING_NAMES))
+
+
+def text_model_type(model_type: str) -> str | None:
+    """Model type of a wrapper's language model, where its class fixes or defaults it."""
+    cls = config_class(model_type)
+    sub = (getattr(cls, "sub_configs", None) or {}).get("text_config")
+    if sub is None:
+        return None
+    if sub.__name__ != "AutoConfig":
+        return sub.model_type or None
+    try:
+        return cls().text_config.model_type
+    except Exception:
+        return None
+
+
+def config_class(model_type: str) -> Any:
+    """The configuration class of a model type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type]
+
+
+def is_stateful(model_type: str) -> bool:
+    """Whether transformers' modelling code marks the family as keeping a recurrent state."""
+    import importlib
+
+    cls = config_class(model_type)
+    module = cls.__module__.replace("configuration_", "modeling_")
+    source = importlib.util.find_spec(module)
+    return source is not None and "_is_stateful = True" in Path(source.origin).read_text()
+
+
+def entry(model_type: str) -> dict[str, Any]:
+    """What the table says of one model type."""
+    cls = config_class(model_type)
+    aliases = {f: cls.attribute_map[f] for f in FIELDS if cls.attribute_map.get(f, f) != f}
+    defaults = {}
+    for field in FIELDS:
+        value = getattr(cls, aliases.get(field, field), None)
+        # False and None are what a missing field reads as anyway, but for the one that is true unless it is false.
+        if isinstance(value, (int, float, str)) and (value not in (False, "") or field == "use_sliding_window"):
+            defaults[field] = value
+    try:
+        kinds = sorted(set(getattr(cls(), "layer_types", None) or ()))
+    except Exception:
+        kinds = []
+    fields = getattr(cls, "__annotations__", {})
+    found = {
+        "text": text_model_type(model_type),
+        "rotary": "rope_parameters" in fields or hasattr(cls, "rope_parameters"),
+        "stateful": is_stateful(model_type),
+        "kinds": kinds if kinds not in ([], ["full_attention"]) else None,
+        "aliases": aliases,
+        "defaults": defaults,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def lines() -> list[str]:
+    """The table's lines: a model type, a blank, a JSON object."""
+    return [f"{t} {json.dumps(entry(t), separators=(',', ':'))}" for t in model_types()]
+
+
+HEAD = '''"""What transformers' configuration classes know that a config.json may leave out. Generated: do not edit.
+
+Made by ``python -m tests.support.known_models`` from transformers {version}; a test compares it with the one installed.
+"""
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One model type: field names of its own (`aliases`), and the values of fields that are left out (`defaults`)."""
+
+    text_model_type: str | None
+    """Model type of a wrapper's language model."""
+    rotary: bool
+    stateful: bool
+    layer_kinds: tuple[str, ...]
+    """Kinds of layers where they are not all full attention."""
+    aliases: Mapping[str, str]
+    defaults: Mapping[str, Any]
+
+
+@functools.cache
+def known_model(model_type: str) -> KnownModel | None:
+    """What is known of a model type, or None."""
+    line = _lines().get(model_type)
+    if line is None:
+        return None
+    found = json.loads(line)
+    return KnownModel(
+        text_model_type=found.get("text"),
+        rotary=found.get("rotary", False),
+        stateful=found.get("stateful", False),
+        layer_kinds=tuple(found.get("kinds", ())),
+        aliases=found.get("aliases", {{}}),
+        defaults=found.get("defaults", {{}}),
+    )
+
+
+@functools.cache
+def known_architectures() -> frozenset[str]:
+    """Names of model classes that transformers or vLLM knows for language models."""
+    return frozenset(_ARCHITECTURES.split())
+
+
+@functools.cache
+def _lines() -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in _MODELS.strip().splitlines())
+
+'''
+
+ONLY_IN_VLLM = ("KimiK3ForConditionalGeneration", "LongcatFlashNgramForCausalLM")
+"""Architectures that released versions of vLLM name and transformers has no class for."""
+
+
+def module() -> str:
+    """The source text of oracle/known_models.py."""
+    import transformers
+
+    names = textwrap.fill(" ".join(sorted({*architectures(), *ONLY_IN_VLLM})), 110)
+    body = f'\n_ARCHITECTURES = """\n{names}\n"""\n\n_MODELS = r"""\n' + "\n".join(lines()) + '\n"""\n'
+    return HEAD.format(version=transformers.__version__) + body
+
+
+if __name__ == "__main__":
+    TARGET.write_text(module())
