@@ -9,8 +9,8 @@ import pytest
 
 
 def _has_nvidia_gpu() -> bool:
-    # Asked of the driver's device nodes, not of torch: TRITON_INTERPRET counts only before Triton is imported, and
-    # importing torch (or transformers) may import it.
+    # Asked of the driver's device nodes, not of torch: TRITON_INTERPRET counts only before Triton is
+    # imported, and importing torch (or transformers) may import it.
     return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
@@ -22,7 +22,9 @@ if not HAS_GPU:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_GPU:
         return
-    skip = pytest.mark.skip(reason="no NVIDIA GPU: /dev/nvidiactl is missing or CUDA_VISIBLE_DEVICES is empty")
+    skip = pytest.mark.skip(
+        reason="no NVIDIA GPU: /dev/nvidiactl is missing or CUDA_VISIBLE_DEVICES is empty"
+    )
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)

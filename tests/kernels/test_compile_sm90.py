@@ -18,7 +18,9 @@ H200_SHARED_MEMORY = 232_448  # bytes a block may have
 @pytest.mark.parametrize("module", MODULES)
 def test_kernels_compile_for_sm90(module: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT), environment.get("PYTHONPATH", "")]
+    )
     run = subprocess.run(
         [sys.executable, "-m", "tests.kernels.sm90.compile_only", module],
         cwd=ROOT,

@@ -1,8 +1,8 @@
 """Compiles kernels for sm_90 on a machine without a GPU, exactly as their wrappers launch them.
 
-Run as a program (`python -m tests.kernels.sm90.compile_only`), without TRITON_INTERPRET: it calls every case in the
-modules of this folder with launches replaced by `triton.compile`, and prints one JSON line per case. It is a program
-of its own because a process has either interpreted kernels or compilable ones.
+Run as a program (`python -m tests.kernels.sm90.compile_only`), without TRITON_INTERPRET: it calls every case
+in the modules of this folder with launches replaced by `triton.compile`, and prints one JSON line per case.
+It is a program of its own because a process has either interpreted kernels or compilable ones.
 
 A case module holds `CASES: dict[str, Callable[[], None]]`; a case calls wrappers with CPU tensors.
 """
@@ -57,7 +57,9 @@ def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
-    for index, (parameter, (name, value)) in enumerate(zip(kernel.params, bound.arguments.items(), strict=True)):
+    for index, (parameter, (name, value)) in enumerate(
+        zip(kernel.params, bound.arguments.items(), strict=True)
+    ):
         if parameter.is_constexpr or value is None:
             signature[name] = "constexpr"
             constants[name] = value
@@ -92,7 +94,9 @@ def launches_compile() -> Iterator[list[tuple[str, Any]]]:
 
 
 def main() -> int:
-    assert os.environ.get("TRITON_INTERPRET", "0") != "1", "unset TRITON_INTERPRET: interpreted kernels don't compile"
+    assert os.environ.get("TRITON_INTERPRET", "0") != "1", (
+        "unset TRITON_INTERPRET: interpreted kernels don't compile"
+    )
     package = importlib.import_module("tests.kernels.sm90")
     chosen = set(sys.argv[1:])
     for info in pkgutil.iter_modules(package.__path__):
@@ -111,7 +115,9 @@ def main() -> int:
                 report["kernels"].append(
                     {
                         "name": kernel_name,
-                        "target": next(line.split()[1] for line in ptx.splitlines() if line.startswith(".target")),
+                        "target": next(
+                            line.split()[1] for line in ptx.splitlines() if line.startswith(".target")
+                        ),
                         "shared": kernel.metadata.shared,
                         "cubin_bytes": len(kernel.asm["cubin"]),
                     }

@@ -1,0 +1,112 @@
+"""Root-mean-square normalisation of rows, alone or after adding the residual stream."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x,
+    residual,
+    weight,
+    out,
+    stride_x,
+    eps,
+    HIDDEN: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < HIDDEN
+    h = tl.load(x + row * stride_x + columns, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        residual_row = residual + row * HIDDEN + columns
+        h += tl.load(residual_row, mask=mask, other=0.0).to(tl.float32)
+        # What later layers see of the sum is its rounded value, so the norm must see that one too.
+        rounded = h.to(residual.dtype.element_ty)
+        tl.store(residual_row, rounded, mask=mask)
+        h = rounded.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(h * h, axis=0) / HIDDEN + eps)
+    w = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * HIDDEN + columns, (h * inverse * w).to(out.dtype.element_ty), mask=mask)
+
+
+def _num_warps(hidden_size: int) -> int:
+    return 4 if hidden_size <= 2048 else 8 if hidden_size <= 8192 else 16
+
+
+def rms_norm(*, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`x / sqrt(mean(x², last dim) + eps) * weight`, computed in fp32.
+
+    Args:
+        x: [rows, hidden], float; rows may be strided, the last dimension is contiguous.
+        weight: [hidden], float.
+        eps: added to the mean square.
+
+    Returns:
+        [rows, hidden], dtype of `x`.
+    """
+    rows, hidden_size = x.shape
+    out = torch.empty((rows, hidden_size), dtype=x.dtype, device=x.device)
+    _rms_norm_kernel[(rows,)](
+        x=x,
+        residual=x,
+        weight=weight,
+        out=out,
+        stride_x=x.stride(0),
+        eps=eps,
+        HIDDEN=hidden_size,
+        HAS_RESIDUAL=False,
+        BLOCK=triton.next_power_of_2(hidden_size),
+        num_warps=_num_warps(hidden_size),
+    )
+    return out
+
+
+def add_rms_norm(
+    *, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Add `x` to `residual` in place, and return the normalised sum.
+
+    Args:
+        x: [rows, hidden], float; rows may be strided, the last dimension is contiguous.
+        residual: [rows, hidden], contiguous; overwritten by `x + residual`, rounded to its dtype.
+        weight: [hidden], float.
+        eps: added to the mean square.
+
+    Returns:
+        [rows, hidden], dtype of `x`: the norm of the rounded sum.
+    """
+    rows, hidden_size = x.shape
+    out = torch.empty((rows, hidden_size), dtype=x.dtype, device=x.device)
+    _rms_norm_kernel[(rows,)](
+        x=x,
+        residual=residual,
+        weight=weight,
+        out=out,
+        stride_x=x.stride(0),
+        eps=eps,
+        HIDDEN=hidden_size,
+        HAS_RESIDUAL=True,
+        BLOCK=triton.next_power_of_2(hidden_size),
+        num_warps=_num_warps(hidden_size),
+    )
+    return out
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`rms_norm` in torch."""
+    h = x.float()
+    return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+
+
+def add_rms_norm_reference(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`add_rms_norm` in torch: (normalised, new residual), nothing in place."""
+    total = (x.float() + residual.float()).to(residual.dtype)
+    return rms_norm_reference(total, weight, eps).to(x.dtype), total

@@ -1,0 +1,204 @@
+"""A step's inputs from the requests' state on the device, and the state's update after it.
+
+Requests keep their state in stable rows; a batch is a list of rows in any order (`rows[batch entry] -> state
+row`, -1 where the batch is padded). Positions and input ids come from that state, never from the host: a
+token sampled in one step is the next step's input without leaving the device.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["max_model_len"])
+def _prepare_inputs_kernel(
+    rows,
+    query_start,
+    num_computed,
+    token_ids,
+    block_table,
+    input_ids,
+    positions,
+    slots,
+    seq_lens,
+    stride_tokens,
+    stride_table,
+    max_model_len,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    entry = tl.program_id(0)
+    row = tl.load(rows + entry).to(tl.int64)
+    start = tl.load(query_start + entry)
+    length = tl.load(query_start + entry + 1) - start
+    live = row >= 0
+    computed = tl.load(num_computed + row, mask=live, other=0)
+    tl.store(seq_lens + entry, tl.where(live, computed + length, 0))
+    for offset in range(0, length, BLOCK):
+        i = offset + tl.arange(0, BLOCK)
+        mask = i < length
+        position = computed + i
+        # A request that ended in a step whose result the host has not read may be scheduled once more than it
+        # has room for; what is computed then is thrown away, so it only must not touch memory of others.
+        inside = mask & live & (position < max_model_len)
+        token = tl.load(token_ids + row * stride_tokens + position, mask=inside, other=0)
+        block = tl.load(block_table + row * stride_table + position // BLOCK_SIZE, mask=inside, other=0)
+        slot = tl.where(inside, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
+        tl.store(input_ids + start + i, token, mask=mask)
+        tl.store(positions + start + i, tl.where(inside, position, 0), mask=mask)
+        tl.store(slots + start + i, slot, mask=mask)
+
+
+def prepare_inputs(
+    *,
+    rows: torch.Tensor,
+    query_start: torch.Tensor,
+    num_computed: torch.Tensor,
+    token_ids: torch.Tensor,
+    block_table: torch.Tensor,
+    block_size: int,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+) -> None:
+    """Gather a step's packed inputs from the state rows.
+
+    Args:
+        rows: [batch], int32: each batch entry's state row, or -1 for a padded entry (then: token 0, position
+            0, slot -1, sequence length 0).
+        query_start: [batch + 1], int32: where each entry's tokens start in the packed step, and the end.
+        num_computed: [state rows], int32: tokens of each row computed before this step.
+        token_ids: [state rows, max_model_len], int32: all tokens known of each row.
+        block_table: [state rows, max blocks], int32.
+        block_size: tokens of a KV block.
+        input_ids, positions, slots: [tokens], int32, written: token, position in its sequence, and KV slot
+            (block id * block_size + offset).
+        seq_lens: [batch], int32, written: tokens of each entry after this step.
+    """
+    _prepare_inputs_kernel[(rows.shape[0],)](
+        rows=rows,
+        query_start=query_start,
+        num_computed=num_computed,
+        token_ids=token_ids,
+        block_table=block_table,
+        input_ids=input_ids,
+        positions=positions,
+        slots=slots,
+        seq_lens=seq_lens,
+        stride_tokens=token_ids.stride(0),
+        stride_table=block_table.stride(0),
+        max_model_len=token_ids.shape[1],
+        BLOCK_SIZE=block_size,
+        BLOCK=1024 if input_ids.shape[0] > rows.shape[0] else 16,
+        num_warps=4 if input_ids.shape[0] > rows.shape[0] else 1,
+    )
+
+
+def prepare_inputs_reference(
+    rows: torch.Tensor,
+    query_start: torch.Tensor,
+    num_computed: torch.Tensor,
+    token_ids: torch.Tensor,
+    block_table: torch.Tensor,
+    block_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`prepare_inputs` in torch: (input_ids, positions, slots, seq_lens)."""
+    starts = query_start.tolist()
+    input_ids, positions, slots = (torch.zeros(starts[-1], dtype=torch.int32) for _ in range(3))
+    seq_lens = torch.zeros(len(rows), dtype=torch.int32)
+    for entry, row in enumerate(rows.tolist()):
+        if row >= 0:
+            seq_lens[entry] = num_computed[row] + starts[entry + 1] - starts[entry]
+        for i in range(starts[entry], starts[entry + 1]):
+            position = int(num_computed[row]) + i - starts[entry]
+            if row < 0 or position >= token_ids.shape[1]:
+                slots[i] = -1
+                continue
+            input_ids[i] = token_ids[row, position]
+            positions[i] = position
+            slots[i] = block_table[row, position // block_size] * block_size + position % block_size
+    return input_ids, positions, slots, seq_lens
+
+
+@triton.jit(do_not_specialize=["max_model_len"])
+def _update_state_kernel(
+    rows,
+    seq_lens,
+    sample_index,
+    sampled,
+    num_computed,
+    token_ids,
+    stride_tokens,
+    max_model_len,
+    HAS_INDEX: tl.constexpr,
+):
+    entry = tl.program_id(0)
+    row = tl.load(rows + entry).to(tl.int64)
+    if row < 0:
+        return
+    seq_len = tl.load(seq_lens + entry)
+    tl.store(num_computed + row, seq_len)
+    index = entry
+    if HAS_INDEX:
+        index = tl.load(sample_index + entry)
+    if index >= 0 and seq_len < max_model_len:
+        token = tl.load(sampled + index)
+        tl.store(token_ids + row * stride_tokens + seq_len, token.to(tl.int32))
+
+
+def update_state(
+    *,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    sample_index: torch.Tensor | None,
+    sampled: torch.Tensor,
+    num_computed: torch.Tensor,
+    token_ids: torch.Tensor,
+) -> None:
+    """Advance the rows of a step, and append the tokens it sampled.
+
+    Args:
+        rows: [batch], int32: each entry's state row, or -1 for a padded one.
+        seq_lens: [batch], int32: tokens of each entry after the step.
+        sample_index: [batch], int32: each entry's place in `sampled`, or -1 where it sampled nothing; None
+            when entry i sampled `sampled[i]`.
+        sampled: [samples], int32 or int64: token ids.
+        num_computed: [state rows], int32, written: `seq_lens` of the step's rows.
+        token_ids: [state rows, max_model_len], int32, written: the sampled token at position `seq_lens`
+            (where there is room).
+    """
+    _update_state_kernel[(rows.shape[0],)](
+        rows=rows,
+        seq_lens=seq_lens,
+        sample_index=sample_index,
+        sampled=sampled,
+        num_computed=num_computed,
+        token_ids=token_ids,
+        stride_tokens=token_ids.stride(0),
+        max_model_len=token_ids.shape[1],
+        HAS_INDEX=sample_index is not None,
+        num_warps=1,
+    )
+
+
+def update_state_reference(
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    sample_index: torch.Tensor | None,
+    sampled: torch.Tensor,
+    num_computed: torch.Tensor,
+    token_ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`update_state` in torch: new (num_computed, token_ids)."""
+    num_computed, token_ids = num_computed.clone(), token_ids.clone()
+    index = list(range(len(rows))) if sample_index is None else sample_index.tolist()
+    for row, seq_len, j in zip(rows.tolist(), seq_lens.tolist(), index, strict=True):
+        if row < 0:
+            continue
+        num_computed[row] = seq_len
+        if j >= 0 and seq_len < token_ids.shape[1]:
+            token_ids[row, seq_len] = sampled[j]
+    return num_computed, token_ids

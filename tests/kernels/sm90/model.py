@@ -1,0 +1,108 @@
+"""The model's and the state's kernels, in the variants that models use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from dodona.kernels.activation import silu_and_mul
+from dodona.kernels.attention_decode import paged_decode_attention
+from dodona.kernels.attention_prefill import paged_prefill_attention
+from dodona.kernels.rms_norm import add_rms_norm, rms_norm
+from dodona.kernels.rotary import qk_norm_rope_kv_write
+from dodona.kernels.staged_writes import scatter_ragged
+from dodona.kernels.step_state import prepare_inputs, update_state
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+HEAD_SIZES = (16, 32, 64, 128, 256)
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def norms(dtype: torch.dtype, hidden: int) -> None:
+    x, residual, weight = (torch.zeros(s, dtype=dtype) for s in ((2, hidden), (2, hidden), (hidden,)))
+    rms_norm(x=x, weight=weight, eps=1e-6)
+    add_rms_norm(x=x, residual=residual, weight=weight, eps=1e-6)
+
+
+def rotary(dtype: torch.dtype, head_size: int, q_heads: int, kv_heads: int, norm: bool) -> None:
+    weight = torch.zeros(head_size, dtype=dtype) if norm else None
+    qk_norm_rope_kv_write(
+        qkv=torch.zeros(2, (q_heads + 2 * kv_heads) * head_size, dtype=dtype),
+        positions=ints(2),
+        slots=ints(2),
+        cos_sin=torch.zeros(8, head_size),
+        kv_cache=torch.zeros(2, 2, kv_heads, 16, head_size, dtype=dtype),
+        num_q_heads=q_heads,
+        q_weight=weight,
+        k_weight=weight,
+        eps=1e-6,
+    )
+
+
+def decode(dtype: torch.dtype, head_size: int, group: int, window: int | None, splits: int) -> None:
+    paged_decode_attention(
+        q=torch.zeros(2, 2 * group, head_size, dtype=dtype),
+        kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
+        block_table=ints(2, 32),
+        rows=ints(2),
+        seq_lens=ints(2),
+        scale=0.1,
+        window=window,
+        num_splits=splits,
+    )
+
+
+def prefill(dtype: torch.dtype, head_size: int, group: int, window: int | None, longest: int) -> None:
+    paged_prefill_attention(
+        q=torch.zeros(2, 2 * group, head_size, dtype=dtype),
+        kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
+        block_table=ints(2, 32),
+        rows=ints(2),
+        query_start=ints(3),
+        seq_lens=ints(2),
+        max_query_len=longest,
+        scale=0.1,
+        window=window,
+    )
+
+
+def state(tokens: int) -> None:
+    scatter_ragged(target=ints(4096), packed=ints(64), num_writes=3)
+    prepare_inputs(
+        rows=ints(2), query_start=ints(3), num_computed=ints(2), token_ids=ints(2, 4096),
+        block_table=ints(2, 256), block_size=16, input_ids=ints(tokens), positions=ints(tokens),
+        slots=ints(tokens), seq_lens=ints(2),
+    )  # fmt: skip
+    for index in (None, ints(2)):
+        for sampled in (ints(2), ints(2).long()):
+            update_state(
+                rows=ints(2), seq_lens=ints(2), sample_index=index, sampled=sampled, num_computed=ints(2),
+                token_ids=ints(2, 4096),
+            )  # fmt: skip
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "state, decode": partial(state, 2),
+    "state, mixed": partial(state, 50),
+}
+for dtype in DTYPES:
+    name = str(dtype).removeprefix("torch.")
+    for hidden in (64, 1024, 5120):
+        CASES[f"norms {name} {hidden}"] = partial(norms, dtype, hidden)
+    CASES[f"silu {name}"] = lambda dtype=dtype: silu_and_mul(gate_up=torch.zeros(2, 6144, dtype=dtype))
+    for head_size in HEAD_SIZES:
+        CASES[f"rotary {name} {head_size}"] = partial(rotary, dtype, head_size, 4, 2, head_size != 64)
+        CASES[f"decode {name} {head_size}"] = partial(decode, dtype, head_size, 4, None, 8)
+        CASES[f"prefill {name} {head_size}"] = partial(prefill, dtype, head_size, 4, None, 500)
+for group in (1, 2, 5, 8):
+    CASES[f"decode group {group}"] = partial(decode, torch.bfloat16, 128, group, None, 1)
+    CASES[f"prefill group {group}"] = partial(prefill, torch.bfloat16, 128, group, None, 500)
+CASES["rotary 40 heads"] = partial(rotary, torch.bfloat16, 128, 40, 8, True)
+CASES["decode window"] = partial(decode, torch.bfloat16, 128, 4, 4096, 1)
+CASES["prefill window"] = partial(prefill, torch.bfloat16, 128, 4, 4096, 500)
+CASES["prefill short chunk"] = partial(prefill, torch.bfloat16, 128, 2, None, 3)

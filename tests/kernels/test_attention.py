@@ -1,0 +1,145 @@
+"""Paged attention against a plain computation, and against torch's own on contiguous keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dodona.kernels.attention_decode import (
+    choose_num_splits,
+    paged_decode_attention,
+    paged_decode_attention_reference,
+)
+from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
+
+
+def make_cache(seq_lens, num_kv_heads, head_size, block_size, dtype, device, generator):
+    """A cache whose blocks are handed out in random order to state rows in random order."""
+    per_row = [-(-max(n, 1) // block_size) for n in seq_lens]
+    num_blocks = sum(per_row) + 3
+    shape = (num_blocks, 2, num_kv_heads, block_size, head_size)
+    kv_cache = torch.randn(shape, generator=generator, device=device).to(dtype)
+    order = torch.randperm(num_blocks, generator=generator, device=device).int()
+    num_rows = len(seq_lens) + 2
+    rows = torch.randperm(num_rows, generator=generator, device=device)[: len(seq_lens)].int()
+    table = torch.full((num_rows, max(per_row) + 1), num_blocks + 999, dtype=torch.int32, device=device)
+    used = 0
+    for row, count in zip(rows.tolist(), per_row, strict=True):
+        table[row, :count] = order[used : used + count]
+        used += count
+    unused = order[used:].long()
+    kv_cache[unused] = float("nan")
+    return kv_cache, table, rows, torch.tensor(seq_lens, dtype=torch.int32, device=device)
+
+
+@pytest.mark.parametrize(
+    ("num_q_heads", "num_kv_heads", "head_size"),
+    [(4, 2, 16), (3, 1, 32), (14, 2, 64), (8, 8, 128), (2, 1, 256)],
+)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_decode_agrees_with_torch(
+    num_q_heads, num_kv_heads, head_size, window, num_splits, dtype, device, tolerance, generator
+):
+    seq_lens = [1, 150, 64, 17]
+    kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
+    q = torch.randn(4, num_q_heads, head_size, generator=generator, device=device).to(dtype)
+    case = {
+        "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "seq_lens": lens,
+        "scale": head_size**-0.5, "window": window,
+    }  # fmt: skip
+    actual = paged_decode_attention(**case, num_splits=num_splits)
+    torch.testing.assert_close(actual, paged_decode_attention_reference(**case), **tolerance)
+
+
+@pytest.mark.parametrize("num_splits", [1, 8])
+def test_padded_decode_entries_are_zero(num_splits, device, generator):
+    kv_cache, table, rows, lens = make_cache([40, 9], 2, 32, 16, torch.float32, device, generator)
+    rows[1] = -1
+    q = torch.randn(2, 4, 32, generator=generator, device=device)
+    q[1] = float("nan")
+    case = {
+        "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "seq_lens": lens,
+        "scale": 0.2, "window": None,
+    }  # fmt: skip
+    actual = paged_decode_attention(**case, num_splits=num_splits)
+    expected = paged_decode_attention_reference(**case)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert (actual[1] == 0).all()
+
+
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_decode_block_sizes(block_size, device, generator):
+    kv_cache, table, rows, lens = make_cache([130, 5], 1, 64, block_size, torch.float32, device, generator)
+    case = {
+        "q": torch.randn(2, 7, 64, generator=generator, device=device), "kv_cache": kv_cache,
+        "block_table": table, "rows": rows, "seq_lens": lens, "scale": 0.125, "window": None,
+    }  # fmt: skip
+    torch.testing.assert_close(
+        paged_decode_attention(**case, num_splits=2),
+        paged_decode_attention_reference(**case),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_q_heads", "num_kv_heads", "head_size"),
+    [(4, 2, 16), (3, 1, 32), (14, 2, 64), (4, 4, 128), (2, 1, 256)],
+)
+@pytest.mark.parametrize("window", [None, 20])
+def test_prefill_agrees_with_torch(
+    num_q_heads, num_kv_heads, head_size, window, dtype, device, tolerance, generator
+):
+    # (cached or earlier tokens, chunk): a whole prompt, a chunk after a prefix, one token, an unaligned pair.
+    contexts, chunks = [0, 100, 33, 7], [70, 40, 1, 13]
+    seq_lens = [a + b for a, b in zip(contexts, chunks, strict=True)]
+    kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
+    starts = torch.tensor([0, *torch.tensor(chunks).cumsum(0).tolist()], dtype=torch.int32, device=device)
+    q = torch.randn(sum(chunks), num_q_heads, head_size, generator=generator, device=device).to(dtype)
+    case = {
+        "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "query_start": starts,
+        "seq_lens": lens, "scale": head_size**-0.5, "window": window,
+    }  # fmt: skip
+    actual = paged_prefill_attention(**case, max_query_len=max(chunks))
+    torch.testing.assert_close(actual, paged_prefill_attention_reference(**case), **tolerance)
+
+
+def test_prefill_is_scaled_dot_product_attention(device, generator):
+    kv_cache, table, rows, lens = make_cache([50], 2, 32, 16, torch.float32, device, generator)
+    q = torch.randn(50, 4, 32, generator=generator, device=device)
+    actual = paged_prefill_attention(
+        q=q, kv_cache=kv_cache, block_table=table, rows=rows,
+        query_start=torch.tensor([0, 50], dtype=torch.int32, device=device),
+        seq_lens=lens, max_query_len=50, scale=32**-0.5, window=None,
+    )  # fmt: skip
+    blocks = table[rows[0].item(), :4].long()
+    k, v = kv_cache[blocks].permute(1, 2, 0, 3, 4).reshape(2, 1, 2, 64, 32)[:, :, :, :50]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k, v, is_causal=True, enable_gqa=True
+    )[0].transpose(0, 1)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_prefill_leaves_other_tokens_of_out_alone(device, generator):
+    kv_cache, table, rows, lens = make_cache([9], 1, 16, 16, torch.float32, device, generator)
+    out = torch.full((12, 2, 16), 7.0, device=device)
+    paged_prefill_attention(
+        q=torch.randn(12, 2, 16, generator=generator, device=device), kv_cache=kv_cache, block_table=table,
+        rows=rows, query_start=torch.tensor([2, 11], dtype=torch.int32, device=device), seq_lens=lens,
+        max_query_len=9, scale=0.25, window=None, out=out,
+    )  # fmt: skip
+    assert (out[:2] == 7).all()
+    assert (out[11:] == 7).all()
+    assert (out[2:11] != 7).all()
+
+
+@pytest.mark.parametrize("num_multiprocessors", [1, 108, 132])
+def test_num_splits_is_a_power_of_two_that_shrinks_with_the_batch(num_multiprocessors):
+    splits = [
+        choose_num_splits(batch=b, num_kv_heads=8, num_multiprocessors=num_multiprocessors)
+        for b in (1, 2, 8, 32, 256, 1024)
+    ]
+    assert splits == sorted(splits, reverse=True)
+    assert splits[-1] == 1
+    assert all(s & (s - 1) == 0 and 1 <= s <= 64 for s in splits)

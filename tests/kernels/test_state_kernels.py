@@ -1,0 +1,99 @@
+"""Staged writes, input preparation and the state update against loops in Python."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dodona.kernels.staged_writes import CHUNK, pack_writes, scatter_ragged, scatter_ragged_reference
+from dodona.kernels.step_state import (
+    prepare_inputs,
+    prepare_inputs_reference,
+    update_state,
+    update_state_reference,
+)
+
+INTS = {"dtype": torch.int32}
+
+
+@given(gaps=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=8))
+@settings(max_examples=15, deadline=None)
+def test_scatter_ragged_puts_every_write_in_place(gaps):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    destinations, lengths, position = [], [], 0
+    for gap, length in gaps:
+        destinations.append(position + gap)
+        lengths.append(length)
+        position += gap + length
+    values = np.arange(1, sum(lengths) + 1, dtype=np.int32)
+    packed, writes = pack_writes(np.array(destinations, np.int32), np.array(lengths, np.int32), values)
+    expected = np.zeros(position + 3, np.int32)
+    taken = 0
+    for destination, length in zip(destinations, lengths, strict=True):
+        expected[destination : destination + length] = values[taken : taken + length]
+        taken += length
+    target = torch.zeros(position + 3, **INTS, device=device)
+    packed_tensor = torch.from_numpy(packed).to(device)
+    assert scatter_ragged_reference(target, packed_tensor, writes).tolist() == expected.tolist()
+    scatter_ragged(target=target, packed=packed_tensor, num_writes=writes)
+    assert target.tolist() == expected.tolist()
+
+
+def test_long_writes_are_cut():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lengths = np.array([2 * CHUNK + 7, 3, CHUNK], np.int32)
+    values = np.arange(lengths.sum(), dtype=np.int32) + 1
+    destinations = np.array([5, 0, 4000], np.int32)
+    packed, writes = pack_writes(destinations, lengths, values)
+    assert writes == 5
+    target = torch.zeros(6000, **INTS, device=device)
+    scatter_ragged(target=target, packed=torch.from_numpy(packed).to(device), num_writes=writes)
+    assert target[5 : 5 + 2 * CHUNK + 7].tolist() == values[: 2 * CHUNK + 7].tolist()
+    assert target[:3].tolist() == values[2 * CHUNK + 7 : 2 * CHUNK + 10].tolist()
+    assert target[4000 : 4000 + CHUNK].tolist() == values[-CHUNK:].tolist()
+    assert int(target.count_nonzero()) == len(values)
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [3, 1500, 1, 20]])
+def test_prepare_inputs_agrees_with_loops(lengths, device, generator):
+    block_size, max_len = 16, 1600
+    token_ids = torch.randint(0, 1000, (6, max_len), **INTS, generator=generator, device=device)
+    table = torch.randint(0, 400, (6, max_len // block_size), **INTS, generator=generator, device=device)
+    computed = torch.tensor([5, 0, 16, 31, 90, max_len - 1], **INTS, device=device)
+    # A padded entry, and one that runs past the end of its row.
+    rows = torch.tensor([3, 4, -1, 5], **INTS, device=device)
+    query_start = torch.tensor([0, *np.cumsum(lengths)], **INTS, device=device)
+    outputs = [torch.full((sum(lengths),), -7, **INTS, device=device) for _ in range(3)]
+    seq_lens = torch.full((4,), -7, **INTS, device=device)
+    prepare_inputs(
+        rows=rows, query_start=query_start, num_computed=computed, token_ids=token_ids, block_table=table,
+        block_size=block_size, input_ids=outputs[0], positions=outputs[1], slots=outputs[2],
+        seq_lens=seq_lens,
+    )  # fmt: skip
+    cpu = [t.cpu() for t in (rows, query_start, computed, token_ids, table)]
+    for actual, expected in zip(
+        [*outputs, seq_lens], prepare_inputs_reference(*cpu, block_size), strict=True
+    ):
+        assert actual.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+@pytest.mark.parametrize("sampled_dtype", [torch.int32, torch.int64])
+def test_update_state_agrees_with_loops(with_index, sampled_dtype, device):
+    computed = torch.arange(6, **INTS, device=device)
+    token_ids = torch.arange(6 * 8, **INTS, device=device).view(6, 8)
+    rows = torch.tensor([4, -1, 0, 5], **INTS, device=device)
+    seq_lens = torch.tensor([5, 0, 3, 8], **INTS, device=device)
+    index = torch.tensor([1, -1, -1, 0], **INTS, device=device) if with_index else None
+    sampled = torch.tensor([101, 102, 103, 104], dtype=sampled_dtype, device=device)
+    expected = update_state_reference(rows, seq_lens, index, sampled, computed, token_ids)
+    update_state(
+        rows=rows, seq_lens=seq_lens, sample_index=index, sampled=sampled, num_computed=computed,
+        token_ids=token_ids,
+    )  # fmt: skip
+    assert computed.tolist() == expected[0].tolist()
+    assert token_ids.tolist() == expected[1].tolist()
+    assert computed.tolist() == [3, 1, 2, 3, 5, 8]
