@@ -1,0 +1,104 @@
+"""The three architectures, each about half a million parameters (1 MB in bf16) and each with something the others lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_LENGTH = 512
+"""Positions the models allow; they were trained on up to about 190 tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one checkpoint is made."""
+
+    title: str
+    what: str
+    build: Callable[[dict[str, Any]], Any]
+    """Makes the untrained transformers model from the arguments every configuration shares."""
+    recall: bool
+    """Whether conversations ask for their first answer: beyond the reach of a sliding window."""
+    max_shard_size: str
+
+
+def _qwen3(common: dict[str, Any]) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            **common,
+            num_hidden_layers=3,
+            intermediate_size=192,
+            num_attention_heads=8,  # 8 x 32 = 256 is not the hidden size, as in Qwen3-0.6B
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )
+    )
+
+
+def _llama(common: dict[str, Any]) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            **common,
+            num_hidden_layers=4,
+            intermediate_size=192,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 10_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        )
+    )
+
+
+def _mistral(common: dict[str, Any]) -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(
+        MistralConfig(
+            **common,
+            num_hidden_layers=4,
+            intermediate_size=192,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+            sliding_window=28,  # shorter than a conversation of two turns, and no multiple of a KV block
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )
+    )
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "qwen3": Recipe(
+        title="Tiny Qwen3",
+        what="Qwen3ForCausalLM: tied embeddings, QK norm, 8 heads of 32 on a hidden size of 128, one safetensors file",
+        build=_qwen3,
+        recall=True,
+        max_shard_size="50GB",
+    ),
+    "llama": Recipe(
+        title="Tiny Llama",
+        what="LlamaForCausalLM: untied embeddings, Llama-3 RoPE scaling, several safetensors files with an index",
+        build=_llama,
+        recall=True,
+        max_shard_size="400KB",
+    ),
+    "mistral": Recipe(
+        title="Tiny Mistral",
+        what="MistralForCausalLM: untied embeddings, a sliding window of 28 tokens, one safetensors file",
+        build=_mistral,
+        recall=False,
+        max_shard_size="50GB",
+    ),
+}
