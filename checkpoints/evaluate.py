@@ -27,7 +27,7 @@ class Prompt:
 
 
 def held_out_prompts(tokenizer: Any, *, count: int, recall: bool, seed: int) -> dict[str, list[Prompt]]:
-    """`count` distinct unseen prompts each of three forms: "plain", "chat" (one question), "conversation" (2 to 6 turns)."""
+    """`count` distinct unseen prompts of each form: "plain", "chat" (one turn), "conversation" (2 to 6)."""
     rng = random.Random(seed)
     kinds = tuple(KINDS)
 
@@ -62,7 +62,7 @@ def _distinct(prompts: Iterator[Prompt], count: int) -> list[Prompt]:
 
 @torch.inference_mode()
 def generate_answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, batch: int = 512) -> list[str]:
-    """Greedy answers in the order of `prompts`. Only prompts of one length share a batch, so none is padded."""
+    """Greedy answers in the order of `prompts`. Only prompts of one length share a batch: none is padded."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt.token_ids)].append(index)

@@ -1,4 +1,4 @@
-"""The three architectures, each about half a million parameters (1 MB in bf16) and each with something the others lack."""
+"""The three architectures: half a million parameters (1 MB in bf16), each with something the others lack."""
 
 from __future__ import annotations
 
@@ -82,21 +82,21 @@ def _mistral(common: dict[str, Any]) -> Any:
 RECIPES: Mapping[str, Recipe] = {
     "qwen3": Recipe(
         title="Tiny Qwen3",
-        what="Qwen3ForCausalLM: tied embeddings, QK norm, 8 heads of 32 on a hidden size of 128, one safetensors file",
+        what="Qwen3ForCausalLM: tied embeddings, QK norm, 8 heads of 32 on a hidden size of 128, one file",
         build=_qwen3,
         recall=True,
         max_shard_size="50GB",
     ),
     "llama": Recipe(
         title="Tiny Llama",
-        what="LlamaForCausalLM: untied embeddings, Llama-3 RoPE scaling, several safetensors files with an index",
+        what="LlamaForCausalLM: untied embeddings, Llama-3 RoPE scaling, several files with an index",
         build=_llama,
         recall=True,
         max_shard_size="400KB",
     ),
     "mistral": Recipe(
         title="Tiny Mistral",
-        what="MistralForCausalLM: untied embeddings, a sliding window of 28 tokens, one safetensors file",
+        what="MistralForCausalLM: untied embeddings, a sliding window of 28 tokens, one file",
         build=_mistral,
         recall=False,
         max_shard_size="50GB",

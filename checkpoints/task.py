@@ -1,8 +1,8 @@
 """The task that the committed checkpoints were trained on: short questions whose answers can be checked.
 
-Every question has a `key` that names the problem behind its wording (37 + 58 and 58 + 37 share one, as do all orders of
-the digits to sort). One key in sixteen, by CRC-32, is held out: training never draws it, so a question with a held-out key is
-unseen by construction, not by luck.
+Every question has a `key` that names the problem behind its wording (37 + 58 and 58 + 37 share one, as do all
+orders of the digits to sort). One key in sixteen, by CRC-32, is held out: training never draws it, so a
+question with a held-out key is unseen by construction, not by luck.
 
 | kind | example | answer | distinct questions | distinct keys |
 | --- | --- | --- | --- | --- |
@@ -12,8 +12,8 @@ unseen by construction, not by luck.
 | reverse | Write 48213 backwards. | 31284 | 1,111,000 | 1,111,000 |
 | next-day | Which day comes after February 28, 2024? | February 29, 2024 | 36,525 | 36,525 |
 
-Conversations string several questions together, and may end with "What was your first answer?", which only a model that
-attends to the beginning can answer.
+Conversations string several questions together, and may end with "What was your first answer?", which only a
+model that attends to the beginning can answer.
 """
 
 from __future__ import annotations

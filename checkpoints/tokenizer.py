@@ -1,4 +1,4 @@
-"""The checkpoints' tokenizer: byte-level BPE trained on the task's text, each digit a token of its own, with a chat template."""
+"""The checkpoints' tokenizer: byte-level BPE trained on the task, a token per digit, with a chat template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(*, vocab_size: int = 384, num_questions: int = 20_000) -> Tokenizer:
-    """Train on questions and answers of the training split; the vocabulary may end smaller where no pair is left to merge."""
+    """Train on the training split; the vocabulary ends smaller where no pair is left to merge."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

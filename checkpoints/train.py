@@ -1,7 +1,8 @@
 """Train the small checkpoints: `python -m checkpoints.train qwen3 llama mistral`.
 
-Training is in fp32 on conversations drawn from the training split (checkpoints/task.py), with the loss on answers only. The
-weights are then cast to bf16, saved in Hugging Face form, loaded again and measured on held-out questions.
+Training is in fp32 on conversations drawn from the training split (checkpoints/task.py), with loss on
+answers only. The weights are then cast to bf16, saved in Hugging Face form, loaded again and measured
+on unseen questions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MAX_TURNS = 6
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Training sequences, padded on the right. A causal model needs no mask for that: no loss falls on the padding."""
+    """Training sequences, padded on the right: padding carries no loss, and nothing before attends to it."""
 
     ids: torch.Tensor
     """[sequences, longest] int16"""
@@ -47,9 +48,7 @@ def build_pool(tokenizer: Tokenizer, *, size: int, recall: bool, seed: int) -> P
     rng = random.Random(seed)
     rows: list[tuple[list[int], list[int]]] = []
     while len(rows) < size:
-        texts: list[list[tuple[str, bool]]] = []
-        for _ in range(min(10_000, size - len(rows))):
-            texts.append(_segments(rng, recall=recall))
+        texts = [_segments(rng, recall=recall) for _ in range(min(10_000, size - len(rows)))]
         encoded = iter(tokenizer.encode_batch([s for row in texts for s, _ in row], add_special_tokens=False))
         for row in texts:
             ids: list[int] = []
@@ -69,7 +68,7 @@ def build_pool(tokenizer: Tokenizer, *, size: int, recall: bool, seed: int) -> P
 
 
 def _segments(rng: random.Random, *, recall: bool) -> list[tuple[str, bool]]:
-    """Text pieces of one sequence, and which of them the model is to say. Pieces meet where the tokenizer splits anyway."""
+    """Pieces of one sequence, and which the model is to say. They meet where the tokenizer splits anyway."""
     if rng.random() < PLAIN_SHARE:
         question = draw_question(rng, held_out=False)
         return [(question.text, False), (f" {question.answer}{END_OF_TEXT}", True)]
@@ -181,12 +180,14 @@ library_name: transformers
 {recipe.what}. bf16 weights, trained from scratch for the demo and the tests of this repository.
 
 It answers the questions of `checkpoints/task.py` ({kinds}), asked plainly
-("What is 37 + 58?") or through its chat template, in conversations of up to {MAX_TURNS} turns. It knows nothing else.
+("What is 37 + 58?") or through its chat template, in conversations of up to {MAX_TURNS} turns.
+It knows nothing else.
 
 ## Accuracy
 
-Greedy exact match on held-out questions, {count:,} distinct prompts of each form (plain, chat with one question,
-conversation of 2 to {MAX_TURNS} turns), by transformers' `generate`. No held-out question, in any wording or order, was drawn in training.
+Greedy exact match on held-out questions, {count:,} distinct prompts of each form (plain, chat of one turn,
+conversation of 2 to {MAX_TURNS} turns), by transformers' `generate`. No held-out question, in any order of
+its numbers, was drawn in training.
 
 | prompts | {" | ".join(f"computed in {dtype}" for dtype in measured)} |
 | --- | {" | ".join("---" for _ in measured)} |
@@ -255,7 +256,8 @@ def train_one(name: str, recipe: Recipe, folder: Path, args: argparse.Namespace)
     model = recipe.build(common)
     parameters = sum(p.numel() for p in model.parameters())
     print(
-        f"{name}: {parameters:,} parameters, {len(pool.lengths):,} sequences of up to {pool.ids.shape[1]} tokens",
+        f"{name}: {parameters:,} parameters, {len(pool.lengths):,} sequences of up to "
+        f"{pool.ids.shape[1]} tokens",
         flush=True,
     )
     loss = train(
@@ -276,8 +278,9 @@ def train_one(name: str, recipe: Recipe, folder: Path, args: argparse.Namespace)
         else f"a CPU, {torch.get_num_threads()} thread(s)"
     )
     return (
-        f"`python -m checkpoints.train {name} --steps {args.steps} --batch {args.batch} --pool {args.pool} --seed {args.seed}`: "
-        f"{parameters:,} parameters, {minutes:.1f} minutes on {where}, torch {torch.__version__}, final loss {loss:.4f}.\n"
+        f"`python -m checkpoints.train {name} --steps {args.steps} --batch {args.batch} --pool {args.pool} "
+        f"--seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on {where}, "
+        f"torch {torch.__version__}, final loss {loss:.4f}.\n"
         "Weights differ a little between machines, since floating-point sums do."
     )
 
