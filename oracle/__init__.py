@@ -1,7 +1,6 @@
 """Decides which model runner serves a configuration, and says why.
 
->>> from dodona.oracle import select_runner, EngineConfig, Environment
->>> verdict = select_runner("path/to/model", environment=Environment(has_triton=True, platform="cuda"))  # doctest: +SKIP
+`select_runner` is where to begin.
 
 Nothing here imports torch or transformers; names are imported when they are first used.
 """
@@ -12,6 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dodona.oracle.facts import FACTS as FACTS
+    from dodona.oracle.facts import UNKNOWN as UNKNOWN
+    from dodona.oracle.facts import derive_facts as derive_facts
+
     from dodona.oracle.config import CompilationMode as CompilationMode
     from dodona.oracle.config import EngineConfig as EngineConfig
     from dodona.oracle.environment import Environment as Environment
@@ -19,9 +22,6 @@ if TYPE_CHECKING:
     from dodona.oracle.errors import DodonaError as DodonaError
     from dodona.oracle.errors import RuleFileError as RuleFileError
     from dodona.oracle.errors import UnsupportedConfiguration as UnsupportedConfiguration
-    from dodona.oracle.facts import FACTS as FACTS
-    from dodona.oracle.facts import UNKNOWN as UNKNOWN
-    from dodona.oracle.facts import derive_facts as derive_facts
     from dodona.oracle.model_info import ModelInfo as ModelInfo
     from dodona.oracle.select import select_runner as select_runner
     from dodona.oracle.verdict import Reason as Reason

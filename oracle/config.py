@@ -1,8 +1,8 @@
 """`EngineConfig`: an engine's configuration under vLLM's names, as immutable values.
 
 A section is a frozen dataclass. `lora_config`, `speculative_config`, `compilation_config` and
-`kv_transfer_config` may be None, which means "not configured"; an empty section is configured. Unknown fields are
-refused with the nearest name.
+`kv_transfer_config` may be None, which means "not configured"; an empty section is configured. Unknown fields
+are refused with the nearest name.
 """
 
 from __future__ import annotations
@@ -76,34 +76,23 @@ JsonObject = Annotated[
 """A JSON object: given as a mapping or JSON text, held as canonical JSON text, serialised as an object."""
 
 
-def _named(cls: type[T]) -> type[T]:
-    """Make direct construction raise ConfigError with the section and field, in place of pydantic's error."""
-    construct: Callable[..., None] = cls.__init__
-    prefix = _SECTION_OF_CLASS.get(cls.__name__, "")
+def config_errors(prefix: str) -> Callable[[type[T]], type[T]]:
+    """Makes constructing a pydantic dataclass raise ConfigError, naming `prefix` and the field, for what is wrong."""
 
-    def __init__(self: T, *args: Any, **kwargs: Any) -> None:
-        try:
-            construct(self, *args, **kwargs)
-        except ValidationError as error:
-            raise ConfigError(_describe(error, cls, prefix)) from None
+    def decorate(cls: type[T]) -> type[T]:
+        construct: Callable[..., None] = cls.__init__
 
-    __init__.__doc__ = construct.__doc__
-    cast(Any, cls).__init__ = __init__
-    return cls
+        def __init__(self: T, *args: Any, **kwargs: Any) -> None:
+            try:
+                construct(self, *args, **kwargs)
+            except ValidationError as error:
+                raise ConfigError(_describe(error, cls, prefix)) from None
 
+        __init__.__doc__ = construct.__doc__
+        cast(Any, cls).__init__ = __init__
+        return cls
 
-_SECTION_OF_CLASS = {
-    "ModelConfig": "model_config",
-    "CacheConfig": "cache_config",
-    "ParallelConfig": "parallel_config",
-    "SchedulerConfig": "scheduler_config",
-    "DeviceConfig": "device_config",
-    "LoadConfig": "load_config",
-    "LoRAConfig": "lora_config",
-    "SpeculativeConfig": "speculative_config",
-    "CompilationConfig": "compilation_config",
-    "KVTransferConfig": "kv_transfer_config",
-}
+    return decorate
 
 
 def _describe(error: ValidationError, cls: type, prefix: str) -> str:
@@ -126,7 +115,7 @@ def _describe(error: ValidationError, cls: type, prefix: str) -> str:
     return "; ".join(dict.fromkeys(lines))
 
 
-@_named
+@config_errors("model_config")
 @dataclass(frozen=True, config=_FROZEN)
 class ModelConfig:
     """What is served, and how its numbers are represented."""
@@ -153,10 +142,10 @@ class ModelConfig:
     max_logprobs: Natural = 20
     """Most log-probabilities a request may ask per position."""
     generation_config: Text = "auto"
-    """Where sampling defaults come from: "auto" (the model's generation_config.json), "vllm" (none), a directory."""
+    """Source of sampling defaults: "auto" (the model's generation_config.json), "vllm" (none), or a directory."""
 
 
-@_named
+@config_errors("cache_config")
 @dataclass(frozen=True, config=_FROZEN)
 class CacheConfig:
     """The KV cache."""
@@ -177,7 +166,7 @@ class CacheConfig:
     kv_offloading_backend: Literal["native", "lmcache"] = "native"
 
 
-@_named
+@config_errors("parallel_config")
 @dataclass(frozen=True, config=_FROZEN)
 class ParallelConfig:
     """How many devices share the work, and which part each takes."""
@@ -190,7 +179,7 @@ class ParallelConfig:
     enable_expert_parallel: Flag = False
 
 
-@_named
+@config_errors("scheduler_config")
 @dataclass(frozen=True, config=_FROZEN)
 class SchedulerConfig:
     """What one step may hold."""
@@ -202,7 +191,7 @@ class SchedulerConfig:
     enable_chunked_prefill: Flag = True
 
 
-@_named
+@config_errors("device_config")
 @dataclass(frozen=True, config=_FROZEN)
 class DeviceConfig:
     """Where the model runs."""
@@ -210,7 +199,7 @@ class DeviceConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-@_named
+@config_errors("load_config")
 @dataclass(frozen=True, config=_FROZEN)
 class LoadConfig:
     """Where weights come from: "auto" and "safetensors" read the model's files, "dummy" draws random ones."""
@@ -218,7 +207,7 @@ class LoadConfig:
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
 
 
-@_named
+@config_errors("lora_config")
 @dataclass(frozen=True, config=_FROZEN)
 class LoRAConfig:
     """Adapters over the model's weights."""
@@ -227,7 +216,7 @@ class LoRAConfig:
     max_lora_rank: Count = 16
 
 
-@_named
+@config_errors("speculative_config")
 @dataclass(frozen=True, config=_FROZEN)
 class SpeculativeConfig:
     """Drafting tokens that the model then checks."""
@@ -242,7 +231,7 @@ class SpeculativeConfig:
     parallel_drafting: Flag = False
 
 
-@_named
+@config_errors("compilation_config")
 @dataclass(frozen=True, config=_FROZEN)
 class CompilationConfig:
     """How the forward pass is compiled."""
@@ -251,7 +240,7 @@ class CompilationConfig:
     """A `CompilationMode` by name in either case or by integer; held as the name in capitals."""
 
 
-@_named
+@config_errors("kv_transfer_config")
 @dataclass(frozen=True, config=_FROZEN)
 class KVTransferConfig:
     """Moving KV blocks between instances or to other storage. Any connector name is accepted."""
@@ -290,7 +279,7 @@ def _or_default(cls: type[T]) -> BeforeValidator:
     return BeforeValidator(lambda value: cls() if value is None else value)
 
 
-@_named
+@config_errors("")
 @dataclass(frozen=True, config=_FROZEN)
 class EngineConfig:
     """An engine's whole configuration: immutable, hashable, and equal after a round trip through JSON.

@@ -31,8 +31,8 @@ class RuleFileError(DodonaError):
     `str()` reads ``file:line:column: message (hint)``; lines and columns count from 1.
     """
 
-    def __init__(self, message: str, *, file: str, line: int = 1, column: int = 1, hint: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, file: str, line: int, column: int, message: str, hint: str = "") -> None:
+        super().__init__(file, line, column, message, hint)
         self.file = file
         self.line = line
         self.column = column
@@ -42,10 +42,6 @@ class RuleFileError(DodonaError):
     def __str__(self) -> str:
         hint = f" ({self.hint})" if self.hint else ""
         return f"{self.file}:{self.line}:{self.column}: {self.message}{hint}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        place = {"file": self.file, "line": self.line, "column": self.column, "hint": self.hint}
-        return _restore_rule_file, (self.message, place)
 
 
 class UnsupportedConfiguration(DodonaError):
@@ -72,8 +68,10 @@ class UnsupportedConfiguration(DodonaError):
         runner = f"runner {verdict.runner}" if verdict.runner else "no runner"
         forced = ", which was forced," if verdict.forced else ""
         lines = [f"  - {r.feature}: {r.because} [{r.rule}]" for r in verdict.refusals]
-        head = f"{runner}{forced} can serve this configuration:" if verdict.runner is None else (
-            f"{runner}{forced} cannot serve this configuration:"
+        head = (
+            f"{runner}{forced} can serve this configuration:"
+            if verdict.runner is None
+            else (f"{runner}{forced} cannot serve this configuration:")
         )
         return cls("\n".join([head, *lines]), verdict=verdict, features=[r.feature for r in verdict.refusals])
 
@@ -81,12 +79,8 @@ class UnsupportedConfiguration(DodonaError):
         return _restore_unsupported, (str(self), self.verdict, self.features)
 
 
-def _restore_rule_file(message: str, place: dict[str, Any]) -> RuleFileError:
-    # Exceptions with keyword-only arguments do not pickle by default, and these cross process boundaries.
-    return RuleFileError(message, **place)
-
-
 def _restore_unsupported(
     message: str, verdict: Verdict | None, features: tuple[str, ...]
 ) -> UnsupportedConfiguration:
+    # Exceptions with keyword-only arguments do not pickle by default, and these cross process boundaries.
     return UnsupportedConfiguration(message, verdict=verdict, features=features)

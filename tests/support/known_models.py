@@ -114,7 +114,9 @@ def entry(model_type: str) -> dict[str, Any]:
     for field in FIELDS:
         value = getattr(cls, aliases.get(field, field), None)
         # False and None are what a missing field reads as anyway, but for the one that is true unless it is false.
-        if isinstance(value, (int, float, str)) and (value not in (False, "") or field == "use_sliding_window"):
+        if isinstance(value, (int, float, str)) and (
+            value not in (False, "") or field == "use_sliding_window"
+        ):
             defaults[field] = value
     try:
         kinds = sorted(set(getattr(cls(), "layer_types", None) or ()))

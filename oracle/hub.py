@@ -1,0 +1,75 @@
+"""From what a user calls a model to a directory: a path as it is, a hub id by way of the local Hugging Face cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dodona.oracle.errors import ConfigError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_WEIGHT_FILES = ["*.safetensors"]
+
+
+def resolve_model(model: str, *, revision: str | None = None, weights: bool = False) -> Path:
+    """The directory of `model`: itself, or the snapshot of a hub id.
+
+    A snapshot comes from the local cache if it is there with all that is asked for, else it is downloaded: the
+    configuration and tokenizer files, and with `weights` the safetensors too. Raises ConfigError.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                f"revision {revision!r}: {model} is a directory, and only hub ids have revisions"
+            )
+        return path
+    if path.exists():
+        raise ConfigError(f"model {model}: is a file; give the directory that holds config.json")
+    if model.startswith(("/", "./", "../", "~")) or not _HUB_ID.fullmatch(model):
+        raise ConfigError(f"model {model}: no such directory; check the path")
+    return _snapshot(model, revision, weights)
+
+
+def _snapshot(model: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    patterns = _CONFIG_FILES + (_WEIGHT_FILES if weights else [])
+    try:
+        local = Path(
+            snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True)
+        )
+        if _is_whole(local, weights):
+            return local
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"model {model}: no such directory, not in the local Hugging Face cache, and it cannot be downloaded: "
+            f"{reason}; check the name or give a directory"
+        ) from error
+
+
+def _is_whole(directory: Path, weights: bool) -> bool:
+    # The cache answers with a snapshot even if an earlier download took only some of its files.
+    if not (directory / "config.json").is_file():
+        return False
+    if not weights:
+        return True
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        import json
+
+        shards = set(json.loads(index.read_text()).get("weight_map", {}).values())
+        return all((directory / shard).is_file() for shard in shards)
+    return any(directory.glob("*.safetensors"))
