@@ -11,10 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dodona.oracle.facts import FACTS as FACTS
-    from dodona.oracle.facts import UNKNOWN as UNKNOWN
-    from dodona.oracle.facts import derive_facts as derive_facts
-
     from dodona.oracle.config import CompilationMode as CompilationMode
     from dodona.oracle.config import EngineConfig as EngineConfig
     from dodona.oracle.environment import Environment as Environment
@@ -22,6 +18,9 @@ if TYPE_CHECKING:
     from dodona.oracle.errors import DodonaError as DodonaError
     from dodona.oracle.errors import RuleFileError as RuleFileError
     from dodona.oracle.errors import UnsupportedConfiguration as UnsupportedConfiguration
+    from dodona.oracle.facts import FACTS as FACTS
+    from dodona.oracle.facts import UNKNOWN as UNKNOWN
+    from dodona.oracle.facts import derive_facts as derive_facts
     from dodona.oracle.model_info import ModelInfo as ModelInfo
     from dodona.oracle.select import select_runner as select_runner
     from dodona.oracle.verdict import Reason as Reason

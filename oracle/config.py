@@ -77,7 +77,8 @@ JsonObject = Annotated[
 
 
 def config_errors(prefix: str) -> Callable[[type[T]], type[T]]:
-    """Makes constructing a pydantic dataclass raise ConfigError, naming `prefix` and the field, for what is wrong."""
+    """Makes constructing a pydantic dataclass raise ConfigError, naming `prefix` and the field, for what
+    is wrong."""
 
     def decorate(cls: type[T]) -> type[T]:
         construct: Callable[..., None] = cls.__init__
@@ -142,7 +143,8 @@ class ModelConfig:
     max_logprobs: Natural = 20
     """Most log-probabilities a request may ask per position."""
     generation_config: Text = "auto"
-    """Source of sampling defaults: "auto" (the model's generation_config.json), "vllm" (none), or a directory."""
+    """Source of sampling defaults: "auto" (the model's generation_config.json), "vllm" (none), or a
+    directory."""
 
 
 @config_errors("cache_config")

@@ -32,7 +32,8 @@ def _capability(value: object) -> object:
 @config_errors("environment")
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Environment:
-    """What rules may read of the machine. Immutable; raises ConfigError for a value that a field can't have."""
+    """What rules may read of the machine. Immutable; raises ConfigError for a value that a field can't
+    have."""
 
     has_triton: Annotated[bool, Strict()]
     """Triton is installed, and there is a GPU with a driver for it to compile for."""
@@ -45,7 +46,8 @@ class Environment:
     On CUDA, 90 is assumed where it isn't given; on other platforms it must not be given.
     """
     logitsproc_plugins: Annotated[bool, Strict()] = False
-    """Whether an installed package offers logits processors (the entry-point group `vllm.logits_processors`)."""
+    """Whether an installed package offers logits processors (the entry-point group
+    `vllm.logits_processors`)."""
 
     def __post_init__(self) -> None:
         if self.platform != "cuda" and self.compute_capability is not None:
@@ -57,8 +59,9 @@ class Environment:
     def detect(cls, environ: Mapping[str, str] | None = None) -> Environment:
         """This machine, as `environ` (None: the process's environment variables) lets it be seen.
 
-        Imports neither torch nor triton and makes no CUDA context. What it finds of the machine is kept for the
-        life of the process. Raises ConfigError only for a value of the override variable that means nothing.
+        Imports neither torch nor triton and makes no CUDA context. What it finds of the machine is kept for
+        the life of the process. Raises ConfigError only for a value of the override variable that means
+        nothing.
         """
         from dodona.oracle.probe import cuda_capability, has_entry_points, has_package, torch_supports_cuda
 

@@ -1,7 +1,8 @@
 """The facts that rules read: one registry, which names, types, documents and derives each of them.
 
-A fact has one dotted name (vLLM's) and one value: true/false, a whole number, a text, a list of texts, null (unset, or
-there is no such thing here), or `UNKNOWN` (it can't be known from what was given). There are no fractions.
+A fact has one dotted name (vLLM's) and one value: true/false, a whole number, a text, a list of texts, null
+(unset, or there is no such thing here), or `UNKNOWN` (it can't be known from what was given). There are no
+fractions.
 
 To add a fact, add a `FactSpec` to the group of `_SPECS` where it belongs.
 """
@@ -94,8 +95,8 @@ def resolved_dtype(config: EngineConfig, model: ModelInfo | None, device: str) -
 def has_active_connector(config: EngineConfig) -> bool:
     """Whether KV blocks are to leave or enter this instance.
 
-    They do where a connector is named and the role makes this instance take part, and where KV offloading has a
-    size, which turns a connector on by itself.
+    They do where a connector is named and the role makes this instance take part, and where KV offloading has
+    a size, which turns a connector on by itself.
     """
     transfer = config.kv_transfer_config
     named = transfer is not None and transfer.kv_connector is not None and transfer.kv_role is not None
@@ -229,7 +230,7 @@ _MODEL_SPECS = (
     FactSpec(
         "model_config.runner_type",
         "str",
-        "What the model is served for; `auto` is resolved by the model's architecture and its pooling module.",
+        "What the model is served for; `auto` goes by the model's architecture and pooling module.",
         "model",
         lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
         domain=("generate", "pooling", "draft"),
@@ -287,7 +288,7 @@ _MODEL_SPECS = (
     _model(
         "rope_type",
         "str",
-        "Rotary embedding: transformers' name, `mrope` (positions of several parts), `mixed` (layers differ) or `none`.",
+        "Rotary embedding: transformers' name, `mrope` (several positions), `mixed` (layers differ), `none`.",
     ),
     _model(
         "has_partial_rotary",
@@ -307,7 +308,7 @@ _MODEL_SPECS = (
     _model(
         "attention_pattern",
         "str",
-        "Which attention layers there are: all full, all sliding, both mixed, others (chunked, linear, …) or none.",
+        "Attention layers: all full, all sliding, both mixed, others (chunked, linear, …) or none.",
         _attention_pattern,
         domain=("full", "sliding", "mixed", "other", "none"),
     ),
@@ -327,7 +328,7 @@ _MODEL_SPECS = (
     _model(
         "math_modifiers",
         "list",
-        "config.json fields that change a plain decoder's arithmetic and are in effect; null where there are none.",
+        "config.json fields in effect that change a plain decoder's arithmetic; null where there are none.",
         lambda m: m.math_modifiers or None,
         domain=MATH_MODIFIERS,
         nullable=True,
@@ -386,7 +387,7 @@ _FEATURE_SPECS = (
     FactSpec(
         "speculative_config.method",
         "str",
-        "How tokens are drafted: as configured, else by the draft model's name; unknown where that says nothing.",
+        "How tokens are drafted: as configured, else as the draft model's name says, else unknown.",
         "config",
         _speculative_method,
         nullable=True,
@@ -411,7 +412,7 @@ _FEATURE_SPECS = (
     FactSpec(
         "kv_transfer_config.is_active",
         "bool",
-        "KV blocks leave or enter this instance: a connector is named and has a role, or KV offloading has a size.",
+        "KV blocks leave or enter: a connector is named and has a role, or KV offloading has a size.",
         "config",
         lambda i: has_active_connector(i.config),
         reads=(

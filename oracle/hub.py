@@ -1,4 +1,5 @@
-"""From what a user calls a model to a directory: a path as it is, a hub id by way of the local Hugging Face cache."""
+"""From what a user calls a model to a directory: a path as it is, a hub id by way of the local Hugging
+Face cache."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ _WEIGHT_FILES = ["*.safetensors"]
 def resolve_model(model: str, *, revision: str | None = None, weights: bool = False) -> Path:
     """The directory of `model`: itself, or the snapshot of a hub id.
 
-    A snapshot comes from the local cache if it is there with all that is asked for, else it is downloaded: the
-    configuration and tokenizer files, and with `weights` the safetensors too. Raises ConfigError.
+    A snapshot comes from the local cache if it is there with all that is asked for, else it is downloaded:
+    the configuration and tokenizer files, and with `weights` the safetensors too. Raises ConfigError.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -55,8 +56,8 @@ def _snapshot(model: str, revision: str | None, weights: bool) -> Path:
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"model {model}: no such directory, not in the local Hugging Face cache, and it cannot be downloaded: "
-            f"{reason}; check the name or give a directory"
+            f"model {model}: no such directory, not in the local Hugging Face cache, and the download "
+            f"fails: {reason}; check the name or give a directory"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""`ModelInfo`: what a model's config.json says of its structure, without transformers and without running its code.
+"""`ModelInfo`: what a model's config.json says of its structure, read without transformers.
 
-Spellings differ by family and age (`n_embd`, `torch_dtype`, `rope_scaling`, a nested `text_config`, fields left out
-because they hold the family's default). Aliases and defaults come from `dodona.oracle.known_models`, which is drawn
-from transformers' configuration classes.
+Spellings differ by family and age (`n_embd`, `torch_dtype`, `rope_scaling`, a nested `text_config`, fields
+left out because they hold the family's default). Aliases and defaults come from `dodona.oracle.known_models`,
+which is drawn from transformers' configuration classes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.known_models import known_model
 from dodona.oracle.rope import Rope, read_rope
+
+_MEND = "correct it or fetch the model again"
 
 MAX_CONFIG_BYTES = 8 << 20
 """A larger config.json is refused."""
@@ -93,10 +95,11 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, eq=False)
 class ModelInfo:
-    """A read-only view of one config.json. Sizes count elements; None means that the file and its family do not say.
+    """A read-only view of one config.json. Sizes count elements; None means that the file and its family do
+    not say.
 
-    `raw` is the file; `text` is its language model's part: the family's defaults, then the top level, then the
-    nested text configuration, under transformers' canonical field names.
+    `raw` is the file; `text` is its language model's part: the family's defaults, then the top level, then
+    the nested text configuration, under transformers' canonical field names.
     """
 
     file: str
@@ -122,7 +125,8 @@ class ModelInfo:
     rope: Rope | None
     """Rotary embedding; None where the model has none."""
     sliding_window: int | None
-    """Most recent tokens that a query of a sliding layer sees (itself included); None where no layer slides."""
+    """Most recent tokens that a query of a sliding layer sees (itself included); None where no layer
+    slides."""
     layer_types: tuple[str, ...] | None
     """Kind of each layer in order, where config.json gives it or its family's rule is known; else None."""
     layer_kinds: tuple[str, ...]
@@ -130,7 +134,8 @@ class ModelInfo:
     dtype: str | None
     """Type of the stored weights: float32, bfloat16, float16 or another torch name."""
     quant_method: str | None
-    """Quantization method of the stored weights ("unspecified" where they are quantized and it is not named)."""
+    """Quantization method of the stored weights ("unspecified" where they are quantized and it is not
+    named)."""
     num_experts: int
     """Routed experts of a layer; 0 in a dense model."""
     has_inner_state: bool
@@ -170,7 +175,8 @@ class ModelInfo:
     def default_runner(self) -> str:
         """What `runner="auto"` means for the model: "generate" or "pooling".
 
-        A Sentence Transformers directory pools whatever its architecture; otherwise the architecture's name decides.
+        A Sentence Transformers directory pools whatever its architecture; otherwise the architecture's name
+        decides.
         """
         if self.pooling:
             return "pooling"
@@ -227,7 +233,8 @@ _COMPANIONS = ("modules.json", "hf_quant_config.json", "quantize_config.json")
 
 
 class _Fields:
-    """Typed reads of the merged configuration; what is of the wrong type is a ConfigError that names file and field."""
+    """Typed reads of the merged configuration; what is of the wrong type is a ConfigError that names file
+    and field."""
 
     def __init__(self, file: str, raw: Mapping[str, Any], text: Mapping[str, Any]) -> None:
         self.file = file
@@ -237,9 +244,7 @@ class _Fields:
     def fail(self, field: str, expected: str, value: object) -> ConfigError:
         shown = json.dumps(value, default=str)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ConfigError(
-            f"{self.file}: field {field!r}: expected {expected}, got {shown}; correct it or fetch the model again"
-        )
+        return ConfigError(f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}")
 
     def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
         value = self.text.get(field)
@@ -251,7 +256,7 @@ class _Fields:
         value = self.text.get(field)
         if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
             # Some families give one value for each layer.
-            return max(value)
+            return max(int(v) for v in value)
         number = self._typed(field, int, "a whole number")
         if number is not None and number < 0:
             raise self.fail(field, "a number >= 0", number)
@@ -470,10 +475,10 @@ def _read_json(file: Path, size: int) -> Mapping[str, Any]:
         raise ConfigError(_unreadable(file, error)) from None
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}; correct it or fetch the model again"
+            f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}; {_MEND}"
         ) from None
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}; correct it or fetch the model again") from None
+        raise ConfigError(f"{file}: not valid JSON: {error}; {_MEND}") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{file}: expected a JSON object, got {type(value).__name__}; fetch the model again"

@@ -63,7 +63,8 @@ def has_entry_points(group: str) -> bool:
 
 @functools.cache
 def cuda_capability(visible: str | None) -> int | None:
-    """Lowest compute capability (as 90) of the devices that `CUDA_VISIBLE_DEVICES` shows; None if there is none."""
+    """Lowest compute capability (as 90) of the devices that `CUDA_VISIBLE_DEVICES` shows; None if there is
+    none."""
     wanted = _visible_devices(visible)
     if wanted == [] or not os.path.exists("/dev/nvidiactl"):
         return None
@@ -103,7 +104,8 @@ def _ask_nvml(wanted: list[str] | None) -> int | None:
         elif all(name.isdecimal() for name in wanted):
             indices = [int(name) for name in wanted if int(name) < count.value]
         else:
-            # Names may be abbreviated, and those of MIG slices are no devices of their own: all devices stand for them.
+            # Names may be abbreviated, and those of MIG slices are no devices of their own: all devices stand
+            # for them.
             indices = list(range(count.value))
         found = [_nvml_capability(nvml, index) for index in indices]
         return min((c for c in found if c is not None), default=None)

@@ -1,7 +1,7 @@
 """Rotary position embedding as config.json gives it, in either spelling.
 
-transformers 5 writes `rope_parameters` (one object, or one for each layer type); before, the base stood in `rope_theta` and
-the rest in `rope_scaling`, whose kind was called `type` at first and `rope_type` later.
+transformers 5 writes `rope_parameters` (one object, or one for each layer type); before, the base stood in
+`rope_theta` and the rest in `rope_scaling`, whose kind was called `type` at first and `rope_type` later.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from dodona.oracle.errors import ConfigError
 
 DEFAULT_THETA = 10000.0
 _RENAMED = {"su": "longrope"}
+_MEND = "correct it or fetch the model again"
 
 
 @dataclass(frozen=True, eq=False)
 class Rope:
     """One rotary embedding.
 
-    `rope_type` is transformers' name ("default", "linear", "dynamic", "yarn", "longrope", "llama3", …), "mrope" where
-    positions have several parts, or "mixed" where layers differ. `parameters` holds the type's own (factor, …).
+    `rope_type` is transformers' name ("default", "linear", "dynamic", "yarn", "longrope", "llama3", …),
+    "mrope" where positions have several parts, or "mixed" where layers differ. `parameters` holds the type's
+    own (factor, …).
     """
 
     rope_type: str
@@ -50,13 +52,11 @@ def read_rope(
     given = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         name = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
-        raise ConfigError(
-            f"{file}: field {name!r}: expected an object, got {given!r}; correct it or fetch the model again"
-        )
+        raise ConfigError(f"{file}: field {name!r}: expected an object, got {given!r}; {_MEND}")
     names = ("rope_theta", "rotary_emb_base", "rotary_pct", "rotary_dim", "partial_rotary_factor")
-    if not given and rotary is not True and not any(text.get(name) is not None for name in names):
-        if rotary is False or "num_attention_heads" not in text:
-            return None
+    silent = not given and rotary is not True and not any(text.get(name) is not None for name in names)
+    if silent and (rotary is False or "num_attention_heads" not in text):
+        return None
     parts = {key: value for key, value in given.items() if isinstance(value, Mapping)}
     if parts and len(parts) == len([v for v in given.values() if v is not None]):
         ropes = {key: _one(file, text, value, head_size) for key, value in parts.items()}
@@ -82,9 +82,7 @@ def _mixed(ropes: Mapping[str, Rope]) -> Rope:
 def _one(file: str, text: Mapping[str, Any], given: Mapping[str, Any], head_size: int | None) -> Rope:
     kind = given.get("rope_type", given.get("type", "default"))
     if not isinstance(kind, str):
-        raise ConfigError(
-            f"{file}: field 'rope_type': expected text, got {kind!r}; correct it or fetch the model again"
-        )
+        raise ConfigError(f"{file}: field 'rope_type': expected text, got {kind!r}; {_MEND}")
     if "mrope_section" in given and kind == "default":
         kind = "mrope"
     theta = _number(file, "rope_theta", given, text, fallbacks=("rotary_emb_base",))
@@ -113,8 +111,6 @@ def _number(
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(
-                f"{file}: field {name!r}: expected a number, got {value!r}; correct it or fetch the model again"
-            )
+            raise ConfigError(f"{file}: field {name!r}: expected a number, got {value!r}; {_MEND}")
         return float(value)
     return None

@@ -113,7 +113,8 @@ def entry(model_type: str) -> dict[str, Any]:
     defaults = {}
     for field in FIELDS:
         value = getattr(cls, aliases.get(field, field), None)
-        # False and None are what a missing field reads as anyway, but for the one that is true unless it is false.
+        # False and None are what a missing field reads as anyway, but for the one that is true unless it is
+        # false.
         if isinstance(value, (int, float, str)) and (
             value not in (False, "") or field == "use_sliding_window"
         ):
@@ -139,9 +140,11 @@ def lines() -> list[str]:
     return [f"{t} {json.dumps(entry(t), separators=(',', ':'))}" for t in model_types()]
 
 
-HEAD = '''"""What transformers' configuration classes know that a config.json may leave out. Generated: do not edit.
+HEAD = '''"""What transformers' configuration classes know that a config.json may leave out. Generated: do not
+edit.
 
-Made by ``python -m tests.support.known_models`` from transformers {version}; a test compares it with the one installed.
+Made by ``python -m tests.support.known_models`` from transformers {version}; a test compares it with the one
+installed.
 """
 # ruff: noqa: E501
 
@@ -156,7 +159,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class KnownModel:
-    """One model type: field names of its own (`aliases`), and the values of fields that are left out (`defaults`)."""
+    """One model type: field names of its own (`aliases`), and the values of fields that are left out
+    (`defaults`)."""
 
     text_model_type: str | None
     """Model type of a wrapper's language model."""
