@@ -1,9 +1,9 @@
 """Attention over the paged KV cache, as an implementation of transformers' attention interface.
 
-A model calls it with packed queries, keys and values [1, heads, T, head_size]. What lies where is in the `ForwardState`
-of the current forward pass, found by a context variable, because the modelling code has no argument to pass it through.
-The n-th call of a forward pass owns the n-th entry of the cache: `layer_idx` is not used, for models number their layers
-in their own ways.
+A model calls it with packed queries, keys and values [1, heads, T, head_size]. What lies where is in the
+`ForwardState` of the current forward pass, found by a context variable, because the modelling code has no
+argument to pass it through. The n-th call of a forward pass owns the n-th entry of the cache: `layer_idx` is
+not used, for models number their layers in their own ways.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dodona.runners.v1.patterns import AttentionPattern
 from dodona.runners.v1.step_layout import Chunk, StepLayout
 
 PAGED_ATTENTION = "dodona_paged"
-"""Its name in transformers' registry. It has no entry in the mask registry, so that models make no masks for it."""
+"""Its name in transformers' registry; not in the mask registry, so that models make no masks for it."""
 
 MAX_SCORES = 1 << 26
-"""Attention scores (over all heads) that one call materialises at most: 256 MiB in fp32. Longer chunks are cut."""
+"""Most attention scores, over all heads, that one call makes (256 MiB in fp32); longer chunks are cut."""
 
 
 class ForwardState:
@@ -41,7 +41,9 @@ class ForwardState:
         """Number the attention call that begins, from 0."""
         call = self.calls
         if call >= len(self.patterns):
-            raise RuntimeError(f"the model made more than {len(self.patterns)} attention calls, its number at load")
+            raise RuntimeError(
+                f"the model made more than {len(self.patterns)} attention calls, its number at load"
+            )
         self.calls += 1
         return call
 
@@ -51,7 +53,7 @@ _current: ContextVar[ForwardState | None] = ContextVar("dodona_v1_forward", defa
 
 @contextmanager
 def forward_state(state: ForwardState) -> Iterator[ForwardState]:
-    """Make `state` the one that attention calls of this thread see; checks at the end that all calls were made."""
+    """Make `state` what attention calls of this thread see; checks at the end that all calls were made."""
     token = _current.set(state)
     try:
         yield state
@@ -75,9 +77,10 @@ def paged_attention(
 ) -> tuple[torch.Tensor, None]:
     """Store this step's keys and values, then attend over each row's own context.
 
-    query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None). `softcap`: scores become
-    softcap * tanh(score / softcap). `s_aux` [H]: one sink logit per head in the softmax's denominator. The window is
-    the one recorded for this call at load; the remaining keyword arguments only restate it or concern training.
+    query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None). `softcap`:
+    scores become softcap * tanh(score / softcap). `s_aux` [H]: one sink logit per head in the softmax's
+    denominator. The window is the one recorded for this call at load; the remaining keyword arguments only
+    restate it or concern training.
     """
     state = _current.get()
     if state is None:
@@ -97,9 +100,14 @@ def paged_attention(
         keys, values = cache.gather(call, group.slots)
         # The G query heads of a KV head take the place of the query positions: nothing is repeated.
         result = _attend(
-            q.index_select(0, group.tokens), keys.transpose(1, 2), values.transpose(1, 2), group.mask, scaling,
-            softcap=softcap, sinks=None if sinks is None else sinks[None, :, :, None],
-        )  # fmt: skip
+            q.index_select(0, group.tokens),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            group.mask,
+            scaling,
+            softcap=softcap,
+            sinks=None if sinks is None else sinks[None, :, :, None],
+        )
         out.index_copy_(0, group.tokens, result)
     for chunk in layout.chunks:
         span = slice(chunk.start, chunk.start + chunk.num_tokens)
@@ -124,9 +132,10 @@ def _attend_chunk(
     sinks: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """Causal attention of q [n, Hkv, G, Dk] over keys/values [L, Hkv, D] of the positions from `first` on, into out."""
+    """Causal attention of q [n, Hkv, G, Dk] over keys, values [L, Hkv, D] of positions `first` and on."""
     n, kv_heads, per_kv, _ = q.shape
-    q = q.permute(2, 1, 0, 3)  # [G, Hkv, n, Dk]: G is the batch, over which keys and values expand without a copy
+    # [G, Hkv, n, Dk]: G takes the place of the batch, over which keys and values expand without a copy.
+    q = q.permute(2, 1, 0, 3)
     keys = keys.transpose(0, 1).expand(per_kv, -1, -1, -1)
     values = values.transpose(0, 1).expand(per_kv, -1, -1, -1)
     sinks = None if sinks is None else sinks.T[:, :, None, None]
@@ -145,7 +154,13 @@ def _attend_chunk(
         mask = pattern.visible(query_positions, key_positions)
         reach = slice(low - first, high - first)
         result = _attend(
-            q[:, :, begin:end], keys[:, :, reach], values[:, :, reach], mask, scaling, softcap=softcap, sinks=sinks
+            q[:, :, begin:end],
+            keys[:, :, reach],
+            values[:, :, reach],
+            mask,
+            scaling,
+            softcap=softcap,
+            sinks=sinks,
         )
         out[begin:end] = result.permute(2, 1, 0, 3)
 
@@ -161,7 +176,7 @@ def _attend(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T * scaling) v over the last two dimensions; `mask` and `sinks` broadcast to the scores' shape."""
+    """softmax(q k^T * scaling) v over the last two dimensions; `mask` and `sinks` broadcast to the scores."""
     if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling)
     scores = torch.matmul(q, k.transpose(-1, -2)).float() * scaling

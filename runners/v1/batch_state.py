@@ -1,4 +1,4 @@
-"""What V1 remembers of each state row between steps: tokens, block table and sampling parameters, on the host."""
+"""What V1 remembers of each state row between steps, on the host: tokens, block table, parameters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class BatchState:
         return self._rows[row]
 
     def apply(self, step: SchedulerOutput) -> None:
-        """Free rows, admit requests and append blocks, in this order. Raises ValueError on a row taken twice."""
+        """Free rows, admit requests, append blocks, in this order. Raises ValueError on a row taken twice."""
         for row in step.freed_rows:
             self._rows.pop(row, None)
         for request in step.new_requests:

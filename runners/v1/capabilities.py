@@ -1,6 +1,7 @@
 """What V1 lacks, by hand, and how it reads those parts of a configuration that depend on the device.
 
-The rule book's vetoes on v1 say the same; a test holds the two to each other. `check_supported` does not ask the rules.
+The rule book's vetoes on v1 say the same; a test holds the two to each other. `check_supported` does not ask
+the rules.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def check_supported(config: EngineConfig, model: ModelInfo) -> tuple[str, ...]:
 
 
 def has_active_connector(config: EngineConfig) -> bool:
-    """Whether KV is to leave or enter this instance: a named connector with a role, or offloading of some size."""
+    """Whether KV leaves or enters this instance: a named connector with a role, or offloading."""
     transfer = config.kv_transfer_config
     named = transfer is not None and transfer.kv_connector is not None and transfer.kv_role is not None
     return named or bool(config.cache_config.kv_offloading_size)
@@ -82,7 +83,9 @@ def choose_device(config: EngineConfig) -> torch.device:
     """`device_config.device`; "auto" is the current CUDA device if there is one, else the CPU."""
     asked = config.device_config.device
     if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device_config.device: 'cuda' asked, but torch finds no CUDA device; use 'auto' or 'cpu'")
+        raise ConfigError(
+            "device_config.device: 'cuda' asked, but torch finds no CUDA device; use 'auto' or 'cpu'"
+        )
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -91,14 +94,17 @@ def choose_device(config: EngineConfig) -> torch.device:
 def choose_dtype(config: EngineConfig, model: ModelInfo, device: torch.device) -> torch.dtype:
     """The type of weights, activations and KV.
 
-    "auto" is config.json's type on CUDA, and float32 on a CPU: most CPUs have no fast half-precision matrix products,
-    float32 holds every half-precision weight exactly, and rounding then doesn't depend on what shares a batch.
+    "auto" is config.json's type on CUDA, and float32 on a CPU: most CPUs have no fast half-precision matrix
+    products, float32 holds every half-precision weight exactly, and rounding then doesn't depend on what
+    shares a batch.
     """
     name = config.model_config.dtype
     if name == "auto":
         name = (model.dtype or "float32") if device.type == "cuda" else "float32"
     if name not in ("float32", "bfloat16", "float16"):
-        raise ConfigError(f"{model.file}: dtype {name!r} can't be computed in; set dtype to float32, bfloat16 or float16")
+        raise ConfigError(
+            f"{model.file}: dtype {name!r} can't be computed in; set dtype to float32, bfloat16 or float16"
+        )
     return getattr(torch, name)
 
 

@@ -41,7 +41,7 @@ _recorded: ContextVar[list[AttentionCall] | None] = ContextVar("dodona_v1_record
 
 @contextmanager
 def recording() -> Iterator[list[AttentionCall]]:
-    """A list that receives the attention calls made inside, in order. Raises UnsupportedConfiguration from within."""
+    """A list that receives the attention calls made inside, in order."""
     calls: list[AttentionCall] = []
     token = _recorded.set(calls)
     try:

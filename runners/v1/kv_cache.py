@@ -12,8 +12,9 @@ from dodona.runners.interface import LayerKVSpec
 class PagedKVCache:
     """Keys and values by slot; slot `block_id * block_size + offset` holds one token.
 
-    `keys[i]`: [num_blocks * block_size, kv_heads, head_size_k], `values[i]`: [..., head_size_v], for the i-th attention
-    call of a forward pass. Memory is not initialised: attention reads only slots that a row's own tokens were written to.
+    `keys[i]`: [num_blocks * block_size, kv_heads, head_size_k], `values[i]`: [..., head_size_v], for the i-th
+    attention call of a forward pass. Memory is not initialised: attention reads only slots that a row's own
+    tokens were written to.
     """
 
     def __init__(
@@ -27,8 +28,12 @@ class PagedKVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         slots = num_blocks * block_size
-        self.keys = [torch.empty(slots, s.num_kv_heads, s.head_size_k, dtype=dtype, device=device) for s in layers]
-        self.values = [torch.empty(slots, s.num_kv_heads, s.head_size_v, dtype=dtype, device=device) for s in layers]
+        self.keys = [
+            torch.empty(slots, s.num_kv_heads, s.head_size_k, dtype=dtype, device=device) for s in layers
+        ]
+        self.values = [
+            torch.empty(slots, s.num_kv_heads, s.head_size_v, dtype=dtype, device=device) for s in layers
+        ]
 
     def write(self, call: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store key [T, kv_heads, head_size_k] and value [T, kv_heads, head_size_v] at `slots` [T]."""

@@ -25,17 +25,20 @@ def load_model(
 ) -> torch.nn.Module:
     """The causal LM of a model directory, in evaluation mode on `device`.
 
-    `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights from `seed`
-    as the architecture initialises them (the same on every call, but not the same on CPU and CUDA).
-    Raises ConfigError where weights are missing or do not fit, UnsupportedConfiguration where transformers has no causal
-    LM for the configuration.
+    `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights
+    from `seed` as the architecture initialises them (the same on every call, but not the same on CPU and
+    CUDA).
+    Raises ConfigError where weights are missing or do not fit, UnsupportedConfiguration where transformers
+    has no causal LM for the configuration.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError) as error:
-        raise UnsupportedConfiguration.lacking("v1", "architecture", why=f"{path / 'config.json'}: {error}") from error
+        raise UnsupportedConfiguration.lacking(
+            "v1", "architecture", why=f"{path / 'config.json'}: {error}"
+        ) from error
     common: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": "eager",
@@ -71,10 +74,12 @@ def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[
 
 
 def _check_complete(path: Path, info: Mapping[str, Any]) -> None:
-    """transformers draws random numbers for weights that it doesn't find; a served model must have them all."""
+    """transformers draws random numbers for weights it doesn't find; a served model must have them all."""
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ConfigError(f"{path}: the safetensors lack {len(missing)} weights of the model: {_some(missing)}")
+        raise ConfigError(
+            f"{path}: the safetensors lack {len(missing)} weights of the model: {_some(missing)}"
+        )
     mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"])
     if mismatched:
         raise ConfigError(
@@ -87,15 +92,15 @@ def _some(names: list[str]) -> str:
 
 
 def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Overwrite `target`'s weights in place by `source`'s, so that whatever holds the tensors sees the new ones."""
+    """Overwrite `target`'s weights in place by `source`'s: whatever holds the tensors sees the new ones."""
     target.load_state_dict(source.state_dict(), strict=True, assign=False)
 
 
 def length_dependent_rope(hf_config: Any, max_model_len: int) -> str | None:
     """Why the model's rotary embedding can't be served up to `max_model_len` in packed steps; None if it can.
 
-    `dynamic` and `longrope` choose their frequencies by the longest sequence of the batch. Rows of a packed step would
-    change each other's tokens as soon as one of them outgrows the original length.
+    `dynamic` and `longrope` choose their frequencies by the longest sequence of the batch. Rows of a packed
+    step would change each other's tokens as soon as one of them outgrows the original length.
     """
     config = hf_config.get_text_config(decoder=True) if hasattr(hf_config, "get_text_config") else hf_config
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -111,7 +116,7 @@ def length_dependent_rope(hf_config: Any, max_model_len: int) -> str | None:
         )
         if max_model_len > original:
             return (
-                f"RoPE type {rope_type!r} changes its frequencies beyond {original} tokens, for all requests of a "
-                f"step at once; set max_model_len to at most {original} (it is {max_model_len})"
+                f"RoPE type {rope_type!r} changes its frequencies beyond {original} tokens, for all requests "
+                f"of a step at once; set max_model_len to at most {original} (it is {max_model_len})"
             )
     return None

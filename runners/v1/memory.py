@@ -17,9 +17,10 @@ def measure_available_memory(
 ) -> int:
     """Bytes for KV blocks after running `profile` (the largest step) once.
 
-    CUDA: `utilization` of the device's memory, less what is taken on it now, less the step's measured peak above that.
-    CPU: `utilization` of the memory that the system (or the control group) still has, less the measured growth of the
-    resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, what all requests at full length take.
+    CUDA: `utilization` of the device's memory, less what is taken on it now, less the step's measured peak
+    above that. CPU: `utilization` of the memory that the system (or the control group) still has, less the
+    measured growth of the resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, what all
+    requests at full length take.
     """
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
@@ -50,7 +51,7 @@ def _cpu(profile: Callable[[], None], utilization: float) -> int:
 
 
 def _reset_peak() -> int | None:
-    """Start a new measurement of the peak resident set, and give the present size; None where Linux's /proc is missing."""
+    """Start to measure the peak resident set anew; gives the present size, None where /proc is missing."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

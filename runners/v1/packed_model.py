@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM behind one function: a packed step goes in, logits at the asked positions come out."""
+"""A Hugging Face causal LM behind one function: a packed step in, logits at the asked positions out."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PLAIN_ATTENTION = "eager"
 class PackedModel:
     """The model and what recording its attention calls told.
 
-    Raises UnsupportedConfiguration where the model can't take packed rows: no `position_ids`, no attention through
-    transformers' attention interface, an unknown mask.
+    Raises UnsupportedConfiguration where the model can't take packed rows: no `position_ids`, no attention
+    through transformers' attention interface, an unknown mask.
     """
 
     def __init__(self, model: torch.nn.Module, *, compiled: bool = False) -> None:
@@ -33,7 +33,9 @@ class PackedModel:
         parameters = inspect.signature(model.forward).parameters
         if "position_ids" not in parameters:
             raise UnsupportedConfiguration.lacking(
-                "v1", "architecture", why=f"{type(model).__name__}.forward takes no position_ids, so rows can't be packed"
+                "v1",
+                "architecture",
+                why=f"{type(model).__name__}.forward takes no position_ids, so rows can't be packed",
             )
         self._takes_logits_to_keep = "logits_to_keep" in parameters
         self.calls: tuple[AttentionCall, ...] = self._record_calls()
@@ -60,7 +62,7 @@ class PackedModel:
     def forward(
         self, token_ids: torch.Tensor, layout: StepLayout, cache: PagedKVCache, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Logits [n, vocab] at the packed indices `positions` [n] (n >= 1), for token_ids [T] int64; fills the cache."""
+        """Run token_ids [T] int64 and fill the cache; logits [n, vocab] at the packed indices `positions` [n]."""
         keep = {"logits_to_keep": positions} if self._takes_logits_to_keep else {}
         with torch.inference_mode(), forward_state(ForwardState(layout, cache, self._patterns)):
             output = self._forward(
@@ -89,7 +91,9 @@ class PackedModel:
             raise
         except Exception as error:
             raise UnsupportedConfiguration.lacking(
-                "v1", "architecture", why=f"{self.name} can't run without a cache of its own: {_first_line(error)}"
+                "v1",
+                "architecture",
+                why=f"{self.name} can't run without a cache of its own: {_first_line(error)}",
             ) from error
         if not calls:
             raise UnsupportedConfiguration.lacking(

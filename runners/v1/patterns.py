@@ -16,8 +16,8 @@ MaskFunction = Callable[[Any, Any, Any, Any], Any]
 class AttentionPattern:
     """A query at position p sees the positions `first_visible(p) .. p`.
 
-    `causal`: from 0. `sliding`: the `size` most recent ones, itself included. `chunked`: from the start of its chunk of
-    `size` positions.
+    `causal`: from 0. `sliding`: the `size` most recent ones, itself included. `chunked`: from the start of
+    its chunk of `size` positions.
     """
 
     kind: Literal["causal", "sliding", "chunked"] = "causal"
@@ -26,7 +26,9 @@ class AttentionPattern:
 
     def __post_init__(self) -> None:
         if (self.kind == "causal") != (self.size == 0) or self.size < 0:
-            raise ValueError(f"attention pattern {self.kind!r} with size {self.size}: expected a positive size unless causal")
+            raise ValueError(
+                f"{self.kind} attention pattern of size {self.size}: expected a positive size unless causal"
+            )
 
     def first_visible(self, position: Any) -> Any:
         """First position seen from `position` (int, numpy array or torch tensor; same type back)."""
@@ -48,8 +50,9 @@ CAUSAL = AttentionPattern()
 def recognise(mask_function: MaskFunction, local_size: int | None) -> AttentionPattern | None:
     """The pattern that `mask_function` computes, or None if it is none of ours.
 
-    The function is evaluated at positions on both sides of every edge that a window or chunk of `local_size` (None: no
-    local attention) has, so the answer holds for every prompt length, also beyond what a self-check can afford to run.
+    The function is evaluated at positions on both sides of every edge that a window or chunk of `local_size`
+    (None: no local attention) has, so the answer holds for every prompt length, also beyond what a self-check
+    can afford to run.
     """
     if local_size is None:
         candidates = [CAUSAL]

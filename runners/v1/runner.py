@@ -56,7 +56,7 @@ class _Executed:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which of a step's logits belong to one row: first those of prompt positions, then the one to sample from."""
+    """Which of a step's logits are one row's: those of prompt positions, then the one to sample from."""
 
     row: int
     prompt_targets: tuple[int, ...]
@@ -65,7 +65,7 @@ class _Wanted:
 
 
 class V1Runner(Runner):
-    """The general runner. One step at a time; everything a step needs of the host is read before the next one."""
+    """The general runner: one step at a time, each read to its end before the next begins."""
 
     name: ClassVar[str] = "v1"
     max_steps_in_flight: ClassVar[int] = 1
@@ -81,13 +81,11 @@ class V1Runner(Runner):
         self._batch = BatchState()
         self._executed: _Executed | None = None
 
-    # -- life ------------------------------------------------------------------------------------------------------
-
     def load_model(self) -> None:
         """Read the weights, record the attention calls and run the self-check.
 
-        Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this model's
-        paged path can't be trusted; ConfigError where the weights are not those of config.json.
+        Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
+        model's paged path can't be trusted; ConfigError where the weights are not those of config.json.
         """
         model_config = self.config.model_config
         path = resolve_model(model_config.model, revision=model_config.revision)
@@ -149,8 +147,6 @@ class V1Runner(Runner):
         if self.device.type == "cuda" and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
-    # -- steps -----------------------------------------------------------------------------------------------------
-
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
         step = scheduler_output
@@ -169,7 +165,9 @@ class V1Runner(Runner):
         for row, start, end in zip(step.rows, step.num_computed_tokens, ends, strict=True):
             tokens = self._batch[row].tokens(start, end)
             if len(tokens) != end - start:
-                raise ValueError(f"row {row} has no tokens yet at positions {start + len(tokens)} .. {end - 1}")
+                raise ValueError(
+                    f"row {row} has no tokens yet at positions {start + len(tokens)} .. {end - 1}"
+                )
             token_ids.extend(tokens)
         layout = StepLayout(step.num_tokens, step.num_computed_tokens, tables, cache.block_size, self.device)
         wanted, positions = self._wanted_logits(step, layout)
@@ -193,7 +191,9 @@ class V1Runner(Runner):
                 if count:
                     top_n = self._batch[wanted.row].request.sampling_params.prompt_logprobs or 0
                     logits = executed.logits[at : at + count]
-                    prompt_logprobs[wanted.row] = sampling.prompt_logprobs(logits, wanted.prompt_targets, top_n)
+                    prompt_logprobs[wanted.row] = sampling.prompt_logprobs(
+                        logits, wanted.prompt_targets, top_n
+                    )
                 at += count
                 if wanted.samples:
                     sampled.append(at)
@@ -207,9 +207,7 @@ class V1Runner(Runner):
         logprobs = {row: entry for row, entry in zip(rows, result.logprobs, strict=True) if entry is not None}
         return _Done(StepOutput(rows, result.token_ids, logprobs, prompt_logprobs))
 
-    def _wanted_logits(
-        self, step: SchedulerOutput, layout: StepLayout
-    ) -> tuple[list[_Wanted], list[int]]:
+    def _wanted_logits(self, step: SchedulerOutput, layout: StepLayout) -> tuple[list[_Wanted], list[int]]:
         """Per row what its logits are for, and the packed indices of all logits in that order."""
         wanted, positions = [], []
         for i, row in enumerate(step.rows):
@@ -239,8 +237,6 @@ class V1Runner(Runner):
             bad_words_token_ids=request.bad_words_token_ids,
         )
 
-    # -- parts of loading ------------------------------------------------------------------------------------------
-
     def _loaded(self) -> PackedModel:
         if self._model is None:
             raise RuntimeError("the model is not loaded: call load_model first")
@@ -261,7 +257,7 @@ class V1Runner(Runner):
         )
 
     def _run_largest_step(self) -> None:
-        """Prefill as many tokens as a step may hold, then decode as much context as one call gathers, and sample.
+        """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
 
         All rows share one KV block: only the sizes of what is computed matter.
         """
@@ -273,7 +269,7 @@ class V1Runner(Runner):
 
         prompts = [longest] * (tokens // longest) + ([tokens % longest] if tokens % longest else [])
         prompts = prompts[: scheduler.max_num_seqs]
-        # A chunk at the end of a full context reads the most. On a CPU that would take minutes, and adds little.
+        # A chunk at the end of a full context reads the most; on a CPU that would take minutes.
         computed = [longest - n if self.device.type == "cuda" else 0 for n in prompts]
         decodes = max(1, min(scheduler.max_num_seqs, MAX_GATHERED_TOKENS // longest))
         for num_tokens, num_computed in ((prompts, computed), ([1] * decodes, [longest - 1] * decodes)):

@@ -1,14 +1,15 @@
 """The check at load that the paged path computes what the plain model computes.
 
-That a model accepts our attention proves little: it may keep state between steps, share keys and values between layers,
-derive positions from lengths, or mask in its own way. So two random prompts are run four ways: by transformers alone,
-without and with its own cache, and through packed, paged steps in which one row is chunked while the other is starting
-and both then decode side by side. All logits must agree.
+That a model accepts our attention proves little: it may keep state between steps, share keys and values
+between layers, derive positions from lengths, or mask in its own way. So two random prompts are run four
+ways: by transformers alone, without and with its own cache, and through packed, paged steps in which one row
+is chunked while the other is starting and both then decode side by side. All logits must agree.
 
-What this proves: chunked prefill, packing, block tables, decode, positions and masks are right for these weights on this
-device, up to the prompts' length. Longer windows than a short prompt can cross are covered by `patterns.recognise`, which
-evaluates the model's mask functions themselves. What it can't prove: behaviour that only sets in at greater lengths
-otherwise; for rotary embeddings that change with length, see `loading.length_dependent_rope`.
+What this proves: chunked prefill, packing, block tables, decode, positions and masks are right for these
+weights on this device, up to the prompts' length. Longer windows than a short prompt can cross are covered by
+`patterns.recognise`, which evaluates the model's mask functions themselves. What it can't prove: behaviour
+that only sets in at greater lengths otherwise; for rotary embeddings that change with length, see
+`loading.length_dependent_rope`.
 """
 
 from __future__ import annotations
@@ -67,14 +68,18 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     noise = max(_difference(a, b) for a, b in zip(plain, cached, strict=True))
     found = max(_difference(a, b) for a, b in zip(plain, paged, strict=True))
     if not noise <= tolerance:
-        raise _refuse(model, f"the plain model differs from itself with a cache by {noise:.2g} (limit {tolerance:g})")
+        raise _refuse(
+            model, f"the plain model differs from itself with a cache by {noise:.2g} (limit {tolerance:g})"
+        )
     if not found <= tolerance:
-        raise _refuse(model, f"the paged path differs from the plain model by {found:.2g} (limit {tolerance:g})")
+        raise _refuse(
+            model, f"the paged path differs from the plain model by {found:.2g} (limit {tolerance:g})"
+        )
     return SelfCheck(found, noise, tolerance, lengths)
 
 
 def _plain_logits(model: PackedModel, prompt: torch.Tensor, split: int = 0) -> torch.Tensor:
-    """[n, vocab] fp32 on the host; with `split` the first tokens go in one pass, then the others one at a time."""
+    """[n, vocab] fp32 on the host; with `split`, that many tokens go first, then the others one by one."""
     ids = prompt.to(model.device)[None]
     with torch.inference_mode(), model.plain() as plain:
         if not split:
@@ -82,7 +87,9 @@ def _plain_logits(model: PackedModel, prompt: torch.Tensor, split: int = 0) -> t
         output = plain(input_ids=ids[:, :split], use_cache=True)
         logits = [output.logits[0]]
         for i in range(split, ids.shape[1]):
-            output = plain(input_ids=ids[:, i : i + 1], past_key_values=output.past_key_values, use_cache=True)
+            output = plain(
+                input_ids=ids[:, i : i + 1], past_key_values=output.past_key_values, use_cache=True
+            )
             logits.append(output.logits[0])
         return torch.cat(logits).float().cpu()
 
@@ -125,7 +132,7 @@ def _step(
 
 
 def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """Root mean square of the difference over the spread of the reference; infinite where a logit is not a number."""
+    """Root mean square of the difference over the spread of the reference; infinite where one is NaN."""
     # Models that forbid tokens give them the least number there is; it would make any spread huge.
     allowed = reference > -1e30
     if reference.shape != other.shape or not torch.equal(allowed, other > -1e30) or not allowed.any():
@@ -137,4 +144,6 @@ def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _refuse(model: PackedModel, what: str) -> UnsupportedConfiguration:
-    return UnsupportedConfiguration.lacking("v1", "architecture", why=f"self-check of {model.name} at load: {what}")
+    return UnsupportedConfiguration.lacking(
+        "v1", "architecture", why=f"self-check of {model.name} at load: {what}"
+    )

@@ -11,12 +11,16 @@ import torch
 from dodona.runners.v1.patterns import AttentionPattern
 
 MAX_GATHERED_TOKENS = 1 << 16
-"""Tokens whose KV one padded decode call gathers at most (a longer row is gathered alone); bounds activation memory."""
+"""Tokens whose KV one padded decode call gathers at most (a longer row is gathered alone); bounds activation
+memory.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A row that computes several tokens: packed tokens [start, start + num_tokens) at positions from num_computed on."""
+    """A row that computes several tokens: packed tokens [start, start + num_tokens) at positions from
+    num_computed on.
+    """
 
     row: int
     start: int
@@ -44,8 +48,8 @@ class DecodeGroup:
 class StepLayout:
     """A packed step: `positions` and `slots` [T] on the device, rows split into chunks and single tokens.
 
-    Rows are packed in the order given. `block_tables` [R, N] int64 (host) has each row's block ids from its first
-    position on; entries beyond a row's length are not read.
+    Rows are packed in the order given. `block_tables` [R, N] int64 (host) has each row's block ids from its
+    first position on; entries beyond a row's length are not read.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class StepLayout:
         self.positions = to_device(positions, device)
         self.slots = to_device(slots, device)
         self.chunks = tuple(
-            Chunk(int(r), int(starts[r]), int(counts[r]), int(computed[r])) for r in np.flatnonzero(counts > 1)
+            Chunk(int(r), int(starts[r]), int(counts[r]), int(computed[r]))
+            for r in np.flatnonzero(counts > 1)
         )
         self._singles = np.flatnonzero(counts == 1)
         self._lengths = computed + counts
@@ -118,7 +123,7 @@ class StepLayout:
 
 
 def _by_size(spans: np.ndarray) -> list[np.ndarray]:
-    """Index arrays into `spans`: each group's longest span is < 2x its shortest (or <= 64), and its padded size bounded."""
+    """Index arrays into `spans`; the longest span of a group is below twice its shortest, or at most 64."""
     order = np.argsort(spans, kind="stable")[::-1]
     groups: list[np.ndarray] = []
     begin = 0

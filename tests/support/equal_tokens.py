@@ -19,10 +19,11 @@ Logits = Callable[[Sequence[int]], torch.Tensor]
 
 @dataclass
 class EqualTokens:
-    """Compares token sequences with a reference's and counts ties; `check()` fails when they are more than a few.
+    """Compares token sequences with a reference's and counts ties; `check()` fails when they are more than a
+    few.
 
-    Where two sequences first differ, the two tokens must be the reference's two best there and tie. What follows a tie
-    is not compared, since it continues another text.
+    Where two sequences first differ, the two tokens must be the reference's two best there and tie. What
+    follows a tie is not compared, since it continues another text.
     """
 
     logits: Logits
@@ -34,8 +35,12 @@ class EqualTokens:
     def compare(self, prompt: Sequence[int], expected: Sequence[int], actual: Sequence[int]) -> None:
         """Fail with AssertionError unless `actual` equals `expected` in the sense above."""
         self.compared += 1
-        assert len(actual) == len(expected), f"{len(actual)} tokens, expected {len(expected)}: {actual} / {expected}"
-        at = next((i for i, pair in enumerate(zip(expected, actual, strict=True)) if pair[0] != pair[1]), None)
+        assert len(actual) == len(expected), (
+            f"{len(actual)} tokens, expected {len(expected)}: {actual} / {expected}"
+        )
+        at = next(
+            (i for i, pair in enumerate(zip(expected, actual, strict=True)) if pair[0] != pair[1]), None
+        )
         if at is None:
             return
         logits = self.logits([*prompt, *expected[:at]]).float()
@@ -50,4 +55,6 @@ class EqualTokens:
     def check(self) -> None:
         """Fail if nothing was compared or ties were more than `max_ties`."""
         assert self.compared, "nothing was compared"
-        assert len(self.ties) <= self.max_ties, f"{len(self.ties)} ties in {self.compared} outputs: {self.ties}"
+        assert len(self.ties) <= self.max_ties, (
+            f"{len(self.ties)} ties in {self.compared} outputs: {self.ties}"
+        )

@@ -1,7 +1,7 @@
 """Random tiny models of many families, for comparisons with transformers itself.
 
-Weights are fp32 and drawn wide enough that logits differ clearly from token to token. Windows are smaller than the
-prompts that tests use.
+Weights are fp32 and drawn wide enough that logits differ clearly from token to token. Windows are smaller
+than the prompts that tests use.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "llama",
         {
             "rope_parameters": {
-                "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+                "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                "original_max_position_embeddings": 64,
             }
         },
     ),
@@ -69,7 +70,8 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "gemma3_text",
         {
             "head_dim": 16, "sliding_window": SLIDING_WINDOW, "num_hidden_layers": 3,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "tie_word_embeddings": True,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "tie_word_embeddings": True,
         },
     ),
     "phi3": ("phi3", {}),
@@ -84,18 +86,23 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gpt-oss": (
         "gpt_oss",
         {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": SLIDING_WINDOW,
-         "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+         "layer_types": ["sliding_attention", "full_attention"],
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     ),
     "deepseek-v3": (
         "deepseek_v3",
         {"num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1,
-         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16,
+         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+         "kv_lora_rank": 16,
          "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12},
     ),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {"sliding_window": SLIDING_WINDOW}),
     "cohere": ("cohere", {}),
-    "cohere2": ("cohere2", {"sliding_window": SLIDING_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "cohere2": (
+        "cohere2",
+        {"sliding_window": SLIDING_WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "granite": ("granite", {"attention_multiplier": 0.2, "logits_scaling": 2.0}),
     "glm4": ("glm4", {"head_dim": 8}),
     "smollm3": ("smollm3", {}),
@@ -106,14 +113,18 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "llama4": (
         "llama4_text",
-        {"head_dim": 8, "attention_chunk_size": SLIDING_WINDOW, "layer_types": ["chunked_attention", "full_attention"],
-         "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]},
+        {"head_dim": 8, "attention_chunk_size": SLIDING_WINDOW,
+         "layer_types": ["chunked_attention", "full_attention"],
+         "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48,
+         "no_rope_layers": [1, 0]},
     ),
 }  # fmt: skip
 
 
 def make_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
-    """A model of the family with random fp32 weights, in evaluation mode; `overrides` change its configuration."""
+    """A model of the family with random fp32 weights, in evaluation mode; `overrides` change its
+    configuration.
+    """
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -121,13 +132,20 @@ def make_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
     config_class = CONFIG_MAPPING[model_type]
     settings = {**_COMMON, **special, **overrides}
     if model_type == "gpt2":
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        names = (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+        )
         settings = {k: v for k, v in settings.items() if k not in (*names, "max_position_embeddings")}
     config = config_class(**settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-        # Norms and biases start as ones and zeros, which would hide a mix-up of them; sinks and routers likewise.
+        # Norms and biases start as ones and zeros, which would hide a mix-up of them; sinks and routers
+        # likewise.
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 or "sinks" in name:
                 parameter.data += 0.1 * torch.randn_like(parameter)

@@ -1,4 +1,4 @@
-"""A small scheduler for tests of a runner by itself: it makes SchedulerOutputs by hand and keeps its own books."""
+"""A small scheduler for tests of a runner by itself."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Job:
 class Driver:
     """Runs jobs on a runner, `budget` tokens a step.
 
-    `preempt_every`: every that many steps the last running job loses its row and blocks and starts over later.
+    `preempt_every`: every that many steps the last running job loses its row and blocks and starts over
+    later.
     `prefix_caching`: blocks that are full are kept and taken by jobs that begin with the same tokens.
     """
 
@@ -91,7 +92,8 @@ class Driver:
         lengths = [max_tokens] * count if isinstance(max_tokens, int) else list(max_tokens)
         each = [params] * count if isinstance(params, SamplingParams) else list(params)
         jobs = [
-            Job(f"job-{i}", list(p), lengths[i], each[i], seeds[i] if seeds else i) for i, p in enumerate(prompts)
+            Job(f"job-{i}", list(p), lengths[i], each[i], seeds[i] if seeds else i)
+            for i, p in enumerate(prompts)
         ]
         waiting, running = list(jobs), []
         while waiting or running:

@@ -49,7 +49,12 @@ def test_chunks_preemption_and_prefix_caching(
     tiny_models, reference, family, budget, preempt_every, prefix_caching
 ):
     driver = _compare(
-        tiny_models, reference, family, budget=budget, preempt_every=preempt_every, prefix_caching=prefix_caching
+        tiny_models,
+        reference,
+        family,
+        budget=budget,
+        preempt_every=preempt_every,
+        prefix_caching=prefix_caching,
     )
     assert (driver.preemptions > 0) == bool(preempt_every)
     assert (driver.prefix_hits > 0) == prefix_caching
