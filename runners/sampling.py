@@ -131,17 +131,14 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, top_n: int) -> list[TokenL
     wanted = min(top_n, vocab)
     scores = sanitize(logits)
     own = scores.gather(1, token_ids[:, None])
-    normalizer = torch.logsumexp(scores, dim=1, keepdim=True)
+    # Rows without any finite logit have no distribution: -inf for all, not NaN.
+    full = torch.log_softmax(scores, dim=1).masked_fill_(scores == -math.inf, -math.inf)
     ranks = 1 + (scores > own).sum(dim=1)
-    ids, values = token_ids[:, None], own
+    ids = token_ids[:, None]
     if wanted:
         top = torch.topk(order_keys(scores), wanted, dim=1).values
-        top_ids = _MASK32 - (top & _MASK32)
-        ids = torch.cat([ids, top_ids], dim=1)
-        values = torch.cat([values, scores.gather(1, top_ids)], dim=1)
-    # A row without any finite logit has no distribution: -inf for all, not NaN.
-    logprobs = torch.where(values == -math.inf, values, values - normalizer)
-    columns = zip(ids.tolist(), logprobs.tolist(), ranks.tolist(), strict=True)
+        ids = torch.cat([ids, _MASK32 - (top & _MASK32)], dim=1)
+    columns = zip(ids.tolist(), full.gather(1, ids).tolist(), ranks.tolist(), strict=True)
     return [TokenLogprobs(tuple(i), tuple(p), r) for i, p, r in columns]
 
 

@@ -1,0 +1,155 @@
+"""Thresholds of min-p, top-k and top-p: the kernel's search against sorting."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dodona.kernels.sampling_filters import filter_cuts, filter_cuts_reference
+
+
+def _arguments(n, device, *, temperature=1.0, min_p=0.0, top_k=0, top_p=1.0):
+    def table(value, dtype):
+        values = value if isinstance(value, list) else [value] * n
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    min_ps = min_p if isinstance(min_p, list) else [min_p] * n
+    temperatures = temperature if isinstance(temperature, list) else [temperature] * n
+    return {
+        "idx_mapping": torch.arange(n, dtype=torch.int32, device=device),
+        "inverse_temperatures": table([1 / t if t else 0.0 for t in temperatures], torch.float32),
+        "log_min_p": table([math.log(p) if p else -math.inf for p in min_ps], torch.float32),
+        "top_k": table(top_k, torch.int64),
+        "top_p": table(top_p, torch.float32),
+    }
+
+
+def _kept(logits, cuts, arguments):
+    inverse = arguments["inverse_temperatures"][arguments["idx_mapping"].long()]
+    return logits.float() * inverse[:, None] >= cuts[:, None]
+
+
+def _check(logits, arguments):
+    """The same tokens as by sorting, but for tokens on top-p's very edge."""
+    actual = _kept(logits, filter_cuts(logits, **arguments), arguments)
+    expected = _kept(logits, filter_cuts_reference(logits, **arguments), arguments)
+    for i, state in enumerate(arguments["idx_mapping"].tolist()):
+        if torch.equal(actual[i], expected[i]):
+            continue
+        top_p = float(arguments["top_p"][state])
+        assert top_p < 1, f"row {i}: {actual[i].sum()} kept, by sorting {expected[i].sum()}"
+        scores = logits[i].double() * float(arguments["inverse_temperatures"][state])
+        weights = torch.exp(scores - scores.max())
+        differing = weights[actual[i] ^ expected[i]]
+        assert (differing.max() - differing.min()) == 0, f"row {i}: more than the edge differs"
+        smaller = actual[i] & expected[i]
+        top_k = int(arguments["top_k"][state]) or len(weights)
+        total = weights.topk(min(top_k, len(weights))).values.sum()
+        assert abs(weights[smaller].sum() / total - top_p) < 1e-5
+    return actual
+
+
+@pytest.mark.parametrize("vocab", [1, 19, 1024, 5003])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"min_p": 0.05},
+        {"top_k": 1},
+        {"top_k": 40},
+        {"top_k": 100_000},
+        {"top_p": 0.9},
+        {"top_p": 1e-6},
+        {"top_p": 0.9999},
+        {"top_k": 30, "top_p": 0.8, "temperature": 0.6},
+        {"min_p": 0.02, "top_k": 300, "top_p": 0.95, "temperature": 1.7},
+    ],
+    ids=str,
+)
+def test_keeps_what_sorting_keeps(vocab, parameters, dtype, device, generator):
+    logits = (torch.randn(3, vocab, generator=generator, device=device) * 2.5).to(dtype)
+    _check(logits, _arguments(3, device, **parameters))
+
+
+def test_mixed_rows(dtype, device, generator):
+    """Rows with different filters, greedy rows and rows without any, in one launch and through a mapping."""
+    n, vocab = 6, 3001
+    logits = (torch.randn(n, vocab, generator=generator, device=device) * 4).to(dtype)
+    arguments = _arguments(
+        n,
+        device,
+        temperature=[1.0, 0.0, 0.5, 1.0, 2.0, 1.0],
+        min_p=[0.0, 0.5, 0.0, 0.1, 0.0, 1.0],
+        top_k=[0, 3, 17, 0, 50, 0],
+        top_p=[1.0, 0.5, 1.0, 1.0, 0.7, 1.0],
+    )
+    arguments["idx_mapping"] = torch.tensor([5, 3, 1, 0, 4, 2], dtype=torch.int32, device=device)
+    cuts = filter_cuts(logits, **arguments)
+    assert cuts[2] == -math.inf
+    assert cuts[3] == -math.inf
+    assert _check(logits, arguments)[0].sum() >= 1
+
+
+def test_ties_are_kept(device, dtype):
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0, -1.0, 2.0]], dtype=dtype, device=device)
+    kept = _check(logits, _arguments(1, device, top_k=2))
+    assert kept[0].nonzero().flatten().tolist() == [0, 2, 3, 4, 7]
+    kept = _check(logits, _arguments(1, device, top_p=0.5))
+    assert kept[0].nonzero().flatten().tolist() == [0, 2, 3, 4, 7]
+
+
+def test_all_equal(device, dtype):
+    logits = torch.zeros(1, 777, dtype=dtype, device=device)
+    for parameters in ({"top_k": 3}, {"top_p": 0.1}, {"min_p": 1.0}):
+        assert _check(logits, _arguments(1, device, **parameters)).all()
+
+
+def test_unusual_logits(device):
+    """-inf, NaN, huge and tiny values neither hang the search nor are kept wrongly."""
+    inf, nan = math.inf, math.nan
+    logits = torch.tensor(
+        [
+            [-inf] * 6,
+            [nan, -inf, 1.0, 2.0, nan, 0.0],
+            [inf, 1.0, 2.0, inf, -inf, 0.0],
+            [1e30, 1e-30, -1e30, 1e-38, 0.0, -3.4028234663852886e38],
+            [0.0, -0.0, 1e-45, -1e-45, 1e-40, -1e-40],
+        ],
+        device=device,
+    )
+    all_three = {"min_p": 0.5, "top_k": 5, "top_p": 0.9}
+    for parameters in ({"top_k": 2}, {"top_k": 4}, {"top_p": 0.5}, all_three):
+        arguments = _arguments(5, device, **parameters)
+        cuts = filter_cuts(logits, **arguments)
+        assert cuts[0] == -inf
+        finite = logits.nan_to_num(nan=-inf, posinf=1e30, neginf=-inf)
+        kept = (finite >= cuts[:, None]) & (finite > -inf)
+        expected = (finite >= filter_cuts_reference(logits, **arguments)[:, None]) & (finite > -inf)
+        for i in range(5):
+            assert torch.equal(kept[i], expected[i]), (parameters, i)
+
+
+def test_reference_against_numpy():
+    """The reference itself, against a loop over sorted probabilities."""
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        vocab = int(rng.integers(2, 60))
+        logits = np.round(rng.normal(size=vocab) * 2, 1).astype(np.float32)  # rounded: many ties
+        min_p, top_k = float(rng.choice([0.0, 0.1])), int(rng.integers(0, 20))
+        top_p = float(rng.uniform(0.1, 1))
+        kept = logits >= logits.max() + (np.float32(math.log(min_p)) if min_p else -np.inf)
+        if 0 < top_k < kept.sum():
+            kept &= logits >= np.sort(logits[kept])[::-1][top_k - 1]
+        weights = np.where(kept, np.exp(logits.astype(np.float64) - logits.max()), 0)
+        weights /= weights.sum()
+        total = 0.0
+        for value in np.unique(logits[kept])[::-1]:
+            total += weights[logits == value].sum()
+            if total >= top_p:
+                kept &= logits >= value
+                break
+        arguments = _arguments(1, torch.device("cpu"), min_p=min_p, top_k=top_k, top_p=top_p)
+        cut = filter_cuts_reference(torch.tensor(logits)[None], **arguments)
+        assert (logits >= cut.numpy()[0]).tolist() == kept.tolist()
