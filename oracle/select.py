@@ -1,0 +1,80 @@
+"""`select_runner`: a configuration goes in, a verdict comes out. The one place where the decision is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dodona.oracle.facts import derive_facts
+
+from dodona.oracle import durable, reference
+from dodona.oracle.config import EngineConfig
+from dodona.oracle.environment import Environment
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.hub import resolve_model
+from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, load_rulebook
+from dodona.oracle.verdict import Evaluator, Verdict, make_verdict, with_assumptions
+
+
+def select_runner(
+    config: EngineConfig | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    rulebook: str | os.PathLike[str] | RuleBook = "dodona",
+    environment: Environment | None = None,
+) -> Verdict:
+    """Decide which runner serves `config`.
+
+    config: an EngineConfig, a mapping of its sections, or a model directory (or hub id).
+    rulebook: the name of a bundled book, the path of a book (ending .yaml), or a RuleBook.
+    environment: what to decide for, in place of what `Environment.detect()` finds.
+
+    Raises ConfigError (configuration, config.json, environment variable), RuleFileError (a malformed book), and, with a
+    book of this runtime's own runners, UnsupportedConfiguration with the verdict where no runner can serve. A book of
+    another system gives its verdict also then.
+    """
+    engine_config = as_engine_config(config)
+    book = load_rulebook(rulebook)
+    if environment is None:
+        environment = Environment.detect()
+    name = engine_config.model_config.model
+    model = ModelInfo.load(resolve_model(name, revision=engine_config.model_config.revision))
+    verdict = verdict_for(engine_config, model, environment, book, trusted=is_bundled(rulebook))
+    if book.system == OWN_SYSTEM and (verdict.refusals or verdict.runner is None):
+        raise UnsupportedConfiguration.from_verdict(verdict)
+    return verdict
+
+
+def verdict_for(
+    config: EngineConfig, model: ModelInfo | None, environment: Environment, book: RuleBook, *, trusted: bool = False
+) -> Verdict:
+    """The verdict for what was already read; no input or output but a trial of a book that isn't `trusted`.
+
+    `model` None means that nothing is known of the model. Never raises for a well-formed configuration.
+    """
+    facts, assumptions = with_assumptions(book, derive_facts(config, model, environment))
+    evaluated_by: Evaluator = "durable_rules"
+    try:
+        fired = durable.firings(book, facts, trusted=trusted)
+    except durable.EngineUnavailable:
+        fired = reference.firings(book, facts)
+        evaluated_by = "reference"
+    return make_verdict(book, config, facts, fired, evaluated_by=evaluated_by, assumptions=assumptions)
+
+
+def is_bundled(rulebook: str | os.PathLike[str] | RuleBook) -> bool:
+    """Whether a book comes with Dodona: only then is the rule engine trusted with it untried."""
+    return isinstance(rulebook, str) and not rulebook.endswith((".yaml", ".yml"))
+
+
+def as_engine_config(config: EngineConfig | Mapping[str, Any] | str | os.PathLike[str]) -> EngineConfig:
+    """An EngineConfig from what `select_runner` takes. Raises ConfigError."""
+    if isinstance(config, EngineConfig):
+        return config
+    if isinstance(config, Mapping):
+        return EngineConfig.from_mapping(config)
+    if isinstance(config, (str, Path)) or hasattr(config, "__fspath__"):
+        return EngineConfig.from_flat(os.fspath(config))
+    raise ConfigError(f"expected an EngineConfig, a mapping, or a model directory, got {type(config).__name__}")
