@@ -5,10 +5,10 @@ A condition is written as a mapping with exactly one key:
     all: [CONDITION, ...]      any: [CONDITION, ...]      not: CONDITION
     FACT: VALUE                FACT: {OPERATOR: VALUE}
 
-`FACT: VALUE` means `FACT: {eq: VALUE}`. A comparison with null (an unset fact) is false, except `not_in`, which is true,
-and `is_set`, which tells the two apart. A comparison with an unknown fact is unknown, and `all`, `any` and `not` follow
-Kleene: unknown only where the known facts don't settle it. There are no functions, variables, patterns or arithmetic, so
-every condition ends, and can be analysed.
+`FACT: VALUE` means `FACT: {eq: VALUE}`. A comparison with null (an unset fact) is false, except `not_in`,
+which is true, and `is_set`, which tells the two apart. A comparison with an unknown fact is unknown, and
+`all`, `any` and `not` follow Kleene: unknown only where the known facts don't settle it. There are no
+functions, variables, patterns or arithmetic, so every condition ends, and can be analysed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from dodona.oracle.facts import UNKNOWN, FactSpec, FactValue, Unknown
-
 from dodona.oracle.errors import did_you_mean
+from dodona.oracle.facts import UNKNOWN, FactSpec, FactValue, Unknown
 from dodona.oracle.yaml_source import MAX_INTEGER, TYPE_NAMES, DataPath
 
 MAX_CLAUSES: Final = 256
@@ -35,7 +34,9 @@ Facts = Mapping[str, FactValue]
 
 
 class ConditionError(ValueError):
-    """A condition that can't be read: `path` leads to the culprit inside the data, `hint` says how to mend it."""
+    """A condition that can't be read: `path` leads to the culprit inside the data, `hint` says how to mend
+    it.
+    """
 
     def __init__(self, message: str, hint: str, path: DataPath, *, key: bool = False) -> None:
         super().__init__(message)
@@ -92,7 +93,9 @@ Clause = tuple[Literal, ...]
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """How one operator is checked and evaluated. `holds(fact, constant)` sees set values only, of fitting types."""
+    """How one operator is checked and evaluated. `holds(fact, constant)` sees set values only, of fitting
+    types.
+    """
 
     holds: Callable[[typing.Any, typing.Any], bool]
     types: frozenset[str]
@@ -141,24 +144,32 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return found[:1].upper() + found[1:]
 
 
-# --- parsing ---------------------------------------------------------------------------------------------------------
+# --- parsing
+# ---------------------------------------------------------------------------------------------------------
 
 
 def parse_condition(
     data: object, facts: Mapping[str, FactSpec], *, path: DataPath = (), depth: int = 0
 ) -> Condition:
-    """Parse plain data (see the module) against a fact registry. Raises ConditionError naming the culprit's path."""
+    """Parse plain data (see the module) against a fact registry. Raises ConditionError naming the culprit's
+    path.
+    """
     if depth > MAX_CONDITION_DEPTH:
         raise ConditionError(
-            f"nests deeper than {MAX_CONDITION_DEPTH} levels", "Flatten it, or split it into several rules.", path
+            f"nests deeper than {MAX_CONDITION_DEPTH} levels",
+            "Flatten it, or split it into several rules.",
+            path,
         )
     if not isinstance(data, Mapping):
         raise ConditionError(
-            f"a condition is a mapping, not {_kind(data)}", "Write `FACT: VALUE`, `all: [...]`, `any: [...]` or `not: ...`.", path
+            f"a condition is a mapping, not {_kind(data)}",
+            "Write `FACT: VALUE`, `all: [...]`, `any: [...]` or `not: ...`.",
+            path,
         )
     if len(data) != 1:
         raise ConditionError(
-            f"a condition has exactly one key, not {len(data)}" + (f" ({', '.join(map(repr, data))})" if data else ""),
+            f"a condition has exactly one key, not {len(data)}"
+            + (f" ({', '.join(map(repr, data))})" if data else ""),
             "Join several with `all: [...]` or `any: [...]`.",
             path,
         )
@@ -167,7 +178,9 @@ def parse_condition(
     if key in ("all", "any"):
         if not isinstance(value, (list, tuple)) or not value:
             raise ConditionError(
-                f"`{key}` takes a list of at least one condition, not {_kind(value)}", f"Write `{key}: [CONDITION, ...]`.", here
+                f"`{key}` takes a list of at least one condition, not {_kind(value)}",
+                f"Write `{key}: [CONDITION, ...]`.",
+                here,
             )
         parts = tuple(
             parse_condition(part, facts, path=(*here, i), depth=depth + 1) for i, part in enumerate(value)
@@ -176,7 +189,10 @@ def parse_condition(
     if key == "not":
         return Not(parse_condition(value, facts, path=here, depth=depth + 1))
     if not isinstance(key, str) or key not in facts:
-        hint = nearest(str(key), [*facts, "all", "any", "not"]) or "`dodona rules facts` and docs/rules.md list the facts."
+        hint = (
+            nearest(str(key), [*facts, "all", "any", "not"])
+            or "`dodona rules facts` and docs/rules.md list the facts."
+        )
         raise ConditionError(f"unknown fact '{key}'", hint, here, key=True)
     return _parse_compare(facts[key], value, here)
 
@@ -186,11 +202,15 @@ def _parse_compare(spec: FactSpec, value: object, path: DataPath) -> Compare:
         if isinstance(value, (list, tuple)):
             op = "any_in" if spec.type == "list" else "in"
             raise ConditionError(
-                f"'{spec.name}' is compared with a list without an operator", f"Write `{spec.name}: {{{op}: [...]}}`.", path
+                f"'{spec.name}' is compared with a list without an operator",
+                f"Write `{spec.name}: {{{op}: [...]}}`.",
+                path,
             )
         if spec.type == "list":
             raise ConditionError(
-                f"'{spec.name}' is a list and can't equal one value", f"Write `{spec.name}: {{any_in: [...]}}`.", path
+                f"'{spec.name}' is a list and can't equal one value",
+                f"Write `{spec.name}: {{any_in: [...]}}`.",
+                path,
             )
         return Compare(spec.name, "eq", check_scalar(spec, value, path))
     if len(value) != 1:
@@ -211,20 +231,29 @@ def _parse_compare(spec: FactSpec, value: object, path: DataPath) -> Compare:
     if spec.type not in operator.types:
         fitting = ", ".join(name for name, o in OPERATORS.items() if spec.type in o.types)
         raise ConditionError(
-            f"operator '{op}' doesn't fit '{spec.name}', which is {_TYPE_WORDS[spec.type]}", f"Use one of: {fitting}.", here, key=True
+            f"operator '{op}' doesn't fit '{spec.name}', which is {_TYPE_WORDS[spec.type]}",
+            f"Use one of: {fitting}.",
+            here,
+            key=True,
         )
     if op == "is_set":
         if not isinstance(operand, bool):
-            raise ConditionError(f"'is_set' takes true or false, not {_kind(operand)}", "Write `{is_set: true}`.", here)
+            raise ConditionError(
+                f"'is_set' takes true or false, not {_kind(operand)}", "Write `{is_set: true}`.", here
+            )
         if not spec.nullable:
             raise ConditionError(
-                f"'{spec.name}' is always set", "Compare its value instead; `is_set` is for facts that may be null.", here
+                f"'{spec.name}' is always set",
+                "Compare its value instead; `is_set` is for facts that may be null.",
+                here,
             )
         return Compare(spec.name, "is_set", operand)
     if op in ("in", "not_in", "any_in"):
         if not isinstance(operand, (list, tuple)) or not operand:
             raise ConditionError(
-                f"'{op}' takes a list of at least one value, not {_kind(operand)}", f"Write `{{{op}: [...]}}`.", here
+                f"'{op}' takes a list of at least one value, not {_kind(operand)}",
+                f"Write `{{{op}: [...]}}`.",
+                here,
             )
         items = [check_scalar(spec, item, (*here, i)) for i, item in enumerate(operand)]
         for i, item in enumerate(items):
@@ -239,7 +268,9 @@ _PYTHON_TYPES: dict[str, type] = {"bool": bool, "int": int, "str": str, "list": 
 
 
 def check_scalar(spec: FactSpec, value: object, path: DataPath) -> bool | int | str:
-    """A constant for a fact (for a list fact: one entry), checked against type, domain and range. Raises ConditionError."""
+    """A constant for a fact (for a list fact: one entry), checked against type, domain and range. Raises
+    ConditionError.
+    """
     if value is None:
         raise ConditionError(
             f"'{spec.name}' is compared with null, which is never true",
@@ -283,7 +314,8 @@ def _kind(value: object) -> str:
     return f"{name} ({value!r})" if isinstance(value, (str, int)) else name
 
 
-# --- meaning ---------------------------------------------------------------------------------------------------------
+# --- meaning
+# ---------------------------------------------------------------------------------------------------------
 
 
 def evaluate(condition: Condition, facts: Facts) -> bool | None:
@@ -329,11 +361,14 @@ def comparisons(condition: Condition) -> tuple[Compare, ...]:
     return tuple(c for part in condition.parts for c in comparisons(part))
 
 
-# --- normal forms ----------------------------------------------------------------------------------------------------
+# --- normal forms
+# ----------------------------------------------------------------------------------------------------
 
 
 def negation_normal_form(condition: Condition, *, negate: bool = False) -> Condition:
-    """The same condition (or its negation) with `not` around comparisons only. Equal in three-valued logic too."""
+    """The same condition (or its negation) with `not` around comparisons only. Equal in three-valued logic
+    too.
+    """
     if isinstance(condition, Compare):
         return Not(condition) if negate else condition
     if isinstance(condition, Not):
@@ -389,7 +424,8 @@ def _too_many() -> ConditionError:
     )
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------------------------
 
 
 def to_data(condition: Condition) -> dict[str, object]:

@@ -1,12 +1,13 @@
 """A rule book evaluated by durable-rules, inside the part of it that holds.
 
-durable-rules is fast and, for conjunctions of comparisons over one flat fact, exact; elsewhere ordinary input breaks it
-or crashes the process (docs/oracle.md). So a book is compiled to that part alone: each condition becomes the clauses of
-its disjunctive normal form, one durable rule per clause; facts become booleans and bounded integers, total and typed;
-membership tests are computed here and handed over as booleans; texts are numbered. Null and unknown are a fact's state.
+durable-rules is fast and, for conjunctions of comparisons over one flat fact, exact; elsewhere ordinary input
+breaks it or crashes the process (docs/oracle.md). So a book is compiled to that part alone: each condition
+becomes the clauses of its disjunctive normal form, one durable rule per clause; facts become booleans and
+bounded integers, total and typed; membership tests are computed here and handed over as booleans; texts are
+numbered. Null and unknown are a fact's state.
 
-Sure firings and firings that unknown facts leave open are separate rulesets; the latter are asked only where a fact is
-unknown. Each ruleset has a sentinel that always fires. Anything unexpected raises EngineFault.
+Sure firings and firings that unknown facts leave open are separate rulesets; the latter are asked only where
+a fact is unknown. Each ruleset has a sentinel that always fires. Anything unexpected raises EngineFault.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
-
 from dodona.oracle.conditions import Clause, Compare, Facts, Literal, compare, disjunctive_normal_form
 from dodona.oracle.errors import DodonaError
+from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
 from dodona.oracle.reference import Firing
 from dodona.oracle.rulebook import RuleBook
 from dodona.oracle.yaml_source import MAX_INTEGER
@@ -51,7 +51,8 @@ class EngineUnavailable(DodonaError):
     """The rule engine can't be imported, or failed a book's trial; the reference evaluator serves instead."""
 
 
-# --- encoding --------------------------------------------------------------------------------------------------------
+# --- encoding
+# --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ class Encoder:
         self.makers: dict[str, Callable[[Facts], Field]] = {}
 
     def encode(self, literal: Literal, *, certain: bool) -> list[tuple[tuple[str, str, Field], ...]]:
-        """Alternatives (each a conjunction) under which a literal surely holds, or under which it isn't surely false."""
+        """Alternatives (each a conjunction) under which a literal surely holds, or under which it isn't
+        surely false.
+        """
         comparison = literal.compare
         state = self._state(comparison.fact)
         alternatives: list[tuple[tuple[str, str, Field], ...]] = []
@@ -127,7 +130,7 @@ class Encoder:
             code = _code(codes, str(constant))
             self.makers.setdefault(field, lambda facts: codes.get(str(facts.get(fact)), 0))
             return field, "" if (op == "eq") is not negated else "$neq", code
-        assert isinstance(constant, int) and not isinstance(constant, bool)
+        assert isinstance(constant, int)
         self.makers.setdefault(field, lambda facts: _bounded(facts.get(fact)))
         return field, (_NEGATED if negated else _PLAIN)[op], constant
 
@@ -163,7 +166,8 @@ def fnv1a(text: str) -> int:
     return value
 
 
-# --- compiling -------------------------------------------------------------------------------------------------------
+# --- compiling
+# -------------------------------------------------------------------------------------------------------
 
 
 class CompiledBook:
@@ -217,7 +221,10 @@ class CompiledBook:
         for tests in sorted(expanded, key=len):
             if not any(other <= tests for other in kept):
                 kept.append(tests)
-        return [tuple(sorted(tests, key=lambda t: (t[0].removesuffix("__state"), len(t[0]) * -1, repr(t)))) for tests in kept]
+        return [
+            tuple(sorted(tests, key=lambda t: (t[0].removesuffix("__state"), len(t[0]) * -1, repr(t))))
+            for tests in kept
+        ]
 
     def _check_names(self) -> None:
         names = [*self.encoder.makers, *_RESERVED]
@@ -231,7 +238,9 @@ class CompiledBook:
 def _contradicts(tests: frozenset[tuple[str, str, Field]]) -> bool:
     states: dict[str, Field] = {}
     return any(
-        states.setdefault(field, value) != value for field, op, value in tests if op == "" and field.endswith("__state")
+        states.setdefault(field, value) != value
+        for field, op, value in tests
+        if op == "" and field.endswith("__state")
     )
 
 
@@ -256,11 +265,14 @@ def _ruleset(name: str, clauses: list[tuple[str, str, tuple[tuple[str, str, Fiel
     return Ruleset(name, {rule_name: rule for rule_name, rule, _ in clauses}, tuple(fields), definition)
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
+# --- running
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Engine:
-    """The process's one durable-rules host. All calls hold its lock: the engine's own threads are never started."""
+    """The process's one durable-rules host. All calls hold its lock: the engine's own threads are never
+    started.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -271,7 +283,9 @@ class Engine:
         self._sids = itertools.count()
 
     def register(self, rulesets: Sequence[Ruleset]) -> None:
-        """Compile rulesets, each once. Raises EngineUnavailable where durable-rules can't be imported, EngineFault."""
+        """Compile rulesets, each once. Raises EngineUnavailable where durable-rules can't be imported,
+        EngineFault.
+        """
         with self._lock:
             self._register(rulesets)
 
@@ -280,7 +294,8 @@ class Engine:
         with self._lock:
             self._register([ruleset])
             sid = f"s{next(self._sids)}"
-            self._fired = fired = []
+            fired: list[str] = []
+            self._fired = fired
             try:
                 state = self._host.assert_fact(ruleset.name, {"sid": sid, "kind": "cfg", **fields})
                 if state is None or "exception" in state:
@@ -364,13 +379,19 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def firings(book: RuleBook, facts: Facts, *, trusted: bool) -> tuple[Firing, ...]:
-    """The same firings as `reference.firings`, by durable-rules. `facts` values must fit their specifications.
+    """The same firings as `reference.firings`, by durable-rules. `facts` values must fit their
+    specifications.
 
-    A book is compiled once per content and process; one that isn't `trusted` is first tried in a child process. Raises
-    EngineUnavailable where durable-rules can't be imported or the trial failed, EngineFault where it misbehaves.
+    A book is compiled once per content and process; one that isn't `trusted` is first tried in a child
+    process. Raises EngineUnavailable where durable-rules can't be imported or the trial failed, EngineFault
+    where it misbehaves.
     """
     compiled = _compiled(book, trusted=trusted)
-    sure = {ruleset.clauses[name] for ruleset in compiled.certain for name in _engine.fire(ruleset, compiled.fields(ruleset, facts))}
+    sure = {
+        ruleset.clauses[name]
+        for ruleset in compiled.certain
+        for name in _engine.fire(ruleset, compiled.fields(ruleset, facts))
+    }
     possible: set[str] = set()
     if any(isinstance(facts.get(name, UNKNOWN), Unknown) for name in book.reads):
         for ruleset in compiled.possible:
@@ -403,11 +424,14 @@ def _compile(book: RuleBook, *, trusted: bool) -> CompiledBook | EngineUnavailab
     return compiled
 
 
-# --- trial -----------------------------------------------------------------------------------------------------------
+# --- trial
+# -----------------------------------------------------------------------------------------------------------
 
 
 def try_in_child(compiled: CompiledBook, *, seconds: float = TRIAL_SECONDS) -> None:
-    """Compile and run a book in a child process. Raises EngineUnavailable where that crashes, hangs or misbehaves."""
+    """Compile and run a book in a child process. Raises EngineUnavailable where that crashes, hangs or
+    misbehaves.
+    """
     job = {
         "path": sys.path,
         "rulesets": [[r.name, dict(r.clauses), list(r.fields), r.definition] for r in compiled.rulesets],

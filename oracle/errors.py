@@ -65,14 +65,11 @@ class UnsupportedConfiguration(DodonaError):
     @classmethod
     def from_verdict(cls, verdict: Verdict) -> UnsupportedConfiguration:
         """The error of a verdict with refusals; the message lists each of them."""
-        runner = f"runner {verdict.runner}" if verdict.runner else "no runner"
-        forced = ", which was forced," if verdict.forced else ""
         lines = [f"  - {r.feature}: {r.because} [{r.rule}]" for r in verdict.refusals]
-        head = (
-            f"{runner}{forced} can serve this configuration:"
-            if verdict.runner is None
-            else (f"{runner}{forced} cannot serve this configuration:")
-        )
+        if verdict.forced_runner is not None:
+            head = f"runner {verdict.forced_runner}, which was forced, cannot serve this configuration:"
+        else:
+            head = f"no runner can serve this configuration; {verdict.runner}, the last resort, lacks:"
         return cls("\n".join([head, *lines]), verdict=verdict, features=[r.feature for r in verdict.refusals])
 
     def __reduce__(self) -> tuple[Any, ...]:

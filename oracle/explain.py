@@ -14,7 +14,9 @@ _WIDTH = 100
 
 
 def explain(verdict: Verdict) -> str:
-    """The runner, who decided, and each reason with its feature, references and remedy. Ends without a line break."""
+    """The runner, who decided, and each reason with its feature, references and remedy. Ends without a line
+    break.
+    """
     lines = [_headline(verdict), ""]
     if verdict.refusals:
         lines.append(f"It is refused, for {_count(len(verdict.refusals), 'reason')}:")
@@ -48,7 +50,8 @@ def _headline(verdict: Verdict) -> str:
     model = verdict.config.model_config.model
     if verdict.forced_runner is not None:
         if verdict.runner is None:
-            return f"No runner for {model}: {verdict.forced_runner} was forced ({verdict.decided_by}), and can't serve it."
+            forced = f"{verdict.forced_runner} was forced ({verdict.decided_by})"
+            return f"No runner for {model}: {forced}, and can't serve it."
         return f"Runner {verdict.runner} for {model}: forced ({verdict.decided_by})."
     if verdict.refusals:
         return f"No runner for {model}: {verdict.runner} is the last resort, and can't serve it either."
@@ -64,9 +67,13 @@ def _reasons(reasons: tuple[Reason, ...] | list[Reason]) -> list[str]:
         lines.append(f"  - {reason.feature}  [{reason.rule}{special}]")
         lines += _wrapped(reason.because)
         if reason.unknown:
-            lines += _wrapped(f"Not known: {', '.join(reason.unknown)}. What isn't known counts against the runner.")
+            lines += _wrapped(
+                f"Not known: {', '.join(reason.unknown)}. What isn't known counts against the runner."
+            )
         if reason.facts:
-            lines += _wrapped("Here: " + "; ".join(f"{name} = {show_value(value)}" for name, value in reason.facts))
+            lines += _wrapped(
+                "Here: " + "; ".join(f"{name} = {show_value(value)}" for name, value in reason.facts)
+            )
         lines += _wrapped(f"It would not hold if: {reason.remedy}")
         if reason.refs:
             lines += _wrapped(f"See: {', '.join(reason.refs)}")
@@ -76,7 +83,12 @@ def _reasons(reasons: tuple[Reason, ...] | list[Reason]) -> list[str]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(
-        text, _WIDTH, initial_indent="      ", subsequent_indent="        ", break_long_words=False, break_on_hyphens=False
+        text,
+        _WIDTH,
+        initial_indent="      ",
+        subsequent_indent="        ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

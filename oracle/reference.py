@@ -1,7 +1,7 @@
 """The reference evaluator: what a rule book means, in the fewest words.
 
-It serves all analysis, and the choice itself where the rule engine can't be imported. `dodona.oracle.durable` gives the
-same firings through the rule engine, and tests compare the two.
+It serves all analysis, and the choice itself where the rule engine can't be imported. `dodona.oracle.durable`
+gives the same firings through the rule engine, and tests compare the two.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Firing:
 def firings(book: RuleBook, facts: Facts, *, without: Set[str] = frozenset()) -> tuple[Firing, ...]:
     """The rules that fire, in the book's order; `without` names rules to leave out.
 
-    A require or veto fires when it surely fires or when unknown facts leave it open. An override fires only surely: what
-    isn't known can't decide by itself.
+    A require or veto fires when it surely fires or when unknown facts leave it open. An override fires only
+    surely: what isn't known can't decide by itself.
     """
     fired: list[Firing] = []
     for rule in book.rules:

@@ -1,7 +1,8 @@
 """Rule books: what a system's runners can and can't do, as data that is checked wholly when it is loaded.
 
-docs/rules.md is the reference of the language. A book that loads is sound in form: every fact exists, every comparison
-fits its type and domain, ids are unique, `refines` has no cycle, overrides have distinct precedences.
+docs/rules.md is the reference of the language. A book that loads is sound in form: every fact exists, every
+comparison fits its type and domain, ids are unique, `refines` has no cycle, overrides have distinct
+precedences.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -48,6 +48,7 @@ from dodona.oracle.conditions import (
     to_data,
 )
 from dodona.oracle.errors import ConfigError, RuleFileError
+from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
 from dodona.oracle.yaml_source import TYPE_NAMES, DataPath, Document, parse_yaml, read_yaml
 
 RunnerName = Literal["v1", "v2"]
@@ -84,7 +85,9 @@ def _parse_when(value: object, info: ValidationInfo) -> Condition:
         disjunctive_normal_form(condition, negate=True)
     except ConditionError as error:
         raise PydanticCustomError(
-            "condition", "{message}", {"message": error.message, "hint": error.hint, "path": error.path, "key": error.key}
+            "condition",
+            "{message}",
+            {"message": error.message, "hint": error.hint, "path": error.path, "key": error.key},
         ) from None
     return condition
 
@@ -95,11 +98,15 @@ When = Annotated[Condition, PlainValidator(_parse_when), PlainSerializer(to_data
 def _parse_feature(value: str, info: ValidationInfo) -> str:
     stray = _PLACEHOLDER.sub("", value)
     if "{" in stray or "}" in stray:
-        raise PydanticCustomError("feature", "has a brace that is not part of {{FACT}}", {"hint": "Write `{FACT}`."})
+        raise PydanticCustomError(
+            "feature", "has a brace that is not part of {{FACT}}", {"hint": "Write `{FACT}`."}
+        )
     for name in _PLACEHOLDER.findall(value):
         if name not in _registry(info):
             hint = nearest(name, _registry(info)) or "docs/rules.md lists the facts."
-            raise PydanticCustomError("feature", "shows the unknown fact '{name}'", {"name": name, "hint": hint})
+            raise PydanticCustomError(
+                "feature", "shows the unknown fact '{name}'", {"name": name, "hint": hint}
+            )
     return value
 
 
@@ -107,7 +114,9 @@ Feature = Annotated[Text, AfterValidator(_parse_feature)]
 
 
 def _parse_facts(value: object, info: ValidationInfo) -> Mapping[str, FactValue]:
-    """Facts of an example or of `assume`: each checked against its fact's type, domain and range; null where it may be."""
+    """Facts of an example or of `assume`: each checked against its fact's type, domain and range; null where
+    it may be.
+    """
     registry = _registry(info)
     if not isinstance(value, Mapping) or not value:
         raise PydanticCustomError(
@@ -122,7 +131,9 @@ def _parse_facts(value: object, info: ValidationInfo) -> Mapping[str, FactValue]
             parsed[name] = check_value(registry[name], item, (name,))
         except ConditionError as error:
             raise PydanticCustomError(
-                "facts", "{message}", {"message": error.message, "hint": error.hint, "path": error.path, "key": error.key}
+                "facts",
+                "{message}",
+                {"message": error.message, "hint": error.hint, "path": error.path, "key": error.key},
             ) from None
     return parsed
 
@@ -145,7 +156,9 @@ def _facts_data(facts: Mapping[str, FactValue]) -> dict[str, Any]:
 
 
 ExampleFacts = Annotated[
-    Mapping[str, FactValue], PlainValidator(_parse_facts), PlainSerializer(_facts_data, return_type=dict[str, Any])
+    Mapping[str, FactValue],
+    PlainValidator(_parse_facts),
+    PlainSerializer(_facts_data, return_type=dict[str, Any]),
 ]
 
 
@@ -192,7 +205,9 @@ class Rule(_Model):
     def _fits_its_kind(self) -> Rule:
         if self.kind == "override":
             if len(self.runners) != 1:
-                raise _at("runners", "an override names the one runner that it chooses", "Write `runners: [v1]`.")
+                raise _at(
+                    "runners", "an override names the one runner that it chooses", "Write `runners: [v1]`."
+                )
             if self.precedence is None:
                 raise _at("id", "an override needs a precedence", "Add `precedence: 1` (the lowest decides).")
             if self.stage != "both":
@@ -201,7 +216,11 @@ class Rule(_Model):
                 raise _at("refines", "an override refines nothing", "Remove `refines`.")
         else:
             if self.precedence is not None:
-                raise _at("precedence", f"a {self.kind} has no precedence", "Remove it: only overrides have an order.")
+                raise _at(
+                    "precedence",
+                    f"a {self.kind} has no precedence",
+                    "Remove it: only overrides have an order.",
+                )
             if self.unless_vetoed is not None:
                 raise _at("unless_vetoed", f"a {self.kind} can't be passed over", "Remove `unless_vetoed`.")
         return self
@@ -257,7 +276,9 @@ class EnvironmentVariable(_Model):
 class RuleBook(_Model):
     """A whole book; docs/rules.md describes each key."""
 
-    rulebook: Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z0-9][a-z0-9._/-]*$", max_length=64)]
+    rulebook: Annotated[
+        str, StringConstraints(strict=True, pattern=r"^[a-z0-9][a-z0-9._/-]*$", max_length=64)
+    ]
     description: Text
     system: Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
     """Whose runners the book describes: "dodona" for this runtime's own."""
@@ -276,10 +297,18 @@ class RuleBook(_Model):
         precedences: dict[int | None, str] = {}
         for i, rule in enumerate(self.rules):
             if index[rule.id] != i:
-                raise _at(("rules", index[rule.id], "id"), f"the id '{rule.id}' is used twice", "Ids are unique: rename one.")
+                raise _at(
+                    ("rules", index[rule.id], "id"),
+                    f"the id '{rule.id}' is used twice",
+                    "Ids are unique: rename one.",
+                )
             for j, runner in enumerate(rule.runners):
                 if runner not in self.runners:
-                    raise _at(("rules", i, "runners", j), f"the book has no runner '{runner}'", f"It has {', '.join(self.runners)}.")
+                    raise _at(
+                        ("rules", i, "runners", j),
+                        f"the book has no runner '{runner}'",
+                        f"It has {', '.join(self.runners)}.",
+                    )
             if rule.kind == "override":
                 if rule.precedence in precedences:
                     raise _at(
@@ -295,10 +324,18 @@ class RuleBook(_Model):
                     raise _at(where, f"refines the unknown rule '{target}'", hint)
                 broader = self.rules[index[target]]
                 if broader.kind == "override" or not set(rule.runners) <= set(broader.runners):
-                    raise _at(where, f"'{target}' does not speak of the same runners", "Name a rule that rules out the same ones.")
+                    raise _at(
+                        where,
+                        f"'{target}' does not speak of the same runners",
+                        "Name a rule that rules out the same ones.",
+                    )
         for i, rule in enumerate(self.rules):
             if rule.id in self.refined_by(rule.id):
-                raise _at(("rules", i, "refines"), f"'{rule.id}' refines itself in a circle", "A special case refines a broader rule, not back.")
+                raise _at(
+                    ("rules", i, "refines"),
+                    f"'{rule.id}' refines itself in a circle",
+                    "A special case refines a broader rule, not back.",
+                )
         return self
 
     @functools.cached_property
@@ -332,20 +369,21 @@ class RuleBook(_Model):
 
 def _at(path: str | DataPath, message: str, hint: str) -> PydanticCustomError:
     steps = (path,) if isinstance(path, str) else path
-    return PydanticCustomError("rule", "{message}", {"message": message, "hint": hint, "path": steps, "key": False})
+    return PydanticCustomError(
+        "rule", "{message}", {"message": message, "hint": hint, "path": steps, "key": False}
+    )
 
 
-# --- loading ---------------------------------------------------------------------------------------------------------
+# --- loading
+# ---------------------------------------------------------------------------------------------------------
 
 
 def bundled_rulebooks() -> tuple[str, ...]:
     """Names of the books that come with Dodona, for instance "dodona" or "vllm/0.27.0"."""
     root = importlib.resources.files("dodona") / "rules"
-    names: list[str] = []
     with importlib.resources.as_file(root) as folder:
-        for path in sorted(folder.rglob("*.yaml")):
-            names.append(path.relative_to(folder).with_suffix("").as_posix())
-    return tuple(names)
+        paths = sorted(path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return tuple(path.with_suffix("").as_posix() for path in paths)
 
 
 @functools.lru_cache(maxsize=64)
@@ -389,6 +427,15 @@ def _validate(document: Document, facts: Mapping[str, FactSpec]) -> RuleBook:
         raise min(problems, key=lambda problem: (problem.line, problem.column)) from None
 
 
+_WANTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+}
+
+
 def _explained(document: Document, item: ErrorDetails) -> RuleFileError:
     """A pydantic error as RuleFileError: its place in the document, what was expected, and how to mend it."""
     context: Mapping[str, Any] = item.get("ctx") or {}
@@ -413,13 +460,16 @@ def _explained(document: Document, item: ErrorDetails) -> RuleFileError:
         message, hint = f"'{name}' is {item['input']!r}", f"Expected {context['expected']}."
     elif kind in ("tuple_type", "list_type"):
         message, hint = f"'{name}' is {given}, not a list", "Write `[...]`."
-    elif kind in ("string_type", "int_type", "model_type", "dict_type", "mapping_type") or kind.startswith("date"):
-        wanted = {
-            "string_type": "text", "int_type": "a whole number", "model_type": "a mapping", "dict_type": "a mapping",
-            "mapping_type": "a mapping",
-        }.get(kind, "a date such as 2026-01-31")  # fmt: skip
+    elif kind in ("string_type", "int_type", "model_type", "dict_type", "mapping_type") or kind.startswith(
+        "date"
+    ):
+        wanted = _WANTED.get(kind, "a date such as 2026-01-31")
         message = f"{_show(name)} is {given}, not {wanted}"
-        hint = "Quote it." if wanted == "text" and given in ("a whole number", "true/false") else f"Write {wanted}."
+        hint = (
+            "Quote it."
+            if wanted == "text" and given in ("a whole number", "true/false")
+            else f"Write {wanted}."
+        )
     elif kind == "string_pattern_mismatch":
         message = f"{_show(name)} is {item['input']!r}, which has a wrong form"
         hint = f"Use lower-case words joined by '-', or see docs/rules.md; the form is {context['pattern']}."

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dodona.oracle.facts import derive_facts
-
 from dodona.oracle import durable, reference
 from dodona.oracle.config import EngineConfig
 from dodona.oracle.environment import Environment
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.facts import derive_facts
 from dodona.oracle.hub import resolve_model
 from dodona.oracle.model_info import ModelInfo
 from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, load_rulebook
@@ -31,9 +30,9 @@ def select_runner(
     rulebook: the name of a bundled book, the path of a book (ending .yaml), or a RuleBook.
     environment: what to decide for, in place of what `Environment.detect()` finds.
 
-    Raises ConfigError (configuration, config.json, environment variable), RuleFileError (a malformed book), and, with a
-    book of this runtime's own runners, UnsupportedConfiguration with the verdict where no runner can serve. A book of
-    another system gives its verdict also then.
+    Raises ConfigError (configuration, config.json, environment variable), RuleFileError (a malformed book),
+    and, with a book of this runtime's own runners, UnsupportedConfiguration with the verdict where no runner
+    can serve. A book of another system gives its verdict also then.
     """
     engine_config = as_engine_config(config)
     book = load_rulebook(rulebook)
@@ -48,7 +47,12 @@ def select_runner(
 
 
 def verdict_for(
-    config: EngineConfig, model: ModelInfo | None, environment: Environment, book: RuleBook, *, trusted: bool = False
+    config: EngineConfig,
+    model: ModelInfo | None,
+    environment: Environment,
+    book: RuleBook,
+    *,
+    trusted: bool = False,
 ) -> Verdict:
     """The verdict for what was already read; no input or output but a trial of a book that isn't `trusted`.
 
@@ -77,4 +81,6 @@ def as_engine_config(config: EngineConfig | Mapping[str, Any] | str | os.PathLik
         return EngineConfig.from_mapping(config)
     if isinstance(config, (str, Path)) or hasattr(config, "__fspath__"):
         return EngineConfig.from_flat(os.fspath(config))
-    raise ConfigError(f"expected an EngineConfig, a mapping, or a model directory, got {type(config).__name__}")
+    raise ConfigError(
+        f"expected an EngineConfig, a mapping, or a model directory, got {type(config).__name__}"
+    )

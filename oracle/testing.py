@@ -19,19 +19,28 @@ from hypothesis.strategies import SearchStrategy
 
 from dodona.oracle.conditions import comparisons
 from dodona.oracle.environment import Environment
-from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
+from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue
 from dodona.oracle.model_info import ModelInfo
 from dodona.oracle.rulebook import RuleBook, bundled_rulebook
 
 FactMapping = dict[str, FactValue]
 
 _INTERESTING_INTS = (0, 1, 2, 3, 7, 8, 16, 64, 127, 128, 4096, 2**31, 2**53 - 1, 2**53, 2**63)
-_STRANGE_TEXTS = ("", "other", "Ünïcode ✓", "with space", "1e-05", "true", "x" * 2000, '"quoted"\\', "{brace}", "\x00")
+_STRANGE_TEXTS = (
+    "",
+    "other",
+    "Ünïcode ✓",
+    "with space",
+    "1e-05",
+    "true",
+    "x" * 2000,
+    '"quoted"\\',
+    "{brace}",
+    "\x00",
+)
 
 
-def candidate_values(
-    spec: FactSpec, book: RuleBook, *, unknown: bool = True
-) -> tuple[FactValue, ...]:
+def candidate_values(spec: FactSpec, book: RuleBook, *, unknown: bool = True) -> tuple[FactValue, ...]:
     """Values of a fact that between them reach both sides of every comparison of `book`, and strange ones."""
     constants: list[bool | int | str] = []
     for rule in book.rules:
@@ -43,7 +52,9 @@ def candidate_values(
     if spec.type == "bool":
         values += [True, False]
     elif spec.type == "int":
-        numbers = {n for c in constants if isinstance(c, int) for n in (c - 1, c, c + 1)} | set(_INTERESTING_INTS)
+        numbers = {n for c in constants if isinstance(c, int) for n in (c - 1, c, c + 1)} | set(
+            _INTERESTING_INTS
+        )
         low = min(numbers) if spec.minimum is None else spec.minimum
         high = max(numbers) if spec.maximum is None else spec.maximum
         values += sorted({n for n in numbers if low <= n <= high} | {low})
@@ -54,7 +65,13 @@ def candidate_values(
         if spec.type == "str":
             values += pool
         else:
-            values += [(), *((text,) for text in pool), tuple(pool[:2]), tuple(reversed(pool[:3])), tuple(pool)]
+            values += [
+                (),
+                *((text,) for text in pool),
+                tuple(pool[:2]),
+                tuple(reversed(pool[:3])),
+                tuple(pool),
+            ]
     if spec.nullable:
         values.append(None)
     if unknown:
@@ -63,17 +80,21 @@ def candidate_values(
 
 
 class RandomFacts:
-    """Random facts of a book, without hypothesis: tens of thousands a second. Equal seeds give equal facts."""
+    """Random facts of a book, without hypothesis: thousands a second. Equal seeds give equal facts."""
 
     def __init__(self, book: RuleBook, seed: int, *, unknown: bool = True) -> None:
         self._random = random.Random(seed)
-        self._candidates = {name: candidate_values(FACTS[name], book, unknown=False) for name in sorted(FACTS)}
+        self._candidates = {
+            name: candidate_values(FACTS[name], book, unknown=False) for name in sorted(FACTS)
+        }
         self._unknown = unknown
 
     def __call__(self) -> FactMapping:
         """The next facts. About half of the draws know all of them."""
         rng = self._random
-        facts: FactMapping = {name: values[int(rng.random() * len(values))] for name, values in self._candidates.items()}
+        facts: FactMapping = {
+            name: values[int(rng.random() * len(values))] for name, values in self._candidates.items()
+        }
         if self._unknown and rng.random() < 0.5:
             for name in rng.sample(sorted(facts), k=rng.randint(1, 4)):
                 facts[name] = UNKNOWN
@@ -84,7 +105,10 @@ def facts(book: RuleBook | None = None, *, unknown: bool = True) -> SearchStrate
     """All registered facts, with values around what `book` (None: dodona.yaml) compares them with."""
     chosen = bundled_rulebook("dodona") if book is None else book
     return st.fixed_dictionaries(
-        {name: st.sampled_from(candidate_values(spec, chosen, unknown=unknown)) for name, spec in FACTS.items()}
+        {
+            name: st.sampled_from(candidate_values(spec, chosen, unknown=unknown))
+            for name, spec in FACTS.items()
+        }
     )
 
 
@@ -151,7 +175,9 @@ _OPTIONAL_SECTIONS: Mapping[str, SearchStrategy[dict[str, Any]]] = {
     "lora_config": _optional({"max_loras": st.integers(1, 8), "max_lora_rank": st.sampled_from([8, 16, 64])}),
     "speculative_config": _optional(
         {
-            "method": st.sampled_from([None, "ngram", "eagle", "eagle3", "medusa", "mtp", "draft_model", "dflash"]),
+            "method": st.sampled_from(
+                [None, "ngram", "eagle", "eagle3", "medusa", "mtp", "draft_model", "dflash"]
+            ),
             "model": st.sampled_from([None, "draft"]),
             "num_speculative_tokens": st.sampled_from([None, 1, 4]),
             "parallel_drafting": st.booleans(),
@@ -204,7 +230,9 @@ _ARCHITECTURES: Sequence[tuple[str, str]] = (
 
 
 def model_configs() -> SearchStrategy[dict[str, Any]]:
-    """Contents of config.json: listed and unlisted architectures, dense and not, with and without quantization."""
+    """Contents of config.json: listed and unlisted architectures, dense and not, with and without
+    quantization.
+    """
     base = st.sampled_from(_ARCHITECTURES).map(lambda a: {"architectures": [a[0]], "model_type": a[1]})
     shape = st.fixed_dictionaries(
         {

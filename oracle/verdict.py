@@ -1,4 +1,6 @@
-"""The verdict: which runner serves a configuration, and every reason. Computed once; it travels with the configuration."""
+"""The verdict: which runner serves a configuration, and every reason. Computed once; it travels with the
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dodona.oracle.facts import UNKNOWN, FactValue, Unknown
 from pydantic import BaseModel, ConfigDict
 
 from dodona.oracle.conditions import Facts, show_value
 from dodona.oracle.config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.facts import UNKNOWN, FactValue, Unknown
 from dodona.oracle.reference import Firing
 from dodona.oracle.rulebook import OWN_SYSTEM, Rule, RuleBook, RunnerName
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from dodona.runners.interface import Runner
 
 Evaluator = Literal["durable_rules", "reference"]
+
+KnownValue = bool | int | str | tuple[str, ...] | None
+"""A fact's value that is known; null where the fact is unset."""
 
 PREFERRED = "preferred"
 FALLBACK = "fallback"
@@ -39,7 +44,7 @@ class Reason(BaseModel):
     refs: tuple[str, ...]
     refines: tuple[str, ...]
     """Broader rules of which this is a special case."""
-    facts: tuple[tuple[str, bool | int | str | tuple[str, ...] | None], ...]
+    facts: tuple[tuple[str, KnownValue], ...]
     """The facts that the rule compares and their values, without unknown ones."""
     unknown: tuple[str, ...]
     """Facts that aren't known and for want of which the rule fired; empty where it fired surely."""
@@ -65,13 +70,16 @@ class Outcome:
 def decide(book: RuleBook, fired: Sequence[Firing]) -> Outcome:
     """Fold firings into an outcome. Their order doesn't matter, but that refusals are listed in it.
 
-    The override of lowest precedence decides; a require or veto on its runner refuses the choice (runner None). Without
-    one, the first runner by preference that no require or veto rules out; else the last, with its refusals.
+    The override of lowest precedence decides; a require or veto on its runner refuses the choice (runner
+    None). Without one, the first runner by preference that no require or veto rules out; else the last, with
+    its refusals.
     """
     rules = [book.by_id[firing.rule] for firing in fired]
 
     def against(runner: RunnerName, *stages: str) -> tuple[str, ...]:
-        return tuple(r.id for r in rules if r.kind != "override" and runner in r.runners and r.stage in stages)
+        return tuple(
+            r.id for r in rules if r.kind != "override" and runner in r.runners and r.stage in stages
+        )
 
     overrides = [
         rule
@@ -95,7 +103,9 @@ def decide(book: RuleBook, fired: Sequence[Firing]) -> Outcome:
 
 
 class Unsupported(BaseModel):
-    """Features that each runner lacks for one configuration; `unsupported["v2"]` and `unsupported.v2` are the same."""
+    """Features that each runner lacks for one configuration; `unsupported["v2"]` and `unsupported.v2` are the
+    same.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -148,17 +158,21 @@ class Verdict(BaseModel):
         return next(reason.runners[0] for reason in self.reasons if reason.rule == self.decided_by)
 
     def explain(self) -> str:
-        """Readable text: the runner, who decided, each reason with its feature and references, and what would change it."""
+        """Readable text: the runner, who decided, each reason with its feature and references, and what would
+        change it.
+        """
         from dodona.oracle.explain import explain
 
         return explain(self)
 
     def build(self) -> Runner:
-        """Make the runner. Raises UnsupportedConfiguration where there are refusals, or where the book describes another system."""
+        """Make the runner. Raises UnsupportedConfiguration where there are refusals, or where the book
+        describes another system.
+        """
         if self.rulebook.system != OWN_SYSTEM:
             raise UnsupportedConfiguration(
-                f"rule book {self.rulebook.name} describes {self.rulebook.system}, whose runners are not built here; "
-                "select with rulebook='dodona'",
+                f"rule book {self.rulebook.name} describes {self.rulebook.system}, whose runners are not "
+                "built here; select with rulebook='dodona'",
                 verdict=self,
             )
         if self.refusals or self.runner is None:
@@ -203,7 +217,7 @@ def make_verdict(
 
 
 def _reason(rule: Rule, facts: Facts, firing: Firing) -> Reason:
-    known: list[tuple[str, FactValue]] = []
+    known: list[tuple[str, KnownValue]] = []
     unknown: list[str] = []
     for name in rule.reads:
         value = facts.get(name, UNKNOWN)
@@ -234,4 +248,6 @@ def with_assumptions(book: RuleBook, facts: Facts) -> tuple[Facts, tuple[str, ..
     }
     if not assumed:
         return facts, ()
-    return {**facts, **assumed}, tuple(f"{name} = {show_value(value)} (not known)" for name, value in assumed.items())
+    return {**facts, **assumed}, tuple(
+        f"{name} = {show_value(value)} (not known)" for name, value in assumed.items()
+    )

@@ -1,9 +1,10 @@
 """Strict YAML: a small, predictable subset, with the line and column of every value.
 
-What YAML would guess at is refused instead: duplicate keys, anchors and aliases, tags, merge keys, directives, several
-documents, `no`/`off`/`yes` as booleans, octal and hexadecimal numbers, floats. A plain scalar is `true`, `false`, `null`,
-a decimal whole number, or text; anything quoted is text. Input is bounded in size, depth and number of values, and the
-bounds are checked while reading, so that no input makes the reader recurse or grow.
+What YAML would guess at is refused instead: duplicate keys, anchors and aliases, tags, merge keys,
+directives, several documents, `no`/`off`/`yes` as booleans, octal and hexadecimal numbers, floats. A plain
+scalar is `true`, `false`, `null`, a decimal whole number, or text; anything quoted is text. Input is bounded
+in size, depth and number of values, and the bounds are checked while reading, so that no input makes the
+reader recurse or grow.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ MAX_VALUES = 20_000
 MAX_INTEGER = 2**53 - 1
 """Largest magnitude of a whole number: what every JSON reader and the rule engine hold exactly."""
 
-TYPE_NAMES: Mapping[type, str] = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", int: "a whole number", type(None): "null"}
+TYPE_NAMES: Mapping[type, str] = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    bool: "true/false",
+    int: "a whole number",
+    type(None): "null",
+}
 
 DataPath = tuple[str | int, ...]
 """Keys and indices from the top of a document to a value."""
@@ -51,8 +59,8 @@ class Position:
 class Document:
     """A YAML document as plain Python data, with the place of each value and key.
 
-    `data` holds dict, list, str, int, bool and None only. `positions` maps the path of each value to where it begins;
-    `key_positions` maps the path of each mapping entry to where its key begins.
+    `data` holds dict, list, str, int, bool and None only. `positions` maps the path of each value to where it
+    begins; `key_positions` maps the path of each mapping entry to where its key begins.
     """
 
     file: str
@@ -61,7 +69,9 @@ class Document:
     key_positions: Mapping[DataPath, Position]
 
     def position(self, path: DataPath, *, key: bool = False) -> Position:
-        """Where the value at `path` (or its key) begins; for a path that isn't there, its nearest ancestor that is."""
+        """Where the value at `path` (or its key) begins; for a path that isn't there, its nearest ancestor
+        that is.
+        """
         if key and path in self.key_positions:
             return self.key_positions[path]
         while path not in self.positions and path:
@@ -75,7 +85,9 @@ class Document:
 
 
 def read_yaml(path: Path) -> Document:
-    """Read and parse one file. Raises RuleFileError (with the place) for anything that isn't the strict subset."""
+    """Read and parse one file. Raises RuleFileError (with the place) for anything that isn't the strict
+    subset.
+    """
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
@@ -103,7 +115,9 @@ def parse_yaml(source: str | bytes, *, file: str = "<text>") -> Document:
 
 
 class _Builder:
-    """Builds a Document from the parser's events with a stack of its own, so that depth is bounded, not recursed."""
+    """Builds a Document from the parser's events with a stack of its own, so that depth is bounded, not
+    recursed.
+    """
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -125,7 +139,7 @@ class _Builder:
             message = " ".join(str(error.problem or error.context or "is not YAML").split())
             hint = "Indent with spaces; a tab can't be used." if "\\t" in message else _syntax_hint(message)
             at = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
-            raise RuleFileError(self.file, *at, f"is not YAML: {message}", hint) from None
+            raise RuleFileError(self.file, at[0], at[1], f"is not YAML: {message}", hint) from None
         except (YAMLError, YAMLStreamError) as error:
             offset = getattr(error, "position", 0) or 0
             before = text[:offset]
@@ -141,7 +155,9 @@ class _Builder:
             raise RuleFileError(
                 self.file, 1, 1, f"is not YAML: {error}", "Quote unusual text with '…'."
             ) from None
-        return Document(self.file, data, MappingProxyType(self.positions), MappingProxyType(self.key_positions))
+        return Document(
+            self.file, data, MappingProxyType(self.positions), MappingProxyType(self.key_positions)
+        )
 
     def document(self, events: Iterator[Any]) -> Any:
         from ruamel.yaml import events as ev
@@ -182,20 +198,28 @@ class _Builder:
             if isinstance(event, ev.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    self.fail(mark, "holds a second document", "Keep one document per file; remove the `---`.")
+                    self.fail(
+                        mark, "holds a second document", "Keep one document per file; remove the `---`."
+                    )
                 if event.version or event.tags:
                     self.fail(mark, "uses a % directive", "Remove the line that begins with `%`.")
                 continue
             if isinstance(event, ev.AliasEvent):
-                self.fail(mark, f"uses the alias *{event.anchor}", "Write the value out; aliases aren't read.")
+                self.fail(
+                    mark, f"uses the alias *{event.anchor}", "Write the value out; aliases aren't read."
+                )
             if isinstance(event, (ev.ScalarEvent, ev.CollectionStartEvent)):
                 self.count += 1
                 if self.count > MAX_VALUES:
                     self.fail(mark, f"holds more than {MAX_VALUES} values", "Split it into several books.")
                 if event.anchor is not None:
-                    self.fail(mark, f"uses the anchor &{event.anchor}", "Write the value out; anchors aren't read.")
+                    self.fail(
+                        mark, f"uses the anchor &{event.anchor}", "Write the value out; anchors aren't read."
+                    )
                 if event.tag is not None:
-                    self.fail(mark, f"uses the tag {event.tag}", "Remove the tag; quote the value if it is text.")
+                    self.fail(
+                        mark, f"uses the tag {event.tag}", "Remove the tag; quote the value if it is text."
+                    )
             if isinstance(event, ev.ScalarEvent):
                 if stack and isinstance(stack[-1][0], dict) and pending[-1] is None:
                     pending[-1] = self.key(event, stack[-1])
@@ -215,9 +239,7 @@ class _Builder:
                 pending.pop()
                 place(container)
         if not documents:
-            raise RuleFileError(
-                self.file, 1, 1, "is empty", "A rule book begins with `rulebook: NAME`."
-            )
+            raise RuleFileError(self.file, 1, 1, "is empty", "A rule book begins with `rulebook: NAME`.")
         return result
 
     def key(self, event: Any, parent: tuple[dict[str, Any] | list[Any], DataPath]) -> str:
@@ -228,7 +250,9 @@ class _Builder:
         if event.value == "<<" and plain:
             self.fail(mark, "uses the merge key <<", "Write the entries out; merging isn't read.")
         if not isinstance(value, str):
-            self.fail(mark, f"the key {event.value!r} is {TYPE_NAMES[type(value)]}, not text", "Quote the key.")
+            self.fail(
+                mark, f"the key {event.value!r} is {TYPE_NAMES[type(value)]}, not text", "Quote the key."
+            )
         here = (*path, value)
         if value in container:
             first = self.key_positions[here]
@@ -273,7 +297,7 @@ class _Builder:
             self.fail(
                 mark,
                 f"{value[:40]} isn't a plain decimal whole number",
-                f"Write the number in decimal without a leading zero, or '{value[:40]}' in quotes if it is text.",
+                f"Write it in decimal without a leading zero, or '{value[:40]}' in quotes if it is text.",
             )
         return value
 
