@@ -16,7 +16,6 @@ from dodona.oracle.errors import UnsupportedConfiguration
 
 if TYPE_CHECKING:
     from dodona.oracle.verdict import Verdict
-
     from dodona.runners.sampling_params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -79,6 +78,10 @@ class SchedulerOutput:
 
     `rows`, `num_tokens`, `num_computed_tokens` and `samples` are parallel, in batch order: rows that decode
     (one token, and it samples) come first, so that the decode part of a batch is a prefix of it.
+    A decode's token was sampled in the row's step before; a prompt's last chunk of one token is no decode.
+
+    A row may read KV that a row before it in the batch writes in the same step: a prefix that both begin with.
+    A step may have no rows: then it only applies the rest, and its output is empty.
     """
 
     step: int
@@ -143,7 +146,7 @@ class Runner(ABC):
     """What the verdict builds. One instance drives one model on one device.
 
     Life: `load_model`, `get_kv_cache_spec`, `determine_available_memory`, `initialize_kv_cache`, `warm_up`
-    (through the real step), `capture_graphs`, then steps, then `shutdown`. One thread at a time calls a runner.
+    (through the real step), `capture_graphs`, then steps, then `shutdown`. Only the engine's thread calls a runner.
     """
 
     name: ClassVar[str]

@@ -1,0 +1,1 @@
+"""The engine: requests, scheduler, KV blocks and text, over any runner."""

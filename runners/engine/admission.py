@@ -1,0 +1,160 @@
+"""From a prompt and its parameters to requests, or to the reason why it can't be served. Runs in the caller's thread."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from dodona.runners.engine.detokenizer import Detokenizer, IncrementalText
+from dodona.runners.engine.prompts import Prompt
+from dodona.runners.engine.request import Request
+from dodona.runners.engine.stop_strings import StopStringText
+from dodona.runners.errors import InvalidRequestError
+from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX
+from dodona.runners.sampling_params import SamplingParams
+
+_MASK_63 = (1 << 63) - 1
+
+
+class Admission:
+    """Checks requests against what the model and the engine can do."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        max_logprobs: int,
+        seed: int,
+        eos_token_ids: Iterable[int] = (),
+        tokenizer: Any = None,
+        request_features: frozenset[str] = frozenset(),
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.max_logprobs = max_logprobs
+        self.seed = seed
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.tokenizer = tokenizer
+        self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self.request_features = request_features
+        self._counter = itertools.count()
+
+    def admit(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> list[Request]:
+        """The `params.n` requests for a prompt. Without a request id, they get one that is unique.
+
+        Raises InvalidRequestError that says what can't be served.
+        """
+        number = next(self._counter)
+        if request_id is None:
+            request_id = str(number)
+        elif request_id.startswith(RESERVED_REQUEST_ID_PREFIX):
+            raise InvalidRequestError(
+                f"request id {request_id!r}: ids that begin with {RESERVED_REQUEST_ID_PREFIX!r} are reserved"
+            )
+        token_ids = self._token_ids(prompt)
+        self._check_params(params)
+        room = self.max_model_len - len(token_ids)
+        limit = len(token_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
+        seed = derive_seed(self.seed, number) if params.seed is None else params.seed
+        bad_words = self._bad_words(params)
+        # One of the sequences brings the prompt's log-probabilities; the others may use the prefix cache.
+        others = params if params.prompt_logprobs is None else params.replace(prompt_logprobs=None)
+        return [
+            Request(
+                request_id if params.n == 1 else f"{request_id}/{index}",
+                token_ids,
+                params if index == 0 else others,
+                seed=(seed + index) & _MASK_63,
+                limit=limit,
+                eos_token_ids=self.eos_token_ids,
+                bad_words_token_ids=bad_words,
+                text=self._stop_string_text(token_ids, params),
+                parent_id=request_id,
+                index=index,
+            )
+            for index in range(params.n)
+        ]
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        token_ids = prompt.token_ids
+        if token_ids is None:
+            if self.tokenizer is None:
+                raise InvalidRequestError(
+                    "a text prompt needs a tokenizer, and there is none (no tokenizer files, or "
+                    "skip_tokenizer_init=True); give token ids"
+                )
+            token_ids = list(self.tokenizer(prompt.text)["input_ids"])
+        if not token_ids:
+            raise InvalidRequestError("the prompt is empty; it must have at least one token")
+        if len(token_ids) >= self.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(token_ids)} tokens, and with at least one more to generate that is over "
+                f"max_model_len={self.max_model_len}; shorten it or raise max_model_len"
+            )
+        self._check_token_ids("prompt", (min(token_ids), max(token_ids)))
+        return token_ids
+
+    def _check_params(self, params: SamplingParams) -> None:
+        for name, value in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if value is not None and value > self.max_logprobs:
+                raise InvalidRequestError(
+                    f"{name}={value} is over max_logprobs={self.max_logprobs}; ask for fewer or raise max_logprobs"
+                )
+        self._check_token_ids("stop_token_ids", params.stop_token_ids or ())
+        self._check_token_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_token_ids("logit_bias", params.logit_bias or ())
+        for name, feature in (
+            ("structured_outputs", "structured-outputs"),
+            ("logits_processors", "logits-processors"),
+        ):
+            if getattr(params, name) is not None and feature not in self.request_features:
+                raise InvalidRequestError(f"{name}: the runner does not support {feature}")
+        for name in ("stop", "bad_words"):
+            if getattr(params, name) and self.tokenizer is None:
+                raise InvalidRequestError(f"{name} holds text, which needs a tokenizer, and there is none")
+
+    def _check_token_ids(self, name: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise InvalidRequestError(
+                    f"{name}: token id {token_id} is out of the vocabulary (0 .. {self.vocab_size - 1})"
+                )
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Each bad word's tokens, both at the beginning of a text and after a space."""
+        found: dict[tuple[int, ...], None] = {}
+        for word in params.bad_words or ():
+            for text in (word.lstrip(), " " + word.lstrip()):
+                ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+                if ids:
+                    found[ids] = None
+        return tuple(found)
+
+    def _stop_string_text(self, prompt_token_ids: list[int], params: SamplingParams) -> StopStringText | None:
+        if not params.stop or self.detokenizer is None:
+            return None
+        text = IncrementalText(
+            self.detokenizer,
+            prompt_token_ids,
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
+        return StopStringText(
+            text,
+            tuple(params.stop),
+            include_stop_string=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+        )
+
+
+def derive_seed(engine_seed: int, number: int) -> int:
+    """A seed in [0, 2**63) for the `number`-th request: SplitMix64 of both, so that neighbours have nothing in common."""
+    value = (engine_seed * 0x9E3779B97F4A7C15 + number) & (2**64 - 1)
+    for _ in range(2):
+        value = (value + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        value ^= value >> 31
+    return value & _MASK_63

@@ -1,0 +1,108 @@
+"""Makes a request's output from its sequences' progress, in the caller's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dodona.runners.engine.detokenizer import Detokenizer, IncrementalText
+from dodona.runners.engine.events import Progress
+from dodona.runners.engine.request import Request
+from dodona.runners.interface import TokenLogprobs
+from dodona.runners.outputs import CompletionOutput, Logprob, RequestOutput
+
+
+class OutputAssembler:
+    """The n sequences of one prompt."""
+
+    def __init__(
+        self, prompt: str | None, requests: Sequence[Request], detokenizer: Detokenizer | None
+    ) -> None:
+        first = requests[0]
+        self._request_id = first.parent_id
+        self._prompt = prompt
+        self._prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self._num_cached_tokens = 0
+        self._detokenizer = detokenizer
+        self._sequences = [_Sequence(request, detokenizer) for request in requests]
+        self._num_unfinished = len(requests)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all sequences are finished."""
+        return not self._num_unfinished
+
+    def add(self, progress: Progress) -> CompletionOutput:
+        """Take what is new of one sequence."""
+        request = progress.request
+        if request.index == 0 and request.num_cached_tokens is not None:
+            self._num_cached_tokens = request.num_cached_tokens
+        if request.wants_prompt_logprobs and self._prompt_logprobs is None:
+            entries = [readable(entry, self._detokenizer) for entry in request.prompt_logprobs]
+            self._prompt_logprobs = [None, *entries]
+        if progress.finish_reason is not None:
+            self._num_unfinished -= 1
+        return self._sequences[request.index].add(progress)
+
+    def output(self, outputs: list[CompletionOutput]) -> RequestOutput:
+        """These sequences' output, with all that holds of the prompt."""
+        return RequestOutput(
+            request_id=self._request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self._prompt_token_ids,
+            prompt_logprobs=self._prompt_logprobs,
+            outputs=outputs,
+            finished=self.finished,
+            num_cached_tokens=self._num_cached_tokens,
+        )
+
+
+class _Sequence:
+    def __init__(self, request: Request, detokenizer: Detokenizer | None) -> None:
+        self._index = request.index
+        self._include_stop_token = request.params.include_stop_str_in_output
+        self._wants_logprobs = request.wants_logprobs
+        self._cumulative_logprob = 0.0
+        self._detokenizer = detokenizer
+        self._text: IncrementalText | None = None
+        if request.text is None and request.params.detokenize and detokenizer is not None:
+            self._text = IncrementalText(
+                detokenizer,
+                request.token_ids[: request.num_prompt_tokens],
+                skip_special_tokens=request.params.skip_special_tokens,
+                spaces_between_special_tokens=request.params.spaces_between_special_tokens,
+            )
+
+    def add(self, progress: Progress) -> CompletionOutput:
+        self._cumulative_logprob += sum(entry.logprobs[0] for entry in progress.logprobs)
+        logprobs = [readable(entry, self._detokenizer) for entry in progress.logprobs]
+        return CompletionOutput(
+            index=self._index,
+            text=self._new_text(progress),
+            token_ids=list(progress.token_ids),
+            cumulative_logprob=self._cumulative_logprob if self._wants_logprobs else None,
+            logprobs=logprobs if self._wants_logprobs else None,
+            finish_reason=progress.finish_reason,
+            stop_reason=progress.stop_reason,
+        )
+
+    def _new_text(self, progress: Progress) -> str:
+        if progress.text is not None:
+            return progress.text
+        if self._text is None:
+            return ""
+        token_ids = progress.token_ids
+        if progress.finish_reason == "stop" and not self._include_stop_token:
+            token_ids = token_ids[:-1]  # without stop strings, it was a token that stopped it
+        return self._text.add(token_ids) if progress.finish_reason is None else self._text.finish(token_ids)
+
+
+def readable(entry: TokenLogprobs, detokenizer: Detokenizer | None) -> dict[int, Logprob]:
+    """A position's log-probabilities by token id: the token itself, then the most probable ones by rank."""
+    ranks = (entry.rank, *range(1, len(entry.token_ids)))
+    result: dict[int, Logprob] = {}
+    for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, ranks, strict=True):
+        if token_id not in result:
+            text = None if detokenizer is None else detokenizer.token(token_id)
+            result[token_id] = Logprob(logprob, rank, text)
+    return result

@@ -1,0 +1,108 @@
+"""From token ids to text, whole or as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+PROMPT_CONTEXT = 6
+"""Last prompt tokens that the output's text is decoded after: some tokenizers drop a space at the beginning."""
+
+REPLACEMENT = "\ufffd"
+"""What decoders put for bytes that are no character, or not yet."""
+
+
+class Detokenizer:
+    """Decodes with a transformers tokenizer; the same text from the same ids, without any tidying of spaces."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        # The fast tokenizer inside, where there is one: transformers' wrapper around it costs several times as much.
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._tokens: dict[int, str] = {}
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> str:
+        """The text of these tokens; ids that the tokenizer doesn't know have none."""
+        if skip_special_tokens or spaces_between_special_tokens:
+            return self._decode(token_ids, skip_special_tokens)
+        parts = []
+        for special, group in groupby(token_ids, self._special_ids.__contains__):
+            run = list(group)
+            parts.append("".join(map(self.token, run)) if special else self._decode(run, False))
+        return "".join(parts)
+
+    def token(self, token_id: int) -> str:
+        """The text of one token by itself, special or not."""
+        text = self._tokens.get(token_id)
+        if text is None:
+            text = self._tokens[token_id] = self._decode([token_id], False)
+        return text
+
+    def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        if self._backend is not None:
+            return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        return str(
+            self._tokenizer.decode(
+                token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
+        )
+
+
+class IncrementalText:
+    """Text of a growing sequence. What is given out joins up to the text of all tokens decoded at once.
+
+    A token may end in the middle of a character; then its text waits for the next tokens.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        prompt_token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._spaces_between_special_tokens = spaces_between_special_tokens
+        # Decoding a window that starts one addition earlier gives the new tokens their left context.
+        self._window = list(prompt_token_ids[-PROMPT_CONTEXT:])
+        self._given_text = self._decode(self._window)
+        if self._given_text.endswith(REPLACEMENT):  # the prompt ends within a character
+            self._window = []
+            self._given_text = ""
+        self._num_given = len(self._window)
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """Append tokens; returns the text that is certain now and was not given out before."""
+        self._window.extend(token_ids)
+        text = self._decode(self._window)
+        new = text[len(self._given_text) :]
+        if not new or new.endswith(REPLACEMENT):
+            return ""
+        del self._window[: self._num_given]
+        self._num_given = len(self._window)
+        self._given_text = self._decode(self._window)
+        return new
+
+    def finish(self, token_ids: Sequence[int] = ()) -> str:
+        """Append the last tokens; returns all the text that was not given out before."""
+        self._window.extend(token_ids)
+        new = self._decode(self._window)[len(self._given_text) :]
+        self._given_text += new
+        return new
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._detokenizer.decode(
+            token_ids,
+            skip_special_tokens=self._skip_special_tokens,
+            spaces_between_special_tokens=self._spaces_between_special_tokens,
+        )

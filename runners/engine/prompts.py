@@ -1,0 +1,69 @@
+"""The forms in which callers give prompts."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dodona.runners.errors import InvalidRequestError
+
+PromptLike = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, ``{"prompt": text}``, or ``{"prompt_token_ids": ids}`` (with "prompt" for show, if wanted)."""
+
+_KEYS = ("prompt", "prompt_token_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as text, as token ids, or as both; never neither."""
+
+    text: str | None = None
+    token_ids: list[int] | None = None
+
+
+def parse_prompt(prompt: PromptLike) -> Prompt:
+    """Raises InvalidRequestError for anything that is not a prompt."""
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(text=prompt)
+    if isinstance(prompt, Mapping):
+        unknown = [key for key in prompt if key not in _KEYS]
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if unknown or (text is None and token_ids is None):
+            wrong = f"unknown key {unknown[0]!r}" if unknown else "neither is given"
+            raise InvalidRequestError(f"a prompt mapping has 'prompt' or 'prompt_token_ids': {wrong}")
+        if text is not None and not isinstance(text, str):
+            raise InvalidRequestError(f"'prompt' must be text, got {type(text).__name__}")
+        return Prompt(text, None if token_ids is None else _token_ids(token_ids))
+    return Prompt(token_ids=_token_ids(prompt))
+
+
+def as_prompt_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
+    """One prompt or several as a list of prompts; a list of integers is one prompt."""
+    if isinstance(prompts, (str, Mapping, Prompt)):
+        return [prompts]
+    listed = list(prompts)
+    if (
+        listed
+        and not isinstance(listed[0], (str, Sequence, Mapping, Prompt))
+        and hasattr(listed[0], "__index__")
+    ):
+        return [listed]
+    return listed
+
+
+def _token_ids(token_ids: Any) -> list[int]:
+    try:
+        return array("q", token_ids).tolist()
+    except (TypeError, OverflowError):
+        raise InvalidRequestError(
+            f"a prompt must be text, token ids or a mapping, got {type(token_ids).__name__}: {_short(token_ids)}"
+        ) from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

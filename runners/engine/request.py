@@ -1,0 +1,156 @@
+"""One sequence that the engine generates, from admission to its last token."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from dodona.runners.interface import TokenLogprobs
+from dodona.runners.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from dodona.runners.engine.events import Event
+    from dodona.runners.engine.stop_strings import StopStringText
+
+NO_ROW = -1
+
+
+class Request:
+    """State of one sequence. The engine's thread alone changes it once it is submitted.
+
+    `token_ids` are the tokens read so far, prompt first; `num_tokens` counts also those that steps under way will
+    yield, so `num_tokens - len(token_ids)` tokens are in flight.
+    """
+
+    __slots__ = (
+        "adapter",
+        "bad_words_token_ids",
+        "block_hashes",
+        "block_ids",
+        "capacity",
+        "eos_token_ids",
+        "events",
+        "finish_reason",
+        "index",
+        "limit",
+        "logprobs",
+        "next_block_end",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_delivered_tokens",
+        "num_prefill_tokens",
+        "num_prompt_tokens",
+        "num_remembered_blocks",
+        "num_tokens",
+        "params",
+        "parent_id",
+        "prompt_logprobs",
+        "request_id",
+        "row",
+        "seed",
+        "stop_reason",
+        "stop_token_ids",
+        "streaming",
+        "text",
+        "token_ids",
+        "wants_logprobs",
+        "wants_prompt_logprobs",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        limit: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        bad_words_token_ids: tuple[tuple[int, ...], ...] = (),
+        text: StopStringText | None = None,
+        parent_id: str | None = None,
+        index: int = 0,
+        adapter: str | None = None,
+    ) -> None:
+        """`limit` is the most tokens the sequence may have, prompt included; `text` is given with stop strings."""
+        self.request_id = request_id
+        self.parent_id = request_id if parent_id is None else parent_id
+        self.index = index
+        self.adapter = adapter
+        self.params = params
+        self.seed = seed
+        self.limit = limit
+        self.eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
+        self.stop_token_ids = self.eos_token_ids.union(params.stop_token_ids or ())
+        self.bad_words_token_ids = bad_words_token_ids
+        self.text = text
+        self.wants_logprobs = params.logprobs is not None
+        self.wants_prompt_logprobs = params.prompt_logprobs is not None
+
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.token_ids = list(prompt_token_ids)
+        self.num_tokens = self.num_prompt_tokens
+        self.num_computed_tokens = 0
+        """Leading tokens whose KV exists, or will once the steps under way are done."""
+        self.num_cached_tokens: int | None = None
+        """Prompt tokens found in the prefix cache when first admitted; None before that."""
+        self.num_prefill_tokens = 0
+        """Tokens known when it got its row: those that are computed in chunks, before it decodes."""
+        self.row = NO_ROW
+        self.block_ids: list[int] = []
+        self.capacity = 0
+        """Tokens that `block_ids` have room for."""
+        self.block_hashes: list[bytes] = []
+        """Chained hashes of the leading full blocks, as far as they were needed."""
+        self.num_remembered_blocks = 0
+        """Leading blocks of `block_ids` that the prefix cache was told of."""
+        self.next_block_end = 0
+        """Where the next block to tell it of ends: in tokens, and never reached without prefix caching."""
+
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+
+        self.streaming = False
+        self.events: SimpleQueue[Event] | None = None
+        self.num_delivered_tokens = 0
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated and read."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None
+
+    def append(self, token_id: int) -> None:
+        """Take a token that was read; sets `finish_reason` and `stop_reason` if it is the last one."""
+        self.token_ids.append(token_id)
+        num_tokens = len(self.token_ids)
+        if token_id in self.stop_token_ids and num_tokens - self.num_prompt_tokens >= self.params.min_tokens:
+            self.finish_reason = "stop"
+            self.stop_reason = None if token_id in self.eos_token_ids else token_id
+            if self.text is not None:
+                self.text.finish(token_id if self.params.include_stop_str_in_output else None)
+            return
+        if self.text is not None:
+            stop_string = self.text.add(token_id)
+            if stop_string is not None:
+                self.finish_reason, self.stop_reason = "stop", stop_string
+                return
+        if num_tokens >= self.limit:
+            self.finish_reason = "length"
+            if self.text is not None:
+                self.text.finish(None)
+
+    def abort(self) -> None:
+        """End it with what there is."""
+        self.finish_reason = "abort"
+        if self.text is not None:
+            self.text.finish(None)
+
+    def __repr__(self) -> str:
+        return f"Request({self.request_id!r}, {len(self.token_ids)} of {self.limit} tokens, {self.finish_reason})"

@@ -1,0 +1,309 @@
+"""What runs in the next step, and what becomes of its result.
+
+Requests run in order of arrival. A step decodes every running request first, then goes on with prompts that are
+partly computed, then admits new ones, within `max_num_batched_tokens` tokens and `max_num_seqs` requests. A request
+is admitted when there are blocks for all its tokens; later it needs one more block every `block_size` tokens. When
+there is none, the request that came last gives its blocks back and waits at the head of the queue, to be computed
+again.
+
+Steps may be under way while the next is scheduled, so counts run ahead of what was read: see `Request.num_tokens`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from dataclasses import dataclass
+
+from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
+from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.interface import NewRequest, SchedulerOutput, StepOutput
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A step, and the requests its result is for: by the time it is read, a row may be another request's."""
+
+    output: SchedulerOutput
+    sampling: list[Request]
+    """The requests whose rows sample, in batch order."""
+    prompt_chunks: list[tuple[Request, int, int]]
+    """(request, its row, position of its first token here) where prompt log-probabilities are due."""
+
+
+class Scheduler:
+    """Requests, rows and KV blocks of one engine. Not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        enable_chunked_prefill: bool = True,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.blocks = KVBlocks(num_blocks, block_size)
+        self.block_size = block_size
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.enable_chunked_prefill = enable_chunked_prefill
+        self.enable_prefix_caching = enable_prefix_caching
+        self.waiting: deque[Request] = deque()
+        """In order of arrival, preempted ones first; may hold finished requests, which are skipped."""
+        self.running: list[Request] = []
+        """In order of arrival."""
+        self.num_unfinished = 0
+        self.num_preemptions = 0
+        self._weights_version = 0
+        # Each running request can decode in every step, since there are no more rows than tokens in the budget.
+        self._free_rows = list(range(min(max_num_seqs, max_num_batched_tokens) - 1, -1, -1))
+        self._freed_rows: list[int] = []
+        """Rows that the runner has not been told yet to be free."""
+        self._num_steps = 0
+
+    @property
+    def num_free_rows(self) -> int:
+        """State rows that no running request holds."""
+        return len(self._free_rows)
+
+    def add(self, request: Request) -> None:
+        """Put a new request at the end of the queue."""
+        self.waiting.append(request)
+        self.num_unfinished += 1
+
+    def abort(self, request: Request) -> None:
+        """End a request that is not finished."""
+        request.abort()
+        self._retire([request])
+
+    def new_weights(self) -> None:
+        """The weights were replaced: no KV computed before may be used. There must be no unfinished request."""
+        if self.num_unfinished:
+            raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
+        self._weights_version += 1
+
+    def schedule(self) -> ScheduledStep | None:
+        """The next step, or None when nothing can run (until a step under way was read, or at all)."""
+        num_preemptions = self.num_preemptions
+        new_blocks: list[tuple[int, list[int]]] = []
+        decoding, prefilling = self._decode(new_blocks)
+
+        batch = _Batch(decoding, self.max_num_batched_tokens)
+        for request in prefilling:
+            if batch.budget:
+                self._compute_chunk(request, batch)
+        new_requests: list[NewRequest] = []
+        if num_preemptions == self.num_preemptions:
+            while batch.budget and self._free_rows and (request := self._admit(batch.budget)):
+                new_requests.append(_new_request(request))
+                self._compute_chunk(request, batch)
+
+        if not batch.rows:
+            return None
+        output = SchedulerOutput(
+            step=self._num_steps,
+            freed_rows=self._freed_rows,
+            new_requests=new_requests,
+            new_blocks=new_blocks,
+            rows=batch.rows,
+            num_tokens=batch.num_tokens,
+            num_computed_tokens=batch.num_computed_tokens,
+            samples=batch.samples,
+            num_decodes=batch.num_decodes,
+        )
+        self._num_steps += 1
+        self._freed_rows = []
+        return ScheduledStep(output, batch.sampling, batch.prompt_chunks)
+
+    def update(self, step: ScheduledStep, result: StepOutput) -> list[Request]:
+        """Take a step's result. Returns the requests with news: those that finished by it, and streaming ones.
+
+        Steps must be given in the order in which they were scheduled.
+        """
+        news: list[Request] = []
+        finished: list[Request] = []
+        for request, row, start in step.prompt_chunks:
+            # A chunk that is computed again after a preemption brings again what is known.
+            request.prompt_logprobs.extend(
+                result.prompt_logprobs[row][len(request.prompt_logprobs) - start :]
+            )
+        for request, row, token_id in zip(step.sampling, result.rows, result.token_ids, strict=True):
+            if request.finish_reason is not None:
+                continue  # it ended while this step was under way
+            if request.wants_logprobs:
+                request.logprobs.append(result.logprobs[row])
+            request.append(token_id)
+            if request.finish_reason is not None:
+                finished.append(request)
+                news.append(request)
+                continue
+            if len(request.token_ids) > request.next_block_end and request.row != NO_ROW:
+                self._remember_full_blocks(request)
+            if request.streaming:
+                news.append(request)
+        if finished:
+            self._retire(finished)
+        return news
+
+    def _decode(self, new_blocks: list[tuple[int, list[int]]]) -> tuple[list[Request], list[Request]]:
+        """Count one more token for each request that decodes. Returns these, and those with a prompt to compute."""
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        blocks = self.blocks
+        for request in self.running:  # preemption takes from the list's end, where this loop has not been
+            if request.num_computed_tokens < request.num_prefill_tokens:
+                prefilling.append(request)
+                continue
+            if request.num_tokens >= request.limit:
+                continue  # its last tokens are under way
+            if request.num_computed_tokens == request.capacity:
+                while not blocks.num_free and self._preempt_latest() is not request:
+                    pass
+                if request.row == NO_ROW:
+                    break
+                block_id = blocks.allocate_one()
+                request.block_ids.append(block_id)
+                request.capacity += self.block_size
+                new_blocks.append((request.row, [block_id]))
+            request.num_computed_tokens += 1
+            request.num_tokens += 1
+            decoding.append(request)
+        return decoding, prefilling
+
+    def _compute_chunk(self, request: Request, batch: _Batch) -> None:
+        """Put as much as the budget allows of the tokens that the request has yet to compute into the batch."""
+        batch.add_chunk(request)
+        if request.num_computed_tokens >= request.next_block_end:
+            # Known from now on, though not yet computed: whoever finds them comes later in this step's batch,
+            # or in a later step, and the runner writes KV in that order.
+            self._remember_full_blocks(request)
+
+    def _admit(self, budget: int) -> Request | None:
+        """Start the first waiting request if there is room for it."""
+        while self.waiting and self.waiting[0].finished:
+            self.waiting.popleft()
+        if not self.waiting:
+            return None
+        request = self.waiting[0]
+        num_tokens = len(request.token_ids)
+        if request.num_tokens != num_tokens:
+            return None  # preempted with a token in flight, which the runner must be given
+        blocks = self.blocks
+        cached: list[int] = []
+        if self.enable_prefix_caching and not request.wants_prompt_logprobs:
+            # The last token is always computed, since its logits are needed.
+            most = (num_tokens - 1) // self.block_size
+            cached = blocks.find(self._block_hashes(request, most)[:most])
+        num_cached_tokens = len(cached) * self.block_size
+        if not self.enable_chunked_prefill and num_tokens - num_cached_tokens > budget:
+            return None
+        num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
+        # One block left for each running request keeps a newcomer from being preempted right away.
+        if not blocks.can_allocate(num_new_blocks + len(self.running), cached):
+            return None
+
+        self.waiting.popleft()
+        blocks.share(cached)
+        request.block_ids = cached + blocks.allocate(num_new_blocks)
+        request.capacity = len(request.block_ids) * self.block_size
+        request.row = self._free_rows.pop()
+        request.num_prefill_tokens = num_tokens
+        request.num_computed_tokens = num_cached_tokens
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = num_cached_tokens
+        request.num_remembered_blocks = len(cached)
+        request.next_block_end = (
+            num_cached_tokens + self.block_size if self.enable_prefix_caching else sys.maxsize
+        )
+        self.running.append(request)
+        return request
+
+    def _preempt_latest(self) -> Request:
+        """Take row and blocks from the request that came last; it will be computed again."""
+        request = self.running.pop()
+        self._release(request)
+        request.num_computed_tokens = 0
+        self.waiting.appendleft(request)
+        self.num_preemptions += 1
+        return request
+
+    def _retire(self, requests: list[Request]) -> None:
+        """Take row and blocks from requests that are finished."""
+        for request in requests:
+            if request.row != NO_ROW:
+                self._release(request)
+        self.num_unfinished -= len(requests)
+        self.running = [request for request in self.running if request.row != NO_ROW]
+
+    def _release(self, request: Request) -> None:
+        self.blocks.release(request.block_ids)
+        self._free_rows.append(request.row)
+        self._freed_rows.append(request.row)
+        request.block_ids = []
+        request.capacity = 0
+        request.row = NO_ROW
+
+    def _remember_full_blocks(self, request: Request) -> None:
+        """Let the prefix cache know the blocks whose tokens are all known and computed (in a step under way)."""
+        first = request.num_remembered_blocks
+        num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
+        hashes = self._block_hashes(request, num_full)
+        for index in range(first, num_full):
+            self.blocks.remember(request.block_ids[index], hashes[index])
+        request.num_remembered_blocks = num_full
+        request.next_block_end = (num_full + 1) * self.block_size
+
+    def _block_hashes(self, request: Request, count: int) -> list[bytes]:
+        """Hashes of the request's leading blocks, at least `count` of them."""
+        hashes, size = request.block_hashes, self.block_size
+        for begin in range(len(hashes) * size, count * size, size):
+            previous = hashes[-1] if hashes else root_hash(self._weights_version, request.adapter)
+            hashes.append(block_hash(previous, request.token_ids[begin : begin + size]))
+        return hashes
+
+
+class _Batch:
+    """A step's rows while it is put together: all that decode, then chunks within the budget that is left."""
+
+    def __init__(self, decoding: list[Request], max_num_batched_tokens: int) -> None:
+        self.num_decodes = len(decoding)
+        self.budget = max_num_batched_tokens - self.num_decodes
+        self.rows = [request.row for request in decoding]
+        self.num_computed_tokens = [request.num_computed_tokens - 1 for request in decoding]
+        self.num_tokens = [1] * self.num_decodes
+        self.samples = [True] * self.num_decodes
+        self.sampling = decoding
+        self.prompt_chunks: list[tuple[Request, int, int]] = []
+
+    def add_chunk(self, request: Request) -> None:
+        """Compute the request's next tokens, as many as it has and the budget allows; count a sample at its end."""
+        start = request.num_computed_tokens
+        end = min(request.num_prefill_tokens, start + self.budget)
+        samples = end == request.num_prefill_tokens
+        self.rows.append(request.row)
+        self.num_computed_tokens.append(start)
+        self.num_tokens.append(end - start)
+        self.samples.append(samples)
+        self.budget -= end - start
+        if request.wants_prompt_logprobs and start < request.num_prompt_tokens - 1:
+            self.prompt_chunks.append((request, request.row, start))
+        request.num_computed_tokens = end
+        if samples:
+            self.sampling.append(request)
+            request.num_tokens += 1
+
+
+def _new_request(request: Request) -> NewRequest:
+    return NewRequest(
+        request_id=request.request_id,
+        row=request.row,
+        token_ids=tuple(request.token_ids),
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_computed_tokens=request.num_computed_tokens,
+        block_ids=tuple(request.block_ids),
+        sampling_params=request.params,
+        seed=request.seed,
+        stop_token_ids=tuple(sorted(request.stop_token_ids)),
+        bad_words_token_ids=request.bad_words_token_ids,
+    )

@@ -1,0 +1,331 @@
+"""`LLM`: a model directory goes in, the verdict builds the runner, prompts become tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from dodona.oracle.config import EngineConfig
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.hub import resolve_model
+from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.select import select_runner
+from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.assembler import OutputAssembler
+from dodona.runners.engine.engine import Engine
+from dodona.runners.engine.events import Event
+from dodona.runners.engine.prompts import PromptLike, as_prompt_list, parse_prompt
+from dodona.runners.engine.request import Request
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.errors import InvalidRequestError
+from dodona.runners.generation_defaults import GenerationDefaults
+from dodona.runners.interface import Runner
+from dodona.runners.limits import KVSize
+from dodona.runners.outputs import CompletionOutput, RequestOutput
+from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.startup import start
+from dodona.runners.stream import OutputStream
+from dodona.runners.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from dodona.oracle.verdict import Verdict
+
+PROGRESS_BAR_DELAY = 2.0
+"""Seconds that work must last before a progress bar shows by default."""
+
+
+class LLM:
+    """A model that is ready to generate. All methods may be called from several threads at once.
+
+    >>> with LLM("path/to/model", max_num_batched_tokens=1024) as llm:  # doctest: +SKIP
+    ...     print(llm.generate("2 + 2 =", SamplingParams(temperature=0.0))[0].outputs[0].text)
+
+    `model` is a Hugging Face model directory or hub id; the other arguments are vLLM's flat names, see
+    `dodona.oracle.flat`. Raises ConfigError, UnsupportedConfiguration (it carries the verdict), EngineSetupError.
+
+    After `shutdown`, or once the runner has failed, methods raise EngineDeadError with the cause.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str], *, _verdict: Verdict | None = None, **arguments: Any
+    ) -> None:
+        verdict = _verdict or select_runner(EngineConfig.from_flat(os.fspath(model), **arguments))
+        self.verdict = verdict
+        """Why this runner runs."""
+        model_config = verdict.config.model_config
+        directory = resolve_model(model_config.model, revision=model_config.revision)
+        model = ModelInfo.load(directory)
+        self._tokenizer = load_tokenizer(verdict.config, directory)
+        eos = model.eos_token_ids
+        if not eos and getattr(self._tokenizer, "eos_token_id", None) is not None:
+            eos = (self._tokenizer.eos_token_id,)
+        self._defaults = GenerationDefaults.load(verdict.config, directory, eos)
+
+        sizes: list[KVSize] = []
+
+        def start_runner() -> tuple[Runner, Scheduler]:
+            runner, scheduler, size = start(verdict, model)
+            sizes.append(size)
+            return runner, scheduler
+
+        self._engine = Engine(start_runner)
+        self._finalizer = weakref.finalize(self, self._engine.shutdown)
+        try:
+            self._engine.wait_until_ready()
+        except BaseException:
+            self.shutdown()
+            raise
+        self.max_model_len = sizes[0].max_model_len
+        """Most tokens of prompt and output together."""
+        self.num_kv_blocks = sizes[0].num_blocks
+        self._admission = Admission(
+            vocab_size=_vocab_size(model.vocab_size, self._tokenizer),
+            max_model_len=self.max_model_len,
+            max_logprobs=model_config.max_logprobs,
+            seed=model_config.seed,
+            eos_token_ids=self._defaults.eos_token_ids,
+            tokenizer=self._tokenizer,
+            request_features=self._engine.call(lambda runner, _: runner.request_features),
+        )
+
+    @classmethod
+    def from_verdict(cls, verdict: Verdict) -> LLM:
+        """The model of a verdict that was reached before; nothing is decided anew."""
+        return cls(verdict.config.model_config.model, _verdict=verdict)
+
+    # --- What it is
+
+    @property
+    def config(self) -> EngineConfig:
+        """The configuration, as the verdict carries it."""
+        return self.verdict.config
+
+    def get_tokenizer(self) -> Any | None:
+        """transformers' tokenizer; None where there is none."""
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a call without sampling parameters uses: generation_config.json's values over the usual ones."""
+        return self._defaults.sampling_params
+
+    # --- Generating
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Generate for each prompt; returns the outputs in the prompts' order.
+
+        prompts: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, or a list of these.
+        sampling_params: one for all, or one per prompt; None uses `get_default_sampling_params()`.
+        use_tqdm: show a progress bar; None shows it after two seconds where stderr is a terminal.
+
+        A prompt that can't be served has its reason in `.error` and the finish reason "error"; the others go on.
+        Ctrl-C ends the engine.
+        """
+        prompt_list = as_prompt_list(prompts)
+        params_list = self._params_list(sampling_params, len(prompt_list))
+        try:
+            return self._generate(prompt_list, params_list, use_tqdm)
+        except KeyboardInterrupt as interrupt:
+            self._engine.shutdown(interrupt)
+            raise
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """`generate` for a conversation (a list of messages with "role" and "content"), or for several.
+
+        Raises InvalidRequestError where there is no tokenizer or no chat template.
+        """
+        if self._tokenizer is None:
+            raise InvalidRequestError("chat needs a tokenizer, and there is none; give token ids to generate")
+        if chat_template is None and not getattr(self._tokenizer, "chat_template", None):
+            raise InvalidRequestError("the tokenizer has no chat template; give one by chat_template=")
+        single = bool(messages) and isinstance(messages[0], Mapping)
+        prompts = []
+        for conversation in [messages] if single else messages:
+            text = self._tokenizer.apply_chat_template(
+                conversation,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                chat_template=chat_template,
+                **(chat_template_kwargs or {}),
+            )
+            # The template has put the special tokens in.
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            prompts.append({"prompt": text, "prompt_token_ids": ids})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(
+        self,
+        prompt: PromptLike,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> OutputStream:
+        """Generate for one prompt, token by token. Closing the iterator aborts the request.
+
+        Each item is a RequestOutput that holds what is new: of each sequence with news its new text, token ids and
+        log-probabilities. Text that may yet turn out to be part of a stop string is held back. The last item has
+        `finished`. Raises InvalidRequestError for a request that can't be served.
+        """
+        params = self._defaults.sampling_params if sampling_params is None else sampling_params
+        parsed = parse_prompt(prompt)
+        requests = self._admission.admit(parsed, params, request_id)
+        assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
+        return OutputStream(self._engine, requests, assembler)
+
+    def abort(self, request_id: str) -> None:
+        """End a request with what it has so far; its finish reason is "abort". Unknown ids are left alone."""
+        self._engine.abort(request_id)
+
+    # --- Runner and life
+
+    def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Call a method of the runner by name, between two steps. Returns one result per worker."""
+        if method == "reload_weights":
+            self.reload_weights()
+            return [None]
+        return [self._engine.call(lambda runner, _: getattr(runner, method)(*args, **(kwargs or {})))]
+
+    def reload_weights(self) -> None:
+        """Read the weights again from the model directory.
+
+        Waits until the requests submitted before are finished, so that each has one version of the weights; those
+        submitted after wait for it. Cached prefixes of the old weights are not used again.
+        """
+
+        def reload(runner: Runner, scheduler: Scheduler) -> None:
+            runner.reload_weights()
+            scheduler.new_weights()
+
+        self._engine.call(reload, alone=True)
+
+    def shutdown(self) -> None:
+        """End the engine and release the model. Waiting callers get EngineDeadError. Idempotent."""
+        self._finalizer.detach()
+        self._engine.shutdown()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        return f"LLM({self.config.model_config.model!r}, runner={self.verdict.runner!r})"
+
+    # --- How generate does it
+
+    def _generate(
+        self, prompts: list[PromptLike], params_list: list[SamplingParams], use_tqdm: bool | None
+    ) -> list[RequestOutput]:
+        events: SimpleQueue[Event] = SimpleQueue()
+        results: list[RequestOutput | None] = [None] * len(prompts)
+        waiting: dict[str, tuple[int, OutputAssembler, list[CompletionOutput]]] = {}
+        submitted: list[Request] = []
+        for index, (prompt, params) in enumerate(zip(prompts, params_list, strict=True)):
+            try:
+                parsed = parse_prompt(prompt)
+                requests = self._admission.admit(parsed, params)
+            except InvalidRequestError as error:
+                results[index] = _refused(prompt, error)
+                continue
+            for request in requests:
+                request.events = events
+            assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
+            waiting[requests[0].parent_id] = (index, assembler, [])
+            submitted += requests
+        self._engine.submit(submitted)
+        try:
+            with _progress_bar(len(prompts), use_tqdm) as bar:
+                bar.update(len(prompts) - len(waiting))
+                while waiting:
+                    progress = events.get()
+                    if progress is None:
+                        raise self._engine.dead_error()
+                    index, assembler, outputs = waiting[progress.request.parent_id]
+                    outputs.append(assembler.add(progress))
+                    if assembler.finished:
+                        outputs.sort(key=lambda output: output.index)
+                        results[index] = assembler.output(outputs)
+                        del waiting[progress.request.parent_id]
+                        bar.update(1)
+        except BaseException:
+            self._engine.abort(*waiting)
+            raise
+        return [result for result in results if result is not None]
+
+    def _params_list(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if params is None:
+            params = self._defaults.sampling_params
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        listed = list(params)
+        if len(listed) != count:
+            raise InvalidRequestError(
+                f"{len(listed)} sampling_params for {count} prompts; give one, or one for each"
+            )
+        return listed
+
+
+def _refused(prompt: PromptLike, error: InvalidRequestError) -> RequestOutput:
+    """The output of a prompt that was not admitted."""
+    text = prompt if isinstance(prompt, str) else None
+    refused = CompletionOutput(
+        index=0, text="", token_ids=[], cumulative_logprob=None, logprobs=None, finish_reason="error"
+    )
+    return RequestOutput(
+        request_id="",
+        prompt=text,
+        prompt_token_ids=[],
+        prompt_logprobs=None,
+        outputs=[refused],
+        finished=True,
+        error=str(error),
+    )
+
+
+def _vocab_size(vocab_size: int | None, tokenizer: Any) -> int:
+    if vocab_size is not None:
+        return vocab_size
+    if tokenizer is None:
+        raise ConfigError("config.json has no vocab_size, and there is no tokenizer to count tokens of")
+    return len(tokenizer)
+
+
+def _progress_bar(total: int, use_tqdm: bool | None) -> Any:
+    """A tqdm bar over prompts, or something with the same `update` that shows nothing."""
+    if use_tqdm is False:
+        return contextlib.nullcontext(_NoBar())
+    from tqdm.auto import tqdm
+
+    shown = {"delay": PROGRESS_BAR_DELAY, "disable": None} if use_tqdm is None else {}
+    return tqdm(total=total, desc="Generating", unit="prompt", dynamic_ncols=True, **shown)
+
+
+class _NoBar:
+    def update(self, count: int) -> None:
+        """Show nothing."""

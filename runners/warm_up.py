@@ -1,0 +1,95 @@
+"""The first steps of a runner's life: prefill, decode and clean-up, by requests that no user can have."""
+
+from __future__ import annotations
+
+from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX, NewRequest, Runner, SchedulerOutput
+from dodona.runners.sampling_params import SamplingParams
+
+_TOKEN = 0
+"""A token id that every vocabulary has."""
+
+_LONGEST = 8
+"""Most tokens of a warm-up request."""
+
+_EVERY_STAGE = SamplingParams(
+    temperature=0.7,
+    top_p=0.9,
+    top_k=8,
+    min_p=0.01,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    repetition_penalty=1.1,
+    min_tokens=1,
+    logit_bias={_TOKEN: 1.0},
+    logprobs=1,
+    prompt_logprobs=1,
+    max_tokens=None,
+)
+"""Uses each stage of the sampler, so that none is compiled in a user's request."""
+
+
+def warm_up(runner: Runner) -> None:
+    """Step `runner`, whose KV cache is initialised, through the lives of two requests, one after the other.
+
+    Each has its prompt computed in two chunks, decodes a token, and gives its row back, the last one in a step that
+    does nothing else. The KV they leave in the first block can't be found by anybody.
+    """
+    config = runner.config
+    block_size = config.cache_config.block_size
+    budget = config.scheduler_config.max_num_batched_tokens or _LONGEST
+    max_model_len = config.model_config.max_model_len or _LONGEST
+    length = max(1, min(_LONGEST, block_size, budget, max_model_len) - 1)
+    first = max(1, length // 2)
+    freed_rows: list[int] = []
+    step = 0
+    for number, params in enumerate((SamplingParams(temperature=0.0, max_tokens=None), _EVERY_STAGE)):
+        request = NewRequest(
+            request_id=f"{RESERVED_REQUEST_ID_PREFIX}warm_up_{number}",
+            row=0,
+            token_ids=(_TOKEN,) * length,
+            num_prompt_tokens=length,
+            num_computed_tokens=0,
+            block_ids=tuple(range(-(-(length + 1) // block_size))),
+            sampling_params=params,
+            seed=number,
+            stop_token_ids=(_TOKEN,),
+            bad_words_token_ids=((_TOKEN, _TOKEN),),
+        )
+        new_requests = [request]
+        for start, end in ((0, first), (first, length), (length, length + 1)):
+            if start == end:
+                continue
+            output = SchedulerOutput(
+                step=step,
+                freed_rows=freed_rows,
+                new_requests=new_requests,
+                new_blocks=(),
+                rows=(0,),
+                num_tokens=(end - start,),
+                num_computed_tokens=(start,),
+                samples=(end >= length,),
+                num_decodes=int(start == length),
+            )
+            _run(runner, output)
+            freed_rows, new_requests = [], []
+            step += 1
+        freed_rows = [0]
+    _run(
+        runner,
+        SchedulerOutput(
+            step=step,
+            freed_rows=freed_rows,
+            new_requests=(),
+            new_blocks=(),
+            rows=(),
+            num_tokens=(),
+            num_computed_tokens=(),
+            samples=(),
+            num_decodes=0,
+        ),
+    )
+
+
+def _run(runner: Runner, output: SchedulerOutput) -> None:
+    runner.execute_model(output)
+    runner.sample_tokens().result()

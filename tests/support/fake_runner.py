@@ -1,0 +1,326 @@
+"""A runner without a model that honours the whole interface, and trusts its caller in nothing.
+
+Its KV cache holds, for each block and slot, which token at which position was written there, after which prefix and
+with which weights. Before it samples, it reads a row's whole context through the row's block table, and fails unless
+that is exactly the row's tokens. The next token is a hash of the context (and of the seed, unless greedy), so each
+output can be compared with `solo_run`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from dodona.oracle.config import EngineConfig
+from dodona.runners.interface import (
+    KVCacheSpec,
+    LayerKVSpec,
+    NewRequest,
+    PendingOutput,
+    Runner,
+    SchedulerOutput,
+    StepOutput,
+    TokenLogprobs,
+)
+from dodona.runners.sampling_params import SamplingParams
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*values: int) -> int:
+    """A 64-bit hash of integers."""
+    result = 0x243F6A8885A308D3
+    for value in values:
+        result = ((result ^ (value + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) & _MASK
+        result ^= result >> 29
+    return result
+
+
+def context_hash(token_ids: Sequence[int]) -> int:
+    """Hash of a context: what a model's last hidden state depends on."""
+    result = 0
+    for token_id in token_ids:
+        result = mix(result, token_id)
+    return result
+
+
+def next_token(
+    context: int, num_tokens: int, num_prompt_tokens: int, request: NewRequest, vocab_size: int, weights: int
+) -> int:
+    """The token after a context with this hash and length."""
+    params = request.sampling_params
+    seed = 0 if params.greedy else request.seed
+    token = mix(context, weights, seed, num_tokens) % vocab_size
+    if num_tokens - num_prompt_tokens < params.min_tokens:
+        while token in request.stop_token_ids:
+            token = (token + 1) % vocab_size
+    return token
+
+
+def token_logprobs(context: int, token_id: int, top_n: int, vocab_size: int) -> TokenLogprobs:
+    """Made-up log-probabilities of a token after a context."""
+    top = [mix(context, i) % vocab_size for i in range(top_n)]
+    ids = (token_id, *top)
+    values = tuple(-(mix(context, i, 7) % 1000) / 100 for i in ids)
+    return TokenLogprobs(ids, values, 1 + mix(context, token_id) % vocab_size)
+
+
+def solo_run(
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    vocab_size: int,
+    max_model_len: int,
+    seed: int = 0,
+    eos: frozenset[int] = frozenset(),
+    weights: int = 0,
+) -> tuple[list[int], str]:
+    """Output tokens and finish reason of a request that has the runner to itself."""
+    tokens = list(prompt)
+    stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos)
+    request = NewRequest("solo", 0, (), len(prompt), 0, (), params, seed, tuple(sorted(stops)))
+    most = max_model_len - len(prompt)
+    if params.max_tokens is not None:
+        most = min(most, params.max_tokens)
+    reason = "length"
+    for _ in range(most):
+        token = next_token(context_hash(tokens), len(tokens), len(prompt), request, vocab_size, weights)
+        tokens.append(token)
+        if token in stops and len(tokens) - len(prompt) >= params.min_tokens:
+            reason = "stop"
+            break
+    return tokens[len(prompt) :], reason
+
+
+@dataclass
+class _Row:
+    request: NewRequest
+    tokens: list[int]
+    block_ids: list[int]
+    num_computed: int
+    sampled_last: bool = False
+
+
+@dataclass
+class _Pending:
+    runner: FakeRunner
+    output: StepOutput
+    read: bool = False
+
+    def result(self) -> StepOutput:
+        self.runner.read(self)
+        return self.output
+
+
+@dataclass(frozen=True)
+class _Slot:
+    token: int
+    position: int
+    context: int
+    """Hash of all tokens up to this one."""
+    weights: int
+
+
+@dataclass
+class Trace:
+    """What a test may look at afterwards."""
+
+    steps: list[SchedulerOutput] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+    calls: list[str] = field(default_factory=list)
+
+
+class FakeRunner(Runner):
+    """See the module. `on_step(number)` is called at the start of each forward pass, and may raise or wait."""
+
+    name: ClassVar[str] = "v1"
+    max_steps_in_flight = 1  # type: ignore[misc]
+
+    def __init__(
+        self,
+        verdict: Any,
+        *,
+        vocab_size: int = 97,
+        max_steps_in_flight: int = 1,
+        available_bytes: int = 1 << 20,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__(verdict)
+        self.max_steps_in_flight = max_steps_in_flight  # type: ignore[misc]
+        self.vocab_size = vocab_size
+        self.available_bytes = available_bytes
+        self.on_step = on_step
+        self.block_size = self.config.cache_config.block_size
+        self.num_blocks = 0
+        self.weights = 0
+        self.rows: dict[int, _Row] = {}
+        self.slots: dict[tuple[int, int], _Slot] = {}
+        self.executed: StepOutput | None = None
+        self.in_flight: deque[_Pending] = deque()
+        self.trace = Trace()
+        self.is_shut_down = False
+
+    # --- Life
+
+    def _note(self, call: str) -> None:
+        self.trace.calls.append(call)
+        self.trace.threads.add(threading.current_thread().name)
+
+    def load_model(self) -> None:
+        self._note("load_model")
+
+    def reload_weights(self) -> None:
+        self._note("reload_weights")
+        assert not self.in_flight, "weights change under a step"
+        self.weights += 1
+
+    def get_kv_cache_spec(self) -> KVCacheSpec:
+        return KVCacheSpec((LayerKVSpec(1, 4, 4),), self.block_size, 4)
+
+    def determine_available_memory(self) -> int:
+        self._note("determine_available_memory")
+        return self.available_bytes
+
+    def initialize_kv_cache(self, num_blocks: int) -> None:
+        self._note("initialize_kv_cache")
+        self.num_blocks = num_blocks
+
+    def capture_graphs(self) -> None:
+        self._note("capture_graphs")
+
+    def shutdown(self) -> None:
+        self._note("shutdown")
+        self.is_shut_down = True
+        self.rows.clear()
+        self.slots.clear()
+
+    # --- Steps
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> None:
+        step = scheduler_output
+        assert self.executed is None, "execute_model twice without sample_tokens"
+        assert len(self.in_flight) < self.max_steps_in_flight, "too many steps in flight"
+        self.trace.threads.add(threading.current_thread().name)
+        if self.on_step is not None:
+            self.on_step(len(self.trace.steps))
+        self.trace.steps.append(step)
+        self._apply(step)
+        self._check_batch(step)
+
+        out_rows: list[int] = []
+        out_tokens: list[int] = []
+        logprobs: dict[int, TokenLogprobs] = {}
+        prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        for row, count, computed, samples in zip(
+            step.rows, step.num_tokens, step.num_computed_tokens, step.samples, strict=True
+        ):
+            state = self.rows[row]
+            self._write(state, computed, count)
+            contexts = self._read_context(state)
+            params = state.request.sampling_params
+            if params.prompt_logprobs is not None:
+                end = min(computed + count, state.request.num_prompt_tokens - 1)
+                if computed < end:
+                    prompt_logprobs[row] = [
+                        token_logprobs(contexts[i], state.tokens[i + 1], params.prompt_logprobs, self.vocab_size)
+                        for i in range(computed, end)
+                    ]
+            state.sampled_last = samples
+            if not samples:
+                continue
+            length = len(state.tokens)
+            token = next_token(
+                contexts[-1], length, state.request.num_prompt_tokens, state.request, self.vocab_size, self.weights
+            )
+            if params.logprobs is not None:
+                logprobs[row] = token_logprobs(contexts[-1], token, params.logprobs, self.vocab_size)
+            state.tokens.append(token)
+            out_rows.append(row)
+            out_tokens.append(token)
+        self.executed = StepOutput(out_rows, out_tokens, logprobs, prompt_logprobs)
+
+    def sample_tokens(self) -> PendingOutput:
+        assert self.executed is not None, "sample_tokens without execute_model"
+        pending = _Pending(self, self.executed)
+        self.executed = None
+        self.in_flight.append(pending)
+        return pending
+
+    def read(self, pending: _Pending) -> None:
+        assert not pending.read, "a result was read twice"
+        assert self.in_flight.popleft() is pending, "results must be read in order"
+        pending.read = True
+
+    def _apply(self, step: SchedulerOutput) -> None:
+        for row in step.freed_rows:
+            assert row in self.rows, f"row {row} is freed, but holds no request"
+            del self.rows[row]
+        for request in step.new_requests:
+            assert 0 <= request.row < self.config.scheduler_config.max_num_seqs
+            assert request.row not in self.rows, f"row {request.row} is given twice"
+            assert request.num_computed_tokens < len(request.token_ids)
+            assert 0 <= request.seed < 2**63
+            self.trace.request_ids.append(request.request_id)
+            self.rows[request.row] = _Row(
+                request, list(request.token_ids), list(request.block_ids), request.num_computed_tokens
+            )
+        for row, block_ids in step.new_blocks:
+            assert row in step.rows, "blocks for a row that doesn't run"
+            self.rows[row].block_ids.extend(block_ids)
+        for state in self.rows.values():
+            assert len(set(state.block_ids)) == len(state.block_ids), "a block twice in one table"
+            assert all(0 <= block < self.num_blocks for block in state.block_ids)
+
+    def _check_batch(self, step: SchedulerOutput) -> None:
+        assert len(set(step.rows)) == len(step.rows)
+        budget = self.config.scheduler_config.max_num_batched_tokens
+        assert budget is None or step.total_tokens <= budget
+        for index, row in enumerate(step.rows):
+            state = self.rows[row]
+            end = step.num_computed_tokens[index] + step.num_tokens[index]
+            assert step.num_tokens[index] >= 1
+            assert step.num_computed_tokens[index] == state.num_computed, "computed tokens out of step"
+            assert end <= len(state.tokens), "a token that isn't there yet"
+            assert step.samples[index] == (end == len(state.tokens))
+            decodes = state.sampled_last and step.num_tokens[index] == 1 and step.samples[index]
+            assert decodes == (index < step.num_decodes), "decodes are not the batch's prefix"
+
+    def _write(self, state: _Row, computed: int, count: int) -> None:
+        context = self._slot(state, computed - 1).context if computed else 0
+        for position in range(computed, computed + count):
+            token = state.tokens[position]
+            context = mix(context, token)
+            block = state.block_ids[position // self.block_size]
+            self.slots[block, position % self.block_size] = _Slot(token, position, context, self.weights)
+        state.num_computed = computed + count
+
+    def _slot(self, state: _Row, position: int) -> _Slot:
+        block = state.block_ids[position // self.block_size]
+        return self.slots[block, position % self.block_size]
+
+    def _read_context(self, state: _Row) -> list[int]:
+        """Context hashes by position, from the KV that attention reads."""
+        contexts = []
+        expected = 0
+        for position in range(state.num_computed):
+            slot = self._slot(state, position)
+            token = state.tokens[position]
+            expected = mix(expected, token)
+            wanted = _Slot(token, position, expected, self.weights)
+            assert slot == wanted, f"{state.request.request_id} reads {slot}, expected {wanted}"
+            contexts.append(slot.context)
+        return contexts
+
+
+def fake_verdict(
+    model: str = "fake", build: Callable[[Any], Runner] | None = None, **flat: Any
+) -> SimpleNamespace:
+    """Stands for a verdict: it has a configuration and builds a runner (FakeRunner unless given)."""
+    verdict = SimpleNamespace(config=EngineConfig.from_flat(model, **flat), runner="v1")
+    verdict.build = lambda: (build or FakeRunner)(verdict)
+    return verdict
