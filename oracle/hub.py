@@ -52,13 +52,19 @@ def _snapshot(model: str, revision: str | None, weights: bool) -> Path:
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        found = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"model {model}: no such directory, not in the local Hugging Face cache, and the download "
             f"fails: {reason}; check the name or give a directory"
         ) from error
+    if _is_whole(found, weights):
+        return found
+    lacking = "all of its *.safetensors weights" if (found / "config.json").is_file() else "a config.json"
+    raise ConfigError(
+        f"model {model}: {found} does not have {lacking}; download the model again, or choose another"
+    )
 
 
 def _is_whole(directory: Path, weights: bool) -> bool:

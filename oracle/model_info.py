@@ -130,7 +130,8 @@ class ModelInfo:
     layer_types: tuple[str, ...] | None
     """Kind of each layer in order, where config.json gives it or its family's rule is known; else None."""
     layer_kinds: tuple[str, ...]
-    """The kinds of layers that occur, sorted; usually one."""
+    """The kinds of layers that occur, sorted; usually one. Where the file doesn't list them, its family's
+    usual ones."""
     dtype: str | None
     """Type of the stored weights: float32, bfloat16, float16 or another torch name."""
     quant_method: str | None

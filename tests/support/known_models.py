@@ -120,9 +120,12 @@ def entry(model_type: str) -> dict[str, Any]:
         ):
             defaults[field] = value
     try:
-        kinds = sorted(set(getattr(cls(), "layer_types", None) or ()))
+        made = cls()
     except Exception:
-        kinds = []
+        made = None
+    kinds = sorted(set(getattr(made, "layer_types", None) or ()))
+    if "tie_word_embeddings" not in vars(cls) and getattr(made, "tie_word_embeddings", None) is True:
+        defaults["tie_word_embeddings"] = True
     fields = getattr(cls, "__annotations__", {})
     found = {
         "text": text_model_type(model_type),

@@ -1,0 +1,299 @@
+"""EngineConfig: immutable, refuses what it doesn't know, equal after a round trip, and every field is
+used."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dodona.oracle.config import OPTIONAL_SECTIONS, SECTIONS, CompilationMode, EngineConfig, ParallelConfig
+from dodona.oracle.environment import assumed_gpu
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.facts import FACTS, UNKNOWN, derive_facts
+from dodona.oracle.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, flat_names
+from dodona.oracle.model_info import ModelInfo
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(**sections: Any) -> EngineConfig:
+    return EngineConfig.from_mapping({"model_config": {"model": "m"}, **sections})
+
+
+def test_every_section_and_field_is_frozen() -> None:
+    full = config(**{name: {} for name in OPTIONAL_SECTIONS})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        full.model_config = None  # type: ignore[misc,assignment]
+    for name in SECTIONS:
+        section = getattr(full, name)
+        field = dataclasses.fields(section)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(section, field, getattr(section, field))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"paralel_config": {}}, "paralel_config: no such section; did you mean 'parallel_config'?"),
+        (
+            {"parallel_config": {"tensor_paralel_size": 2}},
+            "parallel_config.tensor_paralel_size: no such field; did you mean 'tensor_parallel_size'?",
+        ),
+        (
+            {"parallel_config": {"tensor_parallel_size": 0}},
+            "parallel_config.tensor_parallel_size: expected greater",
+        ),
+        ({"parallel_config": {"tensor_parallel_size": "2"}}, "expected a valid integer, got '2'"),
+        ({"parallel_config": {"tensor_parallel_size": True}}, "expected a valid integer, got True"),
+        ({"parallel_config": {"enable_expert_parallel": 1}}, "expected a valid boolean, got 1"),
+        ({"model_config": {}}, "model_config.model: required, but not given"),
+        ({"model_config": {"model": "m", "dtype": "int8"}}, "model_config.dtype: expected 'auto'"),
+        ({"compilation_config": {"mode": "FASTEST"}}, "expected one of NONE (0), STOCK_TORCH_COMPILE (1)"),
+        ({"compilation_config": {"mode": True}}, "expected one of NONE (0)"),
+        ({"kv_transfer_config": {"kv_connector_extra_config": "[]"}}, "expected a JSON object"),
+        (
+            {"kv_transfer_config": {"kv_connector_extra_config": "{"}},
+            "kv_transfer_config.kv_connector_extra_config",
+        ),
+        (
+            {"cache_config": {"gpu_memory_utilization": 1.5}},
+            "cache_config.gpu_memory_utilization: expected less",
+        ),
+        ({"parallel_config": 3}, "parallel_config: expected"),
+    ],
+)
+def test_what_is_wrong_is_named(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**sections)
+    assert message in str(caught.value)
+
+
+def test_sections_built_directly_raise_the_same_error() -> None:
+    with pytest.raises(
+        ConfigError, match=r"parallel_config\.pipeline_paralel_size: no such field; did you mean"
+    ):
+        ParallelConfig(pipeline_paralel_size=2)  # type: ignore[call-arg]
+
+
+def test_null_means_defaults_or_not_configured() -> None:
+    assert config(parallel_config=None, speculative_config=None) == config()
+    assert config(speculative_config={}).speculative_config is not None
+
+
+@pytest.mark.parametrize("given", [1, "stock_torch_compile", "STOCK_TORCH_COMPILE", CompilationMode(1)])
+def test_compilation_modes_have_one_canonical_form(given: object) -> None:
+    compilation = config(compilation_config={"mode": given}).compilation_config
+    assert compilation is not None
+    assert compilation.mode == "STOCK_TORCH_COMPILE"
+
+
+names = st.text("abc/-_.", min_size=1, max_size=8)
+counts = st.integers(1, 2**40)
+configurations = st.fixed_dictionaries(
+    {
+        "model_config": st.fixed_dictionaries(
+            {"model": names}, optional={"seed": counts, "quantization": names}
+        )
+    },
+    optional={
+        "cache_config": st.fixed_dictionaries(
+            {}, optional={"block_size": counts, "kv_offloading_size": st.floats(0, 9)}
+        ),
+        "parallel_config": st.fixed_dictionaries({}, optional={"tensor_parallel_size": counts}),
+        "speculative_config": st.none() | st.fixed_dictionaries({}, optional={"method": st.none() | names}),
+        "lora_config": st.none() | st.just({}),
+        "compilation_config": st.fixed_dictionaries(
+            {}, optional={"mode": st.sampled_from([0, 1, "none", "VLLM_COMPILE"])}
+        ),
+        "kv_transfer_config": st.fixed_dictionaries(
+            {},
+            optional={
+                "kv_connector": names,
+                "kv_connector_extra_config": st.dictionaries(
+                    names, st.integers() | st.none() | st.lists(names)
+                ),
+            },
+        ),
+    },
+)
+
+
+@given(configurations)
+def test_round_trips_and_hashes(sections: dict[str, Any]) -> None:
+    made = EngineConfig.from_mapping(sections)
+    again = EngineConfig.from_json(made.to_json())
+    assert again == made
+    assert hash(again) == hash(made)
+    assert EngineConfig.from_mapping(made.to_mapping()) == made
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert copy.deepcopy(made) == made
+    json.loads(made.to_json())
+
+
+def test_bad_json_is_a_config_error() -> None:
+    for text in ("", "{", "[]", "3"):
+        with pytest.raises(ConfigError, match="JSON"):
+            EngineConfig.from_json(text)
+
+
+def test_flat_names_cover_every_field_once() -> None:
+    fields = {(s, f.name) for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
+    flat = set(FLAT_ARGUMENTS.values())
+    assert flat | {(s, f) for s, f in fields if s in SECTION_ARGUMENTS} == fields
+    assert len(flat) == len(FLAT_ARGUMENTS)
+    assert len(set(flat_names())) == len(flat_names())
+
+
+def test_flat_arguments_reach_their_fields() -> None:
+    made = EngineConfig.from_flat(
+        "m",
+        kv_cache_dtype="fp8",
+        tensor_parallel_size=2,
+        enable_lora=True,
+        max_lora_rank=8,
+        compilation_config=1,
+        speculative_config='{"method": "ngram"}',
+    )
+    assert (made.cache_config.cache_dtype, made.parallel_config.tensor_parallel_size) == ("fp8", 2)
+    assert made.lora_config is not None
+    assert made.lora_config.max_lora_rank == 8
+    assert made.compilation_config is not None
+    assert made.compilation_config.mode == "STOCK_TORCH_COMPILE"
+    assert made.speculative_config is not None
+    assert made.speculative_config.method == "ngram"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tensor_paralel_size": 2}, "did you mean 'tensor_parallel_size'?"),
+        ({"max_loras": 2}, "max_loras: has a meaning only with enable_lora=True"),
+        ({"enable_lora": 1}, "enable_lora: expected true or false"),
+        ({"speculative_config": "{"}, "speculative_config: not valid JSON"),
+        ({"speculative_config": "ngram"}, "speculative_config: expected a JSON object"),
+        ({"kv_transfer_config": 1}, "kv_transfer_config: expected a JSON object"),
+        ({"compilation_config": 9}, "compilation_config.mode: expected one of"),
+    ],
+)
+def test_wrong_flat_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig.from_flat("m", **arguments)
+    assert message in str(caught.value)
+
+
+def test_older_names_of_mtp_are_rewritten() -> None:
+    made = EngineConfig.from_flat("m", speculative_config={"method": "deepseek_mtp"})
+    assert made.speculative_config is not None
+    assert made.speculative_config.method == "mtp"
+
+
+# --- Every field is used: by a fact, by the runtime, or it belongs to a feature that is refused as a whole.
+
+REFUSED_WITH_THEIR_SECTION = {
+    "speculative_config": "speculative-decoding",
+    "kv_transfer_config": "kv-connector",
+    "lora_config": "lora",
+}
+"""Section → the rule that refuses every configuration in which its further fields would have a meaning."""
+
+
+def all_fields() -> set[str]:
+    return {f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
+
+
+def fields_of_facts() -> set[str]:
+    return {field for spec in FACTS.values() for field in spec.reads}
+
+
+def attributes_read(*folders: str) -> set[str]:
+    read: set[str] = set()
+    for folder in folders:
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name not in ("config.py", "facts.py"):
+                read |= {
+                    n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+                }
+    return read
+
+
+def test_facts_name_real_fields() -> None:
+    assert fields_of_facts() <= all_fields()
+
+
+def test_every_field_is_used() -> None:
+    read = attributes_read("runners", "oracle")
+    unused = {
+        field
+        for field in all_fields() - fields_of_facts()
+        if field.split(".")[0] not in REFUSED_WITH_THEIR_SECTION and field.split(".")[1] not in read
+    }
+    assert unused == set()
+
+
+@pytest.mark.parametrize(("section", "rule"), REFUSED_WITH_THEIR_SECTION.items())
+def test_features_whose_fields_nothing_reads_are_refused(section: str, rule: str, tmp_path: Path) -> None:
+    from dodona.oracle.select import select_runner
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    active = {"kv_connector": "AnyConnector", "kv_role": "kv_both"} if section == "kv_transfer_config" else {}
+    with pytest.raises(UnsupportedConfiguration) as caught:
+        select_runner({"model_config": {"model": str(tmp_path)}, section: active}, environment=assumed_gpu())
+    verdict = caught.value.verdict
+    assert verdict is not None
+    assert rule in {reason.rule for reason in verdict.refusals}
+
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
+CHANGES: dict[str, Any] = {
+    "model_config.runner": "pooling",
+    "model_config.quantization": "fp8",
+    "model_config.dtype": "float16",
+    "model_config.trust_remote_code": True,
+    "model_config.enforce_eager": True,
+    "model_config.max_model_len": 77,
+    "cache_config.enable_prefix_caching": False,
+    "cache_config.cache_dtype": "fp8",
+    "cache_config.kv_offloading_size": 1.5,
+    "parallel_config.enable_expert_parallel": True,
+    "scheduler_config.enable_chunked_prefill": False,
+    "device_config.device": "cpu",
+    "load_config.load_format": "dummy",
+    "speculative_config.method": "ngram",
+    "speculative_config.model": "some/eagle3-draft",
+    "speculative_config.parallel_drafting": True,
+    "compilation_config.mode": "NONE",
+    "kv_transfer_config.kv_connector": "X",
+    "kv_transfer_config.kv_role": "kv_both",
+}
+
+
+@pytest.mark.parametrize("field", sorted(fields_of_facts()))
+def test_a_changed_field_changes_a_fact_that_reads_it(field: str) -> None:
+    section, name = field.split(".")
+    before: dict[str, Any] = {s: {} for s in OPTIONAL_SECTIONS}
+    if field == "cache_config.kv_offloading_backend":
+        before["cache_config"] = {"kv_offloading_size": 1.0}
+        changed: Any = "lmcache"
+    elif field == "kv_transfer_config.kv_role":
+        before["kv_transfer_config"] = {"kv_connector": "X"}
+        changed = "kv_consumer"
+    else:
+        changed = CHANGES.get(field, 3)
+    after = {**before, section: {**before.get(section, {}), name: changed}}
+    if section == "model_config":
+        after[section]["model"] = "m"
+    model = ModelInfo.from_mapping(LLAMA)
+    one, two = (derive_facts(config(**sections), model, assumed_gpu()) for sections in (before, after))
+    moved = {
+        fact for fact in one if one[fact] != two[fact] or (one[fact] is UNKNOWN) != (two[fact] is UNKNOWN)
+    }
+    assert moved & {spec.name for spec in FACTS.values() if field in spec.reads}
