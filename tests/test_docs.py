@@ -1,0 +1,93 @@
+"""Every name that the documents give exists."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from dodona.oracle.environment import OVERRIDE_VARIABLE
+from dodona.oracle.facts import FACTS
+from dodona.oracle.flat import flat_names
+from dodona.oracle.rulebook import bundled_rulebook
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = {"when", "Verdict", "LACKS", "_reference", "dodona", "dodona.oracle", OVERRIDE_VARIABLE}
+"""Code spans of the architecture that name neither a path nor a definition."""
+COMMANDS = ("dodona ", "make ", "python ")
+
+
+def code_spans(document: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name below `dodona` is a module or something that a module defines."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module("dodona." + ".".join(parts[:length]))
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("dodona"):
+                raise
+            continue
+        for attribute in parts[length:]:
+            annotations = getattr(found, "__annotations__", {})
+            if not hasattr(found, attribute) and attribute not in annotations:
+                return False
+            found = getattr(found, attribute, None)
+        return True
+    return False
+
+
+def test_every_name_in_the_architecture_exists() -> None:
+    pytest.importorskip("triton", reason="V2's modules import Triton, which exists for Linux only")
+    known = WORDS | set(FACTS) | set(flat_names()) | set(bundled_rulebook("dodona").by_id)
+    spans = code_spans("docs/architecture.md")
+    assert len(spans) > 60
+    missing = [
+        span
+        for span in dict.fromkeys(spans)
+        if not (
+            span in known
+            or span.startswith(COMMANDS)
+            or (("/" in span or (ROOT / span).is_file()) and (ROOT / span).exists())
+            or ("." in span and "/" not in span and exists(span))
+        )
+    ]
+    assert not missing, missing
+
+
+@pytest.mark.parametrize("name", ["oracle.select.select_one", "oracle.nothing", "runners.llm.LLM.generat"])
+def test_the_check_finds_names_that_do_not_exist(name: str) -> None:
+    assert not exists(name)
+
+
+def documents() -> list[str]:
+    return [
+        *(path.name for path in ROOT.glob("*.md")),
+        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    ]
+
+
+@pytest.mark.parametrize("document", documents())
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith(("http://", "https://")):
+            assert ((ROOT / document).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", documents())
+def test_make_targets_and_files_that_documents_name_exist(document: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for span in code_spans(document):
+        if span.startswith("make "):
+            assert span.split()[1] in targets, span
+        elif re.fullmatch(
+            r"(oracle|runners|kernels|rules|tests|docs|benchmarks|examples|checkpoints)/[\w./-]*", span
+        ):
+            assert (ROOT / span).exists(), span
