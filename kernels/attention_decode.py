@@ -153,6 +153,7 @@ def paged_decode_attention(
     scale: float,
     window: int | None,
     num_splits: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of each sequence's last token over its keys.
 
@@ -165,14 +166,16 @@ def paged_decode_attention(
         scale: factor of the scores.
         window: most recent keys that the query sees, its own among them; None for all.
         num_splits: power of two; see `choose_num_splits`.
+        out: [batch, num_q_heads, head_size], contiguous, to write into, or None for a new one.
 
     Returns:
-        [batch, num_q_heads, head_size], dtype of `q`.
+        `out`.
     """
     batch, num_q_heads, head_size = q.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     group = num_q_heads // num_kv_heads
-    out = torch.empty((batch, num_q_heads, head_size), dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty((batch, num_q_heads, head_size), dtype=q.dtype, device=q.device)
     split = num_splits > 1
     partial_out, partial_lse = out, out
     if split:

@@ -68,7 +68,8 @@ def _attend_tiles(
     return largest, total, accumulator
 
 
-@triton.jit
+# These three are parts of a batch's arrays that begin at any entry: alignment would mean several compilations.
+@triton.jit(do_not_specialize_on_alignment=["rows", "query_start", "seq_lens"])
 def _paged_prefill_kernel(
     q,
     kv_cache,

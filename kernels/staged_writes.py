@@ -17,7 +17,7 @@ CHUNK = 1024
 """Values that one program writes; longer writes are cut into several."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_writes"])
 def _scatter_ragged_kernel(target, packed, num_writes, CHUNK: tl.constexpr):
     write = tl.program_id(0)
     destination = tl.load(packed + write)

@@ -66,7 +66,7 @@ def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             continue
         signature[name] = _argument_type(value)
         aligned = hasattr(value, "data_ptr") or (type(value) is int and value % 16 == 0)
-        if aligned and not parameter.do_not_specialize:
+        if aligned and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

@@ -1,0 +1,142 @@
+"""What V2 lacks, by hand, and the check that its loader makes without asking the rules.
+
+The rule book's requires and its vetoes on v2 say the same; a test holds the two to each other.
+"""
+
+from __future__ import annotations
+
+from dodona.oracle.config import EngineConfig
+from dodona.oracle.environment import Environment
+from dodona.oracle.facts import (
+    has_active_connector,
+    resolved_device,
+    resolved_dtype,
+    resolved_quantization,
+    resolved_runner_type,
+)
+from dodona.oracle.model_info import ModelInfo
+
+ARCHITECTURES = ("Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
+HEAD_SIZES = (16, 32, 64, 128, 256)
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+ROPE_TYPES = ("default", "llama3")
+DTYPES = ("float32", "bfloat16", "float16")
+MIN_COMPUTE_CAPABILITY = 80
+
+LACKS: frozenset[str] = frozenset(
+    {
+        "cuda",
+        "triton",
+        "compute-capability",
+        "architecture",
+        "generate",
+        "head-size",
+        "query-groups",
+        "rope",
+        "partial-rotary",
+        "activation",
+        "dtype",
+        "attention-bias",
+        "mlp-bias",
+        "attention-pattern",
+        "plain-arithmetic",
+        "block-size",
+        "moe",
+        "quantization",
+        "hybrid-mamba",
+        "encoder-decoder",
+        "remote-code",
+        "tensor-parallelism",
+        "pipeline-parallelism",
+        "data-parallelism",
+        "prefill-context-parallelism",
+        "decode-context-parallelism",
+        "expert-parallelism",
+        "lora",
+        "speculative-decoding",
+        "parallel-drafting",
+        "eagle3-pipeline-parallelism",
+        "kv-connector",
+        "kv-cache-dtype",
+        "stock-torch-compile",
+        "dynamo-trace-once",
+        "vllm-compile",
+    }
+)
+"""Rule ids of rules/dodona.yaml that are requires of V2 or veto it."""
+
+
+def check_supported(
+    config: EngineConfig, model: ModelInfo, environment: Environment, *, interpreted: bool = False
+) -> tuple[str, ...]:
+    """The features, as in `LACKS`, that this configuration asks for and V2 lacks.
+
+    `environment` is the machine. `interpreted`: Triton's interpreter runs the kernels, so a CPU will do
+    (tests).
+    """
+    device = resolved_device(config, environment)
+    capability = environment.compute_capability
+    lacking = {
+        **({} if interpreted else _machine(device, environment, capability)),
+        **_model(config, model, device),
+        **_features(config),
+    }
+    return tuple(feature for feature, asked in lacking.items() if asked)
+
+
+def _machine(device: str, environment: Environment, capability: int | None) -> dict[str, bool]:
+    return {
+        "cuda": not device == environment.platform == "cuda",
+        "triton": not environment.has_triton,
+        "compute-capability": capability is None or capability < MIN_COMPUTE_CAPABILITY,
+    }
+
+
+def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, bool]:
+    kinds = set(model.layer_kinds)
+    return {
+        "architecture": not set(model.architectures) & set(ARCHITECTURES),
+        "generate": resolved_runner_type(config, model) != "generate",
+        "head-size": model.head_size not in HEAD_SIZES,
+        "query-groups": model.num_queries_per_kv is None,
+        "rope": model.rope_type not in ROPE_TYPES,
+        "partial-rotary": model.rope is not None and model.rope.is_partial,
+        "activation": model.hidden_act != "silu",
+        "dtype": resolved_dtype(config, model, device) not in DTYPES,
+        "attention-bias": model.attention_bias,
+        "mlp-bias": model.mlp_bias,
+        "attention-pattern": model.is_attention_free
+        or kinds not in (set(), {"full_attention"}, {"sliding_attention"}),
+        "plain-arithmetic": bool(model.math_modifiers),
+        "moe": model.is_moe,
+        "quantization": resolved_quantization(config, model) is not None,
+        "hybrid-mamba": model.has_inner_state,
+        "encoder-decoder": model.is_encoder_decoder,
+        "remote-code": model.has_remote_code and config.model_config.trust_remote_code,
+    }
+
+
+def _features(config: EngineConfig) -> dict[str, bool]:
+    parallel, speculative = config.parallel_config, config.speculative_config
+    mode = config.compilation_config.mode if config.compilation_config else None
+    pipeline = parallel.pipeline_parallel_size > 1
+    return {
+        "block-size": config.cache_config.block_size not in BLOCK_SIZES,
+        "tensor-parallelism": parallel.tensor_parallel_size > 1,
+        "pipeline-parallelism": pipeline,
+        "data-parallelism": parallel.data_parallel_size > 1,
+        "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
+        "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
+        "expert-parallelism": parallel.enable_expert_parallel,
+        "lora": config.lora_config is not None,
+        "speculative-decoding": speculative is not None,
+        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
+        "eagle3-pipeline-parallelism": pipeline
+        and speculative is not None
+        and speculative.method == "eagle3",
+        "kv-connector": has_active_connector(config),
+        "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
+        "stock-torch-compile": mode == "STOCK_TORCH_COMPILE",
+        "dynamo-trace-once": mode == "DYNAMO_TRACE_ONCE",
+        "vllm-compile": mode == "VLLM_COMPILE",
+    }

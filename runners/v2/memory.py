@@ -1,0 +1,44 @@
+"""How many bytes are left for KV blocks, by measuring what steps need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+CPU_KV_LIMIT = 1 << 30
+"""Most bytes for KV blocks on a CPU, where V2 runs in Triton's interpreter, for tests."""
+
+
+def measure_available_memory(
+    device: torch.device,
+    *,
+    utilization: float,
+    largest_step: Callable[[], None],
+    largest_decode: Callable[[], None],
+) -> int:
+    """Bytes for KV blocks: `utilization` of the device's memory, less what is taken and what steps will take.
+
+    The largest step's peak counts once. The largest decode's counts once more where graphs are captured: they
+    keep memory of their own. Both are run here.
+    """
+    if device.type != "cuda":
+        largest_step()
+        largest_decode()
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(int(free * utilization), CPU_KV_LIMIT)
+    step, decode = _peak(device, largest_step), _peak(device, largest_decode)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(total * utilization) - (total - free) - step - decode)
+
+
+def _peak(device: torch.device, run: Callable[[], None]) -> int:
+    """Most bytes that `run` had allocated at a time, above what was allocated before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

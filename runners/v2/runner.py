@@ -1,0 +1,432 @@
+"""Runner V2: dense Qwen3, Llama and Mistral on one GPU, at speed.
+
+The host describes a step (which rows, how many tokens), never its content: tokens live on the device, so the
+next step can be launched before the last one's tokens are read.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import triton
+
+from dodona.oracle.environment import Environment
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.hub import resolve_model
+from dodona.oracle.model_info import ModelInfo
+from dodona.runners.interface import (
+    RESERVED_REQUEST_ID_PREFIX,
+    KVCacheSpec,
+    NewRequest,
+    PendingOutput,
+    Runner,
+    SchedulerOutput,
+)
+from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
+from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.v2 import capabilities
+from dodona.runners.v2.graphs import DecodeGraphs, graph_sizes
+from dodona.runners.v2.loader import fill_randomly, load_safetensors
+from dodona.runners.v2.memory import measure_available_memory
+from dodona.runners.v2.model import DenseModel
+from dodona.runners.v2.outputs import AsyncOutput, HostCopier
+from dodona.runners.v2.prompt_logprobs import PromptLogprobs, compute_prompt_logprobs
+from dodona.runners.v2.sampler import NOTHING, V2Sampler
+from dodona.runners.v2.spec import ModelSpec, make_spec
+from dodona.runners.v2.state import RequestState
+from dodona.runners.v2.step import StepRunner
+from dodona.runners.v2.weights import allocate_weights, checkpoint_views
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dodona.oracle.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Executed:
+    """A forward pass that waits for `sample_tokens`."""
+
+    step: SchedulerOutput
+    sampled_rows: Sequence[int]
+    """State rows that sample, in batch order."""
+    graph_size: int | None
+    """Entries of the graph that ran it, or None for a mixed batch."""
+    has_sampled: bool
+    """Whether the graph has sampled and updated the state already."""
+    hidden: torch.Tensor | None
+    logits: torch.Tensor | None
+    prompt_plan: Mapping[int, tuple[int, int, int, int]]
+
+
+class V2Runner(Runner):
+    """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
+    read."""
+
+    name: ClassVar[str] = "v2"
+    max_steps_in_flight: ClassVar[int] = 2
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self._max_num_seqs = self.config.scheduler_config.max_num_seqs
+        self._device = torch.device(resolve_device_type(self.config))
+        self._max_num_tokens = resolve_max_num_batched_tokens(self.config, self._device.type)
+        self._spec: ModelSpec | None = None
+        self._model: DenseModel | None = None
+        self._state: RequestState | None = None
+        self._sampler: V2Sampler | None = None
+        self._steps: StepRunner | None = None
+        self._graphs: DecodeGraphs | None = None
+        self._copier: HostCopier | None = None
+        self._prompt_logprobs = PromptLogprobs()
+        self._executed: _Executed | None = None
+
+    # -- life
+    # ------------------------------------------------------------------------------------------------------
+
+    def load_model(self) -> None:
+        """Read the weights onto the device.
+
+        Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError
+        where config.json or the weights are not as they must be.
+        """
+        model_config = self.config.model_config
+        info = ModelInfo.load(resolve_model(model_config.model, revision=model_config.revision))
+        lacking = capabilities.check_supported(
+            self.config, info, self._environment(), interpreted=_interpreted() and self._device.type == "cpu"
+        )
+        if lacking:
+            raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        spec = make_spec(self.config, info, self._device.type)
+        weights = allocate_weights(spec, self._device)
+        self._spec = spec
+        self._model = DenseModel(spec, weights)
+        self._read_weights()
+        self._state = RequestState(
+            max_num_seqs=self._max_num_seqs,
+            max_model_len=spec.max_model_len,
+            block_size=self.config.cache_config.block_size,
+            device=self._device,
+        )
+        self._sampler = V2Sampler(
+            max_num_seqs=self._max_num_seqs, vocab_size=spec.vocab_size, token_ids=self._state.token_ids
+        )
+        self._copier = HostCopier(self._device)
+
+    def reload_weights(self) -> None:
+        """Read the weights again, in place: captured graphs see the new ones. KV computed before belongs to
+        the old."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._read_weights()
+
+    def get_kv_cache_spec(self) -> KVCacheSpec:
+        """What a KV block holds over all layers."""
+        return self._loaded_spec().kv_cache_spec(self.config.cache_config.block_size)
+
+    def determine_available_memory(self) -> int:
+        """Bytes for KV blocks: `kv_cache_memory_bytes`, or what is left beside the largest steps, which are
+        run here.
+
+        Never more than all rows at full length take.
+        """
+        cache_config, spec = self.config.cache_config, self._loaded_spec()
+        if cache_config.kv_cache_memory_bytes is not None:
+            return cache_config.kv_cache_memory_bytes
+        self.initialize_kv_cache(1)
+        available = measure_available_memory(
+            self._device,
+            utilization=cache_config.gpu_memory_utilization,
+            largest_step=self._run_largest_step,
+            largest_decode=lambda: self._run_decode(self._max_num_seqs),
+        )
+        self._steps = None
+        self._prompt_logprobs = PromptLogprobs()
+        block_size = cache_config.block_size
+        blocks = self._max_num_seqs * -(-spec.max_model_len // block_size)
+        return min(available, blocks * self.get_kv_cache_spec().bytes_per_block)
+
+    def initialize_kv_cache(self, num_blocks: int) -> None:
+        """Allocate `num_blocks` KV blocks, in place of those allocated before, and the buffers that steps
+        work in."""
+        spec = self._loaded_spec()
+        assert self._model is not None
+        assert self._state is not None
+        assert self._sampler is not None
+        self._steps = None
+        self._graphs = None
+        shape = (num_blocks, 2, spec.num_kv_heads, self.config.cache_config.block_size, spec.head_size)
+        # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
+        kv_caches = [
+            torch.zeros(shape, dtype=spec.dtype, device=self._device) for _ in range(spec.num_layers)
+        ]
+        self._steps = StepRunner(
+            model=self._model,
+            state=self._state,
+            sampler=self._sampler,
+            kv_caches=kv_caches,
+            max_num_seqs=self._max_num_seqs,
+            max_num_tokens=max(self._max_num_tokens, self._max_num_seqs),
+        )
+
+    def capture_graphs(self) -> None:
+        """Compile what short and long chunks need, and capture decode steps as CUDA graphs, unless
+        `enforce_eager`.
+
+        Nothing on a CPU.
+        """
+        if self._device.type != "cuda":
+            return
+        steps, state = self._ready(), self._state
+        for length in (1, 4, 16, 64, 256):
+            if length <= self._max_num_tokens:
+                self._run_prefill([length])
+        self._prompt_logprobs = PromptLogprobs()
+        if self.config.model_config.enforce_eager:
+            return
+        assert state is not None
+        with torch.inference_mode():
+            state.set_decode_batch([], [], self._max_num_seqs)
+            state.flush()
+            graphs = DecodeGraphs(graph_sizes(self._max_num_seqs))
+            graphs.capture(steps.decode)
+        self._graphs = graphs
+
+    def shutdown(self) -> None:
+        """Release the model, the KV cache and device memory. Idempotent."""
+        self._executed = None
+        self._graphs = None
+        self._steps = None
+        self._sampler = None
+        self._state = None
+        self._copier = None
+        self._model = None
+        self._spec = None
+        self._prompt_logprobs = PromptLogprobs()
+        if self._device.type == "cuda" and torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    # -- steps
+    # -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def execute_model(self, scheduler_output: SchedulerOutput) -> None:
+        """Launch one step: what changed in the state, then the forward pass. Never waits for the device."""
+        step, steps = scheduler_output, self._ready()
+        state, sampler, copier = self._state, self._sampler, self._copier
+        assert state is not None
+        assert sampler is not None
+        assert copier is not None
+        if self._executed is not None:
+            raise RuntimeError("execute_model twice without sample_tokens in between")
+        copier.protect_sources()
+        self._prompt_logprobs.remove(step.freed_rows)
+        for request in step.new_requests:
+            state.add_request(request)
+            sampler.add_request(request)
+            self._prompt_logprobs.add_request(request)
+        for row, block_ids in step.new_blocks:
+            state.append_blocks(row, block_ids)
+        batch = len(step.rows)
+        size = self._decode_size(step)
+        num_samples = batch
+        if size is not None:
+            state.set_decode_batch(step.rows, step.num_computed_tokens, size)
+        elif batch:
+            num_samples = state.set_mixed_batch(
+                step.rows, step.num_computed_tokens, step.num_tokens, step.samples
+            )
+        state.flush()
+        if step.new_requests:
+            sampler.apply_staged_writes()
+        if not batch:
+            self._executed = _Executed(step, (), None, True, None, None, {})
+            return
+        if size is not None:
+            samples = sampler.stages(step.rows) == NOTHING
+            if self._graphs is not None:
+                self._graphs.replay(size, samples)
+            else:
+                steps.decode(size, samples)
+            self._executed = _Executed(step, step.rows, size, samples, None, steps.decode_logits(batch), {})
+            return
+        plan = self._prompt_logprobs.plan(step)
+        hidden, logits = steps.mixed(
+            batch,
+            step.total_tokens,
+            step.num_decodes,
+            max(step.num_tokens[step.num_decodes :], default=0),
+            num_samples,
+        )
+        sampled_rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
+        self._executed = _Executed(step, sampled_rows, None, False, hidden if plan else None, logits, plan)
+
+    @torch.inference_mode()
+    def sample_tokens(self) -> PendingOutput:
+        """Launch what is left of the step (sampling, state update) and the copies of its results."""
+        executed, self._executed = self._executed, None
+        if executed is None:
+            raise RuntimeError("sample_tokens without execute_model before it")
+        steps, state, sampler, copier = self._ready(), self._state, self._sampler, self._copier
+        assert state is not None
+        assert sampler is not None
+        assert copier is not None
+        rows, count = executed.sampled_rows, len(executed.sampled_rows)
+        logprobs, logprob_rows, logprob_counts = None, (), ()
+        if executed.has_sampled:
+            token_ids = steps.decode_samples(count)
+        else:
+            assert executed.logits is not None
+            token_ids = steps.decode_samples(0)
+            if count:
+                decodes = executed.graph_size is not None
+                output = sampler.sample(
+                    executed.logits,
+                    idx_mapping=(state.rows if decodes else state.sample_rows)[:count],
+                    positions=steps.decode_positions(count) if decodes else state.sample_positions[:count],
+                    rows=rows,
+                )
+                token_ids, logprobs = output.token_ids, output.logprobs
+                logprob_rows = tuple(rows[i] for i in output.logprob_rows)
+                logprob_counts = output.logprob_counts
+            if executed.graph_size is None:
+                steps.update_mixed(len(executed.step.rows), token_ids)
+            else:
+                steps.update_decodes(count, token_ids)
+        prompt, ranges = None, ()
+        if executed.hidden is not None:
+            prompt, ranges = compute_prompt_logprobs(
+                executed.prompt_plan, model=steps.model, hidden=executed.hidden, token_ids=state.token_ids
+            )
+        sources = [token_ids]
+        for tensors in (logprobs, prompt):
+            if tensors is not None:
+                sources += [tensors.token_ids, tensors.logprobs, tensors.ranks]
+        copies, event = copier.copy(sources)
+        first, *rest = copies
+        host = [
+            type(t)(*[rest.pop(0) for _ in range(3)]) if t is not None else None for t in (logprobs, prompt)
+        ]
+        return AsyncOutput(
+            rows=rows,
+            token_ids=first,
+            logprobs=host[0],
+            logprob_rows=logprob_rows,
+            logprob_counts=logprob_counts,
+            prompt_logprobs=host[1],
+            prompt_ranges=ranges,
+            event=event,
+            sources=sources,
+        )
+
+    def _decode_size(self, step: SchedulerOutput) -> int | None:
+        """Entries to run a decode-only batch with, padding included; None for other batches."""
+        batch = len(step.rows)
+        if not batch or step.num_decodes != batch:
+            return None
+        if self._graphs is None:
+            return batch
+        return self._graphs.size_for(batch)
+
+    # -- parts
+    # -----------------------------------------------------------------------------------------------------
+
+    def _environment(self) -> Environment:
+        if self._device.type != "cuda":
+            return Environment(has_triton=False, platform="cpu")
+        major, minor = torch.cuda.get_device_capability(self._device)
+        return Environment(has_triton=True, platform="cuda", compute_capability=10 * major + minor)
+
+    def _read_weights(self) -> None:
+        spec, model_config = self._loaded_spec(), self.config.model_config
+        assert self._model is not None
+        views = checkpoint_views(spec, self._model.weights)
+        if self.config.load_config.load_format == "dummy":
+            fill_randomly(views, seed=model_config.seed)
+            return
+        path = resolve_model(model_config.model, revision=model_config.revision, weights=True)
+        load_safetensors(path, views, tied=spec.tie_word_embeddings)
+
+    def _loaded_spec(self) -> ModelSpec:
+        if self._spec is None:
+            raise RuntimeError("the model is not loaded: call load_model first")
+        return self._spec
+
+    def _ready(self) -> StepRunner:
+        if self._steps is None:
+            raise RuntimeError("there is no KV cache: call initialize_kv_cache first")
+        return self._steps
+
+    def _run_largest_step(self) -> None:
+        """Prefill as many tokens as a step may hold, over as many rows as may sample, by the heaviest
+        parameters."""
+        count = min(self._max_num_seqs, self._max_num_tokens)
+        length = self._max_num_tokens // count
+        self._run_prefill([length] * (count - 1) + [self._max_num_tokens - length * (count - 1)])
+
+    def _run_prefill(self, lengths: Sequence[int]) -> None:
+        """A step of prompts of these lengths (or as near as rows allow).
+
+        All rows share KV block 0: only the sizes of what is computed matter.
+        """
+        longest, block_size = self._loaded_spec().max_model_len - 1, self.config.cache_config.block_size
+        lengths = [max(1, min(n, longest)) for n in lengths]
+        rows = list(range(len(lengths)))
+        new = [
+            NewRequest(
+                request_id=f"{RESERVED_REQUEST_ID_PREFIX}profile_{row}",
+                row=row,
+                token_ids=(0,) * n,
+                num_prompt_tokens=n,
+                num_computed_tokens=0,
+                block_ids=(0,) * -(-n // block_size),
+                sampling_params=_PROFILE_PARAMS,
+                seed=0,
+            )
+            for row, n in zip(rows, lengths, strict=True)
+        ]
+        self.execute_model(
+            SchedulerOutput(
+                step=0,
+                freed_rows=(),
+                new_requests=new,
+                new_blocks=(),
+                rows=rows,
+                num_tokens=lengths,
+                num_computed_tokens=[0] * len(rows),
+                samples=[True] * len(rows),
+                num_decodes=0,
+            )
+        )
+        self.sample_tokens().result()
+
+    @torch.inference_mode()
+    def _run_decode(self, size: int) -> None:
+        """Decode the rows that `_run_largest_step` left, as a graph would."""
+        steps, state = self._ready(), self._state
+        assert state is not None
+        state.set_decode_batch([], [], size)
+        state.flush()
+        steps.decode(size, True)
+
+
+_PROFILE_PARAMS = SamplingParams(
+    temperature=1.0,
+    top_p=0.9,
+    top_k=50,
+    min_p=0.01,
+    repetition_penalty=1.1,
+    logprobs=1,
+    prompt_logprobs=1,
+    max_tokens=None,
+)
+"""Every stage that takes memory by the size of the vocabulary."""
+
+
+def _interpreted() -> bool:
+    return bool(triton.knobs.runtime.interpret)

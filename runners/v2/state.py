@@ -1,0 +1,180 @@
+"""The requests' state on the device, and the batch's description, both changed by staged writes.
+
+All of it is int32 and lies in one arena, so that whatever a step changes (a new request's tokens, a few block
+ids, the batch's order) goes to the device in one copy and one launch, and a step that changes nothing sends
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dodona.kernels.staged_writes import pack_writes, scatter_ragged
+from dodona.runners.interface import NewRequest
+
+_ALIGNMENT = 32  # elements; keeps every region's start at a multiple of 128 bytes
+
+
+class RequestState:
+    """State rows and batch arrays. Tensors are views of one int32 arena on the device."""
+
+    def __init__(
+        self, *, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
+    ) -> None:
+        max_blocks = -(-max_model_len // block_size)
+        sizes = {
+            "token_ids": max_num_seqs * max_model_len,
+            "block_table": max_num_seqs * max_blocks,
+            "num_computed": max_num_seqs,
+            "rows": max_num_seqs,
+            "query_start": max_num_seqs + 1,
+            "sample_index": max_num_seqs,
+            "sample_rows": max_num_seqs,
+            "sample_positions": max_num_seqs,
+            "sample_tokens": max_num_seqs,
+        }
+        starts, total = {}, 0
+        for name, size in sizes.items():
+            starts[name] = total
+            total += -(-size // _ALIGNMENT) * _ALIGNMENT
+        if total >= 2**31:
+            raise ValueError(
+                f"max_num_seqs {max_num_seqs} × max_model_len {max_model_len} needs {total} state elements, "
+                "expected fewer than 2**31; lower one of the two"
+            )
+        self._arena = torch.zeros(total, dtype=torch.int32, device=device)
+        self._starts = starts
+        self._destinations: list[int] = []
+        self._values: list[npt.NDArray[np.int32]] = []
+        self._device = device
+        self._max_model_len = max_model_len
+        self._max_blocks = max_blocks
+
+        def view(name: str) -> torch.Tensor:
+            return self._arena[starts[name] : starts[name] + sizes[name]]
+
+        self.token_ids = view("token_ids").view(max_num_seqs, max_model_len)
+        """[state rows, max_model_len]: prompt, then what was sampled."""
+        self.block_table = view("block_table").view(max_num_seqs, max_blocks)
+        """[state rows, max blocks]: KV block ids."""
+        self.num_computed = view("num_computed")
+        """[state rows]: tokens whose KV is computed."""
+        self.rows = view("rows")
+        """[max_num_seqs]: the batch's state rows; -1 where a decode batch is padded."""
+        self.query_start = view("query_start")
+        """[max_num_seqs + 1]: where each batch entry's tokens start in the packed step."""
+        self.sample_index = view("sample_index")
+        """[max_num_seqs]: each batch entry's place among the sampled ones, or -1."""
+        self.sample_rows = view("sample_rows")
+        """[max_num_seqs]: state row of each sampled entry."""
+        self.sample_positions = view("sample_positions")
+        """[max_num_seqs]: position that each sampled token will have."""
+        self.sample_tokens = view("sample_tokens")
+        """[max_num_seqs]: packed index of each sampled entry's last token."""
+        self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
+        self._expected_computed = np.full(max_num_seqs, -1, dtype=np.int64)
+        """Per row what `num_computed` holds on the device once all steps so far are done; -1: nothing that
+        counts."""
+        self._decode_rows: tuple[Sequence[int], npt.NDArray[np.int64], int] | None = None
+        """The decode batch that `rows` describes, as list and array, and its padded length."""
+
+    def add_request(self, request: NewRequest) -> None:
+        """Stage a request's tokens and blocks into its row."""
+        row = request.row
+        self._stage("token_ids", row * self._max_model_len, request.token_ids)
+        self._stage("block_table", row * self._max_blocks, request.block_ids)
+        self._num_blocks[row] = len(request.block_ids)
+        self._expected_computed[row] = -1
+
+    def append_blocks(self, row: int, block_ids: Sequence[int]) -> None:
+        """Stage block ids to the end of a row's table."""
+        self._stage("block_table", row * self._max_blocks + int(self._num_blocks[row]), block_ids)
+        self._num_blocks[row] += len(block_ids)
+
+    def set_decode_batch(self, rows: Sequence[int], num_computed: Sequence[int], padded_length: int) -> None:
+        """Describe a batch of which every entry computes one token and samples; stages only what changed.
+
+        Args:
+            rows: state row of each entry.
+            num_computed: tokens of each computed before.
+            padded_length: entries of the captured graph that runs it, >= len(rows); the rest get row -1.
+        """
+        current = self._decode_rows
+        if current is not None and current[2] == padded_length and current[0] == rows:
+            array = current[1]
+        else:
+            array = np.asarray(rows, dtype=np.int64)
+            padded = np.full(padded_length, -1, dtype=np.int32)
+            padded[: len(array)] = array
+            self._stage("rows", 0, padded)
+            self._decode_rows = (list(rows), array, padded_length)
+        self._advance(array, np.asarray(num_computed, dtype=np.int64), 1)
+
+    def set_mixed_batch(
+        self,
+        rows: Sequence[int],
+        num_computed: Sequence[int],
+        num_tokens: Sequence[int],
+        samples: Sequence[bool],
+    ) -> int:
+        """Describe any batch. Returns how many entries sample.
+
+        Args:
+            rows, num_computed, num_tokens, samples: per entry its state row, tokens computed before, tokens
+                in this step, and whether its last token yields a next one.
+        """
+        row_array = np.asarray(rows, dtype=np.int64)
+        computed, lengths = np.asarray(num_computed, dtype=np.int64), np.asarray(num_tokens, dtype=np.int64)
+        sampling = np.asarray(samples, dtype=bool)
+        ends = np.cumsum(lengths)
+        places = np.cumsum(sampling) - 1
+        self._decode_rows = None
+        self._stage("rows", 0, row_array)
+        self._stage("query_start", 0, np.concatenate([[0], ends]))
+        self._stage("sample_index", 0, np.where(sampling, places, -1))
+        self._stage("sample_rows", 0, row_array[sampling])
+        self._stage("sample_positions", 0, (computed + lengths)[sampling])
+        self._stage("sample_tokens", 0, ends[sampling] - 1)
+        self._advance(row_array, computed, lengths)
+        return int(sampling.sum())
+
+    def flush(self) -> None:
+        """Bring everything staged to the device: one copy, one launch; nothing if nothing is staged. Never
+        waits."""
+        if not self._destinations:
+            return
+        lengths = np.fromiter((len(v) for v in self._values), dtype=np.int32, count=len(self._values))
+        packed, writes = pack_writes(
+            np.asarray(self._destinations, dtype=np.int32), lengths, np.concatenate(self._values)
+        )
+        self._destinations = []
+        self._values = []
+        staging = torch.from_numpy(packed)
+        if self._device.type == "cuda":
+            # torch's host allocator gives pinned memory out again only after the copies from it are done.
+            pinned = torch.empty(len(packed), dtype=torch.int32, pin_memory=True)
+            pinned.numpy()[:] = packed
+            staging = pinned.to(self._device, non_blocking=True)
+        scatter_ragged(target=self._arena, packed=staging, num_writes=writes)
+
+    def _stage(self, region: str, offset: int, values: Sequence[int] | npt.NDArray[np.integer]) -> None:
+        if len(values):
+            self._destinations.append(self._starts[region] + offset)
+            self._values.append(np.asarray(values, dtype=np.int32))
+
+    def _advance(
+        self,
+        rows: npt.NDArray[np.int64],
+        computed: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64] | int,
+    ) -> None:
+        """Stage `num_computed` of rows where the device will not have it by itself, and count the step's
+        tokens."""
+        if not np.array_equal(self._expected_computed[rows], computed):
+            for i in np.flatnonzero(self._expected_computed[rows] != computed):
+                self._stage("num_computed", int(rows[i]), [int(computed[i])])
+        self._expected_computed[rows] = computed + lengths

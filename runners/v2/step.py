@@ -1,0 +1,137 @@
+"""The computation of a step: inputs from the state, forward pass, logits, sampling, state update.
+
+All of it is launches on one stream, in order; nothing here reads the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dodona.kernels.step_state import prepare_inputs, update_state
+from dodona.runners.v2.model import DenseModel, ForwardInputs
+from dodona.runners.v2.sampler import V2Sampler
+from dodona.runners.v2.state import RequestState
+
+
+class StepRunner:
+    """Runs steps over one model and one state, in tensors that stay where they are (graphs hold their
+    addresses)."""
+
+    def __init__(
+        self,
+        *,
+        model: DenseModel,
+        state: RequestState,
+        sampler: V2Sampler,
+        kv_caches: Sequence[torch.Tensor],
+        max_num_seqs: int,
+        max_num_tokens: int,
+    ) -> None:
+        device = model.weights.embedding.device
+        self.model = model
+        self.state = state
+        self.sampler = sampler
+        self.kv_caches = kv_caches
+
+        def ints(size: int) -> torch.Tensor:
+            return torch.zeros(size, dtype=torch.int32, device=device)
+
+        self._input_ids, self._positions, self._slots = (ints(max_num_tokens) for _ in range(3))
+        self._seq_lens = ints(max_num_seqs)
+        self._decode_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
+        self._logits = torch.zeros(
+            (max_num_seqs, model.spec.vocab_size), dtype=model.spec.dtype, device=device
+        )
+        self._sampled = ints(max_num_seqs)
+
+    def decode(self, size: int, samples: bool) -> None:
+        """One token of each of the first `size` batch rows, some of which may be padding.
+
+        Leaves logits; where `samples`, also draws by the sampler's base stage and updates the state.
+        """
+        hidden = self._forward(size, size, size, 0, self._decode_starts)
+        logits = self.model.logits(hidden, out=self._logits[:size])
+        if samples:
+            self.sampler.sample_base(
+                logits,
+                idx_mapping=self.state.rows[:size],
+                positions=self._seq_lens[:size],
+                out=self._sampled[:size],
+            )
+            self.update_decodes(size, self._sampled[:size])
+
+    def decode_logits(self, size: int) -> torch.Tensor:
+        """[size, vocab], what `decode` left."""
+        return self._logits[:size]
+
+    def decode_samples(self, size: int) -> torch.Tensor:
+        """[size], what `decode` with sampling left."""
+        return self._sampled[:size]
+
+    def decode_positions(self, size: int) -> torch.Tensor:
+        """[size]: the position of each row's next token."""
+        return self._seq_lens[:size]
+
+    def update_decodes(self, size: int, sampled: torch.Tensor) -> None:
+        """Append a token to each of the first `size` batch rows."""
+        update_state(
+            rows=self.state.rows[:size],
+            seq_lens=self._seq_lens[:size],
+            sample_index=None,
+            sampled=sampled,
+            num_computed=self.state.num_computed,
+            token_ids=self.state.token_ids,
+        )
+
+    def mixed(
+        self, batch: int, num_tokens: int, num_decodes: int, max_prefill_len: int, num_samples: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Any batch, as described in the state. Returns hidden states [tokens, hidden], and logits [samples,
+        vocab]."""
+        hidden = self._forward(batch, num_tokens, num_decodes, max_prefill_len, self.state.query_start)
+        if not num_samples:
+            return hidden, self._logits[:0]
+        last = torch.index_select(hidden, 0, self.state.sample_tokens[:num_samples])
+        return hidden, self.model.logits(last, out=self._logits[:num_samples])
+
+    def update_mixed(self, batch: int, sampled: torch.Tensor) -> None:
+        """Advance the batch's rows, and append the sampled tokens."""
+        update_state(
+            rows=self.state.rows[:batch],
+            seq_lens=self._seq_lens[:batch],
+            sample_index=self.state.sample_index[:batch],
+            sampled=sampled,
+            num_computed=self.state.num_computed,
+            token_ids=self.state.token_ids,
+        )
+
+    def _forward(
+        self, batch: int, num_tokens: int, num_decodes: int, max_prefill_len: int, query_start: torch.Tensor
+    ) -> torch.Tensor:
+        state = self.state
+        inputs = ForwardInputs(
+            input_ids=self._input_ids[:num_tokens],
+            positions=self._positions[:num_tokens],
+            slots=self._slots[:num_tokens],
+            rows=state.rows[:batch],
+            query_start=query_start[: batch + 1],
+            seq_lens=self._seq_lens[:batch],
+            block_table=state.block_table,
+            num_decodes=num_decodes,
+            max_prefill_len=max_prefill_len,
+        )
+        prepare_inputs(
+            rows=inputs.rows,
+            query_start=inputs.query_start,
+            num_computed=state.num_computed,
+            token_ids=state.token_ids,
+            block_table=state.block_table,
+            block_size=self.kv_caches[0].shape[3],
+            input_ids=inputs.input_ids,
+            positions=inputs.positions,
+            slots=inputs.slots,
+            seq_lens=inputs.seq_lens,
+        )
+        return self.model.forward(inputs, self.kv_caches)

@@ -1,0 +1,100 @@
+"""Runs requests on runner V2 through the real scheduler, without the rest of the engine."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from dodona.oracle.config import EngineConfig
+from dodona.runners.engine.request import Request
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.v2.runner import V2Runner
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_runner(path: Path, *, num_blocks: int = 40, load: bool = True, **flat: Any) -> V2Runner:
+    """A V2 runner of a model directory, loaded, with a KV cache and graphs.
+
+    The oracle would refuse V2 on a CPU: there a verdict made by hand stands in for it, and Triton's
+        interpreter runs the
+    kernels.
+    """
+    settings = {"device": DEVICE, "max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 256}
+    config = EngineConfig.from_flat(str(path), **{**settings, **flat})
+    runner = V2Runner(SimpleNamespace(config=config))
+    if load:
+        runner.load_model()
+        runner.initialize_kv_cache(num_blocks)
+        runner.capture_graphs()
+    return runner
+
+
+@dataclass
+class Run:
+    """What came of `generate`."""
+
+    requests: list[Request]
+    scheduler: Scheduler
+    steps: int
+
+    @property
+    def outputs(self) -> list[list[int]]:
+        """Generated tokens of each request."""
+        return [request.token_ids[request.num_prompt_tokens :] for request in self.requests]
+
+
+def generate(
+    runner: V2Runner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int | Sequence[int],
+    params: SamplingParams | Sequence[SamplingParams] = GREEDY,
+    num_blocks: int = 40,
+    in_flight: int = V2Runner.max_steps_in_flight,
+    enable_prefix_caching: bool = False,
+    scheduler: Scheduler | None = None,
+) -> Run:
+    """Generate for all prompts, with up to `in_flight` steps launched before the oldest is read."""
+    config = runner.config
+    scheduler = scheduler or Scheduler(
+        num_blocks=num_blocks,
+        block_size=config.cache_config.block_size,
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens or 64,
+        enable_chunked_prefill=True,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    count = len(prompts)
+    each = [params] * count if isinstance(params, SamplingParams) else list(params)
+    lengths = [max_tokens] * count if isinstance(max_tokens, int) else list(max_tokens)
+    requests = [
+        Request(f"request-{i}", list(prompt), each[i], seed=each[i].seed or i, limit=len(prompt) + lengths[i])
+        for i, prompt in enumerate(prompts)
+    ]
+    for request in requests:
+        scheduler.add(request)
+    under_way: deque[Any] = deque()
+    steps = 0
+    while scheduler.num_unfinished:
+        step = scheduler.schedule() if len(under_way) < in_flight else None
+        if step is not None:
+            runner.execute_model(step.output)
+            under_way.append((step, runner.sample_tokens()))
+            steps += 1
+            continue
+        assert under_way, "the scheduler has nothing to run, and nothing is under way"
+        oldest, pending = under_way.popleft()
+        scheduler.update(oldest, pending.result())
+    while under_way:
+        oldest, pending = under_way.popleft()
+        scheduler.update(oldest, pending.result())
+    return Run(requests, scheduler, steps)
