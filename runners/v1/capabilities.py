@@ -10,7 +10,14 @@ import torch
 
 from dodona.oracle.config import EngineConfig
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.facts import (
+    has_active_connector,
+    resolved_dtype,
+    resolved_quantization,
+    resolved_runner_type,
+)
 from dodona.oracle.model_info import ModelInfo
+from dodona.runners.limits import resolve_device_type
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -41,11 +48,10 @@ def check_supported(config: EngineConfig, model: ModelInfo) -> tuple[str, ...]:
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
-    runner = config.model_config.runner
     found = {
-        "quantization": (config.model_config.quantization or model.quant_method) is not None,
+        "quantization": resolved_quantization(config, model) is not None,
         "hybrid-mamba": model.has_inner_state or model.is_attention_free,
-        "pooling": (model.default_runner if runner == "auto" else runner) != "generate",
+        "pooling": resolved_runner_type(config, model) != "generate",
         "encoder-decoder": model.is_encoder_decoder,
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": parallel.pipeline_parallel_size > 1,
@@ -67,13 +73,6 @@ def check_supported(config: EngineConfig, model: ModelInfo) -> tuple[str, ...]:
     return tuple(feature for feature, asked in found.items() if asked)
 
 
-def has_active_connector(config: EngineConfig) -> bool:
-    """Whether KV leaves or enters this instance: a named connector with a role, or offloading."""
-    transfer = config.kv_transfer_config
-    named = transfer is not None and transfer.kv_connector is not None and transfer.kv_role is not None
-    return named or bool(config.cache_config.kv_offloading_size)
-
-
 def compiles(config: EngineConfig) -> bool:
     """Whether the model goes through `torch.compile`; its attention stays outside of what is traced."""
     return config.compilation_config is not None and config.compilation_config.mode == "STOCK_TORCH_COMPILE"
@@ -81,41 +80,25 @@ def compiles(config: EngineConfig) -> bool:
 
 def choose_device(config: EngineConfig) -> torch.device:
     """`device_config.device`; "auto" is the current CUDA device if there is one, else the CPU."""
-    asked = config.device_config.device
-    if asked == "cuda" and not torch.cuda.is_available():
+    if resolve_device_type(config) == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ConfigError(
             "device_config.device: 'cuda' asked, but torch finds no CUDA device; use 'auto' or 'cpu'"
         )
-    if asked == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def choose_dtype(config: EngineConfig, model: ModelInfo, device: torch.device) -> torch.dtype:
-    """The type of weights, activations and KV.
+    """The type of weights, activations and KV, as the rules' fact `model_config.dtype` has it.
 
     "auto" is config.json's type on CUDA, and float32 on a CPU: most CPUs have no fast half-precision matrix
-    products, float32 holds every half-precision weight exactly, and rounding then doesn't depend on what
-    shares a batch.
+    products, float32 holds every half-precision weight exactly, and rounding then hardly depends on what
+    shares a batch. Raises ConfigError for a type that can't be computed in.
     """
-    name = config.model_config.dtype
-    if name == "auto":
-        name = (model.dtype or "float32") if device.type == "cuda" else "float32"
+    name = resolved_dtype(config, model, device.type)
     if name not in ("float32", "bfloat16", "float16"):
         raise ConfigError(
-            f"{model.file}: dtype {name!r} can't be computed in; set dtype to float32, bfloat16 or float16"
+            f"{model.file}: field 'dtype': no computing in {name!r}; set dtype to bfloat16 or float32"
         )
     return getattr(torch, name)
-
-
-def max_num_batched_tokens(config: EngineConfig, device: torch.device) -> int:
-    """Most tokens of one step: as configured, else 8192 on CUDA and 2048 elsewhere."""
-    return config.scheduler_config.max_num_batched_tokens or (8192 if device.type == "cuda" else 2048)
-
-
-def max_model_len(config: EngineConfig, model: ModelInfo) -> int:
-    """Longest sequence in tokens: as configured, else config.json's `max_position_embeddings`."""
-    found = config.model_config.max_model_len or model.max_position_embeddings
-    if found is None:
-        raise ConfigError(f"{model.file}: no max_position_embeddings; set model_config.max_model_len")
-    return found

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-"""RoPE types whose frequencies depend on how long the sequence is."""
+from dodona.oracle.model_info import ModelInfo
 
 
 def load_model(
@@ -49,7 +47,12 @@ def load_model(
             model = _random_model(config, device, seed, common)
         else:
             model, info = AutoModelForCausalLM.from_pretrained(
-                path, config=config, use_safetensors=True, output_loading_info=True, **common
+                path,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+                **common,
             )
             _check_complete(path, info)
     except ValueError as error:
@@ -96,27 +99,25 @@ def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
     target.load_state_dict(source.state_dict(), strict=True, assign=False)
 
 
-def length_dependent_rope(hf_config: Any, max_model_len: int) -> str | None:
+def length_dependent_rope(model: ModelInfo, max_model_len: int) -> str | None:
     """Why the model's rotary embedding can't be served up to `max_model_len` in packed steps; None if it can.
 
-    `dynamic` and `longrope` choose their frequencies by the longest sequence of the batch. Rows of a packed
-    step would change each other's tokens as soon as one of them outgrows the original length.
+    transformers chooses the frequencies of `dynamic` and `longrope` by the longest sequence of a batch. Rows
+    of a packed step would change each other's tokens as soon as one of them outgrows the original length.
     """
-    config = hf_config.get_text_config(decoder=True) if hasattr(hf_config, "get_text_config") else hf_config
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # Either one set of parameters, or one per layer type.
-    for parameters in [found, *(value for value in found.values() if isinstance(value, Mapping))]:
-        rope_type = parameters.get("rope_type") or parameters.get("type")
-        if rope_type not in LENGTH_DEPENDENT_ROPE:
+    rope = model.rope
+    for part in [] if rope is None else [rope, *(rope.by_layer_type or {}).values()]:
+        if part.rope_type == "longrope":
+            original = (
+                part.parameters.get("original_max_position_embeddings") or model.max_position_embeddings
+            )
+        elif part.rope_type == "dynamic":
+            original = model.max_position_embeddings
+        else:
             continue
-        original = (
-            parameters.get("original_max_position_embeddings")
-            or getattr(config, "original_max_position_embeddings", None)
-            or config.max_position_embeddings
-        )
-        if max_model_len > original:
+        if original is not None and max_model_len > original:
             return (
-                f"RoPE type {rope_type!r} changes its frequencies beyond {original} tokens, for all requests "
-                f"of a step at once; set max_model_len to at most {original} (it is {max_model_len})"
+                f"RoPE type {part.rope_type!r} changes its frequencies beyond {original} tokens, for all "
+                f"requests of a step; set max_model_len to at most {original} (not {max_model_len})"
             )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -45,26 +46,27 @@ def _cuda(profile: Callable[[], None], device: torch.device, utilization: float)
 def _cpu(profile: Callable[[], None], utilization: float) -> int:
     before = _reset_peak()
     profile()
-    peak = _status_bytes("VmHWM")
-    activations = max(0, peak - before) if before is not None and peak is not None else 0
+    activations = max(0, _status_bytes("VmHWM") - before)
     return int(_available_bytes() * utilization) - activations
 
 
-def _reset_peak() -> int | None:
-    """Start to measure the peak resident set anew; gives the present size, None where /proc is missing."""
-    try:
+def _reset_peak() -> int:
+    """Start to measure the peak resident set anew where the system allows; gives the present size.
+
+    Where it does not, the peak is that since the process began, and less is taken for KV than could be.
+    """
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
     return _status_bytes("VmRSS")
 
 
-def _status_bytes(name: str) -> int | None:
+def _status_bytes(name: str) -> int:
+    """A size in /proc/self/status; 0 on systems that don't have it."""
     try:
         found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 def _available_bytes() -> int:

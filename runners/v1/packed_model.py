@@ -62,7 +62,7 @@ class PackedModel:
     def forward(
         self, token_ids: torch.Tensor, layout: StepLayout, cache: PagedKVCache, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Run token_ids [T] int64 and fill the cache; logits [n, vocab] at the packed indices `positions` [n]."""
+        """Run token_ids [T] int64 and fill the cache; logits [n, vocab] at packed indices `positions` [n]."""
         keep = {"logits_to_keep": positions} if self._takes_logits_to_keep else {}
         with torch.inference_mode(), forward_state(ForwardState(layout, cache, self._patterns)):
             output = self._forward(

@@ -21,6 +21,7 @@ from dodona.runners.interface import (
     StepOutput,
     TokenLogprobs,
 )
+from dodona.runners.limits import resolve_max_model_len, resolve_max_num_batched_tokens
 from dodona.runners.sampling_params import SamplingParams
 from dodona.runners.v1 import capabilities, loading
 from dodona.runners.v1.batch_state import BatchState
@@ -93,13 +94,13 @@ class V1Runner(Runner):
         lacking = capabilities.check_supported(self.config, info)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        self._max_model_len = capabilities.max_model_len(self.config, info)
-        hf_model = self._make_model(self.device)
-        why = loading.length_dependent_rope(hf_model.config, self._max_model_len)
+        self._max_model_len = resolve_max_model_len(self.config, info)
+        why = loading.length_dependent_rope(info, self._max_model_len)
         if why:
             raise UnsupportedConfiguration.lacking(self.name, "rope", why=why)
-        self._model = PackedModel(hf_model, compiled=capabilities.compiles(self.config))
-        self.check = self_check(self._model, max_model_len=self._max_model_len)
+        model = PackedModel(self._make_model(self.device), compiled=capabilities.compiles(self.config))
+        self.check = self_check(model, max_model_len=self._max_model_len)
+        self._model = model
 
     def reload_weights(self) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -265,7 +266,7 @@ class V1Runner(Runner):
         scheduler = self.config.scheduler_config
         block_size = self.config.cache_config.block_size
         cache = model.make_cache(1, block_size)
-        longest, tokens = self._max_model_len, capabilities.max_num_batched_tokens(self.config, self.device)
+        longest, tokens = self._max_model_len, resolve_max_num_batched_tokens(self.config, self.device.type)
 
         prompts = [longest] * (tokens // longest) + ([tokens % longest] if tokens % longest else [])
         prompts = prompts[: scheduler.max_num_seqs]

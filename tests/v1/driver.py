@@ -98,6 +98,8 @@ class Driver:
         waiting, running = list(jobs), []
         while waiting or running:
             self._step(waiting, running)
+        # A step without rows tells the runner what was freed last.
+        self._step(waiting, running)
         return jobs
 
     def _step(self, waiting: list[Job], running: list[Job]) -> None:

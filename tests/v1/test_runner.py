@@ -1,0 +1,291 @@
+"""V1Runner's life: what it refuses, loads, measures, forgets and releases."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.model_info import ModelInfo
+from dodona.runners.interface import NewRequest, SchedulerOutput
+from dodona.runners.v1 import memory
+from dodona.runners.v1.capabilities import LACKS, check_supported
+from dodona.runners.v1.loading import length_dependent_rope
+from tests.support.tiny_models import make_model
+from tests.v1.driver import GREEDY, Driver, make_runner
+
+PROMPTS = [[5, 6, 7], [9] * 20, [3]]
+
+
+def _tokens(runner, **settings):
+    return [job.output for job in Driver(runner, **settings).generate(PROMPTS, 8)]
+
+
+ASKS = {
+    "quantization": {"quantization": "fp8"},
+    "pooling": {"runner": "pooling"},
+    "tensor-parallelism": {"tensor_parallel_size": 2},
+    "pipeline-parallelism": {"pipeline_parallel_size": 2},
+    "data-parallelism": {"data_parallel_size": 2},
+    "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
+    "decode-context-parallelism": {"decode_context_parallel_size": 2},
+    "expert-parallelism": {"enable_expert_parallel": True},
+    "lora": {"enable_lora": True},
+    "speculative-decoding": {"speculative_config": {"method": "ngram"}},
+    "parallel-drafting": {"speculative_config": {"parallel_drafting": True}},
+    "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
+    "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
+    "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
+    "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
+}
+
+
+@pytest.mark.parametrize("feature", ASKS)
+def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypatch, feature):
+    runner = make_runner(tiny_models.path("llama"), load=False, **ASKS[feature])
+    monkeypatch.setattr(runner, "_make_model", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(UnsupportedConfiguration, match=feature) as caught:
+        runner.load_model()
+    assert feature in caught.value.features
+    assert set(caught.value.features) <= LACKS
+
+
+@pytest.mark.parametrize(
+    ("feature", "change"),
+    [
+        ("quantization", {"quantization_config": {"quant_method": "awq"}}),
+        ("hybrid-mamba", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("encoder-decoder", {"is_encoder_decoder": True}),
+        ("pooling", {"architectures": ["LlamaModel"]}),
+    ],
+)
+def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
+    path = tiny_models.path("llama")
+    model = ModelInfo.from_mapping({**json.loads((path / "config.json").read_text()), **change})
+    assert check_supported(make_runner(path, load=False).config, model) == (feature,)
+
+
+def test_everything_v1_lacks_is_checked(tiny_models):
+    assert set(ASKS) | {"hybrid-mamba", "encoder-decoder"} == LACKS
+
+
+@pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])
+def test_what_asks_for_nothing_is_not_refused(tiny_models, flat):
+    path = tiny_models.path("llama")
+    assert check_supported(make_runner(path, load=False, **flat).config, ModelInfo.load(path)) == ()
+
+
+def test_ropes_that_change_with_length(tiny_models):
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    }
+    path = tiny_models.path(
+        "phi3", rope_parameters=rope | {"original_max_position_embeddings": 64},
+        original_max_position_embeddings=64,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedConfiguration, match="set max_model_len to at most 64"):
+        make_runner(path)
+    make_runner(path, max_model_len=64)
+    dynamic = ModelInfo.load(
+        tiny_models.path("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    )
+    assert length_dependent_rope(dynamic, 256) is None
+    assert "beyond 256" in length_dependent_rope(dynamic, 257)
+
+
+def test_kv_spec_and_block_bytes(tiny_models):
+    spec = make_runner(tiny_models.path("deepseek-v3"), block_size=8).get_kv_cache_spec()
+    assert [(s.num_kv_heads, s.head_size_k, s.head_size_v) for s in spec.layers] == [(4, 16, 12)] * 2
+    assert spec.bytes_per_block == 2 * 4 * (16 + 12) * 8 * 4
+
+
+def test_dtypes(tiny_models):
+    path = tiny_models.path("llama")
+    assert make_runner(path).get_kv_cache_spec().dtype_bytes == 4
+    assert make_runner(path, dtype="bfloat16").get_kv_cache_spec().dtype_bytes == 2
+
+
+def test_available_memory_is_capped_by_what_requests_can_use(tiny_models):
+    runner = make_runner(tiny_models.path("llama"), max_num_seqs=3, max_model_len=50, block_size=16)
+    spec = runner.get_kv_cache_spec()
+    assert runner.determine_available_memory() == 3 * 4 * spec.bytes_per_block
+    asked = make_runner(tiny_models.path("llama"), kv_cache_memory_bytes=12345)
+    assert asked.determine_available_memory() == 12345
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak can't be reset here")
+def test_memory_of_the_largest_step_is_taken_off(monkeypatch):
+    monkeypatch.setattr(memory, "_available_bytes", lambda: 1 << 30)
+    size = 200 << 20
+
+    def measure(profile):
+        return memory.measure_available_memory(
+            profile, torch.device("cpu"), utilization=0.5, most_useful=1 << 40
+        )
+
+    idle = measure(lambda: None)
+    busy = measure(lambda: torch.ones(size, dtype=torch.uint8).sum())
+    assert idle > (1 << 29) - (64 << 20)
+    assert idle - busy > size * 0.9
+
+
+def test_reload_is_in_place(tiny_models, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("llama"), path)
+    runner = make_runner(path)
+    before = _tokens(runner)
+    held = [p.data_ptr() for p in runner._model.model.parameters()]
+    other = tiny_models.path("llama", seed=1)
+    shutil.copy(other / "model.safetensors", path / "model.safetensors")
+    runner.reload_weights()
+    assert [p.data_ptr() for p in runner._model.model.parameters()] == held
+    after = _tokens(runner)
+    assert after != before
+    assert after == _tokens(make_runner(other))
+
+
+def test_dummy_weights_come_from_the_seed(tiny_models, tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    shutil.copy(tiny_models.path("llama") / "config.json", path)
+    state = torch.get_rng_state()
+    first, again, other = (_tokens(make_runner(path, load_format="dummy", seed=seed)) for seed in (3, 3, 4))
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_missing_weights_are_an_error(tiny_models, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("llama"), path)
+    weights = load_file(path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lack 1 weights.*lm_head\.weight"):
+        make_runner(path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="model"):
+        make_runner(path)
+
+
+def test_weights_of_another_shape_are_an_error(tiny_models, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("llama"), path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(ConfigError, match=r"shape"):
+        make_runner(path)
+
+
+def test_an_unknown_architecture_is_refused(tiny_models, tmp_path):
+    config = json.loads((tiny_models.path("llama") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
+    with pytest.raises(UnsupportedConfiguration, match="no-such-model"):
+        make_runner(tmp_path)
+
+
+def _request(row: int, **changes) -> NewRequest:
+    fields = {
+        "request_id": f"r{row}", "row": row, "token_ids": [4, 5, 6], "num_prompt_tokens": 3,
+        "num_computed_tokens": 0, "block_ids": [row], "sampling_params": GREEDY, "seed": 0,
+    }  # fmt: skip
+    return NewRequest(**{**fields, **changes})
+
+
+def _step(new=(), rows=(), num_tokens=(), computed=(), samples=(), freed=(), blocks=()) -> SchedulerOutput:
+    return SchedulerOutput(1, freed, new, blocks, rows, num_tokens, computed, samples, 0)
+
+
+def test_freed_rows_keep_nothing(tiny_models):
+    runner = make_runner(tiny_models.path("llama"))
+    _tokens(runner)
+    assert len(runner._batch) == 0
+    first = _tokens(runner)
+    # The KV of former requests lies where new ones are written; poison shows whether any of it is read.
+    for tensor in (*runner._cache.keys, *runner._cache.values):
+        tensor.fill_(float("nan"))
+    assert _tokens(runner) == first
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (_step([_request(0), _request(0)], [0], [3], [0], [True]), "belongs to 'r0'"),
+        (_step([_request(0)], [0], [4], [0], [True]), "no tokens yet"),
+        (_step([_request(0, block_ids=[])], [0], [3], [0], [True]), "0 KV blocks"),
+    ],
+)
+def test_steps_that_contradict_themselves(tiny_models, step, message):
+    runner = make_runner(tiny_models.path("llama"))
+    with pytest.raises(ValueError, match=message):
+        runner.execute_model(step)
+
+
+def test_order_of_calls(tiny_models):
+    runner = make_runner(tiny_models.path("llama"), load=False)
+    with pytest.raises(RuntimeError, match="load_model first"):
+        runner.get_kv_cache_spec()
+    runner.load_model()
+    with pytest.raises(RuntimeError, match="before initialize_kv_cache"):
+        runner.execute_model(_step())
+    runner.initialize_kv_cache(8)
+    with pytest.raises(RuntimeError, match="without execute_model"):
+        runner.sample_tokens()
+    step = _step([_request(0)], [0], [3], [0], [True])
+    runner.execute_model(step)
+    with pytest.raises(RuntimeError, match="twice"):
+        runner.execute_model(step)
+
+
+def test_exceptions_of_a_forward_pass_reach_the_caller(tiny_models):
+    runner = make_runner(tiny_models.path("llama"))
+
+    def fail(*_):
+        raise FloatingPointError("overflow in the third layer")
+
+    runner._model.model.get_input_embeddings().register_forward_hook(fail)
+    with pytest.raises(FloatingPointError, match="third layer"):
+        runner.execute_model(_step([_request(0)], [0], [3], [0], [True]))
+
+
+def test_a_step_of_chunks_alone_samples_nothing(tiny_models):
+    runner = make_runner(tiny_models.path("llama"))
+    runner.execute_model(_step([_request(0)], [0], [2], [0], [False]))
+    output = runner.sample_tokens().result()
+    assert list(output.rows) == []
+    assert list(output.token_ids) == []
+
+
+def test_shutdown_releases_and_can_be_repeated(tiny_models):
+    runner = make_runner(tiny_models.path("llama"))
+    runner.shutdown()
+    runner.shutdown()
+    with pytest.raises(RuntimeError, match="load_model first"):
+        runner.get_kv_cache_spec()
+
+
+@pytest.mark.parametrize(
+    ("call", "feature"),
+    [
+        (lambda r: r.take_draft_tokens(), "speculative-decoding"),
+        (lambda r: r.update_config({}), "update-config"),
+        (lambda r: r.apply_sparse_weight_patches([]), "sparse-weight-patches"),
+        (lambda r: r.embed([[1]]), "pooling"),
+    ],
+)
+def test_methods_v1_does_not_have_yet_name_the_feature(tiny_models, call, feature):
+    with pytest.raises(UnsupportedConfiguration, match=feature):
+        call(make_runner(tiny_models.path("llama"), load=False))
+
+
+def test_models_differ_by_seed():
+    a, b = make_model("llama"), make_model("llama", seed=1)
+    assert not torch.equal(a.lm_head.weight, b.lm_head.weight)

@@ -1,0 +1,129 @@
+"""The self-check lets the right models through and names what is wrong with others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig, FalconMambaConfig
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.v1 import attention
+from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.patterns import CAUSAL
+from dodona.runners.v1.self_check import self_check
+from dodona.runners.v1.step_layout import StepLayout
+from tests.support.tiny_models import SLIDING_WINDOW, make_model
+
+
+def _check(family: str, **overrides):
+    return self_check(PackedModel(make_model(family, **overrides)), max_model_len=256)
+
+
+def test_a_prompt_is_longer_than_two_windows():
+    found = _check("gemma2")
+    assert found.prompt_lengths[0] > 2 * SLIDING_WINDOW
+    assert found.paged < 1e-5
+    assert found.plain_cached < 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 25])
+def test_short_sequence_limits(length):
+    model = PackedModel(make_model("mistral"))
+    assert max(self_check(model, max_model_len=length).prompt_lengths) == min(length, 21)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_half_precision(family, dtype):
+    model = PackedModel(make_model(family).to(dtype))
+    assert model.kv_dtype == dtype
+    self_check(model, max_model_len=256)
+
+
+def test_windows_are_known_beyond_the_length_of_the_check():
+    model = PackedModel(make_model("mistral", sliding_window=4096))
+    assert {layer.sliding_window for layer in model.layers} == {4096}
+
+
+def _ignore_window(model, patch):
+    model._patterns = (CAUSAL,) * len(model.calls)
+
+
+def _swap_keys_and_values(model, patch):
+    gather = PagedKVCache.gather
+    patch.setattr(PagedKVCache, "gather", lambda *args: gather(*args)[::-1])
+
+
+def _mix_layers_up(model, patch):
+    gather = PagedKVCache.gather
+    patch.setattr(PagedKVCache, "gather", lambda cache, call, slots: gather(cache, 1 - call, slots))
+
+
+def _shift_positions(model, patch):
+    made = StepLayout.__init__
+
+    def init(self, *args):
+        made(self, *args)
+        self.positions = self.positions - self.positions.min()
+
+    patch.setattr(StepLayout, "__init__", init)
+
+
+def _forget_softcap(model, patch):
+    attend = attention._attend
+    patch.setattr(attention, "_attend", lambda *a, softcap=None, **kw: attend(*a, **kw))
+
+
+def _forget_sinks(model, patch):
+    attend = attention._attend
+    patch.setattr(attention, "_attend", lambda *a, sinks=None, **kw: attend(*a, **kw))
+
+
+def _give_no_number(model, patch):
+    next(iter(model.model.parameters())).data[:] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("family", "damage"),
+    [
+        ("mistral", _ignore_window),
+        ("llama", _swap_keys_and_values),
+        ("llama", _mix_layers_up),
+        ("llama", _shift_positions),
+        ("gemma2", _forget_softcap),
+        ("gpt-oss", _forget_sinks),
+        ("llama", _give_no_number),
+    ],
+)
+def test_a_damaged_path_is_refused(monkeypatch, family, damage):
+    model = PackedModel(make_model(family))
+    damage(model, monkeypatch)
+    with pytest.raises(
+        UnsupportedConfiguration, match=f"self-check of {model.name} at load.*differs"
+    ) as caught:
+        self_check(model, max_model_len=256)
+    assert caught.value.features == ("architecture",)
+
+
+def test_bidirectional_attention_is_refused():
+    with pytest.raises(UnsupportedConfiguration, match="neither causal, nor sliding-window, nor chunked"):
+        PackedModel(make_model("gemma3", use_bidirectional_attention=True))
+
+
+_SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (BloomConfig(**_SMALL, n_head=4), "position_ids"),
+        (FalconMambaConfig(**_SMALL), "position_ids|attention interface"),
+    ],
+    ids=["ALiBi", "state-space"],
+)
+def test_what_does_not_fit_is_refused_by_name(config, why):
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with pytest.raises(UnsupportedConfiguration, match=why) as caught:
+        self_check(PackedModel(model), max_model_len=256)
+    assert type(model).__name__ in str(caught.value)
