@@ -133,19 +133,17 @@ def _cuts_kernel(
         tl.store(cuts_ptr + row, float("-inf"))
         return
     row_ptr = logits_ptr + row * logits_stride
-    # All finite scores are at or above the least number, which gives their least; none is above infinity, so
-    # what is below it gives the greatest.
-    _, least, _ = _above(row_ptr, vocab, inverse, -3.4028234663852886e38, 0.0, False, BLOCK)
+    # Nothing exceeds the cap, so that what is below infinity gives the greatest.
     _, _, greatest = _above(row_ptr, vocab, inverse, float("inf"), 0.0, False, BLOCK)
     if greatest == float("-inf"):
         tl.store(cuts_ptr + row, float("-inf"))
         return
-    cut = tl.maximum(greatest + log_min_p, least)
+    cut = tl.maximum(greatest + log_min_p, -3.4028234663852886e38)  # all finite scores
     if top_k > 0.0:
-        kept, _, _ = _above(row_ptr, vocab, inverse, cut, greatest, False, BLOCK)
+        kept, cut, _ = _above(row_ptr, vocab, inverse, cut, greatest, False, BLOCK)
         if kept > top_k:
             cut = _search(row_ptr, vocab, inverse, cut, greatest, top_k, False, BLOCK)
     if top_p < 1.0:
-        mass, _, _ = _above(row_ptr, vocab, inverse, cut, greatest, True, BLOCK)
+        mass, cut, _ = _above(row_ptr, vocab, inverse, cut, greatest, True, BLOCK)
         cut = _search(row_ptr, vocab, inverse, cut, greatest, top_p * mass, True, BLOCK)
     tl.store(cuts_ptr + row, cut)

@@ -58,8 +58,14 @@ def gumbel_sample(
         else 4,
     )  # fmt: skip
     _reduce_blocks_kernel[(n,)](
-        best, token, idx_mapping, fallback, out, num_blocks, WIDTH=triton.next_power_of_2(num_blocks),
-        num_warps=1
+        best,
+        token,
+        idx_mapping,
+        fallback,
+        out,
+        num_blocks,
+        WIDTH=triton.next_power_of_2(num_blocks),
+        num_warps=1,
     )
     return out
 

@@ -6,6 +6,7 @@ then a reduction over a row's blocks. Among equal logits the lowest id comes fir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,8 @@ class LogprobTensors:
     ranks: Tensor
     """[m] int32: 1 + the number of tokens with greater logits than the row's own."""
 
-    def map(self, move: object) -> LogprobTensors:
+    def map(self, move: Callable[[Tensor], Tensor]) -> LogprobTensors:
         """The same with each tensor moved by `move` (for instance to pinned host memory)."""
-        assert callable(move)
         return LogprobTensors(move(self.token_ids), move(self.logprobs), move(self.ranks))
 
 

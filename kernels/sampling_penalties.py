@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dodona.kernels.sampling_common import vocab_block
+from dodona.kernels.sampling_common import LOGIT_CAP, vocab_block
 from dodona.kernels.sampling_masks import unpack_token_bits
+from dodona.runners import sampling
 
 
 def apply_penalties(
@@ -65,7 +66,8 @@ def apply_penalties_reference(
     counts = output_counts[state].float()
     seen = unpack_token_bits(prompt_bits[state], scores.shape[1]) | (counts > 0)
     factor = repetition[state, None]
-    result = torch.where(seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
+    repeated = torch.where(scores > 0, scores / factor, scores * factor).clamp(max=sampling.LOGIT_CAP)
+    result = torch.where(seen, repeated, scores)
     result = result - frequency[state, None] * counts - presence[state, None] * (counts > 0)
     scores.copy_(torch.where(is_penalized[state, None] != 0, result, scores))
 
@@ -127,7 +129,7 @@ def _penalties_kernel(
     seen = (((word >> (tokens % 32)) & 1) != 0) | (counts > 0.0)
     repetition = tl.load(repetition_ptr + state)
     repeated = tl.where(scores > 0.0, tl.div_rn(scores, repetition), scores * repetition)
-    scores = tl.where(seen, repeated, scores)
+    scores = tl.where(seen, tl.minimum(repeated, LOGIT_CAP), scores)
     scores -= tl.load(frequency_ptr + state) * counts
     scores = tl.where(counts > 0.0, scores - tl.load(presence_ptr + state), scores)
     tl.store(places, scores, mask=inside)

@@ -98,7 +98,11 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         inverse.to(logits.device),
         torch.tensor([row.seed for row in rows], dtype=torch.int64, device=logits.device),
         torch.tensor([row.position for row in rows], dtype=torch.int64, device=logits.device),
-        torch.tensor([fallback_token(row) for row in rows], dtype=torch.int64, device=logits.device),
+        torch.tensor(
+            [fallback_id(row.params, row.stop_token_ids) for row in rows],
+            dtype=torch.int64,
+            device=logits.device,
+        ),
     )
     return SampledTokens(token_ids.tolist(), _sampled_logprobs(logits, token_ids, rows))
 
@@ -155,9 +159,14 @@ def inverse_temperature(temperature: float) -> float:
     return max(float(torch.tensor(temperature, dtype=torch.float32).reciprocal()), 1e-30)
 
 
-def fallback_token(row: SamplingRow) -> int:
+def fallback_id(params: SamplingParams, stop_token_ids: Sequence[int]) -> int:
     """The token of a row whose masks leave nothing (see the module's docstring)."""
-    return min(row.params.allowed_token_ids or row.stop_token_ids or (0,))
+    return min(params.allowed_token_ids or stop_token_ids or (0,))
+
+
+def repetition_factor(params: SamplingParams) -> float:
+    """The repetition penalty, kept where its fp32 value and reciprocal are finite: 0 * inf would be NaN."""
+    return min(max(params.repetition_penalty, 1e-30), 1e30)
 
 
 def process_row(scores: Tensor, row: SamplingRow) -> None:
@@ -180,8 +189,8 @@ def process_row(scores: Tensor, row: SamplingRow) -> None:
     if params.repetition_penalty != 1.0:
         ids = _index({*row.prompt_token_ids, *generated}, scores)
         seen = scores[ids]
-        penalty = params.repetition_penalty
-        scores[ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+        penalty = repetition_factor(params)
+        scores[ids] = torch.where(seen > 0, seen / penalty, seen * penalty).clamp_(max=LOGIT_CAP)
     if generated and (params.frequency_penalty or params.presence_penalty):
         ids, counts = torch.unique(_index(generated, scores), return_counts=True)
         scores[ids] = scores[ids] - params.frequency_penalty * counts - params.presence_penalty
@@ -290,7 +299,7 @@ def _filter_rows(scores: Tensor, inverse: Tensor, rows: Sequence[SamplingRow]) -
     cut = thresholds(
         tempered,
         torch.tensor([log_min_p(p.min_p) for p in params], dtype=torch.float32, device=device),
-        torch.tensor([max(p.top_k, 0) for p in params], dtype=torch.int64, device=device),
+        torch.tensor([min(p.top_k, scores.shape[1]) for p in params], dtype=torch.int64, device=device),
         torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device),
     )
     scores[index] = scores[index].masked_fill(tempered < cut[:, None], -math.inf)

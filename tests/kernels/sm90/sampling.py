@@ -67,9 +67,7 @@ def _prepare(dtype: torch.dtype, restricted: bool) -> None:
 
 def _edits() -> None:
     scores = torch.zeros(4, VOCAB)
-    masks.mask_stop_tokens(
-        scores, **_batch(4), prompt_lens=INTEGERS, min_tokens=INTEGERS, stop_ids=_table(3)
-    )
+    masks.mask_stop_tokens(scores, **_batch(4), prompt_lens=INTEGERS, min_tokens=INTEGERS, stop_ids=_table(3))
     masks.mask_bad_words(
         scores,
         **_batch(4),
@@ -94,9 +92,7 @@ def _penalties(counts_dtype: torch.dtype) -> None:
         prompt_bits=_table(WORDS),
         output_counts=counts,
     )
-    count_tokens(
-        counts, **_mapping(4), token_ids=torch.zeros(4, dtype=torch.int32), is_penalized=INTEGERS
-    )
+    count_tokens(counts, **_mapping(4), token_ids=torch.zeros(4, dtype=torch.int32), is_penalized=INTEGERS)
 
 
 CASES: dict[str, Callable[[], None]] = {

@@ -1,0 +1,328 @@
+"""V2's sampler: parameters in stable rows on the device, one Triton stage per feature, launched only when
+asked.
+
+Three verbs: `add_request` notes what a request asks for, `apply_staged_writes` sends it to the device before
+a step, `sample` draws. The base stage (temperature, greedy, Gumbel-max) reads device tensors only and can be
+captured in a graph; all other stages run when a scheduled row asks, and look only at state on the device, so
+the host may be steps behind the tokens. `dodona.runners.sampling` says what each stage means and in which
+order they come.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dodona.kernels.sampling_filters import filter_cuts
+from dodona.kernels.sampling_gumbel import gumbel_sample
+from dodona.kernels.sampling_logprobs import LogprobTensors, token_logprobs
+from dodona.kernels.sampling_masks import (
+    NO_TOKEN,
+    add_logit_bias,
+    mask_bad_words,
+    mask_stop_tokens,
+    pack_token_bits,
+    prepare_scores,
+)
+from dodona.kernels.sampling_penalties import apply_penalties, count_tokens
+from dodona.runners.interface import NewRequest, TokenLogprobs
+from dodona.runners.sampling import fallback_id, inverse_temperature, log_min_p, repetition_factor
+from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.v2.sampling_tables import Array, CountTable, RowTable, ScalarTable, upload
+
+
+class Stage(enum.Flag):
+    """What a row asks for beyond the base stage."""
+
+    ALLOWED_IDS = enum.auto()
+    MIN_TOKENS = enum.auto()
+    BAD_WORDS = enum.auto()
+    LOGIT_BIAS = enum.auto()
+    PENALTIES = enum.auto()
+    FILTERS = enum.auto()
+    LOGPROBS = enum.auto()
+
+
+NOTHING = Stage(0)
+EDITS = Stage.ALLOWED_IDS | Stage.MIN_TOKENS | Stage.BAD_WORDS | Stage.LOGIT_BIAS | Stage.PENALTIES
+"""Stages that change logits, and so need an fp32 copy of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerOutput:
+    """Tokens of a step, on the device."""
+
+    token_ids: Tensor
+    """[n] int32."""
+    logprobs: LogprobTensors | None
+    """For the batch rows in `logprob_rows`, in that order; None where no row asks."""
+    logprob_rows: tuple[int, ...]
+    """Batch rows (indices into `token_ids`) that ask for log-probabilities."""
+    logprob_counts: tuple[int, ...]
+    """How many of the most probable tokens each of `logprob_rows` asks for."""
+
+
+class V2Sampler:
+    """Samples for requests that live in stable rows.
+
+    Args:
+        max_num_seqs: number of state rows.
+        vocab_size: width of the logits.
+        token_ids: [max_num_seqs, max_model_len] int32 on the device: the token history, which the runner
+        keeps.
+    """
+
+    def __init__(self, *, max_num_seqs: int, vocab_size: int, token_ids: Tensor) -> None:
+        device = token_ids.device
+        self._vocab_size = vocab_size
+        self._token_ids = token_ids
+        self._floats = ScalarTable(
+            max_num_seqs,
+            ("inverse_temperature", "log_min_p", "top_p", "repetition", "frequency", "presence"),
+            np.float32,
+            device,
+        )
+        self._integers = ScalarTable(
+            max_num_seqs,
+            ("seed", "fallback", "top_k", "prompt_len", "min_tokens", "is_restricted", "is_penalized"),
+            np.int64,
+            device,
+        )
+        self._allowed_bits = RowTable(max_num_seqs, np.int32, 0, device)
+        self._prompt_bits = RowTable(max_num_seqs, np.int32, 0, device)
+        self._stop_ids = RowTable(max_num_seqs, np.int32, NO_TOKEN, device)
+        self._word_tokens = RowTable(max_num_seqs, np.int32, NO_TOKEN, device)
+        self._word_ends = RowTable(max_num_seqs, np.int32, NO_TOKEN, device)
+        self._bias_ids = RowTable(max_num_seqs, np.int32, NO_TOKEN, device)
+        self._bias_values = RowTable(max_num_seqs, np.float32, 0.0, device)
+        self._output_counts = CountTable(max_num_seqs, vocab_size, token_ids.shape[1], device)
+        self._tables = (
+            self._floats, self._integers, self._allowed_bits, self._prompt_bits, self._stop_ids,
+            self._word_tokens, self._word_ends, self._bias_ids, self._bias_values, self._output_counts,
+        )  # fmt: skip
+        # What the host must know to decide on launches, per state row.
+        self._stages = [NOTHING] * max_num_seqs
+        self._num_words = [0] * max_num_seqs
+        self._num_logprobs = [0] * max_num_seqs
+
+    def add_request(self, request: NewRequest) -> None:
+        """Take over a row for a new or resumed request; the device learns of it at the next
+        apply_staged_writes.
+        """
+        params, row = request.sampling_params, request.row
+        stages = stages_of(request)
+        self._stages[row] = stages
+        self._num_words[row] = len(request.bad_words_token_ids)
+        self._num_logprobs[row] = params.logprobs or 0
+        greedy = params.greedy
+        self._floats.stage(
+            row,
+            inverse_temperature=inverse_temperature(params.temperature),
+            log_min_p=log_min_p(0.0 if greedy else params.min_p),
+            top_p=1.0 if greedy else params.top_p,
+            repetition=repetition_factor(params),
+            frequency=params.frequency_penalty,
+            presence=params.presence_penalty,
+        )
+        self._integers.stage(
+            row,
+            seed=request.seed,
+            fallback=fallback_id(params, request.stop_token_ids),
+            top_k=0 if greedy else min(params.top_k, self._vocab_size),
+            prompt_len=request.num_prompt_tokens,
+            min_tokens=min(params.min_tokens, self._token_ids.shape[1]),
+            is_restricted=Stage.ALLOWED_IDS in stages,
+            is_penalized=Stage.PENALTIES in stages,
+        )
+        self._stage_lists(request, stages)
+
+    def apply_staged_writes(self) -> None:
+        """Send the rows that changed to the device; before `sample` of a step with new requests."""
+        for table in self._tables:
+            table.apply_staged_writes()
+
+    def stages(self, rows: Sequence[int]) -> Stage:
+        """All that these state rows ask for; `NOTHING` means that `sample_base` is all of `sample`."""
+        asked = NOTHING
+        for row in rows:
+            asked |= self._stages[row]
+        return asked
+
+    def sample(
+        self, logits: Tensor, *, idx_mapping: Tensor, positions: Tensor, rows: Sequence[int]
+    ) -> SamplerOutput:
+        """Draw a token for each batch row and count it.
+
+        Args:
+            logits: [n, vocab], the model's dtype; not modified.
+            idx_mapping: [n] integer, state row of each batch row, on the device.
+            positions: [n] integer, absolute position of the token to be drawn (the tokens the row has), on
+            the device.
+            rows: the same state rows as in `idx_mapping`, on the host.
+        """
+        if logits.shape != (len(rows), self._vocab_size):
+            expected = f"[{len(rows)} rows, {self._vocab_size} tokens]"
+            raise ValueError(f"logits must be {expected}; got shape {tuple(logits.shape)}")
+        asked = self.stages(rows)
+        scores, cuts = logits, None
+        if asked & EDITS:
+            scores = self._edited(logits, idx_mapping, positions, rows, asked)
+        if Stage.FILTERS in asked:
+            cuts = filter_cuts(
+                scores,
+                idx_mapping=idx_mapping,
+                inverse_temperatures=self._floats["inverse_temperature"],
+                log_min_p=self._floats["log_min_p"],
+                top_k=self._integers["top_k"],
+                top_p=self._floats["top_p"],
+            )
+        token_ids = self.sample_base(scores, idx_mapping=idx_mapping, positions=positions, cuts=cuts)
+        if Stage.PENALTIES in asked:
+            count_tokens(
+                self._output_counts.values,
+                idx_mapping=idx_mapping,
+                token_ids=token_ids,
+                is_penalized=self._integers["is_penalized"],
+            )
+        return self._with_logprobs(logits, token_ids, rows, asked)
+
+    def sample_base(
+        self,
+        logits: Tensor,
+        *,
+        idx_mapping: Tensor,
+        positions: Tensor,
+        cuts: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The base stage alone: [n] int32 token ids, in `out` if given. It can be captured in a graph.
+
+        Args are those of `sample`, and may be padded: negative entries of `idx_mapping` are passed over.
+        `cuts` ([n] fp32) are thresholds of min-p, top-k and top-p.
+        """
+        return gumbel_sample(
+            logits,
+            idx_mapping=idx_mapping,
+            positions=positions,
+            seeds=self._integers["seed"],
+            inverse_temperatures=self._floats["inverse_temperature"],
+            fallback=self._integers["fallback"],
+            cuts=cuts,
+            out=out,
+        )
+
+    def _stage_lists(self, request: NewRequest, stages: Stage) -> None:
+        params, row = request.sampling_params, request.row
+        if Stage.ALLOWED_IDS in stages:
+            self._allowed_bits.stage(row, self._bits(params.allowed_token_ids or ()))
+        if Stage.MIN_TOKENS in stages:
+            self._stop_ids.stage(row, request.stop_token_ids)
+        # These two have no flag beside them: a list left by the row's former request must go.
+        words, bias = request.bad_words_token_ids, params.logit_bias or {}
+        self._word_tokens.stage(row, [token for word in words for token in word])
+        self._word_ends.stage(row, np.cumsum([len(word) for word in words], dtype=np.int32))
+        self._bias_ids.stage(row, list(bias))
+        self._bias_values.stage(row, list(bias.values()))
+        if Stage.PENALTIES in stages:
+            prompt_len = request.num_prompt_tokens
+            self._prompt_bits.stage(row, self._bits(request.token_ids[:prompt_len]))
+            self._output_counts.stage(row, request.token_ids[prompt_len:])
+
+    def _bits(self, token_ids: Sequence[int]) -> Array:
+        return pack_token_bits(torch.as_tensor(list(token_ids), dtype=torch.int64), self._vocab_size).numpy()
+
+    def _edited(
+        self, logits: Tensor, idx_mapping: Tensor, positions: Tensor, rows: Sequence[int], asked: Stage
+    ) -> Tensor:
+        """An fp32 copy of the logits with masks, biases and penalties: [n, vocab]."""
+        integers, floats = self._integers, self._floats
+        restricted = Stage.ALLOWED_IDS in asked
+        scores = prepare_scores(
+            logits,
+            idx_mapping=idx_mapping,
+            allowed_bits=self._allowed_bits.values if restricted else None,
+            is_restricted=integers["is_restricted"] if restricted else None,
+        )
+        if Stage.MIN_TOKENS in asked:
+            mask_stop_tokens(
+                scores,
+                idx_mapping=idx_mapping,
+                positions=positions,
+                prompt_lens=integers["prompt_len"],
+                min_tokens=integers["min_tokens"],
+                stop_ids=self._stop_ids.values,
+            )
+        if Stage.BAD_WORDS in asked:
+            mask_bad_words(
+                scores,
+                idx_mapping=idx_mapping,
+                positions=positions,
+                prompt_lens=integers["prompt_len"],
+                token_ids=self._token_ids,
+                word_tokens=self._word_tokens.values,
+                word_ends=self._word_ends.values,
+                max_words=max(self._num_words[row] for row in rows),
+            )
+        if Stage.LOGIT_BIAS in asked:
+            add_logit_bias(
+                scores,
+                idx_mapping=idx_mapping,
+                bias_ids=self._bias_ids.values,
+                bias_values=self._bias_values.values,
+            )
+        if Stage.PENALTIES in asked:
+            apply_penalties(
+                scores,
+                idx_mapping=idx_mapping,
+                is_penalized=integers["is_penalized"],
+                repetition=floats["repetition"],
+                frequency=floats["frequency"],
+                presence=floats["presence"],
+                prompt_bits=self._prompt_bits.values,
+                output_counts=self._output_counts.values,
+            )
+        return scores
+
+    def _with_logprobs(
+        self, logits: Tensor, token_ids: Tensor, rows: Sequence[int], asked: Stage
+    ) -> SamplerOutput:
+        if Stage.LOGPROBS not in asked:
+            return SamplerOutput(token_ids, None, (), ())
+        batch_rows = tuple(i for i, row in enumerate(rows) if Stage.LOGPROBS in self._stages[row])
+        counts = tuple(self._num_logprobs[rows[i]] for i in batch_rows)
+        some = None if len(batch_rows) == len(rows) else upload(np.array(batch_rows), logits.device)
+        logprobs = token_logprobs(logits, token_ids, top_n=max(counts), rows=some)
+        return SamplerOutput(token_ids, logprobs, batch_rows, counts)
+
+
+def stages_of(request: NewRequest) -> Stage:
+    """What a request asks for beyond the base stage."""
+    params: SamplingParams = request.sampling_params
+    filtered = not params.greedy and (params.min_p > 0 or params.top_k > 0 or params.top_p < 1)
+    wanted = {
+        Stage.ALLOWED_IDS: params.allowed_token_ids is not None,
+        Stage.MIN_TOKENS: params.min_tokens > 0 and bool(request.stop_token_ids),
+        Stage.BAD_WORDS: bool(request.bad_words_token_ids),
+        Stage.LOGIT_BIAS: bool(params.logit_bias),
+        Stage.PENALTIES: params.has_penalties,
+        Stage.FILTERS: filtered,
+        Stage.LOGPROBS: params.logprobs is not None,
+    }
+    result = NOTHING
+    for stage, asks in wanted.items():
+        if asks:
+            result |= stage
+    return result
+
+
+def host_logprobs(tensors: LogprobTensors, counts: Sequence[int]) -> list[TokenLogprobs]:
+    """Entries for the engine, from tensors that are on the host; row i keeps its `counts[i]` best tokens."""
+    columns = zip(
+        tensors.token_ids.tolist(), tensors.logprobs.tolist(), tensors.ranks.tolist(), counts, strict=True
+    )
+    return [TokenLogprobs(tuple(i[: 1 + n]), tuple(p[: 1 + n]), rank) for i, p, rank, n in columns]

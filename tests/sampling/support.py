@@ -1,0 +1,66 @@
+"""Rows and parameters that sampler tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dodona.runners.sampling import SamplingRow
+from dodona.runners.sampling_params import SamplingParams
+
+
+def make_row(
+    *,
+    seed: int = 0,
+    prompt: tuple[int, ...] = (1, 2, 3),
+    output: tuple[int, ...] = (),
+    stop: tuple[int, ...] = (),
+    bad_words: tuple[tuple[int, ...], ...] = (),
+    **params: Any,
+) -> SamplingRow:
+    """A row whose sampling parameters are `params`."""
+    params.setdefault("max_tokens", None)
+    return SamplingRow(SamplingParams(**params), prompt, output, seed, stop, bad_words)
+
+
+ENORMOUS_ROWS = (
+    make_row(repetition_penalty=1e300, top_k=10**30, prompt=(0, 1, 2, 3)),
+    make_row(repetition_penalty=1e-300, top_p=1e-300, prompt=(0, 1, 2, 3)),
+    make_row(min_tokens=10**30, stop=(4,), temperature=0.0),
+)
+"""Parameters that are allowed, and far beyond what fits fp32 or 64 bits."""
+
+
+def random_row(rng: np.random.Generator, vocab: int) -> SamplingRow:
+    """A row that asks for a random few of all features."""
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, vocab, rng.integers(low, high)).tolist())
+
+    def maybe(value: Any, off: Any) -> Any:
+        return value if rng.random() < 0.35 else off
+
+    output = tokens(0, 12)
+    endings = [output[-size:] for size in (1, 2) if len(output) >= size]
+    bad_words = [(*ending, int(rng.integers(0, vocab))) for ending in endings] + [
+        tokens(1, 4) for _ in range(2)
+    ]
+    return make_row(
+        seed=int(rng.integers(0, 2**63 - 1)),
+        prompt=tokens(1, 20),
+        output=output,
+        stop=tokens(0, 3),
+        bad_words=maybe(tuple(bad_words), ()),
+        temperature=float(rng.choice([0.0, 0.4, 1.0, 1.8])),
+        top_k=int(maybe(rng.integers(1, 40), 0)),
+        top_p=float(maybe(rng.uniform(0.2, 0.99), 1.0)),
+        min_p=float(maybe(rng.uniform(0.01, 0.3), 0.0)),
+        repetition_penalty=float(maybe(rng.uniform(0.7, 2.0), 1.0)),
+        frequency_penalty=float(maybe(rng.uniform(-1, 2), 0.0)),
+        presence_penalty=float(maybe(rng.uniform(-1, 2), 0.0)),
+        min_tokens=int(maybe(6, 0)),
+        logit_bias=maybe({int(t): float(rng.normal() * 5) for t in tokens(1, 5)}, None),
+        allowed_token_ids=maybe(tokens(1, 30), None),
+        logprobs=maybe(int(rng.integers(0, 6)), None),
+    )

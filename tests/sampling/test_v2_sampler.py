@@ -1,0 +1,262 @@
+"""V2's sampler, on state on the device, draws what the torch sampler draws from state on the host."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from dodona.kernels.sampling_logprobs import LogprobTensors
+from dodona.runners.interface import NewRequest
+from dodona.runners.sampling import SamplingRow, sample
+from dodona.runners.v2.sampler import NOTHING, Stage, V2Sampler, host_logprobs
+from tests.sampling.support import ENORMOUS_ROWS, make_row, random_row
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
+MAX_ROWS, MAX_LEN = 8, 64
+
+
+class Requests:
+    """What a runner does around the sampler: rows, token history, and the host's view of both."""
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab = vocab
+        self.history = torch.zeros(MAX_ROWS, MAX_LEN, dtype=torch.int32, device=DEVICE)
+        self.sampler = V2Sampler(max_num_seqs=MAX_ROWS, vocab_size=vocab, token_ids=self.history)
+        self.rows: dict[int, SamplingRow] = {}
+        self.differing = 0
+        """Tokens that were not the torch sampler's."""
+
+    def add(self, state: int, row: SamplingRow) -> None:
+        tokens = (*row.prompt_token_ids, *row.output_token_ids)
+        self.rows[state] = row
+        self.history[state] = -7  # a former request's tokens
+        self.history[state, : len(tokens)] = torch.tensor(tokens, device=DEVICE)
+        self.sampler.add_request(
+            NewRequest(
+                request_id=str(state),
+                row=state,
+                token_ids=tokens,
+                num_prompt_tokens=len(row.prompt_token_ids),
+                num_computed_tokens=0,
+                block_ids=(),
+                sampling_params=row.params,
+                seed=row.seed,
+                stop_token_ids=tuple(row.stop_token_ids),
+                bad_words_token_ids=tuple(tuple(word) for word in row.bad_words_token_ids),
+            )
+        )
+
+    def step(self, states: list[int], logits: torch.Tensor) -> tuple[list[int], list]:
+        """Sample for these rows exactly as the torch sampler does; returns tokens and log-probabilities."""
+        result = self.step_with_ties(states, logits)
+        assert self.differing == 0
+        return result
+
+    def step_with_ties(self, states: list[int], logits: torch.Tensor) -> tuple[list[int], list]:
+        """The same, where tokens may differ: they are counted in `differing`."""
+        self.sampler.apply_staged_writes()
+        rows = [self.rows[state] for state in states]
+        positions = torch.tensor([row.position for row in rows], dtype=torch.int32, device=DEVICE)
+        idx_mapping = torch.tensor(states, dtype=torch.int32, device=DEVICE)
+        before = logits.clone()
+        output = self.sampler.sample(logits, idx_mapping=idx_mapping, positions=positions, rows=states)
+        assert torch.equal(logits.nan_to_num(7.5), before.nan_to_num(7.5))
+        tokens = output.token_ids.tolist()
+        logprobs: list = [None] * len(states)
+        if output.logprobs is not None:
+            entries = host_logprobs(output.logprobs.map(torch.Tensor.cpu), output.logprob_counts)
+            for i, entry in zip(output.logprob_rows, entries, strict=True):
+                logprobs[i] = entry
+        expected = sample(logits, rows)
+        differing = [i for i, token in enumerate(tokens) if token != expected.token_ids[i]]
+        self.differing += len(differing)
+        for i, (ours, theirs) in enumerate(zip(logprobs, expected.logprobs, strict=True)):
+            assert (ours is None) == (theirs is None)
+            if ours is not None and i not in differing:
+                assert ours.token_ids == theirs.token_ids
+                assert ours.rank == theirs.rank
+                assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        for state, row, token in zip(states, rows, tokens, strict=True):
+            self.history[state, row.position] = token
+            self.rows[state] = SamplingRow(
+                row.params,
+                row.prompt_token_ids,
+                (*row.output_token_ids, token),
+                row.seed,
+                row.stop_token_ids,
+                row.bad_words_token_ids,
+            )
+        return tokens, logprobs
+
+
+def _logits(rng: np.random.Generator, n: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(rng.normal(size=(n, vocab)) * 2, dtype=torch.float32, device=DEVICE).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", [37, 1100])
+def test_random_requests_step_by_step(vocab, dtype):
+    """Mixed rows in one batch, in changing order; rows pass on to other requests, or requests resume."""
+    rng = np.random.default_rng(vocab)
+    requests = Requests(vocab)
+    for state in range(MAX_ROWS):
+        requests.add(state, random_row(rng, vocab))
+    for _ in range(12):
+        states = rng.permutation(MAX_ROWS)[: rng.integers(1, MAX_ROWS + 1)].tolist()
+        for state in rng.permutation(MAX_ROWS)[:2].tolist():
+            resumed = rng.random() < 0.3
+            requests.add(state, requests.rows[state] if resumed else random_row(rng, vocab))
+        requests.step(states, _logits(rng, len(states), vocab, dtype))
+
+
+FEATURES = {
+    Stage.ALLOWED_IDS: {"allowed_token_ids": (1, 5, 30)},
+    Stage.MIN_TOKENS: {"min_tokens": 4, "stop": (2, 3, 4)},
+    Stage.BAD_WORDS: {"bad_words": ((1,), (2, 3), (4, 5, 6))},
+    Stage.LOGIT_BIAS: {"logit_bias": {7: 5.0, 8: -5.0}},
+    Stage.PENALTIES: {"repetition_penalty": 1.4, "frequency_penalty": 0.5},
+    Stage.FILTERS: {"top_k": 5, "top_p": 0.9, "min_p": 0.01},
+    Stage.LOGPROBS: {"logprobs": 3},
+}
+
+
+@pytest.mark.parametrize("stage", FEATURES, ids=lambda stage: stage.name)
+def test_a_stage_is_asked_for_by_its_rows_only(stage):
+    requests = Requests(40)
+    requests.add(0, make_row(seed=1))
+    requests.add(1, make_row(seed=2, **FEATURES[stage]))
+    assert requests.sampler.stages([0]) is NOTHING
+    assert requests.sampler.stages([0, 1]) is stage
+    rng = np.random.default_rng(0)
+    plain = Requests(40)
+    plain.add(0, make_row(seed=1))
+    for _ in range(6):
+        logits = _logits(rng, 2, 40, torch.float32)
+        mixed, _ = requests.step([1, 0], logits)
+        alone, _ = plain.step([0], logits[1:])
+        assert mixed[1] == alone[0]
+
+
+@pytest.mark.parametrize("stage", FEATURES, ids=lambda stage: stage.name)
+def test_a_row_keeps_nothing_of_its_former_request(stage):
+    requests = Requests(40)
+    rng = np.random.default_rng(1)
+    requests.add(3, make_row(seed=9, **FEATURES[stage]))
+    requests.add(4, make_row(seed=8, **FEATURES[stage]))
+    requests.step([3, 4], _logits(rng, 2, 40, torch.float32))
+    requests.add(3, make_row(seed=10))
+    for _ in range(4):
+        requests.step([3, 4], _logits(rng, 2, 40, torch.float32))
+
+
+def test_a_request_added_and_replaced_before_the_writes_go_out():
+    requests = Requests(40)
+    requests.add(0, make_row(bad_words=((3,),), logit_bias={3: 100.0}, frequency_penalty=2.0, output=(3, 3)))
+    requests.add(0, make_row(seed=4, output=(5,), presence_penalty=1.0))
+    requests.step([0], _logits(np.random.default_rng(2), 1, 40, torch.float32))
+
+
+def test_lists_that_outgrow_their_tables():
+    requests = Requests(2000)
+    rng = np.random.default_rng(3)
+    for state, count in enumerate((1, 3, 40, 500, 2)):
+        words = tuple((int(token),) for token in rng.permutation(2000)[:count])
+        bias = {int(token): 3.0 for token in rng.permutation(2000)[:count]}
+        requests.add(state, make_row(seed=state, bad_words=words, logit_bias=bias))
+        states = list(range(state + 1))
+        requests.step(states, _logits(rng, len(states), 2000, torch.float32))
+
+
+def test_base_stage_alone_equals_sample():
+    requests = Requests(100)
+    rng = np.random.default_rng(5)
+    for state in range(4):
+        requests.add(state, make_row(seed=state, temperature=[0.0, 1.0, 0.5, 2.0][state]))
+    logits = _logits(rng, 4, 100, torch.float32)
+    idx_mapping = torch.tensor([2, 0, 3, 1, -1], dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([3, 3, 3, 3, 0], dtype=torch.int32, device=DEVICE)
+    tokens, _ = requests.step([2, 0, 3, 1], logits)
+    out = torch.full((5,), -5, dtype=torch.int32, device=DEVICE)
+    padded = torch.cat([logits, logits[:1]])
+    result = requests.sampler.sample_base(padded, idx_mapping=idx_mapping, positions=positions, out=out)
+    assert result is out
+    assert out[:4].tolist() == tokens
+
+
+def test_unusual_logits_and_parameters():
+    inf, nan = math.inf, math.nan
+    requests = Requests(5)
+    for state, row in enumerate(ENORMOUS_ROWS):
+        requests.add(state, row)
+    logits = torch.tensor([[0.0, 1.0, -2.0, nan, 5.0]] * 3, device=DEVICE)
+    assert requests.step([0, 1, 2], logits)[0] == [4, 1, 1]
+
+    everything = tuple((token,) for token in range(5))
+    requests.add(3, make_row(allowed_token_ids=(4, 2), bad_words=everything, top_p=0.5, logprobs=2))
+    requests.add(4, make_row(stop=(3, 1), min_tokens=9, allowed_token_ids=(3,), temperature=0.0))
+    requests.add(5, make_row(stop=(4,), logprobs=5))
+    requests.add(6, make_row(top_k=2, top_p=0.9, min_p=0.1, stop=(2,), logprobs=1))
+    rows = [[0.0] * 5, [1.0] * 5, [nan] * 5, [-inf] * 5]
+    assert requests.step([3, 4, 5, 6], torch.tensor(rows, device=DEVICE))[0] == [2, 3, 4, 2]
+
+
+def test_wrong_shape():
+    requests = Requests(100)
+    requests.add(0, make_row())
+    with pytest.raises(ValueError, match=r"\[1 rows, 100 tokens\]; got shape \(1, 90\)"):
+        requests.step([0], torch.zeros(1, 90, device=DEVICE))
+
+
+def test_host_logprobs_cuts_each_row_to_what_it_asked():
+    tensors = LogprobTensors(
+        torch.tensor([[5, 1, 2], [6, 3, 4]]), torch.tensor([[-3.0, -1.0, -2.0]] * 2), torch.tensor([3, 9])
+    )
+    entries = host_logprobs(tensors, [0, 2])
+    assert entries[0].token_ids == (5,)
+    assert entries[1].token_ids == (6, 3, 4)
+    assert entries[1].logprobs == (-3.0, -1.0, -2.0)
+    assert [entry.rank for entry in entries] == [3, 9]
+
+
+@pytest.mark.gpu
+def test_base_stage_in_a_cuda_graph():
+    """Replayed with other requests and logits in the same tensors, the graph draws what `sample` draws."""
+    requests = Requests(151_936)
+    rng = np.random.default_rng(6)
+    logits = _logits(rng, 4, 151_936, torch.bfloat16)
+    idx_mapping = torch.tensor([3, 1, 0, -1], dtype=torch.int32, device=DEVICE)
+    positions = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    out = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    arguments = {"idx_mapping": idx_mapping, "positions": positions, "out": out}
+    requests.sampler.sample_base(logits, **arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        requests.sampler.sample_base(logits, **arguments)
+    for trial in range(5):
+        for state in range(4):
+            requests.add(state, make_row(seed=trial * 10 + state, temperature=[0.0, 1.0, 0.5, 2.0][state]))
+        logits.copy_(_logits(rng, 4, 151_936, torch.bfloat16))
+        positions[:3] = 3
+        tokens, _ = requests.step([3, 1, 0], logits[:3])
+        graph.replay()
+        assert out[:3].tolist() == tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_vocabulary(dtype):
+    """A vocabulary as real models have it, all stages on: V1's tokens but for an odd rounding tie."""
+    vocab = 151_936
+    rng = np.random.default_rng(7)
+    requests = Requests(vocab)
+    for state in range(MAX_ROWS):
+        requests.add(state, random_row(rng, vocab))
+    for _ in range(10):
+        requests.step_with_ties(list(range(MAX_ROWS)), _logits(rng, MAX_ROWS, vocab, dtype))
+    assert requests.differing <= 1
