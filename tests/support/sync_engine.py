@@ -1,0 +1,105 @@
+"""The engine's loop without its thread: tests step it by hand, and its books are checked after each step."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
+from dodona.runners.interface import PendingOutput
+from dodona.runners.warm_up import warm_up
+from tests.support.fake_runner import FakeRunner, fake_verdict
+
+
+class SyncEngine:
+    """A fake runner and a scheduler of the same sizes."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 32,
+        block_size: int = 4,
+        max_num_seqs: int = 4,
+        max_num_batched_tokens: int = 16,
+        enable_chunked_prefill: bool = True,
+        enable_prefix_caching: bool = True,
+        max_steps_in_flight: int = 1,
+        vocab_size: int = 97,
+    ) -> None:
+        self.runner = FakeRunner(
+            fake_verdict(
+                block_size=block_size,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+            ),
+            max_steps_in_flight=max_steps_in_flight,
+            vocab_size=vocab_size,
+        )
+        self.runner.initialize_kv_cache(num_blocks)
+        warm_up(self.runner)
+        self.runner.trace.steps.clear()
+        self.scheduler = Scheduler(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            enable_chunked_prefill=enable_chunked_prefill,
+            enable_prefix_caching=enable_prefix_caching,
+        )
+        self.num_rows = self.scheduler.num_free_rows
+        self.in_flight: deque[tuple[ScheduledStep, PendingOutput]] = deque()
+        self.finished: list[Request] = []
+
+    def step(self) -> None:
+        """One turn of the engine's loop."""
+        step = self.scheduler.schedule()
+        self.check()
+        if step is not None:
+            self.runner.execute_model(step.output)
+            self.in_flight.append((step, self.runner.sample_tokens()))
+        if self.in_flight and (step is None or len(self.in_flight) >= self.runner.max_steps_in_flight):
+            self.read()
+        elif step is None:
+            assert not self.scheduler.num_unfinished, "requests are unfinished and none can run"
+
+    def read(self) -> None:
+        """Read the oldest step's result."""
+        scheduled, pending = self.in_flight.popleft()
+        news = self.scheduler.update(scheduled, pending.result())
+        self.finished += [request for request in news if request.finished]
+        self.check()
+
+    def run(self) -> None:
+        """Step until nothing is left to do."""
+        while self.scheduler.num_unfinished or self.in_flight:
+            self.step()
+
+    def check(self) -> None:
+        """The books: users of blocks, free blocks, rows."""
+        scheduler = self.scheduler
+        users = Counter(block for request in scheduler.running for block in request.block_ids)
+        blocks = scheduler.blocks
+        assert [blocks.num_users(i) for i in range(blocks.num_blocks)] == [
+            users[i] for i in range(blocks.num_blocks)
+        ]
+        assert blocks.num_free == sum(not users[i] for i in range(blocks.num_blocks))
+        rows = [request.row for request in scheduler.running]
+        assert len(set(rows)) == len(rows)
+        assert NO_ROW not in rows
+        assert scheduler.num_free_rows + len(rows) == self.num_rows
+        for request in scheduler.running:
+            assert not request.finished
+            assert request.num_tokens <= request.limit
+            assert len(request.block_ids) * scheduler.block_size >= request.num_computed_tokens
+        for request in scheduler.waiting:
+            assert request.row == NO_ROW
+            assert not request.block_ids
+
+    def check_idle(self) -> None:
+        """Nothing is held by anybody."""
+        self.check()
+        assert not self.scheduler.running
+        assert not self.in_flight
+        assert self.scheduler.num_unfinished == 0
+        assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks
+        assert self.scheduler.num_free_rows == self.num_rows
