@@ -130,10 +130,13 @@ class ModelConfig:
     trust_remote_code: Flag = False
     """Whether transformers may run code that comes with the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type to compute in; "auto" is config.json's, and float32 on a CPU."""
     seed: Natural = 0
+    """Requests without a seed of their own draw theirs from it."""
     max_model_len: Count | None = None
     """Longest prompt plus output in tokens; None means what config.json says."""
     runner: Literal["auto", "generate", "pooling", "draft"] = "auto"
+    """What the model is served for; "auto" goes by its architecture."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
     quantization: Text | None = None
@@ -161,11 +164,13 @@ class CacheConfig:
     kv_cache_memory_bytes: Count | None = None
     """Bytes for KV blocks, in place of what the memory profile gives."""
     enable_prefix_caching: Flag = True
+    """Share the KV blocks of equal prefixes."""
     cache_dtype: Text = "auto"
     """Type of stored keys and values; "auto" means the model's."""
     kv_offloading_size: Annotated[float, Field(ge=0)] | None = None
     """GiB of host memory for offloaded KV blocks; a size above zero turns a KV connector on."""
     kv_offloading_backend: Literal["native", "lmcache"] = "native"
+    """Which connector offloads."""
 
 
 @config_errors("parallel_config")
@@ -174,11 +179,17 @@ class ParallelConfig:
     """How many devices share the work, and which part each takes."""
 
     tensor_parallel_size: Count = 1
+    """Devices that split each layer."""
     pipeline_parallel_size: Count = 1
+    """Devices that take consecutive layers."""
     data_parallel_size: Count = 1
+    """Replicas that share the requests."""
     prefill_context_parallel_size: Count = 1
+    """Devices that split a prompt."""
     decode_context_parallel_size: Count = 1
+    """Devices that split the KV of a sequence."""
     enable_expert_parallel: Flag = False
+    """Spread experts over the devices."""
 
 
 @config_errors("scheduler_config")
@@ -191,6 +202,7 @@ class SchedulerConfig:
     max_num_seqs: Count = 256
     """Most requests of one step."""
     enable_chunked_prefill: Flag = True
+    """Compute a prompt in several steps where it does not fit into one."""
 
 
 @config_errors("device_config")
@@ -199,14 +211,16 @@ class DeviceConfig:
     """Where the model runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The GPU where there is one, if "auto"."""
 
 
 @config_errors("load_config")
 @dataclass(frozen=True, config=_FROZEN)
 class LoadConfig:
-    """Where weights come from: "auto" and "safetensors" read the model's files, "dummy" draws random ones."""
+    """Where weights come from."""
 
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    """Files of the model ("auto", "safetensors") or random weights ("dummy")."""
 
 
 @config_errors("lora_config")
@@ -215,7 +229,9 @@ class LoRAConfig:
     """Adapters over the model's weights."""
 
     max_loras: Count = 1
+    """Adapters of one step."""
     max_lora_rank: Count = 16
+    """Largest rank of an adapter."""
 
 
 @config_errors("speculative_config")

@@ -3,6 +3,7 @@ Face cache."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -75,8 +76,9 @@ def _is_whole(directory: Path, weights: bool) -> bool:
         return True
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        import json
-
-        shards = set(json.loads(index.read_text()).get("weight_map", {}).values())
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            return False
         return all((directory / shard).is_file() for shard in shards)
     return any(directory.glob("*.safetensors"))

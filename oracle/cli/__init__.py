@@ -1,0 +1,11 @@
+"""The command line: `dodona select`, `generate`, `bench`, `rules list`."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line on `sys.argv` and exit: 0 done, 1 the engine failed, 2 bad input, 3 refused by
+    a rule."""
+    from dodona.oracle.cli.app import app
+
+    app(prog_name="dodona")

@@ -1,0 +1,184 @@
+"""vLLM's engine flags, made from the table of flat arguments, and vLLM's YAML configuration files."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dodona.oracle import config as config_module
+from dodona.oracle.config import SECTIONS, EngineConfig
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, SWITCHES, flat_names
+
+MAX_CONFIG_FILE_BYTES = 1 << 20
+
+_SHORT = {
+    "tensor_parallel_size": "-tp",
+    "pipeline_parallel_size": "-pp",
+    "data_parallel_size": "-dp",
+    "prefill_context_parallel_size": "-pcp",
+    "decode_context_parallel_size": "-dcp",
+    "quantization": "-q",
+    "compilation_config": "-cc",
+}
+_SECTION_HELP = {
+    "speculative_config": "Speculative decoding, as a JSON object.",
+    "compilation_config": "Compilation, as a JSON object or a mode.",
+    "kv_transfer_config": "KV transfer, as a JSON object.",
+    "enable_lora": "Serve LoRA adapters.",
+}
+
+
+def with_engine_flags(
+    *, without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command vLLM's engine flags, except those in `without`.
+
+    The command takes them as one argument `engine`: a mapping of those that were given, by flat name.
+    """
+    names = [name for name in flat_names() if name not in ("model", *without)]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def wrapper(**arguments: Any) -> None:
+            engine = {name: value for name in names if (value := arguments.pop(name)) is not None}
+            command(engine=engine, **arguments)
+
+        own = inspect.signature(command, eval_str=True)
+        parameters = [p for p in own.parameters.values() if p.name != "engine"]
+        parameters += [_parameter(name) for name in names]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        signature: Any = inspect.Signature(parameters)
+        wrapper.__signature__ = signature
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        del wrapper.__wrapped__  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def engine_config(model: str | None, engine: Mapping[str, Any], file: Path | None) -> EngineConfig:
+    """The configuration of a command: the file's keys, the flags over them, and the model over either.
+
+    Raises ConfigError.
+    """
+    arguments = {**(read_config_file(file) if file else {}), **engine}
+    if model is not None:
+        arguments["model"] = model
+    if "model" not in arguments:
+        raise ConfigError("no model: give MODEL_DIR, or a --config file with a `model` key")
+    return EngineConfig.from_flat(**arguments)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """vLLM's YAML form: flat argument names, with dashes or underscores. Raises ConfigError that names the
+    file."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent
+
+    from dodona.oracle.errors import did_you_mean
+
+    try:
+        if path.stat().st_size > MAX_CONFIG_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_FILE_BYTES} bytes; is it a configuration?")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
+            raise ConfigError(f"{path}: aliases (*name) are not read; write the value out")
+        data = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise ConfigError(f"{path}{place}: not valid YAML: {problem}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `name: value` lines, got {type(data).__name__}")
+    arguments: dict[str, Any] = {}
+    for key, value in data.items():
+        name = str(key).replace("-", "_")
+        if name not in flat_names():
+            hint = did_you_mean(name, flat_names())
+            raise ConfigError(f"{path}: {key}: no such argument" + (f"; {hint}" if hint else ""))
+        if name in arguments:
+            raise ConfigError(f"{path}: {key}: given twice (dashes and underscores are the same)")
+        arguments[name] = value
+    return arguments
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    kind, text, panel = _describe(name)
+    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    if name in _SHORT:
+        names.append(_SHORT[name])
+    option = typer.Option(None, *names, help=text, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind | None)
+
+
+def _describe(name: str) -> tuple[type, str, str]:
+    """The type of a flag's value, its help and the panel of --help it is in."""
+    if name in SECTION_ARGUMENTS:
+        return str, _SECTION_HELP[name], "Features"
+    if name in SWITCHES:
+        return bool, _SECTION_HELP[name], "Features"
+    section, field = FLAT_ARGUMENTS[name]
+    cls = SECTIONS[section]
+    hints = typing.get_type_hints(cls)
+    kind = _plain_type(hints[field])
+    text = _field_docs().get((cls.__name__, field), "")
+    choices = _choices(hints[field])
+    if choices:
+        text += f" One of {', '.join(choices)}."
+    return kind, text, section.replace("_config", "").capitalize()
+
+
+def _plain_type(annotation: Any) -> type:
+    """bool, int, float or str of an annotation such as ``int | None`` or ``Literal["a"]``."""
+    for part in typing.get_args(annotation) or (annotation,):
+        if part in (bool, int, float, str):
+            return typing.cast(type, part)
+        if isinstance(part, str):
+            return str
+        if part is not type(None) and typing.get_args(part):
+            return _plain_type(part)
+    return str
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The texts of a Literal within an annotation."""
+    found: list[str] = []
+    for part in typing.get_args(annotation):
+        found += [part] if isinstance(part, str) else _choices(part)
+    return found
+
+
+@functools.cache
+def _field_docs() -> dict[tuple[str, str], str]:
+    """(class, field) → the text below the field in config.py, which Python does not keep."""
+    docs = {}
+    for cls in ast.parse(inspect.getsource(config_module)).body:
+        if not isinstance(cls, ast.ClassDef):
+            continue
+        for statement, after in zip(cls.body, cls.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                docs[cls.name, statement.target.id] = inspect.cleandoc(str(after.value.value))
+    return docs
