@@ -294,7 +294,9 @@ def check_scalar(spec: FactSpec, value: object, path: DataPath) -> bool | int | 
         listed = ", ".join(str(v) for v in spec.domain[:12])
         raise ConditionError(
             f"{value!r} is outside the domain of '{spec.name}'",
-            nearest(str(value), map(str, spec.domain)) or f"It is one of: {listed}.",
+            f"It is one of: {listed}."
+            if len(spec.domain) <= 12
+            else nearest(str(value), spec.domain) or f"Known values begin with: {listed}.",
             path,
         )
     if type(value) is int:

@@ -267,7 +267,10 @@ class _Builder:
     def scalar(self, event: Any) -> str | int | bool | None:
         value: str = event.value
         if any("\ud800" <= character <= "\udfff" for character in value):
-            self.fail(event.start_mark, "holds half of a surrogate pair", "Write the character itself.")
+            try:  # escapes, as JSON writes characters beyond 16 bits
+                value = value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                self.fail(event.start_mark, "holds half of a surrogate pair", "Write the character itself.")
         if event.style is not None:
             return value
         if value in ("", "~", "null"):
