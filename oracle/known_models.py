@@ -1,6 +1,8 @@
-"""What transformers' configuration classes know that a config.json may leave out. Generated: do not edit.
+"""What transformers' configuration classes know that a config.json may leave out. Generated: do not
+edit.
 
-Made by ``python -m tests.support.known_models`` from transformers 5.23.0; a test compares it with the one installed.
+Made by ``python -m tests.support.known_models`` from transformers 5.23.0; a test compares it with the one
+installed.
 """
 # ruff: noqa: E501
 
@@ -15,7 +17,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class KnownModel:
-    """One model type: field names of its own (`aliases`), and the values of fields that are left out (`defaults`)."""
+    """One model type: field names of its own (`aliases`), and the values of fields that are left out
+    (`defaults`)."""
 
     text_model_type: str | None
     """Model type of a wrapper's language model."""
@@ -670,7 +673,7 @@ starcoder2 {"rotary":true,"defaults":{"vocab_size":49152,"hidden_size":3072,"int
 step3p5 {"rotary":true,"aliases":{"num_local_experts":"n_routed_experts","moe_num_experts":"n_routed_experts"},"defaults":{"vocab_size":128815,"hidden_size":4096,"intermediate_size":11264,"num_hidden_layers":45,"num_attention_heads":64,"num_key_value_heads":8,"head_dim":128,"max_position_embeddings":128000,"hidden_act":"silu","num_local_experts":288,"n_routed_experts":288,"moe_num_experts":288}}
 step3p7 {"text":"step3p5"}
 switch_transformers {"aliases":{"hidden_size":"d_model","num_hidden_layers":"num_layers","num_attention_heads":"num_heads"},"defaults":{"vocab_size":32128,"hidden_size":768,"num_hidden_layers":12,"num_attention_heads":12,"tie_word_embeddings":true,"is_encoder_decoder":true,"num_experts":8}}
-t5 {"aliases":{"hidden_size":"d_model","num_hidden_layers":"num_layers","num_attention_heads":"num_heads","head_dim":"d_kv"},"defaults":{"vocab_size":32128,"hidden_size":512,"num_hidden_layers":6,"num_attention_heads":8,"head_dim":64,"is_encoder_decoder":true}}
+t5 {"aliases":{"hidden_size":"d_model","num_hidden_layers":"num_layers","num_attention_heads":"num_heads","head_dim":"d_kv"},"defaults":{"vocab_size":32128,"hidden_size":512,"num_hidden_layers":6,"num_attention_heads":8,"head_dim":64,"is_encoder_decoder":true,"tie_word_embeddings":true}}
 t5gemma {"defaults":{"vocab_size":256000,"tie_word_embeddings":true,"is_encoder_decoder":true}}
 t5gemma2 {"defaults":{"tie_word_embeddings":true,"is_encoder_decoder":true}}
 tapas {"defaults":{"vocab_size":30522,"hidden_size":768,"intermediate_size":3072,"num_hidden_layers":12,"num_attention_heads":12,"max_position_embeddings":1024,"hidden_act":"gelu","tie_word_embeddings":true}}
@@ -678,7 +681,7 @@ trocr {"aliases":{"hidden_size":"d_model","num_hidden_layers":"decoder_layers","
 udop {"aliases":{"hidden_size":"d_model","num_hidden_layers":"num_layers","num_attention_heads":"num_heads"},"defaults":{"vocab_size":33201,"hidden_size":1024,"num_hidden_layers":24,"num_attention_heads":16,"tie_word_embeddings":true,"is_encoder_decoder":true}}
 ultrabert {"rotary":true,"kinds":["full_attention","sliding_attention"],"defaults":{"vocab_size":32000,"hidden_size":4096,"intermediate_size":11008,"num_hidden_layers":32,"num_attention_heads":32,"max_position_embeddings":32768,"hidden_act":"silu","sliding_window":128}}
 ultravbert {"text":"ultrabert"}
-umt5 {"aliases":{"hidden_size":"d_model","num_hidden_layers":"num_layers","num_attention_heads":"num_heads","head_dim":"d_kv"},"defaults":{"vocab_size":250112,"hidden_size":512,"num_hidden_layers":8,"num_attention_heads":6,"head_dim":64,"is_encoder_decoder":true}}
+umt5 {"aliases":{"hidden_size":"d_model","num_hidden_layers":"num_layers","num_attention_heads":"num_heads","head_dim":"d_kv"},"defaults":{"vocab_size":250112,"hidden_size":512,"num_hidden_layers":8,"num_attention_heads":6,"head_dim":64,"is_encoder_decoder":true,"tie_word_embeddings":true}}
 unlimited_ocr {"text":"unlimited_ocr_text"}
 unlimited_ocr_text {"rotary":true,"kinds":["reference_sliding_attention"],"aliases":{"num_experts":"n_routed_experts"},"defaults":{"vocab_size":129280,"hidden_size":1280,"intermediate_size":6848,"num_hidden_layers":12,"num_attention_heads":10,"num_key_value_heads":10,"max_position_embeddings":32768,"hidden_act":"silu","sliding_window":128,"num_experts":64,"n_routed_experts":64}}
 vaultgemma {"rotary":true,"kinds":["full_attention","sliding_attention"],"defaults":{"vocab_size":256000,"hidden_size":2304,"intermediate_size":9216,"num_hidden_layers":26,"num_attention_heads":8,"num_key_value_heads":4,"head_dim":256,"max_position_embeddings":8192,"hidden_activation":"gelu_pytorch_tanh","tie_word_embeddings":true,"sliding_window":4096}}
