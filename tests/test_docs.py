@@ -11,7 +11,8 @@ import pytest
 from dodona.oracle.environment import OVERRIDE_VARIABLE
 from dodona.oracle.facts import FACTS
 from dodona.oracle.flat import flat_names
-from dodona.oracle.rulebook import bundled_rulebook
+from dodona.oracle.rulebook import bundled_rulebook, parse_rulebook
+from tests.support import facts_table
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = {"when", "Verdict", "LACKS", "_reference", "dodona", "dodona.oracle", OVERRIDE_VARIABLE}
@@ -91,3 +92,17 @@ def test_make_targets_and_files_that_documents_name_exist(document: str) -> None
             r"(oracle|runners|kernels|rules|tests|docs|benchmarks|examples|checkpoints)/[\w./-]*", span
         ):
             assert (ROOT / span).exists(), span
+
+
+def test_the_table_of_facts_is_the_registry() -> None:
+    assert facts_table.current() == facts_table.render(), "run python -m tests.support.facts_table"
+
+
+def test_the_book_in_the_documentation_of_rules_loads() -> None:
+    head, rule = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs/rules.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    book = parse_rulebook(head.replace("rules: [...]", "rules:") + rule)
+    assert [r.id for r in book.rules] == ["pipeline-parallelism"]
+    assert book.environment is not None
+    assert book.environment.variable == OVERRIDE_VARIABLE
