@@ -13,10 +13,11 @@ LENGTHS = (1, 2, 5, 17, SLIDING_WINDOW, 40, 3)
 NEW_TOKENS = (16, 9, 16, 5, 16, 12, 16)
 
 
-def _prompts(seed: int = 0) -> list[list[int]]:
+def mixed_prompts(seed: int = 0) -> list[list[int]]:
+    """Random prompts of `LENGTHS`; two begin alike."""
     generator = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(2, VOCAB_SIZE, (n,), generator=generator).tolist() for n in LENGTHS]
-    prompts[5][:17] = prompts[3]  # a shared prefix
+    prompts[5][:17] = prompts[3]
     return prompts
 
 
@@ -24,7 +25,7 @@ def _compare(tiny_models, reference, family, runner_settings=None, max_ties=2, *
     path = tiny_models.path(family)
     runner = make_runner(path, num_blocks=160, **(runner_settings or {}))
     plain = reference(path)
-    prompts = _prompts()
+    prompts = mixed_prompts()
     driver = Driver(runner, num_blocks=160, **driver_settings)
     equal = EqualTokens(lambda ids: plain.logits(ids)[-1], max_ties=max_ties)
     # Where prefixes are kept, the second round finds those of the first.

@@ -1,0 +1,56 @@
+"""V1 on a GPU: the same tokens as transformers on a CPU, and memory that is measured there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.equal_tokens import EqualTokens
+from tests.v1.driver import Driver, make_runner
+from tests.v1.test_greedy_tokens import NEW_TOKENS, mixed_prompts
+
+pytestmark = pytest.mark.gpu
+
+FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "gpt-oss", "deepseek-v3", "llama4", "qwen3-moe")
+
+
+@pytest.mark.parametrize("budget", [64, 7], ids=["", "chunked"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens(tiny_models, reference, family, budget):
+    path = tiny_models.path(family)
+    plain = reference(path)
+    runner = make_runner(path, device="cuda", dtype="float32", num_blocks=160)
+    driver = Driver(runner, num_blocks=160, budget=budget, preempt_every=5)
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    for job in driver.generate(mixed_prompts(), NEW_TOKENS):
+        equal.compare(job.prompt, plain.generate(job.prompt, job.max_tokens), job.output)
+    equal.check()
+    runner.shutdown()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_passes_the_self_check(tiny_models, family):
+    runner = make_runner(tiny_models.path(family), device="cuda", dtype="bfloat16")
+    assert runner.check.paged <= runner.check.tolerance
+    runner.shutdown()
+
+
+def test_available_memory_is_that_of_the_device(tiny_models):
+    settings = {"device": "cuda", "load_format": "dummy", "max_num_seqs": 4096, "num_blocks": 8}
+    path = tiny_models.path("llama", max_position_embeddings=1 << 20)
+    half, most = (
+        make_runner(path, **settings, gpu_memory_utilization=share).determine_available_memory()
+        for share in (0.4, 0.8)
+    )
+    total = torch.cuda.get_device_properties(0).total_memory
+    assert half < 0.4 * total
+    assert most - half == pytest.approx(0.4 * total, rel=0.02)
+
+
+def test_shutdown_gives_memory_back(tiny_models):
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    runner = make_runner(tiny_models.path("llama"), device="cuda", num_blocks=4096)
+    assert torch.cuda.memory_allocated() > before
+    runner.shutdown()
+    assert torch.cuda.memory_allocated() == before
