@@ -1,0 +1,105 @@
+"""What only a GPU shows: no hidden waits, graphs of padded batches, measured memory."""
+
+from __future__ import annotations
+
+import gc
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.v2.graphs import graph_sizes
+from tests.v2.drive import GREEDY, generate, make_runner
+from tests.v2.test_greedy_tokens import prompts_of
+from tests.v2.test_sampled_tokens import MIXED
+
+RANDOM = SamplingParams(temperature=0.9, seed=5, ignore_eos=True)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 40, 256, 600])
+def test_graph_sizes_hold_every_batch(max_num_seqs):
+    sizes = graph_sizes(max_num_seqs)
+    assert sizes == tuple(sorted(set(sizes)))
+    assert sizes[0] == 1
+    assert sizes[-1] == max_num_seqs
+    assert all(b <= max(2 * a, a + 64) for a, b in pairwise(sizes))
+
+
+@pytest.mark.gpu
+def test_no_step_waits_for_the_device(tiny_models, monkeypatch):
+    runner = make_runner(tiny_models.path("qwen3", head_dim=64), max_num_seqs=8)
+    params = [GREEDY, RANDOM, *MIXED, SamplingParams(logprobs=2, prompt_logprobs=2)]
+    prompts = prompts_of(*range(3, 3 + 5 * len(params), 5))
+    generate(runner, prompts, max_tokens=5, params=params)  # compiles what this batch needs
+    execute, sample = runner.execute_model, runner.sample_tokens
+
+    def strictly(call):
+        def run(*args):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return call(*args)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return run
+
+    monkeypatch.setattr(runner, "execute_model", strictly(execute))
+    monkeypatch.setattr(runner, "sample_tokens", strictly(sample))
+    generate(runner, prompts, max_tokens=5, params=params)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("params", [GREEDY, RANDOM], ids=["greedy", "random"])
+def test_graphs_and_eager_steps_agree(tiny_models, params):
+    path = tiny_models.path("llama", head_dim=32)
+    prompts = prompts_of(*range(1, 40, 3))
+    outputs = [
+        generate(
+            make_runner(path, max_num_seqs=16, enforce_eager=eager), prompts, max_tokens=20, params=params
+        ).outputs
+        for eager in (False, True)
+    ]
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.gpu
+def test_memory_is_measured_and_given_back(tiny_models):
+    path = tiny_models.path("qwen3", head_dim=64)
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    runner = make_runner(
+        path, load=False, gpu_memory_utilization=0.5, max_num_seqs=64, max_num_batched_tokens=512
+    )
+    runner.load_model()
+    available = runner.determine_available_memory()
+    most = 64 * 256 // 16 * runner.get_kv_cache_spec().bytes_per_block
+    assert 0 < available <= most
+    _, total = torch.cuda.mem_get_info()
+    assert available < total // 2
+    runner.initialize_kv_cache(available // runner.get_kv_cache_spec().bytes_per_block)
+    runner.warm_up()
+    runner.capture_graphs()
+    assert generate(runner, prompts_of(5, 9), max_tokens=3).outputs
+    runner.shutdown()
+    runner.shutdown()
+    del runner
+    gc.collect()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before < 1 << 20
+
+
+@pytest.mark.gpu
+def test_reloaded_weights_reach_captured_graphs(tiny_models):
+    path, other = tiny_models.path("llama", head_dim=16), tiny_models.path("llama", head_dim=16, seed=1)
+    prompts = prompts_of(9)
+    runner = make_runner(path)
+    before = generate(runner, prompts, max_tokens=6).outputs
+    expected = generate(make_runner(other), prompts, max_tokens=6).outputs
+    from dodona.runners.v2.loader import load_safetensors
+    from dodona.runners.v2.weights import checkpoint_views
+
+    load_safetensors(other, checkpoint_views(runner._spec, runner._model.weights), tied=False)
+    assert generate(runner, prompts, max_tokens=6).outputs == expected != before
