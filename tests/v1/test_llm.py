@@ -10,6 +10,7 @@ from dodona.runners.sampling_params import SamplingParams
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_models import VOCAB_SIZE
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral")
 LENGTHS = (3, 33, 17, 1, 20, 9, 33)
 
 
