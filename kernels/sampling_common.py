@@ -14,9 +14,7 @@ PROGRAMS_THAT_FILL_A_GPU = 256
 
 
 def vocab_block(num_rows: int, vocab: int) -> int:
-    """Tokens per program of a pass with grid (rows, vocabulary blocks): fewer where few rows leave a GPU
-    idle.
-    """
+    """Tokens per program of a pass with grid (rows, vocabulary blocks): fewer where rows are few."""
     programs = num_rows * triton.cdiv(vocab, WIDE_BLOCK)
     return WIDE_BLOCK if programs >= PROGRAMS_THAT_FILL_A_GPU else NARROW_BLOCK
 

@@ -35,7 +35,7 @@ def gumbel_sample(
     Args:
         logits: [n, vocab], any floating dtype, unit stride along the vocabulary; not modified.
         idx_mapping: [n] integer, state row of each batch row; negative = padding, whose result is
-        unspecified.
+            unspecified.
         positions: [n] integer, absolute position of the token to be drawn.
         seeds: [rows] int64, per state row.
         inverse_temperatures: [rows] fp32, per state row; 0 = greedy.

@@ -7,6 +7,7 @@ table entry per state row, so nothing here depends on tokens the host has read.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -20,13 +21,11 @@ NO_TOKEN = -1
 
 
 def pack_token_bits(token_ids: Tensor, vocab: int) -> Tensor:
-    """A set of token ids as bits: int32 [ceil(vocab / 32)], token t at bit t % 32 of word t // 32 (on the
-    CPU).
-    """
-    member = torch.zeros((vocab + 31) // 32 * 32, dtype=torch.int64)
-    member[token_ids[(token_ids >= 0) & (token_ids < vocab)].long()] = 1
-    words = (member.view(-1, 32) << torch.arange(32)).sum(dim=1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    """Token ids as a set of bits, on the CPU: int32 [ceil(vocab / 32)], t is bit t % 32 of word t // 32."""
+    ids = token_ids.numpy()
+    member = np.zeros((vocab + 31) // 32 * 32, dtype=np.uint8)
+    member[ids[(ids >= 0) & (ids < vocab)]] = 1
+    return torch.from_numpy(np.packbits(member, bitorder="little").view("<i4"))
 
 
 def unpack_token_bits(words: Tensor, vocab: int) -> Tensor:
@@ -41,16 +40,15 @@ def prepare_scores(
     allowed_bits: Tensor | None = None,
     is_restricted: Tensor | None = None,
 ) -> Tensor:
-    """An fp32 copy of `logits`: NaN is -inf, large values are capped, disallowed tokens of restricted rows
-    -inf.
+    """An fp32 copy of `logits`: NaN is -inf, large values are capped, and what a row disallows is -inf.
 
     Args:
         logits: [n, vocab], any floating dtype, unit stride along the vocabulary.
         idx_mapping: [n] integer, state row of each batch row.
         allowed_bits: [rows, ceil(vocab / 32)] int32 (see `pack_token_bits`), or None where no row is
-        restricted.
+            restricted.
         is_restricted: [rows] integer, non-zero where the row has a set of allowed ids; goes with
-        `allowed_bits`.
+            `allowed_bits`.
     Returns: [n, vocab] fp32.
     """
     n, vocab = logits.shape
@@ -148,7 +146,7 @@ def mask_bad_words(
         token_ids: [rows, max_model_len] int32, token history; entries before the position are read.
         word_tokens: [rows, width] int32, a row's words one after another.
         word_ends: [rows, most words] int32, where each word ends in `word_tokens`; `NO_TOKEN` past the last
-        word.
+            word.
         max_words: most words of a scheduled row, <= most words.
     """
     n, vocab = scores.shape

@@ -11,6 +11,8 @@ order they come.
 from __future__ import annotations
 
 import enum
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,7 +76,7 @@ class V2Sampler:
         max_num_seqs: number of state rows.
         vocab_size: width of the logits.
         token_ids: [max_num_seqs, max_model_len] int32 on the device: the token history, which the runner
-        keeps.
+            keeps.
     """
 
     def __init__(self, *, max_num_seqs: int, vocab_size: int, token_ids: Tensor) -> None:
@@ -106,17 +108,15 @@ class V2Sampler:
             self._word_tokens, self._word_ends, self._bias_ids, self._bias_values, self._output_counts,
         )  # fmt: skip
         # What the host must know to decide on launches, per state row.
-        self._stages = [NOTHING] * max_num_seqs
+        self._stages = [0] * max_num_seqs  # values of `Stage`: its own operators are slow in a step's loop
         self._num_words = [0] * max_num_seqs
         self._num_logprobs = [0] * max_num_seqs
 
     def add_request(self, request: NewRequest) -> None:
-        """Take over a row for a new or resumed request; the device learns of it at the next
-        apply_staged_writes.
-        """
+        """Take over a row for a new or resumed request; `apply_staged_writes` tells the device."""
         params, row = request.sampling_params, request.row
         stages = stages_of(request)
-        self._stages[row] = stages
+        self._stages[row] = stages.value
         self._num_words[row] = len(request.bad_words_token_ids)
         self._num_logprobs[row] = params.logprobs or 0
         greedy = params.greedy
@@ -148,10 +148,7 @@ class V2Sampler:
 
     def stages(self, rows: Sequence[int]) -> Stage:
         """All that these state rows ask for; `NOTHING` means that `sample_base` is all of `sample`."""
-        asked = NOTHING
-        for row in rows:
-            asked |= self._stages[row]
-        return asked
+        return Stage(functools.reduce(operator.or_, map(self._stages.__getitem__, rows), 0))
 
     def sample(
         self, logits: Tensor, *, idx_mapping: Tensor, positions: Tensor, rows: Sequence[int]
@@ -162,7 +159,7 @@ class V2Sampler:
             logits: [n, vocab], the model's dtype; not modified.
             idx_mapping: [n] integer, state row of each batch row, on the device.
             positions: [n] integer, absolute position of the token to be drawn (the tokens the row has), on
-            the device.
+                the device.
             rows: the same state rows as in `idx_mapping`, on the host.
         """
         if logits.shape != (len(rows), self._vocab_size):
@@ -293,7 +290,7 @@ class V2Sampler:
     ) -> SamplerOutput:
         if Stage.LOGPROBS not in asked:
             return SamplerOutput(token_ids, None, (), ())
-        batch_rows = tuple(i for i, row in enumerate(rows) if Stage.LOGPROBS in self._stages[row])
+        batch_rows = tuple(i for i, row in enumerate(rows) if self._stages[row] & Stage.LOGPROBS.value)
         counts = tuple(self._num_logprobs[rows[i]] for i in batch_rows)
         some = None if len(batch_rows) == len(rows) else upload(np.array(batch_rows), logits.device)
         logprobs = token_logprobs(logits, token_ids, top_n=max(counts), rows=some)
@@ -304,20 +301,16 @@ def stages_of(request: NewRequest) -> Stage:
     """What a request asks for beyond the base stage."""
     params: SamplingParams = request.sampling_params
     filtered = not params.greedy and (params.min_p > 0 or params.top_k > 0 or params.top_p < 1)
-    wanted = {
-        Stage.ALLOWED_IDS: params.allowed_token_ids is not None,
-        Stage.MIN_TOKENS: params.min_tokens > 0 and bool(request.stop_token_ids),
-        Stage.BAD_WORDS: bool(request.bad_words_token_ids),
-        Stage.LOGIT_BIAS: bool(params.logit_bias),
-        Stage.PENALTIES: params.has_penalties,
-        Stage.FILTERS: filtered,
-        Stage.LOGPROBS: params.logprobs is not None,
-    }
-    result = NOTHING
-    for stage, asks in wanted.items():
-        if asks:
-            result |= stage
-    return result
+    wanted = (
+        (Stage.ALLOWED_IDS, params.allowed_token_ids is not None),
+        (Stage.MIN_TOKENS, params.min_tokens > 0 and request.stop_token_ids),
+        (Stage.BAD_WORDS, request.bad_words_token_ids),
+        (Stage.LOGIT_BIAS, params.logit_bias),
+        (Stage.PENALTIES, params.has_penalties),
+        (Stage.FILTERS, filtered),
+        (Stage.LOGPROBS, params.logprobs is not None),
+    )
+    return functools.reduce(operator.or_, (stage for stage, asks in wanted if asks), NOTHING)
 
 
 def host_logprobs(tensors: LogprobTensors, counts: Sequence[int]) -> list[TokenLogprobs]:

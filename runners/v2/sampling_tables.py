@@ -57,9 +57,7 @@ class ScalarTable:
 
 
 class RowTable:
-    """A short list of numbers per row: [rows, width], unused places filled; `width` grows to the longest
-    list.
-    """
+    """A list of numbers per row: [rows, width], unused places filled; `width` grows to the longest list."""
 
     def __init__(self, num_rows: int, dtype: npt.DTypeLike, fill: float, device: torch.device) -> None:
         self._num_rows = num_rows
