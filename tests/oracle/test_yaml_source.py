@@ -56,7 +56,22 @@ def test_what_readers_disagree_on_is_refused_unless_quoted(word: str) -> None:
     assert parse_yaml(f"a: '{word}'").data == {"a": word}
 
 
-NUMBERS = "012 0o17 0x1F 0b1 1_000 1.5 .5 1. 1e-5 1E3 12:30 .inf -.inf .nan".split()
+NUMBERS = [
+    "012",
+    "0o17",
+    "0x1F",
+    "0b1",
+    "1_000",
+    "1.5",
+    ".5",
+    "1.",
+    "1e-5",
+    "1E3",
+    "12:30",
+    ".inf",
+    "-.inf",
+    ".nan",
+]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
