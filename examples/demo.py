@@ -1,0 +1,102 @@
+"""The main job on a real model: decide, say why, build what was decided, generate, check: `make demo`.
+
+The model is checkpoints/qwen3, and the questions are drawn from those that its training never saw. Exits with
+status 1 if an answer is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+from rich.table import Table
+
+from checkpoints.task import KINDS, Question, chat_messages, draw_conversation, draw_question
+from dodona import LLM, SamplingParams
+from dodona.oracle import Environment, select_runner
+from dodona.oracle.render import make_console, verdict_table
+
+MODEL = os.path.relpath(Path(__file__).resolve().parents[1] / "checkpoints" / "qwen3")
+SEED = 2026
+
+
+def main() -> int:
+    """Returns the exit status."""
+    console = make_console()
+    started = time.perf_counter()
+
+    console.rule("The verdict")
+    verdict = select_runner(MODEL)
+    console.print(verdict_table(verdict))
+    if verdict.runner == "v1":
+        gpu = select_runner(MODEL, environment=Environment(has_triton=True, platform="cuda"))
+        console.print(f"With an NVIDIA GPU: {gpu.explain().splitlines()[0]}")
+
+    console.print()
+    console.rule(f"The answers of runner {verdict.runner}")
+    conversations = unseen_conversations()
+    hide_loading_bar()
+    with LLM.from_verdict(verdict) as llm:
+        ready = time.perf_counter()
+        outputs = llm.chat(
+            [chat_messages(turns) for turns in conversations],
+            SamplingParams(temperature=0.0, max_tokens=16),
+            use_tqdm=False,
+        )
+    done = time.perf_counter()
+
+    answers = [output.outputs[0].text for output in outputs]
+    table, right = answer_table(conversations, answers)
+    console.print(table)
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    console.print(
+        f"{right} of {len(answers)} right. Ready after {ready - started:.1f} s; "
+        f"{tokens} tokens for {len(answers)} prompts, batched, in {done - ready:.2f} s."
+    )
+    return 0 if right == len(answers) else 1
+
+
+def hide_loading_bar() -> None:
+    """transformers shows a bar while it loads weights, also for a megabyte."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def unseen_conversations() -> list[tuple[Question, ...]]:
+    """One question of each kind, and two conversations of several turns; training saw none of it."""
+    rng = random.Random(SEED)
+    single = [(draw_question(rng, held_out=True, kind=kind),) for kind in KINDS]
+    longer: list[tuple[Question, ...]] = []
+    while len(longer) < 2:
+        turns = draw_conversation(rng, held_out=True, max_turns=5, recall=True)
+        if len(turns) > 2 and (turns[-1].kind == "recall") == (not longer):
+            longer.append(turns)
+    return [*single, *longer]
+
+
+def answer_table(conversations: list[tuple[Question, ...]], answers: list[str]) -> tuple[Table, int]:
+    """Each answer beside the right one, and how many are right."""
+    table = Table(show_lines=True)
+    for header in ("Question", "Answer", "Right answer", ""):
+        table.add_column(header, vertical="bottom")
+    right = 0
+    for turns, answer in zip(conversations, answers, strict=True):
+        question = turns[-1]
+        is_right = answer.strip() == question.answer
+        right += is_right
+        before = [f"[dim]{turn.text} {turn.answer}[/dim]" for turn in turns[:-1]]
+        table.add_row(
+            "\n".join([*before, question.text]),
+            answer.strip(),
+            question.answer,
+            "[green]✓[/green]" if is_right else "[red]✗[/red]",
+        )
+    return table, right
+
+
+if __name__ == "__main__":
+    sys.exit(main())
