@@ -80,7 +80,7 @@ def generate(
     ] = False,
     config: ConfigFile = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per prompt.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Share of the probability to sample from.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Number of tokens to sample from; 0 means all.")] = None,

@@ -46,7 +46,6 @@ def with_engine_flags(
     names = [name for name in flat_names() if name not in ("model", *without)]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
         def wrapper(**arguments: Any) -> None:
             engine = {name: value for name in names if (value := arguments.pop(name)) is not None}
             command(engine=engine, **arguments)
@@ -55,10 +54,11 @@ def with_engine_flags(
         parameters = [p for p in own.parameters.values() if p.name != "engine"]
         parameters += [_parameter(name) for name in names]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        signature: Any = inspect.Signature(parameters)
-        wrapper.__signature__ = signature
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-        del wrapper.__wrapped__  # type: ignore[attr-defined]
+        # typer reads a command's options from its signature.
+        flagged: Any = wrapper
+        flagged.__signature__ = inspect.Signature(parameters)
+        flagged.__annotations__ = {p.name: p.annotation for p in parameters}
+        flagged.__name__, flagged.__doc__ = command.__name__, command.__doc__
         return wrapper
 
     return decorate

@@ -20,11 +20,12 @@ def run_generate(
 
     asked: sampling parameters by name; None leaves the model's default.
     """
-    from dodona import LLM
+    from dodona import LLM, SamplingParams
 
+    given = {name: value for name, value in asked.items() if value is not None}
+    SamplingParams(**given)  # a parameter out of range is told before a model is loaded
     verdict = select_runner(config)
     typer.echo(verdict.explain().splitlines()[0], err=True)
-    given = {name: value for name, value in asked.items() if value is not None}
     with LLM.from_verdict(verdict) as llm:
         params = replace(llm.get_default_sampling_params(), **given)
         if chat:
