@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from dodona.oracle.conditions import Clause, Compare, Facts, Literal, compare, disjunctive_normal_form
 from dodona.oracle.errors import DodonaError
-from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
+from dodona.oracle.facts import UNKNOWN, FactSpec, FactValue, Unknown
 from dodona.oracle.reference import Firing
 from dodona.oracle.rulebook import RuleBook
 from dodona.oracle.yaml_source import MAX_INTEGER
@@ -173,8 +173,8 @@ def fnv1a(text: str) -> int:
 class CompiledBook:
     """A book's rulesets and the encoder of their facts; pure data until an engine registers it."""
 
-    def __init__(self, book: RuleBook, facts: Mapping[str, FactSpec] = FACTS) -> None:
-        self.encoder = Encoder(facts)
+    def __init__(self, book: RuleBook, facts: Mapping[str, FactSpec] | None = None) -> None:
+        self.encoder = Encoder(book.facts if facts is None else facts)
         prefix = f"book_{book.content_hash}"
         self.certain = self._rulesets(book, f"{prefix}_sure", certain=True)
         self.possible = self._rulesets(book, f"{prefix}_open", certain=False)

@@ -52,7 +52,12 @@ def _headline(verdict: Verdict) -> str:
         if verdict.runner is None:
             forced = f"{verdict.forced_runner} was forced ({verdict.decided_by})"
             return f"No runner for {model}: {forced}, and can't serve it."
-        return f"Runner {verdict.runner} for {model}: forced ({verdict.decided_by})."
+        start = ", and can't start" if verdict.refusals else ""
+        return f"Runner {verdict.runner} for {model}: forced ({verdict.decided_by}){start}."
+    if verdict.runner is None:
+        return f"No runner for {model}: the choice itself is refused ({verdict.decided_by})."
+    if verdict.refusals and verdict.decided_by == "preferred":
+        return f"Runner {verdict.runner} for {model}: it is preferred, but can't start."
     if verdict.refusals:
         return f"No runner for {model}: {verdict.runner} is the last resort, and can't serve it either."
     if verdict.decided_by == "preferred":

@@ -48,7 +48,9 @@ from dodona.oracle.conditions import (
     to_data,
 )
 from dodona.oracle.errors import ConfigError, RuleFileError
+from dodona.oracle.extends import Resolved, Sibling, folder_sibling, resolve
 from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
+from dodona.oracle.registries import facts_of
 from dodona.oracle.yaml_source import TYPE_NAMES, DataPath, Document, parse_yaml, read_yaml
 
 RunnerName = Literal["v1", "v2"]
@@ -178,8 +180,10 @@ class Rule(_Model):
 
     id: RuleId
     kind: Literal["override", "require", "veto"]
-    runners: Annotated[tuple[RunnerName, ...], Field(min_length=1, strict=False)]
-    """override: the one runner it chooses. require, veto: the runners that it rules out when it fires."""
+    runners: Annotated[tuple[RunnerName, ...], Field(strict=False)]
+    """override: the one runner it chooses, or none: then the choice itself is refused. require, veto: the
+    runners that it rules out when it fires.
+    """
     when: When
     """override, veto: the rule fires when this holds. require: it fires when this does not hold."""
     feature: Feature
@@ -204,9 +208,11 @@ class Rule(_Model):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Rule:
         if self.kind == "override":
-            if len(self.runners) != 1:
+            if len(self.runners) > 1:
                 raise _at(
-                    "runners", "an override names the one runner that it chooses", "Write `runners: [v1]`."
+                    "runners",
+                    "an override names the one runner that it chooses",
+                    "Write `runners: [v1]`, or `runners: []` where the choice is refused.",
                 )
             if self.precedence is None:
                 raise _at("id", "an override needs a precedence", "Add `precedence: 1` (the lowest decides).")
@@ -215,6 +221,8 @@ class Rule(_Model):
             if self.refines:
                 raise _at("refines", "an override refines nothing", "Remove `refines`.")
         else:
+            if not self.runners:
+                raise _at("runners", f"a {self.kind} names no runner", "Write the runners that it rules out.")
             if self.precedence is not None:
                 raise _at(
                     "precedence",
@@ -235,10 +243,9 @@ class Rule(_Model):
         """Facts that `when` compares, in order of appearance."""
         return facts_read(self.when)
 
-    @functools.cached_property
-    def remedy(self) -> str:
+    def remedy(self, registry: Mapping[str, FactSpec]) -> str:
         """What must hold for the rule not to fire, as text."""
-        return describe(self.fires_when, FACTS, negate=True)
+        return describe(self.fires_when, registry, negate=True)
 
     def show_feature(self, facts: Facts) -> str:
         """The feature's name with the facts it shows."""
@@ -255,13 +262,22 @@ class EnvironmentVariable(_Model):
 
     variable: Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Z][A-Z0-9_]*$", max_length=64)]
     values: Annotated[Mapping[str, RunnerName], Field(min_length=1)]
-    otherwise: RunnerName | Literal["error", "unset"]
+    otherwise: Literal["error", "unset", "v1", "v2"]
     """What any other value means."""
+    whole_numbers: bool = False
+    """The value is read as a whole number, as Python's int() does; anything else is an error."""
 
     def parse(self, value: str | None) -> RunnerName | None:
         """The runner that the variable's value asks for; None where it is unset. Raises ConfigError."""
         if value is None:
             return None
+        if self.whole_numbers:
+            try:
+                value = str(int(value))
+            except ValueError:
+                raise ConfigError(
+                    f"environment variable {self.variable}: expected a whole number, got {value!r}"
+                ) from None
         if value in self.values:
             return self.values[value]
         if self.otherwise == "error":
@@ -285,9 +301,18 @@ class RuleBook(_Model):
     runners: Annotated[tuple[RunnerName, ...], Field(min_length=2, strict=False)]
     """In order of preference; the last one is the fallback."""
     environment: EnvironmentVariable | None = None
+    forced_refusal: Literal["choice", "startup"] = "choice"
+    """What a require or veto on the runner that an override chose does. "choice": the choice itself is
+    refused, and there is no runner. "startup": the runner stands, and doesn't start.
+    """
     assume: ExampleFacts | None = None
     """Values that stand in for facts that aren't known; the verdict lists those used."""
     rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=MAX_RULES, strict=False)]
+
+    @property
+    def facts(self) -> Mapping[str, FactSpec]:
+        """The registry of the facts that the book may read."""
+        return facts_of(self.system)
 
     @model_validator(mode="after")
     def _consistent(self) -> RuleBook:
@@ -387,15 +412,24 @@ def bundled_rulebooks() -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=64)
+def _bundled_document(name: str) -> Document | None:
+    source = importlib.resources.files("dodona") / "rules"
+    for part in f"{name}.yaml".split("/"):
+        source = source / part
+    return parse_yaml(source.read_bytes(), file=f"rules/{name}.yaml") if source.is_file() else None
+
+
+@functools.lru_cache(maxsize=64)
 def bundled_rulebook(name: str) -> RuleBook:
     """A book that comes with Dodona, read once per process. Raises ConfigError for an unknown name."""
     known = bundled_rulebooks()
     if name not in known:
         hint = nearest(name, known) or f"There are: {', '.join(known)}."
         raise ConfigError(f"no rule book is named '{name}'. {hint} A path to a book ends with .yaml.")
-    root = importlib.resources.files("dodona") / "rules"
-    source = root.joinpath(*f"{name}.yaml".split("/"))
-    return parse_rulebook(source.read_bytes(), file=f"rules/{name}.yaml")
+    document = _bundled_document(name)
+    assert document is not None
+    folder = name[: name.rfind("/") + 1]
+    return _validate(resolve(document, lambda sibling: _bundled_document(folder + sibling)))
 
 
 def load_rulebook(source: str | os.PathLike[str] | RuleBook) -> RuleBook:
@@ -407,23 +441,40 @@ def load_rulebook(source: str | os.PathLike[str] | RuleBook) -> RuleBook:
         return source
     if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
         return bundled_rulebook(source)
-    return _validate(read_yaml(Path(source)), FACTS)
+    path = Path(source)
+    return _validate(resolve(read_yaml(path), folder_sibling(path)))
 
 
 def parse_rulebook(
-    text: str | bytes, *, file: str = "<text>", facts: Mapping[str, FactSpec] = FACTS
+    text: str | bytes,
+    *,
+    file: str = "<text>",
+    facts: Mapping[str, FactSpec] | None = None,
+    sibling: Sibling | None = None,
 ) -> RuleBook:
-    """Parse a book from text, against a fact registry. Raises RuleFileError."""
-    return _validate(parse_yaml(text, file=file), facts)
+    """Parse a book from text. Raises RuleFileError.
+
+    facts: the registry; None: the one of the book's system. sibling: reads the books that it may extend.
+    """
+    return _validate(resolve(parse_yaml(text, file=file), sibling), facts)
 
 
-def _validate(document: Document, facts: Mapping[str, FactSpec]) -> RuleBook:
+def _validate(resolved: Resolved, facts: Mapping[str, FactSpec] | None = None) -> RuleBook:
+    document = resolved.document
     if not isinstance(document.data, dict):
         document.fail((), "a rule book is a mapping", "Begin with `rulebook: NAME`.")
     try:
-        return RuleBook.model_validate(document.data, context=facts)
+        return RuleBook.model_validate(
+            document.data, context=facts_of(document.data.get("system")) if facts is None else facts
+        )
     except ValidationError as error:
-        problems = [_explained(document, item) for item in error.errors(include_url=False)]
+        if resolved.parent is not None:
+            # what is inherited is reported in the file that it comes from
+            _validate(resolved.parent, facts)
+        found = error.errors(include_url=False)
+        # what is missing or too short often follows from something misspelt, which says more
+        causes = [item for item in found if item["type"] not in ("missing", "too_short")] or found
+        problems = [_explained(document, item) for item in causes]
         raise min(problems, key=lambda problem: (problem.line, problem.column)) from None
 
 

@@ -19,7 +19,7 @@ from hypothesis.strategies import SearchStrategy
 
 from dodona.oracle.conditions import comparisons
 from dodona.oracle.environment import Environment
-from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue
+from dodona.oracle.facts import UNKNOWN, FactSpec, FactValue
 from dodona.oracle.model_info import ModelInfo
 from dodona.oracle.rulebook import RuleBook, bundled_rulebook
 
@@ -85,7 +85,7 @@ class RandomFacts:
     def __init__(self, book: RuleBook, seed: int, *, unknown: bool = True) -> None:
         self._random = random.Random(seed)
         self._candidates = {
-            name: candidate_values(FACTS[name], book, unknown=False) for name in sorted(FACTS)
+            name: candidate_values(book.facts[name], book, unknown=False) for name in sorted(book.facts)
         }
         self._unknown = unknown
 
@@ -107,7 +107,7 @@ def facts(book: RuleBook | None = None, *, unknown: bool = True) -> SearchStrate
     return st.fixed_dictionaries(
         {
             name: st.sampled_from(candidate_values(spec, chosen, unknown=unknown))
-            for name, spec in FACTS.items()
+            for name, spec in chosen.facts.items()
         }
     )
 

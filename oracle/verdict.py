@@ -15,7 +15,7 @@ from dodona.oracle.config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.facts import UNKNOWN, FactValue, Unknown
 from dodona.oracle.reference import Firing
-from dodona.oracle.rulebook import OWN_SYSTEM, Rule, RuleBook, RunnerName
+from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, RunnerName
 
 if TYPE_CHECKING:
     from dodona.runners.interface import Runner
@@ -70,9 +70,10 @@ class Outcome:
 def decide(book: RuleBook, fired: Sequence[Firing]) -> Outcome:
     """Fold firings into an outcome. Their order doesn't matter, but that refusals are listed in it.
 
-    The override of lowest precedence decides; a require or veto on its runner refuses the choice (runner
-    None). Without one, the first runner by preference that no require or veto rules out; else the last, with
-    its refusals.
+    The override of lowest precedence decides. Where a require or veto speaks against its runner, the book's
+    `forced_refusal` says whether the choice is refused (runner None) or the runner doesn't start; an override
+    without a runner refuses the choice itself. Without an override, the first runner by preference that no
+    require or veto rules out; else the last, with its refusals.
     """
     rules = [book.by_id[firing.rule] for firing in fired]
 
@@ -89,7 +90,11 @@ def decide(book: RuleBook, fired: Sequence[Firing]) -> Outcome:
     ]
     if overrides:
         override = min(overrides, key=lambda rule: rule.precedence or 0)
+        if not override.runners:
+            return Outcome(None, True, override.id, (override.id,))
         runner = override.runners[0]
+        if book.forced_refusal == "startup":
+            return Outcome(runner, True, override.id, against(runner, "startup", "both"))
         refused = bool(against(runner, "choice", "both"))
         return Outcome(
             None if refused else runner, True, override.id, against(runner, "choice", "startup", "both")
@@ -152,10 +157,13 @@ class Verdict(BaseModel):
 
     @property
     def forced_runner(self) -> RunnerName | None:
-        """The runner that an override asked for, also where that was refused; None where none decided."""
+        """The runner that an override asked for, also where that was refused; None where none decided, or
+        where one refused the choice itself.
+        """
         if not self.forced:
             return None
-        return next(reason.runners[0] for reason in self.reasons if reason.rule == self.decided_by)
+        decided = next(reason for reason in self.reasons if reason.rule == self.decided_by)
+        return decided.runners[0] if decided.runners else None
 
     def explain(self) -> str:
         """Readable text: the runner, who decided, each reason with its feature and references, and what would
@@ -197,7 +205,7 @@ def make_verdict(
 ) -> Verdict:
     """The verdict for firings of `book` on `facts`."""
     outcome = decide(book, fired)
-    reasons = {firing.rule: _reason(book.by_id[firing.rule], facts, firing) for firing in fired}
+    reasons = {firing.rule: _reason(book, facts, firing) for firing in fired}
     against = [reason for reason in reasons.values() if reason.kind != "override"]
     return Verdict(
         config=config,
@@ -216,7 +224,8 @@ def make_verdict(
     )
 
 
-def _reason(rule: Rule, facts: Facts, firing: Firing) -> Reason:
+def _reason(book: RuleBook, facts: Facts, firing: Firing) -> Reason:
+    rule = book.by_id[firing.rule]
     known: list[tuple[str, KnownValue]] = []
     unknown: list[str] = []
     for name in rule.reads:
@@ -235,7 +244,7 @@ def _reason(rule: Rule, facts: Facts, firing: Firing) -> Reason:
         refines=rule.refines,
         facts=tuple(known),
         unknown=() if firing.certain else tuple(unknown),
-        remedy=rule.remedy,
+        remedy=rule.remedy(book.facts),
     )
 
 

@@ -1,0 +1,93 @@
+"""The rule books of vLLM's releases: against recorded answers, and against the history of the checks."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from dodona.oracle.conditions import evaluate
+from dodona.oracle.replay import book_answer, replay
+from dodona.oracle.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.vllm.facts import VLLM_FACTS
+from tests.support.history_reference import answer, history
+from tests.support.vllm_cases import random_case
+
+GOLDEN = Path(__file__).resolve().parent.parent / "data" / "vllm_golden"
+RECORDED = sorted(path.name.removesuffix(".jsonl.gz") for path in GOLDEN.glob("*.jsonl.gz"))
+RELEASES = list(history())
+
+
+def _book(release: str) -> RuleBook:
+    return bundled_rulebook(f"vllm/{release}")
+
+
+def test_every_release_has_a_book_and_every_book_a_release() -> None:
+    books = [name.removeprefix("vllm/") for name in bundled_rulebooks() if name.startswith("vllm/")]
+    assert sorted(books) == sorted(RELEASES)
+    assert len(RELEASES) == 26
+    assert len(RECORDED) == 19
+
+
+@pytest.mark.parametrize("release", RECORDED)
+def test_recorded_cases_agree(release: str) -> None:
+    result = replay(_book(release), [GOLDEN / f"{release}.jsonl.gz"])
+    assert (result.agreed, result.total) == (300, 300), "\n".join(map(str, result.disagreements))
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_unseen_cases_agree_with_the_history(release: str) -> None:
+    book = _book(release)
+    rng = random.Random(f"vllm {release}")
+    for _ in range(1000):
+        case = random_case(rng)
+        expected, got = answer(release, case), book_answer(book, case)
+        if expected.use_v2 is None:
+            assert got.runner is None, case
+            continue
+        assert (got.runner == "v2", got.starts) == (expected.use_v2, expected.starts), case
+        if expected.unsupported_v2 is not None:
+            assert got.unsupported_v2 == expected.unsupported_v2, case
+        if expected.unsupported_v1 is not None:
+            assert got.unsupported_v1 == expected.unsupported_v1, case
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_examples_hold(release: str) -> None:
+    for rule in _book(release).rules:
+        for facts in rule.examples.fires:
+            assert evaluate(rule.fires_when, facts) is True, (rule.id, facts)
+        for facts in rule.examples.passes:
+            assert evaluate(rule.fires_when, facts) is False, (rule.id, facts)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_rules_are_dated_by_the_release_that_brought_them(release: str) -> None:
+    dates = {record["date"] for record in history().values() if record["date"] <= history()[release]["date"]}
+    for rule in _book(release).rules:
+        assert str(rule.since) in dates, rule.id
+
+
+def test_releases_with_the_same_logic_share_one_text() -> None:
+    about_the_wheel = {
+        "release",
+        "date",
+        "wheel",
+        "torch_pin",
+        "transformers_pin",
+        "requires_python",
+        "triton_pin",
+    }
+    first: dict[str, str] = {}
+    for release, record in history().items():
+        logic = repr(sorted((k, repr(v)) for k, v in record.items() if k not in about_the_wheel))
+        other = first.setdefault(logic, release)
+        assert _book(release).rules == _book(other).rules
+    assert len(first) == 14
+
+
+def test_every_fact_is_read_by_some_book() -> None:
+    read = {name for release in RELEASES for name in _book(release).reads}
+    only_for_derived = {"parallel_config.ubatch_size"}
+    assert set(VLLM_FACTS) - read == only_for_derived
