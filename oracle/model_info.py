@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.known_models import known_model
-from dodona.oracle.rope import Rope, read_rope
+from dodona.oracle.rope import Rope, read_rope, rope_defaults
 
 _MEND = "correct it or fetch the model again"
 
@@ -357,7 +357,7 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     for field, alias in known.aliases.items():
         if alias in merged and field not in own:
             merged[field] = merged[alias]
-    return {**known.defaults, **merged}
+    return {**known.defaults, **rope_defaults(known.rope, merged), **merged}
 
 
 def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla: bool) -> int | None:

@@ -41,6 +41,25 @@ class Rope:
         return self.partial_rotary_factor != 1.0
 
 
+_SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct", "rotary_dim"),
+}
+"""What a value can be called outside of `rope_parameters`."""
+
+
+def rope_defaults(usual: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for a configuration that leaves out (part of) its rotary embedding; `usual` is its family's."""
+    given = text.get("rope_parameters") or text.get("rope_scaling")
+    if not given and not any(text.get(name) is not None for names in _SPELLINGS.values() for name in names):
+        return {"rope_parameters": usual} if usual else {}
+    return {
+        field: usual[field]
+        for field, names in _SPELLINGS.items()
+        if isinstance(usual.get(field), float) and not any(text.get(name) is not None for name in names)
+    }
+
+
 def read_rope(
     file: str, text: Mapping[str, Any], head_size: int | None, *, rotary: bool | None = None
 ) -> Rope | None:
@@ -53,7 +72,7 @@ def read_rope(
     if not isinstance(given, Mapping):
         name = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
         raise ConfigError(f"{file}: field {name!r}: expected an object, got {given!r}; {_MEND}")
-    names = ("rope_theta", "rotary_emb_base", "rotary_pct", "rotary_dim", "partial_rotary_factor")
+    names = [name for spellings in _SPELLINGS.values() for name in spellings]
     silent = not given and rotary is not True and not any(text.get(name) is not None for name in names)
     if silent and (rotary is False or "num_attention_heads" not in text):
         return None

@@ -273,6 +273,10 @@ def test_structure_is_told(family: Family, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_rope_agrees_with_transformers(family: Family, tmp_path: Path) -> None:
     reference, info = saved(family, tmp_path), ModelInfo.load(tmp_path)
+    check_rope(info, reference)
+
+
+def check_rope(info: ModelInfo, reference: Any) -> None:
     parameters = getattr(reference, "rope_parameters", None)
     if not parameters:
         assert info.rope is None
@@ -316,6 +320,8 @@ def test_fields_left_out_hold_the_family_defaults(family: Family, tmp_path: Path
     assert info.is_encoder_decoder == reference.is_encoder_decoder
     assert info.tie_word_embeddings == reference.tie_word_embeddings
     assert info.attention_bias == bool(getattr(reference, "attention_bias", False))
+    assert info.text.get("rms_norm_eps") == getattr(reference, "rms_norm_eps", None)
+    check_rope(info, reference)
     window = getattr(reference, "sliding_window", None)
     assert info.sliding_window == window
     types = getattr(reference, "layer_types", None)
@@ -358,6 +364,26 @@ def test_the_older_spelling_of_rope(scaling: dict[str, Any] | None, kind: str) -
     assert info.rope is not None
     assert (info.rope.rope_type, info.rope.theta) == (kind, 500000.0)
     assert "factor" not in (scaling or {}) or info.rope.parameters["factor"] == scaling["factor"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("mixtral", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        ("phi", {"rope_theta": 5000.0}),
+        ("gpt_neox", {"rotary_emb_base": 5000}),
+        ("gpt_neox", {"rotary_pct": 0.5}),
+        ("gpt_oss", {}),
+        ("cohere", {}),
+        ("olmo3", {}),
+        ("modernbert", {}),
+    ],
+)
+def test_what_is_left_out_of_rope_is_the_family_s(
+    model_type: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    write(tmp_path, {"model_type": model_type, "architectures": ["AnyForCausalLM"], **fields})
+    check_rope(ModelInfo.load(tmp_path), AutoConfig.from_pretrained(tmp_path).get_text_config())
 
 
 def test_dtype_is_read_in_both_spellings() -> None:

@@ -48,8 +48,12 @@ FIELDS = (
     "kv_lora_rank",
     "qk_nope_head_dim",
     "qk_rope_head_dim",
-    "partial_rotary_factor",
+    "rms_norm_eps",
 )
+
+
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+"""What a rotary embedding is where nothing says otherwise."""
 
 
 def architectures() -> list[str]:
@@ -123,6 +127,7 @@ def entry(model_type: str) -> dict[str, Any]:
         made = cls()
     except Exception:
         made = None
+    rope = getattr(made, "rope_parameters", None)
     kinds = sorted(set(getattr(made, "layer_types", None) or ()))
     if "tie_word_embeddings" not in vars(cls) and getattr(made, "tie_word_embeddings", None) is True:
         defaults["tie_word_embeddings"] = True
@@ -131,6 +136,7 @@ def entry(model_type: str) -> dict[str, Any]:
         "text": text_model_type(model_type),
         "rotary": "rope_parameters" in fields or hasattr(cls, "rope_parameters"),
         "stateful": is_stateful(model_type),
+        "rope": rope if rope != PLAIN_ROPE else None,
         "kinds": kinds if kinds not in ([], ["full_attention"]) else None,
         "aliases": aliases,
         "defaults": defaults,
@@ -140,7 +146,7 @@ def entry(model_type: str) -> dict[str, Any]:
 
 def lines() -> list[str]:
     """The table's lines: a model type, a blank, a JSON object."""
-    return [f"{t} {json.dumps(entry(t), separators=(',', ':'))}" for t in model_types()]
+    return [f"{t} {json.dumps(entry(t), separators=(',', ':'), sort_keys=True)}" for t in model_types()]
 
 
 HEAD = '''"""What transformers' configuration classes know that a config.json may leave out. Generated: do not
@@ -169,6 +175,8 @@ class KnownModel:
     """Model type of a wrapper's language model."""
     rotary: bool
     stateful: bool
+    rope: Mapping[str, Any]
+    """Rotary embedding (as `rope_parameters`) where it isn't the plain one."""
     layer_kinds: tuple[str, ...]
     """Kinds of layers where they are not all full attention."""
     aliases: Mapping[str, str]
@@ -186,6 +194,7 @@ def known_model(model_type: str) -> KnownModel | None:
         text_model_type=found.get("text"),
         rotary=found.get("rotary", False),
         stateful=found.get("stateful", False),
+        rope=found.get("rope", {{}}),
         layer_kinds=tuple(found.get("kinds", ())),
         aliases=found.get("aliases", {{}}),
         defaults=found.get("defaults", {{}}),
