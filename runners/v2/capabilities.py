@@ -81,6 +81,8 @@ def check_supported(
         **_model(config, model, device),
         **_features(config),
     }
+    if interpreted and resolved_dtype(config, model, device) == "bfloat16":
+        lacking["dtype"] = True  # the interpreter computes wrong numbers in it, silently
     return tuple(feature for feature, asked in lacking.items() if asked)
 
 

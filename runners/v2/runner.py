@@ -83,6 +83,8 @@ class V2Runner(Runner):
         self._graphs: DecodeGraphs | None = None
         self._copier: HostCopier | None = None
         self._prompt_logprobs = PromptLogprobs()
+        self._base_stage_only = False
+        """Whether no row of the decode batch asks the sampler for more than its base stage."""
         self._executed: _Executed | None = None
 
     # -- life
@@ -236,7 +238,9 @@ class V2Runner(Runner):
         size = self._decode_size(step)
         num_samples = batch
         if size is not None:
-            state.set_decode_batch(step.rows, step.num_computed_tokens, size)
+            changed = state.set_decode_batch(step.rows, step.num_computed_tokens, size)
+            if changed or step.new_requests:
+                self._base_stage_only = sampler.stages(step.rows) == NOTHING
         elif batch:
             num_samples = state.set_mixed_batch(
                 step.rows, step.num_computed_tokens, step.num_tokens, step.samples
@@ -248,7 +252,7 @@ class V2Runner(Runner):
             self._executed = _Executed(step, (), None, True, None, None, {})
             return
         if size is not None:
-            samples = sampler.stages(step.rows) == NOTHING
+            samples = self._base_stage_only
             if self._graphs is not None:
                 self._graphs.replay(size, samples)
             else:

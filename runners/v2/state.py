@@ -79,8 +79,8 @@ class RequestState:
         self._expected_computed = np.full(max_num_seqs, -1, dtype=np.int64)
         """Per row what `num_computed` holds on the device once all steps so far are done; -1: nothing that
         counts."""
-        self._decode_rows: tuple[Sequence[int], npt.NDArray[np.int64], int] | None = None
-        """The decode batch that `rows` describes, as list and array, and its padded length."""
+        self._decode_rows: tuple[tuple[int, ...], npt.NDArray[np.int64], int] | None = None
+        """The decode batch that `rows` describes, as tuple and array, and its padded length."""
 
     def add_request(self, request: NewRequest) -> None:
         """Stage a request's tokens and blocks into its row."""
@@ -95,24 +95,29 @@ class RequestState:
         self._stage("block_table", row * self._max_blocks + int(self._num_blocks[row]), block_ids)
         self._num_blocks[row] += len(block_ids)
 
-    def set_decode_batch(self, rows: Sequence[int], num_computed: Sequence[int], padded_length: int) -> None:
+    def set_decode_batch(self, rows: Sequence[int], num_computed: Sequence[int], padded_length: int) -> bool:
         """Describe a batch of which every entry computes one token and samples; stages only what changed.
 
         Args:
             rows: state row of each entry.
             num_computed: tokens of each computed before.
             padded_length: entries of the captured graph that runs it, >= len(rows); the rest get row -1.
+
+        Returns whether the last step had another batch.
         """
-        current = self._decode_rows
-        if current is not None and current[2] == padded_length and current[0] == rows:
-            array = current[1]
-        else:
+        key, current = tuple(rows), self._decode_rows
+        changed = current is None or current[2] != padded_length or current[0] != key
+        if changed:
             array = np.asarray(rows, dtype=np.int64)
             padded = np.full(padded_length, -1, dtype=np.int32)
             padded[: len(array)] = array
             self._stage("rows", 0, padded)
-            self._decode_rows = (list(rows), array, padded_length)
+            self._decode_rows = (key, array, padded_length)
+        else:
+            assert current is not None
+            array = current[1]
         self._advance(array, np.asarray(num_computed, dtype=np.int64), 1)
+        return changed
 
     def set_mixed_batch(
         self,

@@ -118,6 +118,13 @@ def test_asking_for_the_cpu_on_a_gpu_machine():
     assert lacking(LLAMA, device="cpu") == ("cuda",)
 
 
+def test_the_interpreter_stands_in_for_a_gpu_but_not_in_bfloat16():
+    cpu, info = Environment(has_triton=False, platform="cpu"), ModelInfo.from_mapping(LLAMA)
+    for dtype, expected in (("auto", ()), ("float16", ()), ("bfloat16", ("dtype",))):
+        config = EngineConfig.from_flat("some-model", dtype=dtype)
+        assert check_supported(config, info, cpu, interpreted=True) == expected
+
+
 def test_every_refusal_is_among_the_declared_ones():
     everything = {
         **LLAMA, "architectures": ["X"], "head_dim": 80, "num_attention_heads": 3, "num_key_value_heads": 2,

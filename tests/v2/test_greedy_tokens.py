@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dodona.runners.sampling_params import SamplingParams
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_models import VOCAB_SIZE
 from tests.v2.drive import DEVICE, generate, make_runner
@@ -113,10 +114,34 @@ def test_steps_in_flight_make_no_difference(tiny_models, in_flight):
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16(tiny_models, family):
-    path = tiny_models.path(family, head_dim=64, hidden_size=128, intermediate_size=256)
+    # Wide random weights would make the model chaotic: roundings grow from layer to layer, and more than ties
+    # change.
+    sizes = {"head_dim": 64, "hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.06}
+    path = tiny_models.path(family, **sizes)
     prompts = prompts_of(1, 23, 40, 7, 100, 64)
     runner = make_runner(path, dtype="bfloat16", max_num_seqs=8)
     run = generate(runner, prompts, max_tokens=24)
     Reference(path, torch.bfloat16).check(
-        prompts, run.outputs, max_tokens=24, half_precision=True, max_ties=3
+        prompts, run.outputs, max_tokens=24, half_precision=True, max_ties=4
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_as_near_to_float32_as_transformers(tiny_models, family):
+    path = tiny_models.path(family, head_dim=64, hidden_size=128, intermediate_size=256)
+    prompt = prompts_of(200)[0]
+    params = SamplingParams(temperature=0.0, prompt_logprobs=0, ignore_eos=True)
+    runner = make_runner(path, dtype="bfloat16")
+    request = generate(runner, [prompt], max_tokens=1, params=params).requests[0]
+    ours = torch.tensor([entry.logprobs[0] for entry in request.prompt_logprobs])
+    exact, theirs = (
+        prompt_logprobs(Reference(path, d).model, prompt) for d in (torch.float32, torch.bfloat16)
+    )
+    assert (ours - exact).square().mean() <= 1.5 * (theirs - exact).square().mean()
+
+
+def prompt_logprobs(model, prompt):
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt], device=DEVICE)).logits[0, :-1].float().cpu()
+    return logits.log_softmax(-1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
