@@ -6,7 +6,6 @@ then a reduction over a row's blocks. Among equal logits the lowest id comes fir
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +30,6 @@ class LogprobTensors:
     """[m, 1 + top_n] fp32."""
     ranks: Tensor
     """[m] int32: 1 + the number of tokens with greater logits than the row's own."""
-
-    def map(self, move: Callable[[Tensor], Tensor]) -> LogprobTensors:
-        """The same with each tensor moved by `move` (for instance to pinned host memory)."""
-        return LogprobTensors(move(self.token_ids), move(self.logprobs), move(self.ranks))
 
 
 def token_logprobs(

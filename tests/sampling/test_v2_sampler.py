@@ -70,7 +70,7 @@ class Requests:
         tokens = output.token_ids.tolist()
         logprobs: list = [None] * len(states)
         if output.logprobs is not None:
-            entries = host_logprobs(output.logprobs.map(torch.Tensor.cpu), output.logprob_counts)
+            entries = host_logprobs(output.logprobs, output.logprob_counts)
             for i, entry in zip(output.logprob_rows, entries, strict=True):
                 logprobs[i] = entry
         expected = sample(logits, rows)
