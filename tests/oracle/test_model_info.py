@@ -282,15 +282,13 @@ def check_rope(info: ModelInfo, reference: Any) -> None:
         assert info.rope is None
         return
     assert info.rope is not None
-    if info.rope.by_layer_type:
-        for kind, rope in info.rope.by_layer_type.items():
-            assert (rope.rope_type, rope.theta) == (
-                parameters[kind]["rope_type"],
-                parameters[kind]["rope_theta"],
-            )
+    if all(isinstance(value, dict) for value in parameters.values()):
+        for kind, expected in parameters.items():
+            rope = info.rope.by_layer_type[kind] if info.rope.by_layer_type else info.rope
+            assert (rope.rope_type, rope.theta) == (expected["rope_type"], expected["rope_theta"])
         return
-    expected = "mrope" if "mrope_section" in parameters else parameters["rope_type"]
-    assert (info.rope.rope_type, info.rope.theta) == (expected, parameters["rope_theta"])
+    kind = "mrope" if "mrope_section" in parameters else parameters["rope_type"]
+    assert (info.rope.rope_type, info.rope.theta) == (kind, parameters["rope_theta"])
     assert info.rope.partial_rotary_factor == parameters.get("partial_rotary_factor", 1.0)
 
 
