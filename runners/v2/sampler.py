@@ -314,7 +314,7 @@ def stages_of(request: NewRequest) -> Stage:
 
 
 def host_logprobs(tensors: LogprobTensors, counts: Sequence[int]) -> list[TokenLogprobs]:
-    """Entries for the engine (waits for tensors still on the device); row i keeps its `counts[i]` best tokens."""
+    """Entries for the engine (waits for tensors on a device); row i keeps its `counts[i]` best tokens."""
     columns = zip(
         tensors.token_ids.tolist(), tensors.logprobs.tolist(), tensors.ranks.tolist(), counts, strict=True
     )
