@@ -185,7 +185,7 @@ class Engine:
     def _take_commands(self, runner: Runner, scheduler: Scheduler) -> bool:
         """Obey what is in the inbox, after waiting for it where there is nothing else to do. False: stop."""
         with self._wake:
-            while not (self._stopping or self._inbox or self._in_flight or scheduler.num_unfinished):
+            while not (self._stopping or self._inbox or self._held or self._in_flight or scheduler.num_unfinished):
                 self._wake.wait()
             if self._stopping:
                 return False

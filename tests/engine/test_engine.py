@@ -1,0 +1,280 @@
+"""The engine's thread: many callers, and every way it may end."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from dodona.runners.engine.engine import Engine
+from dodona.runners.engine.request import Request
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.errors import EngineDeadError, InvalidRequestError
+from dodona.runners.sampling_params import SamplingParams
+from tests.support.fake_runner import FakeRunner, fake_verdict, solo_run
+
+PATIENCE = 30.0
+
+
+class Gate:
+    """Holds the engine's thread in a step until it is opened."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+        self._entered = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self, step: int) -> None:
+        self._entered.set()
+        assert self._open.wait(PATIENCE)
+        if self._error is not None:
+            raise self._error
+
+    def wait_until_entered(self) -> None:
+        assert self._entered.wait(PATIENCE)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Opened:
+    """An engine over a fake runner, and what tests want to see of the two."""
+
+    def __init__(self, *, max_steps_in_flight: int = 1, on_step: Callable[[int], None] | None = None) -> None:
+        self.runner = FakeRunner(
+            fake_verdict(block_size=4, max_num_seqs=6, max_num_batched_tokens=24),
+            max_steps_in_flight=max_steps_in_flight,
+            on_step=on_step,
+        )
+        self.scheduler = Scheduler(num_blocks=40, block_size=4, max_num_seqs=6, max_num_batched_tokens=24)
+        self.engine = Engine(self.start)
+
+    def start(self) -> tuple[FakeRunner, Scheduler]:
+        self.runner.initialize_kv_cache(40)
+        return self.runner, self.scheduler
+
+    def submit(self, name: str, prompt: list[int], **params: Any) -> Request:
+        sampling = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **params})
+        request = Request(name, prompt, sampling, seed=0, limit=len(prompt) + (sampling.max_tokens or 100))
+        request.events = SimpleQueue()
+        self.engine.submit([request])
+        return request
+
+    def finish(self, request: Request) -> Request:
+        assert request.events is not None
+        progress = request.events.get(timeout=PATIENCE)
+        assert progress is not None
+        assert progress.finish_reason is not None
+        return request
+
+
+@contextmanager
+def opened(**settings: Any) -> Iterator[Opened]:
+    session = Opened(**settings)
+    session.engine.wait_until_ready()
+    try:
+        yield session
+    finally:
+        session.engine.shutdown()
+        assert not any(thread.name == "dodona-engine" for thread in threading.enumerate())
+
+
+def expected(request: Request) -> list[int]:
+    prompt = request.token_ids[: request.num_prompt_tokens]
+    return prompt + solo_run(prompt, request.params, vocab_size=97, max_model_len=1000)[0]
+
+
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2])
+def test_many_threads_submit_and_abort(max_steps_in_flight: int) -> None:
+    with opened(max_steps_in_flight=max_steps_in_flight) as session:
+
+        def work(number: int) -> tuple[int, int]:
+            rng = random.Random(number)
+            whole = aborted = 0
+            for turn in range(8):
+                prompt = [rng.randrange(1, 4) for _ in range(rng.randrange(1, 15))]
+                request = session.submit(f"{number}-{turn}", prompt, max_tokens=rng.randrange(1, 40))
+                if rng.random() < 0.3:
+                    session.engine.abort(request.request_id)
+                session.finish(request)
+                if request.finish_reason == "abort":
+                    aborted += 1
+                    assert request.token_ids == expected(request)[: len(request.token_ids)]
+                else:
+                    whole += 1
+                    assert request.token_ids == expected(request)
+            return whole, aborted
+
+        with ThreadPoolExecutor(8) as pool:
+            counts = list(pool.map(work, range(8)))
+        assert sum(whole for whole, _ in counts) > 30
+        # The engine may still be reading a step that ends made moot.
+        session.engine.call(lambda runner, scheduler: None)
+        assert session.scheduler.blocks.num_free == 40
+        assert session.scheduler.num_free_rows == 6
+
+
+def test_only_the_engines_thread_calls_the_runner() -> None:
+    with opened() as session:
+        session.finish(session.submit("x", [1]))
+        assert session.engine.call(lambda runner, _: threading.current_thread().name) == "dodona-engine"
+    assert session.runner.trace.threads <= {"dodona-engine", "MainThread"}
+    assert session.runner.is_shut_down
+
+
+def test_an_id_in_use_is_refused_and_free_afterwards() -> None:
+    gate = Gate()
+    with opened(on_step=gate) as session:
+        first = session.submit("x", [1])
+        with pytest.raises(InvalidRequestError, match="'x' is in use"):
+            session.submit("x", [1])
+        gate.open()
+        session.finish(first)
+        session.finish(session.submit("x", [1]))
+
+
+def fail_at(number: int) -> Callable[[int], None]:
+    def on_step(step: int) -> None:
+        if step == number:
+            raise ValueError("the device is on fire")
+
+    return on_step
+
+
+def test_an_error_in_a_step_reaches_everybody_who_waits() -> None:
+    session = Opened(on_step=fail_at(3))
+    requests = [session.submit(str(i), [1, 2], max_tokens=50) for i in range(3)]
+    for request in requests:
+        assert request.events is not None
+        assert request.events.get(timeout=PATIENCE) is None
+    error = session.engine.dead_error()
+    assert "ValueError: the device is on fire" in str(error)
+    assert isinstance(error.__cause__, ValueError)
+    for use in (
+        lambda: session.submit("late", [1]),
+        lambda: session.engine.call(lambda runner, scheduler: None),
+    ):
+        with pytest.raises(EngineDeadError, match="the device is on fire"):
+            use()
+    session.engine.shutdown()
+    session.engine.abort("0")
+    assert session.runner.is_shut_down
+
+
+def test_an_error_while_a_call_waits_answers_the_call() -> None:
+    gate = Gate(ValueError("the device is on fire"))
+    session = Opened(on_step=gate)
+    session.submit("x", [1])
+    gate.wait_until_entered()
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(session.engine.call, lambda runner, scheduler: None, alone=alone)
+            for alone in (True, False)
+        ]
+        wait_for(lambda: len(session.engine._inbox) == 2)
+        gate.open()
+        for call in calls:
+            with pytest.raises(EngineDeadError) as caught:
+                call.result(PATIENCE)
+            assert isinstance(caught.value.__cause__, ValueError)
+    session.engine.shutdown()
+
+
+def test_a_dead_engine_keeps_nothing_of_the_step_alive() -> None:
+    class Activations:
+        pass
+
+    seen: list[weakref.ref[Activations]] = []
+
+    def on_step(step: int) -> None:
+        big = Activations()
+        seen.append(weakref.ref(big))
+        raise ValueError("out of memory")
+
+    session = Opened(on_step=on_step)
+    request = session.submit("x", [1])
+    assert request.events is not None
+    request.events.get(timeout=PATIENCE)
+    session.engine.shutdown()
+    gc.collect()
+    assert session.engine.dead_error().__cause__ is not None
+    assert [ref() for ref in seen] == [None]
+
+
+def test_shutdown_reaches_everybody_who_waits() -> None:
+    gate = Gate()
+    session = Opened(on_step=gate)
+    request = session.submit("x", [1], max_tokens=None)
+    gate.wait_until_entered()
+    cause = KeyboardInterrupt()
+    stopper = threading.Thread(target=session.engine.shutdown, args=(cause,))
+    stopper.start()
+    wait_for(lambda: session.engine._stopping)
+    gate.open()
+    assert request.events is not None
+    while (progress := request.events.get(timeout=PATIENCE)) is not None:
+        assert progress.finish_reason is None
+    stopper.join(PATIENCE)
+    assert session.engine.dead_error().__cause__ is cause
+    session.engine.shutdown()
+
+
+def test_an_error_at_the_start_is_raised_to_the_one_who_starts() -> None:
+    def start() -> tuple[FakeRunner, Scheduler]:
+        raise ValueError("no such weights")
+
+    engine = Engine(start)
+    with pytest.raises(ValueError, match="no such weights"):
+        engine.wait_until_ready()
+    engine.shutdown()
+    with pytest.raises(EngineDeadError):
+        engine.submit([])
+
+
+def test_a_call_that_wants_to_be_alone_waits_and_lets_nobody_past() -> None:
+    gate = Gate()
+    order: list[str] = []
+    with opened(on_step=gate) as session, ThreadPoolExecutor(1) as pool:
+        before = session.submit("before", [1], max_tokens=5)
+        gate.wait_until_entered()
+        alone = pool.submit(
+            session.engine.call,
+            lambda runner, scheduler: order.append(f"alone, {scheduler.num_unfinished} unfinished"),
+            alone=True,
+        )
+        wait_for(lambda: len(session.engine._inbox) == 1)
+        after = session.submit("after", [1], max_tokens=2)
+        dropped = session.submit("dropped", [1], max_tokens=2)
+        session.engine.abort("dropped")
+        gate.open()
+        session.finish(dropped)
+        assert dropped.finish_reason == "abort"
+        session.finish(before)
+        alone.result(PATIENCE)
+        session.finish(after)
+        assert order == ["alone, 0 unfinished"]
+        assert session.runner.trace.request_ids == ["before", "after"]
+    assert before.token_ids == expected(before)
+
+
+def test_an_error_in_a_call_is_the_callers_alone() -> None:
+    with opened() as session:
+        with pytest.raises(ZeroDivisionError):
+            session.engine.call(lambda runner, scheduler: 1 / 0)
+        session.finish(session.submit("x", [1]))
