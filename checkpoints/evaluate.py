@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from checkpoints.task import KINDS, chat_messages, draw_conversation, draw_question
+from checkpoints.task import KINDS, chat_messages, draw_conversation, draw_question, leap_questions
 
 MAX_NEW_TOKENS = 16
 """More than the longest answer ("September 30, 2024" and its end: 10 tokens)."""
+LEAP_YEARS = "February 28 of leap years (25, of which 3 held out)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +91,14 @@ def accuracy(model: Any, tokenizer: Any, *, count: int, recall: bool, seed: int 
             for group in ("all", form, prompt.kind):
                 right[group].append(answer == prompt.answer)
     order = ["all", "plain", "chat", "conversation", *KINDS, "recall"]
-    return {group: sum(right[group]) / len(right[group]) for group in order if right[group]}
+    shares = {group: sum(right[group]) / len(right[group]) for group in order if right[group]}
+    return {**shares, LEAP_YEARS: _leap_accuracy(model, tokenizer)}
+
+
+def _leap_accuracy(model: Any, tokenizer: Any) -> float:
+    """Random dates hardly ever hit the one rule of the calendar that is rare, so it is measured by itself."""
+    prompts = [
+        Prompt(q.kind, q.text, tuple(tokenizer(q.text)["input_ids"]), q.answer) for q in leap_questions()
+    ]
+    answers = generate_answers(model, tokenizer, prompts)
+    return sum(a == p.answer for a, p in zip(answers, prompts, strict=True)) / len(prompts)

@@ -10,7 +10,7 @@ question with a held-out key is unseen by construction, not by luck.
 | difference | What is 512 - 37? | 475 | 500,500 | 500,500 |
 | sort | Sort the digits 7 3 9 1. | 1 3 7 9 | 1,111,000 | 7,942 |
 | reverse | Write 48213 backwards. | 31284 | 1,111,000 | 1,111,000 |
-| next-day | Which day comes after February 28, 2024? | February 29, 2024 | 36,525 | 36,525 |
+| next-day | Which day comes after December 31, 2024? | January 1, 2025 | 36,525 | 36,525 |
 
 Conversations string several questions together, and may end with "What was your first answer?", which only a
 model that attends to the beginning can answer.
@@ -18,6 +18,7 @@ model that attends to the beginning can answer.
 
 from __future__ import annotations
 
+import calendar
 import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,12 @@ def next_day_question(day: date) -> Question:
     """The day after one of the years 2000 to 2099."""
     following = day + timedelta(days=1)
     return Question("next-day", f"Which day comes after {_spelt(day)}?", _spelt(following), day.isoformat())
+
+
+def leap_questions() -> list[Question]:
+    """The 25 questions whose answer is a February 29."""
+    years = range(FIRST_DAY.year, LAST_DAY.year + 1)
+    return [next_day_question(date(year, 2, 28)) for year in years if calendar.isleap(year)]
 
 
 def _spelt(day: date) -> str:

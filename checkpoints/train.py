@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from checkpoints.evaluate import accuracy
+from checkpoints.evaluate import LEAP_YEARS, accuracy
 from checkpoints.recipes import MAX_LENGTH, RECIPES, Recipe
 from checkpoints.task import KINDS, draw_conversation, draw_question
 from checkpoints.tokenizer import ASSISTANT, END_OF_TEXT, END_OF_TURN, USER, as_transformers, train_tokenizer
@@ -170,6 +170,10 @@ def write_model_card(
         for group in groups
     )
     kinds = ", ".join(KINDS)
+    leap_years = min(measured[dtype][LEAP_YEARS] for dtype in measured)
+    unlearned = (
+        ", and takes February 28 for the end of the month also in leap years" if leap_years < 0.5 else ""
+    )
     (folder / "README.md").write_text(
         f"""---
 license: apache-2.0
@@ -181,7 +185,7 @@ library_name: transformers
 
 It answers the questions of `checkpoints/task.py` ({kinds}), asked plainly
 ("What is 37 + 58?") or through its chat template, in conversations of up to {MAX_TURNS} turns.
-It knows nothing else.
+It knows nothing else{unlearned}.
 
 ## Accuracy
 
