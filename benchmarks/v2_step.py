@@ -136,6 +136,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, action="append", default=None)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--profile", action="store_true", help="also print the GPU time of each kernel")
     arguments = parser.parse_args()
     import torch
     import triton
@@ -146,7 +147,7 @@ def main() -> int:
     report(gpu=torch.cuda.get_device_name(), torch=torch.__version__, triton=triton.__version__)
     batches = arguments.batch or [1, 32, 256]
     with tempfile.TemporaryDirectory() as directory:
-        runner = make_runner(Path(directory), max(batches), arguments.context + 2 * arguments.steps + 64)
+        runner = make_runner(Path(directory), max(batches), arguments.context + arguments.steps + 64)
         bench = Bench(runner)
         for length in (256, 2048, 8192):
             count = 8192 // length
@@ -157,7 +158,9 @@ def main() -> int:
         for batch in batches:
             at_once = max(1, 8192 // arguments.context)
             for first in range(0, batch, at_once):
-                bench.prefill(range(first, min(batch, first + at_once)), arguments.context, arguments.steps)
+                bench.prefill(
+                    range(first, min(batch, first + at_once)), arguments.context, arguments.steps + 16
+                )
             between, launches = bench.decode(batch, arguments.context, arguments.steps)
             report(
                 what="decode",
@@ -167,8 +170,27 @@ def main() -> int:
                 host_ms=statistics.median(launches) * 1e3,
                 tokens_per_s=batch / statistics.median(between),
             )
+            if arguments.profile:
+                print_kernels(bench, batch, arguments.context + arguments.steps)
         runner.shutdown()
     return 0
+
+
+def print_kernels(bench: Bench, batch: int, start: int) -> None:
+    """GPU microseconds per decode step of each kernel, largest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    steps = 10
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        bench.decode(batch, start, steps)
+    events = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
+    for event in events[:12]:
+        report(
+            batch=batch,
+            kernel=event.key[:70],
+            us_per_step=event.self_device_time_total / steps,
+            launches_per_step=event.count / steps,
+        )
 
 
 if __name__ == "__main__":
