@@ -190,26 +190,27 @@ class ModelInfo:
 
         Raises ConfigError that names the file, the field and the mend.
         """
-        file = Path(path)
-        if file.suffix != ".json":
-            file = file / "config.json"
+        name = os.fspath(path)
+        name = name if name.endswith(".json") else os.path.join(name, "config.json")
+        cached = _CACHE.get(name)
         try:
-            status = file.stat()
+            # Strings and few system calls: every verdict passes here.
+            if cached is not None and cached[0] == _stamp(name, cached[1]):
+                return cached[2]
+            file = Path(name)
+            companions = tuple(str(p) for p in map(file.with_name, _COMPANIONS) if p.is_file())
+            stamp = _stamp(name, companions)
         except OSError as error:
-            raise ConfigError(_unreadable(file, error)) from None
-        stamp = (status.st_mtime_ns, status.st_size, *_companion_stamps(file.parent))
-        cached = _CACHE.get(str(file))
-        if cached is not None and cached[0] == stamp:
-            return cached[1]
+            raise ConfigError(_unreadable(Path(name), error)) from None
         info = cls.from_mapping(
-            _read_json(file, status.st_size),
-            file=str(file),
+            _read_json(file),
+            file=name,
             pooling=_declares_pooling(file.parent),
             quant_method=_companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
             _CACHE.clear()
-        _CACHE[str(file)] = (stamp, info)
+        _CACHE[name] = (stamp, companions, info)
         return info
 
     @classmethod
@@ -228,7 +229,8 @@ class ModelInfo:
         return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quant_method)
 
 
-_CACHE: dict[str, tuple[tuple[int, ...], ModelInfo]] = {}
+_CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
+"""File → its stamp when it was read, the companions that were beside it, and what it says."""
 _MAX_CACHED = 256
 _COMPANIONS = ("modules.json", "hf_quant_config.json", "quantize_config.json")
 
@@ -465,7 +467,8 @@ def _unreadable(file: Path, error: OSError) -> str:
     return f"{file}: cannot be read: {error.strerror or error}"
 
 
-def _read_json(file: Path, size: int) -> Mapping[str, Any]:
+def _read_json(file: Path) -> Mapping[str, Any]:
+    size = file.stat().st_size
     if size > MAX_CONFIG_BYTES:
         raise ConfigError(
             f"{file}: {size} bytes is no config.json (at most {MAX_CONFIG_BYTES}); check the path"
@@ -487,14 +490,16 @@ def _read_json(file: Path, size: int) -> Mapping[str, Any]:
     return value
 
 
-def _companion_stamps(directory: Path) -> tuple[int, ...]:
-    stamps = []
-    for name in _COMPANIONS:
+def _stamp(name: str, companions: tuple[str, ...]) -> tuple[int, ...]:
+    """What changes when the file, or one of its companions, does; files that come or go change the folder."""
+    status = os.stat(name)
+    stamp = [status.st_mtime_ns, status.st_size, os.stat(os.path.dirname(name) or ".").st_mtime_ns]
+    for companion in companions:
         try:
-            stamps.append(os.stat(directory / name).st_mtime_ns)
+            stamp.append(os.stat(companion).st_mtime_ns)
         except OSError:
-            stamps.append(0)
-    return tuple(stamps)
+            stamp.append(0)
+    return tuple(stamp)
 
 
 def _companion(file: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `dodona select`, `generate`, `bench`, `rules list`."""
+"""The command line: `dodona select`, `generate`, `bench`, `rules list`, `rules replay`."""
 
 from __future__ import annotations
 

@@ -146,6 +146,22 @@ def rules_list(rulebook: RuleBookName = "dodona", json_: AsJson = False) -> None
         print_rules(rulebook, as_json=json_)
 
 
+@rules_app.command("replay")
+def rules_replay(
+    rulebook: Annotated[str, typer.Argument(metavar="BOOK", help="A rule book's name, or the path of one.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Recorded cases: .jsonl, .jsonl.gz.")
+    ],
+    show: Annotated[int, typer.Option(min=0, help="Most disagreements to print.")] = 10,
+) -> None:
+    """Compare a vLLM rule book with recorded answers of vLLM; exits with 1 where any differs."""
+    with reporting():
+        from dodona.oracle.cli.replay import print_replay
+
+        if not print_replay(rulebook, files, show=show):
+            raise typer.Exit(FAILED)
+
+
 @contextmanager
 def reporting() -> Iterator[None]:
     """Turns what users can cause into a message and an exit code; anything else is a fault and keeps its

@@ -6,12 +6,33 @@ import json
 
 import typer
 
-from dodona.oracle.rulebook import load_rulebook
+from dodona.oracle.conditions import comparisons
+from dodona.oracle.errors import did_you_mean
+from dodona.oracle.known_models import known_architectures
+from dodona.oracle.rulebook import RuleBook, load_rulebook
+
+
+def unknown_architectures(book: RuleBook) -> list[str]:
+    """A warning for each architecture in a rule that no known model has, with the nearest that one has."""
+    found = []
+    for rule in book.rules:
+        for comparison in comparisons(rule.when):
+            if comparison.fact != "model_config.architectures" or not isinstance(comparison.value, tuple):
+                continue
+            for name in map(str, comparison.value):
+                if name not in known_architectures():
+                    hint = did_you_mean(name, known_architectures())
+                    found.append(
+                        f"rule {rule.id}: no known model has the architecture {name!r}; {hint}".rstrip("; ")
+                    )
+    return found
 
 
 def print_rules(rulebook: str, *, as_json: bool) -> None:
     """Print the rules of a book as a table, or as one JSON object."""
     book = load_rulebook(rulebook)
+    for warning in unknown_architectures(book):
+        typer.echo(f"dodona: warning: {warning}", err=True)
     if as_json:
         rules = [rule.model_dump(mode="json", exclude={"examples"}) for rule in book.rules]
         typer.echo(

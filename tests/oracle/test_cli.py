@@ -332,3 +332,13 @@ def test_bench_that_does_not_fit() -> None:
     result = run("bench", str(CHECKPOINT), "--device", "cpu", "--input-len", "5000")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--input-len 5000" in result.stderr
+
+
+def test_a_rule_about_an_architecture_that_no_model_has_is_a_warning(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "rules" / "dodona.yaml").read_text()
+    assert run("rules", "list").stderr == ""
+    book = tmp_path / "book.yaml"
+    book.write_text(text.replace("LlamaForCausalLM", "LamaForCausalLM"))
+    result = run("rules", "list", "--rulebook", str(book))
+    assert result.exit_code == 0
+    assert "'LamaForCausalLM'; did you mean 'LlamaForCausalLM'?" in result.stderr
