@@ -51,6 +51,12 @@ class PackedModel:
         return type(self.model).__name__
 
     @property
+    def text_config(self) -> Any:
+        """transformers' configuration of the language model."""
+        config: Any = self.model.config
+        return config.get_text_config(decoder=True)
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the input embedding: ids below this can be put in."""
         return int(self.model.get_input_embeddings().num_embeddings)
@@ -93,7 +99,7 @@ class PackedModel:
             raise UnsupportedConfiguration.lacking(
                 "v1",
                 "architecture",
-                why=f"{self.name} can't run without a cache of its own: {_first_line(error)}",
+                why=f"{self.name} does not take the masks and calls of packed rows: {_first_line(error)}",
             ) from error
         if not calls:
             raise UnsupportedConfiguration.lacking(

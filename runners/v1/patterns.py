@@ -54,6 +54,8 @@ def recognise(mask_function: MaskFunction, local_size: int | None) -> AttentionP
     (None: no local attention) has, so the answer holds for every prompt length, also beyond what a self-check
     can afford to run.
     """
+    if local_size is not None and local_size < 1:
+        return None
     if local_size is None:
         candidates = [CAUSAL]
         edges = [1 << n for n in range(0, 21, 2)]

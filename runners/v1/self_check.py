@@ -6,10 +6,10 @@ ways: by transformers alone, without and with its own cache, and through packed,
 is chunked while the other is starting and both then decode side by side. All logits must agree.
 
 What this proves: chunked prefill, packing, block tables, decode, positions and masks are right for these
-weights on this device, up to the prompts' length. Longer windows than a short prompt can cross are covered by
-`patterns.recognise`, which evaluates the model's mask functions themselves. What it can't prove: behaviour
-that only sets in at greater lengths otherwise; for rotary embeddings that change with length, see
-`loading.length_dependent_rope`.
+weights on this device, up to the prompts' length. What only matters beyond it is covered otherwise: windows
+by `patterns.recognise`, which evaluates the model's mask functions themselves; further states (an indexer's
+keys, compressed keys) by `WatchedCache`, which sees the model ask for them at any length; rotary embeddings
+that change with length by `loading.length_dependent_rope`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.step_layout import StepLayout, to_device
+from dodona.runners.v1.watched_cache import WatchedCache, unusual_uses
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest accepted root-mean-square difference, relative to the spread of the plain model's logits."""
@@ -57,7 +58,7 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
 
     try:
         plain = [_plain_logits(model, prompt) for prompt in prompts]
-        cached = [_plain_logits(model, prompt, split=len(prompt) // 2) for prompt in prompts]
+        cached = [_cached_logits(model, prompt) for prompt in prompts]
         paged = _paged_logits(model, prompts)
     except UnsupportedConfiguration:
         raise
@@ -78,20 +79,36 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     return SelfCheck(found, noise, tolerance, lengths)
 
 
-def _plain_logits(model: PackedModel, prompt: torch.Tensor, split: int = 0) -> torch.Tensor:
-    """[n, vocab] fp32 on the host; with `split`, that many tokens go first, then the others one by one."""
-    ids = prompt.to(model.device)[None]
+def _plain_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
+    """[n, vocab] fp32 on the host, by transformers without a cache."""
     with torch.inference_mode(), model.plain() as plain:
-        if not split:
-            return plain(input_ids=ids, use_cache=False).logits[0].float().cpu()
-        output = plain(input_ids=ids[:, :split], use_cache=True)
-        logits = [output.logits[0]]
-        for i in range(split, ids.shape[1]):
+        return plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0].float().cpu()
+
+
+def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
+    """The same with transformers' cache: the first half in one pass, then token by token.
+
+    Raises UnsupportedConfiguration where the model puts more than attention's keys and values into the cache.
+    """
+    ids = prompt.to(model.device)[None]
+    positions = torch.arange(len(prompt), device=model.device)[None]
+    half = len(prompt) // 2
+    parts = [*([slice(0, half)] if half else []), *(slice(i, i + 1) for i in range(half, len(prompt)))]
+    cache = WatchedCache(model.text_config)
+    logits = []
+    with torch.inference_mode(), model.plain() as plain:
+        for part in parts:
+            cache.begin_pass()
             output = plain(
-                input_ids=ids[:, i : i + 1], past_key_values=output.past_key_values, use_cache=True
+                input_ids=ids[:, part], position_ids=positions[:, part], past_key_values=cache, use_cache=True
             )
             logits.append(output.logits[0])
-        return torch.cat(logits).float().cpu()
+    found = unusual_uses(cache)
+    if found:
+        raise _refuse(
+            model, f"its layers use more of a cache than attention's keys and values: {', '.join(found)}"
+        )
+    return torch.cat(logits).float().cpu()
 
 
 def _paged_logits(model: PackedModel, prompts: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -30,6 +30,12 @@ _COMMON: Mapping[str, Any] = {
 }
 _MOE: Mapping[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
+_LATENT: Mapping[str, Any] = {
+    "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16,
+    "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+}  # fmt: skip
+
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     # name: (transformers' model type, configuration beside the common one)
     "llama": ("llama", {}),
@@ -89,6 +95,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {**_MOE, "shared_expert_intermediate_size": 16, "use_sliding_window": True, "max_window_layers": 1,
          "sliding_window": SLIDING_WINDOW},
     ),
+    "qwen2-moe-full": ("qwen2_moe", {**_MOE, "shared_expert_intermediate_size": 16}),
     "qwen3-moe": ("qwen3_moe", {**_MOE, "head_dim": 16}),
     "gpt-oss": (
         "gpt_oss",
@@ -96,13 +103,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
          "layer_types": ["sliding_attention", "full_attention"],
          "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     ),
-    "deepseek-v3": (
-        "deepseek_v3",
-        {"num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1,
-         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
-         "kv_lora_rank": 16,
-         "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12},
-    ),
+    "deepseek-v3": ("deepseek_v3", _LATENT),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {"sliding_window": SLIDING_WINDOW}),
     "cohere": ("cohere", {}),
@@ -123,9 +124,15 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"head_dim": 8, "attention_chunk_size": SLIDING_WINDOW,
          "layer_types": ["chunked_attention", "full_attention"],
          "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48,
+         "attn_temperature_tuning": False,
          "no_rope_layers": [1, 0]},
     ),
 }  # fmt: skip
+
+REFUSED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "deepseek-v32": ("deepseek_v32", {**_LATENT, "v_head_dim": 8, "index_head_dim": 16, "index_n_heads": 2}),
+}
+"""What runner V1 can't serve."""
 
 
 def make_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
@@ -135,7 +142,7 @@ def make_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    model_type, special = FAMILIES[family]
+    model_type, special = {**FAMILIES, **REFUSED}[family]
     config_class = CONFIG_MAPPING[model_type]
     settings = {**_COMMON, **special, **overrides}
     if model_type == "gpt2":

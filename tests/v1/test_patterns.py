@@ -66,6 +66,10 @@ def test_other_masks_are_not_recognised(mask):
     assert recognise(mask, None) is None
 
 
+def test_a_window_of_no_size_is_not_recognised():
+    assert recognise(hf.sliding_window_causal_mask_function(0), 0) is None
+
+
 @pytest.mark.parametrize(("kind", "size"), [("causal", 3), ("sliding", 0), ("chunked", -1)])
 def test_sizes_that_mean_nothing_are_refused(kind, size):
     with pytest.raises(ValueError, match="size"):

@@ -13,6 +13,7 @@ from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.patterns import CAUSAL
 from dodona.runners.v1.self_check import self_check
 from dodona.runners.v1.step_layout import StepLayout
+from dodona.runners.v1.watched_cache import WatchedCache, unusual_uses
 from tests.support.tiny_models import SLIDING_WINDOW, make_model
 
 
@@ -109,6 +110,32 @@ def test_a_damaged_path_is_refused(monkeypatch, family, damage):
 def test_bidirectional_attention_is_refused():
     with pytest.raises(UnsupportedConfiguration, match="neither causal, nor sliding-window, nor chunked"):
         PackedModel(make_model("gemma3", use_bidirectional_attention=True))
+
+
+def test_positions_taken_from_a_cache_are_refused():
+    # The scale of Llama 4's attention grows every 8192 tokens, far beyond any self-check.
+    with pytest.raises(UnsupportedConfiguration, match=r"more of a cache than .*: get_seq_length"):
+        _check("llama4", attn_temperature_tuning=True)
+
+
+def test_an_indexer_is_refused_whatever_its_reach():
+    with pytest.raises(UnsupportedConfiguration, match="does not take the masks and calls of packed rows"):
+        _check("deepseek-v32", index_topk=2048)
+
+
+def test_watched_cache():
+    cache = WatchedCache(make_model("llama").config)
+    keys = torch.zeros(1, 2, 3, 8)
+    for _ in range(2):
+        cache.begin_pass()
+        assert cache.get_seq_length() in (0, 3)
+        assert cache.get_mask_sizes(3, 0)
+        assert cache.is_sliding == [False, False]
+        assert cache.update(keys, keys, 0)[0].shape[2] in (3, 6)
+        assert unusual_uses(cache) == ()
+    assert cache.get_seq_length(1) == 0
+    assert len(cache.layers) == 2
+    assert unusual_uses(cache) == ("get_seq_length", "layers")
 
 
 _SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
