@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import re
 from pathlib import Path
 
@@ -106,3 +108,19 @@ def test_the_book_in_the_documentation_of_rules_loads() -> None:
     assert [r.id for r in book.rules] == ["pipeline-parallelism"]
     assert book.environment is not None
     assert book.environment.variable == OVERRIDE_VARIABLE
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv(OVERRIDE_VARIABLE, raising=False)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 2
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in blocks:
+            exec(block, {})
+    for expected in ("pipeline parallelism (2 devices)", " 95", " 1 3 7 9", "November 1, 2024"):
+        assert expected in printed.getvalue()
