@@ -105,16 +105,21 @@ def read_cases(file: str | os.PathLike[str]) -> Iterator[tuple[int, Mapping[str,
         with opener(path, "rt", encoding="utf-8") as stream:
             for line, text in enumerate(stream, 1):
                 if text.strip():
-                    case = json.loads(text)
-                    if not isinstance(case, dict):
-                        raise ConfigError(f"{path}:{line}: expected a JSON object")
-                    yield line, case
-    except (ValueError, RecursionError, EOFError, zlib.error) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}:{line + 1}: is not a line of JSON: {error}") from None
+                    yield line, _parse(text, f"{path}:{line}")
+    except (UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}:{line + 1}: is damaged: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _parse(text: str, place: str) -> Mapping[str, Any]:
+    try:
+        case = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}: is not a line of JSON: {error}") from None
+    if not isinstance(case, dict):
+        raise ConfigError(f"{place}: expected a JSON object")
+    return case
 
 
 def case_facts(book: RuleBook, case: Mapping[str, Any]) -> dict[str, FactValue]:
@@ -141,9 +146,10 @@ def case_facts(book: RuleBook, case: Mapping[str, Any]) -> dict[str, FactValue]:
 
 def book_answer(book: RuleBook, case: Mapping[str, Any]) -> Answer:
     """What `book` answers to a recorded case. Raises ConfigError naming the field."""
+    env = _field(case, "env", str, None)
     try:
-        if book.environment is not None and book.system == VLLM:
-            book.environment.parse(_field(case, "env", str, None))
+        if book.environment is not None:
+            book.environment.parse(env)
     except ConfigError as error:
         # a value that isn't a number: vLLM's choice raises too
         return Answer(None, True, None, None, (str(error),))

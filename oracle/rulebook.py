@@ -50,7 +50,7 @@ from dodona.oracle.conditions import (
 from dodona.oracle.errors import ConfigError, RuleFileError
 from dodona.oracle.extends import Resolved, Sibling, folder_sibling, resolve
 from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
-from dodona.oracle.registries import facts_of
+from dodona.oracle.registries import VLLM, facts_of
 from dodona.oracle.yaml_source import TYPE_NAMES, DataPath, Document, parse_yaml, read_yaml
 
 RunnerName = Literal["v1", "v2"]
@@ -411,6 +411,19 @@ def bundled_rulebooks() -> tuple[str, ...]:
     return tuple(path.with_suffix("").as_posix() for path in paths)
 
 
+def _nearest_book(name: str, known: Sequence[str]) -> str:
+    folder, _, release = name.rpartition("/")
+    if folder == VLLM:
+        # by number, since by letters 0.34.0 is as near to 0.24.0 as to 0.33.0
+        from dodona.oracle.vllm.releases import nearest_release
+
+        books = [book.removeprefix(f"{VLLM}/") for book in known if book.startswith(f"{VLLM}/")]
+        found = nearest_release(release, books)
+        if found is not None:
+            return f"The nearest release is '{VLLM}/{found}'."
+    return nearest(name, known)
+
+
 @functools.lru_cache(maxsize=64)
 def _bundled_document(name: str) -> Document | None:
     source = importlib.resources.files("dodona") / "rules"
@@ -424,7 +437,7 @@ def bundled_rulebook(name: str) -> RuleBook:
     """A book that comes with Dodona, read once per process. Raises ConfigError for an unknown name."""
     known = bundled_rulebooks()
     if name not in known:
-        hint = nearest(name, known) or f"There are: {', '.join(known)}."
+        hint = _nearest_book(name, known) or f"There are: {', '.join(known)}."
         raise ConfigError(f"no rule book is named '{name}'. {hint} A path to a book ends with .yaml.")
     document = _bundled_document(name)
     assert document is not None
