@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says: sampling parameters for callers who give none, and its EOS tokens."""
+"""What a model's generation_config.json says: default sampling parameters, and EOS tokens."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ class GenerationDefaults:
 
     @classmethod
     def load(cls, config: EngineConfig, model_dir: Path, model_eos: Iterable[int]) -> GenerationDefaults:
-        """Read generation_config.json as `generation_config` says: "auto" (the model's), "vllm" (none), a directory.
+        """Read generation_config.json as `generation_config` says: "auto" (the model's), "vllm" (none), a
+        directory.
 
-        `model_eos` are config.json's EOS tokens, which count too. Raises ConfigError that names file and field.
+        `model_eos` are config.json's EOS tokens, which count too. Raises ConfigError that names file and
+        field.
         """
         setting = config.model_config.generation_config
         if setting == "vllm":

@@ -24,7 +24,7 @@ RESERVED_REQUEST_ID_PREFIX = "__dodona_"
 
 @dataclass(frozen=True, slots=True)
 class LayerKVSpec:
-    """One attention layer's share of a KV block: num_kv_heads * (head_size_k + head_size_v) elements a token."""
+    """One attention layer's share of a KV block: num_kv_heads * (head_size_k + head_size_v) per token."""
 
     num_kv_heads: int
     head_size_k: int
@@ -80,8 +80,8 @@ class SchedulerOutput:
     (one token, and it samples) come first, so that the decode part of a batch is a prefix of it.
     A decode's token was sampled in the row's step before; a prompt's last chunk of one token is no decode.
 
-    A row may read KV that a row before it in the batch writes in the same step: a prefix that both begin with.
-    A step may have no rows: then it only applies the rest, and its output is empty.
+    A row may read KV that a row before it in the batch writes in the same step: a prefix that both begin
+    with. A step may have no rows: then it only applies the rest, and its output is empty.
     """
 
     step: int
@@ -95,7 +95,7 @@ class SchedulerOutput:
     num_computed_tokens: Sequence[int]
     """Tokens of the row computed before this step: the position of its first token in this step."""
     samples: Sequence[bool]
-    """Whether the row's last token in this step yields a next token (False: a prefill chunk, not the last)."""
+    """Whether the row's last token in this step yields a next token (False: its prompt goes on)."""
     num_decodes: int
     """Length of the decode prefix."""
 
@@ -146,7 +146,8 @@ class Runner(ABC):
     """What the verdict builds. One instance drives one model on one device.
 
     Life: `load_model`, `get_kv_cache_spec`, `determine_available_memory`, `initialize_kv_cache`, `warm_up`
-    (through the real step), `capture_graphs`, then steps, then `shutdown`. Only the engine's thread calls a runner.
+    (through the real step), `capture_graphs`, then steps, then `shutdown`. Only the engine's thread calls a
+    runner.
     """
 
     name: ClassVar[str]
@@ -216,7 +217,7 @@ class Runner(ABC):
         raise UnsupportedConfiguration.lacking(self.name, "pooling")
 
     def warm_up(self) -> None:
-        """Run prefill, decode and clean-up through the real step, with reserved request ids; leave no state."""
+        """Run prefill, decode and clean-up through the real step, by reserved request ids; leave no state."""
         from dodona.runners.warm_up import warm_up
 
         warm_up(self)

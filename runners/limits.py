@@ -29,8 +29,8 @@ def resolve_max_model_len(config: EngineConfig, model: ModelInfo) -> int:
         raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
     if asked is not None and possible is not None and asked > possible:
         raise ConfigError(
-            f"max_model_len={asked} is over the {possible} positions (max_position_embeddings) that {model.file} "
-            f"allows; give at most {possible}"
+            f"max_model_len={asked} is over the {possible} positions (max_position_embeddings) of "
+            f"{model.file}; give at most {possible}"
         )
     return asked if asked is not None else possible  # type: ignore[return-value]
 
@@ -62,8 +62,8 @@ def size_kv_cache(
 ) -> KVSize:
     """KV blocks: `num_gpu_blocks_override`, or as many as fit into `available_bytes`.
 
-    They must hold one sequence of `max_model_len`. Where they don't and max_model_len was not configured, it is
-    lowered, with a warning; else EngineSetupError.
+    They must hold one sequence of `max_model_len`. Where they don't and max_model_len was not configured,
+    it is lowered, with a warning; else EngineSetupError.
     """
     cache = config.cache_config
     if cache.num_gpu_blocks_override is not None:

@@ -46,7 +46,8 @@ class LLM:
     ...     print(llm.generate("2 + 2 =", SamplingParams(temperature=0.0))[0].outputs[0].text)
 
     `model` is a Hugging Face model directory or hub id; the other arguments are vLLM's flat names, see
-    `dodona.oracle.flat`. Raises ConfigError, UnsupportedConfiguration (it carries the verdict), EngineSetupError.
+    `dodona.oracle.flat`. Raises ConfigError, UnsupportedConfiguration (it carries the verdict),
+    EngineSetupError.
 
     After `shutdown`, or once the runner has failed, methods raise EngineDeadError with the cause.
     """
@@ -110,7 +111,7 @@ class LLM:
         return self._tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What a call without sampling parameters uses: generation_config.json's values over the usual ones."""
+        """What a call without sampling parameters uses: generation_config.json's, else the usual ones."""
         return self._defaults.sampling_params
 
     # --- Generating
@@ -128,8 +129,8 @@ class LLM:
         sampling_params: one for all, or one per prompt; None uses `get_default_sampling_params()`.
         use_tqdm: show a progress bar; None shows it after two seconds where stderr is a terminal.
 
-        A prompt that can't be served has its reason in `.error` and the finish reason "error"; the others go on.
-        Ctrl-C ends the engine.
+        A prompt that can't be served has its reason in `.error` and the finish reason "error"; the others
+        go on. Ctrl-C ends the engine.
         """
         prompt_list = as_prompt_list(prompts)
         params_list = self._params_list(sampling_params, len(prompt_list))
@@ -181,9 +182,9 @@ class LLM:
     ) -> OutputStream:
         """Generate for one prompt, token by token. Closing the iterator aborts the request.
 
-        Each item is a RequestOutput that holds what is new: of each sequence with news its new text, token ids and
-        log-probabilities. Text that may yet turn out to be part of a stop string is held back. The last item has
-        `finished`. Raises InvalidRequestError for a request that can't be served.
+        Each item is a RequestOutput that holds what is new: of each sequence with news its new text, token
+        ids and log-probabilities. Text that may yet turn out to be part of a stop string is held back. The
+        last item has `finished`. Raises InvalidRequestError for a request that can't be served.
         """
         params = self._defaults.sampling_params if sampling_params is None else sampling_params
         parsed = parse_prompt(prompt)
@@ -209,8 +210,8 @@ class LLM:
     def reload_weights(self) -> None:
         """Read the weights again from the model directory.
 
-        Waits until the requests submitted before are finished, so that each has one version of the weights; those
-        submitted after wait for it. Cached prefixes of the old weights are not used again.
+        Waits until the requests submitted before are finished, so that each has one version of the weights;
+        those submitted after wait for it. Cached prefixes of the old weights are not used again.
         """
 
         def reload(runner: Runner, scheduler: Scheduler) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize]:
-    """Build the runner, load, measure, allocate, warm up and capture. Shuts the runner down if any of it fails.
+    """Build the runner, load, measure, allocate, warm up and capture. Shuts the runner down if any of it
+    fails.
 
     Raises ConfigError and EngineSetupError for sizes that can't be, and what the runner raises.
     """
@@ -32,8 +33,8 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     if not scheduler.enable_chunked_prefill and max_num_batched_tokens < max_model_len:
         raise EngineSetupError(
             f"without chunked prefill a step must hold a whole prompt, but max_num_batched_tokens="
-            f"{max_num_batched_tokens} is below max_model_len={max_model_len}; raise the one, lower the other, "
-            "or set enable_chunked_prefill=True"
+            f"{max_num_batched_tokens} is below max_model_len={max_model_len}; raise the one, lower the "
+            "other, or set enable_chunked_prefill=True"
         )
     runner = verdict.build()
     try:

@@ -14,7 +14,8 @@ from dodona.runners.outputs import RequestOutput
 
 
 class OutputStream(Iterator[RequestOutput]):
-    """Iterator over what is new of a request; one that is closed, or dropped, before its end aborts the request.
+    """Iterator over what is new of a request; one that is closed, or dropped, before its end aborts the
+    request.
 
     Raises EngineDeadError when the engine ends before the request does. Ctrl-C while waiting ends the engine.
     """

@@ -47,5 +47,6 @@ def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=model_config.trust_remote_code)
     except Exception as error:
         raise ConfigError(
-            f"tokenizer: {directory} can't be read: {error}; mend it, or use skip_tokenizer_init=True and token ids"
+            f"tokenizer: {directory} can't be read: {error}; mend it, or give token ids with "
+            "skip_tokenizer_init=True"
         ) from error

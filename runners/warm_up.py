@@ -31,8 +31,8 @@ _EVERY_STAGE = SamplingParams(
 def warm_up(runner: Runner) -> None:
     """Step `runner`, whose KV cache is initialised, through the lives of two requests, one after the other.
 
-    Each has its prompt computed in two chunks, decodes a token, and gives its row back, the last one in a step that
-    does nothing else. The KV they leave in the first block can't be found by anybody.
+    Each has its prompt computed in two chunks, decodes a token, and gives its row back, the last one in a
+    step that does nothing else. The KV they leave in the first block can't be found by anybody.
     """
     config = runner.config
     block_size = config.cache_config.block_size

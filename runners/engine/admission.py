@@ -1,4 +1,4 @@
-"""From a prompt and its parameters to requests, or to the reason why it can't be served. Runs in the caller's thread."""
+"""From a prompt and its parameters to requests, or to the reason why not. Runs in the caller's thread."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class Admission:
             raise InvalidRequestError("the prompt is empty; it must have at least one token")
         if len(token_ids) >= self.max_model_len:
             raise InvalidRequestError(
-                f"the prompt has {len(token_ids)} tokens, and with at least one more to generate that is over "
-                f"max_model_len={self.max_model_len}; shorten it or raise max_model_len"
+                f"the prompt has {len(token_ids)} tokens, and with at least one more to generate that is "
+                f"over max_model_len={self.max_model_len}; shorten it or raise max_model_len"
             )
         self._check_token_ids("prompt", (min(token_ids), max(token_ids)))
         return token_ids
@@ -100,7 +100,7 @@ class Admission:
         for name, value in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
             if value is not None and value > self.max_logprobs:
                 raise InvalidRequestError(
-                    f"{name}={value} is over max_logprobs={self.max_logprobs}; ask for fewer or raise max_logprobs"
+                    f"{name}={value} is over max_logprobs={self.max_logprobs}; ask for fewer or raise it"
                 )
         self._check_token_ids("stop_token_ids", params.stop_token_ids or ())
         self._check_token_ids("allowed_token_ids", params.allowed_token_ids or ())
@@ -150,7 +150,7 @@ class Admission:
 
 
 def derive_seed(engine_seed: int, number: int) -> int:
-    """A seed in [0, 2**63) for the `number`-th request: SplitMix64 of both, so that neighbours have nothing in common."""
+    """A seed in [0, 2**63) for the `number`-th request: SplitMix64, so that neighbours differ in all bits."""
     value = (engine_seed * 0x9E3779B97F4A7C15 + number) & (2**64 - 1)
     for _ in range(2):
         value = (value + 0x9E3779B97F4A7C15) & (2**64 - 1)

@@ -7,18 +7,18 @@ from itertools import groupby
 from typing import Any
 
 PROMPT_CONTEXT = 6
-"""Last prompt tokens that the output's text is decoded after: some tokenizers drop a space at the beginning."""
+"""Prompt tokens that the output's text is decoded after: some tokenizers drop a space at the beginning."""
 
 REPLACEMENT = "\ufffd"
 """What decoders put for bytes that are no character, or not yet."""
 
 
 class Detokenizer:
-    """Decodes with a transformers tokenizer; the same text from the same ids, without any tidying of spaces."""
+    """Decodes with a transformers tokenizer: the same text from the same ids, no tidying of spaces."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # The fast tokenizer inside, where there is one: transformers' wrapper around it costs several times as much.
+        # The fast tokenizer inside, where there is one: the wrapper around it costs several times as much.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._special_ids = frozenset(tokenizer.all_special_ids)
         self._tokens: dict[int, str] = {}

@@ -2,8 +2,9 @@
 
     schedule -> execute_model -> sample_tokens -> (later) read the result -> update
 
-Up to `runner.max_steps_in_flight` steps are under way before the oldest is read. Only this thread calls the runner
-and the scheduler; other threads put commands into its inbox and wait at their requests' event queues.
+Up to `runner.max_steps_in_flight` steps are under way before the oldest is read. Only this thread calls the
+runner and the scheduler; other threads put commands into its inbox and wait at their requests' event
+queues.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ _Command = _Add | _Abort | _Call
 class Engine:
     """Runs requests on a runner. All methods may be called from any thread.
 
-    `start` makes the runner, ready to step, and its scheduler; it is called in the engine's thread, as is everything
-    else of the runner. After the engine has ended, by `shutdown` or by an error, every method that needs it raises
-    EngineDeadError with the cause.
+    `start` makes the runner, ready to step, and its scheduler; it is called in the engine's thread, as is
+    everything else of the runner. After the engine has ended, by `shutdown` or by an error, every method
+    that needs it raises EngineDeadError with the cause.
     """
 
     def __init__(self, start: Callable[[], tuple[Runner, Scheduler]]) -> None:
@@ -88,8 +89,8 @@ class Engine:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; their news come to `request.events`.
 
-        Raises EngineDeadError, and InvalidRequestError where an id is that of an unfinished request (then none is
-        queued).
+        Raises EngineDeadError, and InvalidRequestError where an id is that of an unfinished request (then
+        none is queued).
         """
         by_parent: dict[str, list[Request]] = {}
         for request in requests:
@@ -111,7 +112,8 @@ class Engine:
                 self._wake.notify()
 
     def call(self, function: Callable[[Runner, Scheduler], Any], *, alone: bool = False) -> Any:
-        """Run `function(runner, scheduler)` in the engine's thread between two steps, and return what it returns.
+        """Run `function(runner, scheduler)` in the engine's thread between two steps, and return what it
+        returns.
 
         `alone`: only once all requests submitted before are finished; those submitted after wait for it.
         """
@@ -123,7 +125,10 @@ class Engine:
         return future.result()
 
     def shutdown(self, cause: BaseException | None = None) -> None:
-        """End the engine after the step under way, and wait for that. Whoever waits gets EngineDeadError. Idempotent."""
+        """End the engine after the step under way, and wait for that. Idempotent.
+
+        Whoever waits for a request gets EngineDeadError, whose cause is `cause`.
+        """
         with self._wake:
             if not self._stopping and not self._dead:
                 self._stopping = True
@@ -185,7 +190,9 @@ class Engine:
     def _take_commands(self, runner: Runner, scheduler: Scheduler) -> bool:
         """Obey what is in the inbox, after waiting for it where there is nothing else to do. False: stop."""
         with self._wake:
-            while not (self._stopping or self._inbox or self._held or self._in_flight or scheduler.num_unfinished):
+            while not (
+                self._stopping or self._inbox or self._held or self._in_flight or scheduler.num_unfinished
+            ):
                 self._wake.wait()
             if self._stopping:
                 return False

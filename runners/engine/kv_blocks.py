@@ -22,8 +22,8 @@ def block_hash(previous: bytes, token_ids: Sequence[int]) -> bytes:
 class KVBlocks:
     """Block ids 0 .. num_blocks-1. A block is in use (by one request or several) or free.
 
-    A free block keeps its content, and can be found by its hash, until it is handed out again; the one unused for
-    the longest goes first. Every operation is O(1) per block.
+    A free block keeps its content, and can be found by its hash, until it is handed out again; the one
+    unused for the longest goes first. Every operation is O(1) per block.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -53,7 +53,7 @@ class KVBlocks:
         return -(-num_tokens // self.block_size)
 
     def find(self, hashes: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest prefix of `hashes` that is cached. They aren't in use by that: see `share`."""
+        """The blocks of the longest prefix of `hashes` that is cached; to use them, `share` them."""
         found = []
         for value in hashes:
             block_id = self._by_hash.get(value)
@@ -89,7 +89,7 @@ class KVBlocks:
         return block_id
 
     def remember(self, block_id: int, value: bytes) -> None:
-        """Let `find` see this full block, which is in use. Of equal blocks, the one known first stays known."""
+        """Let `find` see this full block, which is in use. Of equal blocks, the first known stays."""
         if value not in self._by_hash:
             self._by_hash[value] = block_id
             self._hashes[block_id] = value

@@ -10,7 +10,7 @@ from typing import Any
 from dodona.runners.errors import InvalidRequestError
 
 PromptLike = str | Sequence[int] | Mapping[str, Any]
-"""Text, token ids, ``{"prompt": text}``, or ``{"prompt_token_ids": ids}`` (with "prompt" for show, if wanted)."""
+"""Text, token ids, ``{"prompt": text}``, or ``{"prompt_token_ids": ids}`` (and "prompt", for show)."""
 
 _KEYS = ("prompt", "prompt_token_ids")
 
@@ -60,7 +60,8 @@ def _token_ids(token_ids: Any) -> list[int]:
         return array("q", token_ids).tolist()
     except (TypeError, OverflowError):
         raise InvalidRequestError(
-            f"a prompt must be text, token ids or a mapping, got {type(token_ids).__name__}: {_short(token_ids)}"
+            f"a prompt must be text, token ids or a mapping, got {type(token_ids).__name__}: "
+            f"{_short(token_ids)}"
         ) from None
 
 

@@ -18,8 +18,8 @@ NO_ROW = -1
 class Request:
     """State of one sequence. The engine's thread alone changes it once it is submitted.
 
-    `token_ids` are the tokens read so far, prompt first; `num_tokens` counts also those that steps under way will
-    yield, so `num_tokens - len(token_ids)` tokens are in flight.
+    `token_ids` are the tokens read so far, prompt first; `num_tokens` counts also those that steps under
+    way will yield, so `num_tokens - len(token_ids)` tokens are in flight.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Request:
         index: int = 0,
         adapter: str | None = None,
     ) -> None:
-        """`limit` is the most tokens the sequence may have, prompt included; `text` is given with stop strings."""
+        """`limit` is the most tokens it may have, prompt included; `text` is given with stop strings."""
         self.request_id = request_id
         self.parent_id = request_id if parent_id is None else parent_id
         self.index = index
@@ -153,4 +153,6 @@ class Request:
             self.text.finish(None)
 
     def __repr__(self) -> str:
-        return f"Request({self.request_id!r}, {len(self.token_ids)} of {self.limit} tokens, {self.finish_reason})"
+        return (
+            f"Request({self.request_id!r}, {len(self.token_ids)}/{self.limit} tokens, {self.finish_reason})"
+        )

@@ -1,12 +1,13 @@
 """What runs in the next step, and what becomes of its result.
 
-Requests run in order of arrival. A step decodes every running request first, then goes on with prompts that are
-partly computed, then admits new ones, within `max_num_batched_tokens` tokens and `max_num_seqs` requests. A request
-is admitted when there are blocks for all its tokens; later it needs one more block every `block_size` tokens. When
-there is none, the request that came last gives its blocks back and waits at the head of the queue, to be computed
-again.
+Requests run in order of arrival. A step decodes every running request first, then goes on with prompts that
+are partly computed, then admits new ones, within `max_num_batched_tokens` tokens and `max_num_seqs`
+requests. A request is admitted when there are blocks for all its tokens; later it needs one more block
+every `block_size` tokens. When there is none, the request that came last gives its blocks back and waits at
+the head of the queue, to be computed again.
 
-Steps may be under way while the next is scheduled, so counts run ahead of what was read: see `Request.num_tokens`.
+Steps may be under way while the next is scheduled, so counts run ahead of what was read: see
+`Request.num_tokens`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Scheduler:
         self.num_unfinished = 0
         self.num_preemptions = 0
         self._weights_version = 0
-        # Each running request can decode in every step, since there are no more rows than tokens in the budget.
+        # No more rows than tokens in the budget, so that each running request can decode in every step.
         self._free_rows = list(range(min(max_num_seqs, max_num_batched_tokens) - 1, -1, -1))
         self._freed_rows: list[int] = []
         """Rows that the runner has not been told yet to be free."""
@@ -78,7 +79,7 @@ class Scheduler:
         self._retire([request])
 
     def new_weights(self) -> None:
-        """The weights were replaced: no KV computed before may be used. There must be no unfinished request."""
+        """No KV computed before may be found any more. There must be no unfinished request."""
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
@@ -117,7 +118,8 @@ class Scheduler:
         return ScheduledStep(output, batch.sampling, batch.prompt_chunks)
 
     def update(self, step: ScheduledStep, result: StepOutput) -> list[Request]:
-        """Take a step's result. Returns the requests with news: those that finished by it, and streaming ones.
+        """Take a step's result. Returns the requests with news: those that finished by it, and streaming
+        ones.
 
         Steps must be given in the order in which they were scheduled.
         """
@@ -147,7 +149,7 @@ class Scheduler:
         return news
 
     def _decode(self, new_blocks: list[tuple[int, list[int]]]) -> tuple[list[Request], list[Request]]:
-        """Count one more token for each request that decodes. Returns these, and those with a prompt to compute."""
+        """Count one more token for each request that decodes. Returns these, and those that prefill."""
         decoding: list[Request] = []
         prefilling: list[Request] = []
         blocks = self.blocks
@@ -172,7 +174,7 @@ class Scheduler:
         return decoding, prefilling
 
     def _compute_chunk(self, request: Request, batch: _Batch) -> None:
-        """Put as much as the budget allows of the tokens that the request has yet to compute into the batch."""
+        """Put the request's next tokens into the batch, as many as the budget allows."""
         batch.add_chunk(request)
         if request.num_computed_tokens >= request.next_block_end:
             # Known from now on, though not yet computed: whoever finds them comes later in this step's batch,
@@ -245,7 +247,7 @@ class Scheduler:
         request.row = NO_ROW
 
     def _remember_full_blocks(self, request: Request) -> None:
-        """Let the prefix cache know the blocks whose tokens are all known and computed (in a step under way)."""
+        """Tell the prefix cache of the blocks whose tokens are all known, and computed or about to be."""
         first = request.num_remembered_blocks
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)
@@ -277,7 +279,7 @@ class _Batch:
         self.prompt_chunks: list[tuple[Request, int, int]] = []
 
     def add_chunk(self, request: Request) -> None:
-        """Compute the request's next tokens, as many as it has and the budget allows; count a sample at its end."""
+        """Compute the request's next tokens, as many as the budget allows; it samples after its last one."""
         start = request.num_computed_tokens
         end = min(request.num_prefill_tokens, start + self.budget)
         samples = end == request.num_prefill_tokens

@@ -75,7 +75,7 @@ class StopStringText:
         return stop
 
     def finish(self, token_id: int | None) -> None:
-        """No stop string will end the text: give out what is held back, after one more token if there is one."""
+        """End the text without a stop string: with one more token, if given, and all that is held back."""
         self.text += self._incremental.finish(() if token_id is None else (token_id,))
         self._finished = True
 

@@ -26,7 +26,11 @@ def admit(prompt: Any, *, tokenizer: Any = None, request_id: str | None = None, 
     ("prompt", "params", "expected"),
     [
         ([], {}, "the prompt is empty"),
-        ([1] * 20, {}, "the prompt has 20 tokens, and with at least one more to generate that is over max_model_len=20"),
+        (
+            [1] * 20,
+            {},
+            "the prompt has 20 tokens, and with at least one more to generate that is over max_model_len=20",
+        ),
         ([1, 100], {}, "prompt: token id 100 is out of the vocabulary (0 .. 99)"),
         ([1, -1], {}, "prompt: token id -1 is out of the vocabulary"),
         ("text", {}, "a text prompt needs a tokenizer"),
@@ -37,8 +41,16 @@ def admit(prompt: Any, *, tokenizer: Any = None, request_id: str | None = None, 
         ([1], {"stop_token_ids": [100]}, "stop_token_ids: token id 100"),
         ([1], {"allowed_token_ids": [100]}, "allowed_token_ids: token id 100"),
         ([1], {"logit_bias": {100: 1}}, "logit_bias: token id 100"),
-        ([1], {"structured_outputs": {"json": {}}}, "structured_outputs: the runner does not support structured-outputs"),
-        ([1], {"logits_processors": [print]}, "logits_processors: the runner does not support logits-processors"),
+        (
+            [1],
+            {"structured_outputs": {"json": {}}},
+            "structured_outputs: the runner does not support structured-outputs",
+        ),
+        (
+            [1],
+            {"logits_processors": [print]},
+            "logits_processors: the runner does not support logits-processors",
+        ),
     ],
 )
 def test_refusals(prompt: Any, params: dict[str, Any], expected: str) -> None:
@@ -66,7 +78,9 @@ def test_what_is_no_prompt(prompt: Any, expected: str) -> None:
 
 def test_forms_of_prompts() -> None:
     assert parse_prompt("x") == parse_prompt({"prompt": "x"}) == Prompt("x")
-    assert parse_prompt([1, 2]) == parse_prompt(np.array([1, 2])) == parse_prompt({"prompt_token_ids": (1, 2)})
+    assert (
+        parse_prompt([1, 2]) == parse_prompt(np.array([1, 2])) == parse_prompt({"prompt_token_ids": (1, 2)})
+    )
     assert as_prompt_list("x") == ["x"]
     assert as_prompt_list([1, 2]) == [[1, 2]]
     assert as_prompt_list(["x", [1]]) == ["x", [1]]

@@ -25,7 +25,9 @@ def decode(tokenizer: Any, ids: list[int], skip: bool = True) -> str:
 def test_pieces_of_random_tokens_join_up_to_the_whole(
     tokenizer: Any, additions: list[list[int]], skip: bool
 ) -> None:
-    text = IncrementalText(Detokenizer(tokenizer), tokenizer("a prompt")["input_ids"], skip_special_tokens=skip)
+    text = IncrementalText(
+        Detokenizer(tokenizer), tokenizer("a prompt")["input_ids"], skip_special_tokens=skip
+    )
     pieces = [text.add(ids) for ids in additions]
     everything = [i for ids in additions for i in ids]
     assert "".join(pieces) + text.finish() == decode(tokenizer, everything, skip)
@@ -81,7 +83,9 @@ def metaspace() -> Any:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    backend.train_from_iterator(["one two three"] * 5, trainers.BpeTrainer(vocab_size=60, show_progress=False))
+    backend.train_from_iterator(
+        ["one two three"] * 5, trainers.BpeTrainer(vocab_size=60, show_progress=False)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 

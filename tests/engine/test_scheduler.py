@@ -143,7 +143,9 @@ def check_logprobs(request: Request) -> None:
 
 @pytest.mark.parametrize("max_steps_in_flight", [1, 2])
 @pytest.mark.parametrize("enable_prefix_caching", [True, False])
-def test_two_hundred_random_requests_with_aborts(max_steps_in_flight: int, enable_prefix_caching: bool) -> None:
+def test_two_hundred_random_requests_with_aborts(
+    max_steps_in_flight: int, enable_prefix_caching: bool
+) -> None:
     rng = random.Random(max_steps_in_flight)
     engine = SyncEngine(
         num_blocks=40,
@@ -223,7 +225,12 @@ def test_the_request_that_came_last_is_preempted_and_comes_back() -> None:
     engine.run()
     assert engine.scheduler.num_preemptions >= 1
     assert engine.finished == [first, last]
-    resumed = [r for step in engine.runner.trace.steps for r in step.new_requests if r.num_prompt_tokens < len(r.token_ids)]
+    resumed = [
+        r
+        for step in engine.runner.trace.steps
+        for r in step.new_requests
+        if r.num_prompt_tokens < len(r.token_ids)
+    ]
     assert {r.request_id for r in resumed} == {"last"}
     assert_solo(first)
     assert_solo(last)

@@ -30,7 +30,12 @@ def test_the_stop_string_that_is_complete_first(text: str, stops: list[str]) -> 
 @given(st.text("ab", max_size=10), st.lists(letters, min_size=1, max_size=3))
 def test_what_may_become_a_stop_string(text: str, stops: list[str]) -> None:
     expected = max(
-        (n for n in range(len(text) + 1) for s in stops if len(s) > n and s.startswith(text[len(text) - n :])),
+        (
+            n
+            for n in range(len(text) + 1)
+            for s in stops
+            if len(s) > n and s.startswith(text[len(text) - n :])
+        ),
         default=0,
     )
     assert possible_stop(text, stops) == expected

@@ -1,9 +1,9 @@
 """A runner without a model that honours the whole interface, and trusts its caller in nothing.
 
-Its KV cache holds, for each block and slot, which token at which position was written there, after which prefix and
-with which weights. Before it samples, it reads a row's whole context through the row's block table, and fails unless
-that is exactly the row's tokens. The next token is a hash of the context (and of the seed, unless greedy), so each
-output can be compared with `solo_run`.
+Its KV cache holds, for each block and slot, which token at which position was written there, after which
+prefix and with which weights. Before it samples, it reads a row's whole context through the row's block
+table, and fails unless that is exactly the row's tokens. The next token is a hash of the context (and of
+the seed, unless greedy), so each output can be compared with `solo_run`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Trace:
 
 
 class FakeRunner(Runner):
-    """See the module. `on_step(number)` is called at the start of each forward pass, and may raise or wait."""
+    """See the module. `on_step(number)` is called as each forward pass starts, and may raise or wait."""
 
     name: ClassVar[str] = "v1"
     max_steps_in_flight = 1  # type: ignore[misc]
@@ -227,7 +227,9 @@ class FakeRunner(Runner):
                 end = min(computed + count, state.request.num_prompt_tokens - 1)
                 if computed < end:
                     prompt_logprobs[row] = [
-                        token_logprobs(contexts[i], state.tokens[i + 1], params.prompt_logprobs, self.vocab_size)
+                        token_logprobs(
+                            contexts[i], state.tokens[i + 1], params.prompt_logprobs, self.vocab_size
+                        )
                         for i in range(computed, end)
                     ]
             state.sampled_last = samples
@@ -235,7 +237,12 @@ class FakeRunner(Runner):
                 continue
             length = len(state.tokens)
             token = next_token(
-                contexts[-1], length, state.request.num_prompt_tokens, state.request, self.vocab_size, self.weights
+                contexts[-1],
+                length,
+                state.request.num_prompt_tokens,
+                state.request,
+                self.vocab_size,
+                self.weights,
             )
             if params.logprobs is not None:
                 logprobs[row] = token_logprobs(contexts[-1], token, params.logprobs, self.vocab_size)
