@@ -264,6 +264,17 @@ def test_a_step_of_chunks_alone_samples_nothing(tiny_models):
     assert list(output.token_ids) == []
 
 
+def test_a_row_reads_what_another_row_writes_in_the_same_step(tiny_models, reference):
+    path = tiny_models.path("mistral")
+    runner = make_runner(path)
+    tokens = [4, 5, 6, 7, 8, 9]
+    first = _request(0, token_ids=tokens[:5], num_prompt_tokens=5, block_ids=[0, 1])
+    second = _request(1, token_ids=tokens, num_prompt_tokens=6, num_computed_tokens=4, block_ids=[0, 2])
+    runner.execute_model(_step([first, second], [0, 1], [5, 2], [0, 4], [True, True]))
+    output = runner.sample_tokens().result()
+    assert list(output.token_ids) == [reference(path).generate(t, 1)[0] for t in (tokens[:5], tokens)]
+
+
 def test_shutdown_releases_and_can_be_repeated(tiny_models):
     runner = make_runner(tiny_models.path("llama"))
     runner.shutdown()
