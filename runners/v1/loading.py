@@ -46,7 +46,8 @@ def load_model(
         if load_format == "dummy":
             model = _random_model(config, device, seed, common)
         else:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loader: Any = AutoModelForCausalLM
+            model, info = loader.from_pretrained(
                 path,
                 config=config,
                 use_safetensors=True,

@@ -28,7 +28,7 @@ class PackedModel:
     """
 
     def __init__(self, model: torch.nn.Module, *, compiled: bool = False) -> None:
-        self.model = model
+        self.model: Any = model
         self.device: torch.device = next(model.parameters()).device
         parameters = inspect.signature(model.forward).parameters
         if "position_ids" not in parameters:

@@ -210,7 +210,8 @@ class V1Runner(Runner):
 
     def _wanted_logits(self, step: SchedulerOutput, layout: StepLayout) -> tuple[list[_Wanted], list[int]]:
         """Per row what its logits are for, and the packed indices of all logits in that order."""
-        wanted, positions = [], []
+        wanted: list[_Wanted] = []
+        positions: list[int] = []
         for i, row in enumerate(step.rows):
             state = self._batch[row]
             first, samples = step.num_computed_tokens[i], step.samples[i]
