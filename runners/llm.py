@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 PROGRESS_BAR_DELAY = 2.0
 """Seconds that work must last before a progress bar shows by default."""
 
+CHANGE_WEIGHTS = frozenset({"reload_weights", "apply_sparse_weight_patches"})
+"""Methods of a runner after which KV that was computed before is of no use."""
+
 
 class LLM:
     """A model that is ready to generate. All methods may be called from several threads at once.
@@ -60,17 +63,17 @@ class LLM:
         """Why this runner runs."""
         model_config = verdict.config.model_config
         directory = resolve_model(model_config.model, revision=model_config.revision)
-        model = ModelInfo.load(directory)
+        info = ModelInfo.load(directory)
         self._tokenizer = load_tokenizer(verdict.config, directory)
-        eos = model.eos_token_ids
-        if not eos and getattr(self._tokenizer, "eos_token_id", None) is not None:
+        eos = info.eos_token_ids
+        if not eos and self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
             eos = (self._tokenizer.eos_token_id,)
         self._defaults = GenerationDefaults.load(verdict.config, directory, eos)
 
         sizes: list[KVSize] = []
 
         def start_runner() -> tuple[Runner, Scheduler]:
-            runner, scheduler, size = start(verdict, model)
+            runner, scheduler, size = start(verdict, info)
             sizes.append(size)
             return runner, scheduler
 
@@ -85,7 +88,7 @@ class LLM:
         """Most tokens of prompt and output together."""
         self.num_kv_blocks = sizes[0].num_blocks
         self._admission = Admission(
-            vocab_size=_vocab_size(model.vocab_size, self._tokenizer),
+            vocab_size=_vocab_size(info.vocab_size, self._tokenizer),
             max_model_len=self.max_model_len,
             max_logprobs=model_config.max_logprobs,
             seed=model_config.seed,
@@ -190,7 +193,7 @@ class LLM:
         parsed = parse_prompt(prompt)
         requests = self._admission.admit(parsed, params, request_id)
         assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
-        return OutputStream(self._engine, requests, assembler)
+        return OutputStream(self._engine, requests, assembler, keep_alive=self)
 
     def abort(self, request_id: str) -> None:
         """End a request with what it has so far; its finish reason is "abort". Unknown ids are left alone."""
@@ -201,11 +204,20 @@ class LLM:
     def collective_rpc(
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Call a method of the runner by name, between two steps. Returns one result per worker."""
-        if method == "reload_weights":
-            self.reload_weights()
-            return [None]
-        return [self._engine.call(lambda runner, _: getattr(runner, method)(*args, **(kwargs or {})))]
+        """Call a method of the runner by name, between two steps. Returns one result per worker.
+
+        One that changes weights waits for running requests and ends the life of cached prefixes, see
+        `reload_weights`.
+        """
+
+        def call(runner: Runner, scheduler: Scheduler) -> Any:
+            try:
+                return getattr(runner, method)(*args, **(kwargs or {}))
+            finally:
+                if method in CHANGE_WEIGHTS:
+                    scheduler.new_weights()
+
+        return [self._engine.call(call, alone=method in CHANGE_WEIGHTS)]
 
     def reload_weights(self) -> None:
         """Read the weights again from the model directory.
@@ -213,12 +225,7 @@ class LLM:
         Waits until the requests submitted before are finished, so that each has one version of the weights;
         those submitted after wait for it. Cached prefixes of the old weights are not used again.
         """
-
-        def reload(runner: Runner, scheduler: Scheduler) -> None:
-            runner.reload_weights()
-            scheduler.new_weights()
-
-        self._engine.call(reload, alone=True)
+        self.collective_rpc("reload_weights")
 
     def shutdown(self) -> None:
         """End the engine and release the model. Waiting callers get EngineDeadError. Idempotent."""
@@ -321,7 +328,7 @@ def _progress_bar(total: int, use_tqdm: bool | None) -> Any:
     """A tqdm bar over prompts, or something with the same `update` that shows nothing."""
     if use_tqdm is False:
         return contextlib.nullcontext(_NoBar())
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     shown = {"delay": PROGRESS_BAR_DELAY, "disable": None} if use_tqdm is None else {}
     return tqdm(total=total, desc="Generating", unit="prompt", dynamic_ncols=True, **shown)

@@ -20,12 +20,16 @@ class OutputStream(Iterator[RequestOutput]):
     Raises EngineDeadError when the engine ends before the request does. Ctrl-C while waiting ends the engine.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], assembler: OutputAssembler) -> None:
+    def __init__(
+        self, engine: Engine, requests: Sequence[Request], assembler: OutputAssembler, *, keep_alive: object
+    ) -> None:
+        """`keep_alive` is what would end the engine if it were collected while the stream goes on."""
         self.request_id = requests[0].parent_id
         self._engine = engine
         self._assembler = assembler
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._closed = False
+        self._keep_alive = keep_alive
         for request in requests:
             request.events = self._events
             request.streaming = True

@@ -25,8 +25,6 @@ class Prompt:
 
 def parse_prompt(prompt: PromptLike) -> Prompt:
     """Raises InvalidRequestError for anything that is not a prompt."""
-    if isinstance(prompt, Prompt):
-        return prompt
     if isinstance(prompt, str):
         return Prompt(text=prompt)
     if isinstance(prompt, Mapping):

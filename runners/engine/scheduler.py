@@ -96,9 +96,9 @@ class Scheduler:
                 self._compute_chunk(request, batch)
         new_requests: list[NewRequest] = []
         if num_preemptions == self.num_preemptions:
-            while batch.budget and self._free_rows and (request := self._admit(batch.budget)):
-                new_requests.append(_new_request(request))
-                self._compute_chunk(request, batch)
+            while batch.budget and self._free_rows and (newcomer := self._admit(batch.budget)):
+                new_requests.append(_new_request(newcomer))
+                self._compute_chunk(newcomer, batch)
 
         if not batch.rows:
             return None

@@ -6,7 +6,10 @@ import gc
 import json
 import math
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +18,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import dodona
 from dodona import LLM, SamplingParams
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.errors import EngineDeadError, EngineSetupError, InvalidRequestError
 from dodona.runners.outputs import RequestOutput
 from tests.support.fake_runner import FakeRunner, context_hash, fake_verdict, solo_run, token_logprobs
@@ -255,6 +259,41 @@ def test_new_weights_are_used_and_old_prefixes_are_not(model_dir: Path) -> None:
         assert llm.generate(prompt, GREEDY)[0].outputs[0].token_ids == solo(prompt, weights=2)
 
 
+def test_a_stream_keeps_its_engine_alive(model_dir: Path) -> None:
+    stream = fake_llm(model_dir).stream([1], GREEDY)
+    gc.collect()
+    assert [token for output in stream for token in output.outputs[0].token_ids] == solo([1])
+    del stream
+    gc.collect()
+    assert no_engine_thread()
+
+
+def test_whatever_changes_weights_ends_the_life_of_cached_prefixes(model_dir: Path) -> None:
+    with fake_llm(model_dir) as llm:
+        llm.generate([1] * 10, GREEDY)
+        with pytest.raises(UnsupportedConfiguration, match="sparse-weight-patches"):
+            llm.collective_rpc("apply_sparse_weight_patches", ([],))
+        assert llm.generate([1] * 10, GREEDY)[0].num_cached_tokens == 0
+
+
+def test_a_process_that_forgets_to_shut_down_ends(model_dir: Path) -> None:
+    program = f"""
+from pathlib import Path
+from tests.engine.test_llm import GREEDY, fake_llm
+llm = fake_llm(Path({str(model_dir)!r}))
+print(llm.generate([1], GREEDY)[0].outputs[0].token_ids)
+stream = llm.stream([1], GREEDY.replace(max_tokens=None))
+next(stream)
+"""
+    root = CHECKPOINTS.parent
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == solo([1])
+
+
 def test_collective_rpc(model_dir: Path) -> None:
     with fake_llm(model_dir) as llm:
         (spec,) = llm.collective_rpc("get_kv_cache_spec")
@@ -437,6 +476,43 @@ def test_generates_with_the_runner_of_the_verdict(name: str) -> None:
             0, ids["input_ids"].shape[1] :
         ].tolist()
         assert output.outputs[0].token_ids == expected
+
+
+@pytest.mark.parametrize("enable_prefix_caching", [True, False])
+def test_batches_that_are_chunked_preempted_and_cached_equal_transformers(
+    enable_prefix_caching: bool,
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = CHECKPOINTS / "qwen3"
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
+    rng = random.Random(0)
+    prompts = [
+        [5] * rng.choice([0, 9]) + [rng.randrange(4, 200) for _ in range(rng.randrange(1, 20))]
+        for _ in range(10)
+    ]
+    params = SamplingParams(temperature=0.0, max_tokens=25, ignore_eos=True)
+    sizes = {"block_size": 4, "max_num_seqs": 5, "max_num_batched_tokens": 9, "num_gpu_blocks_override": 20}
+    with LLM(
+        directory,
+        device="cpu",
+        dtype="float32",
+        max_model_len=80,
+        enable_prefix_caching=enable_prefix_caching,
+        **sizes,
+    ) as llm:
+        outputs = llm.generate(prompts, params)
+        preemptions, free = llm._engine.call(
+            lambda runner, scheduler: (scheduler.num_preemptions, scheduler.blocks.num_free)
+        )
+    assert preemptions > 0
+    assert free == 20
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids = torch.tensor([prompt])
+        expected = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=25, do_sample=False, eos_token_id=None
+        )
+        assert output.outputs[0].token_ids == expected[0, len(prompt) :].tolist()
 
 
 def test_the_package_says_what_it_is() -> None:
