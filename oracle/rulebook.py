@@ -539,6 +539,9 @@ def _explained(document: Document, item: ErrorDetails) -> RuleFileError:
         hint = f"Use lower-case words joined by '-', or see docs/rules.md; the form is {context['pattern']}."
     elif kind == "too_short":
         message, hint = f"{_show(name)} is empty or too short", f"Give at least {context['min_length']}."
+    elif not hint:
+        message = f"{_show(name)}: {message.removeprefix('Input ')}"
+        hint = f"docs/rules.md describes {_show(name)}."
     position = document.position(path, key=key)
     return RuleFileError(document.file, position.line, position.column, message, hint)
 
