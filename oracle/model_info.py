@@ -82,6 +82,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_kv_shared_layers": (None, 0),
     "add_cross_attention": (None, False),
     "alibi": (None, False),
+    "per_layer_config": (None, {}),
+    "block_configs": (None, []),
     "position_embedding_type": (None, "absolute", "rope", "rotary"),
 }
 MATH_MODIFIERS = tuple(sorted(_NEUTRAL))
@@ -307,7 +309,7 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         model_type=model_type,
         hidden_size=hidden_size,
         intermediate_size=get.size("intermediate_size"),
-        num_hidden_layers=get.size("num_hidden_layers"),
+        num_hidden_layers=get.size("num_hidden_layers") or (len(layer_types) if layer_types else None),
         num_attention_heads=heads,
         num_key_value_heads=get.size("num_key_value_heads") or heads,
         head_size=head_size,
@@ -359,7 +361,11 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     for field, alias in known.aliases.items():
         if alias in merged and field not in own:
             merged[field] = merged[alias]
-    return {**known.defaults, **rope_defaults(known.rope, merged), **merged}
+    defaults = dict(known.defaults)
+    if any(merged.get(field) is not None for field in _EXPERT_COUNTS):
+        # One count under any of its names leaves nothing to the family's default.
+        defaults = {field: value for field, value in defaults.items() if field not in _EXPERT_COUNTS}
+    return {**defaults, **rope_defaults(known.rope, merged), **merged}
 
 
 def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla: bool) -> int | None:

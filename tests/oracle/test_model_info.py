@@ -445,6 +445,28 @@ def test_math_modifiers_are_those_in_effect() -> None:
     assert bent.math_modifiers == ("attn_logit_softcapping", "is_causal", "logit_scale")
 
 
+@pytest.mark.parametrize(
+    ("model_type", "fields", "experts"),
+    [
+        ("qwen3_moe", {"num_experts": 8}, 8),
+        ("qwen3_moe", {"num_local_experts": 8}, 8),
+        ("qwen3_moe", {"num_experts": 0}, 0),
+        ("qwen3_moe", {}, 128),
+        ("mixtral", {}, 8),
+        ("dbrx", {"ffn_config": {"moe_num_experts": 16}}, 16),
+        ("llama", {}, 0),
+    ],
+)
+def test_experts_under_any_name(model_type: str, fields: dict[str, Any], experts: int) -> None:
+    info = ModelInfo.from_mapping({"model_type": model_type, "architectures": ["AnyForCausalLM"], **fields})
+    assert (info.num_experts, info.is_moe) == (experts, experts > 0)
+
+
+def test_layers_that_differ_one_by_one_are_a_modifier() -> None:
+    info = ModelInfo.from_mapping({**OLD_LLAMA, "per_layer_config": {"1": {"num_key_value_heads": 1}}})
+    assert info.math_modifiers == ("per_layer_config",)
+
+
 def test_heads_that_do_not_divide() -> None:
     assert ModelInfo.from_mapping({**OLD_LLAMA, "num_key_value_heads": 3}).num_queries_per_kv is None
     assert ModelInfo.from_mapping(OLD_LLAMA).num_queries_per_kv == 2

@@ -127,6 +127,11 @@ def entry(model_type: str) -> dict[str, Any]:
         made = cls()
     except Exception:
         made = None
+    for field in FIELDS:
+        # Some classes work out a default only when they are made.
+        value = getattr(made, field, None) if "expert" in field else None
+        if isinstance(value, int) and value > 0:
+            defaults.setdefault(field, value)
     rope = getattr(made, "rope_parameters", None)
     kinds = sorted(set(getattr(made, "layer_types", None) or ()))
     if "tie_word_embeddings" not in vars(cls) and getattr(made, "tie_word_embeddings", None) is True:
@@ -137,7 +142,7 @@ def entry(model_type: str) -> dict[str, Any]:
         "rotary": "rope_parameters" in fields or hasattr(cls, "rope_parameters"),
         "stateful": is_stateful(model_type),
         "rope": rope if rope != PLAIN_ROPE else None,
-        "kinds": kinds if kinds not in ([], ["full_attention"]) else None,
+        "kinds": kinds if kinds != ["full_attention"] or defaults.get("sliding_window") else None,
         "aliases": aliases,
         "defaults": defaults,
     }
