@@ -15,6 +15,7 @@ MODULES = sorted(p.stem for p in (Path(__file__).parent / "sm90").glob("*.py") i
 H200_SHARED_MEMORY = 232_448  # bytes a block may have
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_kernels_compile_for_sm90(module: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
