@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import transformers
 from transformers.models.auto import modeling_auto
 
 from dodona.oracle import known_models
+from dodona.oracle.model_info import ModelInfo
 from tests.support import known_models as generator
 
 
@@ -49,3 +52,23 @@ def test_the_table_is_what_the_generator_writes() -> None:
 
 def test_an_unknown_model_type_is_none() -> None:
     assert known_models.known_model("no_such_family") is None
+
+
+def test_every_causal_family_of_transformers_is_read() -> None:
+    """Each family's own default configuration, written out whole, is understood and agrees in its sizes."""
+    read = 0
+    for model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = generator.config_class(model_type)()
+        except Exception:
+            continue  # some need arguments
+        text = config.get_text_config(decoder=True)
+        raw = json.loads(config.to_json_string(use_diff=False))
+        info = ModelInfo.from_mapping({**raw, "model_type": model_type, "architectures": ["AnyForCausalLM"]})
+        for field in ("hidden_size", "vocab_size"):
+            expected = getattr(text, field, None)  # some nest their parts otherwise
+            assert expected in (None, getattr(info, field)), (model_type, field)
+        heads = text.to_dict().get("num_attention_heads")
+        assert info.is_attention_free or heads in (None, info.num_attention_heads), model_type
+        read += 1
+    assert read > 150
