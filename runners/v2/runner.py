@@ -184,7 +184,7 @@ class V2Runner(Runner):
         if self._device.type != "cuda":
             return
         steps, state = self._ready(), self._state
-        for length in (1, 4, 16, 64, 256):
+        for length in (1, 2, 4, 8, 16, 32, 64, 128, 256):
             if length <= self._max_num_tokens:
                 self._run_prefill([length])
         self._prompt_logprobs = PromptLogprobs()

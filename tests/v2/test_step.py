@@ -1,4 +1,4 @@
-"""What only a GPU shows: no hidden waits, graphs of padded batches, measured memory."""
+"""Steps beyond their tokens: graphs, memory, no hidden waits (the last on a GPU only)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,31 @@ def test_graph_sizes_hold_every_batch(max_num_seqs):
     assert sizes[0] == 1
     assert sizes[-1] == max_num_seqs
     assert all(b <= max(2 * a, a + 64) for a, b in pairwise(sizes))
+
+
+def test_profile_and_warm_up_leave_no_state_behind(tiny_models):
+    path, prompts = tiny_models.path("llama", head_dim=16), prompts_of(11, 19)
+    settings = {"max_num_seqs": 2, "max_num_batched_tokens": 16, "max_model_len": 64}
+    expected = generate(make_runner(path, **settings), prompts, max_tokens=3).outputs
+    runner = make_runner(path, load=False, **settings)
+    runner.load_model()
+    available = runner.determine_available_memory()
+    assert available == 2 * 64 // 16 * runner.get_kv_cache_spec().bytes_per_block  # all rows at full length
+    runner.initialize_kv_cache(8)
+    runner.warm_up()
+    runner.capture_graphs()
+    assert generate(runner, prompts, max_tokens=3, num_blocks=8).outputs == expected
+
+
+def test_steps_before_their_time_are_refused(tiny_models):
+    runner = make_runner(tiny_models.path("llama", head_dim=16), load=False)
+    with pytest.raises(RuntimeError, match="load_model first"):
+        runner.get_kv_cache_spec()
+    runner.load_model()
+    with pytest.raises(RuntimeError, match="initialize_kv_cache first"):
+        runner.execute_model(None)
+    with pytest.raises(RuntimeError, match="without execute_model"):
+        runner.sample_tokens()
 
 
 @pytest.mark.gpu
