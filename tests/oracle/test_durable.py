@@ -255,6 +255,7 @@ def test_threads_get_their_own_answers() -> None:
 
 
 @durable_rules
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_process_evaluates_too() -> None:
     durable.firings(BOOK, {}, trusted=True)
     values = dict.fromkeys(BOOK.reads, UNKNOWN)
