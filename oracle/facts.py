@@ -71,6 +71,8 @@ class FactSpec:
     maximum: int | None = None
     reads: tuple[str, ...] = ()
     """Fields of EngineConfig that it is derived from."""
+    section: bool = False
+    """It says whether something optional is configured: true, or null, and never false."""
 
 
 def resolved_device(config: EngineConfig, environment: Environment) -> str:
@@ -213,7 +215,7 @@ def _section(name: str, doc: str) -> FactSpec:
     def derive(inputs: Inputs) -> FactValue:
         return None if getattr(inputs.config, name) is None else True
 
-    return FactSpec(name, "bool", doc, "config", derive, nullable=True)
+    return FactSpec(name, "bool", doc, "config", derive, nullable=True, section=True)
 
 
 def _environment(name: str, type: FactType, doc: str, **more: Any) -> FactSpec:

@@ -94,17 +94,26 @@ def _field(
     read: Callable[[Any], FactValue] | None = None,
     domain: tuple[str, ...] | None = None,
     minimum: int | None = None,
+    section: bool = False,
 ) -> VllmFact:
     # Every fact of a configuration may be null: its section may be.
     spec = FactSpec(
-        name, type, doc, source, domain=domain, nullable=True, minimum=minimum, reads=(path or name,)
+        name,
+        type,
+        doc,
+        source,
+        domain=domain,
+        nullable=True,
+        minimum=minimum,
+        reads=(path or name,),
+        section=section,
     )
     return VllmFact(spec, tuple((path or name).split(".")), default, read or _READERS[type])
 
 
 def _section(name: str, doc: str, path: str = "") -> VllmFact:
     """Whether something optional is configured: true, or null. An empty section is configured."""
-    return _field(name, "bool", doc, None, path=path, read=_configured)
+    return _field(name, "bool", doc, None, path=path, read=_configured, section=True)
 
 
 def _of_model(name: str, doc: str, default: FactValue = False) -> VllmFact:

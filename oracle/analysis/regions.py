@@ -1,0 +1,176 @@
+"""A rule book as regions of the space of facts: where each rule fires, and where each outcome holds.
+
+The same meaning as `dodona.oracle.reference` and `dodona.oracle.verdict.decide`, for all facts at once; tests compare
+the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dodona.oracle.analysis.diagrams import FALSE
+from dodona.oracle.analysis.space import Space
+from dodona.oracle.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.verdict import FALLBACK, PREFERRED
+
+Kind = tuple[RunnerName | None, bool]
+"""What users feel of an outcome: the runner (None where the choice is refused), and whether it is refused."""
+
+_STAGES: Mapping[str, frozenset[str]] = {
+    "choice": frozenset({"choice"}),
+    "startup": frozenset({"startup"}),
+    "both": frozenset({"choice", "startup"}),
+}
+_CHOICE = frozenset({"choice"})
+_ANY = frozenset({"choice", "startup"})
+
+
+@dataclass(frozen=True)
+class Part:
+    """What decides of one rule, and where it fires."""
+
+    id: str
+    kind: Literal["override", "require", "veto"]
+    runners: tuple[RunnerName, ...]
+    stages: frozenset[str]
+    precedence: int
+    unless_vetoed: RunnerName | None
+    fires: int
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Where each outcome of a book holds; together the regions of `kinds` are the whole space."""
+
+    kinds: Mapping[Kind, int]
+    decided: Mapping[str, int]
+    """Per override, "preferred" and "fallback": where it decides."""
+    refused: Mapping[str, int]
+    """Per rule: where it is among the refusals."""
+
+    @property
+    def forced(self) -> tuple[str, ...]:
+        """Ids of the overrides."""
+        return tuple(name for name in self.decided if name not in (PREFERRED, FALLBACK))
+
+
+class Regions:
+    """The rules of one book over a space that tells all their comparisons apart."""
+
+    def __init__(self, space: Space, book: RuleBook) -> None:
+        self.space = space
+        self.book = book
+        self.parts: Mapping[str, Part] = {rule.id: self._part(rule) for rule in book.rules}
+        self.outcomes = self.outcomes_of(self.parts.values())
+
+    def _part(self, rule: Rule) -> Part:
+        d, space = self.space.diagrams, self.space
+        truth = space.truth(rule.fires_when, self.book.assume)
+        # What isn't known counts against a runner, and can't decide by itself.
+        fires = truth.holds if rule.kind == "override" else d.negate(truth.fails)
+        return Part(
+            rule.id,
+            rule.kind,
+            rule.runners,
+            _STAGES[rule.stage],
+            rule.precedence or 0,
+            rule.unless_vetoed,
+            d.both(fires, space.possible),
+        )
+
+    def against(self, parts: Iterable[Part], runner: RunnerName, stages: frozenset[str]) -> int:
+        """Where a require or veto of one of the stages rules a runner out."""
+        return self.space.diagrams.any_of(
+            p.fires for p in parts if p.kind != "override" and runner in p.runners and p.stages & stages
+        )
+
+    def effective(self, part: Part, parts: Iterable[Part]) -> int:
+        """Where an override fires and isn't passed over."""
+        if part.unless_vetoed is None:
+            return part.fires
+        return self.space.diagrams.less(part.fires, self.against(parts, part.unless_vetoed, _CHOICE))
+
+    def kinds_of(self, parts: Iterable[Part]) -> Mapping[Kind, int]:
+        """Where each kind of outcome holds, for a variant of the book's rules."""
+        return self._fold(list(parts), refusals=False).kinds
+
+    def outcomes_of(self, parts: Iterable[Part]) -> Outcomes:
+        """Where each outcome holds, for a variant of the book's rules."""
+        return self._fold(list(parts), refusals=True)
+
+    def _fold(self, parts: list[Part], *, refusals: bool) -> Outcomes:
+        d = self.space.diagrams
+        kinds: dict[Kind, int] = {}
+        decided: dict[str, int] = {}
+        refused: dict[str, int] = {}
+
+        def settle(region: int, kind: Kind) -> None:
+            if region != FALSE:
+                kinds[kind] = d.either(kinds.get(kind, FALSE), region)
+
+        def refuse(region: int, runner: RunnerName, stages: frozenset[str]) -> None:
+            if refusals:
+                for p in parts:
+                    if p.kind != "override" and runner in p.runners and p.stages & stages:
+                        refused[p.id] = d.either(refused.get(p.id, FALSE), d.both(region, p.fires))
+
+        left = self.space.possible
+        for part in sorted((p for p in parts if p.kind == "override"), key=lambda p: p.precedence):
+            effective = self.effective(part, parts)
+            here, left = d.both(left, effective), d.less(left, effective)
+            decided[part.id] = here
+            if not part.runners:
+                settle(here, (None, True))
+                refused[part.id] = here
+                continue
+            runner = part.runners[0]
+            if self.book.forced_refusal == "startup":
+                stopped, stages = d.both(here, self.against(parts, runner, frozenset({"startup"}))), {"startup"}
+                refuse(stopped, runner, frozenset(stages))
+                settle(stopped, (runner, True))
+                settle(d.less(here, stopped), (runner, False))
+            else:
+                stopped = d.both(here, self.against(parts, runner, _ANY))
+                refuse(stopped, runner, _ANY)
+                at_choice = d.both(here, self.against(parts, runner, _CHOICE))
+                settle(at_choice, (None, True))
+                settle(d.less(stopped, at_choice), (runner, True))
+                settle(d.less(here, stopped), (runner, False))
+        for runner in self.book.runners[:-1]:
+            ruled_out = self.against(parts, runner, _CHOICE)
+            here, left = d.less(left, ruled_out), d.both(left, ruled_out)
+            by = PREFERRED if runner == self.book.runners[0] else FALLBACK
+            decided[by] = d.either(decided.get(by, FALSE), here)
+            # What rules it out at both stages fires nowhere in `here`.
+            stopped = d.both(here, self.against(parts, runner, frozenset({"startup"})))
+            refuse(stopped, runner, frozenset({"startup"}))
+            settle(stopped, (runner, True))
+            settle(d.less(here, stopped), (runner, False))
+        fallback = self.book.runners[-1]
+        decided[FALLBACK] = d.either(decided.get(FALLBACK, FALSE), left)
+        stopped = d.both(left, self.against(parts, fallback, _ANY))
+        refuse(stopped, fallback, _ANY)
+        settle(stopped, (fallback, True))
+        settle(d.less(left, stopped), (fallback, False))
+        return Outcomes(kinds, decided, refused)
+
+    def without(self, *rules: str) -> list[Part]:
+        """The parts of all other rules."""
+        return [part for part in self.parts.values() if part.id not in rules]
+
+    def changed(self, rule: str, **changes: object) -> list[Part]:
+        """All parts, one of them with other values."""
+        return [
+            dataclasses.replace(p, **changes) if p.id == rule else p  # type: ignore[arg-type]
+            for p in self.parts.values()
+        ]
+
+
+def kinds_differ(space: Space, a: Mapping[Kind, int], b: Mapping[Kind, int]) -> int:
+    """Where two books, or variants of one, come to another kind of outcome."""
+    d = space.diagrams
+    same = d.any_of(d.both(region, b.get(kind, FALSE)) for kind, region in a.items())
+    return d.less(space.possible, same)
