@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dodona.oracle import durable, reference
+from dodona.oracle.conditions import Facts
 from dodona.oracle.config import EngineConfig
 from dodona.oracle.environment import Environment
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.facts import derive_facts
 from dodona.oracle.hub import resolve_model
 from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.reference import Firing
+from dodona.oracle.registries import VLLM
 from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, load_rulebook
 from dodona.oracle.verdict import Evaluator, Verdict, make_verdict, with_assumptions
 
 
 def select_runner(
-    config: EngineConfig | Mapping[str, Any] | str | os.PathLike[str],
+    config: EngineConfig | Mapping[str, Any] | str | os.PathLike[str] | Sequence[str],
     *,
     rulebook: str | os.PathLike[str] | RuleBook = "dodona",
     environment: Environment | None = None,
 ) -> Verdict:
     """Decide which runner serves `config`.
 
-    config: an EngineConfig, a mapping of its sections, or a model directory (or hub id).
+    config: an EngineConfig, a mapping of its sections, or a model directory (or hub id). With a book of vLLM
+    also a `vllm serve …` command line, as one text or as a list of words.
     rulebook: the name of a bundled book, the path of a book (ending .yaml), or a RuleBook.
     environment: what to decide for, in place of what `Environment.detect()` finds.
 
@@ -34,8 +38,10 @@ def select_runner(
     and, with a book of this runtime's own runners, UnsupportedConfiguration with the verdict where no runner
     can serve. A book of another system gives its verdict also then.
     """
-    engine_config = as_engine_config(config)
     book = load_rulebook(rulebook)
+    if book.system == VLLM:
+        return _vllm_verdict(config, book, environment, trusted=is_bundled(rulebook))
+    engine_config = as_engine_config(config)
     if environment is None:
         environment = Environment.detect()
     name = engine_config.model_config.model
@@ -59,13 +65,33 @@ def verdict_for(
     `model` None means that nothing is known of the model. Never raises for a well-formed configuration.
     """
     facts, assumptions = with_assumptions(book, derive_facts(config, model, environment))
-    evaluated_by: Evaluator = "durable_rules"
-    try:
-        fired = durable.firings(book, facts, trusted=trusted)
-    except durable.EngineUnavailable:
-        fired = reference.firings(book, facts)
-        evaluated_by = "reference"
+    fired, evaluated_by = _firings(book, facts, trusted)
     return make_verdict(book, config, facts, fired, evaluated_by=evaluated_by, assumptions=assumptions)
+
+
+def _vllm_verdict(
+    config: object, book: RuleBook, environment: Environment | None, *, trusted: bool
+) -> Verdict:
+    from dodona.oracle.vllm.select import describe, read_config
+
+    found = describe(read_config(config), book, environment)
+    fired, evaluated_by = _firings(book, found.facts, trusted)
+    return make_verdict(
+        book,
+        found.config,
+        found.facts,
+        fired,
+        evaluated_by=evaluated_by,
+        assumptions=found.assumptions,
+        vllm_config=found.sections,
+    )
+
+
+def _firings(book: RuleBook, facts: Facts, trusted: bool) -> tuple[tuple[Firing, ...], Evaluator]:
+    try:
+        return durable.firings(book, facts, trusted=trusted), "durable_rules"
+    except durable.EngineUnavailable:
+        return reference.firings(book, facts), "reference"
 
 
 def is_bundled(rulebook: str | os.PathLike[str] | RuleBook) -> bool:
@@ -73,7 +99,7 @@ def is_bundled(rulebook: str | os.PathLike[str] | RuleBook) -> bool:
     return isinstance(rulebook, str) and not rulebook.endswith((".yaml", ".yml"))
 
 
-def as_engine_config(config: EngineConfig | Mapping[str, Any] | str | os.PathLike[str]) -> EngineConfig:
+def as_engine_config(config: object) -> EngineConfig:
     """An EngineConfig from what `select_runner` takes. Raises ConfigError."""
     if isinstance(config, EngineConfig):
         return config

@@ -4,14 +4,15 @@ configuration.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from dodona.oracle.conditions import Facts, show_value
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config import EngineConfig, JsonObject
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.facts import UNKNOWN, FactValue, Unknown
 from dodona.oracle.reference import Firing
@@ -138,6 +139,10 @@ class Verdict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: EngineConfig
+    vllm_config: JsonObject | None = None
+    """For a book of vLLM: its whole configuration as it was given; `config` then holds what this runtime's
+    configuration has too.
+    """
     runner: RunnerName | None
     """The runner that serves; None where a forced choice is refused."""
     forced: bool
@@ -202,6 +207,7 @@ def make_verdict(
     *,
     evaluated_by: Evaluator,
     assumptions: tuple[str, ...] = (),
+    vllm_config: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """The verdict for firings of `book` on `facts`."""
     outcome = decide(book, fired)
@@ -209,6 +215,7 @@ def make_verdict(
     against = [reason for reason in reasons.values() if reason.kind != "override"]
     return Verdict(
         config=config,
+        vllm_config=None if vllm_config is None else json.dumps(dict(vllm_config), sort_keys=True),
         runner=outcome.runner,
         forced=outcome.forced,
         decided_by=outcome.decided_by,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dodona.oracle.cli.flags import engine_config, with_engine_flags
+from dodona.oracle.cli.vllm_words import SelectCommand, vllm_environment, vllm_words
 from dodona.oracle.errors import ConfigError, DodonaError, RuleFileError, UnsupportedConfiguration
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ RuleBookName = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=SelectCommand)
 @with_engine_flags()
 def select(
     engine: Mapping[str, Any],
@@ -53,10 +54,18 @@ def select(
     ] = False,
     json_: AsJson = False,
 ) -> None:
-    """Say which runner would serve a model, and why."""
+    """Say which runner would serve a model, and why.
+
+    With a rule book of vLLM (--rulebook vllm/0.25.1), vLLM's own flags or a `vllm serve ...` command line say
+    what to serve.
+    """
     with reporting():
         try:
-            verdict = _select(engine_config(model, engine, config), rulebook, _environment(assume_gpu))
+            words = vllm_words()
+            if words is None:
+                verdict = _select(engine_config(model, engine, config), rulebook, _environment(assume_gpu))
+            else:
+                verdict = _select(words, rulebook, vllm_environment(rulebook, assume_gpu))
         except UnsupportedConfiguration as refusal:
             if refusal.verdict is None:
                 raise

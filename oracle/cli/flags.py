@@ -17,8 +17,6 @@ from dodona.oracle.config import SECTIONS, EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, SWITCHES, flat_names
 
-MAX_CONFIG_FILE_BYTES = 1 << 20
-
 _SHORT = {
     "tensor_parallel_size": "-tp",
     "pipeline_parallel_size": "-pp",
@@ -80,42 +78,14 @@ def engine_config(model: str | None, engine: Mapping[str, Any], file: Path | Non
 def read_config_file(path: Path) -> dict[str, Any]:
     """vLLM's YAML form: flat argument names, with dashes or underscores. Raises ConfigError that names the
     file."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.events import AliasEvent
-
+    from dodona.oracle.config_file import read_arguments
     from dodona.oracle.errors import did_you_mean
 
-    try:
-        if path.stat().st_size > MAX_CONFIG_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_CONFIG_FILE_BYTES} bytes; is it a configuration?")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    try:
-        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
-            raise ConfigError(f"{path}: aliases (*name) are not read; write the value out")
-        data = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise ConfigError(f"{path}{place}: not valid YAML: {problem}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected `name: value` lines, got {type(data).__name__}")
-    arguments: dict[str, Any] = {}
-    for key, value in data.items():
-        name = str(key).replace("-", "_")
+    arguments = read_arguments(path)
+    for name in arguments:
         if name not in flat_names():
             hint = did_you_mean(name, flat_names())
-            raise ConfigError(f"{path}: {key}: no such argument" + (f"; {hint}" if hint else ""))
-        if name in arguments:
-            raise ConfigError(f"{path}: {key}: given twice (dashes and underscores are the same)")
-        arguments[name] = value
+            raise ConfigError(f"{path}: {name}: no such argument" + (f"; {hint}" if hint else ""))
     return arguments
 
 
