@@ -182,7 +182,7 @@ class Engine:
             if request.events is not None:
                 request.events.put(None)
         for command in commands:
-            if isinstance(command, _Call) and not command.future.done():
+            if isinstance(command, _Call):
                 command.future.set_exception(self.dead_error())
         if not self._ready.done():
             self._ready.set_exception(self._cause or self.dead_error())

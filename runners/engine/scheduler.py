@@ -86,7 +86,6 @@ class Scheduler:
 
     def schedule(self) -> ScheduledStep | None:
         """The next step, or None when nothing can run (until a step under way was read, or at all)."""
-        num_preemptions = self.num_preemptions
         new_blocks: list[tuple[int, list[int]]] = []
         decoding, prefilling = self._decode(new_blocks)
 
@@ -95,10 +94,9 @@ class Scheduler:
             if batch.budget:
                 self._compute_chunk(request, batch)
         new_requests: list[NewRequest] = []
-        if num_preemptions == self.num_preemptions:
-            while batch.budget and self._free_rows and (newcomer := self._admit(batch.budget)):
-                new_requests.append(_new_request(newcomer))
-                self._compute_chunk(newcomer, batch)
+        while batch.budget and self._free_rows and (newcomer := self._admit(batch.budget)):
+            new_requests.append(_new_request(newcomer))
+            self._compute_chunk(newcomer, batch)
 
         if not batch.rows:
             return None
@@ -140,7 +138,7 @@ class Scheduler:
                 finished.append(request)
                 news.append(request)
                 continue
-            if len(request.token_ids) > request.next_block_end and request.row != NO_ROW:
+            if len(request.token_ids) > request.next_block_end:
                 self._remember_full_blocks(request)
             if request.streaming:
                 news.append(request)
@@ -201,7 +199,7 @@ class Scheduler:
         if not self.enable_chunked_prefill and num_tokens - num_cached_tokens > budget:
             return None
         num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
-        # One block left for each running request keeps a newcomer from being preempted right away.
+        # A block left for each running request: else a newcomer, or who was just preempted, would not stay.
         if not blocks.can_allocate(num_new_blocks + len(self.running), cached):
             return None
 

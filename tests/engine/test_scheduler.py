@@ -81,7 +81,7 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, object], int, list[Job]]:
         "max_num_batched_tokens": draw(st.integers(1 if chunked else max_model_len, 48)),
         "enable_chunked_prefill": chunked,
         "enable_prefix_caching": draw(st.booleans()),
-        "max_steps_in_flight": draw(st.integers(1, 2)),
+        "max_steps_in_flight": draw(st.integers(1, 3)),
     }
     return sizes, max_model_len, draw(st.lists(jobs(max_model_len), min_size=1, max_size=8))
 
@@ -141,7 +141,7 @@ def check_logprobs(request: Request) -> None:
         ]
 
 
-@pytest.mark.parametrize("max_steps_in_flight", [1, 2])
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2, 3])
 @pytest.mark.parametrize("enable_prefix_caching", [True, False])
 def test_two_hundred_random_requests_with_aborts(
     max_steps_in_flight: int, enable_prefix_caching: bool
@@ -234,6 +234,16 @@ def test_the_request_that_came_last_is_preempted_and_comes_back() -> None:
     assert {r.request_id for r in resumed} == {"last"}
     assert_solo(first)
     assert_solo(last)
+
+
+def test_a_preempted_request_goes_before_those_that_never_ran() -> None:
+    engine = SyncEngine(num_blocks=6, max_num_seqs=2, enable_prefix_caching=False)
+    requests = [make_request(name, [1] * 4, max_tokens=18, ignore_eos=True) for name in ("a", "b", "c")]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    assert engine.scheduler.num_preemptions >= 1
+    assert engine.finished == requests
 
 
 def test_a_cached_prefix_is_not_computed_again() -> None:
