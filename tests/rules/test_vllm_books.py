@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dodona.oracle import durable, reference
 from dodona.oracle.conditions import evaluate
-from dodona.oracle.replay import book_answer, replay
+from dodona.oracle.replay import book_answer, case_facts, replay
 from dodona.oracle.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
 from dodona.oracle.vllm.facts import VLLM_FACTS
 from tests.support.history_reference import answer, history
@@ -91,3 +92,17 @@ def test_every_fact_is_read_by_some_book() -> None:
     read = {name for release in RELEASES for name in _book(release).reads}
     only_for_derived = {"parallel_config.ubatch_size"}
     assert set(VLLM_FACTS) - read == only_for_derived
+
+
+@pytest.mark.parametrize("release", ["0.20.0", "0.23.0", "0.28.0", "0.29.0", "0.31.0", "0.33.0"])
+def test_the_rule_engine_fires_as_the_reference_does(release: str) -> None:
+    book = _book(release)
+    rng = random.Random(f"engine {release}")
+    for _ in range(100):
+        case = random_case(rng) | {"env": rng.choice((None, "0", "1"))}
+        facts = case_facts(book, case)
+        try:
+            fired = durable.firings(book, facts, trusted=True)
+        except durable.EngineUnavailable as reason:
+            pytest.skip(str(reason))
+        assert fired == reference.firings(book, facts), case
