@@ -268,6 +268,7 @@ _FACTS = (
         "str",
         "Quantization of the draft model's output layer.",
         None,
+        read=str,
     ),
     _field(
         "speculative_config.draft_model_config.architectures", "list", "Model classes of the draft model.", ()
