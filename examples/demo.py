@@ -38,7 +38,6 @@ def main() -> int:
     console.print()
     console.rule(f"The answers of runner {verdict.runner}")
     conversations = unseen_conversations()
-    hide_loading_bar()
     with LLM.from_verdict(verdict) as llm:
         ready = time.perf_counter()
         outputs = llm.chat(
@@ -57,13 +56,6 @@ def main() -> int:
         f"{tokens} tokens for {len(answers)} prompts, batched, in {done - ready:.2f} s."
     )
     return 0 if right == len(answers) else 1
-
-
-def hide_loading_bar() -> None:
-    """transformers shows a bar while it loads weights, also for a megabyte."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def unseen_conversations() -> list[tuple[Question, ...]]:

@@ -123,6 +123,17 @@ def resolved_runner_type(config: EngineConfig, model: ModelInfo | None) -> str |
     return None if model is None else model.default_runner
 
 
+def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether sequences may grow beyond the length up to which all rows share one set of rotary frequencies.
+
+    transformers chooses the frequencies of "longrope" and "dynamic" by the longest sequence of a batch: up to
+    the original length they are fixed, and beyond it one row's length changes what the others compute.
+    """
+    longest = config.model_config.max_model_len or model.max_position_embeddings
+    fixed = model.rope_fixed_length
+    return fixed is not None and (longest is None or longest > fixed)
+
+
 def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> FactValue:
     """The quantization method configured, else that of the stored weights; null where there is none."""
     if config.model_config.quantization is not None:
@@ -291,6 +302,20 @@ _MODEL_SPECS = (
         "rope_type",
         "str",
         "Rotary embedding: transformers' name, `mrope` (several positions), `mixed` (layers differ), `none`.",
+    ),
+    FactSpec(
+        "model_config.outgrows_rope",
+        "bool",
+        "`max_model_len` is beyond `rope_fixed_length`.",
+        "model",
+        lambda i: UNKNOWN if i.model is None else outgrows_rope(i.config, i.model),
+    ),
+    _model(
+        "rope_fixed_length",
+        "int",
+        "Length up to which rotary frequencies are fixed; null where no length changes them.",
+        nullable=True,
+        minimum=0,
     ),
     _model(
         "has_partial_rotary",

@@ -167,6 +167,11 @@ class ModelInfo:
         return self.rope.rope_type if self.rope else "none"
 
     @property
+    def rope_fixed_length(self) -> int | None:
+        """Tokens up to which the rotary frequencies are fixed; None where no length changes them."""
+        return None if self.rope is None else self.rope.fixed_length(self.max_position_embeddings)
+
+    @property
     def num_queries_per_kv(self) -> int | None:
         """Query heads that share a key/value head; None where the two do not divide or are not known."""
         if not self.num_attention_heads or not self.num_key_value_heads:

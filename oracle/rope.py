@@ -40,6 +40,20 @@ class Rope:
         """Whether only a part of each head is rotated."""
         return self.partial_rotary_factor != 1.0
 
+    def fixed_length(self, max_position_embeddings: int | None) -> int | None:
+        """Tokens up to which the frequencies are fixed; None where they don't depend on lengths.
+
+        transformers takes other frequencies for "longrope" beyond `original_max_position_embeddings` and for
+        "dynamic" beyond `max_position_embeddings`. A length that config.json doesn't tell counts as 0.
+        """
+        if self.by_layer_type is not None:
+            lengths = [part.fixed_length(max_position_embeddings) for part in self.by_layer_type.values()]
+            return min((length for length in lengths if length is not None), default=None)
+        if self.rope_type == "longrope":
+            original = self.parameters.get("original_max_position_embeddings") or max_position_embeddings
+            return original if isinstance(original, int) else 0
+        return (max_position_embeddings or 0) if self.rope_type == "dynamic" else None
+
 
 _SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "rope_theta": ("rope_theta", "rotary_emb_base"),

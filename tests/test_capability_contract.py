@@ -43,6 +43,12 @@ TELLING_CONFIG_JSON = st.one_of(
                 ),
                 "num_experts": st.sampled_from([0, 8]),
                 "is_encoder_decoder": st.booleans(),
+                "rope_parameters": st.sampled_from(
+                    [
+                        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+                        {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 256},
+                    ]
+                ),
                 "auto_map": st.sampled_from([{}, {"AutoModelForCausalLM": "modeling.Model"}]),
             },
         ),

@@ -12,6 +12,7 @@ from dodona.oracle.config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.facts import (
     has_active_connector,
+    outgrows_rope,
     resolved_dtype,
     resolved_quantization,
     resolved_runner_type,
@@ -24,6 +25,7 @@ LACKS: frozenset[str] = frozenset(
         "quantization",
         "hybrid-mamba",
         "pooling",
+        "length-dependent-rope",
         "encoder-decoder",
         "tensor-parallelism",
         "pipeline-parallelism",
@@ -52,6 +54,7 @@ def check_supported(config: EngineConfig, model: ModelInfo) -> tuple[str, ...]:
         "quantization": resolved_quantization(config, model) is not None,
         "hybrid-mamba": model.has_inner_state or model.is_attention_free,
         "pooling": resolved_runner_type(config, model) != "generate",
+        "length-dependent-rope": outgrows_rope(config, model),
         "encoder-decoder": model.is_encoder_decoder,
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": parallel.pipeline_parallel_size > 1,

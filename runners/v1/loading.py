@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-from dodona.oracle.model_info import ModelInfo
 
 
 def load_model(
@@ -47,14 +47,15 @@ def load_model(
             model = _random_model(config, device, seed, common)
         else:
             loader: Any = AutoModelForCausalLM
-            model, info = loader.from_pretrained(
-                path,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, by name
-                **common,
-            )
+            with _no_progress_bar():
+                model, info = loader.from_pretrained(
+                    path,
+                    config=config,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below, by name
+                    **common,
+                )
             _check_complete(path, info)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
@@ -65,6 +66,20 @@ def load_model(
         raise ConfigError(f"{path}: {error}") from error
     model.requires_grad_(False)
     return model.eval().to(device)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar on stderr, which belongs to whoever called us."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[str, Any]) -> torch.nn.Module:
@@ -98,27 +113,3 @@ def _some(names: list[str]) -> str:
 def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
     """Overwrite `target`'s weights in place by `source`'s: whatever holds the tensors sees the new ones."""
     target.load_state_dict(source.state_dict(), strict=True, assign=False)
-
-
-def length_dependent_rope(model: ModelInfo, max_model_len: int) -> str | None:
-    """Why the model's rotary embedding can't be served up to `max_model_len` in packed steps; None if it can.
-
-    transformers chooses the frequencies of `dynamic` and `longrope` by the longest sequence of a batch. Rows
-    of a packed step would change each other's tokens as soon as one of them outgrows the original length.
-    """
-    rope = model.rope
-    for part in [] if rope is None else [rope, *(rope.by_layer_type or {}).values()]:
-        if part.rope_type == "longrope":
-            original = (
-                part.parameters.get("original_max_position_embeddings") or model.max_position_embeddings
-            )
-        elif part.rope_type == "dynamic":
-            original = model.max_position_embeddings
-        else:
-            continue
-        if original is not None and max_model_len > original:
-            return (
-                f"RoPE type {part.rope_type!r} changes its frequencies beyond {original} tokens, for all "
-                f"requests of a step; set max_model_len to at most {original} (not {max_model_len})"
-            )
-    return None

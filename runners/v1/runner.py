@@ -95,9 +95,6 @@ class V1Runner(Runner):
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         self._max_model_len = resolve_max_model_len(self.config, info)
-        why = loading.length_dependent_rope(info, self._max_model_len)
-        if why:
-            raise UnsupportedConfiguration.lacking(self.name, "rope", why=why)
         model = PackedModel(self._make_model(self.device), compiled=capabilities.compiles(self.config))
         self.check = self_check(model, max_model_len=self._max_model_len)
         self._model = model

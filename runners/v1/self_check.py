@@ -9,7 +9,7 @@ What this proves: chunked prefill, packing, block tables, decode, positions and 
 weights on this device, up to the prompts' length. What only matters beyond it is covered otherwise: windows
 by `patterns.recognise`, which evaluates the model's mask functions themselves; further states (an indexer's
 keys, compressed keys) by `WatchedCache`, which sees the model ask for them at any length; rotary embeddings
-that change with length by `loading.length_dependent_rope`.
+that change with length by the veto `length-dependent-rope`.
 """
 
 from __future__ import annotations

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dodona.oracle.config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.facts import outgrows_rope
 from dodona.oracle.model_info import ModelInfo
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
-from dodona.runners.v1.loading import length_dependent_rope
 from tests.support.tiny_models import make_model
 from tests.v1.driver import GREEDY, Driver, make_runner
 
@@ -63,6 +64,16 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
         ("hybrid-mamba", {"layer_types": ["linear_attention", "full_attention"]}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
         ("pooling", {"architectures": ["LlamaModel"]}),
+        (
+            "length-dependent-rope",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
     ],
 )
 def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
@@ -72,7 +83,7 @@ def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
-    assert set(ASKS) | {"hybrid-mamba", "encoder-decoder"} == LACKS
+    assert set(ASKS) | {"hybrid-mamba", "encoder-decoder", "length-dependent-rope"} == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])
@@ -92,14 +103,14 @@ def test_ropes_that_change_with_length(tiny_models):
         "phi3", rope_parameters=rope | {"original_max_position_embeddings": 64},
         original_max_position_embeddings=64,
     )  # fmt: skip
-    with pytest.raises(UnsupportedConfiguration, match="set max_model_len to at most 64"):
+    with pytest.raises(UnsupportedConfiguration, match="length-dependent-rope"):
         make_runner(path)
     make_runner(path, max_model_len=64)
     dynamic = ModelInfo.load(
         tiny_models.path("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
     )
-    assert length_dependent_rope(dynamic, 256) is None
-    assert "beyond 256" in length_dependent_rope(dynamic, 257)
+    assert not outgrows_rope(EngineConfig.from_flat("m", max_model_len=256), dynamic)
+    assert outgrows_rope(EngineConfig.from_flat("m", max_model_len=257), dynamic)
 
 
 def test_kv_spec_and_block_bytes(tiny_models):
