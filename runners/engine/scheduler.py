@@ -134,13 +134,12 @@ class Scheduler:
             if request.wants_logprobs:
                 request.logprobs.append(result.logprobs[row])
             request.append(token_id)
+            if len(request.token_ids) > request.next_block_end:
+                self._remember_full_blocks(request)
             if request.finish_reason is not None:
                 finished.append(request)
                 news.append(request)
-                continue
-            if len(request.token_ids) > request.next_block_end:
-                self._remember_full_blocks(request)
-            if request.streaming:
+            elif request.streaming:
                 news.append(request)
         if finished:
             self._retire(finished)

@@ -241,9 +241,23 @@ def test_a_preempted_request_goes_before_those_that_never_ran() -> None:
     requests = [make_request(name, [1] * 4, max_tokens=18, ignore_eos=True) for name in ("a", "b", "c")]
     for request in requests:
         engine.scheduler.add(request)
+    engine.runner.trace.request_ids.clear()
     engine.run()
     assert engine.scheduler.num_preemptions >= 1
-    assert engine.finished == requests
+    started = engine.runner.trace.request_ids
+    assert started.count("b") > 1
+    assert "b" not in started[started.index("c") :]
+
+
+def test_a_newcomer_leaves_a_block_for_each_running_request() -> None:
+    engine = SyncEngine(num_blocks=4, enable_prefix_caching=False)
+    running = make_request("running", [1] * 6, max_tokens=8, ignore_eos=True)
+    newcomer = make_request("newcomer", [2] * 6, max_tokens=2, ignore_eos=True)
+    engine.scheduler.add(running)
+    engine.scheduler.add(newcomer)
+    engine.run()
+    assert engine.scheduler.num_preemptions == 0
+    assert engine.finished == [running, newcomer]
 
 
 def test_a_cached_prefix_is_not_computed_again() -> None:
@@ -279,15 +293,18 @@ def test_requests_that_arrive_together_share_their_prefix() -> None:
         assert_solo(request)
 
 
-def test_generated_tokens_are_cached_too() -> None:
-    engine = SyncEngine(max_steps_in_flight=2)
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2, 3])
+@pytest.mark.parametrize("block_size", [1, 2, 4])
+def test_generated_tokens_are_cached_too(max_steps_in_flight: int, block_size: int) -> None:
+    engine = SyncEngine(max_steps_in_flight=max_steps_in_flight, block_size=block_size)
     first = make_request("first", [1] * 6, max_tokens=10, ignore_eos=True)
     engine.scheduler.add(first)
     engine.run()
     follow_up = make_request("follow-up", [*first.token_ids, 1, 2])
     engine.scheduler.add(follow_up)
     engine.run()
-    assert follow_up.num_cached_tokens == 12  # 16 tokens, of which the last was never computed
+    # Of 16 tokens, the last was never computed.
+    assert follow_up.num_cached_tokens == 15 // block_size * block_size
     assert_solo(follow_up)
 
 
