@@ -101,7 +101,7 @@ def test_the_table_of_facts_is_the_registry() -> None:
 
 
 def test_the_book_in_the_documentation_of_rules_loads() -> None:
-    head, rule = re.findall(
+    head, rule, *_ = re.findall(
         r"^```yaml\n(.*?)^```", (ROOT / "docs/rules.md").read_text(), flags=re.DOTALL | re.MULTILINE
     )
     book = parse_rulebook(head.replace("rules: [...]", "rules:") + rule)
