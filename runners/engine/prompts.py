@@ -41,14 +41,11 @@ def parse_prompt(prompt: PromptLike) -> Prompt:
 
 def as_prompt_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
     """One prompt or several as a list of prompts; a list of integers is one prompt."""
-    if isinstance(prompts, (str, Mapping, Prompt)):
-        return [prompts]
-    listed = list(prompts)
-    if (
-        listed
-        and not isinstance(listed[0], (str, Sequence, Mapping, Prompt))
-        and hasattr(listed[0], "__index__")
-    ):
+    given: Any = prompts
+    if isinstance(given, (str, Mapping)):
+        return [given]
+    listed = list(given)
+    if listed and hasattr(listed[0], "__index__") and not hasattr(listed[0], "__len__"):
         return [listed]
     return listed
 
