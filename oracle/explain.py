@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from dodona.oracle.conditions import show_value
+from dodona.oracle.rulebook import OWN_SYSTEM
 
 if TYPE_CHECKING:
     from dodona.oracle.verdict import Reason, Verdict
@@ -40,6 +41,10 @@ def explain(verdict: Verdict) -> str:
         lines.append("Assumed, since it isn't known:")
         lines += [f"  - {assumption}" for assumption in verdict.assumptions]
         lines.append("")
+    if verdict.log is not None:
+        lines += [f"{verdict.rulebook.system} logs: {verdict.log}", ""]
+    elif verdict.rulebook.system != OWN_SYSTEM and verdict.decided_by == "fallback":
+        lines += [f"{verdict.rulebook.system} logs nothing of this.", ""]
     book = verdict.rulebook
     engine = "durable-rules" if verdict.evaluated_by == "durable_rules" else "the reference evaluator"
     lines.append(f"Rule book {book.name} ({book.content_hash[:12]}), evaluated by {engine}.")

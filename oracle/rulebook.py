@@ -50,7 +50,8 @@ from dodona.oracle.conditions import (
 from dodona.oracle.errors import ConfigError, RuleFileError
 from dodona.oracle.extends import Resolved, Sibling, folder_sibling, resolve
 from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, Unknown
-from dodona.oracle.registries import VLLM, facts_of
+from dodona.oracle.registries import facts_of
+from dodona.oracle.vllm.releases import nearest_book
 from dodona.oracle.yaml_source import TYPE_NAMES, DataPath, Document, parse_yaml, read_yaml
 
 RunnerName = Literal["v1", "v2"]
@@ -196,6 +197,8 @@ class Rule(_Model):
     """Overrides only: of those that fire, the lowest decides."""
     unless_vetoed: RunnerName | None = None
     """Overrides only: passes over the override where a require or veto on this runner fires at the choice."""
+    log: Feature | None = None
+    """Overrides and requires only: what the system itself logs when the rule decides; else nothing."""
     examples: Examples
 
     @field_validator("runners", "refines", "refs")
@@ -221,6 +224,8 @@ class Rule(_Model):
             if self.refines:
                 raise _at("refines", "an override refines nothing", "Remove `refines`.")
         else:
+            if self.kind == "veto" and self.log is not None:
+                raise _at("log", "a veto has no log of its own", "Write the book's `fallback_log`.")
             if not self.runners:
                 raise _at("runners", f"a {self.kind} names no runner", "Write the runners that it rules out.")
             if self.precedence is not None:
@@ -249,12 +254,19 @@ class Rule(_Model):
 
     def show_feature(self, facts: Facts) -> str:
         """The feature's name with the facts it shows."""
+        return _shown(self.feature, facts)
 
-        def shown(match: re.Match[str]) -> str:
-            value = facts.get(match[1], UNKNOWN)
-            return "unknown" if isinstance(value, Unknown) else show_value(value)
+    def show_log(self, facts: Facts) -> str | None:
+        """What the system logs, with the facts it shows; None where it says nothing."""
+        return None if self.log is None else _shown(self.log, facts)
 
-        return _PLACEHOLDER.sub(shown, self.feature)
+
+def _shown(text: str, facts: Facts) -> str:
+    def shown(match: re.Match[str]) -> str:
+        value = facts.get(match[1], UNKNOWN)
+        return "unknown" if isinstance(value, Unknown) else show_value(value)
+
+    return _PLACEHOLDER.sub(shown, text)
 
 
 class EnvironmentVariable(_Model):
@@ -289,6 +301,27 @@ class EnvironmentVariable(_Model):
         return None if self.otherwise == "unset" else self.otherwise
 
 
+class DeclaredException(_Model):
+    """A property that a book breaks on purpose. `dodona rules check` confirms that it does, and that the witness
+    shows it.
+    """
+
+    property: Literal["monotone", "user-decides", "preferred-by-default", "only-reason"]
+    """docs/analysis.md says what each of them means."""
+    rule: RuleId | None = None
+    """The rule that can't be the only reason; of "only-reason" only."""
+    because: Text
+    witness: ExampleFacts
+    """Facts that show it; those left out are as in a plain configuration."""
+
+    @model_validator(mode="after")
+    def _names_a_rule(self) -> DeclaredException:
+        if (self.rule is None) is (self.property == "only-reason"):
+            message = "needs a rule" if self.rule is None else f"{self.property} is said of the whole book"
+            raise _at("property", message, "`rule: ID` goes with `property: only-reason`, and with no other.")
+        return self
+
+
 class RuleBook(_Model):
     """A whole book; docs/rules.md describes each key."""
 
@@ -305,8 +338,12 @@ class RuleBook(_Model):
     """What a require or veto on the runner that an override chose does. "choice": the choice itself is
     refused, and there is no runner. "startup": the runner stands, and doesn't start.
     """
+    fallback_log: Text | None = None
+    """What the system itself logs when vetoes make it fall back; `{features}` stands for their features."""
     assume: ExampleFacts | None = None
     """Values that stand in for facts that aren't known; the verdict lists those used."""
+    exceptions: Annotated[tuple[DeclaredException, ...], Field(strict=False)] = ()
+    """Properties that the book breaks on purpose."""
     rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=MAX_RULES, strict=False)]
 
     @property
@@ -354,6 +391,10 @@ class RuleBook(_Model):
                         f"'{target}' does not speak of the same runners",
                         "Name a rule that rules out the same ones.",
                     )
+        for i, exception in enumerate(self.exceptions):
+            if exception.rule is not None and exception.rule not in index:
+                hint = nearest(exception.rule, index) or "Name the id of a rule of this book."
+                raise _at(("exceptions", i, "rule"), f"there is no rule '{exception.rule}'", hint)
         for i, rule in enumerate(self.rules):
             if rule.id in self.refined_by(rule.id):
                 raise _at(
@@ -411,19 +452,6 @@ def bundled_rulebooks() -> tuple[str, ...]:
     return tuple(path.with_suffix("").as_posix() for path in paths)
 
 
-def _nearest_book(name: str, known: Sequence[str]) -> str:
-    folder, _, release = name.rpartition("/")
-    if folder == VLLM:
-        # by number, since by letters 0.34.0 is as near to 0.24.0 as to 0.33.0
-        from dodona.oracle.vllm.releases import nearest_release
-
-        books = [book.removeprefix(f"{VLLM}/") for book in known if book.startswith(f"{VLLM}/")]
-        found = nearest_release(release, books)
-        if found is not None:
-            return f"The nearest release is '{VLLM}/{found}'."
-    return nearest(name, known)
-
-
 @functools.lru_cache(maxsize=64)
 def _bundled_document(name: str) -> Document | None:
     source = importlib.resources.files("dodona") / "rules"
@@ -435,14 +463,7 @@ def _bundled_document(name: str) -> Document | None:
 @functools.lru_cache(maxsize=64)
 def bundled_rulebook(name: str) -> RuleBook:
     """A book that comes with Dodona, read once per process. Raises ConfigError for an unknown name."""
-    known = bundled_rulebooks()
-    if name not in known:
-        hint = _nearest_book(name, known) or f"There are: {', '.join(known)}."
-        raise ConfigError(f"no rule book is named '{name}'. {hint} A path to a book ends with .yaml.")
-    document = _bundled_document(name)
-    assert document is not None
-    folder = name[: name.rfind("/") + 1]
-    return _validate(resolve(document, lambda sibling: _bundled_document(folder + sibling)))
+    return validate_rulebook(resolve_rulebook(name))
 
 
 def load_rulebook(source: str | os.PathLike[str] | RuleBook) -> RuleBook:
@@ -454,8 +475,25 @@ def load_rulebook(source: str | os.PathLike[str] | RuleBook) -> RuleBook:
         return source
     if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
         return bundled_rulebook(source)
-    path = Path(source)
-    return _validate(resolve(read_yaml(path), folder_sibling(path)))
+    return validate_rulebook(resolve_rulebook(source))
+
+
+def resolve_rulebook(source: str | os.PathLike[str]) -> Resolved:
+    """The text of a book by name or path, with the place of each value, put together with what it extends.
+
+    Raises ConfigError for an unknown name, RuleFileError for text that can't be read.
+    """
+    if not isinstance(source, str) or source.endswith((".yaml", ".yml")):
+        path = Path(source)
+        return resolve(read_yaml(path), folder_sibling(path))
+    known = bundled_rulebooks()
+    if source not in known:
+        hint = nearest_book(source, known) or nearest(source, known) or f"There are: {', '.join(known)}."
+        raise ConfigError(f"no rule book is named '{source}'. {hint} A path to a book ends with .yaml.")
+    document = _bundled_document(source)
+    assert document is not None
+    folder = source[: source.rfind("/") + 1]
+    return resolve(document, lambda sibling: _bundled_document(folder + sibling))
 
 
 def parse_rulebook(
@@ -469,10 +507,11 @@ def parse_rulebook(
 
     facts: the registry; None: the one of the book's system. sibling: reads the books that it may extend.
     """
-    return _validate(resolve(parse_yaml(text, file=file), sibling), facts)
+    return validate_rulebook(resolve(parse_yaml(text, file=file), sibling), facts)
 
 
-def _validate(resolved: Resolved, facts: Mapping[str, FactSpec] | None = None) -> RuleBook:
+def validate_rulebook(resolved: Resolved, facts: Mapping[str, FactSpec] | None = None) -> RuleBook:
+    """The book of a text that was put together. Raises RuleFileError at the culprit's place."""
     document = resolved.document
     if not isinstance(document.data, dict):
         document.fail((), "a rule book is a mapping", "Begin with `rulebook: NAME`.")
@@ -483,7 +522,7 @@ def _validate(resolved: Resolved, facts: Mapping[str, FactSpec] | None = None) -
     except ValidationError as error:
         if resolved.parent is not None:
             # what is inherited is reported in the file that it comes from
-            _validate(resolved.parent, facts)
+            validate_rulebook(resolved.parent, facts)
         found = error.errors(include_url=False)
         # what is missing or too short often follows from something misspelt, which says more
         causes = [item for item in found if item["type"] not in ("missing", "too_short")] or found
@@ -519,6 +558,8 @@ def _explained(document: Document, item: ErrorDetails) -> RuleFileError:
             model = Examples if "examples" in path[2:-1] else Rule
         elif path[:1] == ("environment",):
             model = EnvironmentVariable
+        elif path[:1] == ("exceptions",):
+            model = DeclaredException
         hint = nearest(name, model.model_fields) or f"Known keys: {', '.join(model.model_fields)}."
     elif kind == "literal_error":
         message, hint = f"'{name}' is {item['input']!r}", f"Expected {context['expected']}."

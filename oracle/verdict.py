@@ -15,6 +15,7 @@ from dodona.oracle.conditions import Facts, show_value
 from dodona.oracle.config import EngineConfig, JsonObject
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.facts import UNKNOWN, FactValue, Unknown
+from dodona.oracle.logs import choice_log
 from dodona.oracle.reference import Firing
 from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, RunnerName
 
@@ -159,6 +160,8 @@ class Verdict(BaseModel):
     """Values that the book put in for facts that aren't known, as text."""
     rulebook: RuleBookName
     evaluated_by: Evaluator
+    log: str | None = None
+    """What the described system itself logs about this choice; None where it says nothing."""
 
     @property
     def forced_runner(self) -> RunnerName | None:
@@ -228,6 +231,12 @@ def make_verdict(
         assumptions=assumptions,
         rulebook=RuleBookName(name=book.rulebook, system=book.system, content_hash=book.content_hash),
         evaluated_by=evaluated_by,
+        log=choice_log(
+            book,
+            facts,
+            [book.by_id[f.rule] for f in fired],
+            forced_by=outcome.decided_by if outcome.forced else None,
+        ),
     )
 
 

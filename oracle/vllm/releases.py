@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from dodona.oracle.registries import VLLM
+
 _NUMBER = re.compile(r"v?(\d{1,6})(?:\.(\d{1,6}))?(?:\.(\d{1,6}))?")
 
 
@@ -21,3 +23,15 @@ def nearest_release(release: str, known: Iterable[str]) -> str | None:
     if wanted is None or not numbered:
         return None
     return max((entry for entry in numbered if entry[0] <= wanted), default=numbered[0])[1]
+
+
+def nearest_book(name: str, known: Iterable[str]) -> str:
+    """`The nearest release is 'vllm/0.33.0'.` for a book that isn't there; "" for another system's name.
+
+    By number, since by letters 0.34.0 is as near to 0.24.0 as to 0.33.0.
+    """
+    folder, _, release = name.rpartition("/")
+    if folder != VLLM:
+        return ""
+    found = nearest_release(release, [b.removeprefix(f"{VLLM}/") for b in known if b.startswith(f"{VLLM}/")])
+    return f"The nearest release is '{VLLM}/{found}'." if found is not None else ""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
 
 from dodona.oracle import durable, reference
 from dodona.oracle.conditions import evaluate
-from dodona.oracle.replay import book_answer, case_facts, replay
+from dodona.oracle.logs import choice_log
+from dodona.oracle.replay import book_answer, case_facts, read_cases, replay
 from dodona.oracle.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.verdict import decide
 from dodona.oracle.vllm.facts import VLLM_FACTS
 from tests.support.history_reference import answer, history
 from tests.support.vllm_cases import random_case
@@ -27,14 +30,40 @@ def _book(release: str) -> RuleBook:
 def test_every_release_has_a_book_and_every_book_a_release() -> None:
     books = [name.removeprefix("vllm/") for name in bundled_rulebooks() if name.startswith("vllm/")]
     assert sorted(books) == sorted(RELEASES)
-    assert len(RELEASES) == 26
-    assert len(RECORDED) == 19
+    assert set(RECORDED) <= set(RELEASES)
+    assert (len(RELEASES), len(RECORDED)) >= (26, 19)
 
 
 @pytest.mark.parametrize("release", RECORDED)
 def test_recorded_cases_agree(release: str) -> None:
     result = replay(_book(release), [GOLDEN / f"{release}.jsonl.gz"])
-    assert (result.agreed, result.total) == (300, 300), "\n".join(map(str, result.disagreements))
+    assert result.agreed == result.total >= 300, "\n".join(map(str, result.disagreements))
+
+
+@pytest.mark.parametrize("release", RECORDED)
+def test_what_vllm_logs_agrees(release: str) -> None:
+    book = _book(release)
+    told = 0
+    for _, case in read_cases(GOLDEN / f"{release}.jsonl.gz"):
+        # a default that is passed over logs a line too, which the books leave out
+        recorded = [
+            line for line in case["expect"]["warnings"] if not line.startswith("Skipping the ROCm V1")
+        ]
+        if case["expect"]["use_v2"] is None:
+            continue
+        facts = case_facts(book, case)
+        found = reference.firings(book, facts)
+        outcome = decide(book, found)
+        forced_by = outcome.decided_by if outcome.forced else None
+        line = choice_log(book, facts, [book.by_id[f.rule] for f in found], forced_by=forced_by)
+        # the order of the features is the file's, not vLLM's
+        assert [_words(line)] * (line is not None) == [_words(text) for text in recorded], case
+        told += line is not None
+    assert (told > 0) is (release > "0.21.0")
+
+
+def _words(text: str | None) -> list[str]:
+    return sorted(re.split(r"[ ,;]+", text or ""))
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -85,7 +114,7 @@ def test_releases_with_the_same_logic_share_one_text() -> None:
         logic = repr(sorted((k, repr(v)) for k, v in record.items() if k not in about_the_wheel))
         other = first.setdefault(logic, release)
         assert _book(release).rules == _book(other).rules
-    assert len(first) == 14
+    assert len(first) >= 14
 
 
 def test_every_fact_is_read_by_some_book() -> None:

@@ -140,6 +140,17 @@ def test_a_refused_choice_is_told_and_nothing_is_raised(llama: str) -> None:
     assert "the choice itself is refused" in verdict.explain()
 
 
+def test_what_vllm_logs_is_told_also_where_it_is_nothing(llama: str) -> None:
+    silent = _select("0.22.0", llama)
+    assert (silent.runner, silent.log) == ("v1", None)
+    assert "vllm logs nothing of this." in silent.explain()
+    told = _select("0.23.0", f"vllm serve {llama} -pcp 2 --enable-dbo")
+    features = "prefill context parallelism, dual batch overlap"
+    assert told.log == f"Model Runner V2 does not yet support {features}; using the V1 model runner instead."
+    assert f"vllm logs: {told.log}" in told.explain()
+    assert _select("0.33.0", llama).log is None
+
+
 def test_forms_of_one_configuration_decide_alike(tmp_path: Path, llama: str) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text(f"model: {llama}\nprefill-context-parallel-size: 2\ngpu-memory-utilization: 0.5\n")
