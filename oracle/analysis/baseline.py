@@ -1,5 +1,5 @@
-"""A plain configuration, from which the distance of witnesses is counted: Qwen3, dense and unquantized, that generates
-text on one NVIDIA GPU, with nothing special asked for.
+"""A plain configuration, from which the distance of witnesses is counted: Qwen3, dense and unquantized,
+that generates text on one NVIDIA GPU, with nothing special asked for.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _vllm(registry: Mapping[str, FactSpec]) -> dict[str, FactValue]:
     from dodona.oracle.facts import UNKNOWN
     from dodona.oracle.vllm.facts import default_of
 
-    found = {name: value for name in registry if (value := default_of(name)) is not UNKNOWN}
+    found: dict[str, FactValue] = {
+        name: value for name in registry if (value := default_of(name)) is not UNKNOWN
+    }
     return found | {
         "model_config": True,
         "model_config.architectures": (ARCHITECTURE,),

@@ -1,8 +1,9 @@
 """Decision diagrams over variables with few values: exact sets of assignments, in which equality is identity.
 
-A diagram is an int: `FALSE`, `TRUE`, or a node that asks one variable and leads on by its value. Variables are asked in
-the order of their numbers, equal nodes are shared, and a node whose branches are all equal is left out, so that each
-set has one diagram. Time and memory go with the number of nodes, which a bound holds.
+A diagram is an int: `FALSE`, `TRUE`, or a node that asks one variable and leads on by its value. Variables
+are asked in the order of their numbers, equal nodes are shared, and a node whose branches are all equal is
+left out, so that each set has one diagram. Time and memory go with the number of nodes, which a bound
+holds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Diagrams:
     def __init__(self, sizes: Sequence[int], *, max_nodes: int = MAX_NODES) -> None:
         self.sizes = tuple(sizes)
         self._max_nodes = max_nodes
-        # The variable of the two ends comes after all others, so that the smaller of two is always the one to ask.
+        # The variable of the two ends comes after all others, so that the smaller of two is always the one
+        # to ask.
         end = len(self.sizes)
         self._nodes: list[tuple[int, tuple[int, ...]]] = [(end, ()), (end, ())]
         self._unique: dict[tuple[int, tuple[int, ...]], int] = {}
@@ -52,8 +54,8 @@ class Diagrams:
         if found is None:
             if len(self._nodes) >= self._max_nodes:
                 raise TooEntangled(
-                    f"the analysis needs more than {self._max_nodes} nodes: the rules read too many facts together; "
-                    "split the book, or compare these facts in fewer rules"
+                    f"the analysis needs more than {self._max_nodes} nodes: too many rules read the same "
+                    "facts together; split the book, or compare these facts in fewer rules"
                 )
             found = len(self._nodes)
             self._nodes.append(key)
@@ -167,8 +169,8 @@ class Diagrams:
     def cheapest(self, a: int, costs: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
         """The assignment in `a` of least total cost, and among equals the first; None where `a` is empty.
 
-        costs: per variable and value; each variable has a value that costs nothing, which it takes where `a` doesn't
-        ask it.
+        costs: per variable and value; each variable has a value that costs nothing, which it takes where
+        `a` doesn't ask it.
         """
         if a == FALSE:
             return None

@@ -1,7 +1,7 @@
 """A rule book as regions of the space of facts: where each rule fires, and where each outcome holds.
 
-The same meaning as `dodona.oracle.reference` and `dodona.oracle.verdict.decide`, for all facts at once; tests compare
-the two.
+The same meaning as `dodona.oracle.reference` and `dodona.oracle.verdict.decide`, for all facts at once;
+tests compare the two.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _STAGES: Mapping[str, frozenset[str]] = {
     "both": frozenset({"choice", "startup"}),
 }
 _CHOICE = frozenset({"choice"})
+_STARTUP = frozenset({"startup"})
 _ANY = frozenset({"choice", "startup"})
 
 
@@ -128,8 +129,8 @@ class Regions:
                 continue
             runner = part.runners[0]
             if self.book.forced_refusal == "startup":
-                stopped, stages = d.both(here, self.against(parts, runner, frozenset({"startup"}))), {"startup"}
-                refuse(stopped, runner, frozenset(stages))
+                stopped = d.both(here, self.against(parts, runner, _STARTUP))
+                refuse(stopped, runner, _STARTUP)
                 settle(stopped, (runner, True))
                 settle(d.less(here, stopped), (runner, False))
             else:
@@ -145,8 +146,8 @@ class Regions:
             by = PREFERRED if runner == self.book.runners[0] else FALLBACK
             decided[by] = d.either(decided.get(by, FALSE), here)
             # What rules it out at both stages fires nowhere in `here`.
-            stopped = d.both(here, self.against(parts, runner, frozenset({"startup"})))
-            refuse(stopped, runner, frozenset({"startup"}))
+            stopped = d.both(here, self.against(parts, runner, _STARTUP))
+            refuse(stopped, runner, _STARTUP)
             settle(stopped, (runner, True))
             settle(d.less(here, stopped), (runner, False))
         fallback = self.book.runners[-1]

@@ -1,8 +1,9 @@
 """The space of all facts, made finite without loss: values that no comparison tells apart count as one.
 
-Of a whole number that is what lies between the constants it is compared with, of a text each constant and one other
-text, of a list which of its constants it has; null and unknown are values of their own. Every combination of such
-values is in the space, but for what can't be: where a section is not configured (null), its fields are null.
+Of a whole number that is what lies between the constants it is compared with, of a text each constant and
+one other text, of a list which of its constants it has; null and unknown are values of their own. Every
+combination of such values is in the space, but for what can't be: where a section is not configured (null),
+its fields are null.
 """
 
 from __future__ import annotations
@@ -146,9 +147,7 @@ class Space:
         kinds += ["null"] if spec.nullable else []
         kinds += ["some"]
         kinds += ["unknown"] if self.unknown else []
-        return _List(
-            spec, variable, tuple(kinds), base if isinstance(base, tuple) else (), groups, fresh
-        )
+        return _List(spec, variable, tuple(kinds), base if isinstance(base, tuple) else (), groups, fresh)
 
     def _cost_rows(self, fact: _Scalar | _List) -> list[list[int]]:
         extra = ONE_FACT + _SOURCE_COST[fact.spec.source]
@@ -280,7 +279,7 @@ class Space:
         return [fact.kinds.index(kind), *(int(i in has) for i in range(len(fact.groups)))]
 
     def assignment(self, facts: Facts) -> tuple[int, ...] | None:
-        """The assignment that stands for facts (those left out are unknown); None where the space has none."""
+        """The assignment of facts (those left out are unknown); None where the space has none."""
         found: list[int] = []
         for name, fact in self._facts.items():
             part = self._encode(fact, facts.get(name, UNKNOWN))
@@ -385,10 +384,10 @@ def _candidates(spec: FactSpec, compared: Sequence[Compare], base: FactValue) ->
         low = -MAX_INT if spec.minimum is None else spec.minimum
         high = MAX_INT if spec.maximum is None else spec.maximum
         numbers = {n for c in constants if isinstance(c, int) for n in (c - 1, c, c + 1)}
-        middle = base if isinstance(base, int) else max(low, min(high, 1))
-        found += sorted(
-            (n for n in numbers | {middle} if low <= n <= high), key=lambda n: (abs(n - middle), n)
-        )
+        middle: int = base if isinstance(base, int) else max(low, min(high, 1))
+        allowed = sorted(n for n in numbers | {middle} if low <= n <= high)
+        allowed.sort(key=lambda n: abs(n - middle))
+        found += allowed
     else:
         texts = [str(c) for c in constants]
         if spec.domain is not None:

@@ -228,3 +228,7 @@ def _fail(message: str, code: int) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON value on a line of stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+# each registers its commands on the apps above
+from dodona.oracle.cli import analysis  # noqa: E402, F401

@@ -1,0 +1,96 @@
+"""`dodona rules check` and `dodona rules diff`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dodona.oracle.cli.app import FAILED, AsJson, print_json, reporting, rules_app
+from dodona.oracle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dodona.oracle.analysis.check import Report
+
+Strict = Annotated[bool, typer.Option("--strict", help="Warnings fail too.")]
+Github = Annotated[bool, typer.Option("--github", help="Print findings as GitHub workflow commands.")]
+
+
+@rules_app.command("check")
+def rules_check(
+    books: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BOOK...]",
+            help="Names, files, folders, or REVISION:PATH of git; every bundled book without any.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Strict = False,
+    github: Github = False,
+    json_: AsJson = False,
+) -> None:
+    """Prove over all facts what should hold of rule books; exits with 1 where something does not."""
+    with reporting():
+        if github and json_:
+            raise ConfigError("--github and --json: choose one of them")
+        from dodona.oracle.analysis.check import check_book
+        from dodona.oracle.analysis.source import books_of
+        from dodona.oracle.rulebook import bundled_rulebooks
+
+        loads = [load for name in books or bundled_rulebooks() for load in books_of(name).values()]
+        reports = [check_book(load) for load in loads]
+        findings = [finding for report in reports for finding in report.findings]
+        if json_:
+            print_json([_report_data(report) for report in reports])
+        elif github:
+            for finding in findings:
+                typer.echo(finding.github())
+        else:
+            for report in reports:
+                _print_report(report, outcomes=len(reports) == 1)
+            if len(reports) > 1:
+                errors = sum(finding.level == "error" for finding in findings)
+                typer.echo(f"{len(reports)} books, {errors} errors, {len(findings) - errors} warnings")
+        if any(report.failed for report in reports) or (strict and findings):
+            raise typer.Exit(FAILED)
+
+
+def _print_report(report: Report, *, outcomes: bool) -> None:
+    from dodona.oracle.analysis.check import show_kind
+    from dodona.oracle.analysis.findings import show_facts
+
+    for finding in report.findings:
+        typer.echo(str(finding))
+    if not report.rules:
+        return
+    kept = ", ".join(report.exceptions)
+    declared = f"; declared exceptions, confirmed: {kept}" if kept else ""
+    verdict = "findings above" if report.failed else "nothing wrong"
+    typer.echo(f"{report.book}: {report.rules} rules over {report.facts} facts: {verdict}{declared}")
+    if not outcomes:
+        return
+    typer.echo("  Every configuration gets one of these outcomes, here with the plainest that does:")
+    for kind, facts in report.outcomes:
+        typer.echo(f"    {show_kind(kind)}: {show_facts(facts)}")
+    if report.unserved:
+        typer.echo("  Where nobody forces a runner, none can serve where the last one is refused by:")
+        for rule, facts in report.unserved:
+            typer.echo(f"    {rule}: {show_facts(facts)}")
+
+
+def _report_data(report: Report) -> dict[str, Any]:
+    from dodona.oracle.analysis.findings import facts_data
+
+    return {
+        "book": report.book,
+        "rules": report.rules,
+        "facts": report.facts,
+        "findings": [finding.data() for finding in report.findings],
+        "outcomes": [
+            {"runner": runner, "refused": refused, "witness": facts_data(facts)}
+            for (runner, refused), facts in report.outcomes
+        ],
+        "unserved": [{"rule": rule, "witness": facts_data(facts)} for rule, facts in report.unserved],
+        "exceptions": list(report.exceptions),
+    }
