@@ -77,7 +77,7 @@ def test_rules_and_loaders_refuse_the_same(mapping, raw, environment, trust_remo
     # A rule may fire for want of a fact; a loader refuses only what it sees.
     refused = set(v2.check_supported(config, model, environment))
     assert surely & spoken_of("v2") <= refused <= maybe
-    refused = set(v1.check_supported(config, model))
+    refused = set(v1.check_supported(config, model, environment))
     assert surely & spoken_of("v1") <= refused <= maybe
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from dodona.oracle.config import EngineConfig
+from dodona.oracle.environment import Environment
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.facts import (
     has_active_connector,
@@ -22,6 +23,7 @@ from dodona.runners.limits import resolve_device_type
 
 LACKS: frozenset[str] = frozenset(
     {
+        "device",
         "quantization",
         "hybrid-mamba",
         "pooling",
@@ -46,11 +48,12 @@ LACKS: frozenset[str] = frozenset(
 """Rule ids of rules/dodona.yaml that veto V1."""
 
 
-def check_supported(config: EngineConfig, model: ModelInfo) -> tuple[str, ...]:
-    """The features, as in `LACKS`, that this configuration asks for and V1 lacks."""
+def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
+    """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
     found = {
+        "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "quantization": resolved_quantization(config, model) is not None,
         "hybrid-mamba": model.has_inner_state or model.is_attention_free,
         "pooling": resolved_runner_type(config, model) != "generate",
@@ -85,11 +88,7 @@ def choose_device(config: EngineConfig) -> torch.device:
     """`device_config.device`; "auto" is the current CUDA device if there is one, else the CPU."""
     if resolve_device_type(config) == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "device_config.device: 'cuda' asked, but torch finds no CUDA device; use 'auto' or 'cpu'"
-        )
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 
 def choose_dtype(config: EngineConfig, model: ModelInfo, device: torch.device) -> torch.dtype:

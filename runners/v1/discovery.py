@@ -36,14 +36,21 @@ class _ForeignMask:
     local_size: int | None
 
 
-_recorded: ContextVar[list[AttentionCall] | None] = ContextVar("dodona_v1_recorded", default=None)
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    device: torch.device
+    """Where the model lives: its mask functions may hold tensors there."""
+    calls: list[AttentionCall]
+
+
+_recorded: ContextVar[_Recording | None] = ContextVar("dodona_v1_recorded", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[list[AttentionCall]]:
-    """A list that receives the attention calls made inside, in order."""
+def recording(device: torch.device) -> Iterator[list[AttentionCall]]:
+    """A list that receives the attention calls made inside, in order, by a model on `device`."""
     calls: list[AttentionCall] = []
-    token = _recorded.set(calls)
+    token = _recorded.set(_Recording(device, calls))
     try:
         yield calls
     finally:
@@ -54,7 +61,9 @@ def _record_mask(
     *args: Any, mask_function: MaskFunction | None = None, local_size: int | None = None, **kwargs: Any
 ) -> AttentionPattern | _ForeignMask:
     """In place of a mask tensor, the pattern that the model asks for."""
-    pattern = None if mask_function is None else recognise(mask_function, local_size)
+    recorded = _recorded.get()
+    device = torch.device("cpu") if recorded is None else recorded.device
+    pattern = None if mask_function is None else recognise(mask_function, local_size, device)
     return pattern or _ForeignMask(local_size)
 
 
@@ -67,9 +76,10 @@ def _record_call(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    calls = _recorded.get()
-    if calls is None:
+    recorded = _recorded.get()
+    if recorded is None:
         raise RuntimeError(f"attention {RECORDING_ATTENTION!r} was called outside of `recording()`")
+    calls = recorded.calls
     where = f"attention call {len(calls)} ({type(module).__name__})"
     if kwargs.get("position_bias") is not None:
         raise _refuse(f"{where} adds a position bias to its scores")

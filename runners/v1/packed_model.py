@@ -91,7 +91,7 @@ class PackedModel:
         ids = torch.zeros(1, 4, dtype=torch.int64, device=self.device)
         positions = torch.arange(4, device=self.device)[None]
         try:
-            with torch.inference_mode(), recording() as calls:
+            with torch.inference_mode(), recording(self.device) as calls:
                 self.model(input_ids=ids, position_ids=positions, use_cache=False)
         except UnsupportedConfiguration:
             raise

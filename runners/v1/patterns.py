@@ -47,8 +47,13 @@ class AttentionPattern:
 CAUSAL = AttentionPattern()
 
 
-def recognise(mask_function: MaskFunction, local_size: int | None) -> AttentionPattern | None:
-    """The pattern that `mask_function` computes, or None if it is none of ours.
+_CPU = torch.device("cpu")
+
+
+def recognise(
+    mask_function: MaskFunction, local_size: int | None, device: torch.device = _CPU
+) -> AttentionPattern | None:
+    """The pattern that `mask_function` (its tensors on `device`) computes, or None if it is none of ours.
 
     The function is evaluated at positions on both sides of every edge that a window or chunk of `local_size`
     (None: no local attention) has, so the answer holds for every prompt length, also beyond what a self-check
@@ -62,11 +67,12 @@ def recognise(mask_function: MaskFunction, local_size: int | None) -> AttentionP
     else:
         candidates = [AttentionPattern("sliding", local_size), AttentionPattern("chunked", local_size)]
         edges = [0, local_size, 2 * local_size, 5 * local_size]
-    positions = torch.tensor(sorted({max(0, e + d) for e in edges for d in (-2, -1, 0, 1, 2)} | {0, 1, 2, 3}))
+    near = {max(0, e + d) for e in edges for d in (-2, -1, 0, 1, 2)} | {0, 1, 2, 3}
+    positions = torch.tensor(sorted(near), device=device)
     query, key = positions[:, None], positions[None, :]
-    zero = torch.tensor(0)
+    zero = torch.tensor(0, device=device)
     try:
-        seen = torch.as_tensor(mask_function(zero, zero, query, key)).to("cpu", torch.bool)
+        seen = torch.as_tensor(mask_function(zero, zero, query, key)).to(device, torch.bool)
         seen = seen.expand(len(positions), len(positions))
     except Exception:  # a mask of the model's own that indexes its tensors: not elementwise, so none of ours
         return None

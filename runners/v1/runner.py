@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from dodona.oracle.environment import Environment
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.hub import resolve_model
 from dodona.oracle.model_info import ModelInfo
@@ -91,7 +92,7 @@ class V1Runner(Runner):
         model_config = self.config.model_config
         path = resolve_model(model_config.model, revision=model_config.revision)
         info = ModelInfo.load(path)
-        lacking = capabilities.check_supported(self.config, info)
+        lacking = capabilities.check_supported(self.config, info, _machine())
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         self._max_model_len = resolve_max_model_len(self.config, info)
@@ -279,6 +280,11 @@ class V1Runner(Runner):
             logits = model.forward(ids, layout, cache, torch.arange(sampled, device=self.device))
             with torch.inference_mode():
                 sampling.sample(logits, [_PROFILE_ROW] * sampled)
+
+
+def _machine() -> Environment:
+    """The machine as torch sees it, whatever the oracle was told."""
+    return Environment(has_triton=False, platform="cuda" if torch.cuda.is_available() else "cpu")
 
 
 _PROFILE_ROW = sampling.SamplingRow(

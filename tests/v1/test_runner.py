@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dodona.oracle.config import EngineConfig
+from dodona.oracle.environment import Environment
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.facts import outgrows_rope
 from dodona.oracle.model_info import ModelInfo
@@ -20,6 +21,7 @@ from dodona.runners.v1.capabilities import LACKS, check_supported
 from tests.support.tiny_models import make_model
 from tests.v1.driver import GREEDY, Driver, make_runner
 
+CPU = Environment(has_triton=False, platform="cpu")
 PROMPTS = [[5, 6, 7], [9] * 20, [3]]
 
 
@@ -79,17 +81,24 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
 def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
     path = tiny_models.path("llama")
     model = ModelInfo.from_mapping({**json.loads((path / "config.json").read_text()), **change})
-    assert check_supported(make_runner(path, load=False).config, model) == (feature,)
+    assert check_supported(make_runner(path, load=False).config, model, CPU) == (feature,)
+
+
+def test_a_gpu_that_is_not_there(tiny_models):
+    path = tiny_models.path("llama")
+    config, model = EngineConfig.from_flat(str(path), device="cuda"), ModelInfo.load(path)
+    assert check_supported(config, model, CPU) == ("device",)
+    assert check_supported(config, model, Environment(has_triton=True, platform="cuda")) == ()
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
-    assert set(ASKS) | {"hybrid-mamba", "encoder-decoder", "length-dependent-rope"} == LACKS
+    assert set(ASKS) | {"device", "hybrid-mamba", "encoder-decoder", "length-dependent-rope"} == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])
 def test_what_asks_for_nothing_is_not_refused(tiny_models, flat):
     path = tiny_models.path("llama")
-    assert check_supported(make_runner(path, load=False, **flat).config, ModelInfo.load(path)) == ()
+    assert check_supported(make_runner(path, load=False, **flat).config, ModelInfo.load(path), CPU) == ()
 
 
 def test_ropes_that_change_with_length(tiny_models):
