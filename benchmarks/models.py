@@ -1,0 +1,122 @@
+"""Models by shape: config.json files of known sizes, for engines that fill them with random weights.
+
+Nothing is downloaded: what decides speed is the shape, and that is all there is here.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_QWEN3: Mapping[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "head_dim": 128,
+    "num_key_value_heads": 8,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "attention_bias": False,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+}
+_LLAMA: Mapping[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+_COMMON: Mapping[str, Any] = {"hidden_act": "silu", "initializer_range": 0.02, "torch_dtype": "bfloat16"}
+
+
+def _llama3_rope(factor: float) -> dict[str, Any]:
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "qwen3-0.6b": {
+        **_COMMON, **_QWEN3, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "tie_word_embeddings": True,
+    },
+    "qwen3-1.7b": {
+        **_COMMON, **_QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "tie_word_embeddings": True,
+    },
+    "qwen3-4b": {
+        **_COMMON, **_QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "tie_word_embeddings": True,
+    },
+    "qwen3-8b": {
+        **_COMMON, **_QWEN3, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "tie_word_embeddings": False,
+    },
+    "llama-3.2-1b": {
+        **_COMMON, **_LLAMA, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "head_dim": 64, "tie_word_embeddings": True,
+        "rope_scaling": _llama3_rope(32.0),
+    },
+    "llama-3.1-8b": {
+        **_COMMON, **_LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "head_dim": 128, "tie_word_embeddings": False,
+        "rope_scaling": _llama3_rope(8.0),
+    },
+    "mistral-7b": {
+        **_COMMON, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32768, "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "sliding_window": None,
+        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "tiny": {
+        **_COMMON, **_QWEN3, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 211,
+        "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 1,
+        "tie_word_embeddings": True, "torch_dtype": "float32",
+    },
+}  # fmt: skip
+"""config.json by name. "tiny" is for trying the programs where there is no GPU."""
+
+
+def read_config(model: str) -> dict[str, Any]:
+    """The config.json of a name in `SHAPES`, or of a directory (or of the file itself).
+
+    Raises ValueError that says what is known where it is neither.
+    """
+    if model in SHAPES:
+        return dict(SHAPES[model])
+    path = Path(model)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"--model {model!r} is neither a directory with a config.json nor a known shape; "
+            f"known shapes: {', '.join(SHAPES)}"
+        )
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
+
+
+@contextmanager
+def model_directory(model: str) -> Iterator[Path]:
+    """A directory with the model's config.json alone, so that no engine finds weights or a tokenizer."""
+    config = read_config(model)
+    with tempfile.TemporaryDirectory(prefix="benchmark-model-") as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        yield Path(directory)
