@@ -78,30 +78,50 @@ def describe(arguments: Arguments, book: RuleBook, environment: Environment | No
     environment: what to decide for; None: this machine, and the book's environment variable.
     """
     sections = arguments.sections
-    name = (sections.get("model_config") or {}).get("model")
+    model = model_of(sections)
+    environment = detected(book) if environment is None else environment
+    facts = known_facts(sections, model, environment, book)
+    assumed = assumed_facts(facts, model, book)
+    matters = _open(book, facts)
+    notes = [f"{fact} = {show_value(assumed[fact])} (not known)" for fact in assumed if fact in matters]
+    notes += [f"{flag} is not known here, and was left alone" for flag in arguments.unknown]
+    return Described(_shared(sections), sections, {**facts, **assumed}, tuple(notes))
+
+
+def model_of(sections: Mapping[str, Any]) -> ModelInfo:
+    """What the config.json of a configuration's model says. Raises ConfigError."""
+    given = sections.get("model_config") or {}
+    name = given.get("model")
     if not isinstance(name, str) or not name:
         raise ConfigError("no model: name a model directory or a hub id")
-    model = ModelInfo.load(resolve_model(name, revision=sections["model_config"].get("revision")))
-    environment = detected(book) if environment is None else environment
-    facts = {
+    return ModelInfo.load(resolve_model(name, revision=given.get("revision")))
+
+
+def known_facts(
+    sections: Mapping[str, Any], model: ModelInfo, environment: Environment, book: RuleBook
+) -> dict[str, FactValue]:
+    """Every fact of the book, `UNKNOWN` where neither flags nor config.json nor machine tell it. Raises
+    ConfigError.
+    """
+    return {
         **config_facts(_completed(sections, model), book.assume),
         "environment.override": environment.override,
         "environment.has_triton": environment.has_triton,
         "environment.platform": environment.platform,
         "environment.logitsproc_plugins": environment.logitsproc_plugins,
     }
+
+
+def assumed_facts(facts: Mapping[str, FactValue], model: ModelInfo, book: RuleBook) -> dict[str, FactValue]:
+    """What stands in for those of the facts that are unknown."""
     guesses: dict[str, FactValue] = {"speculative_config.method": "draft_model"}
     if model.architectures:
         guesses["model_config.architecture"] = model.architectures[0]
-    assumed = {
+    return {
         fact: guesses[fact] if fact in guesses else default_of(fact, book.assume)
         for fact, value in facts.items()
         if isinstance(value, Unknown)
     }
-    matters = _open(book, facts)
-    notes = [f"{fact} = {show_value(assumed[fact])} (not known)" for fact in assumed if fact in matters]
-    notes += [f"{flag} is not known here, and was left alone" for flag in arguments.unknown]
-    return Described(_shared(sections, name), sections, {**facts, **assumed}, tuple(notes))
 
 
 def detected(book: RuleBook, *, machine: Environment | None = None) -> Environment:
@@ -129,7 +149,7 @@ def _open(book: RuleBook, facts: Mapping[str, FactValue]) -> set[str]:
 
 def _completed(sections: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
     """The sections with what config.json and vLLM's rules add, and UNKNOWN for what neither tells."""
-    given = {name: sections.get(name) or {} for name in _ALWAYS}
+    given = {name: sections.get(name) or {} for name in ALWAYS_CONFIGURED}
     completed = {name: value for name, value in sections.items() if value is not None}
     completed["model_config"] = {**_model(given["model_config"], model), **given["model_config"]}
     cache = dict(given["cache_config"])
@@ -144,7 +164,7 @@ def _completed(sections: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
     completed["compilation_config"] = _compilation(
         given["compilation_config"],
         eager=bool(given["model_config"].get("enforce_eager")),
-        devices=given["parallel_config"].get("tensor_parallel_size") or 1,
+        split=given["parallel_config"].get("tensor_parallel_size") not in (None, 1),
     )
     attention = dict(given["attention_config"])
     if (sections.get("kv_transfer_config") or {}).get("kv_connector") == "HiSparseConnector":
@@ -156,7 +176,7 @@ def _completed(sections: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
     return completed
 
 
-_ALWAYS: Final = (
+ALWAYS_CONFIGURED: Final = (
     "model_config",
     "cache_config",
     "parallel_config",
@@ -185,12 +205,17 @@ def _model(given: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
     }
 
 
+def model_section(model: ModelInfo) -> dict[str, Any]:
+    """vLLM's `model_config` as far as config.json alone tells it, with UNKNOWN for what it doesn't."""
+    return _model({}, model)
+
+
 def _is_causal(architecture: str) -> bool:
     """Whether transformers has it as a causal language model, which no diffusion model is."""
     return architecture.endswith("ForCausalLM") and architecture in known_architectures()
 
 
-def _compilation(given: Mapping[str, Any], *, eager: bool, devices: int) -> dict[str, Any]:
+def _compilation(given: Mapping[str, Any], *, eager: bool, split: bool) -> dict[str, Any]:
     completed = dict(given)
     mode = completed.get("mode")
     if isinstance(mode, (int, str)) and not isinstance(mode, bool):
@@ -200,11 +225,18 @@ def _compilation(given: Mapping[str, Any], *, eager: bool, devices: int) -> dict
         completed["cudagraph_mode"] = graphs.upper()
     elif graphs is None:
         completed["cudagraph_mode"] = "NONE" if eager else UNKNOWN
-    passes = dict(completed.get("pass_config") or {})
-    if passes.get("enable_sp") is None and devices > 1:
+    passes = _section(completed, "pass_config", "compilation_config")
+    if passes.get("enable_sp") is None and split:
         passes["enable_sp"] = UNKNOWN
     completed["pass_config"] = passes
     return completed
+
+
+def _section(place: Mapping[str, Any], name: str, within: str) -> dict[str, Any]:
+    value = place.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{within}.{name}: expected a section, got {value!r}")
+    return dict(value or {})
 
 
 def _mode(mode: int | str) -> str:
@@ -280,7 +312,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
 _STRICT: Final = ("model_config", "parallel_config", "cache_config", "scheduler_config", "speculative_config")
 
 
-def _shared(sections: Mapping[str, Any], name: str) -> EngineConfig:
+def _shared(sections: Mapping[str, Any]) -> EngineConfig:
     shared = {
         section: {f.name: value[f.name] for f in dataclasses.fields(cls) if value.get(f.name) is not None}
         for section, cls in SECTIONS.items()
@@ -290,4 +322,4 @@ def _shared(sections: Mapping[str, Any], name: str) -> EngineConfig:
         return EngineConfig.from_mapping(shared)
     except ConfigError:
         # vLLM's values may be ones that this runtime doesn't have
-        return EngineConfig.from_flat(name)
+        return EngineConfig.from_flat(sections["model_config"]["model"])
