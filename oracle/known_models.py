@@ -50,6 +50,11 @@ def known_model(model_type: str) -> KnownModel | None:
     )
 
 
+def known_model_types() -> tuple[str, ...]:
+    """Names of all model types of which something is known."""
+    return tuple(_lines())
+
+
 @functools.cache
 def known_architectures() -> frozenset[str]:
     """Names of model classes that transformers or vLLM knows for language models."""

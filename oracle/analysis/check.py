@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dodona.oracle.analysis.baseline import baseline_of
-from dodona.oracle.analysis.diagrams import FALSE
+from dodona.oracle.analysis.diagrams import FALSE, TooEntangled
 from dodona.oracle.analysis.findings import Finding, load_finding
 from dodona.oracle.analysis.lint import lint_conditions
 from dodona.oracle.analysis.proofs import example_findings, rule_findings
@@ -58,7 +58,12 @@ def check_book(load: Load) -> Report:
         source = load()
     except RuleFileError as error:
         return Report(error.file, (load_finding(error),))
-    return check_sourced(source)
+    try:
+        return check_sourced(source)
+    except TooEntangled as error:
+        place = source.place(("rules",), key=True)
+        finding = Finding("too-entangled", place, str(error), "Nothing was proved of this book.")
+        return Report(source.book.rulebook, (finding,), len(source.book.rules))
 
 
 def check_sourced(source: SourcedBook) -> Report:

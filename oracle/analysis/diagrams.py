@@ -19,7 +19,7 @@ TRUE: Final = 1
 MAX_NODES: Final = 2_000_000
 
 
-class TooEntangled(DodonaError):
+class TooEntangled(DodonaError, ValueError):
     """Rules whose conditions hang together so closely that the analysis would outgrow its bound."""
 
 

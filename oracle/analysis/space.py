@@ -314,9 +314,16 @@ class Space:
         return facts
 
     def shown(self, facts: Facts) -> dict[str, FactValue]:
-        """The facts that differ from the baseline."""
+        """The facts that differ from the baseline, less those that are null with their section."""
         missing = object()
-        return {name: value for name, value in facts.items() if value != self.baseline.get(name, missing)}
+        return {
+            name: value
+            for name, value in facts.items()
+            if value != self.baseline.get(name, missing)
+            and not (
+                value is None and any(facts.get(s, missing) is None for s in sections_of(name, self.registry))
+            )
+        }
 
     def steps(self, name: str) -> list[tuple[int, int]]:
         """(variable, value) of each known class of a fact that is no list."""

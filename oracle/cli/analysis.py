@@ -94,3 +94,36 @@ def _report_data(report: Report) -> dict[str, Any]:
         "unserved": [{"rule": rule, "witness": facts_data(facts)} for rule, facts in report.unserved],
         "exceptions": list(report.exceptions),
     }
+
+
+@rules_app.command("diff")
+def rules_diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A name, a file, a folder, or REVISION:PATH of git.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same for what it becomes.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown for a pull request.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Say how the verdicts of two rule books differ; exits with 0 where they don't, with 1 where they do."""
+    with reporting():
+        if markdown and json_:
+            raise ConfigError("--markdown and --json: choose one of them")
+        from dodona.oracle.analysis.diff import diff_sources
+        from dodona.oracle.analysis.diff_text import as_data, as_markdown, as_text
+
+        found = diff_sources(a, b)
+        if json_:
+            print_json(
+                {
+                    "books": [as_data(difference) for difference in found.books],
+                    "added": list(found.added),
+                    "removed": list(found.removed),
+                }
+            )
+        else:
+            write = as_markdown if markdown else as_text
+            lines = [line for difference in found.books for line in (*write(difference), *[""] * markdown)]
+            lines += [f"{name}: only in {b}" for name in found.added]
+            lines += [f"{name}: only in {a}" for name in found.removed]
+            typer.echo("\n".join(lines))
+        if found:
+            raise typer.Exit(FAILED)

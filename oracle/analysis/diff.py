@@ -1,0 +1,394 @@
+"""`dodona rules diff`: how the verdicts of two rule books differ, whatever their text looks like."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from dodona.oracle.analysis.baseline import baseline_of
+from dodona.oracle.analysis.blast import Radius, blast_radius
+from dodona.oracle.analysis.diagrams import FALSE
+from dodona.oracle.analysis.regions import Kind, Outcomes, Part, Regions, kinds_differ
+from dodona.oracle.analysis.source import Place, SourcedBook, books_of
+from dodona.oracle.analysis.space import Space
+from dodona.oracle.conditions import Facts, comparisons
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.facts import FactValue
+from dodona.oracle.reference import firings
+from dodona.oracle.rulebook import Rule, RuleBook
+from dodona.oracle.verdict import decide, with_assumptions
+
+Status = Literal["added", "removed", "changed", "renamed"]
+Effect = Literal["outcome", "refusals", "unsupported", "reasons"]
+
+_EFFECTS: Final[tuple[Effect, ...]] = ("outcome", "refusals", "unsupported", "reasons")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a book says of some facts."""
+
+    kind: Kind
+    decided_by: str
+    reasons: tuple[str, ...]
+    """Ids of the rules that fire."""
+    refusals: tuple[str, ...]
+    """Ids of the rules for which the runner doesn't start, or the choice is refused."""
+    unsupported: Mapping[str, tuple[str, ...]]
+    """Per runner, the features it lacks."""
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Facts of which two books say different things."""
+
+    facts: Mapping[str, FactValue]
+    """As far as they differ from a plain configuration."""
+    all_facts: Mapping[str, FactValue]
+    """The facts that either book reads."""
+    before: Answer
+    after: Answer
+
+    @property
+    def effect(self) -> Effect:
+        """The first thing that differs."""
+        if self.before.kind != self.after.kind:
+            return "outcome"
+        if self.before.refusals != self.after.refusals:
+            return "refusals"
+        return "unsupported" if self.before.unsupported != self.after.unsupported else "reasons"
+
+
+@dataclass(frozen=True)
+class OutcomeChange:
+    """Facts that have one outcome before and another after."""
+
+    before: Kind
+    after: Kind
+    known: bool
+    """False where only facts that aren't known change so."""
+    witness: Witness
+
+
+@dataclass(frozen=True)
+class RuleChange:
+    """One rule that says something else, or is new or gone."""
+
+    rule: str
+    status: Status
+    what: tuple[str, ...]
+    """How it differs, in words."""
+    witness: Witness
+    place: Place
+    """In the second book; in the first where it is gone."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All that differs between the verdicts of two books."""
+
+    before: str
+    after: str
+    outcomes: tuple[OutcomeChange, ...] = ()
+    rules: tuple[RuleChange, ...] = ()
+    settings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What differs in the text, but in no runner, refusal or unsupported feature."""
+    radius: Radius | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.outcomes or self.rules or self.settings)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What differs between two sources: of single books, or of folders."""
+
+    books: tuple[Difference, ...]
+    added: tuple[str, ...] = ()
+    """Books of the second folder only."""
+    removed: tuple[str, ...] = ()
+    """Books of the first folder only."""
+
+    def __bool__(self) -> bool:
+        return bool(any(self.books) or self.added or self.removed)
+
+
+def diff_sources(a: str, b: str) -> Differences:
+    """How two books, or the books of two folders, differ; see `analysis.source` for what names them.
+
+    Raises ConfigError, and RuleFileError for a malformed book.
+    """
+    before, after = books_of(a), books_of(b)
+    if ("" in before) is not ("" in after):
+        raise ConfigError(f"{a} and {b}: one is a folder and the other a book; name two of a kind")
+    pairs = [(name, before[name](), after[name]()) for name in before if name in after]
+    return Differences(
+        tuple(
+            diff_books(
+                x,
+                y,
+                before=f"{a.rstrip('/')}/{name}" if name else a,
+                after=f"{b.rstrip('/')}/{name}" if name else b,
+            )
+            for name, x, y in pairs
+        ),
+        tuple(sorted(set(after) - set(before))),
+        tuple(sorted(set(before) - set(after))),
+    )
+
+
+def diff_books(a: SourcedBook, b: SourcedBook, *, before: str = "", after: str = "") -> Difference:
+    """How the verdicts of `b` differ from those of `a`. Raises ConfigError for books of two systems.
+
+    before, after: how to call the books; by default their own names.
+    """
+    if a.book.system != b.book.system:
+        raise ConfigError(
+            f"{a.book.rulebook} describes {a.book.system}, {b.book.rulebook} describes {b.book.system}: "
+            "they read other facts, and can't be compared"
+        )
+    return _Comparison(a, b).run(before or a.book.rulebook, after or b.book.rulebook)
+
+
+def answer(book: RuleBook, facts: Facts) -> Answer:
+    """What a book says of facts, by the reference evaluator."""
+    facts, _ = with_assumptions(book, facts)
+    fired = firings(book, facts)
+    outcome = decide(book, fired)
+    against = [book.by_id[f.rule] for f in fired if book.by_id[f.rule].kind != "override"]
+    unsupported: dict[str, tuple[str, ...]] = {
+        runner: tuple(sorted(rule.show_feature(facts) for rule in against if runner in rule.runners))
+        for runner in sorted(book.runners)
+    }
+    return Answer(
+        outcome.kind,
+        outcome.decided_by,
+        tuple(sorted(f.rule for f in fired)),
+        tuple(sorted(outcome.refusals)),
+        unsupported,
+    )
+
+
+class _Comparison:
+    """Two books over one space."""
+
+    def __init__(self, a: SourcedBook, b: SourcedBook) -> None:
+        self.a, self.b = a, b
+        compared = [c for s in (a, b) for rule in s.book.rules for c in comparisons(rule.when)]
+        self.space = Space(a.book.facts, compared, baseline_of(a.book), unknown=True)
+        self.before = Regions(self.space, a.book)
+        self.after = Regions(self.space, b.book)
+        self.outcome_differs = kinds_differ(self.space, self.before.outcomes.kinds, self.after.outcomes.kinds)
+        self.refusals_differ = _refusals_differ(self.space, self.before.outcomes, self.after.outcomes)
+
+    def run(self, before: str, after: str) -> Difference:
+        rules, notes = self.rules()
+        settings, more = self.settings()
+        found = Difference(
+            before, after, tuple(self.outcomes()), tuple(rules), tuple(settings), tuple(notes + more)
+        )
+        if not found:
+            return found
+        radius = blast_radius(self.before, self.after, self.outcome_differs)
+        return dataclasses.replace(found, radius=radius)
+
+    # --- outcomes
+
+    def outcomes(self) -> Iterator[OutcomeChange]:
+        d = self.space.diagrams
+        for before, was in self.before.outcomes.kinds.items():
+            for after, now in self.after.outcomes.kinds.items():
+                region = d.both(was, now)
+                if before != after and region != FALSE:
+                    known = d.both(region, self.space.known) != FALSE
+                    yield OutcomeChange(before, after, known, self.witness(region))
+
+    def witness(self, region: int, *preferred: int) -> Witness:
+        """The plainest facts of a region, with known facts if there are such, and of the first of the
+        preferred regions that it meets.
+        """
+        d = self.space.diagrams
+        for known in (self.space.known, self.space.possible):
+            for part in (*preferred, self.space.possible):
+                found = self.space.witness(d.all_of([region, part, known]))
+                if found is not None:
+                    full = {**self.space.baseline, **found}
+                    return Witness(
+                        self.space.shown(found), found, answer(self.a.book, full), answer(self.b.book, full)
+                    )
+        raise AssertionError("an empty region has no witness")
+
+    # --- rules
+
+    def rules(self) -> tuple[list[RuleChange], list[str]]:
+        changes: list[RuleChange] = []
+        notes: list[str] = []
+        gone = [rule for rule in self.a.book.rules if rule.id not in self.b.book.by_id]
+        new = [rule for rule in self.b.book.rules if rule.id not in self.a.book.by_id]
+        for rule in self.b.book.rules:
+            if rule in new:
+                old = next((r for r in gone if self.same_but_for_id(r, rule)), None)
+                if old is not None:
+                    gone.remove(old)
+                    changes += self.change(rule, "renamed", (f"was '{old.id}'",), FALSE)
+                else:
+                    changes += self.change(rule, "added", (_role(rule),), self.after.parts[rule.id].fires)
+                continue
+            what, region = self.compare(self.a.book.by_id[rule.id], rule, notes)
+            changes += self.change(rule, "changed", tuple(what), region) if what else []
+        for rule in gone:
+            changes += self.change(rule, "removed", (_role(rule),), self.before.parts[rule.id].fires)
+        said = {change.rule for change in changes}
+        notes += [
+            f"rule {rule.id}: is in one book only, and fires nowhere"
+            for rule in (*new, *gone)
+            if rule.id not in said
+        ]
+        return changes, notes
+
+    def change(self, rule: Rule, status: Status, what: tuple[str, ...], region: int) -> list[RuleChange]:
+        side = self.before if status == "removed" else self.after
+        if status == "renamed":
+            region = side.parts[rule.id].fires
+        if region == FALSE:
+            return []
+        source = self.a if status == "removed" else self.b
+        witness = self.witness(region, *self.own_effect(rule.id))
+        return [RuleChange(rule.id, status, what, witness, source.rule_place(rule.id))]
+
+    def own_effect(self, rule: str) -> tuple[int, int]:
+        """Where outcomes, and refusals, of the two books differ, and this rule by itself makes such a
+        difference in one of them.
+        """
+        d = self.space.diagrams
+        outcome = refusals = FALSE
+        for base, other in ((self.before, self.after), (self.after, self.before)):
+            parts = [part for part in base.parts.values() if part.id != rule]
+            if rule in other.parts:
+                parts.append(other.parts[rule])
+            tried = base.outcomes_of(parts)
+            outcome = d.either(outcome, kinds_differ(self.space, base.outcomes.kinds, tried.kinds))
+            refusals = d.either(refusals, _refusals_differ(self.space, base.outcomes, tried))
+        return d.both(outcome, self.outcome_differs), d.both(refusals, self.refusals_differ)
+
+    def same_but_for_id(self, old: Rule, new: Rule) -> bool:
+        was, now = self.before.parts[old.id], self.after.parts[new.id]
+        return (
+            dataclasses.replace(was, id="", precedence=0) == dataclasses.replace(now, id="", precedence=0)
+            and old.feature == new.feature
+        )
+
+    def compare(self, old: Rule, new: Rule, notes: list[str]) -> tuple[list[str], int]:
+        """How a rule differs, in words, and where that shows; what makes no difference goes to the notes."""
+        d = self.space.diagrams
+        was, now = self.before.parts[old.id], self.after.parts[new.id]
+        what: list[str] = []
+        region = d.differ(was.fires, now.fires)
+        if region != FALSE:
+            more, fewer = d.less(now.fires, was.fires), d.less(was.fires, now.fires)
+            extent = "others" if more != FALSE and fewer != FALSE else "more" if more != FALSE else "fewer"
+            known = d.both(region, self.space.known) != FALSE
+            what.append(f"fires for {extent}" if known else f"fires for {extent}, where facts aren't known")
+        elif old.when != new.when:
+            notes.append(f"rule {new.id}: `when` is written otherwise, and means the same")
+        acts = self.effect_of(was, now)
+        for name, before, after in _attributes(old, new):
+            if acts == FALSE:
+                notes.append(f"rule {new.id}: {name} {before} → {after}, which changes nothing")
+            else:
+                what.append(f"{name} {before} → {after}")
+        region = d.either(region, acts)
+        if old.feature != new.feature:
+            what.append(f"the feature is '{new.feature}', was '{old.feature}'")
+            region = region if region != FALSE else d.both(was.fires, now.fires)
+        words = [n for n in ("because", "refs", "since", "refines", "examples") if _of(old, n) != _of(new, n)]
+        if words:
+            notes.append(f"rule {new.id}: other {', '.join(words)}")
+        return what, region
+
+    def effect_of(self, was: Part, now: Part) -> int:
+        """Where the first book would answer otherwise with what else than its condition the rule now says."""
+        d = self.space.diagrams
+        changed = dataclasses.replace(now, fires=was.fires)
+        if changed == was:
+            return FALSE
+        parts = [changed if part.id == was.id else part for part in self.before.parts.values()]
+        region = _outcomes_differ(self.space, self.before.outcomes, self.before.outcomes_of(parts))
+        if was.kind != "override" and set(was.runners) != set(now.runners):
+            region = d.either(region, was.fires)
+        return region
+
+    # --- the rest of the book
+
+    def settings(self) -> tuple[list[str], list[str]]:
+        a, b = self.a.book, self.b.book
+        found: list[str] = []
+        notes: list[str] = []
+        if a.environment != b.environment:
+            found.append("environment: the variable, or what its values mean")
+        if (a.assume or {}) != (b.assume or {}):
+            found.append(f"assume: {_assumed(a)} → {_assumed(b)}")
+        for name in ("runners", "forced_refusal"):
+            was, now = getattr(a, name), getattr(b, name)
+            if was != now:
+                acts = self.outcome_differs != FALSE or self.refusals_differ != FALSE
+                (found if acts else notes).append(f"{name}: {_words(was)} → {_words(now)}")
+        texts = ("rulebook", "description", "exceptions")
+        notes += [f"{name} differs" for name in texts if getattr(a, name) != getattr(b, name)]
+        return found, notes
+
+
+def _outcomes_differ(space: Space, a: Outcomes, b: Outcomes) -> int:
+    d = space.diagrams
+    return d.any_of(
+        [
+            kinds_differ(space, a.kinds, b.kinds),
+            *(
+                d.differ(a.decided.get(n, FALSE), b.decided.get(n, FALSE))
+                for n in sorted({*a.decided, *b.decided})
+            ),
+            _refusals_differ(space, a, b),
+        ]
+    )
+
+
+def _refusals_differ(space: Space, a: Outcomes, b: Outcomes) -> int:
+    """Where some rule is among the refusals of one only."""
+    d = space.diagrams
+    rules = sorted({*a.refused, *b.refused})
+    return d.any_of(d.differ(a.refused.get(rule, FALSE), b.refused.get(rule, FALSE)) for rule in rules)
+
+
+def _attributes(old: Rule, new: Rule) -> list[tuple[str, str, str]]:
+    names = ("kind", "runners", "stage", "precedence", "unless_vetoed")
+    return [
+        (name, _words(_of(old, name)), _words(_of(new, name)))
+        for name in names
+        if _of(old, name) != _of(new, name)
+    ]
+
+
+def _of(rule: Rule, name: str) -> object:
+    value = getattr(rule, name)
+    return tuple(sorted(value)) if name == "runners" else value
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _role(rule: Rule) -> str:
+    if rule.kind == "override":
+        return f"override, chooses {rule.runners[0]}" if rule.runners else "override, refuses the choice"
+    return f"{rule.kind} on {', '.join(rule.runners)}"
+
+
+def _assumed(book: RuleBook) -> str:
+    from dodona.oracle.analysis.findings import show_facts
+
+    return show_facts(book.assume) if book.assume else "nothing"
