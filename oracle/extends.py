@@ -29,7 +29,10 @@ MAX_DEPTH: Final = 16
 Sibling = Callable[[str], Document | None]
 """Reads the book of a name from the folder of the book that names it; None where there is none."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""Form of the name of a book that is extended: never a path."""
+
+_NAME = re.compile(NAME_PATTERN.replace("$", r"\Z"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,14 +88,18 @@ def read_yaml(path: Path) -> Document:
     """Read and parse one file. Raises RuleFileError (with the place) for anything that isn't the strict
     subset.
     """
+    return parse_yaml(read_bytes(path), file=str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content, cut off just beyond the size that `parse_yaml` takes. Raises RuleFileError."""
     try:
         with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+            return stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise RuleFileError(
             str(path), 1, 1, f"cannot be read: {error.strerror or error}", "Check the path."
         ) from None
-    return parse_yaml(raw, file=str(path))
 
 
 def parse_yaml(source: str | bytes, *, file: str = "<text>") -> Document:
