@@ -43,7 +43,12 @@ FIELDS: Mapping[str, frozenset[str]] = {
         }
     ),
     KERNELS: frozenset({"kernel", "case", "seconds", "roofline_seconds", "bound", "share", "torch_seconds"}),
-    STEP: frozenset({"engine", "model", "batch", "context", "host_us", "step_us", "gpu"}),
+    STEP: frozenset(
+        {
+            "engine", "model", "sampling", "batch", "context", "mean_context", "host_us", "step_us",
+            "tokens_per_s", "gpu",
+        }
+    ),
 }  # fmt: skip
 """Fields of a record by schema: these and no others."""
 
