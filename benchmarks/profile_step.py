@@ -8,9 +8,10 @@ for the oldest step), update, deliver (the callers' news). All but result are ho
 the GPU's. Then the same steps once more under torch's profiler.
 
 A record has: engine, model, sampling, batch, context (tokens of each prompt), mean_context (tokens of a
-request in the middle of the timed steps, on average), host_us (mean microseconds per step by part), step_us (median, from one result to the next), tokens_per_s, and gpu (null
-without one): busy_us and idle_us per step, and kernels, each with name, us and launches per step, largest
-first. The profiler slows the host, so that idle_us is an upper bound.
+request in the middle of the timed steps, on average), host_us (mean microseconds per step by part), step_us
+(median, from one result to the next), tokens_per_s, and gpu (null without one): busy_us and idle_us per step,
+and kernels, each with name, us and launches per step, largest first. The profiler slows the host, so that
+idle_us is an upper bound.
 """
 
 from __future__ import annotations
