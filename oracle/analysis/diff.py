@@ -19,6 +19,7 @@ from dodona.oracle.facts import FactValue
 from dodona.oracle.reference import firings
 from dodona.oracle.rulebook import Rule, RuleBook
 from dodona.oracle.verdict import decide, with_assumptions
+from dodona.oracle.yaml_source import DataPath
 
 Status = Literal["added", "removed", "changed", "renamed"]
 Effect = Literal["outcome", "refusals", "unsupported", "reasons"]
@@ -238,7 +239,9 @@ class _Comparison:
                     changes += self.change(rule, "added", (_role(rule),), self.after.parts[rule.id].fires)
                 continue
             what, region = self.compare(self.a.book.by_id[rule.id], rule, notes)
-            changes += self.change(rule, "changed", tuple(what), region) if what else []
+            if what:
+                key = next(iter(what))
+                changes += self.change(rule, "changed", tuple(what.values()), region, (key,))
         for rule in gone:
             changes += self.change(rule, "removed", (_role(rule),), self.before.parts[rule.id].fires)
         said = {change.rule for change in changes}
@@ -249,7 +252,9 @@ class _Comparison:
         ]
         return changes, notes
 
-    def change(self, rule: Rule, status: Status, what: tuple[str, ...], region: int) -> list[RuleChange]:
+    def change(
+        self, rule: Rule, status: Status, what: tuple[str, ...], region: int, path: DataPath = ()
+    ) -> list[RuleChange]:
         side = self.before if status == "removed" else self.after
         if status == "renamed":
             region = side.parts[rule.id].fires
@@ -257,7 +262,7 @@ class _Comparison:
             return []
         source = self.a if status == "removed" else self.b
         witness = self.witness(region, *self.own_effect(rule.id))
-        return [RuleChange(rule.id, status, what, witness, source.rule_place(rule.id))]
+        return [RuleChange(rule.id, status, what, witness, source.rule_place(rule.id, path, key=bool(path)))]
 
     def own_effect(self, rule: str) -> tuple[int, int]:
         """Where outcomes, and refusals, of the two books differ, and this rule by itself makes such a
@@ -281,17 +286,20 @@ class _Comparison:
             and old.feature == new.feature
         )
 
-    def compare(self, old: Rule, new: Rule, notes: list[str]) -> tuple[list[str], int]:
-        """How a rule differs, in words, and where that shows; what makes no difference goes to the notes."""
+    def compare(self, old: Rule, new: Rule, notes: list[str]) -> tuple[dict[str, str], int]:
+        """How a rule differs, in words by its keys, and where that shows.
+
+        What makes no difference goes to the notes.
+        """
         d = self.space.diagrams
         was, now = self.before.parts[old.id], self.after.parts[new.id]
-        what: list[str] = []
+        what: dict[str, str] = {}
         region = d.differ(was.fires, now.fires)
         if region != FALSE:
             more, fewer = d.less(now.fires, was.fires), d.less(was.fires, now.fires)
             extent = "others" if more != FALSE and fewer != FALSE else "more" if more != FALSE else "fewer"
             known = d.both(region, self.space.known) != FALSE
-            what.append(f"fires for {extent}" if known else f"fires for {extent}, where facts aren't known")
+            what["when"] = f"fires for {extent}" + ("" if known else ", where facts aren't known")
         elif old.when != new.when:
             notes.append(f"rule {new.id}: `when` is written otherwise, and means the same")
         acts = self.effect_of(was, now)
@@ -299,10 +307,10 @@ class _Comparison:
             if acts == FALSE:
                 notes.append(f"rule {new.id}: {name} {before} → {after}, which changes nothing")
             else:
-                what.append(f"{name} {before} → {after}")
+                what[name] = f"{name} {before} → {after}"
         region = d.either(region, acts)
         if old.feature != new.feature:
-            what.append(f"the feature is '{new.feature}', was '{old.feature}'")
+            what["feature"] = f"the feature is '{new.feature}', was '{old.feature}'"
             region = region if region != FALSE else d.both(was.fires, now.fires)
         words = [n for n in ("because", "refs", "since", "refines", "examples") if _of(old, n) != _of(new, n)]
         if words:

@@ -20,7 +20,7 @@ MEANINGS: Mapping[str, str] = {
     "monotone": "adding one feature that the preferred runner lacks never turns another runner into it",
     "user-decides": "where the user forces a runner, that runner is chosen or the choice is refused",
     "preferred-by-default": (
-        "where nobody forces a runner and no require or veto fires, the preferred runner is chosen"
+        "where nobody forces a runner and nothing rules the preferred one out, it is chosen and starts"
     ),
 }
 
@@ -67,14 +67,15 @@ def _user_overruled(regions: Regions) -> int:
 
 def _not_by_default(regions: Regions) -> Broken:
     d = regions.space.diagrams
-    against = d.any_of(part.fires for part in regions.parts.values() if part.kind != "override")
+    first = regions.book.runners[0]
+    against = d.any_of(p.fires for p in regions.parts.values() if p.kind != "override" and first in p.runners)
     free = d.less(regions.space.possible, _overridden(regions))
     clean = d.less(free, against)
-    preferred = regions.outcomes.kinds.get((regions.book.runners[0], False), FALSE)
+    preferred = regions.outcomes.kinds.get((first, False), FALSE)
     if clean == FALSE:
-        message = f"{regions.book.runners[0]} is chosen only where the user forces it: something always fires"
+        message = f"{first} never serves unless the user forces it: something always rules it out"
         return Broken("preferred-by-default", free, message)
-    message = f"{regions.book.runners[0]} is not chosen although no require or veto fires"
+    message = f"{first} is not chosen although nothing rules it out"
     return Broken("preferred-by-default", d.less(clean, preferred), message)
 
 
