@@ -69,7 +69,8 @@ class InstantRunner:
         rows = step.rows if step.num_decodes == len(step.rows) else _sampling_rows(step)
         self.output = StepOutput(rows, [7] * len(rows))
 
-    def sample_tokens(self) -> InstantPending:
+    def sample_tokens(self, grammar_output: Any = None) -> InstantPending:
+        assert grammar_output is None  # no request has a grammar
         assert self.output is not None
         return InstantPending(self.output)
 
