@@ -1,12 +1,4 @@
-"""Hypothesis strategies and random generators for configurations, environments, models and facts.
-
-For tests of Dodona, and for whoever builds on it (`pip install 'dodona[testing]'`):
-
->>> from hypothesis import given
->>> from dodona.oracle.testing import engine_config_mappings
->>> @given(engine_config_mappings())
-... def test_my_launcher(mapping): ...
-"""
+"""Hypothesis strategies and random generators for configurations, environments, models and facts."""
 
 from __future__ import annotations
 
