@@ -48,7 +48,7 @@ class Witness:
     facts: Mapping[str, FactValue]
     """As far as they differ from a plain configuration."""
     all_facts: Mapping[str, FactValue]
-    """The facts that either book reads."""
+    """Every fact of the registry."""
     before: Answer
     after: Answer
 
@@ -218,7 +218,7 @@ class _Comparison:
                 if found is not None:
                     full = {**self.space.baseline, **found}
                     return Witness(
-                        self.space.shown(found), found, answer(self.a.book, full), answer(self.b.book, full)
+                        self.space.shown(found), full, answer(self.a.book, full), answer(self.b.book, full)
                     )
         raise AssertionError("an empty region has no witness")
 
