@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     workload,
                     head,
                     repeat=options.repeat,
-                    streamed=options.latency or workload.name in ALWAYS_STREAMED,
+                    streamed=options.latency or workload.name.removesuffix("-small") in ALWAYS_STREAMED,
                     rates=Rates(options.bandwidth, options.flops),
                 )
                 print(summary(record), flush=True)
