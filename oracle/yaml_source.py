@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from dodona.oracle.errors import RuleFileError
+from dodona.oracle.yaml_quick import read_plain
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 24
@@ -115,6 +116,20 @@ def parse_yaml(source: str | bytes, *, file: str = "<text>") -> Document:
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - (raw.rfind(b"\n", 0, error.start) + 1) + 1
         raise RuleFileError(file, line, column, "is not UTF-8 text", "Save the file as UTF-8.") from None
+    quick = read_plain(text)
+    if quick is not None:
+        data, places, key_places = quick
+        return Document(
+            file,
+            data,
+            MappingProxyType({path: Position(*place) for path, place in places.items()}),
+            MappingProxyType({path: Position(*place) for path, place in key_places.items()}),
+        )
+    return read_fully(text, file=file)
+
+
+def read_fully(text: str, *, file: str) -> Document:
+    """Parse strict YAML by the full reader, which `parse_yaml` asks for all that isn't plainly written."""
     return _Builder(file).build(text)
 
 
