@@ -66,15 +66,25 @@ def verdict_for(
     """
     facts, assumptions = with_assumptions(book, derive_facts(config, model, environment))
     fired, evaluated_by = _firings(book, facts, trusted)
-    return make_verdict(book, config, facts, fired, evaluated_by=evaluated_by, assumptions=assumptions)
+    return make_verdict(
+        book,
+        config,
+        facts,
+        fired,
+        evaluated_by=evaluated_by,
+        assumptions=assumptions,
+        environment=environment,
+    )
 
 
 def _vllm_verdict(
     config: object, book: RuleBook, environment: Environment | None, *, trusted: bool
 ) -> Verdict:
-    from dodona.oracle.vllm.select import describe, read_config
+    from dodona.oracle.vllm.select import describe, detected, read_config
 
-    found = describe(read_config(config), book, environment)
+    arguments = read_config(config)
+    environment = detected(book) if environment is None else environment
+    found = describe(arguments, book, environment)
     fired, evaluated_by = _firings(book, found.facts, trusted)
     return make_verdict(
         book,
@@ -84,6 +94,7 @@ def _vllm_verdict(
         evaluated_by=evaluated_by,
         assumptions=found.assumptions,
         vllm_config=found.sections,
+        environment=environment,
     )
 
 

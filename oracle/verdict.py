@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dodona.oracle.conditions import Facts, show_value
 from dodona.oracle.config import EngineConfig, JsonObject
+from dodona.oracle.environment import Environment
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.facts import UNKNOWN, FactValue, Unknown
 from dodona.oracle.logs import choice_log
@@ -20,6 +21,7 @@ from dodona.oracle.reference import Firing
 from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, RunnerName
 
 if TYPE_CHECKING:
+    from dodona.oracle.counterfactuals import Counterfactuals
     from dodona.runners.interface import Runner
 
 Evaluator = Literal["durable_rules", "reference"]
@@ -144,6 +146,8 @@ class Verdict(BaseModel):
     """For a book of vLLM: its whole configuration as it was given; `config` then holds what this runtime's
     configuration has too.
     """
+    environment: Environment | None = None
+    """The machine that it was decided for, and the runner that was forced there."""
     runner: RunnerName | None
     """The runner that serves; None where a forced choice is refused."""
     forced: bool
@@ -181,6 +185,17 @@ class Verdict(BaseModel):
 
         return explain(self)
 
+    def counterfactuals(self, runner: RunnerName, *, rulebook: RuleBook | None = None) -> Counterfactuals:
+        """Every least set of changes to the configuration after which `runner` is chosen and would start.
+
+        It is empty, and says what blocks, where there is none. Reads the model's config.json again. rulebook:
+        the book that decided, where it isn't one that comes with Dodona. Raises ConfigError.
+        """
+        from dodona.oracle.counterfactuals import counterfactuals
+        from dodona.oracle.deployment import deployment_of
+
+        return counterfactuals(deployment_of(self, rulebook), runner)
+
     def build(self) -> Runner:
         """Make the runner. Raises UnsupportedConfiguration where there are refusals, or where the book
         describes another system.
@@ -211,6 +226,7 @@ def make_verdict(
     evaluated_by: Evaluator,
     assumptions: tuple[str, ...] = (),
     vllm_config: Mapping[str, Any] | None = None,
+    environment: Environment | None = None,
 ) -> Verdict:
     """The verdict for firings of `book` on `facts`."""
     outcome = decide(book, fired)
@@ -219,6 +235,7 @@ def make_verdict(
     return Verdict(
         config=config,
         vllm_config=None if vllm_config is None else json.dumps(dict(vllm_config), sort_keys=True),
+        environment=environment,
         runner=outcome.runner,
         forced=outcome.forced,
         decided_by=outcome.decided_by,
