@@ -316,7 +316,7 @@ def test_git_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference.rules[0].place.file == "rules/base.yaml"
     both = diff_sources("HEAD~1:rules", "HEAD:rules")
     assert [bool(book) for book in both.books] == [True, True]
-    (lora,) = [r for r in diff_sources("HEAD:rules/base.yaml", "HEAD:rules/child.yaml").books[0].rules]
+    (lora,) = diff_sources("HEAD:rules/base.yaml", "HEAD:rules/child.yaml").books[0].rules
     assert (lora.rule, lora.status) == ("lora", "removed")
     for wrong in ("HEAD~9:rules/base.yaml", "HEAD:rules/none.yaml", "HEAD:nothing"):
         with pytest.raises(ConfigError, match=wrong.split(":")[0]):
