@@ -1,8 +1,9 @@
 """The search for least sets of changes that lead to a runner.
 
-Sets grow from the empty one. Wherever the runner isn't reached yet, some rule must come out otherwise, and only
-a change that it depends on does that: those are the ways on, and where there is none, the branch ends. Levels
-are of equal size and each set is met once, so that a set which reaches the runner has no subset that does.
+Sets grow from the empty one. Wherever the runner isn't reached yet, some rule must come out otherwise, and
+only a change that it depends on does that: those are the ways on, and where there is none, the branch ends.
+Levels are of equal size and each set is met once, so that a set which reaches the runner has no subset that
+does.
 """
 
 from __future__ import annotations

@@ -52,6 +52,17 @@ def select(
     assume_gpu: Annotated[
         bool, typer.Option("--assume-gpu", help="Decide for a machine with a Hopper GPU and Triton.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show every rule, whether it fired, and the facts it read.")
+    ] = False,
+    why_not: Annotated[
+        str | None,
+        typer.Option("--why-not", metavar="RUNNER", help="What would have to change for v1 or v2 to serve."),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="BOOK,BOOK,...", help="Show several rule books side by side."),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Say which runner would serve a model, and why.
@@ -60,18 +71,26 @@ def select(
     what to serve.
     """
     with reporting():
-        try:
-            words = vllm_words()
-            if words is None:
-                verdict = _select(engine_config(model, engine, config), rulebook, _environment(assume_gpu))
-            else:
-                verdict = _select(words, rulebook, vllm_environment(rulebook, assume_gpu))
-        except UnsupportedConfiguration as refusal:
-            if refusal.verdict is None:
-                raise
-            print_verdict(refusal.verdict, json_)
-            raise typer.Exit(REFUSED) from None
-        print_verdict(verdict, json_)
+        words = vllm_words()
+        given = engine_config(model, engine, config) if words is None else words
+
+        def environment(book: str) -> Environment | None:
+            return _environment(assume_gpu) if words is None else vllm_environment(book, assume_gpu)
+
+        if compare is not None:
+            from dodona.oracle.cli.advice import run_comparison
+
+            run_comparison(
+                given, compare, environment, rulebook=rulebook, asked=explain or why_not, as_json=json_
+            )
+            return
+        verdict = _verdict(given, rulebook, environment(rulebook))
+        if explain or why_not:
+            from dodona.oracle.cli.advice import print_advice
+
+            print_advice(verdict, rulebook, explain=explain, why_not=why_not, as_json=json_)
+        else:
+            print_verdict(verdict, json_)
         if verdict.refusals or verdict.runner is None:
             raise typer.Exit(REFUSED)
 
@@ -198,10 +217,16 @@ def print_verdict(verdict: Verdict, as_json: bool, *, stderr: bool = False) -> N
     make_console(stderr=stderr).print(verdict_table(verdict))
 
 
-def _select(config: Any, rulebook: str, environment: Environment | None) -> Verdict:
-    from dodona.oracle.select import select_runner
+def _verdict(config: Any, rulebook: str, environment: Environment | None) -> Verdict:
+    """The verdict, also where it is a refusal."""
+    from dodona.oracle.decision_log import select_and_log
 
-    return select_runner(config, rulebook=rulebook, environment=environment)
+    try:
+        return select_and_log(config, rulebook=rulebook, environment=environment)
+    except UnsupportedConfiguration as refusal:
+        if refusal.verdict is None:
+            raise
+        return refusal.verdict
 
 
 def _environment(assume_gpu: bool) -> Environment | None:

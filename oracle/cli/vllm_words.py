@@ -22,7 +22,8 @@ class SelectCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse dodona's own options; leave vLLM's words to `vllm_words`."""
         _words.set(None)
-        if _is_vllm_book(_option(args, "--rulebook")) and not {"--help", "-h"} & set(args):
+        books = (_option(args, "--compare") or _option(args, "--rulebook") or "").split(",")
+        if any(map(_is_vllm_book, books)) and not {"--help", "-h"} & set(args):
             args, words = self._split(args)
             _words.set(words)
         return super().parse_args(ctx, args)
@@ -77,9 +78,8 @@ def _option(args: list[str], name: str) -> str | None:
     return found
 
 
-def _is_vllm_book(rulebook: str | None) -> bool:
-    if rulebook is None:
-        return False
+def _is_vllm_book(rulebook: str) -> bool:
+    rulebook = rulebook.strip()
     if not rulebook.endswith((".yaml", ".yml")):
         return rulebook.startswith("vllm/")
     from dodona.oracle.errors import DodonaError
