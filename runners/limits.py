@@ -73,8 +73,14 @@ def size_kv_cache(
     else:
         assert available_bytes is not None
         num_blocks = max(0, available_bytes) // bytes_per_block
-        source = f"{available_bytes / 2**20:.1f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
-        mend = "raise gpu_memory_utilization or kv_cache_memory_bytes, or lower max_num_batched_tokens"
+        given = cache.kv_cache_memory_bytes is not None
+        source = f"{available_bytes / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
+        source = f"kv_cache_memory_bytes={available_bytes} ({source})" if given else source
+        mend = (
+            "raise kv_cache_memory_bytes"
+            if given
+            else "raise gpu_memory_utilization, or lower max_num_batched_tokens"
+        )
     room = num_blocks * cache.block_size
     if room >= max_model_len:
         return KVSize(num_blocks, max_model_len)

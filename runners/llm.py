@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Mapping, Sequence
-from queue import SimpleQueue
+from collections.abc import Iterable, Mapping, Sequence
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.config import EngineConfig
+from dodona.oracle.decision_log import select_and_log
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.hub import resolve_model
 from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.select import select_runner
 from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 PROGRESS_BAR_DELAY = 2.0
 """Seconds that work must last before a progress bar shows by default."""
+_REDRAW_AFTER = 0.5
+"""Seconds without news after which the bar is drawn anew: the first prompts may take long."""
 
 CHANGE_WEIGHTS = frozenset({"reload_weights", "apply_sparse_weight_patches"})
 """Methods of a runner after which KV that was computed before is of no use."""
@@ -58,7 +60,7 @@ class LLM:
     def __init__(
         self, model: str | os.PathLike[str], *, _verdict: Verdict | None = None, **arguments: Any
     ) -> None:
-        verdict = _verdict or select_runner(EngineConfig.from_flat(os.fspath(model), **arguments))
+        verdict = _verdict or select_and_log(EngineConfig.from_flat(os.fspath(model), **arguments))
         self.verdict = verdict
         """Why this runner runs."""
         model_config = verdict.config.model_config
@@ -155,7 +157,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """`generate` for a conversation (a list of messages with "role" and "content"), or for several.
 
-        Raises InvalidRequestError where there is no tokenizer or no chat template.
+        Raises InvalidRequestError where there is no tokenizer or no chat template, or for what the template
+        can't take.
         """
         if self._tokenizer is None:
             raise InvalidRequestError("chat needs a tokenizer, and there is none; give token ids to generate")
@@ -164,13 +167,23 @@ class LLM:
         single = bool(messages) and isinstance(messages[0], Mapping)
         prompts = []
         for conversation in [messages] if single else messages:
-            text = self._tokenizer.apply_chat_template(
-                conversation,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                chat_template=chat_template,
-                **(chat_template_kwargs or {}),
-            )
+            if isinstance(conversation, str) or not all(isinstance(m, Mapping) for m in conversation):
+                raise InvalidRequestError(
+                    'a conversation is a list of messages such as {"role": "user", "content": "text"}, '
+                    f"got {conversation!r:.80}"
+                )
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    conversation,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    chat_template=chat_template,
+                    **(chat_template_kwargs or {}),
+                )
+            except Exception as error:  # a template is a program, and may raise anything
+                raise InvalidRequestError(
+                    f"the chat template refuses {conversation!r:.80}: {error}"
+                ) from error
             # The template has put the special tokens in.
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             prompts.append({"prompt": text, "prompt_token_ids": ids})
@@ -269,7 +282,11 @@ class LLM:
             with _progress_bar(len(prompts), use_tqdm) as bar:
                 bar.update(len(prompts) - len(waiting))
                 while waiting:
-                    progress = events.get()
+                    try:
+                        progress = events.get(timeout=_REDRAW_AFTER)
+                    except Empty:
+                        bar.update(0)
+                        continue
                     if progress is None:
                         raise self._engine.dead_error()
                     index, assembler, outputs = waiting[progress.request.parent_id]
@@ -291,7 +308,14 @@ class LLM:
             params = self._defaults.sampling_params
         if isinstance(params, SamplingParams):
             return [params] * count
-        listed = list(params)
+        listed = (
+            list(params) if isinstance(params, Iterable) and not isinstance(params, Mapping) else [params]
+        )
+        for given in listed:
+            if not isinstance(given, SamplingParams):
+                raise InvalidRequestError(
+                    f"sampling_params must be SamplingParams, or one for each prompt, got {type(given).__name__}"
+                )
         if len(listed) != count:
             raise InvalidRequestError(
                 f"{len(listed)} sampling_params for {count} prompts; give one, or one for each"

@@ -33,7 +33,10 @@ def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
     if model_config.tokenizer is not None:
         from dodona.oracle.hub import resolve_model
 
-        directory = resolve_model(model_config.tokenizer)
+        try:
+            directory = resolve_model(model_config.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"tokenizer: {error}") from None
     else:
         directory = model_dir
     if not any((directory / name).exists() for name in TOKENIZER_FILES):

@@ -26,9 +26,10 @@ def load_model(
     `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights
     from `seed` as the architecture initialises them (the same on every call, but not the same on CPU and
     CUDA).
-    Raises ConfigError where weights are missing or do not fit, UnsupportedConfiguration where transformers
+    Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where transformers
     has no causal LM for the configuration.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -64,6 +65,10 @@ def load_model(
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
     except OSError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{path}: a *.safetensors file is damaged or cut off: {error}; fetch the model again"
+        ) from error
     model.requires_grad_(False)
     return model.eval().to(device)
 

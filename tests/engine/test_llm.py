@@ -82,6 +82,22 @@ def test_a_parameter_for_each_prompt(model_dir: Path) -> None:
             llm.generate([[1]], [GREEDY] * 3)
 
 
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, "greedy", 3, [GREEDY, None]])
+def test_parameters_of_another_type_are_refused(model_dir: Path, params: Any) -> None:
+    with fake_llm(model_dir) as llm, pytest.raises(InvalidRequestError, match="must be SamplingParams"):
+        llm.generate([[1], [2]], params)
+
+
+def test_the_bar_shows_before_the_first_prompt_is_done(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dodona.runners.llm._REDRAW_AFTER", 0.01)
+    with fake_llm(model_dir, {"on_step": lambda _: time.sleep(0.05)}) as llm:
+        llm.generate([1, 2], GREEDY, use_tqdm=True)
+    shown = [line for line in capsys.readouterr().err.split("\r") if "0/1" in line]
+    assert len(shown) > 1, "the bar moves while nothing is finished"
+
+
 def test_several_sequences_of_a_prompt(model_dir: Path) -> None:
     params = SamplingParams(n=3, seed=5, max_tokens=6, ignore_eos=True)
     with fake_llm(model_dir) as llm:
@@ -331,6 +347,8 @@ def test_too_few_blocks_for_one_request(model_dir: Path, caplog: pytest.LogCaptu
     assert "lower max_model_len" in str(caught.value)
     with pytest.raises(EngineSetupError, match="gpu_memory_utilization"):
         fake_llm(model_dir, {"available_bytes": 100}, max_model_len=30)
+    with pytest.raises(EngineSetupError, match=r"kv_cache_memory_bytes=100 .*; raise kv_cache_memory_bytes,"):
+        fake_llm(model_dir, kv_cache_memory_bytes=100)
     with fake_llm(model_dir, num_gpu_blocks_override=5) as llm:
         assert llm.max_model_len == 20
         assert "max_model_len is lowered from 64 to 20" in caplog.text
@@ -437,8 +455,18 @@ def test_chat_uses_the_template(model_dir: Path, tokenizer: Any) -> None:
         (one,) = llm.chat(messages, GREEDY, chat_template=template)
         assert one.prompt == "<|user|>one<|end|>>"
         assert one.prompt_token_ids == tokenizer(one.prompt)["input_ids"]
+        for wrong in ("one", ["one"], [["one"]], [[messages]]):
+            with pytest.raises(InvalidRequestError, match="list of messages"):
+                llm.chat(wrong, GREEDY, chat_template=template)
+        with pytest.raises(InvalidRequestError, match=r"template refuses .*no roles"):
+            llm.chat(messages, GREEDY, chat_template="{{ raise_exception('no roles') }}")
         two = llm.chat([messages, messages], GREEDY, chat_template=template, add_generation_prompt=False)
         assert [output.prompt for output in two] == ["<|user|>one<|end|>"] * 2
+
+
+def test_a_tokenizer_that_is_not_there_is_named(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^tokenizer: .*/none: no such directory"):
+        fake_llm(model_dir, tokenizer="/none")
 
 
 def test_skip_tokenizer_init(model_dir: Path, tokenizer: Any) -> None:

@@ -196,6 +196,17 @@ def test_missing_weights_are_an_error(tiny_models, tmp_path):
         make_runner(path)
 
 
+def test_weights_that_were_cut_off_are_an_error(tiny_models, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("llama"), path)
+    file = next(path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(
+        ConfigError, match=r"model: a \*\.safetensors file is damaged .*fetch the model again"
+    ):
+        make_runner(path)
+
+
 def test_weights_of_another_shape_are_an_error(tiny_models, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(tiny_models.path("llama"), path)

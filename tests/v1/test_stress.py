@@ -1,0 +1,26 @@
+"""V1 under load: random requests with random aborts and few KV blocks, each against its solo run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from dodona import LLM
+from tests.support.stress import check_stress
+
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+
+
+@pytest.mark.slow
+def test_random_requests_equal_their_solo_runs(reference, monkeypatch):
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    path = CHECKPOINTS / "mistral"  # its sliding window is shorter than the longest prompts
+    plain = reference(path)
+    check_stress(
+        lambda **flat: LLM(path, device="cpu", **flat),
+        lambda ids: plain.logits(ids)[-1],
+        AutoTokenizer.from_pretrained(path),
+        block_size=8,
+    )
