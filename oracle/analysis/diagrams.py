@@ -8,6 +8,7 @@ holds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -16,7 +17,9 @@ from dodona.oracle.errors import DodonaError
 FALSE: Final = 0
 TRUE: Final = 1
 
-MAX_NODES: Final = 2_000_000
+MAX_NODES: Final = 500_000
+"""About ten seconds; the bundled books need some thousands."""
+MAX_VARIABLES: Final = 2_000
 
 
 class TooEntangled(DodonaError, ValueError):
@@ -28,6 +31,13 @@ class Diagrams:
 
     def __init__(self, sizes: Sequence[int], *, max_nodes: int = MAX_NODES) -> None:
         self.sizes = tuple(sizes)
+        if len(self.sizes) > MAX_VARIABLES:
+            raise TooEntangled(
+                f"the rules tell {len(self.sizes)} facts and entries of lists apart, which is more than "
+                f"{MAX_VARIABLES}; split the book"
+            )
+        # Recursion goes as deep as there are variables.
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), 1_000 + 4 * len(self.sizes)))
         self._max_nodes = max_nodes
         # The variable of the two ends comes after all others, so that the smaller of two is always the one
         # to ask.
@@ -36,6 +46,7 @@ class Diagrams:
         self._unique: dict[tuple[int, tuple[int, ...]], int] = {}
         self._and: dict[tuple[int, int], int] = {}
         self._or: dict[tuple[int, int], int] = {}
+        self._inside: dict[tuple[int, int], bool] = {}
         self._not: dict[int, int] = {FALSE: TRUE, TRUE: FALSE}
 
     def __len__(self) -> int:
@@ -122,6 +133,19 @@ class Diagrams:
     def less(self, a: int, b: int) -> int:
         """What is in `a` and not in `b`."""
         return self.both(a, self.negate(b))
+
+    def inside(self, a: int, b: int) -> bool:
+        """Whether all of `a` is in `b`; makes no nodes."""
+        if a in (FALSE, b) or b == TRUE:
+            return True
+        if a == TRUE or b == FALSE:
+            return False
+        found = self._inside.get((a, b))
+        if found is None:
+            _, left, right = self._cofactors(a, b)
+            found = all(map(self.inside, left, right))
+            self._inside[a, b] = found
+        return found
 
     def differ(self, a: int, b: int) -> int:
         """What is in one of the two only."""

@@ -9,7 +9,10 @@ from dodona.oracle.analysis.findings import Finding, show_facts
 from dodona.oracle.analysis.properties import confirm, idle_region
 from dodona.oracle.analysis.regions import Part, Regions, kinds_differ
 from dodona.oracle.analysis.source import SourcedBook
-from dodona.oracle.rulebook import Rule
+from dodona.oracle.analysis.space import OVERRIDE
+from dodona.oracle.reference import firings
+from dodona.oracle.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.verdict import decide
 
 
 def rule_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:
@@ -105,7 +108,7 @@ def _wrong_refines(source: SourcedBook, regions: Regions, rule: Rule) -> Iterato
 def _covers(broad: Part, narrow: Part, regions: Regions) -> bool:
     if broad.kind == "override" or not set(narrow.runners) <= set(broad.runners):
         return False
-    return narrow.stages <= broad.stages and regions.space.diagrams.less(narrow.fires, broad.fires) == FALSE
+    return narrow.stages <= broad.stages and regions.space.diagrams.inside(narrow.fires, broad.fires)
 
 
 def _shadow(source: SourcedBook, regions: Regions, part: Part) -> Finding | None:
@@ -139,13 +142,15 @@ def _only_reason(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator[
         for i, exception in enumerate(source.book.exceptions)
         if exception.property == "only-reason" and exception.rule == rule.id
     ]
-    space = regions.space
-    idle = idle_region(regions, rule.id)
-    holds = idle != regions.parts[rule.id].fires
+    holds = _shown_by_a_point(regions, rule, ())
+    idle = FALSE if holds else idle_region(regions, rule.id)
+    holds = holds or idle != regions.parts[rule.id].fires
     for index in exceptions:
         yield from confirm(source, regions, index, FALSE if holds else idle)
-    if not holds and not exceptions:
-        facts = space.witness(idle)
+    if holds:
+        yield from _idle_runners(source, regions, rule)
+    elif not exceptions:
+        facts = regions.space.witness(idle)
         assert facts is not None
         yield Finding(
             "not-only-reason",
@@ -153,17 +158,22 @@ def _only_reason(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator[
             "changes no outcome: wherever it fires, other rules come to the same without it",
             "Remove it, say what it `refines`, or declare it under `exceptions` (property: only-reason).",
             rule.id,
-            space.shown(facts),
+            regions.space.shown(facts),
         )
-    if not holds or len(rule.runners) < 2:
+
+
+def _idle_runners(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator[Finding]:
+    """Runners that a rule rules out without any effect on outcomes."""
+    if len(rule.runners) < 2:
         return
     refined = regions.book.refined_by(rule.id)
-    kept = [part for part in regions.parts.values() if part.id not in refined]
-    kinds = regions.kinds_of(kept)
     for i, runner in enumerate(rule.runners):
         others = tuple(r for r in rule.runners if r != runner)
+        if _shown_by_a_point(regions, rule, others):
+            continue
+        kinds = regions.kinds_of(regions.without(*refined))
         changed = [p for p in regions.changed(rule.id, runners=others) if p.id not in refined]
-        if kinds_differ(space, kinds, regions.kinds_of(changed)) == FALSE:
+        if kinds_differ(regions.space, kinds, regions.kinds_of(changed)) == FALSE:
             yield Finding(
                 "idle-runner",
                 source.rule_place(rule.id, ("runners", i)),
@@ -171,6 +181,26 @@ def _only_reason(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator[
                 f"Remove {runner} from `runners`, if that is not what was meant.",
                 rule.id,
             )
+
+
+def _shown_by_a_point(regions: Regions, rule: Rule, runners: tuple[RunnerName, ...]) -> bool:
+    """Whether the plainest facts for which a rule fires, with or without a forced runner, would have another
+    outcome if it ruled out only `runners`. True is a proof; False leaves it open.
+    """
+    book, space = regions.book, regions.space
+    facts = space.witness(regions.parts[rule.id].fires)
+    assert facts is not None
+    rules = tuple(
+        other.model_copy(update={"runners": runners}) if other.id == rule.id else other
+        for other in book.rules
+    )
+    changed = RuleBook.model_construct(**{**dict(book), "rules": rules})
+    forced = (None, *(space.registry[OVERRIDE].domain or ())) if OVERRIDE in space.registry else ()
+    for point in [{**facts, OVERRIDE: runner} for runner in forced] or [facts]:
+        fired = firings(book, {**space.baseline, **point}, without=book.refined_by(rule.id))
+        if decide(book, fired).kind != decide(changed, fired).kind:
+            return True
+    return False
 
 
 def example_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:

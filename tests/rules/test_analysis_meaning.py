@@ -127,6 +127,7 @@ def test_diagrams_are_sets(left: frozenset[tuple[int, ...]], right: frozenset[tu
     assert d.either(a, b) == built(d, left | right)
     assert d.less(a, b) == built(d, left - right)
     assert d.differ(a, b) == built(d, left ^ right)
+    assert d.inside(a, b) is (left <= right)
     assert d.negate(a) == built(d, ALL - left)
     assert all(d.contains(a, point) is (point in left) for point in ALL)
     assert d.restrict(a, 1, 2) == built(d, frozenset(p for p in ALL if (p[0], 2, p[2], p[3]) in left))

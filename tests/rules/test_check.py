@@ -444,3 +444,39 @@ rules:
 def test_the_command_refuses_what_names_no_book(name: str) -> None:
     result = runner.invoke(app, ["rules", "check", "--", name])
     assert result.exit_code == 2, result.output
+
+
+# --- bounds -------------------------------------------------------------------------------------------------
+
+
+def many_rules(count: int) -> str:
+    rule = {
+        "kind": "veto",
+        "runners": ["v2"],
+        "feature": "one of many",
+        "because": "It is so.",
+        "since": "2026-01-01",
+        "examples": {"fires": [{OVERRIDE: None}], "passes": [{OVERRIDE: None}]},
+    }
+    rules = [
+        {"id": f"r{i}", **rule, "when": {"model_config.layer_types": {"any_in": [f"kind{i}"]}}}
+        for i in range(count)
+    ]
+    book = {"rulebook": "many", "description": "Many.", "system": "dodona", "runners": ["v2", "v1"]}
+    return json.dumps({**book, "rules": rules})
+
+
+def test_a_book_of_hundreds_of_rules_is_proved() -> None:
+    report = check_sourced(sourced_text(many_rules(300)))
+    assert report.findings == ()
+    assert [kind for kind, _ in report.outcomes] == [("v2", False), ("v1", False)]
+
+
+def test_a_book_beyond_the_bound_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dodona.oracle.analysis.diagrams.MAX_VARIABLES", 20)
+    source = sourced_text(many_rules(30), file="many.yaml")
+    report = check_book(lambda: source)
+    (finding,) = report.findings
+    assert finding.code == "too-entangled"
+    assert "split the book" in finding.message
+    assert report.failed
