@@ -308,13 +308,12 @@ class LLM:
             params = self._defaults.sampling_params
         if isinstance(params, SamplingParams):
             return [params] * count
-        listed = (
-            list(params) if isinstance(params, Iterable) and not isinstance(params, Mapping) else [params]
-        )
+        several = isinstance(params, Iterable) and not isinstance(params, (str, Mapping))
+        listed: list[Any] = list(params) if several else [params]
         for given in listed:
             if not isinstance(given, SamplingParams):
                 raise InvalidRequestError(
-                    f"sampling_params must be SamplingParams, or one for each prompt, got {type(given).__name__}"
+                    f"sampling_params must be SamplingParams, or one for each prompt; got {given!r:.80}"
                 )
         if len(listed) != count:
             raise InvalidRequestError(

@@ -26,8 +26,8 @@ def load_model(
     `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights
     from `seed` as the architecture initialises them (the same on every call, but not the same on CPU and
     CUDA).
-    Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where transformers
-    has no causal LM for the configuration.
+    Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
+    transformers has no causal LM for the configuration.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
