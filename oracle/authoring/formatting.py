@@ -72,6 +72,7 @@ def format_text(text: str, *, file: str = "<text>", sibling: Sibling | None = No
     before = parse_rulebook(text, file=file, sibling=sibling)
     document = parse_yaml(text, file=file)
     tree = read_tree(text, document)
+    kept = Counter(tree.comments())
     written = _Writer().file(tree.root, tree.header, tree.footer)
     try:
         after = parse_rulebook(written, file=file, sibling=sibling)
@@ -81,7 +82,7 @@ def format_text(text: str, *, file: str = "<text>", sibling: Sibling | None = No
         raise FormatError(f"{file}: not formatted: the result can't be read: {error}") from None
     if after.content_hash != before.content_hash or _normal(again.data) != _normal(document.data):
         raise FormatError(f"{file}: not formatted: the result would mean something else")
-    if Counter(comments) != Counter(tree.comments()):
+    if Counter(comments) != kept:
         raise FormatError(f"{file}: not formatted: a comment would be lost")
     return written
 
@@ -141,8 +142,11 @@ class _Writer:
         lines = _collapsed(header)
         if lines and lines[-1]:
             lines.append("")
+        last = _ordered(root.entries, ())[-1]
+        footer = [*((2, text) for text in last.tail), *footer]
+        last.tail = []
         lines += self._mapping(root, 0, ())
-        end = [f"{'  ' if column >= 2 and text else ''}{text or ''}" for column, text in footer]
+        end = [f"{' ' * (min(column, 4) // 2 * 2)}{text}" if text else "" for column, text in footer]
         while end and not end[-1]:
             end.pop()
         if end and end[0]:
@@ -165,7 +169,8 @@ class _Writer:
         for number, entry in enumerate(_ordered(node.entries, path)):
             assert entry.key is not None
             here = (*path, entry.key)
-            blank = not path and number > 0 and (entry.key == "rules" or entry.lead[:1] == [None])
+            apart = entry.key == "rules" or (entry.lead[:1] == [None] and any(entry.lead))
+            blank = not path and number > 0 and apart
             lines += self._lead(entry, indent, blank=blank, apart=not path)
             lines += self._entry(f"{' ' * indent}{_key(entry.key)}:", entry, indent, here)
             lines += _indented(entry.tail, indent + 2)
@@ -202,6 +207,10 @@ class _Writer:
     def _item(self, entry: Entry, indent: int, path: DataPath) -> list[str]:
         head = f"{' ' * indent}-"
         node = entry.node
+        only = node.entries[0] if len(node.entries) == 1 else None
+        if only is not None and only.eol and not entry.eol and not _is_block(path, node):
+            # of `- key: value  # comment` nobody can tell whether it speaks of the item or of the key
+            entry.eol, only.eol = only.eol, ""
         flow = _scalar(node.value, flow=False) if node.kind == "scalar" else self._flow(node, path)
         if flow is not None and (node.kind == "scalar" or len(head) + 1 + len(flow) <= WIDTH):
             return [f"{head} {flow}" + (f"  {entry.eol}" if entry.eol else "")]

@@ -50,7 +50,7 @@ class Entry:
     eol: str = ""
     """A comment on its own line."""
     tail: list[str] = field(default_factory=list)
-    """Comment lines after it that are indented deeper than what follows."""
+    """Comment lines after a rule or an entry of the book, indented deeper than what follows."""
 
     @property
     def comments(self) -> list[str]:
@@ -116,7 +116,11 @@ class _Reader:
         for offset, text, own in found:
             if not own:
                 self._place_end_of_line(tree, entries, offset, text)
+        # deeper down keys change places, and what comes after one isn't what came after it
         self._split_tails(root)
+        for entry in root.entries:
+            if entry.key == "rules":
+                self._split_tails(entry.node)
         return tree
 
     # --- values
@@ -254,5 +258,4 @@ class _Reader:
                 previous.tail.append(text)
                 count += 1
             del entry.lead[:count]
-            self._split_tails(entry.node)
             previous = entry

@@ -29,7 +29,7 @@ def test_there_are_as_many_logics_as_known() -> None:
 def test_bundled_books(name: str) -> None:
     book = bundled_rulebook(name)
     declared = {exception.property for exception in book.exceptions}
-    tried = check_properties(book, max_examples=100 if name == "dodona" else 15)
+    tried = check_properties(book, max_examples=60 if name == "dodona" else 15)
     assert set(PROPERTIES) - set(tried) == declared & set(PROPERTIES)
 
 
@@ -150,7 +150,6 @@ def test_a_declared_exception_is_not_tried(name: str) -> None:
     )
     book = parse_rulebook(text.replace("rules:\n", declared))
     assert check_property(book, name) is False
-    assert name not in check_properties(book, max_examples=5)
 
 
 @pytest.mark.parametrize("name", ["refused-with-every-reason", "order-free", "total"])
