@@ -138,11 +138,14 @@ def _radius(radius: Radius) -> Iterator[str]:
             f"in a plain configuration, {len(names)} of the {radius.known} known: {show_kind(before)} → "
             f"{show_kind(after)}: {_some(names)}"
         )
-    if radius.featured:
-        also = " others" if by_change else ""
-        yield (
-            f"with some feature, or on some machine, {len(radius.featured)}{also}: {_some(radius.featured)}"
-        )
+    if not radius.featured:
+        return
+    others = "other " if by_change else ""
+    if len(radius.plain) + len(radius.featured) == radius.known:
+        yield f"with some feature, or on some machine, every {others}one of them"
+    else:
+        count = len(radius.featured)
+        yield f"with some feature, or on some machine, {count} {others}of them: {_some(radius.featured)}"
 
 
 def _some(names: Iterable[str]) -> str:
