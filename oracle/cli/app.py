@@ -256,4 +256,4 @@ def print_json(value: Any) -> None:
 
 
 # each registers its commands on the apps above
-from dodona.oracle.cli import analysis, authoring  # noqa: E402, F401
+from dodona.oracle.cli import analysis, authoring, matrix  # noqa: E402, F401

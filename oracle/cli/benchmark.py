@@ -11,9 +11,9 @@ from typing import Any
 import typer
 
 from dodona.oracle.config import EngineConfig
+from dodona.oracle.decision_log import select_and_log
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.select import select_runner
 
 DEFAULT_INPUT_LEN = 128
 DEFAULT_OUTPUT_LEN = 64
@@ -29,7 +29,7 @@ def run_bench(
     from dodona import LLM, SamplingParams
     from dodona.oracle.hub import resolve_model
 
-    verdict = select_runner(config)
+    verdict = select_and_log(config)
     typer.echo(verdict.explain().splitlines()[0], err=True)
     model = ModelInfo.load(resolve_model(config.model_config.model, revision=config.model_config.revision))
     if model.vocab_size is None:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from dodona.oracle.config import EngineConfig
-from dodona.oracle.select import select_runner
+from dodona.oracle.decision_log import select_and_log
 
 
 def run_generate(
@@ -24,7 +24,7 @@ def run_generate(
 
     given = {name: value for name, value in asked.items() if value is not None}
     SamplingParams(**given)  # a parameter out of range is told before a model is loaded
-    verdict = select_runner(config)
+    verdict = select_and_log(config)
     typer.echo(verdict.explain().splitlines()[0], err=True)
     with LLM.from_verdict(verdict) as llm:
         params = replace(llm.get_default_sampling_params(), **given)

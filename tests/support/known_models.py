@@ -212,6 +212,12 @@ def known_model_types() -> tuple[str, ...]:
 
 
 @functools.cache
+def known_model_types() -> tuple[str, ...]:
+    """Every model type of the table, sorted."""
+    return tuple(sorted(_lines()))
+
+
+@functools.cache
 def known_architectures() -> frozenset[str]:
     """Names of model classes that transformers or vLLM knows for language models."""
     return frozenset(_ARCHITECTURES.split())
