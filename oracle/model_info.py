@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 from dodona.oracle.errors import ConfigError
@@ -348,6 +348,8 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{file}: expected a JSON object, got {type(raw).__name__}; fetch the model again")
     own: dict[str, Any] = dict(raw)
     shared = dict(raw)
+    if not isinstance(own.get("text_config", {}), (Mapping, NoneType)):
+        raise _Fields(file, raw, raw).fail("text_config", "an object", own["text_config"])
     for _ in range(3):  # thinker_config holds a text_config of its own
         nested = next(((k, own[k]) for k in _TEXT_KEYS if isinstance(own.get(k), Mapping)), None)
         if nested is None:

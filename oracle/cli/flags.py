@@ -32,6 +32,18 @@ _SECTION_HELP = {
     "kv_transfer_config": "KV transfer, as a JSON object.",
     "enable_lora": "Serve LoRA adapters.",
 }
+# fmt: off
+SERVER_ARGUMENTS = frozenset({
+    "host", "port", "uds", "api_key", "served_model_name", "root_path", "middleware",
+    "uvicorn_log_level", "api_server_count", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs",
+    "ssl_cert_reqs", "allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers",
+    "chat_template", "chat_template_content_format", "response_role", "enable_auto_tool_choice",
+    "tool_call_parser", "tool_parser_plugin", "enable_request_id_headers",
+    "return_tokens_as_token_ids", "disable_fastapi_docs", "enable_log_requests",
+    "disable_log_requests", "disable_log_stats", "max_log_len",
+})
+# fmt: on
+"""What vLLM's configuration files say of its HTTP server: nothing here reads it."""
 
 
 def with_engine_flags(
@@ -77,11 +89,19 @@ def engine_config(model: str | None, engine: Mapping[str, Any], file: Path | Non
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """vLLM's YAML form: flat argument names, with dashes or underscores. Raises ConfigError that names the
-    file."""
+    file.
+
+    Arguments of vLLM's HTTP server are left out, with a note on stderr.
+    """
     from dodona.oracle.config_file import read_arguments
     from dodona.oracle.errors import did_you_mean
 
     arguments = read_arguments(path)
+    for_server = [name for name in arguments if name in SERVER_ARGUMENTS]
+    if for_server:
+        names = ", ".join(for_server)
+        typer.echo(f"dodona: note: {path}: left out, since there is no HTTP server here: {names}", err=True)
+    arguments = {name: value for name, value in arguments.items() if name not in SERVER_ARGUMENTS}
     for name in arguments:
         if name not in flat_names():
             hint = did_you_mean(name, flat_names())

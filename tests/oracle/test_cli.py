@@ -218,6 +218,17 @@ def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     assert message in str(caught.value)
 
 
+def test_arguments_of_vllms_server_are_left_out_and_named(llama: str, tmp_path: Path) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(f"model: {llama}\nhost: 127.0.0.1\nport: 6379\nuvicorn-log-level: info\nblock-size: 32\n")
+    result = run("select", "--config", str(file), "--json")
+    assert verdict_of(result).config.cache_config.block_size == 32
+    assert (
+        f"{file}: left out, since there is no HTTP server here: host, port, uvicorn_log_level"
+        in result.stderr
+    )
+
+
 def test_an_empty_file_is_no_arguments(tmp_path: Path) -> None:
     (tmp_path / "engine.yaml").write_text("# nothing\n")
     assert read_config_file(tmp_path / "engine.yaml") == {}

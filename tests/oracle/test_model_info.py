@@ -495,6 +495,8 @@ def test_an_unknown_model_type_is_read_by_what_it_says() -> None:
     ("field", "value"),
     [
         ("num_attention_heads", "32"),
+        ("text_config", [1]),
+        ("text_config", "llama"),
         ("hidden_size", 64.5),
         ("hidden_size", -1),
         ("vocab_size", True),
