@@ -160,9 +160,10 @@ def _because(
     names = " and ".join(runner.upper() for runner in runners)
     if kind == "override":
         return f"It asks for {names}." if names else "No runner can do this."
+    ending = "s" if len(runners) == 1 else ""
     if kind == "require":
-        return f"{names} needs this: {describe(condition, facts)}."
-    return f"{names} {'lacks' if len(runners) == 1 else 'lack'} {words}."
+        return f"{names} need{ending} this: {describe(condition, facts)}."
+    return f"{names} lack{ending} {words}."
 
 
 def _data(examples: Sequence[Mapping[str, FactValue]]) -> list[dict[str, Any]]:

@@ -102,9 +102,10 @@ class _Reader:
         self._line_starts = [0, *(match.end() for match in re.finditer(r"\r\n|\r|\n", text))]
 
     def tree(self) -> Tree:
-        from ruamel.yaml import YAML
+        import yaml
 
-        events = YAML(typ="safe", pure=True).parse(self._text)
+        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        events = yaml.parse(self._text, Loader=loader)
         root = Node("scalar")
         for event in events:
             if hasattr(event, "anchor"):
