@@ -22,7 +22,6 @@ FAILED, BAD_INPUT, REFUSED = 1, 2, 3
 """Exit codes besides 0."""
 
 app = typer.Typer(
-    help="Chooses an LLM engine's model runner by rules, says why, and runs it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,6 +29,24 @@ app = typer.Typer(
 )
 rules_app = typer.Typer(help="The rules that decide.", no_args_is_help=True)
 app.add_typer(rules_app, name="rules")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from dodona import __version__
+
+        typer.echo(f"dodona {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Chooses an LLM engine's model runner by rules, says why, and runs it."""
+
 
 Model = Annotated[str | None, typer.Argument(metavar="MODEL_DIR", help="A model directory or hub id.")]
 ConfigFile = Annotated[

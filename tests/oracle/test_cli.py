@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import dodona
 from dodona.oracle.cli.app import app
 from dodona.oracle.cli.flags import read_config_file
 from dodona.oracle.errors import ConfigError
@@ -245,6 +246,10 @@ def test_rules_list() -> None:
     listed = json.loads(run("rules", "list", "--json").stdout)
     assert [rule["id"] for rule in listed["rules"]] == [rule.id for rule in book.rules]
     assert listed["content_hash"] == book.content_hash
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run("--version").stdout == f"dodona {dodona.__version__}\n"
 
 
 def test_help_names_every_flag() -> None:
