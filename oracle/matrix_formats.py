@@ -31,7 +31,9 @@ def _letter(index: int) -> str:
 
 def _heading(column: Column) -> str:
     more = len(column.models) - 1
-    return column.models[0].architecture + (f" + {more} more" if more else "")
+    first = column.models[0]
+    name = first.architecture if first.note == "dense" else first.name
+    return name + (f" + {more} more" if more else "")
 
 
 def _legend(matrix: Matrix) -> str:
@@ -95,9 +97,8 @@ def matrix_markdown(matrix: Matrix) -> str:
     for row, feature in enumerate(matrix.features):
         rules = ", ".join(f"`{rule}`" for rule in feature.rules)
         cells = [cell_text(matrix, column.cells[row]) for column in matrix.columns]
-        lines.append(
-            "| " + " | ".join([_markdown(feature.label) + (f" ({rules})" if rules else ""), *cells]) + " |"
-        )
+        name = _markdown(feature.label) + (f" ({rules})" if rules else "")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     lines += [
         "",
         "## Architectures",
