@@ -121,7 +121,10 @@ def rules_diff(
             )
         else:
             write = as_markdown if markdown else as_text
-            lines = [line for difference in found.books for line in (*write(difference), *[""] * markdown)]
+            shown = [d for d in found.books if d or not markdown] or list(found.books[:1])
+            lines = [line for difference in shown for line in (*write(difference), *[""] * markdown)]
+            if len(shown) < len(found.books):
+                lines.append(f"{len(found.books) - len(shown)} other books: no verdict changes.")
             lines += [f"{name}: only in {b}" for name in found.added]
             lines += [f"{name}: only in {a}" for name in found.removed]
             typer.echo("\n".join(lines))

@@ -206,11 +206,6 @@ def known_model(model_type: str) -> KnownModel | None:
     )
 
 
-def known_model_types() -> tuple[str, ...]:
-    """Names of all model types of which something is known."""
-    return tuple(_lines())
-
-
 @functools.cache
 def known_model_types() -> tuple[str, ...]:
     """Every model type of the table, sorted."""
