@@ -59,10 +59,14 @@ def print_trace(steps: Sequence[Step]) -> None:
 
     from dodona.oracle.render import make_console
 
-    table = Table(title="Every rule, in the book's order", title_justify="left", show_lines=False)
+    table = Table(
+        title="Every rule, in the book's order (* the outcome hangs on it)",
+        title_justify="left",
+        show_lines=False,
+    )
     table.add_column("Rule", no_wrap=True)
     table.add_column("Fired", no_wrap=True)
-    table.add_column("Effect (* the outcome hangs on it)", overflow="fold")
+    table.add_column("Effect", overflow="fold")
     table.add_column("Facts that it read", overflow="fold")
     for step in steps:
         style = "" if not step.fired else "bold red" if step.decisive else "red"
