@@ -6,10 +6,13 @@ import contextlib
 import importlib
 import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from dodona.oracle.cli.app import app
 from dodona.oracle.environment import OVERRIDE_VARIABLE
 from dodona.oracle.facts import FACTS
 from dodona.oracle.flat import flat_names
@@ -110,6 +113,36 @@ def test_the_book_in_the_documentation_of_rules_loads() -> None:
     assert [r.id for r in book.rules] == ["pipeline-parallelism"]
     assert book.environment is not None
     assert book.environment.variable == OVERRIDE_VARIABLE
+
+
+def console_examples() -> list[tuple[str, str]]:
+    """Commands of the README that only decide, and what it shows of their output."""
+    blocks = re.findall(
+        r"^```\n(\$ .*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    examples = [
+        re.split(r"\n", part, maxsplit=1) for block in blocks for part in block.split("$ dodona ")[1:]
+    ]
+    return [(command, shown.strip()) for command, shown in examples if command.startswith("select ")]
+
+
+@pytest.mark.parametrize(("command", "shown"), console_examples(), ids=[c for c, _ in console_examples()])
+def test_the_readme_shows_what_commands_print(
+    command: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv(OVERRIDE_VARIABLE, raising=False)
+    arguments = shlex.split(command.removesuffix("; echo $?"))
+    result = CliRunner().invoke(app, arguments)
+    printed = result.stdout + (f"{result.exit_code}\n" if command.endswith("; echo $?") else "")
+    expected = shown.removeprefix("…\n")
+    # The book's hash changes with every rule.
+    printed, expected = (re.sub(r"\([0-9a-f]{12}\)", "(…)", text.strip()) for text in (printed, expected))
+    assert printed.endswith(expected) if shown.startswith("…") else printed == expected
+
+
+def test_the_readme_has_console_examples() -> None:
+    assert len(console_examples()) >= 4
 
 
 @pytest.mark.slow
