@@ -124,7 +124,7 @@ def load_sourced(source: str) -> SourcedBook:
     return books[""]()
 
 
-def sourced_text(text: str, *, file: str = "<text>", sibling: Sibling | None = None) -> SourcedBook:
+def sourced_text(text: str | bytes, *, file: str = "<text>", sibling: Sibling | None = None) -> SourcedBook:
     """A book from text, as `parse_rulebook` reads it."""
     return _sourced(resolve(parse_yaml(text, file=file), sibling))
 
