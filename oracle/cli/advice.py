@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from dodona.oracle.counterfactuals import Counterfactuals, counterfactuals
 from dodona.oracle.deployment import deployment_of
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.factors import factors
+from dodona.oracle.render import PLAIN_WIDTH
 from dodona.oracle.rulebook import load_rulebook
 from dodona.oracle.select import select_runner
 from dodona.oracle.trace import Step, trace
@@ -108,9 +110,14 @@ def print_counterfactuals(found: Counterfactuals) -> None:
     for case in found.special_cases:
         broader = ", ".join(case.broader)
         options = " or ".join(" and ".join(map(str, least)) for least in case.sets) or "nothing helps"
-        typer.echo(f"Were {broader} lifted, {case.rule} would remain; against it: {options}.")
+        _say(f"Were {broader} lifted, {case.rule} would remain; against it: {options}.")
     for forcing in found.forcing:
-        typer.echo(f"By force: {forcing}.")
+        _say(f"By force: {forcing}.")
+
+
+def _say(text: str) -> None:
+    for line in textwrap.wrap(text, PLAIN_WIDTH, subsequent_indent="    ", break_on_hyphens=False):
+        typer.echo(line)
 
 
 def _sets(sets: Sequence[Sequence[Any]]) -> list[str]:
