@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import json
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -178,18 +178,11 @@ def own_text() -> str:
 
 def relaid(text: str, *, flow: bool) -> str:
     """The same book with its rules and keys in another order, without comments, in another style."""
-    from ruamel.yaml import YAML
-
-    data = YAML(typ="safe").load(text.replace("since: 2026", "since: '2026").replace("-21\n", "-21'\n"))
+    data = yaml.safe_load(text)
     data["rules"] = [dict(reversed(rule.items())) for rule in reversed(data["rules"])]
     if flow:
-        return json.dumps(data)
-    stream = io.StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 60
-    yaml.dump(data, stream)
-    return stream.getvalue()
+        return json.dumps(data, default=str)
+    return yaml.safe_dump(data, default_flow_style=False, width=60)
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -291,6 +284,21 @@ def test_folders(tmp_path: Path) -> None:
     output = run(str(tmp_path / "a"), str(tmp_path / "b"))
     assert output.exit_code == 1
     assert "new.yaml: only in" in output.output
+
+
+def test_a_folder_s_markdown_shows_what_differs(tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        for name in ("one", "two", "three"):
+            text = own_text()
+            if (side, name) == ("b", "two"):
+                text = text.replace("head_size: {in: [16,", "head_size: {in: [8, 16,")
+            (tmp_path / side / f"{name}.yaml").write_text(text)
+    output = run(str(tmp_path / "a"), str(tmp_path / "b"), "--markdown").output
+    assert output.count("###") == 1
+    assert "two.yaml` →" in output
+    assert "| `head-size` | changed: fires for fewer | `model_config.head_size: 8` | v1 → v2 |" in output
+    assert "2 other books: no verdict changes." in output
 
 
 def test_git_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
