@@ -105,6 +105,8 @@ def _describe(error: ValidationError, cls: type, prefix: str) -> str:
             section = cls if prefix or len(path) == 1 else SECTIONS[path[0]]
             known = [f.name for f in dataclasses.fields(cast(Any, section))]
             hint = did_you_mean(path[-1], known) or f"known: {', '.join(known)}"
+            owner = _owner(path[-1]) if section is EngineConfig else None
+            hint = f"it is a field of {owner} (flat names: EngineConfig.from_flat)" if owner else hint
             lines.append(f"{dotted}: no such {'section' if section is EngineConfig else 'field'}; {hint}")
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{dotted}: required, but not given")
@@ -114,6 +116,14 @@ def _describe(error: ValidationError, cls: type, prefix: str) -> str:
             expected = item["msg"].replace("Input should be", "expected", 1)
             lines.append(f"{dotted}: {expected}, got {item['input']!r}")
     return "; ".join(dict.fromkeys(lines))
+
+
+def _owner(field: str) -> str | None:
+    """The section that has a field of this name."""
+    for name, section in SECTIONS.items():
+        if field in (f.name for f in dataclasses.fields(cast(Any, section))):
+            return name
+    return None
 
 
 @config_errors("model_config")

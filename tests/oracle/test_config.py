@@ -45,6 +45,10 @@ def test_every_section_and_field_is_frozen() -> None:
     [
         ({"paralel_config": {}}, "paralel_config: no such section; did you mean 'parallel_config'?"),
         (
+            {"tensor_parallel_size": 2},
+            "tensor_parallel_size: no such section; it is a field of parallel_config (flat names: EngineConfig",
+        ),
+        (
             {"parallel_config": {"tensor_paralel_size": 2}},
             "parallel_config.tensor_paralel_size: no such field; did you mean 'tensor_parallel_size'?",
         ),
