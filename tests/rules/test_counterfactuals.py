@@ -25,6 +25,7 @@ from dodona.oracle.rulebook import RuleBook, RunnerName, bundled_rulebook
 from dodona.oracle.select import select_runner, verdict_for
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos
 from dodona.oracle.verdict import Verdict, decide, with_assumptions
+from dodona.oracle.vllm.arguments import from_command_line
 from dodona.oracle.vllm.deployment import VllmDeployment
 
 DODONA = bundled_rulebook("dodona")
@@ -523,3 +524,36 @@ def test_the_verdict_for_an_unknown_model_has_no_way_to_v2() -> None:
     found = counterfactuals(OwnDeployment(config, None, assumed_gpu(), DODONA), "v2")
     assert not found
     assert "model_config.is_moe is not known" in [text for b in found.blocked_by for text in b.facts]
+
+
+# --- what facts depend on -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(engine_config_mappings(), st.integers(1, 10**6), st.one_of(st.none(), model_infos()), environments())
+def test_a_fact_stays_where_a_change_does_not_affect_it(
+    mapping: dict[str, Any], length: int, model: ModelInfo | None, machine: Environment
+) -> None:
+    """The search trusts what the registry says each fact is derived from."""
+    mapping = {**mapping, "model_config": {**mapping["model_config"], "max_model_len": length}}
+    config = EngineConfig.from_mapping(mapping)
+    before = derive_facts(config, model, machine)
+    for change in own_changes(config):
+        after = derive_facts(apply_changes(config, [change]), model, machine)
+        moved_facts = {name for name in FACTS if before[name] != after[name]}
+        assert {name for name in moved_facts if not change.touches(FACTS[name])} == set(), change
+
+
+@settings(max_examples=60, deadline=None)
+@given(FLAGS, st.sampled_from(["0.22.0", "0.30.0", "0.33.0"]))
+def test_a_vllm_fact_stays_where_a_change_does_not_affect_it(
+    flags: dict[str, str | None], release: str
+) -> None:
+    words = [w for flag, value in flags.items() for w in (flag, value) if w is not None]
+    sections = from_command_line(["model", *words]).sections
+    deployment = VllmDeployment(sections, PLAIN, assumed_gpu(), bundled_rulebook(f"vllm/{release}"))
+    before = deployment.facts()
+    for change in deployment.changes():
+        after = deployment.facts([change])
+        for name in before:
+            assert before[name] == after[name] or deployment.affects(change, name), (change, name)
