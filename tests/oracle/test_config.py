@@ -46,7 +46,7 @@ def test_every_section_and_field_is_frozen() -> None:
         ({"paralel_config": {}}, "paralel_config: no such section; did you mean 'parallel_config'?"),
         (
             {"tensor_parallel_size": 2},
-            "tensor_parallel_size: no such section; it is a field of parallel_config (flat names: EngineConfig",
+            "tensor_parallel_size: no such section; it is a field of parallel_config (flat names: Eng",
         ),
         (
             {"parallel_config": {"tensor_paralel_size": 2}},
