@@ -43,6 +43,25 @@ def token_logprobs(
         top_n: >= 0; at most the vocabulary is given.
         rows: [m] integer, the rows of `logits` and `token_ids` to report, or None for all n.
     """
+    return _logprobs(logits, token_ids, top_n=top_n, rows=rows, by_entry=False)
+
+
+def given_logprobs(logits: Tensor, *, rows: Tensor, token_ids: Tensor) -> LogprobTensors:
+    """Log-probability and rank of any tokens of any rows; a row may come several times, or not at all.
+
+    Args:
+        logits: [n, vocab], raw, any floating dtype, unit stride along the vocabulary.
+        rows: [m] integer, the row of `logits` of each entry.
+        token_ids: [m] integer, the token of each entry.
+    Returns: m entries of one token each.
+    """
+    return _logprobs(logits, token_ids, top_n=0, rows=rows, by_entry=True)
+
+
+def _logprobs(
+    logits: Tensor, token_ids: Tensor, *, top_n: int, rows: Tensor | None, by_entry: bool
+) -> LogprobTensors:
+    """`by_entry`: `token_ids` are parallel to `rows`, not to the logits' rows."""
     n, vocab = logits.shape
     m = n if rows is None else rows.shape[0]
     top_n = min(top_n, vocab)
@@ -59,7 +78,7 @@ def token_logprobs(
     keys = torch.empty(m, num_blocks, max(picked, 1), dtype=torch.int64, device=device)
     _logprob_blocks_kernel[(m, num_blocks)](
         logits, logits.stride(0), rows, token_ids, partial, keys, vocab, m, num_blocks,
-        picked, BLOCK=block, HAS_ROWS=rows is not None, num_warps=8 if block > 1024 else 4,
+        picked, BLOCK=block, HAS_ROWS=rows is not None, BY_ENTRY=by_entry, num_warps=8 if block > 1024 else 4,
     )  # fmt: skip
     best = keys
     if top_n > picked:
@@ -69,7 +88,7 @@ def token_logprobs(
         logits, logits.stride(0), rows, token_ids, partial, best, ids, logprobs, ranks, m, num_blocks,
         top_n, num_blocks * picked if picked else top_n,
         BLOCKS=triton.next_power_of_2(num_blocks), WIDTH=triton.next_power_of_2(max(num_blocks * picked, 1)),
-        SORTED=top_n > picked, HAS_ROWS=rows is not None,
+        SORTED=top_n > picked, HAS_ROWS=rows is not None, BY_ENTRY=by_entry,
     )  # fmt: skip
     return LogprobTensors(ids, logprobs, ranks)
 
@@ -89,12 +108,17 @@ def token_logprobs_reference(
     )
 
 
+def given_logprobs_reference(logits: Tensor, *, rows: Tensor, token_ids: Tensor) -> LogprobTensors:
+    """What `given_logprobs` computes, in plain torch."""
+    return token_logprobs_reference(logits[rows.long()], token_ids, top_n=0)
+
+
 @triton.jit
 def _logprob_blocks_kernel(
     logits_ptr,  # [n, vocab]
     logits_stride,
     rows_ptr,  # [m] or None
-    token_ids_ptr,  # [n]
+    token_ids_ptr,  # [n], or [m] if BY_ENTRY
     partial_ptr,  # [3, m, num_blocks]: maximum, sum of exp(score - maximum), tokens above the row's own
     keys_ptr,  # [m, num_blocks, max(top_n, 1)]
     vocab,
@@ -103,6 +127,7 @@ def _logprob_blocks_kernel(
     top_n,
     BLOCK: tl.constexpr,
     HAS_ROWS: tl.constexpr,
+    BY_ENTRY: tl.constexpr,
 ):
     entry = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -110,7 +135,7 @@ def _logprob_blocks_kernel(
     if HAS_ROWS:
         row = tl.load(rows_ptr + entry).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
-    own = load_scores(row_ptr, tl.load(token_ids_ptr + row), True)
+    own = load_scores(row_ptr, tl.load(token_ids_ptr + (entry if BY_ENTRY else row)), True)
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     inside = tokens < vocab
     scores = load_scores(row_ptr, tokens, inside)
@@ -143,7 +168,7 @@ def _logprob_reduce_kernel(
     logits_ptr,  # [n, vocab]
     logits_stride,
     rows_ptr,  # [m] or None
-    token_ids_ptr,  # [n]
+    token_ids_ptr,  # [n], or [m] if BY_ENTRY
     partial_ptr,  # [3, m, num_blocks]
     keys_ptr,  # [m, num_keys]: candidates of all blocks, or the best in order if SORTED
     ids_ptr,  # [m, 1 + top_n]
@@ -157,6 +182,7 @@ def _logprob_reduce_kernel(
     WIDTH: tl.constexpr,
     SORTED: tl.constexpr,
     HAS_ROWS: tl.constexpr,
+    BY_ENTRY: tl.constexpr,
 ):
     entry = tl.program_id(0).to(tl.int64)
     row = entry
@@ -176,7 +202,7 @@ def _logprob_reduce_kernel(
     tl.store(ranks_ptr + entry, 1 + tl.sum(above, 0).to(tl.int32))
 
     first = entry * (1 + top_n)
-    own = tl.load(token_ids_ptr + row)
+    own = tl.load(token_ids_ptr + (entry if BY_ENTRY else row))
     _store_logprob(row_ptr, own, greatest, log_weight, ids_ptr + first, logprobs_ptr + first)
     columns = tl.arange(0, WIDTH)
     least: tl.constexpr = -9223372036854775808

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from dodona.oracle.errors import UnsupportedConfiguration
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from dodona.oracle.verdict import Verdict
     from dodona.runners.sampling_params import SamplingParams
 
@@ -109,13 +112,26 @@ class SchedulerOutput:
 class TokenLogprobs:
     """Log-probabilities at one position, from the raw logits (before temperature, penalties and masks).
 
-    `token_ids[0]` is the token itself (sampled, or of the prompt) and `rank` its 1-based rank; the rest are
-    the top-n, most probable first.
+    `token_ids[0]` is the token itself (sampled, or of the prompt) and `rank` its 1-based rank; then come the
+    top-n, most probable first, and last the tokens asked for by id, with their ranks in `given_ranks`.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     rank: int
+    given_ranks: tuple[int, ...] = ()
+    """One per token of `SamplingParams.logprob_token_ids`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarOutput:
+    """What the grammars of a step's rows allow, made by the host from all tokens that the rows have."""
+
+    rows: Sequence[int]
+    """State rows: of those that sample in the step, all whose request has `structured_outputs`."""
+    bitmask: npt.NDArray[np.int32]
+    """[len(rows), ceil(vocab / 32)], C-contiguous: bit t % 32 of word t // 32 says whether token t may come
+    next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +209,11 @@ class Runner(ABC):
         """Start the forward pass of one step. `sample_tokens` must follow before the next one."""
 
     @abstractmethod
-    def sample_tokens(self) -> PendingOutput:
-        """Sample for the rows of the last `execute_model` whose `samples` is true."""
+    def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
+        """Sample for the rows of the last `execute_model` whose `samples` is true.
+
+        `grammar_output` is given where the request of one of these rows has `structured_outputs`.
+        """
 
     @abstractmethod
     def shutdown(self) -> None:

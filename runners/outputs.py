@@ -25,9 +25,9 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None
-    """Sum over the tokens so far, where `logprobs` was asked for."""
+    """Sum over the tokens so far, where `logprobs` or `logprob_token_ids` was asked for."""
     logprobs: list[dict[int, Logprob]] | None
-    """Per token: the token itself first, then the most probable ones."""
+    """Per token: the token itself first, then the most probable ones, then those asked for by id."""
     finish_reason: str | None = None
     """None while it goes on; "stop" (a stop token or string), "length", "abort", or "error"."""
     stop_reason: int | str | None = None

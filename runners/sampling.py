@@ -3,7 +3,8 @@
 A row's logits go through these stages, in fp32 and in this order. A stage that the row's parameters leave off
 is the identity.
 
-1. `allowed_token_ids`: every other token becomes -inf.
+1. `allowed_token_ids`: every other token becomes -inf; then likewise what the grammar of
+   `structured_outputs` does not allow.
 2. `min_tokens`: while fewer tokens have been generated, the ids that would end the request become -inf.
 3. `bad_words`: the last token of a bad word becomes -inf where the generated tokens end with its other
    tokens. Prompt tokens do not count towards a match.
@@ -19,7 +20,9 @@ is the identity.
 
 Unusual logits: NaN counts as -inf, and what exceeds 1e30 (+inf too) as 1e30. Where no token is left, the row
 yields its *fallback token*: the lowest of its allowed ids, else the lowest id that ends the request, else 0.
-A constraint of allowed ids is therefore never broken; `min_tokens` and `bad_words` give way.
+A constraint of allowed ids is therefore never broken; `min_tokens` and `bad_words` give way. With a grammar
+the fallback token is the lowest that it allows, among the allowed ids if one of these is: all else gives way
+to a grammar.
 
 Log-probabilities are those of the raw logits: log_softmax before every stage above.
 """
@@ -31,6 +34,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +42,8 @@ from dodona.runners.interface import TokenLogprobs
 from dodona.runners.sampling_params import GREEDY_BELOW
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from dodona.runners.sampling_params import SamplingParams
 
 LOGIT_CAP = 1e30
@@ -61,6 +67,8 @@ class SamplingRow:
     stop_token_ids: Sequence[int] = ()
     """Ids that end the request, masked before `min_tokens`."""
     bad_words_token_ids: Sequence[Sequence[int]] = ()
+    grammar_words: npt.NDArray[np.int32] | None = None
+    """[ceil(vocab / 32)]: what the row's grammar allows (see `GrammarOutput`), where it has one."""
 
     @property
     def position(self) -> int:
@@ -99,7 +107,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         torch.tensor([row.seed for row in rows], dtype=torch.int64, device=logits.device),
         torch.tensor([row.position for row in rows], dtype=torch.int64, device=logits.device),
         torch.tensor(
-            [fallback_id(row.params, row.stop_token_ids) for row in rows],
+            [_fallback(row) for row in rows],
             dtype=torch.int64,
             device=logits.device,
         ),
@@ -164,6 +172,33 @@ def fallback_id(params: SamplingParams, stop_token_ids: Sequence[int]) -> int:
     return min(params.allowed_token_ids or stop_token_ids or (0,))
 
 
+def grammar_fallback_ids(
+    bitmask: npt.NDArray[np.int32], params: Sequence[SamplingParams]
+) -> npt.NDArray[np.int64]:
+    """Fallback tokens of rows with grammars: [m] int64.
+
+    Args:
+        bitmask: [m, words], what the grammars allow (see `GrammarOutput`).
+        params: the m rows' parameters.
+    """
+    first = (bitmask != 0).argmax(axis=1)
+    words = bitmask[np.arange(len(bitmask)), first].astype(np.int64) & _MASK32
+    # A word's lowest bit by itself is a power of two; a row without any bit yields token 0.
+    ids = 32 * first + np.log2(np.maximum(words & -words, 1)).astype(np.int64)
+    for i, row_params in enumerate(params):
+        for token in sorted(row_params.allowed_token_ids or ()):
+            if token < 32 * bitmask.shape[1] and (bitmask[i, token // 32] >> (token % 32)) & 1:
+                ids[i] = token
+                break
+    return ids
+
+
+def _fallback(row: SamplingRow) -> int:
+    if row.grammar_words is None:
+        return fallback_id(row.params, row.stop_token_ids)
+    return int(grammar_fallback_ids(row.grammar_words[None], [row.params])[0])
+
+
 def repetition_factor(params: SamplingParams) -> float:
     """The repetition penalty, kept where its fp32 value and reciprocal are finite: 0 * inf would be NaN."""
     return min(max(params.repetition_penalty, 1e-30), 1e30)
@@ -177,6 +212,9 @@ def process_row(scores: Tensor, row: SamplingRow) -> None:
         kept = scores[ids]
         scores.fill_(-math.inf)
         scores[ids] = kept
+    if row.grammar_words is not None:
+        bits = np.unpackbits(row.grammar_words.view(np.uint8), bitorder="little", count=scores.numel())
+        scores.masked_fill_(torch.from_numpy(bits == 0).to(scores.device), -math.inf)
     if len(generated) < params.min_tokens and row.stop_token_ids:
         scores[_index(row.stop_token_ids, scores)] = -math.inf
     banned = [word[-1] for word in row.bad_words_token_ids if _ends_with(generated, word[:-1])]
@@ -319,12 +357,30 @@ def _sampled_logprobs(
 ) -> list[TokenLogprobs | None]:
     """Entries for the rows that ask; rows that want as many share one pass."""
     result: list[TokenLogprobs | None] = [None] * len(rows)
-    for top_n in {row.params.logprobs for row in rows if row.params.logprobs is not None}:
-        asking = [i for i, row in enumerate(rows) if row.params.logprobs == top_n]
+    counts = [row.params.logprobs or 0 if row.params.wants_logprobs else None for row in rows]
+    for top_n in {count for count in counts if count is not None}:
+        asking = [i for i, count in enumerate(counts) if count == top_n]
         index = torch.tensor(asking, device=logits.device)
         for i, entry in zip(asking, token_logprobs(logits[index], token_ids[index], top_n), strict=True):
-            result[i] = entry
+            given = rows[i].params.logprob_token_ids
+            result[i] = with_given(entry, _given_logprobs(logits[i], given)) if given else entry
     return result
+
+
+def _given_logprobs(logits: Tensor, token_ids: Sequence[int]) -> list[TokenLogprobs]:
+    """Each of `token_ids` by itself, after one row's `logits` ([vocab])."""
+    ids = torch.tensor(list(token_ids), dtype=torch.int64, device=logits.device)
+    return token_logprobs(logits.expand(len(ids), -1), ids, 0)
+
+
+def with_given(entry: TokenLogprobs, given: Sequence[TokenLogprobs]) -> TokenLogprobs:
+    """`entry`, followed by the tokens that were asked for by id (entries of one token each)."""
+    return TokenLogprobs(
+        entry.token_ids + tuple(g.token_ids[0] for g in given),
+        entry.logprobs + tuple(g.logprobs[0] for g in given),
+        entry.rank,
+        tuple(g.rank for g in given),
+    )
 
 
 def _index(ids: Iterable[int], scores: Tensor) -> Tensor:

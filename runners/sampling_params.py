@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dodona.runners.errors import InvalidRequestError
+from dodona.runners.structured_outputs import StructuredOutputsParams
 
 GREEDY_BELOW = 1e-5
 """A temperature below this means greedy decoding."""
@@ -60,6 +61,9 @@ class SamplingParams:
     """Log-probabilities per generated token: of the token itself and of this many most probable ones."""
     prompt_logprobs: int | None = None
     """The same per prompt token."""
+    logprob_token_ids: Sequence[int] | None = None
+    """Log-probabilities of these tokens too, per generated token; also without `logprobs`. Stored as a
+    tuple."""
     detokenize: bool = True
     """Whether to produce text; stop strings need it."""
     skip_special_tokens: bool = True
@@ -72,8 +76,10 @@ class SamplingParams:
     """Added to the logits, by token id; clamped to [-100, 100]."""
     allowed_token_ids: Sequence[int] | None = None
     """Only these tokens may be generated. Stored as a tuple."""
-    structured_outputs: Any | None = field(default=None, hash=False)
-    """A grammar, schema or the like; refused at admission unless the runner has the feature."""
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
+    """The form that the whole output must have: a JSON schema, a regular expression, a grammar, or texts to
+    choose from. A mapping of its names is taken too. Refused at admission unless the runner has the
+    feature."""
     logits_processors: Sequence[Any] | None = field(default=None, hash=False)
     """Callables over logits; refused at admission unless the runner has the feature."""
 
@@ -91,6 +97,15 @@ class SamplingParams:
                 )
         if self.logit_bias is not None:
             put(self, "logit_bias", _logit_bias(self.logit_bias) or None)
+        if self.logprob_token_ids is not None:
+            put(self, "logprob_token_ids", _token_ids("logprob_token_ids", self.logprob_token_ids) or None)
+        if self.structured_outputs is not None:
+            put(self, "structured_outputs", StructuredOutputsParams.of(self.structured_outputs))
+            if self.ignore_eos:
+                raise InvalidRequestError(
+                    "ignore_eos can't go with structured_outputs, whose output ends with the end-of-sequence "
+                    "token"
+                )
         if self.logits_processors is not None:
             put(self, "logits_processors", tuple(self.logits_processors) or None)
 
@@ -133,6 +148,11 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the most probable token is taken, without randomness."""
         return self.temperature == 0.0
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether generated tokens come with log-probabilities."""
+        return self.logprobs is not None or self.logprob_token_ids is not None
 
     @property
     def has_penalties(self) -> bool:

@@ -22,6 +22,7 @@ _EVERY_STAGE = SamplingParams(
     min_tokens=1,
     logit_bias={_TOKEN: 1.0},
     logprobs=1,
+    logprob_token_ids=(_TOKEN,),
     prompt_logprobs=1,
     max_tokens=None,
 )

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from dodona.runners.engine.detokenizer import Detokenizer, IncrementalText
+from dodona.runners.engine.grammar import Grammar, GrammarCompiler
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.stop_strings import StopStringText
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX
 from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.structured_outputs import StructuredOutputsParams
 
 _MASK_63 = (1 << 63) - 1
 
@@ -39,6 +41,7 @@ class Admission:
         self.tokenizer = tokenizer
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self.request_features = request_features
+        self._grammars = GrammarCompiler(tokenizer, vocab_size, self.eos_token_ids)
         self._counter = itertools.count()
 
     def admit(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> list[Request]:
@@ -71,6 +74,7 @@ class Admission:
                 eos_token_ids=self.eos_token_ids,
                 bad_words_token_ids=bad_words,
                 text=self._stop_string_text(token_ids, params),
+                grammar=self._grammar(params),
                 parent_id=request_id,
                 index=index,
             )
@@ -102,6 +106,12 @@ class Admission:
                 raise InvalidRequestError(
                     f"{name}={value} is over max_logprobs={self.max_logprobs}; ask for fewer or raise it"
                 )
+        if params.logprob_token_ids is not None and len(params.logprob_token_ids) > self.max_logprobs:
+            raise InvalidRequestError(
+                f"logprob_token_ids holds {len(params.logprob_token_ids)} ids, which is over "
+                f"max_logprobs={self.max_logprobs}; ask for fewer or raise it"
+            )
+        self._check_token_ids("logprob_token_ids", params.logprob_token_ids or ())
         self._check_token_ids("stop_token_ids", params.stop_token_ids or ())
         self._check_token_ids("allowed_token_ids", params.allowed_token_ids or ())
         self._check_token_ids("logit_bias", params.logit_bias or ())
@@ -131,6 +141,10 @@ class Admission:
                 if ids:
                     found[ids] = None
         return tuple(found)
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        asked = params.structured_outputs
+        return self._grammars.grammar(asked) if isinstance(asked, StructuredOutputsParams) else None
 
     def _stop_string_text(self, prompt_token_ids: list[int], params: SamplingParams) -> StopStringText | None:
         if not params.stop or self.detokenizer is None:

@@ -23,6 +23,7 @@ class OutputAssembler:
         self._prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._num_cached_tokens = 0
+        self._error: str | None = None
         self._detokenizer = detokenizer
         self._sequences = [_Sequence(request, detokenizer) for request in requests]
         self._num_unfinished = len(requests)
@@ -42,6 +43,7 @@ class OutputAssembler:
             self._prompt_logprobs = [None, *entries]
         if progress.finish_reason is not None:
             self._num_unfinished -= 1
+            self._error = self._error or request.error
         return self._sequences[request.index].add(progress)
 
     def output(self, outputs: list[CompletionOutput]) -> RequestOutput:
@@ -54,6 +56,7 @@ class OutputAssembler:
             outputs=outputs,
             finished=self.finished,
             num_cached_tokens=self._num_cached_tokens,
+            error=self._error,
         )
 
 
@@ -98,8 +101,9 @@ class _Sequence:
 
 
 def readable(entry: TokenLogprobs, detokenizer: Detokenizer | None) -> dict[int, Logprob]:
-    """A position's log-probabilities by token id: the token itself, then the most probable ones by rank."""
-    ranks = (entry.rank, *range(1, len(entry.token_ids)))
+    """A position's log-probabilities by token id: the token itself, then the most probable ones by rank, then
+    those asked for by id."""
+    ranks = (entry.rank, *range(1, len(entry.token_ids) - len(entry.given_ranks)), *entry.given_ranks)
     result: dict[int, Logprob] = {}
     for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, ranks, strict=True):
         if token_id not in result:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dodona.runners.engine.events import Progress
+from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
@@ -240,7 +241,11 @@ class Engine:
         step = scheduler.schedule()
         if step is not None:
             runner.execute_model(step.output)
-            self._in_flight.append((step, runner.sample_tokens()))
+            if step.structured:  # grammars are asked while the forward pass runs
+                pending = runner.sample_tokens(grammar_output(step.structured))
+            else:
+                pending = runner.sample_tokens()
+            self._in_flight.append((step, pending))
             if len(self._in_flight) >= runner.max_steps_in_flight:
                 self._read_oldest(scheduler)
         elif self._in_flight:

@@ -10,6 +10,7 @@ from dodona.runners.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from dodona.runners.engine.events import Event
+    from dodona.runners.engine.grammar import Grammar
     from dodona.runners.engine.stop_strings import StopStringText
 
 NO_ROW = -1
@@ -29,8 +30,10 @@ class Request:
         "block_ids",
         "capacity",
         "eos_token_ids",
+        "error",
         "events",
         "finish_reason",
+        "grammar",
         "index",
         "limit",
         "logprobs",
@@ -47,6 +50,7 @@ class Request:
         "prompt_logprobs",
         "request_id",
         "row",
+        "schedulable_until",
         "seed",
         "stop_reason",
         "stop_token_ids",
@@ -68,11 +72,14 @@ class Request:
         eos_token_ids: frozenset[int] = frozenset(),
         bad_words_token_ids: tuple[tuple[int, ...], ...] = (),
         text: StopStringText | None = None,
+        grammar: Grammar | None = None,
         parent_id: str | None = None,
         index: int = 0,
         adapter: str | None = None,
     ) -> None:
-        """`limit` is the most tokens it may have, prompt included; `text` is given with stop strings."""
+        """`limit` is the most tokens it may have, prompt included; `text` is given with stop strings, and
+        `grammar` with structured outputs.
+        """
         self.request_id = request_id
         self.parent_id = request_id if parent_id is None else parent_id
         self.index = index
@@ -84,12 +91,16 @@ class Request:
         self.stop_token_ids = self.eos_token_ids.union(params.stop_token_ids or ())
         self.bad_words_token_ids = bad_words_token_ids
         self.text = text
-        self.wants_logprobs = params.logprobs is not None
+        self.grammar = grammar
+        self.wants_logprobs = params.wants_logprobs
         self.wants_prompt_logprobs = params.prompt_logprobs is not None
 
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens
+        self.schedulable_until = limit if grammar is None else min(limit, self.num_tokens + 1)
+        """Most tokens it may have, those in flight counted. What a grammar allows depends on the token
+        before, so that one must be read first."""
         self.num_computed_tokens = 0
         """Leading tokens whose KV exists, or will once the steps under way are done."""
         self.num_cached_tokens: int | None = None
@@ -111,6 +122,8 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.error: str | None = None
+        """Why it ended, with the finish reason "error"."""
 
         self.streaming = False
         self.events: SimpleQueue[Event] | None = None
@@ -128,14 +141,24 @@ class Request:
 
     def append(self, token_id: int) -> None:
         """Take a token that was read; sets `finish_reason` and `stop_reason` if it is the last one."""
+        grammar = self.grammar
+        if grammar is not None and not grammar.accept(token_id):
+            self._fail(grammar.error)
+            return
         self.token_ids.append(token_id)
         num_tokens = len(self.token_ids)
-        if token_id in self.stop_token_ids and num_tokens - self.num_prompt_tokens >= self.params.min_tokens:
+        if token_id in self.stop_token_ids and (
+            num_tokens - self.num_prompt_tokens >= self.params.min_tokens
+            # After a grammar's end nothing can come.
+            or (grammar is not None and token_id in self.eos_token_ids)
+        ):
             self.finish_reason = "stop"
             self.stop_reason = None if token_id in self.eos_token_ids else token_id
             if self.text is not None:
                 self.text.finish(token_id if self.params.include_stop_str_in_output else None)
             return
+        if grammar is not None:
+            self.schedulable_until = min(self.limit, num_tokens + 1)
         if self.text is not None:
             stop_string = self.text.add(token_id)
             if stop_string is not None:
@@ -149,6 +172,14 @@ class Request:
     def abort(self) -> None:
         """End it with what there is."""
         self.finish_reason = "abort"
+        if self.text is not None:
+            self.text.finish(None)
+
+    def _fail(self, error: str | None) -> None:
+        """End it without the token just read, whose log-probabilities are here already."""
+        self.finish_reason = "error"
+        self.error = error
+        del self.logprobs[self.num_output_tokens :]
         if self.text is not None:
             self.text.finish(None)
 

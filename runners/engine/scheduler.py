@@ -30,6 +30,8 @@ class ScheduledStep:
     """The requests whose rows sample, in batch order."""
     prompt_chunks: list[tuple[Request, int, int]]
     """(request, its row, position of its first token here) where prompt log-probabilities are due."""
+    structured: list[Request]
+    """Those of `sampling` that have a grammar."""
 
 
 class Scheduler:
@@ -56,6 +58,8 @@ class Scheduler:
         """In order of arrival."""
         self.num_unfinished = 0
         self.num_preemptions = 0
+        self._num_structured = 0
+        """Unfinished requests that have a grammar."""
         self._weights_version = 0
         # No more rows than tokens in the budget, so that each running request can decode in every step.
         self._free_rows = list(range(min(max_num_seqs, max_num_batched_tokens) - 1, -1, -1))
@@ -72,6 +76,7 @@ class Scheduler:
         """Put a new request at the end of the queue."""
         self.waiting.append(request)
         self.num_unfinished += 1
+        self._num_structured += request.grammar is not None
 
     def abort(self, request: Request) -> None:
         """End a request that is not finished."""
@@ -113,7 +118,8 @@ class Scheduler:
         )
         self._num_steps += 1
         self._freed_rows = []
-        return ScheduledStep(output, batch.sampling, batch.prompt_chunks)
+        structured = [r for r in batch.sampling if r.grammar is not None] if self._num_structured else []
+        return ScheduledStep(output, batch.sampling, batch.prompt_chunks, structured)
 
     def update(self, step: ScheduledStep, result: StepOutput) -> list[Request]:
         """Take a step's result. Returns the requests with news: those that finished by it, and streaming
@@ -154,8 +160,8 @@ class Scheduler:
             if request.num_computed_tokens < request.num_prefill_tokens:
                 prefilling.append(request)
                 continue
-            if request.num_tokens >= request.limit:
-                continue  # its last tokens are under way
+            if request.num_tokens >= request.schedulable_until:
+                continue  # its last tokens, or those that its grammar waits for, are under way
             if request.num_computed_tokens == request.capacity:
                 while not blocks.num_free and self._preempt_latest() is not request:
                     pass
@@ -232,6 +238,7 @@ class Scheduler:
         for request in requests:
             if request.row != NO_ROW:
                 self._release(request)
+            self._num_structured -= request.grammar is not None
         self.num_unfinished -= len(requests)
         self.running = [request for request in self.running if request.row != NO_ROW]
 

@@ -15,6 +15,7 @@ from dodona.oracle.hub import resolve_model
 from dodona.oracle.model_info import ModelInfo
 from dodona.runners import sampling
 from dodona.runners.interface import (
+    GrammarOutput,
     KVCacheSpec,
     PendingOutput,
     Runner,
@@ -33,6 +34,8 @@ from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step_layout import MAX_GATHERED_TOKENS, StepLayout, to_device
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from dodona.oracle.verdict import Verdict
 
 
@@ -71,6 +74,7 @@ class V1Runner(Runner):
 
     name: ClassVar[str] = "v1"
     max_steps_in_flight: ClassVar[int] = 1
+    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict)
@@ -176,7 +180,7 @@ class V1Runner(Runner):
         logits = model.forward(ids, layout, cache, to_device(asked, self.device))
         self._executed = _Executed(logits[: len(positions)], wanted)
 
-    def sample_tokens(self) -> PendingOutput:
+    def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         executed, self._executed = self._executed, None
         if executed is None:
@@ -200,7 +204,11 @@ class V1Runner(Runner):
             rows = [wanted.row for wanted in executed.wanted if wanted.samples]
             # Where all rows only decode, the logits are in order already.
             logits = executed.logits if len(sampled) == len(executed.logits) else executed.logits[sampled]
-            result = sampling.sample(logits, [self._sampling_row(row) for row in rows])
+            grammars = {}
+            if grammar_output is not None:
+                grammars = dict(zip(grammar_output.rows, grammar_output.bitmask, strict=True))
+            sampling_rows = [self._sampling_row(row, grammars.get(row)) for row in rows]
+            result = sampling.sample(logits, sampling_rows)
         for row, token in zip(rows, result.token_ids, strict=True):
             self._batch[row].output_token_ids.append(token)
         logprobs = {row: entry for row, entry in zip(rows, result.logprobs, strict=True) if entry is not None}
@@ -225,9 +233,11 @@ class V1Runner(Runner):
             wanted.append(_Wanted(row, targets, samples))
         return wanted, positions
 
-    def _sampling_row(self, row: int) -> sampling.SamplingRow:
+    def _sampling_row(self, row: int, grammar_words: npt.NDArray[np.int32] | None) -> sampling.SamplingRow:
         state = self._batch[row]
         request = state.request
+        if grammar_words is None and request.sampling_params.structured_outputs is not None:
+            raise ValueError(f"row {row} has a grammar, and grammar_output doesn't say what it allows")
         return sampling.SamplingRow(
             params=request.sampling_params,
             prompt_token_ids=state.prompt_token_ids,
@@ -235,6 +245,7 @@ class V1Runner(Runner):
             seed=request.seed,
             stop_token_ids=request.stop_token_ids,
             bad_words_token_ids=request.bad_words_token_ids,
+            grammar_words=grammar_words,
         )
 
     def _loaded(self) -> PackedModel:

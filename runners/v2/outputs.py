@@ -69,6 +69,10 @@ class AsyncOutput:
     """State rows of the entries of `logprobs`."""
     logprob_counts: Sequence[int]
     """How many of the most probable tokens each of them asks for."""
+    given_logprobs: LogprobTensors | None
+    """On the host: the tokens that these rows ask for by id, all after one another."""
+    given_counts: Sequence[int]
+    """How many of them are each row's."""
     prompt_logprobs: LogprobTensors | None
     """On the host."""
     prompt_ranges: Sequence[PromptLogprobRange]
@@ -84,7 +88,9 @@ class AsyncOutput:
         self.sources = ()
         logprobs: Mapping[int, TokenLogprobs] = {}
         if self.logprobs is not None:
-            entries = host_logprobs(self.logprobs, self.logprob_counts)
+            entries = host_logprobs(
+                self.logprobs, self.logprob_counts, self.given_logprobs, self.given_counts
+            )
             logprobs = dict(zip(self.logprob_rows, entries, strict=True))
         prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = {}
         if self.prompt_logprobs is not None:

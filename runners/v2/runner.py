@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 import triton
 
@@ -20,6 +21,7 @@ from dodona.oracle.hub import resolve_model
 from dodona.oracle.model_info import ModelInfo
 from dodona.runners.interface import (
     RESERVED_REQUEST_ID_PREFIX,
+    GrammarOutput,
     KVCacheSpec,
     NewRequest,
     PendingOutput,
@@ -28,6 +30,7 @@ from dodona.runners.interface import (
 )
 from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
 from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.structured_outputs import StructuredOutputsParams
 from dodona.runners.v2 import capabilities
 from dodona.runners.v2.graphs import DecodeGraphs, graph_sizes
 from dodona.runners.v2.loader import fill_randomly, load_safetensors
@@ -69,6 +72,7 @@ class V2Runner(Runner):
 
     name: ClassVar[str] = "v2"
     max_steps_in_flight: ClassVar[int] = 2
+    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict)
@@ -271,7 +275,7 @@ class V2Runner(Runner):
         self._executed = _Executed(step, sampled_rows, None, False, hidden if plan else None, logits, plan)
 
     @torch.inference_mode()
-    def sample_tokens(self) -> PendingOutput:
+    def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Launch what is left of the step (sampling, state update) and the copies of its results."""
         executed, self._executed = self._executed, None
         if executed is None:
@@ -282,6 +286,7 @@ class V2Runner(Runner):
         assert copier is not None
         rows, count = executed.sampled_rows, len(executed.sampled_rows)
         logprobs, logprob_rows, logprob_counts = None, (), ()
+        given, given_counts = None, ()
         if executed.has_sampled:
             token_ids = steps.decode_samples(count)
         else:
@@ -294,10 +299,12 @@ class V2Runner(Runner):
                     idx_mapping=(state.rows if decodes else state.sample_rows)[:count],
                     positions=steps.decode_positions(count) if decodes else state.sample_positions[:count],
                     rows=rows,
+                    grammar_output=grammar_output,
                 )
                 token_ids, logprobs = output.token_ids, output.logprobs
                 logprob_rows = tuple(rows[i] for i in output.logprob_rows)
                 logprob_counts = output.logprob_counts
+                given, given_counts = output.given_logprobs, output.given_counts
             if executed.graph_size is None:
                 steps.update_mixed(len(executed.step.rows), token_ids)
             else:
@@ -308,13 +315,14 @@ class V2Runner(Runner):
                 executed.prompt_plan, model=steps.model, hidden=executed.hidden, token_ids=state.token_ids
             )
         sources = [token_ids]
-        for tensors in (logprobs, prompt):
+        for tensors in (logprobs, given, prompt):
             if tensors is not None:
                 sources += [tensors.token_ids, tensors.logprobs, tensors.ranks]
         copies, event = copier.copy(sources)
         first, *rest = copies
         host = [
-            type(t)(*[rest.pop(0) for _ in range(3)]) if t is not None else None for t in (logprobs, prompt)
+            type(t)(*[rest.pop(0) for _ in range(3)]) if t is not None else None
+            for t in (logprobs, given, prompt)
         ]
         return AsyncOutput(
             rows=rows,
@@ -322,7 +330,9 @@ class V2Runner(Runner):
             logprobs=host[0],
             logprob_rows=logprob_rows,
             logprob_counts=logprob_counts,
-            prompt_logprobs=host[1],
+            given_logprobs=host[1],
+            given_counts=given_counts,
+            prompt_logprobs=host[2],
             prompt_ranges=ranges,
             event=event,
             sources=sources,
@@ -407,7 +417,8 @@ class V2Runner(Runner):
                 num_decodes=0,
             )
         )
-        self.sample_tokens().result()
+        everything = np.full((len(rows), -(-self._loaded_spec().vocab_size // 32)), -1, dtype=np.int32)
+        self.sample_tokens(GrammarOutput(rows, everything)).result()
 
     @torch.inference_mode()
     def _run_decode(self, size: int) -> None:
@@ -426,8 +437,10 @@ _PROFILE_PARAMS = SamplingParams(
     min_p=0.01,
     repetition_penalty=1.1,
     logprobs=1,
+    logprob_token_ids=(0,),
     prompt_logprobs=1,
     max_tokens=None,
+    structured_outputs=StructuredOutputsParams(regex="."),
 )
 """Every stage that takes memory by the size of the vocabulary."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from dodona.kernels.sampling_filters import filter_cuts
+from dodona.kernels.sampling_grammar import mask_by_grammar
 from dodona.kernels.sampling_gumbel import gumbel_sample
-from dodona.kernels.sampling_logprobs import LogprobTensors, token_logprobs
+from dodona.kernels.sampling_logprobs import LogprobTensors, given_logprobs, token_logprobs
 from dodona.kernels.sampling_masks import (
     NO_TOKEN,
     add_logit_bias,
@@ -32,8 +34,15 @@ from dodona.kernels.sampling_masks import (
     prepare_scores,
 )
 from dodona.kernels.sampling_penalties import apply_penalties, count_tokens
-from dodona.runners.interface import NewRequest, TokenLogprobs
-from dodona.runners.sampling import fallback_id, inverse_temperature, log_min_p, repetition_factor
+from dodona.runners.interface import GrammarOutput, NewRequest, TokenLogprobs
+from dodona.runners.sampling import (
+    fallback_id,
+    grammar_fallback_ids,
+    inverse_temperature,
+    log_min_p,
+    repetition_factor,
+    with_given,
+)
 from dodona.runners.sampling_params import SamplingParams
 from dodona.runners.v2.sampling_tables import Array, CountTable, RowTable, ScalarTable, upload
 
@@ -48,10 +57,18 @@ class Stage(enum.Flag):
     PENALTIES = enum.auto()
     FILTERS = enum.auto()
     LOGPROBS = enum.auto()
+    GRAMMAR = enum.auto()
 
 
 NOTHING = Stage(0)
-EDITS = Stage.ALLOWED_IDS | Stage.MIN_TOKENS | Stage.BAD_WORDS | Stage.LOGIT_BIAS | Stage.PENALTIES
+EDITS = (
+    Stage.ALLOWED_IDS
+    | Stage.GRAMMAR
+    | Stage.MIN_TOKENS
+    | Stage.BAD_WORDS
+    | Stage.LOGIT_BIAS
+    | Stage.PENALTIES
+)
 """Stages that change logits, and so need an fp32 copy of them."""
 
 
@@ -67,6 +84,10 @@ class SamplerOutput:
     """Batch rows (indices into `token_ids`) that ask for log-probabilities."""
     logprob_counts: tuple[int, ...]
     """How many of the most probable tokens each of `logprob_rows` asks for."""
+    given_logprobs: LogprobTensors | None = None
+    """The tokens that `logprob_rows` ask for by id, all after one another; None where no row does."""
+    given_counts: tuple[int, ...] = ()
+    """How many of them are each of `logprob_rows`'."""
 
 
 class V2Sampler:
@@ -111,6 +132,9 @@ class V2Sampler:
         self._stages = [0] * max_num_seqs  # values of `Stage`: its own operators are slow in a step's loop
         self._num_words = [0] * max_num_seqs
         self._num_logprobs = [0] * max_num_seqs
+        self._logprob_ids: list[Sequence[int]] = [()] * max_num_seqs
+        self._params: dict[int, SamplingParams] = {}
+        """Parameters of the rows that have a grammar."""
 
     def add_request(self, request: NewRequest) -> None:
         """Take over a row for a new or resumed request; `apply_staged_writes` tells the device."""
@@ -119,6 +143,9 @@ class V2Sampler:
         self._stages[row] = stages.value
         self._num_words[row] = len(request.bad_words_token_ids)
         self._num_logprobs[row] = params.logprobs or 0
+        self._logprob_ids[row] = params.logprob_token_ids or ()
+        if Stage.GRAMMAR in stages:
+            self._params[row] = params
         greedy = params.greedy
         self._floats.stage(
             row,
@@ -151,7 +178,13 @@ class V2Sampler:
         return Stage(functools.reduce(operator.or_, map(self._stages.__getitem__, rows), 0))
 
     def sample(
-        self, logits: Tensor, *, idx_mapping: Tensor, positions: Tensor, rows: Sequence[int]
+        self,
+        logits: Tensor,
+        *,
+        idx_mapping: Tensor,
+        positions: Tensor,
+        rows: Sequence[int],
+        grammar_output: GrammarOutput | None = None,
     ) -> SamplerOutput:
         """Draw a token for each batch row and count it.
 
@@ -161,6 +194,7 @@ class V2Sampler:
             positions: [n] integer, absolute position of the token to be drawn (the tokens the row has), on
                 the device.
             rows: the same state rows as in `idx_mapping`, on the host.
+            grammar_output: what the grammars of those rows allow that have one.
         """
         if logits.shape != (len(rows), self._vocab_size):
             expected = f"[{len(rows)} rows, {self._vocab_size} tokens]"
@@ -168,7 +202,7 @@ class V2Sampler:
         asked = self.stages(rows)
         scores, cuts = logits, None
         if asked & EDITS:
-            scores = self._edited(logits, idx_mapping, positions, rows, asked)
+            scores = self._edited(logits, idx_mapping, positions, rows, asked, grammar_output)
         if Stage.FILTERS in asked:
             cuts = filter_cuts(
                 scores,
@@ -234,7 +268,13 @@ class V2Sampler:
         return pack_token_bits(torch.as_tensor(list(token_ids), dtype=torch.int64), self._vocab_size).numpy()
 
     def _edited(
-        self, logits: Tensor, idx_mapping: Tensor, positions: Tensor, rows: Sequence[int], asked: Stage
+        self,
+        logits: Tensor,
+        idx_mapping: Tensor,
+        positions: Tensor,
+        rows: Sequence[int],
+        asked: Stage,
+        grammar_output: GrammarOutput | None,
     ) -> Tensor:
         """An fp32 copy of the logits with masks, biases and penalties: [n, vocab]."""
         integers, floats = self._integers, self._floats
@@ -245,6 +285,8 @@ class V2Sampler:
             allowed_bits=self._allowed_bits.values if restricted else None,
             is_restricted=integers["is_restricted"] if restricted else None,
         )
+        if Stage.GRAMMAR in asked:
+            self._apply_grammars(scores, rows, grammar_output)
         if Stage.MIN_TOKENS in asked:
             mask_stop_tokens(
                 scores,
@@ -285,6 +327,22 @@ class V2Sampler:
             )
         return scores
 
+    def _apply_grammars(
+        self, scores: Tensor, rows: Sequence[int], grammar_output: GrammarOutput | None
+    ) -> None:
+        """Mask the scores of rows with grammars, and tell the device these rows' fallback tokens."""
+        given = {} if grammar_output is None else {row: i for i, row in enumerate(grammar_output.rows)}
+        asking = [i for i, row in enumerate(rows) if self._stages[row] & Stage.GRAMMAR.value]
+        states = [rows[i] for i in asking]
+        missing = [row for row in states if row not in given]
+        if grammar_output is None or missing:
+            raise ValueError(f"rows {missing} have grammars, and grammar_output doesn't say what they allow")
+        bitmask = grammar_output.bitmask[[given[row] for row in states]]
+        fallback = grammar_fallback_ids(bitmask, [self._params[row] for row in states])
+        index = upload(np.array([asking, states, fallback], dtype=np.int64), scores.device)
+        mask_by_grammar(scores, batch_rows=index[0], bitmask=upload(bitmask, scores.device))
+        self._integers["fallback"].index_copy_(0, index[1], index[2])
+
     def _with_logprobs(
         self, logits: Tensor, token_ids: Tensor, rows: Sequence[int], asked: Stage
     ) -> SamplerOutput:
@@ -294,7 +352,13 @@ class V2Sampler:
         counts = tuple(self._num_logprobs[rows[i]] for i in batch_rows)
         some = None if len(batch_rows) == len(rows) else upload(np.array(batch_rows), logits.device)
         logprobs = token_logprobs(logits, token_ids, top_n=max(counts), rows=some)
-        return SamplerOutput(token_ids, logprobs, batch_rows, counts)
+        given_counts = tuple(len(self._logprob_ids[rows[i]]) for i in batch_rows)
+        if not any(given_counts):
+            return SamplerOutput(token_ids, logprobs, batch_rows, counts)
+        pairs = [(i, token) for i in batch_rows for token in self._logprob_ids[rows[i]]]
+        where, what = upload(np.array(pairs, dtype=np.int32).T, logits.device)
+        given = given_logprobs(logits, rows=where, token_ids=what)
+        return SamplerOutput(token_ids, logprobs, batch_rows, counts, given, given_counts)
 
 
 def stages_of(request: NewRequest) -> Stage:
@@ -308,14 +372,28 @@ def stages_of(request: NewRequest) -> Stage:
         (Stage.LOGIT_BIAS, params.logit_bias),
         (Stage.PENALTIES, params.has_penalties),
         (Stage.FILTERS, filtered),
-        (Stage.LOGPROBS, params.logprobs is not None),
+        (Stage.LOGPROBS, params.wants_logprobs),
+        (Stage.GRAMMAR, params.structured_outputs is not None),
     )
     return functools.reduce(operator.or_, (stage for stage, asks in wanted if asks), NOTHING)
 
 
-def host_logprobs(tensors: LogprobTensors, counts: Sequence[int]) -> list[TokenLogprobs]:
-    """Entries for the engine (waits for tensors on a device); row i keeps its `counts[i]` best tokens."""
+def host_logprobs(
+    tensors: LogprobTensors,
+    counts: Sequence[int],
+    given: LogprobTensors | None = None,
+    given_counts: Sequence[int] = (),
+) -> list[TokenLogprobs]:
+    """Entries for the engine (waits for tensors on a device); row i keeps its `counts[i]` best tokens.
+
+    `given`: the tokens that rows asked for by id, one after another, `given_counts[i]` of row i.
+    """
     columns = zip(
         tensors.token_ids.tolist(), tensors.logprobs.tolist(), tensors.ranks.tolist(), counts, strict=True
     )
-    return [TokenLogprobs(tuple(i[: 1 + n]), tuple(p[: 1 + n]), rank) for i, p, rank, n in columns]
+    entries = [TokenLogprobs(tuple(i[: 1 + n]), tuple(p[: 1 + n]), rank) for i, p, rank, n in columns]
+    if given is not None:
+        singles = iter(host_logprobs(given, [0] * len(given.ranks)))
+        pairs = zip(entries, given_counts, strict=True)
+        entries = [with_given(entry, list(itertools.islice(singles, count))) for entry, count in pairs]
+    return entries

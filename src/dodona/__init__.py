@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dodona.runners.llm import LLM
     from dodona.runners.sampling_params import SamplingParams
+    from dodona.runners.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
-_HOMES = {"LLM": "dodona.runners.llm", "SamplingParams": "dodona.runners.sampling_params"}
+_HOMES = {
+    "LLM": "dodona.runners.llm",
+    "SamplingParams": "dodona.runners.sampling_params",
+    "StructuredOutputsParams": "dodona.runners.structured_outputs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from dodona.kernels import sampling_common
-from dodona.kernels.sampling_logprobs import MOST_BY_KERNEL, token_logprobs, token_logprobs_reference
+from dodona.kernels.sampling_logprobs import (
+    MOST_BY_KERNEL,
+    given_logprobs,
+    given_logprobs_reference,
+    token_logprobs,
+    token_logprobs_reference,
+)
 
 
 def _check(logits, token_ids, top_n, rows=None):
@@ -41,6 +47,21 @@ def test_some_rows_only(dtype, device, generator):
     for top_n in (3, MOST_BY_KERNEL + 1):
         actual = _check(logits, token_ids, top_n, rows)
         assert actual.token_ids[:, 0].tolist() == token_ids[rows].tolist()
+
+
+@pytest.mark.parametrize("vocab", [1, 37, 5003])
+def test_tokens_by_id(vocab, dtype, device, generator):
+    logits = (torch.randn(4, vocab, generator=generator, device=device) * 4).to(dtype)
+    rows = torch.tensor([2, 2, 0, 2, 3, 0, 0], dtype=torch.int32, device=device)
+    token_ids = torch.randint(0, vocab, (7,), generator=generator, device=device).int()
+    actual = given_logprobs(logits, rows=rows, token_ids=token_ids)
+    expected = given_logprobs_reference(logits, rows=rows, token_ids=token_ids)
+    assert actual.token_ids.tolist() == token_ids[:, None].tolist() == expected.token_ids.tolist()
+    assert actual.ranks.tolist() == expected.ranks.tolist()
+    full = torch.log_softmax(logits.float(), dim=1)[rows.long(), token_ids.long()]
+    torch.testing.assert_close(actual.logprobs[:, 0], full, rtol=1e-5, atol=2e-5)
+    empty = rows[:0]
+    assert given_logprobs(logits, rows=empty, token_ids=empty).logprobs.shape == (0, 1)
 
 
 def test_ties_and_ranks(device, dtype):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,25 @@ def make_row(
     output: tuple[int, ...] = (),
     stop: tuple[int, ...] = (),
     bad_words: tuple[tuple[int, ...], ...] = (),
+    grammar: Iterable[int] | None = None,
+    vocab: int = 0,
     **params: Any,
 ) -> SamplingRow:
-    """A row whose sampling parameters are `params`."""
+    """A row whose parameters are `params`, and whose grammar allows the tokens `grammar` of `vocab`."""
     params.setdefault("max_tokens", None)
-    return SamplingRow(SamplingParams(**params), prompt, output, seed, stop, bad_words)
+    words = None
+    if grammar is not None:
+        params["structured_outputs"] = {"regex": "stands for it"}
+        words = grammar_words(grammar, vocab)
+    return SamplingRow(SamplingParams(**params), prompt, output, seed, stop, bad_words, words)
+
+
+def grammar_words(token_ids: Iterable[int], vocab: int) -> np.ndarray:
+    """The packed set of token ids, as grammars give it: [ceil(vocab / 32)] int32."""
+    words = np.zeros(-(-vocab // 32), dtype=np.uint32)
+    for token in token_ids:
+        words[token // 32] |= np.uint32(1) << np.uint32(token % 32)
+    return words.view(np.int32)
 
 
 ENORMOUS_ROWS = (
@@ -52,6 +67,8 @@ def random_row(rng: np.random.Generator, vocab: int) -> SamplingRow:
         output=output,
         stop=tokens(0, 3),
         bad_words=maybe(tuple(bad_words), ()),
+        grammar=maybe(rng.permutation(vocab)[: rng.integers(1, vocab + 1)].tolist(), None),
+        vocab=vocab,
         temperature=float(rng.choice([0.0, 0.4, 1.0, 1.8])),
         top_k=int(maybe(rng.integers(1, 40), 0)),
         top_p=float(maybe(rng.uniform(0.2, 0.99), 1.0)),
@@ -63,4 +80,5 @@ def random_row(rng: np.random.Generator, vocab: int) -> SamplingRow:
         logit_bias=maybe({int(t): float(rng.normal() * 5) for t in tokens(1, 5)}, None),
         allowed_token_ids=maybe(tokens(1, 30), None),
         logprobs=maybe(int(rng.integers(0, 6)), None),
+        logprob_token_ids=maybe(tokens(0, 5), None),
     )

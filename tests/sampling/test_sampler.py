@@ -31,6 +31,8 @@ def brute_force_scores(logits: np.ndarray, row: SamplingRow) -> np.ndarray:
     for token in range(vocab):
         score = float(logits[token])
         forbidden = params.allowed_token_ids is not None and token not in params.allowed_token_ids
+        if row.grammar_words is not None:
+            forbidden |= not (int(row.grammar_words[token // 32]) >> (token % 32)) & 1
         forbidden |= len(output) < params.min_tokens and token in row.stop_token_ids
         for *prefix, last in row.bad_words_token_ids:
             forbidden |= last == token and output[len(output) - len(prefix) :] == prefix
@@ -80,6 +82,7 @@ def test_stages_against_brute_force():
         {"repetition_penalty": 1.5, "frequency_penalty": 0.4, "presence_penalty": -0.3, "output": (5, 5, 9)},
         {"logit_bias": {3: 2.0, 4: -3.0}, "allowed_token_ids": tuple(range(1, 25))},
         {"min_tokens": 2, "stop": (0, 1, 30), "bad_words": ((2,), (5, 6))},
+        {"grammar": (0, 3, 4, 5, 31, 32, 39), "vocab": 40, "top_p": 0.9},
     ],
     ids=str,
 )
@@ -97,6 +100,7 @@ def test_draws_follow_the_distribution(features, varies):
             i if varies == "seed" else 1234,
             row.stop_token_ids,
             row.bad_words_token_ids,
+            row.grammar_words,
         )
         for i in range(draws)
     ]
@@ -240,6 +244,24 @@ def test_logprobs_against_log_softmax():
             )
             best = sorted(range(500), key=lambda t, i=i: (-float(logits[i, t]), t))[:count]
             assert list(entry.token_ids[1:]) == best
+
+
+def test_logprobs_of_given_tokens_against_log_softmax():
+    logits = torch.randn(3, 80, generator=torch.Generator().manual_seed(3)) * 3
+    given = [79, 0, 33]
+    rows = [
+        make_row(logprob_token_ids=given),
+        make_row(logprobs=2),
+        make_row(logprob_token_ids=given, logprobs=1),
+    ]
+    result = sample(logits, rows)
+    expected = torch.log_softmax(logits, dim=1)
+    for i, top_n in ((0, 0), (2, 1)):
+        entry = result.logprobs[i]
+        assert entry.token_ids == (result.token_ids[i], *expected[i].topk(top_n).indices.tolist(), *given)
+        assert list(entry.logprobs) == pytest.approx(expected[i, list(entry.token_ids)].tolist(), abs=1e-5)
+        assert entry.given_ranks == tuple(1 + int((expected[i] > expected[i, t]).sum()) for t in given)
+    assert result.logprobs[1].given_ranks == ()
 
 
 def test_prompt_logprobs_against_log_softmax():

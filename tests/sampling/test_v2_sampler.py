@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dodona.kernels.sampling_logprobs import LogprobTensors
-from dodona.runners.interface import NewRequest
+from dodona.runners.interface import GrammarOutput, NewRequest
 from dodona.runners.sampling import SamplingRow, sample
 from dodona.runners.v2.sampler import NOTHING, Stage, V2Sampler, host_logprobs
 from tests.sampling.support import ENORMOUS_ROWS, make_row, random_row
@@ -65,12 +65,20 @@ class Requests:
         positions = torch.tensor([row.position for row in rows], dtype=torch.int32, device=DEVICE)
         idx_mapping = torch.tensor(states, dtype=torch.int32, device=DEVICE)
         before = logits.clone()
-        output = self.sampler.sample(logits, idx_mapping=idx_mapping, positions=positions, rows=states)
+        output = self.sampler.sample(
+            logits,
+            idx_mapping=idx_mapping,
+            positions=positions,
+            rows=states,
+            grammar_output=grammar_output(states, rows),
+        )
         assert torch.equal(logits.nan_to_num(7.5), before.nan_to_num(7.5))
         tokens = output.token_ids.tolist()
         logprobs: list = [None] * len(states)
         if output.logprobs is not None:
-            entries = host_logprobs(output.logprobs, output.logprob_counts)
+            entries = host_logprobs(
+                output.logprobs, output.logprob_counts, output.given_logprobs, output.given_counts
+            )
             for i, entry in zip(output.logprob_rows, entries, strict=True):
                 logprobs[i] = entry
         expected = sample(logits, rows)
@@ -81,6 +89,7 @@ class Requests:
             if ours is not None and i not in differing:
                 assert ours.token_ids == theirs.token_ids
                 assert ours.rank == theirs.rank
+                assert ours.given_ranks == theirs.given_ranks
                 assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
         for state, row, token in zip(states, rows, tokens, strict=True):
             self.history[state, row.position] = token
@@ -91,8 +100,16 @@ class Requests:
                 row.seed,
                 row.stop_token_ids,
                 row.bad_words_token_ids,
+                row.grammar_words,
             )
         return tokens, logprobs
+
+
+def grammar_output(states: list[int], rows: list[SamplingRow]) -> GrammarOutput | None:
+    """What the engine would give, in another order than the batch's."""
+    given = [(state, row.grammar_words) for state, row in zip(states, rows, strict=True)][::-1]
+    given = [(state, words) for state, words in given if words is not None]
+    return GrammarOutput([state for state, _ in given], np.array([w for _, w in given])) if given else None
 
 
 def _logits(rng: np.random.Generator, n: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
@@ -122,7 +139,8 @@ FEATURES = {
     Stage.LOGIT_BIAS: {"logit_bias": {7: 5.0, 8: -5.0}},
     Stage.PENALTIES: {"repetition_penalty": 1.4, "frequency_penalty": 0.5},
     Stage.FILTERS: {"top_k": 5, "top_p": 0.9, "min_p": 0.01},
-    Stage.LOGPROBS: {"logprobs": 3},
+    Stage.LOGPROBS: {"logprobs": 3, "logprob_token_ids": [5, 39]},
+    Stage.GRAMMAR: {"grammar": (2, 33, 39), "vocab": 40},
 }
 
 
@@ -204,6 +222,33 @@ def test_unusual_logits_and_parameters():
     requests.add(6, make_row(top_k=2, top_p=0.9, min_p=0.1, stop=(2,), logprobs=1))
     rows = [[0.0] * 5, [1.0] * 5, [nan] * 5, [-inf] * 5]
     assert requests.step([3, 4, 5, 6], torch.tensor(rows, device=DEVICE))[0] == [2, 3, 4, 2]
+
+
+def test_all_else_gives_way_to_a_grammar():
+    requests = Requests(40)
+    everything = tuple((token,) for token in range(40))
+    requests.add(
+        0, make_row(grammar=(35, 38, 36), vocab=40, allowed_token_ids=(38, 36, 3), bad_words=everything)
+    )
+    requests.add(1, make_row(grammar=(38, 35), vocab=40, allowed_token_ids=(3,)))
+    requests.add(2, make_row(grammar=(39,), vocab=40, stop=(39,), min_tokens=9, temperature=0.0))
+    requests.add(3, make_row(grammar=(31,), vocab=40, logit_bias={31: -100.0}, top_k=1))
+    requests.add(4, make_row(grammar=(0, 7), vocab=40, bad_words=everything))
+    logits = _logits(np.random.default_rng(8), 5, 40, torch.float32)
+    assert requests.step([0, 1, 2, 3, 4], logits)[0] == [36, 35, 39, 31, 0]
+
+
+def test_a_grammar_that_nobody_asked():
+    requests = Requests(40)
+    requests.add(2, make_row(grammar=(1,), vocab=40))
+    arguments = {"idx_mapping": torch.tensor([2], device=DEVICE), "rows": [2]}
+    logits = torch.zeros(1, 40, device=DEVICE)
+    requests.sampler.apply_staged_writes()
+    for given in (None, GrammarOutput([1], np.zeros((1, 2), dtype=np.int32))):
+        with pytest.raises(ValueError, match=r"rows \[2\] have grammars"):
+            requests.sampler.sample(
+                logits, positions=torch.tensor([3], device=DEVICE), grammar_output=given, **arguments
+            )
 
 
 def test_wrong_shape():

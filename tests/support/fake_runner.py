@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from dodona.oracle.config import EngineConfig
 from dodona.runners.interface import (
+    GrammarOutput,
     KVCacheSpec,
     LayerKVSpec,
     NewRequest,
@@ -109,6 +110,7 @@ class _Row:
 class _Pending:
     runner: FakeRunner
     output: StepOutput
+    requests: list[NewRequest]
     read: bool = False
 
     def result(self) -> StepOutput:
@@ -251,12 +253,30 @@ class FakeRunner(Runner):
             out_tokens.append(token)
         self.executed = StepOutput(out_rows, out_tokens, logprobs, prompt_logprobs)
 
-    def sample_tokens(self) -> PendingOutput:
+    def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         assert self.executed is not None, "sample_tokens without execute_model"
-        pending = _Pending(self, self.executed)
+        self._apply_grammars(self.executed, grammar_output)
+        requests = [self.rows[row].request for row in self.executed.rows]
+        pending = _Pending(self, self.executed, requests)
         self.executed = None
         self.in_flight.append(pending)
         return pending
+
+    def _apply_grammars(self, output: StepOutput, grammar_output: GrammarOutput | None) -> None:
+        """Take, for each row with a grammar, the first allowed token from the sampled one on."""
+        asking = [r for r in output.rows if self.rows[r].request.sampling_params.structured_outputs]
+        assert asking == ([] if grammar_output is None else list(grammar_output.rows))
+        if grammar_output is None:
+            return
+        unread = {id(request) for pending in self.in_flight for request in pending.requests}
+        requests = {id(self.rows[row].request) for row in asking}
+        assert not unread & requests, "a grammar was asked before all its tokens were read"
+        for row, words in zip(asking, grammar_output.bitmask, strict=True):
+            place = list(output.rows).index(row)
+            token = output.token_ids[place]
+            while not (words[token // 32] >> (token % 32)) & 1:
+                token = (token + 1) % self.vocab_size
+            output.token_ids[place] = self.rows[row].tokens[-1] = token  # type: ignore[index]
 
     def read(self, pending: _Pending) -> None:
         assert not pending.read, "a result was read twice"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
+from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import PendingOutput
@@ -56,7 +57,8 @@ class SyncEngine:
         self.check()
         if step is not None:
             self.runner.execute_model(step.output)
-            self.in_flight.append((step, self.runner.sample_tokens()))
+            allowed = grammar_output(step.structured) if step.structured else None
+            self.in_flight.append((step, self.runner.sample_tokens(allowed)))
         if self.in_flight and (step is None or len(self.in_flight) >= self.runner.max_steps_in_flight):
             self.read()
         elif step is None:

@@ -9,8 +9,9 @@ import torch
 
 from dodona.kernels import sampling_masks as masks
 from dodona.kernels.sampling_filters import filter_cuts
+from dodona.kernels.sampling_grammar import mask_by_grammar
 from dodona.kernels.sampling_gumbel import gumbel_sample
-from dodona.kernels.sampling_logprobs import token_logprobs
+from dodona.kernels.sampling_logprobs import given_logprobs, token_logprobs
 from dodona.kernels.sampling_penalties import apply_penalties, count_tokens
 
 ROWS, VOCAB, WORDS = 8, 151_936, 151_936 // 32
@@ -59,6 +60,18 @@ def _logprobs(dtype: torch.dtype, n: int, top_n: int, some: bool) -> None:
     )
 
 
+def _given_logprobs(dtype: torch.dtype) -> None:
+    entries = torch.zeros(5, dtype=torch.int32)
+    given_logprobs(torch.zeros(2, VOCAB, dtype=dtype), rows=entries, token_ids=entries)
+
+
+def _grammar(m: int) -> None:
+    rows = torch.zeros(m, dtype=torch.int64)
+    mask_by_grammar(
+        torch.zeros(ROWS, VOCAB), batch_rows=rows, bitmask=torch.zeros(m, WORDS, dtype=torch.int32)
+    )
+
+
 def _prepare(dtype: torch.dtype, restricted: bool) -> None:
     logits = torch.zeros(4, VOCAB, dtype=dtype)
     bits = {"allowed_bits": _table(WORDS), "is_restricted": INTEGERS} if restricted else {}
@@ -97,6 +110,8 @@ def _penalties(counts_dtype: torch.dtype) -> None:
 
 CASES: dict[str, Callable[[], None]] = {
     "edits": _edits,
+    "grammar-one": functools.partial(_grammar, 1),
+    "grammar-many": functools.partial(_grammar, ROWS),
     "penalties-int16": functools.partial(_penalties, torch.int16),
     "penalties-int32": functools.partial(_penalties, torch.int32),
 }
@@ -110,6 +125,7 @@ for _dtype in (torch.bfloat16, torch.float32):
         f"logprobs-top20-{_name}": functools.partial(_logprobs, _dtype, 8, 20, True),
         f"logprobs-top64-{_name}": functools.partial(_logprobs, _dtype, 1, 64, False),
         f"logprobs-top100-{_name}": functools.partial(_logprobs, _dtype, 2, 100, False),
+        f"logprobs-given-{_name}": functools.partial(_given_logprobs, _dtype),
         f"prepare-{_name}": functools.partial(_prepare, _dtype, False),
         f"prepare-allowed-{_name}": functools.partial(_prepare, _dtype, True),
     }

@@ -1,0 +1,188 @@
+"""Structured outputs on the host: each request's place in its grammar, and the tokens that may come next.
+
+The work is llguidance's, an optional dependency: it knows a tokenizer's tokens as bytes, so that a token may
+end within a character, and it walks all of them at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dodona.runners.errors import InvalidRequestError
+from dodona.runners.interface import GrammarOutput
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dodona.runners.engine.request import Request
+    from dodona.runners.structured_outputs import StructuredOutputsParams
+
+EXTRA = "structured"
+"""The extra of this package that brings llguidance."""
+
+ANY_OBJECT = '{"type": "object"}'
+
+MOST_KEPT = 64
+"""Compiled grammars that are kept for later requests."""
+
+
+class GrammarCompiler:
+    """Makes grammars for one model and its tokenizer. Thread-safe; costs nothing before the first use.
+
+    Args:
+        tokenizer: transformers' fast tokenizer, or None where there is none.
+        vocab_size: width of the model's logits.
+        eos_token_ids: the tokens that may end an output, and nothing else.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_token_ids = sorted(eos_token_ids)
+        self._lock = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
+        self._compiled: OrderedDict[StructuredOutputsParams, Any] = OrderedDict()
+
+    def grammar(self, params: StructuredOutputsParams) -> Grammar:
+        """A grammar at its beginning.
+
+        Raises InvalidRequestError where llguidance isn't installed, the tokenizer can't be used, there is no
+        end-of-sequence token, or the schema, expression or grammar is not a good one.
+        """
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
+            matcher = self._compiled.get(params)
+            if matcher is None:
+                matcher = self._compiled[params] = self._vocabulary.compile(params)
+                if len(self._compiled) > MOST_KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(params)
+            return Grammar(matcher.deep_copy(), self._vocabulary)
+
+
+class Vocabulary:
+    """A tokenizer as llguidance sees it."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        try:
+            import llguidance
+            import llguidance.hf
+        except ImportError as error:
+            raise InvalidRequestError(
+                "structured_outputs needs the package llguidance, which is not installed: "
+                f"pip install 'dodona[{EXTRA}]'"
+            ) from error
+        if tokenizer is None:
+            raise InvalidRequestError(
+                "structured_outputs is about text, which needs a tokenizer; there is none"
+            )
+        if not eos_token_ids:
+            raise InvalidRequestError(
+                "structured_outputs ends with an end-of-sequence token, and the model names none; "
+                "give eos_token_id in its generation_config.json"
+            )
+        self._llguidance = llguidance
+        self.vocab_size = vocab_size
+        try:
+            self._tokenizer = llguidance.hf.from_tokenizer(
+                tokenizer, n_vocab=max(vocab_size, len(tokenizer)), eos_token=list(eos_token_ids)
+            )
+        except Exception as error:  # the library raises whatever its parts do
+            raise InvalidRequestError(
+                f"structured_outputs: llguidance can't use a {type(tokenizer).__name__}: {error}"
+            ) from error
+        self._executor: Any = None
+
+    def compile(self, params: StructuredOutputsParams) -> Any:
+        """An LLMatcher at the beginning of the grammar."""
+        kind, text = self._definition(params)
+        matcher = self._llguidance.LLMatcher(
+            self._tokenizer, text, log_level=0, limits=self._llguidance.LLParserLimits(verbose_errors=False)
+        )
+        if not matcher.is_error():
+            # Only now it is seen whether anything matches at all.
+            first = matcher.deep_copy()
+            self.bitmask([first])
+            if not first.is_error():
+                return matcher
+            matcher = first
+        raise InvalidRequestError(f"structured_outputs.{kind}: {_message(matcher)}")
+
+    def bitmask(self, matchers: Sequence[Any]) -> npt.NDArray[np.int32]:
+        """What each allows next: [len(matchers), ceil(vocab_size / 32)], as in `GrammarOutput`."""
+        # What the tokenizer has beyond the model's vocabulary is written, then cut off.
+        words = np.zeros((len(matchers), -(-self._tokenizer.vocab_size // 32)), dtype=np.int32)
+        if len(matchers) == 1:
+            matchers[0].unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        else:
+            if self._executor is None:
+                self._executor = self._llguidance.LLExecutor()
+            self._executor.unsafe_compute_mask_ptr(
+                list(zip(matchers, range(len(matchers)), strict=True)),
+                words.ctypes.data,
+                words.shape[1] * words.itemsize,
+                len(matchers),
+            )
+        words = np.ascontiguousarray(words[:, : -(-self.vocab_size // 32)])
+        if self.vocab_size % 32:
+            words[:, -1] &= (1 << self.vocab_size % 32) - 1
+        return words
+
+    def _definition(self, params: StructuredOutputsParams) -> tuple[str, str]:
+        """Which parameter it is, and llguidance's text of it."""
+        matcher = self._llguidance.LLMatcher
+        json_options = {"whitespace_flexible": not params.disable_any_whitespace}
+        if params.json is not None:
+            return "json", matcher.grammar_from_json_schema(params.json, defaults=json_options)
+        if params.json_object is not None:
+            return "json_object", matcher.grammar_from_json_schema(ANY_OBJECT, defaults=json_options)
+        if params.regex is not None:
+            return "regex", matcher.grammar_from_regex(params.regex)
+        if params.choice is not None:
+            return "choice", self._llguidance.grammar_from("choice", list(params.choice))
+        try:
+            return "grammar", self._llguidance.grammar_from("grammar", params.grammar)
+        except ValueError as error:
+            raise InvalidRequestError(f"structured_outputs.grammar: {error}") from error
+
+
+class Grammar:
+    """One request's place in its grammar."""
+
+    __slots__ = ("error", "matcher", "vocabulary")
+
+    def __init__(self, matcher: Any, vocabulary: Vocabulary) -> None:
+        self.matcher = matcher
+        self.vocabulary = vocabulary
+        self.error: str | None = None
+        """Why it can't go on: a limit of the library was reached, or a token came that it didn't allow."""
+
+    def accept(self, token_id: int) -> bool:
+        """Go on by a token; whether that was possible."""
+        if self.error is None and not self.matcher.consume_token(token_id):
+            self.error = f"structured_outputs: {_message(self.matcher)}"
+        return self.error is None
+
+
+def grammar_output(requests: Sequence[Request]) -> GrammarOutput:
+    """What the grammars of these requests allow next; each has one, and all its tokens have been read.
+
+    A grammar that can't go on allows the end of the sequence, which it will then not accept.
+    """
+    grammars = [request.grammar for request in requests if request.grammar is not None]
+    vocabulary = grammars[0].vocabulary
+    return GrammarOutput(
+        [request.row for request in requests], vocabulary.bitmask([grammar.matcher for grammar in grammars])
+    )
+
+
+def _message(matcher: Any) -> str:
+    text = str(matcher.get_error()).replace("<non-verbose/>", "").strip()
+    # A bare name is that of a stop reason, such as NoExtensionBias.
+    return text if " " in text else f"nothing can come next ({text or matcher.stop_reason()})"

@@ -1,0 +1,112 @@
+"""What a request asks of the form of its output."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dodona.runners.errors import InvalidRequestError
+
+KINDS = ("json", "regex", "choice", "grammar", "json_object")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """The whole output must have this form. Exactly one of `json`, `regex`, `choice`, `grammar` and
+    `json_object` is given. Immutable, in vLLM's names.
+
+    Raises InvalidRequestError, naming the parameter. Whether a schema, expression or grammar is a good one
+    is found out when the request is admitted.
+
+    >>> StructuredOutputsParams(choice=["yes", "no"]).choice
+    ('yes', 'no')
+    """
+
+    json: str | Mapping[str, Any] | None = None
+    """A JSON schema. Stored as text."""
+    regex: str | None = None
+    """A regular expression (syntax of Rust's regex crate) that the whole output matches."""
+    choice: Sequence[str] | None = None
+    """The texts to choose from. Stored as a tuple."""
+    grammar: str | None = None
+    """A context-free grammar, in llguidance's Lark or in GBNF."""
+    json_object: bool | None = None
+    """True: any JSON object."""
+    disable_any_whitespace: bool = False
+    """Whether JSON is to have no white space between its tokens."""
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        if isinstance(self.json, Mapping):
+            try:
+                put(self, "json", json_module.dumps(self.json, ensure_ascii=False))
+            except (TypeError, ValueError) as error:
+                raise InvalidRequestError(
+                    f"structured_outputs.json can't be written as JSON: {error}"
+                ) from error
+        elif self.json is not None:
+            _check_schema_text(self.json)
+        for name in ("regex", "grammar"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise InvalidRequestError(f"structured_outputs.{name} must be non-empty text, got {value!r}")
+        if self.choice is not None:
+            put(self, "choice", _choices(self.choice))
+        if self.json_object not in (None, True, False):
+            raise InvalidRequestError(
+                f"structured_outputs.json_object must be true or false, got {self.json_object!r}"
+            )
+        put(self, "json_object", self.json_object or None)
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InvalidRequestError(
+                f"structured_outputs needs exactly one of {', '.join(KINDS)}; "
+                f"got {' and '.join(given) or 'none'}"
+            )
+        if self.disable_any_whitespace and given[0] not in ("json", "json_object"):
+            raise InvalidRequestError(
+                "structured_outputs.disable_any_whitespace goes with json and json_object, not with "
+                f"{given[0]}"
+            )
+
+    @classmethod
+    def of(cls, value: StructuredOutputsParams | Mapping[str, Any]) -> StructuredOutputsParams:
+        """`value` itself, or made from a mapping of the same names."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise InvalidRequestError(
+                "structured_outputs must be StructuredOutputsParams or a mapping of its names, got "
+                f"{type(value).__name__}"
+            )
+        names = [field.name for field in fields(cls)]
+        for name in value:
+            if name not in names:
+                raise InvalidRequestError(f"structured_outputs has no {name!r}; it has {', '.join(names)}")
+        return cls(**value)
+
+
+def _check_schema_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequestError(
+            f"structured_outputs.json must be a JSON schema as text or mapping, got {type(text).__name__}"
+        )
+    try:
+        schema = json_module.loads(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"structured_outputs.json is not JSON: {error}") from error
+    if not isinstance(schema, (dict, bool)):
+        raise InvalidRequestError(
+            f"structured_outputs.json must hold a JSON schema, that is an object; got {text!r}"
+        )
+
+
+def _choices(choice: object) -> tuple[str, ...]:
+    if isinstance(choice, str) or not isinstance(choice, Sequence) or not choice:
+        raise InvalidRequestError(f"structured_outputs.choice must be a list of texts, got {choice!r}")
+    for text in choice:
+        if not isinstance(text, str) or not text:
+            raise InvalidRequestError(f"structured_outputs.choice must hold non-empty texts, got {text!r}")
+    return tuple(choice)
