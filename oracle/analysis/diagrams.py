@@ -36,7 +36,8 @@ class Diagrams:
                 f"the rules tell {len(self.sizes)} facts and entries of lists apart, which is more than "
                 f"{MAX_VARIABLES}; split the book"
             )
-        # Recursion goes as deep as there are variables.
+        # Recursion goes as deep as there are variables. Calls are made in loops and comprehensions, since map()
+        # and its like go through C, whose stack has a limit of its own.
         sys.setrecursionlimit(max(sys.getrecursionlimit(), 1_000 + 4 * len(self.sizes)))
         self._max_nodes = max_nodes
         # The variable of the two ends comes after all others, so that the smaller of two is always the one
@@ -92,7 +93,7 @@ class Diagrams:
         found = self._and.get(key)
         if found is None:
             variable, left, right = self._cofactors(a, b)
-            found = self._make(variable, tuple(map(self.both, left, right)))
+            found = self._make(variable, tuple([self.both(x, y) for x, y in zip(left, right, strict=True)]))
             self._and[key] = found
         return found
 
@@ -108,7 +109,7 @@ class Diagrams:
         found = self._or.get(key)
         if found is None:
             variable, left, right = self._cofactors(a, b)
-            found = self._make(variable, tuple(map(self.either, left, right)))
+            found = self._make(variable, tuple([self.either(x, y) for x, y in zip(left, right, strict=True)]))
             self._or[key] = found
         return found
 
@@ -125,7 +126,7 @@ class Diagrams:
         found = self._not.get(a)
         if found is None:
             variable, branches = self._nodes[a]
-            found = self._make(variable, tuple(map(self.negate, branches)))
+            found = self._make(variable, tuple([self.negate(branch) for branch in branches]))
             self._not[a] = found
             self._not[found] = a
         return found
@@ -143,7 +144,11 @@ class Diagrams:
         found = self._inside.get((a, b))
         if found is None:
             _, left, right = self._cofactors(a, b)
-            found = all(map(self.inside, left, right))
+            found = True
+            for x, y in zip(left, right, strict=True):
+                if not self.inside(x, y):
+                    found = False
+                    break
             self._inside[a, b] = found
         return found
 
@@ -178,7 +183,7 @@ class Diagrams:
                 return branches[value]
             found = memo.get(node)
             if found is None:
-                found = memo[node] = self._make(asked, tuple(map(walk, branches)))
+                found = memo[node] = self._make(asked, tuple([walk(branch) for branch in branches]))
             return found
 
         return walk(a)
@@ -204,11 +209,12 @@ class Diagrams:
             found = best.get(node)
             if found is None:
                 variable, branches = self._nodes[node]
-                found = best[node] = min(
+                prices = [
                     (costs[variable][value] + cost(branch), value)
                     for value, branch in enumerate(branches)
                     if branch != FALSE
-                )
+                ]
+                found = best[node] = min(prices)
             return found[0]
 
         cost(a)
