@@ -36,8 +36,8 @@ class Diagrams:
                 f"the rules tell {len(self.sizes)} facts and entries of lists apart, which is more than "
                 f"{MAX_VARIABLES}; split the book"
             )
-        # Recursion goes as deep as there are variables. Calls are made in loops and comprehensions, since map()
-        # and its like go through C, whose stack has a limit of its own.
+        # Recursion goes as deep as there are variables. Calls are made in loops and comprehensions, since
+        # map() and its like go through C, whose stack has a limit of its own.
         sys.setrecursionlimit(max(sys.getrecursionlimit(), 1_000 + 4 * len(self.sizes)))
         self._max_nodes = max_nodes
         # The variable of the two ends comes after all others, so that the smaller of two is always the one

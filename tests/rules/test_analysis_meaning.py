@@ -162,3 +162,16 @@ def test_diagrams_have_a_bound() -> None:
             for i in range(20)
         )
     assert d.either(FALSE, TRUE) == TRUE
+
+
+def test_diagrams_go_as_deep_as_they_may() -> None:
+    size = 2000
+    d = Diagrams([2] * size)
+    every = d.all_of(d.values(i, [1]) for i in range(size))
+    some = d.any_of(d.values(i, [1]) for i in range(size))
+    assert d.inside(every, some)
+    assert d.both(every, d.negate(some)) == FALSE
+    assert d.cheapest(every, [[0, 1]] * size) == (1,) * size
+    assert d.restrict(some, size - 1, 1) == TRUE
+    with pytest.raises(TooEntangled, match="more than 2000"):
+        Diagrams([2] * (size + 1))
