@@ -135,9 +135,17 @@ def generate(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on after the end of sequence.")
     ] = False,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(help="A JSON schema that the output must conform to: a file, or JSON itself."),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="An expression that the output must match.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="A file with a grammar (Lark or GBNF) of the output.")
+    ] = None,
 ) -> None:
     """Generate text with the runner that the rules choose."""
-    asked = {
+    asked: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -151,8 +159,9 @@ def generate(
         if not prompt:
             raise ConfigError("no prompt: give --prompt TEXT, once or several times")
         engine_conf = engine_config(model, engine, config)
-        from dodona.oracle.cli.generation import run_generate
+        from dodona.oracle.cli.generation import run_generate, structured_outputs
 
+        asked["structured_outputs"] = structured_outputs(json_schema, regex, grammar)
         failed = run_generate(engine_conf, prompt, asked, chat=chat, as_json=json_)
         if failed:
             raise typer.Exit(BAD_INPUT)

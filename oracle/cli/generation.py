@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from dodona.oracle.config import EngineConfig
 from dodona.oracle.decision_log import select_and_log
+from dodona.oracle.errors import ConfigError
 
 
 def run_generate(
@@ -43,6 +45,31 @@ def run_generate(
             text = output.outputs[0].text
             typer.echo(text if len(prompts) == 1 else f"> {prompt}\n{text}\n")
     return failed
+
+
+def structured_outputs(
+    json_schema: str | None, regex: str | None, grammar: Path | None
+) -> dict[str, str] | None:
+    """The sampling parameter by what the flags say, or None. Raises ConfigError that names the flag."""
+    flags = {"--json-schema": json_schema, "--regex": regex, "--grammar": grammar}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{' and '.join(given)} can't go together: the output has one form; give one of them"
+        )
+    if json_schema is not None:
+        is_json = json_schema.lstrip().startswith("{")
+        return {"json": json_schema if is_json else _read("--json-schema", Path(json_schema))}
+    if regex is not None:
+        return {"regex": regex}
+    return None if grammar is None else {"grammar": _read("--grammar", grammar)}
+
+
+def _read(flag: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{flag}: {file} can't be read: {error}") from error
 
 
 def _record(prompt: str, output: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -324,6 +325,45 @@ def test_a_parameter_out_of_range_is_told_before_loading() -> None:
     result = run("generate", str(CHECKPOINT), "--prompt", "x", "--temperature", "-1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("dodona: temperature")
+
+
+def test_generate_keeps_to_a_form(tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = '{"enum": ["grün", 2]}'
+    (tmp_path / "schema.json").write_text(schema, encoding="utf-8")
+    (tmp_path / "form.lark").write_text('start: "ja" | "nein"', encoding="utf-8")
+    texts = []
+    for flags in (
+        ("--json-schema", schema),
+        ("--json-schema", str(tmp_path / "schema.json")),
+        ("--grammar", str(tmp_path / "form.lark")),
+        ("--regex", "[a-c]{3}"),
+    ):
+        result = run(
+            "generate", str(CHECKPOINT), "--device", "cpu", "--prompt", "1 + 1", "--seed", "3", *flags
+        )
+        assert result.exit_code == 0, result.stderr
+        texts.append(result.stdout.strip())
+    assert json.loads(texts[0]) in ("grün", 2)
+    assert json.loads(texts[1]) == json.loads(texts[0])
+    assert texts[2] in ("ja", "nein")
+    assert re.fullmatch("[a-c]{3}", texts[3])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--regex", "a", "--json-schema", "{}"), "--json-schema and --regex can't go together"),
+        (("--json-schema", "/no/such/file"), "--json-schema: /no/such/file can't be read"),
+        (("--grammar", "/no/such/file"), "--grammar: /no/such/file can't be read"),
+        (("--json-schema", "{3"), "structured_outputs.json is not JSON"),
+        (("--regex", "a", "--ignore-eos"), "ignore_eos can't go with structured_outputs"),
+    ],
+)
+def test_forms_that_are_refused_before_loading(flags: tuple[str, ...], message: str) -> None:
+    result = run("generate", str(CHECKPOINT), "--prompt", "x", *flags)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
 
 
 def test_generate_refused_by_a_rule_shows_the_verdict() -> None:
