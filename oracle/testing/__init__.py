@@ -11,6 +11,7 @@ configurations, environments, models and facts, and the properties that a rule b
 ...     book = "rules/mine.yaml"
 """
 
+from dodona.oracle.testing.deployments import check_counterfactuals, deployments
 from dodona.oracle.testing.properties import (
     PROPERTIES,
     Property,
@@ -36,8 +37,10 @@ __all__ = [
     "RandomFacts",
     "RuleBookTests",
     "candidate_values",
+    "check_counterfactuals",
     "check_properties",
     "check_property",
+    "deployments",
     "engine_config_mappings",
     "environments",
     "facts",

@@ -27,6 +27,7 @@ from dodona.oracle.config import EngineConfig
 from dodona.oracle.facts import UNKNOWN, FactValue
 from dodona.oracle.reference import firings
 from dodona.oracle.rulebook import Rule, RuleBook, load_rulebook
+from dodona.oracle.testing.deployments import check_counterfactuals
 from dodona.oracle.testing.strategies import FactMapping, candidate_values
 from dodona.oracle.verdict import Outcome, Verdict, decide, make_verdict
 
@@ -260,6 +261,11 @@ _ALL = (
         "unknown-counts-against",
         "not knowing a fact silences no require or veto",
         _unknown_counts_against,
+    ),
+    Property(
+        "counterfactuals",
+        "a set of changes that leads to a runner does so, and no subset of it does",
+        lambda subject, data: check_counterfactuals(subject.book, data),
     ),
     Property("json-round-trip", "books and verdicts are equal after a way through JSON", _json_round_trip),
 )
