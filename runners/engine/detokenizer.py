@@ -12,6 +12,9 @@ PROMPT_CONTEXT = 6
 REPLACEMENT = "\ufffd"
 """What decoders put for bytes that are no character, or not yet."""
 
+MOST_HELD = 16
+"""Tokens after which text that still ends within a character is taken for bytes that are no characters."""
+
 
 class Detokenizer:
     """Decodes with a transformers tokenizer: the same text from the same ids, no tidying of spaces."""
@@ -59,7 +62,8 @@ class Detokenizer:
 class IncrementalText:
     """Text of a growing sequence. What is given out joins up to the text of all tokens decoded at once.
 
-    A token may end in the middle of a character; then its text waits for the next tokens.
+    A token may end in the middle of a character; then its text waits for the next tokens. Each addition costs
+    the same, however long the text is.
     """
 
     def __init__(
@@ -86,11 +90,28 @@ class IncrementalText:
         self._window.extend(token_ids)
         text = self._decode(self._window)
         new = text[len(self._given_text) :]
-        if not new or new.endswith(REPLACEMENT):
+        if not new:
             return ""
+        if new.endswith(REPLACEMENT):
+            return self._give_part(text) if len(self._window) - self._num_given > MOST_HELD else ""
         del self._window[: self._num_given]
         self._num_given = len(self._window)
         self._given_text = self._decode(self._window)
+        return new
+
+    def _give_part(self, text: str) -> str:
+        """Give out what is certain of the window's `text`, whose end is not: all but the last tokens."""
+        keep, bytes_of_character = MOST_HELD // 2, 4
+        head = self._decode(self._window[:-keep])
+        new, rest = head[len(self._given_text) :], text[len(head) :]
+        window = self._window[self._num_given :]
+        given_text = self._decode(window[:-keep])
+        # A character that lies across the cut is decided by the bytes beside it, and each character that is
+        # shown has one at least.
+        certain = text.startswith(head) and min(len(new), len(rest)) >= bytes_of_character
+        if not certain or self._decode(window) != given_text + rest:
+            return ""
+        self._window, self._num_given, self._given_text = window, len(window) - keep, given_text
         return new
 
     def finish(self, token_ids: Sequence[int] = ()) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dodona.runners.engine.detokenizer import Detokenizer, IncrementalText
+from dodona.runners.engine.detokenizer import MOST_HELD, Detokenizer, IncrementalText
 
 within_fixture = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -61,6 +61,40 @@ def test_an_incomplete_character_at_the_end_is_shown_as_such(tokenizer: Any) -> 
     assert "".join(text.add([i]) for i in ids) == "a"
     assert text.finish() == decode(tokenizer, ids)[1:]
     assert text.finish() == ""
+
+
+def invalid(data: bytes) -> bytes:
+    """Bytes that are no ASCII, most of them no characters."""
+    return bytes(byte | 128 for byte in data)
+
+
+@within_fixture
+@given(st.lists(st.sampled_from(["a", "é", "🧭"]) | st.binary(max_size=40).map(invalid), max_size=4))
+@example(["a", b"\xff" * 100, "🧭"])
+@example([b"\xf0\x9f" * 50, b"\xa7\xad" * 50])
+def test_bytes_that_are_no_characters_are_not_held_back_for_long(tokenizer: Any, parts: list[Any]) -> None:
+    byte_ids = bytes_of(tokenizer)
+    data = b"".join(part.encode() if isinstance(part, str) else part for part in parts)
+    ids = [byte_ids[byte] for byte in data]
+    text = IncrementalText(Detokenizer(tokenizer), [])
+    shown = ""
+    for count, i in enumerate(ids, 1):
+        shown += text.add([i])
+        certain = decode(tokenizer, ids[: max(0, count - 2 * MOST_HELD)])
+        assert len(shown) >= len(certain) - 4
+    assert shown + text.finish() == decode(tokenizer, ids) == data.decode(errors="replace")
+
+
+def bytes_of(tokenizer: Any) -> list[int]:
+    """The id of each byte's own token."""
+    found = tokenizer.get_vocab()
+    spelt = pre_tokenizers.ByteLevel.alphabet()
+    # The bytes that print as themselves, then the others, are GPT-2's alphabet in order.
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    names = {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
+    assert set(names.values()) == set(spelt)
+    return [found[names[byte]] for byte in range(256)]
 
 
 def test_a_prompt_that_ends_within_a_character_does_not_eat_the_output(tokenizer: Any) -> None:
