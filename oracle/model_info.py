@@ -402,7 +402,8 @@ def _layers(get: _Fields, default_kinds: tuple[str, ...]) -> tuple[tuple[str, ..
         return types, tuple(sorted(set(types)))
     if default_kinds:
         return None, default_kinds
-    kind = "sliding_attention" if get.size("sliding_window") else _DEFAULT_KIND
+    slides = get.flag("use_sliding_window", default=True) and bool(get.size("sliding_window"))
+    kind = "sliding_attention" if slides else _DEFAULT_KIND
     if any(
         isinstance(get.text.get(key), int) for key in ("sliding_window_pattern", "_sliding_window_pattern")
     ):

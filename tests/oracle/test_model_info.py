@@ -559,3 +559,11 @@ def test_the_cache_sees_a_changed_file(tmp_path: Path) -> None:
     write(tmp_path, {**OLD_LLAMA, "hidden_size": 256})
     os.utime(tmp_path / "config.json", ns=(1, 1))
     assert ModelInfo.load(tmp_path).hidden_size == 256
+
+
+@pytest.mark.parametrize(("uses", "kinds"), [(False, ("full_attention",)), (True, ("sliding_attention",))])
+def test_a_window_that_is_switched_off_is_no_window(uses: bool, kinds: tuple[str, ...]) -> None:
+    raw = {"model_type": "qwen3_moe", "sliding_window": 64, "use_sliding_window": uses, "num_hidden_layers": 2}
+    model = ModelInfo.from_mapping({**raw, "architectures": ["Qwen3MoeForCausalLM"]})
+    assert model.layer_kinds == kinds
+    assert model.sliding_window == (64 if uses else None)
