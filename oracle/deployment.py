@@ -139,10 +139,10 @@ def own_changes(config: EngineConfig) -> tuple[Change, ...]:
             path = f"{section}.{field.name}"
             if path in _THE_MODEL:
                 continue
-            value = getattr(values, field.name)
-            if value != field.default or type(value) is not type(field.default):
-                found.append(Change(path, value, field.default))
-            if value is True and field.default is not False:
+            value, default = getattr(values, field.name), typing.cast(Value, field.default)
+            if value != default or type(value) is not type(default):
+                found.append(Change(path, value, default))
+            if value is True and default is not False:
                 found.append(Change(path, True, False))
     return tuple(found)
 
