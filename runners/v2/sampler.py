@@ -356,7 +356,8 @@ class V2Sampler:
         if not any(given_counts):
             return SamplerOutput(token_ids, logprobs, batch_rows, counts)
         pairs = [(i, token) for i in batch_rows for token in self._logprob_ids[rows[i]]]
-        where, what = upload(np.array(pairs, dtype=np.int32).T, logits.device)
+        # Apart, since a kernel is compiled anew for a pointer of another alignment.
+        where, what = (upload(column, logits.device) for column in np.array(pairs, dtype=np.int32).T)
         given = given_logprobs(logits, rows=where, token_ids=what)
         return SamplerOutput(token_ids, logprobs, batch_rows, counts, given, given_counts)
 
