@@ -169,6 +169,7 @@ def test_all_else_gives_way_to_a_grammar(llm: LLM) -> None:
     ):  # fmt: skip
         (output,) = llm.generate("x", ask(words, 5, **changes))
         assert output.outputs[0].text in words["choice"]
+        assert sum(token in (0, 3) for token in output.outputs[0].token_ids) == 1
         assert output.outputs[0].finish_reason == "stop"
 
 
