@@ -6,9 +6,19 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start,
+    supports_dependent_launch,
+    wait_for_inputs,
+)
+
 
 @triton.jit
-def _silu_and_mul_kernel(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_and_mul_kernel(gate_up, out, SIZE: tl.constexpr, DEPENDENT: tl.constexpr, BLOCK: tl.constexpr):
+    if DEPENDENT:
+        let_next_start()
+        wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
@@ -30,9 +40,16 @@ def silu_and_mul(*, gate_up: torch.Tensor) -> torch.Tensor:
     rows, double = gate_up.shape
     size = double // 2
     out = torch.empty((rows, size), dtype=gate_up.dtype, device=gate_up.device)
+    dependent = supports_dependent_launch(gate_up.device)
     block = min(1024, triton.next_power_of_2(size))
     _silu_and_mul_kernel[(rows, triton.cdiv(size, block))](
-        gate_up=gate_up, out=out, SIZE=size, BLOCK=block, num_warps=4
+        gate_up=gate_up,
+        out=out,
+        SIZE=size,
+        DEPENDENT=dependent,
+        BLOCK=block,
+        num_warps=4,
+        **launch_options(dependent),
     )
     return out
 

@@ -1,17 +1,77 @@
 """Attention of one query token per sequence over a paged KV cache.
 
 The keys of a sequence are split among programs (one sequence and KV head alone would not fill a GPU), and
-each split's result is a partial sum with its log-sum-exp; a second kernel reduces them. The query heads that
-share a KV head form one tile, so that keys and values are read once.
+each split's result is a partial sum with its log-sum-exp; the split that ends last reduces them. The query
+heads that share a KV head form one tile, so that keys and values are read once.
+
+What comes before attention may be part of it: queries and keys straight from the qkv projection are
+normalised and rotated here, and the new key and value are written to the cache by the split that they
+belong to, which takes them from registers.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start,
+    supports_dependent_launch,
+    wait_for_inputs,
+)
+
 LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _rotated(
+    own, other, weight, weight_other, cos, sin, eps, HAS_NORM: tl.constexpr, HEAD_SIZE: tl.constexpr
+):
+    """Normalise and rotate vectors of heads, [n, head size], in fp32; `other` and `weight_other` are `own`
+    and `weight` with their halves swapped, and the sine has the sign of each half."""
+    own = own.to(tl.float32)
+    other = other.to(tl.float32)
+    if HAS_NORM:
+        inverse = tl.rsqrt(tl.sum(own * own, axis=1) / HEAD_SIZE + eps)[:, None]
+        own = own * inverse * weight.to(tl.float32)
+        other = other * inverse * weight_other.to(tl.float32)
+    return own * cos + other * sin
+
+
+@triton.jit
+def _reduce_splits(
+    partial_out,
+    partial_lse,
+    out,
+    first_head,
+    active,
+    num_splits,
+    GROUP: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Weigh the partial results of `GROUP` heads, of which `active` splits exist, into `out`."""
+    split = tl.arange(0, MAX_SPLITS)
+    dim = tl.arange(0, HEAD_SIZE)
+    exists = split < active
+    for member in tl.static_range(GROUP):
+        head = first_head + member
+        entry = head * num_splits + split
+        # Other programs wrote them during this launch: they must come from the L2.
+        lse = tl.load(partial_lse + entry, mask=exists, other=float("-inf"), cache_modifier=".cg")
+        weight = tl.exp2(lse - tl.max(lse, axis=0))
+        partial = tl.load(
+            partial_out + entry[:, None] * HEAD_SIZE + dim[None, :],
+            mask=exists[:, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        result = tl.sum(partial * weight[:, None], axis=0) / tl.sum(weight, axis=0)
+        tl.store(out + head * HEAD_SIZE + dim, result.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -21,9 +81,16 @@ def _paged_decode_kernel(
     block_table,
     rows,
     seq_lens,
+    positions,
+    slots,
+    cos_sin,
+    q_weight,
+    k_weight,
+    eps,
     out,
     partial_out,
     partial_lse,
+    arrivals,
     scale_log2,
     stride_q,
     stride_kv_block,
@@ -32,50 +99,108 @@ def _paged_decode_kernel(
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    SPLIT: tl.constexpr,
+    FROM_QKV: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
     MIN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    if DEPENDENT:
+        let_next_start()
+        if not FROM_QKV:
+            wait_for_inputs()
     sequence = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
-    num_splits = tl.num_programs(2)
+    dim = tl.arange(0, HEAD_SIZE)
     row = tl.load(rows + sequence)
+    known_len = tl.load(seq_lens + sequence)
+    swapped = (dim + HEAD_SIZE // 2) % HEAD_SIZE
+    if FROM_QKV:
+        # The step's inputs were there before the step's first product: only `qkv` has to be waited for.
+        angles = cos_sin + tl.load(positions + sequence).to(tl.int64) * HEAD_SIZE + dim % (HEAD_SIZE // 2)
+        cos = tl.load(angles)[None, :]
+        sin = tl.load(angles + HEAD_SIZE // 2)[None, :]
+        sin = tl.where(dim[None, :] < HEAD_SIZE // 2, -sin, sin)
+        weight = cos
+        weight_other = cos
+        if HAS_NORM:
+            weight = tl.load(q_weight + dim)[None, :]
+            weight_other = tl.load(q_weight + swapped)[None, :]
     # A padded entry of the batch has row -1: no keys, and zeros as its result.
-    seq_len = tl.where(row < 0, 0, tl.load(seq_lens + sequence))
+    seq_len = tl.where(row < 0, 0, known_len)
 
     start = 0
     if WINDOW > 0:
         start = tl.maximum(seq_len - WINDOW, 0)
+    # Keys to be read from the cache end here.
+    end = seq_len
+    if FROM_QKV:
+        end = tl.maximum(seq_len - 1, 0)
     first_tile = start // BLOCK_N
-    tiles = tl.cdiv(seq_len, BLOCK_N) - first_tile
-    tiles_per_split = tl.maximum(tl.cdiv(tiles, num_splits), MIN_TILES)
+    tiles = tl.cdiv(end, BLOCK_N) - first_tile
+    tiles_per_split = tl.maximum(tl.cdiv(tiles, MAX_SPLITS), MIN_TILES)
+    active = tl.maximum(tl.cdiv(tiles, tiles_per_split), 1)
+    # A sequence's first split always goes on, so the kernel as a whole waits for its inputs.
+    if split >= active:
+        return
     low = (first_tile + split * tiles_per_split) * BLOCK_N
-    high = tl.minimum(seq_len, low + tiles_per_split * BLOCK_N)
-
-    member = tl.arange(0, BLOCK_M)
-    dim = tl.arange(0, HEAD_SIZE)
-    in_group = member < GROUP
-    head = kv_head * GROUP + member
-    queries = tl.load(
-        q + sequence.to(tl.int64) * stride_q + head[:, None] * HEAD_SIZE + dim[None, :],
-        mask=in_group[:, None],
-        other=0.0,
-    )
-
-    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    accumulator = tl.zeros((BLOCK_M, HEAD_SIZE), tl.float32)
+    high = tl.minimum(end, low + tiles_per_split * BLOCK_N)
     table_row = block_table + row.to(tl.int64) * stride_table
     keys = kv_cache + kv_head * (BLOCK_SIZE * HEAD_SIZE)
     value_offset = num_kv_heads * (BLOCK_SIZE * HEAD_SIZE)
+    offset = tl.arange(0, BLOCK_N)
+    # The table is read one tile ahead of the keys, so that the two do not wait for one another.
+    block = tl.load(table_row + (low + offset) // BLOCK_SIZE, mask=low + offset < high, other=0)
+    if DEPENDENT and FROM_QKV:
+        wait_for_inputs()
+
+    member = tl.arange(0, BLOCK_M)
+    in_group = member < GROUP
+    head = kv_head * GROUP + member
+    query_row = q + sequence.to(tl.int64) * stride_q
+    queries = tl.load(query_row + head[:, None] * HEAD_SIZE + dim[None, :], mask=in_group[:, None], other=0.0)
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    accumulator = tl.zeros((BLOCK_M, HEAD_SIZE), tl.float32)
+    if FROM_QKV:
+        dtype = kv_cache.dtype.element_ty
+        queries_swapped = tl.load(
+            query_row + head[:, None] * HEAD_SIZE + swapped[None, :], mask=in_group[:, None], other=0.0
+        )
+        queries = _rotated(
+            queries, queries_swapped, weight, weight_other, cos, sin, eps, HAS_NORM, HEAD_SIZE
+        ).to(dtype)
+        if (split == active - 1) & (row >= 0):
+            new_key = query_row + (num_kv_heads * GROUP + kv_head) * HEAD_SIZE
+            k_own = tl.load(new_key + dim)[None, :]
+            k_swapped = tl.load(new_key + swapped)[None, :]
+            v_new = tl.load(new_key + num_kv_heads * HEAD_SIZE + dim)[None, :]
+            slot = tl.load(slots + sequence)
+            if HAS_NORM:
+                weight = tl.load(k_weight + dim)[None, :]
+                weight_other = tl.load(k_weight + swapped)[None, :]
+            k_new = _rotated(k_own, k_swapped, weight, weight_other, cos, sin, eps, HAS_NORM, HEAD_SIZE).to(
+                dtype
+            )
+            if slot >= 0:
+                place = keys + (slot // BLOCK_SIZE).to(tl.int64) * stride_kv_block
+                place += (slot % BLOCK_SIZE) * HEAD_SIZE
+                tl.store(place + dim[None, :], k_new)
+                tl.store(place + value_offset + dim[None, :], v_new)
+            largest = tl.sum(queries.to(tl.float32) * k_new.to(tl.float32), axis=1) * scale_log2
+            total += 1.0
+            accumulator += v_new.to(tl.float32)
+
     for tile in range(low, high, BLOCK_N):
-        position = tile + tl.arange(0, BLOCK_N)
+        position = tile + offset
         seen = (position >= start) & (position < high)
-        block = tl.load(table_row + position // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
-        address = keys + block * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
+        address = keys + block.to(tl.int64) * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
+        ahead = position + BLOCK_N
+        block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < high, other=0)
         k = tl.load(address[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
         v = tl.load(address[:, None] + value_offset + dim[None, :], mask=seen[:, None], other=0.0)
         scores = tl.dot(queries, tl.trans(k), input_precision="ieee") * scale_log2
@@ -90,57 +215,65 @@ def _paged_decode_kernel(
         largest = new_largest
 
     result = accumulator / tl.where(total > 0, total, 1.0)[:, None]
-    heads = num_kv_heads * GROUP
-    if SPLIT:
-        entry = (sequence.to(tl.int64) * heads + head) * num_splits + split
-        lse = tl.where(total > 0, largest + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
-        tl.store(partial_lse + entry, lse, mask=in_group)
-        if low < high:
-            tl.store(partial_out + entry[:, None] * HEAD_SIZE + dim[None, :], result, mask=in_group[:, None])
-    else:
+    first_head = sequence.to(tl.int64) * (num_kv_heads * GROUP) + kv_head * GROUP
+    this_head = first_head + member
+    if active == 1:
         tl.store(
-            out + (sequence.to(tl.int64) * heads + head[:, None]) * HEAD_SIZE + dim[None, :],
+            out + this_head[:, None] * HEAD_SIZE + dim[None, :],
             result.to(out.dtype.element_ty),
             mask=in_group[:, None],
         )
+    else:
+        entry = this_head * MAX_SPLITS + split
+        tl.store(partial_lse + entry, largest + tl.log2(total), mask=in_group)
+        tl.store(partial_out + entry[:, None] * HEAD_SIZE + dim[None, :], result, mask=in_group[:, None])
+        # All of the program's writes come before its arrival, and the last one's reads after all arrivals.
+        tl.debug_barrier()
+        arrival = arrivals + sequence * num_kv_heads + kv_head
+        if tl.atomic_add(arrival, 1, sem="acq_rel") == active - 1:
+            tl.store(arrival, 0)
+            _reduce_splits(
+                partial_out, partial_lse, out, first_head, active, MAX_SPLITS,
+                GROUP, HEAD_SIZE, MAX_SPLITS,
+            )  # fmt: skip
 
 
-@triton.jit
-def _reduce_splits_kernel(
-    partial_out,
-    partial_lse,
-    out,
-    num_splits,
-    HEAD_SIZE: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    entry = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    split = tl.arange(0, SPLITS)
-    dim = tl.arange(0, HEAD_SIZE)
-    lse = tl.load(partial_lse + entry * num_splits + split, mask=split < num_splits, other=float("-inf"))
-    largest = tl.max(lse, axis=0)
-    nonempty = lse > float("-inf")
-    weight = tl.where(nonempty, tl.exp2(lse - tl.where(largest > float("-inf"), largest, 0.0)), 0.0)
-    # A split without keys wrote no partial result: its memory may hold anything.
-    partial = tl.load(
-        partial_out + (entry * num_splits + split[:, None]) * HEAD_SIZE + dim[None, :],
-        mask=nonempty[:, None],
-        other=0.0,
-    )
-    total = tl.sum(weight, axis=0)
-    result = tl.sum(partial * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
-    tl.store(out + entry * HEAD_SIZE + dim, result.to(out.dtype.element_ty))
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """How the kernel is run: keys per tile, fewest keys per split, warps, pipeline stages."""
+
+    n: int
+    min_split: int
+    num_warps: int
+    num_stages: int
 
 
 def choose_num_splits(*, batch: int, num_kv_heads: int, num_multiprocessors: int) -> int:
-    """Splits of a sequence's keys: a power of two that gives each multiprocessor a few programs, at most 64.
+    """The most splits of a sequence's keys, a power of two.
 
-    It depends on the batch's shape only, never on sequence lengths, so that a captured graph stays valid;
-    short sequences leave splits empty.
+    A few programs for each multiprocessor where sequences are few; and where they are many still 2, which
+    evens out sequences of different lengths. It depends on the batch's shape only, never on sequence lengths,
+    so that a captured graph stays valid; a short sequence has fewer.
     """
     programs = max(1, batch * num_kv_heads)
+    if programs >= 12 * num_multiprocessors:
+        return 2
     wanted = max(1, 4 * num_multiprocessors // programs)
-    return min(64, 1 << (wanted.bit_length() - 1))
+    return min(16, max(4, 1 << (wanted.bit_length() - 1)))
+
+
+def _tile_sizes(programs: int, row_bytes: int) -> _Tiles:
+    """As measured on an H200 with keys of 256 bytes, for `programs` sequences times KV heads.
+
+    Many programs hide each other's latency best when each is small; few must be fast themselves.
+    """
+    if programs >= 3072:
+        tiles = _Tiles(n=16, min_split=512, num_warps=1, num_stages=4)
+    elif programs >= 512:
+        tiles = _Tiles(n=32, min_split=256, num_warps=2, num_stages=3)
+    else:
+        tiles = _Tiles(n=64, min_split=64 if programs < 64 else 128, num_warps=4, num_stages=2)
+    return tiles if row_bytes <= 256 else replace(tiles, n=max(16, tiles.n // 2))
 
 
 def paged_decode_attention(
@@ -153,9 +286,10 @@ def paged_decode_attention(
     scale: float,
     window: int | None,
     num_splits: int,
+    arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of each sequence's last token over its keys.
+    """Attention of each sequence's last token over its keys, which are all in the cache.
 
     Args:
         q: [batch, num_q_heads, head_size]; the last two dimensions are contiguous.
@@ -166,58 +300,133 @@ def paged_decode_attention(
         scale: factor of the scores.
         window: most recent keys that the query sees, its own among them; None for all.
         num_splits: power of two; see `choose_num_splits`.
+        arrivals: [batch * num_kv_heads or more], int32, zeros before and after; None for new ones.
         out: [batch, num_q_heads, head_size], contiguous, to write into, or None for a new one.
 
     Returns:
         `out`.
     """
-    batch, num_q_heads, head_size = q.shape
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    num_q_heads = q.shape[1]
+    return _launch(
+        q, q.stride(0), num_q_heads, kv_cache, block_table, rows, seq_lens, scale, window, num_splits,
+        arrivals, out,
+    )  # fmt: skip
+
+
+def decode_attention_from_qkv(
+    *,
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    cos_sin: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+    num_q_heads: int,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    window: int | None,
+    num_splits: int,
+    arrivals: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`rotary.qk_norm_rope_kv_write` and `paged_decode_attention` in one launch.
+
+    Args:
+        qkv: [batch, (num_q_heads + 2 * num_kv_heads) * head_size], contiguous: one token per sequence; not
+            modified.
+        positions, slots, cos_sin, q_weight, k_weight, eps: see `rotary.qk_norm_rope_kv_write`.
+        num_q_heads: query heads.
+
+    The rest are those of `paged_decode_attention`.
+
+    Returns:
+        `out`.
+    """
+    step = {
+        "positions": positions, "slots": slots, "cos_sin": cos_sin, "q_weight": q_weight,
+        "k_weight": k_weight, "eps": eps,
+    }  # fmt: skip
+    return _launch(
+        qkv, qkv.stride(0), num_q_heads, kv_cache, block_table, rows, seq_lens, scale, window, num_splits,
+        arrivals, out, **step,
+    )  # fmt: skip
+
+
+def _launch(
+    q: torch.Tensor,
+    stride_q: int,
+    num_q_heads: int,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    window: int | None,
+    num_splits: int,
+    arrivals: torch.Tensor | None,
+    out: torch.Tensor | None,
+    *,
+    positions: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    cos_sin: torch.Tensor | None = None,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+) -> torch.Tensor:
+    batch = q.shape[0]
+    _, _, num_kv_heads, block_size, head_size = kv_cache.shape
     group = num_q_heads // num_kv_heads
     if out is None:
         out = torch.empty((batch, num_q_heads, head_size), dtype=q.dtype, device=q.device)
-    split = num_splits > 1
-    partial_out, partial_lse = out, out
-    if split:
-        partial_out = torch.empty(
-            (batch, num_q_heads, num_splits, head_size), dtype=torch.float32, device=q.device
-        )
-        partial_lse = torch.empty((batch, num_q_heads, num_splits), dtype=torch.float32, device=q.device)
-    block_n = 64 if head_size * q.element_size() <= 256 else 32
+    if arrivals is None:
+        arrivals = torch.zeros(batch * num_kv_heads, dtype=torch.int32, device=q.device)
+    partial_out = torch.empty(
+        (batch, num_q_heads, num_splits, head_size) if num_splits > 1 else 1,
+        dtype=torch.float32,
+        device=q.device,
+    )
+    partial_lse = torch.empty((batch, num_q_heads, num_splits), dtype=torch.float32, device=q.device)
+    dependent = supports_dependent_launch(q.device)
+    tiles = _tile_sizes(batch * num_kv_heads, head_size * q.element_size())
     _paged_decode_kernel[(batch, num_kv_heads, num_splits)](
         q=q,
         kv_cache=kv_cache,
         block_table=block_table,
         rows=rows,
         seq_lens=seq_lens,
+        positions=positions,
+        slots=slots,
+        cos_sin=cos_sin,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        eps=eps,
         out=out,
         partial_out=partial_out,
         partial_lse=partial_lse,
+        arrivals=arrivals,
         scale_log2=scale * LOG2_E,
-        stride_q=q.stride(0),
+        stride_q=stride_q,
         stride_kv_block=kv_cache.stride(0),
         stride_table=block_table.stride(0),
         WINDOW=window or 0,
         GROUP=group,
         HEAD_SIZE=head_size,
         BLOCK_SIZE=block_size,
-        SPLIT=split,
-        MIN_TILES=max(1, 64 // block_n),
+        FROM_QKV=positions is not None,
+        HAS_NORM=q_weight is not None,
+        DEPENDENT=dependent,
+        MAX_SPLITS=num_splits,
+        MIN_TILES=tiles.min_split // tiles.n,
         BLOCK_M=max(16, triton.next_power_of_2(group)),
-        BLOCK_N=block_n,
-        num_warps=4,
-        num_stages=3,
+        BLOCK_N=tiles.n,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        **launch_options(dependent),
     )
-    if split:
-        _reduce_splits_kernel[(batch, num_q_heads)](
-            partial_out=partial_out,
-            partial_lse=partial_lse,
-            out=out,
-            num_splits=num_splits,
-            HEAD_SIZE=head_size,
-            SPLITS=num_splits,
-            num_warps=2 if num_splits <= 16 else 4,
-        )
     return out
 
 

@@ -7,6 +7,8 @@ neighbouring tokens.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -36,13 +38,14 @@ def _attend_tiles(
 ):
     """One pass of online softmax over the keys at positions [low, high); `low` is a multiple of BLOCK_N."""
     dim = tl.arange(0, HEAD_SIZE)
+    offset = tl.arange(0, BLOCK_N)
+    # The table is read one tile ahead of the keys, so that the two do not wait for one another.
+    block = tl.load(table_row + (low + offset) // BLOCK_SIZE, mask=low + offset < high, other=0)
     for tile in range(low, high, BLOCK_N):
-        position = tile + tl.arange(0, BLOCK_N)
-        if MASKED:
-            block = tl.load(table_row + position // BLOCK_SIZE, mask=position < high, other=0).to(tl.int64)
-        else:
-            block = tl.load(table_row + position // BLOCK_SIZE).to(tl.int64)
-        address = keys + block * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
+        position = tile + offset
+        address = keys + block.to(tl.int64) * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
+        ahead = position + BLOCK_N
+        block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < high, other=0)
         if MASKED:
             exists = (position < high)[:, None]
             k = tl.load(address[:, None] + dim[None, :], mask=exists, other=0.0)
@@ -68,7 +71,7 @@ def _attend_tiles(
     return largest, total, accumulator
 
 
-# These three are parts of a batch's arrays that begin at any entry: alignment would mean several compilations.
+# These three are parts of a batch's arrays that begin at any entry: alignment would mean several compiles.
 @triton.jit(do_not_specialize_on_alignment=["rows", "query_start", "seq_lens"])
 def _paged_prefill_kernel(
     q,
@@ -148,17 +151,34 @@ def _paged_prefill_kernel(
     )
 
 
-def _tile_sizes(head_size: int, element_size: int, wanted_m: int) -> tuple[int, int, int]:
-    """(BLOCK_M, BLOCK_N, warps) that stay within a Hopper or Ampere block's shared memory and registers."""
-    row_bytes = head_size * element_size
-    if row_bytes <= 256:
-        largest_m, block_n = 128, 64
-    elif row_bytes <= 512:
-        largest_m, block_n = 64, 32
-    else:
-        largest_m, block_n = 32, 16
-    block_m = max(16, min(largest_m, wanted_m))
-    return block_m, block_n, 8 if block_m >= 128 else 4
+SHARED_MEMORY = 98_304
+"""Bytes of shared memory that a block has on every GPU from compute capability 8.0 on."""
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Most bytes of shared memory that a block may have."""
+    if device.type != "cuda":
+        return SHARED_MEMORY
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _tile_sizes(
+    row_bytes: int, wanted_m: int, max_query_len: int, shared_memory: int
+) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, warps, stages) within a block's shared memory; as measured on an H200."""
+    if row_bytes > 512:
+        return max(16, min(32, wanted_m)), 16, 4, 2
+    if row_bytes > 256:
+        return max(16, min(64, wanted_m)), 32, 4, 2
+    block_m = max(16, min(128, wanted_m))
+    if block_m < 128:
+        return block_m, 64, 4, 2
+    if max_query_len < 1024:
+        return 128, 32, 8, 4
+    block_n = 128 if row_bytes * (128 + 3 * 2 * 128) <= shared_memory else 64
+    stages = 3 if row_bytes * (128 + 3 * 2 * block_n) <= shared_memory else 2
+    return 128, block_n, 8, stages
 
 
 def paged_prefill_attention(
@@ -200,7 +220,9 @@ def paged_prefill_attention(
     if out is None:
         out = torch.empty((tokens, num_q_heads, head_size), dtype=q.dtype, device=q.device)
     wanted_m = triton.next_power_of_2(max_query_len * group)
-    block_m, block_n, num_warps = _tile_sizes(head_size, q.element_size(), wanted_m)
+    block_m, block_n, num_warps, num_stages = _tile_sizes(
+        head_size * q.element_size(), wanted_m, max_query_len, _shared_memory(q.device)
+    )
     block_m = max(block_m, triton.next_power_of_2(group))
     grid = (triton.cdiv(max_query_len, block_m // group), rows.shape[0], num_kv_heads)
     _paged_prefill_kernel[grid](
@@ -222,7 +244,7 @@ def paged_prefill_attention(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=num_warps,
-        num_stages=2,
+        num_stages=num_stages,
     )
     return out
 

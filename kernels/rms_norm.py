@@ -6,6 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start,
+    supports_dependent_launch,
+    wait_for_inputs,
+)
+
 
 @triton.jit
 def _rms_norm_kernel(
@@ -17,11 +24,16 @@ def _rms_norm_kernel(
     eps,
     HIDDEN: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < HIDDEN
+    w = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    if DEPENDENT:
+        let_next_start()
+        wait_for_inputs()
     h = tl.load(x + row * stride_x + columns, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         residual_row = residual + row * HIDDEN + columns
@@ -31,7 +43,6 @@ def _rms_norm_kernel(
         tl.store(residual_row, rounded, mask=mask)
         h = rounded.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(h * h, axis=0) / HIDDEN + eps)
-    w = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row * HIDDEN + columns, (h * inverse * w).to(out.dtype.element_ty), mask=mask)
 
 
@@ -52,6 +63,7 @@ def rms_norm(*, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tens
     """
     rows, hidden_size = x.shape
     out = torch.empty((rows, hidden_size), dtype=x.dtype, device=x.device)
+    dependent = supports_dependent_launch(x.device)
     _rms_norm_kernel[(rows,)](
         x=x,
         residual=x,
@@ -61,8 +73,10 @@ def rms_norm(*, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tens
         eps=eps,
         HIDDEN=hidden_size,
         HAS_RESIDUAL=False,
+        DEPENDENT=dependent,
         BLOCK=triton.next_power_of_2(hidden_size),
         num_warps=_num_warps(hidden_size),
+        **launch_options(dependent),
     )
     return out
 
@@ -83,6 +97,7 @@ def add_rms_norm(
     """
     rows, hidden_size = x.shape
     out = torch.empty((rows, hidden_size), dtype=x.dtype, device=x.device)
+    dependent = supports_dependent_launch(x.device)
     _rms_norm_kernel[(rows,)](
         x=x,
         residual=residual,
@@ -92,8 +107,10 @@ def add_rms_norm(
         eps=eps,
         HIDDEN=hidden_size,
         HAS_RESIDUAL=True,
+        DEPENDENT=dependent,
         BLOCK=triton.next_power_of_2(hidden_size),
         num_warps=_num_warps(hidden_size),
+        **launch_options(dependent),
     )
     return out
 

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from dodona.kernels.sampling_common import load_scores, vocab_block
 from dodona.runners import sampling
@@ -54,8 +55,8 @@ def gumbel_sample(
         return out
     _draw_blocks_kernel[(n, num_blocks)](
         logits, logits.stride(0), idx_mapping, positions, seeds, inverse_temperatures, cuts,
-        best, token, vocab, num_blocks, BLOCK=block, HAS_CUTS=cuts is not None, num_warps=8 if block > 1024
-        else 4,
+        best, token, vocab, num_blocks, BLOCK=block, HAS_CUTS=cuts is not None,
+        FAST_LOG=not triton.knobs.runtime.interpret, num_warps=8 if block > 1024 else 4,
     )  # fmt: skip
     _reduce_blocks_kernel[(n,)](
         best,
@@ -103,8 +104,11 @@ def fmix32(h):
 
 
 @triton.jit
-def gumbel_noise(seed, position, tokens):
-    """Standard Gumbel noise (fp32) for `tokens`, of a row's `seed` (int64) and `position`."""
+def gumbel_noise(seed, position, tokens, FAST_LOG: tl.constexpr):
+    """Standard Gumbel noise (fp32) for `tokens`, of a row's `seed` (int64) and `position`.
+
+    `FAST_LOG`: by the GPU's approximate logarithm, off by 2**-22 near 1 and relatively elsewhere.
+    """
     low = (seed & 0xFFFFFFFF).to(tl.uint32)
     high = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     key0 = fmix32(low ^ fmix32(position.to(tl.uint32) + 0x9E3779B9))
@@ -113,8 +117,16 @@ def gumbel_noise(seed, position, tokens):
     uniform = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10  # 2**-32
     uniform = tl.minimum(uniform, 0.999999940395355225)  # 1 - 2**-24
     # 1 - v loses the low bits of small v, and these draws win: there the series of -log(1 - v) is closer.
-    exponential = tl.where(uniform < 1e-3, uniform + uniform * uniform * 0.5, -tl.log(1.0 - uniform))
-    return -tl.log(exponential)
+    series = 1 / 5 + uniform * (1 / 6)
+    series = 1 / 2 + uniform * (1 / 3 + uniform * (1 / 4 + uniform * series))
+    series = uniform + uniform * uniform * series
+    if FAST_LOG:
+        exponential = tl.where(uniform < 0.0625, series, -libdevice.fast_logf(1.0 - uniform))
+        noise = -libdevice.fast_logf(exponential)
+    else:
+        exponential = tl.where(uniform < 0.0625, series, -tl.log(1.0 - uniform))
+        noise = -tl.log(exponential)
+    return noise
 
 
 @triton.jit
@@ -132,6 +144,7 @@ def _draw_blocks_kernel(
     num_blocks,
     BLOCK: tl.constexpr,
     HAS_CUTS: tl.constexpr,
+    FAST_LOG: tl.constexpr,
 ):
     row = tl.program_id(0)
     block = tl.program_id(1)
@@ -145,7 +158,7 @@ def _draw_blocks_kernel(
         scores *= inverse
         if HAS_CUTS:
             scores = tl.where(scores >= tl.load(cuts_ptr + row), scores, float("-inf"))
-        scores += gumbel_noise(tl.load(seeds_ptr + state), tl.load(positions_ptr + row), tokens)
+        scores += gumbel_noise(tl.load(seeds_ptr + state), tl.load(positions_ptr + row), tokens, FAST_LOG)
     best, index = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
     tl.store(best_ptr + row * num_blocks + block, best)
     tl.store(token_ptr + row * num_blocks + block, block * BLOCK + index)

@@ -290,7 +290,10 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
     """Standard Gumbel noise [n, vocab] fp32 for tokens 0 .. vocab-1, from seeds and positions ([n] int64)."""
     uniform = uniform_noise(seeds, positions, vocab)
     # 1 - v loses the low bits of small v, and these draws win: there the series of -log(1 - v) is closer.
-    exponential = torch.where(uniform < 1e-3, uniform + uniform * uniform * 0.5, -torch.log(1.0 - uniform))
+    series = 1 / 5 + uniform * (1 / 6)
+    series = 1 / 2 + uniform * (1 / 3 + uniform * (1 / 4 + uniform * series))
+    series = uniform + uniform * uniform * series
+    exponential = torch.where(uniform < 0.0625, series, -torch.log(1.0 - uniform))
     return -torch.log(exponential)
 
 

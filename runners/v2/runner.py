@@ -270,9 +270,10 @@ class V2Runner(Runner):
             step.num_decodes,
             max(step.num_tokens[step.num_decodes :], default=0),
             num_samples,
+            keep_hidden=bool(plan),
         )
         sampled_rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
-        self._executed = _Executed(step, sampled_rows, None, False, hidden if plan else None, logits, plan)
+        self._executed = _Executed(step, sampled_rows, None, False, hidden, logits, plan)
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:

@@ -40,6 +40,7 @@ class StepRunner:
 
         self._input_ids, self._positions, self._slots = (ints(max_num_tokens) for _ in range(3))
         self._seq_lens = ints(max_num_seqs)
+        self._arrivals = ints(max_num_seqs * model.spec.num_kv_heads)
         self._decode_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         self._logits = torch.zeros(
             (max_num_seqs, model.spec.vocab_size), dtype=model.spec.dtype, device=device
@@ -51,7 +52,7 @@ class StepRunner:
 
         Leaves logits; where `samples`, also draws by the sampler's base stage and updates the state.
         """
-        hidden = self._forward(size, size, size, 0, self._decode_starts)
+        hidden = self._forward(size, size, size, 0, self._decode_starts, None)
         logits = self.model.logits(hidden, out=self._logits[:size])
         if samples:
             self.sampler.sample_base(
@@ -86,15 +87,31 @@ class StepRunner:
         )
 
     def mixed(
-        self, batch: int, num_tokens: int, num_decodes: int, max_prefill_len: int, num_samples: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Any batch, as described in the state. Returns hidden states [tokens, hidden], and logits [samples,
-        vocab]."""
-        hidden = self._forward(batch, num_tokens, num_decodes, max_prefill_len, self.state.query_start)
-        if not num_samples:
-            return hidden, self._logits[:0]
-        last = torch.index_select(hidden, 0, self.state.sample_tokens[:num_samples])
-        return hidden, self.model.logits(last, out=self._logits[:num_samples])
+        self,
+        batch: int,
+        num_tokens: int,
+        num_decodes: int,
+        max_prefill_len: int,
+        num_samples: int,
+        *,
+        keep_hidden: bool,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Any batch, as described in the state. Returns hidden states [tokens, hidden] where `keep_hidden`,
+        and logits [samples, vocab]."""
+        last = self.state.sample_tokens[:num_samples]
+        hidden = self._forward(
+            batch,
+            num_tokens,
+            num_decodes,
+            max_prefill_len,
+            self.state.query_start,
+            None if keep_hidden else last,
+        )
+        sampled = torch.index_select(hidden, 0, last) if keep_hidden else hidden
+        logits = self._logits[:num_samples]
+        if num_samples:
+            self.model.logits(sampled, out=logits)
+        return hidden if keep_hidden else None, logits
 
     def update_mixed(self, batch: int, sampled: torch.Tensor) -> None:
         """Advance the batch's rows, and append the sampled tokens."""
@@ -108,7 +125,13 @@ class StepRunner:
         )
 
     def _forward(
-        self, batch: int, num_tokens: int, num_decodes: int, max_prefill_len: int, query_start: torch.Tensor
+        self,
+        batch: int,
+        num_tokens: int,
+        num_decodes: int,
+        max_prefill_len: int,
+        query_start: torch.Tensor,
+        wanted: torch.Tensor | None,
     ) -> torch.Tensor:
         state = self.state
         inputs = ForwardInputs(
@@ -119,6 +142,7 @@ class StepRunner:
             query_start=query_start[: batch + 1],
             seq_lens=self._seq_lens[:batch],
             block_table=state.block_table,
+            arrivals=self._arrivals,
             num_decodes=num_decodes,
             max_prefill_len=max_prefill_len,
         )
@@ -134,4 +158,4 @@ class StepRunner:
             slots=inputs.slots,
             seq_lens=inputs.seq_lens,
         )
-        return self.model.forward(inputs, self.kv_caches)
+        return self.model.forward(inputs, self.kv_caches, wanted=wanted)

@@ -7,10 +7,12 @@ import torch
 
 from dodona.kernels.attention_decode import (
     choose_num_splits,
+    decode_attention_from_qkv,
     paged_decode_attention,
     paged_decode_attention_reference,
 )
 from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
+from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
 
 
 def make_cache(seq_lens, num_kv_heads, head_size, block_size, dtype, device, generator):
@@ -83,6 +85,41 @@ def test_decode_block_sizes(block_size, device, generator):
     )
 
 
+@pytest.mark.parametrize(("num_q_heads", "num_kv_heads", "head_size"), [(4, 2, 16), (3, 1, 32), (8, 2, 128)])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_decode_from_qkv_agrees_with_the_separate_steps(
+    num_q_heads, num_kv_heads, head_size, norm, window, num_splits, dtype, device, tolerance, generator
+):
+    seq_lens = [1, 150, 64, 17, 600, 33]
+    kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
+    rows[3] = -1  # padding
+    count, positions = len(seq_lens), lens - 1
+    slots = torch.where(
+        rows >= 0, table[rows.clamp(min=0).long(), (positions // 16).long()] * 16 + positions % 16, -1
+    ).int()
+    qkv = torch.randn(count, (num_q_heads + 2 * num_kv_heads) * head_size, generator=generator, device=device)
+    weights = [torch.rand(head_size, generator=generator, device=device).to(dtype) + 0.5 for _ in range(2)]
+    before = {
+        "qkv": qkv.to(dtype), "positions": positions, "slots": slots, "num_q_heads": num_q_heads,
+        "cos_sin": torch.randn(700, head_size, generator=generator, device=device),
+        "q_weight": weights[0] if norm else None, "k_weight": weights[1] if norm else None, "eps": 1e-6,
+    }  # fmt: skip
+    attend = {
+        "block_table": table, "rows": rows, "seq_lens": lens, "scale": head_size**-0.5, "window": window
+    }  # fmt: skip
+    queries, expected_cache = qk_norm_rope_kv_write_reference(**before, kv_cache=kv_cache)
+    expected = paged_decode_attention_reference(queries, expected_cache, **attend)
+    arrivals = torch.zeros(count * num_kv_heads, dtype=torch.int32, device=device)
+    actual = decode_attention_from_qkv(
+        **before, **attend, kv_cache=kv_cache, num_splits=num_splits, arrivals=arrivals
+    )
+    torch.testing.assert_close(actual, expected, **tolerance)
+    torch.testing.assert_close(kv_cache, expected_cache, equal_nan=True, **tolerance)
+    assert not arrivals.any()
+
+
 @pytest.mark.parametrize(
     ("num_q_heads", "num_kv_heads", "head_size"),
     [(4, 2, 16), (3, 1, 32), (14, 2, 64), (4, 4, 128), (2, 1, 256)],
@@ -141,5 +178,5 @@ def test_num_splits_is_a_power_of_two_that_shrinks_with_the_batch(num_multiproce
         for b in (1, 2, 8, 32, 256, 1024)
     ]
     assert splits == sorted(splits, reverse=True)
-    assert splits[-1] == 1
-    assert all(s & (s - 1) == 0 and 1 <= s <= 64 for s in splits)
+    assert splits[-1] == 2
+    assert all(s & (s - 1) == 0 and 2 <= s <= 16 for s in splits)

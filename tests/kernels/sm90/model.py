@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 from dodona.kernels.activation import silu_and_mul
-from dodona.kernels.attention_decode import paged_decode_attention
+from dodona.kernels.attention_decode import decode_attention_from_qkv, paged_decode_attention
 from dodona.kernels.attention_prefill import paged_prefill_attention
+from dodona.kernels.fused_linear import fused_linear
 from dodona.kernels.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.rotary import qk_norm_rope_kv_write
 from dodona.kernels.staged_writes import scatter_ragged
@@ -62,6 +63,35 @@ def decode(dtype: torch.dtype, head_size: int, group: int, window: int | None, s
     )
 
 
+def decode_from_qkv(dtype: torch.dtype, head_size: int, batch: int, splits: int) -> None:
+    decode_attention_from_qkv(
+        qkv=torch.zeros(batch, 8 * head_size, dtype=dtype),
+        positions=ints(batch),
+        slots=ints(batch),
+        cos_sin=torch.zeros(8, head_size),
+        q_weight=torch.zeros(head_size, dtype=dtype),
+        k_weight=torch.zeros(head_size, dtype=dtype),
+        eps=1e-6,
+        num_q_heads=4,
+        kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
+        block_table=ints(batch, 32),
+        rows=ints(batch),
+        seq_lens=ints(batch),
+        scale=0.1,
+        window=None,
+        num_splits=splits,
+    )
+
+
+def one_row(dtype: torch.dtype) -> None:
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    fused_linear(x=zeros(1, 1024), weight=zeros(4096, 1024), norm_weight=zeros(1024), eps=1e-6)
+    fused_linear(x=zeros(1, 3072), weight=zeros(1024, 3072), residual=zeros(1, 1024))
+    fused_linear(x=zeros(1, 1024), weight=zeros(6144, 1024), norm_weight=zeros(1024), eps=1e-6, silu_mul=True)
+
+
 def prefill(dtype: torch.dtype, head_size: int, group: int, window: int | None, longest: int) -> None:
     paged_prefill_attention(
         q=torch.zeros(2, 2 * group, head_size, dtype=dtype),
@@ -100,13 +130,18 @@ for dtype in HEAD_SIZES:
     for hidden in HIDDEN_SIZES[dtype]:
         CASES[f"norms {name} {hidden}"] = partial(norms, dtype, hidden)
     CASES[f"silu {name}"] = lambda dtype=dtype: silu_and_mul(gate_up=torch.zeros(2, 6144, dtype=dtype))
+    CASES[f"one row {name}"] = partial(one_row, dtype)
     for head_size in HEAD_SIZES[dtype]:
+        CASES[f"decode from qkv {name} {head_size}"] = partial(decode_from_qkv, dtype, head_size, 2, 8)
         CASES[f"rotary {name} {head_size}"] = partial(rotary, dtype, head_size, 4, 2, head_size != 64)
         CASES[f"decode {name} {head_size}"] = partial(decode, dtype, head_size, 4, None, 8)
         CASES[f"prefill {name} {head_size}"] = partial(prefill, dtype, head_size, 4, None, 500)
 for group in (1, 2, 5, 8):
     CASES[f"decode group {group}"] = partial(decode, torch.bfloat16, 128, group, None, 1)
     CASES[f"prefill group {group}"] = partial(prefill, torch.bfloat16, 128, group, None, 500)
+for batch in (300, 2000):
+    CASES[f"decode from qkv, batch {batch}"] = partial(decode_from_qkv, torch.bfloat16, 128, batch, 2)
+CASES["prefill long chunk"] = partial(prefill, torch.bfloat16, 128, 2, None, 2048)
 CASES["rotary 40 heads"] = partial(rotary, torch.bfloat16, 128, 40, 8, True)
 CASES["decode window"] = partial(decode, torch.bfloat16, 128, 4, 4096, 1)
 CASES["prefill window"] = partial(prefill, torch.bfloat16, 128, 4, 4096, 500)
