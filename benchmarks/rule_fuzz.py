@@ -16,6 +16,7 @@ memory grew by more than 8 MiB over the second half.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import gc
 import json
@@ -192,7 +193,7 @@ def _changed_bytes(text: str, rng: random.Random) -> bytes:
 
 
 def _changed_structure(data: Any, rng: random.Random) -> bytes:
-    changed = json.loads(json.dumps(data))
+    changed = copy.deepcopy(data)
     rules = changed.get("rules")
     if rules and rng.random() < 0.95:
         changed["rules"] = rng.sample(rules, min(len(rules), rng.randint(1, 4)))
@@ -203,10 +204,11 @@ def _changed_structure(data: Any, rng: random.Random) -> bytes:
         if kind == 0:
             del holder[key]
         elif kind == 1:
-            holder[key] = rng.choice(VALUES)
+            # a copy: what follows changes it
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
         elif kind == 2:
             other, name = rng.choice(places)
-            holder[key] = json.loads(json.dumps(other[name]))
+            holder[key] = copy.deepcopy(other[name])
         elif kind == 3:
             holder[key] = rng.choice(([holder[key]], {"not": holder[key]}, {"all": [holder[key]]}))
         elif kind == 4:
@@ -216,7 +218,7 @@ def _changed_structure(data: Any, rng: random.Random) -> bytes:
             name = key + rng.choice(("s", "_", "x", "")) if kind == 5 else rng.choice(WORDS)
             holder[name[: rng.randint(1, len(name))] if name else "x"] = holder.pop(key)
         else:
-            holder.append(json.loads(json.dumps(holder[key])))
+            holder.append(copy.deepcopy(holder[key]))
         if not list(_places(changed)):
             break
     return json.dumps(changed, ensure_ascii=rng.random() < 0.5, indent=rng.choice((None, 1))).encode(

@@ -139,12 +139,16 @@ class _Writer:
     """Lays out one file."""
 
     def file(self, root: Node, header: Sequence[str | None], footer: Sequence[tuple[int, str | None]]) -> str:
-        lines = _collapsed(header)
+        ordered = _ordered(root.entries, ())
+        first, last = ordered[0], ordered[-1]
+        # what has come to stand at the top or at the end is what a reader finds there
+        lines = _collapsed([*header, *first.lead])
+        footer = [*((2, text) for text in last.tail), *footer]
+        first.lead, last.tail = [], []
+        while lines and not lines[0]:
+            lines.pop(0)
         if lines and lines[-1]:
             lines.append("")
-        last = _ordered(root.entries, ())[-1]
-        footer = [*((2, text) for text in last.tail), *footer]
-        last.tail = []
         lines += self._mapping(root, 0, ())
         end = [f"{' ' * (min(column, 4) // 2 * 2)}{text}" if text else "" for column, text in footer]
         while end and not end[-1]:

@@ -73,12 +73,18 @@ def rules_test(
 
 def _summary(books: int, counts: Counts) -> str:
     passed = counts.examples - counts.failed
-    return (
-        f"{books} {'book' if books == 1 else 'books'}, {counts.rules} rules: "
-        f"{passed} of {counts.examples} examples hold; they reach {counts.branches_reached} of "
-        f"{counts.branches} parts of `all` and `any`, "
-        f"and {counts.values_reached} of {counts.values} listed values"
-    )
+    what = f"{_count(books, 'book')}, {_count(counts.rules, 'rule')}"
+    text = f"{what}: {passed} of {counts.examples} examples hold"
+    reached = []
+    if counts.branches:
+        reached.append(f"{counts.branches_reached} of {counts.branches} parts of `all` and `any`")
+    if counts.values:
+        reached.append(f"{counts.values_reached} of {counts.values} listed values")
+    return text + (f"; they reach {' and '.join(reached)}" if reached else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _data(books: int, rules: Sequence[RuleReport], counts: Counts) -> dict[str, Any]:
