@@ -165,7 +165,7 @@ class SamplingParams:
 
 
 def _integer(name: str, value: object, *, minimum: int) -> None:
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidRequestError(f"{name} must be an integer, got {value!r}")
     if value < minimum:
         raise InvalidRequestError(f"{name} must be at least {minimum}, got {value}")
@@ -173,7 +173,7 @@ def _integer(name: str, value: object, *, minimum: int) -> None:
 
 def _real(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
     """Check low <= value <= high (low < value when `above`); infinite and NaN are refused."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise InvalidRequestError(f"{name} must be a finite number, got {value!r}")
     if not (low < value if above else low <= value) or value > high:
         least = f"above {low:g}" if above else f"at least {low:g}"
@@ -184,7 +184,7 @@ def _real(name: str, value: object, low: float, high: float, *, above: bool = Fa
 def _strings(name: str, values: Iterable[str] | None) -> tuple[str, ...]:
     if isinstance(values, str):
         raise InvalidRequestError(f"{name} must be a list of strings, got the string {values!r}")
-    result = tuple(values or ())
+    result = _listed(name, "strings", values or ())
     for value in result:
         if not isinstance(value, str) or not value:
             raise InvalidRequestError(f"{name} must hold non-empty strings, got {value!r}")
@@ -192,14 +192,22 @@ def _strings(name: str, values: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def _token_ids(name: str, values: Iterable[int]) -> tuple[int, ...]:
-    result = tuple(dict.fromkeys(values))
+    result = tuple(dict.fromkeys(_listed(name, "token ids", values)))
     for value in result:
         if not isinstance(value, int) or value < 0:
             raise InvalidRequestError(f"{name} must hold token ids, that is integers >= 0, got {value!r}")
     return result
 
 
+def _listed(name: str, what: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    if not isinstance(values, Iterable):
+        raise InvalidRequestError(f"{name} must be a list of {what}, got {values!r}")
+    return tuple(values)
+
+
 def _logit_bias(bias: Mapping[Any, Any]) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {bias!r}")
     result: dict[int, float] = {}
     for token, value in bias.items():
         try:

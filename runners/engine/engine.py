@@ -82,11 +82,6 @@ class Engine:
         """Return when the engine can take requests; raises what `start` raised."""
         self._ready.result()
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it has not ended."""
-        return not self._dead
-
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; their news come to `request.events`.
 

@@ -40,6 +40,13 @@ def test_canonical_form() -> None:
     [
         ("n", 0, "n must be at least 1, got 0"),
         ("n", "2", "n must be an integer, got '2'"),
+        ("n", True, "n must be an integer, got True"),
+        ("logprobs", True, "logprobs must be an integer, got True"),
+        ("temperature", True, "temperature must be a finite number, got True"),
+        ("stop", 5, "stop must be a list of strings, got 5"),
+        ("stop_token_ids", 5, "stop_token_ids must be a list of token ids, got 5"),
+        ("allowed_token_ids", 5, "allowed_token_ids must be a list of token ids, got 5"),
+        ("logit_bias", [5], "logit_bias must map token ids to numbers, got [5]"),
         ("temperature", -0.1, "temperature must be at least 0, got -0.1"),
         ("temperature", float("nan"), "temperature must be a finite number"),
         ("top_p", 0.0, "top_p must be above 0 and at most 1, got 0"),
