@@ -26,6 +26,9 @@ from dodona.kernels.dependent_launch import (
 
 LOG2_E = 1.4426950408889634
 
+FEW_PROGRAMS = 512
+"""Under so many sequences times KV heads, each program's own latency counts."""
+
 
 @triton.jit
 def _rotated(
@@ -40,6 +43,20 @@ def _rotated(
         own = own * inverse * weight.to(tl.float32)
         other = other * inverse * weight_other.to(tl.float32)
     return own * cos + other * sin
+
+
+@triton.jit
+def _attend(queries, k, v, seen, largest, total, accumulator, scale_log2):
+    """Online softmax over one tile of keys, of which at least one is seen, so the new maximum is finite."""
+    scores = tl.dot(queries, tl.trans(k), input_precision="ieee") * scale_log2
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - new_largest[:, None])
+    shrink = tl.exp2(largest - new_largest)
+    total = total * shrink + tl.sum(weights, axis=1)
+    accumulator = accumulator * shrink[:, None]
+    accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
+    return new_largest, total, accumulator
 
 
 @triton.jit
@@ -102,6 +119,7 @@ def _paged_decode_kernel(
     FROM_QKV: tl.constexpr,
     HAS_NORM: tl.constexpr,
     DEPENDENT: tl.constexpr,
+    EARLY: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     MIN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -155,6 +173,15 @@ def _paged_decode_kernel(
     offset = tl.arange(0, BLOCK_N)
     # The table is read one tile ahead of the keys, so that the two do not wait for one another.
     block = tl.load(table_row + (low + offset) // BLOCK_SIZE, mask=low + offset < high, other=0)
+    if EARLY:
+        # Keys of earlier steps are there, too: the first tile comes while the qkv projection still runs.
+        position = low + offset
+        first_seen = (position >= start) & (position < high)
+        address = keys + block.to(tl.int64) * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
+        first_k = tl.load(address[:, None] + dim[None, :], mask=first_seen[:, None], other=0.0)
+        first_v = tl.load(address[:, None] + value_offset + dim[None, :], mask=first_seen[:, None], other=0.0)
+        ahead = position + BLOCK_N
+        block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < high, other=0)
     if DEPENDENT and FROM_QKV:
         wait_for_inputs()
 
@@ -195,7 +222,14 @@ def _paged_decode_kernel(
             total += 1.0
             accumulator += v_new.to(tl.float32)
 
-    for tile in range(low, high, BLOCK_N):
+    next_tile = low
+    if EARLY:
+        if low < high:
+            largest, total, accumulator = _attend(
+                queries, first_k, first_v, first_seen, largest, total, accumulator, scale_log2
+            )
+        next_tile = low + BLOCK_N
+    for tile in range(next_tile, high, BLOCK_N):
         position = tile + offset
         seen = (position >= start) & (position < high)
         address = keys + block.to(tl.int64) * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
@@ -203,16 +237,7 @@ def _paged_decode_kernel(
         block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < high, other=0)
         k = tl.load(address[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
         v = tl.load(address[:, None] + value_offset + dim[None, :], mask=seen[:, None], other=0.0)
-        scores = tl.dot(queries, tl.trans(k), input_precision="ieee") * scale_log2
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        # Every tile holds a key that is seen, so the new maximum is finite.
-        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_largest[:, None])
-        shrink = tl.exp2(largest - new_largest)
-        total = total * shrink + tl.sum(weights, axis=1)
-        accumulator = accumulator * shrink[:, None]
-        accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
-        largest = new_largest
+        largest, total, accumulator = _attend(queries, k, v, seen, largest, total, accumulator, scale_log2)
 
     result = accumulator / tl.where(total > 0, total, 1.0)[:, None]
     first_head = sequence.to(tl.int64) * (num_kv_heads * GROUP) + kv_head * GROUP
@@ -269,7 +294,7 @@ def _tile_sizes(programs: int, row_bytes: int) -> _Tiles:
     """
     if programs >= 3072:
         tiles = _Tiles(n=16, min_split=512, num_warps=1, num_stages=4)
-    elif programs >= 512:
+    elif programs >= FEW_PROGRAMS:
         tiles = _Tiles(n=32, min_split=256, num_warps=2, num_stages=3)
     else:
         tiles = _Tiles(n=64, min_split=64 if programs < 64 else 128, num_warps=4, num_stages=2)
@@ -419,6 +444,7 @@ def _launch(
         FROM_QKV=positions is not None,
         HAS_NORM=q_weight is not None,
         DEPENDENT=dependent,
+        EARLY=positions is not None and batch * num_kv_heads < FEW_PROGRAMS,
         MAX_SPLITS=num_splits,
         MIN_TILES=tiles.min_split // tiles.n,
         BLOCK_M=max(16, triton.next_power_of_2(group)),

@@ -1,9 +1,9 @@
 """Programmatic dependent launch: a kernel may begin while the one before it on the stream still runs.
 
 A kernel that takes part calls `let_next_start` at its beginning, and `wait_for_inputs` before it reads or
-writes anything that the kernels shortly before it touch. As some of its programs wait, a kernel that has ended
-implies that all before it have; so not every kernel need take part. What was there before, such as weights,
-may be read ahead of the wait: that is the gain.
+writes anything that the kernels shortly before it touch. As some of its programs wait, a kernel that has
+ended implies that all before it have; so not every kernel need take part. What was there before, such as
+weights, may be read ahead of the wait: that is the gain.
 """
 
 from __future__ import annotations
