@@ -3,8 +3,8 @@
 Queries and keys are normalised per head (where the model has such norms) and rotated; queries stay where they
 are, keys and values go to their slots of the paged KV cache.
 
-A layer's KV cache is [num_blocks, 2, num_kv_heads, block_size, head_size]: keys at index 0 of the second dimension,
-values at 1. One head's share of a block is contiguous, which is what attention reads.
+A layer's KV cache is [num_blocks, 2, num_kv_heads, block_size, head_size]: keys at index 0 of the second
+dimension, values at 1. One head's share of a block is contiguous, which is what attention reads.
 """
 
 from __future__ import annotations

@@ -302,8 +302,8 @@ class EnvironmentVariable(_Model):
 
 
 class DeclaredException(_Model):
-    """A property that a book breaks on purpose. `dodona rules check` confirms that it does, and that the witness
-    shows it.
+    """A property that a book breaks on purpose. `dodona rules check` confirms that it does, and that the
+    witness shows it.
     """
 
     property: Literal["monotone", "user-decides", "preferred-by-default", "only-reason"]

@@ -563,7 +563,7 @@ def test_the_cache_sees_a_changed_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("uses", "kinds"), [(False, ("full_attention",)), (True, ("sliding_attention",))])
 def test_a_window_that_is_switched_off_is_no_window(uses: bool, kinds: tuple[str, ...]) -> None:
-    raw = {"model_type": "qwen3_moe", "sliding_window": 64, "use_sliding_window": uses, "num_hidden_layers": 2}
-    model = ModelInfo.from_mapping({**raw, "architectures": ["Qwen3MoeForCausalLM"]})
+    raw = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 2}
+    model = ModelInfo.from_mapping({**raw, "sliding_window": 64, "use_sliding_window": uses})
     assert model.layer_kinds == kinds
     assert model.sliding_window == (64 if uses else None)
