@@ -1,4 +1,4 @@
-"""The command line: `dodona select`, `generate`, `bench`, `rules list`, `rules replay`."""
+"""The command line; `oracle/cli/app.py` has its commands, and the modules that it imports at its end."""
 
 from __future__ import annotations
 
