@@ -257,7 +257,7 @@ def _closed(model: type, schema: Schema) -> Schema:
     """A model's schema with its fields' docstrings, and without titles."""
     return {
         "type": "object",
-        "description": inspect.getdoc(model) or "",
+        "description": " ".join((model.__doc__ or "").split()),
         "additionalProperties": False,
         "properties": _documented(model, schema["properties"]),
         "required": schema["required"],
