@@ -304,6 +304,13 @@ def check_properties(book: Book, *, max_examples: int = 100) -> tuple[str, ...]:
     return tuple(name for name in PROPERTIES if check_property(loaded, name, max_examples=max_examples))
 
 
+def _without(book: RuleBook, rule: str) -> RuleBook:
+    """The book less one rule, and less those that refine it."""
+    rules = tuple(r for r in book.rules if r.id != rule and rule not in r.refines)
+    fields = {name: getattr(book, name) for name in RuleBook.model_fields}
+    return RuleBook.model_validate({**fields, "rules": rules}, context=book.facts)
+
+
 class RuleBookTests:
     """A class of tests for pytest to collect: subclass it as `Test…` and say which book.
 
@@ -373,6 +380,25 @@ class RuleBookTests:
     def test_unknown_counts_against(self) -> None:
         """See PROPERTIES."""
         check_property(self.book, "unknown-counts-against", max_examples=self.max_examples)
+
+    def test_differences(self) -> None:
+        """The book does not differ from itself, and what a rule's removal changes shows in each witness."""
+        from dodona.oracle.analysis.diff import answer, diff_books
+        from dodona.oracle.analysis.source import SourcedBook, load_sourced
+
+        source = load_sourced(str(self.book))
+        assert not diff_books(source, source)
+        for rule in source.book.rules:
+            without = SourcedBook(_without(source.book, rule.id), source.resolved)
+            found = diff_books(source, without)
+            assert found, f"{rule.id}: its removal changes nothing"
+            witnesses = [c.witness for c in found.outcomes] + [c.witness for c in found.rules]
+            for facts in (witness.all_facts for witness in witnesses):
+                assert answer(source.book, facts) != answer(without.book, facts), show_facts(facts)
+
+    def test_counterfactuals(self) -> None:
+        """See PROPERTIES."""
+        check_property(self.book, "counterfactuals", max_examples=self.max_examples)
 
     def test_json_round_trip(self) -> None:
         """See PROPERTIES."""

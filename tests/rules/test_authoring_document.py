@@ -78,7 +78,7 @@ def test_an_outside_project_gets_the_properties_in_a_few_lines(steps: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "12 passed" in done.stdout
+    assert "14 passed" in done.stdout
 
 
 def test_its_tests_fail_where_its_book_is_wrong(steps: Path) -> None:

@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from dodona.oracle.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks, parse_rulebook
-from dodona.oracle.testing import PROPERTIES, check_properties, check_property
+from dodona.oracle.testing import PROPERTIES, RuleBookTests, check_properties, check_property
 
 
 @functools.cache
@@ -188,3 +188,11 @@ def test_a_faulty_evaluator_is_found(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_an_unknown_property_is_named() -> None:
     with pytest.raises(KeyError, match="monotonous"):
         check_property("dodona", "monotonous")
+
+
+@pytest.mark.parametrize("name", ["dodona", "vllm/0.33.0"])
+def test_the_removal_of_a_rule_shows(name: str) -> None:
+    class Tests(RuleBookTests):
+        book = name
+
+    Tests().test_differences()
