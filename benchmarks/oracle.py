@@ -49,7 +49,7 @@ def machine() -> str:
         if line.startswith("model name"):
             cpu = line.split(":", 1)[1].strip()
             break
-    packages = ", ".join(f"{name} {version(name)}" for name in ("durable_rules", "pydantic", "ruamel.yaml"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("durable_rules", "pydantic", "PyYAML"))
     return (
         f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
         f"{platform.system()} {platform.release()}\n"
