@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dodona.oracle.analysis.blast import model_type_of
 from dodona.oracle.analysis.space import sections_of
 from dodona.oracle.conditions import Facts, comparisons
 from dodona.oracle.config import EngineConfig
@@ -20,7 +21,6 @@ from dodona.oracle.deployment import Deployment, OwnDeployment
 from dodona.oracle.environment import assumed_gpu
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.facts import FACTS, UNKNOWN, FactSpec, FactValue, derive_facts
-from dodona.oracle.known_models import known_model_types
 from dodona.oracle.model_info import ModelInfo
 from dodona.oracle.reference import firings
 from dodona.oracle.registries import VLLM
@@ -43,8 +43,6 @@ KINDS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("BertModel", {}),
 )
 """One model of each kind that engines tell apart: an architecture, and what its config.json adds."""
-
-_SUFFIX = re.compile(r"(For\w+|LMHeadModel|Model)$")
 
 
 @dataclass(frozen=True)
@@ -158,20 +156,11 @@ def _typical(architecture: str, more: Mapping[str, Any]) -> ModelInfo:
     return ModelInfo.from_mapping(
         {
             "architectures": [architecture],
-            "model_type": _model_type(architecture),
+            "model_type": model_type_of(architecture) or architecture,
             "torch_dtype": "bfloat16",
             **more,
         }
     )
-
-
-def _model_type(architecture: str) -> str:
-    """The family's name as transformers writes it: its types differ from class names by case and "_"."""
-    plain = {name.replace("_", ""): name for name in known_model_types()}
-    stem = _SUFFIX.sub("", architecture).replace("_", "").lower()
-    # a wrapper with other modalities has the family's name to itself
-    text = plain.get(f"{stem}text") if architecture.endswith("ForCausalLM") else None
-    return text or plain.get(stem) or stem
 
 
 def _kind(info: ModelInfo) -> str:

@@ -25,14 +25,16 @@ def resolve_max_model_len(config: EngineConfig, model: ModelInfo) -> int:
     Raises ConfigError when more is asked than the model has positions for, or when neither says.
     """
     asked, possible = config.model_config.max_model_len, model.max_position_embeddings
-    if asked is None and possible is None:
-        raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
-    if asked is not None and possible is not None and asked > possible:
+    if asked is None:
+        if possible is None:
+            raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
+        return possible
+    if possible is not None and asked > possible:
         raise ConfigError(
             f"max_model_len={asked} is over the {possible} positions (max_position_embeddings) of "
             f"{model.file}; give at most {possible}"
         )
-    return asked if asked is not None else possible  # type: ignore[return-value]
+    return asked
 
 
 def resolve_max_num_batched_tokens(config: EngineConfig, device_type: str) -> int:

@@ -70,6 +70,7 @@ def architectures(*books: RuleBook) -> list[str]:
 
 
 _HEAD = re.compile(r"(For[A-Z]\w+|LMHeadModel)$")
+_HEAD_OR_NONE = re.compile(r"(For[A-Z]\w+|LMHeadModel|Model)$")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,7 +134,7 @@ def _model_types() -> Mapping[str, str]:
 
 def model_type_of(architecture: str) -> str | None:
     """The model type that an architecture's name tells; None where none has its name."""
-    stem = _HEAD.sub("", architecture).replace("_", "").lower()
+    stem = _HEAD_OR_NONE.sub("", architecture).replace("_", "").lower()
     types = _model_types()
     if architecture.endswith("ForCausalLM") and f"{stem}text" in types:
         return types[f"{stem}text"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from dodona.oracle.analysis.baseline import baseline_of
 from dodona.oracle.analysis.blast import Radius, blast_radius
@@ -23,8 +23,6 @@ from dodona.oracle.yaml_source import DataPath
 
 Status = Literal["added", "removed", "changed", "renamed"]
 Effect = Literal["outcome", "refusals", "unsupported", "reasons"]
-
-_EFFECTS: Final[tuple[Effect, ...]] = ("outcome", "refusals", "unsupported", "reasons")
 
 
 @dataclass(frozen=True)

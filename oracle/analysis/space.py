@@ -332,12 +332,6 @@ class Space:
             return []
         return [(fact.variable, i) for i, value in enumerate(fact.values) if value is not UNKNOWN]
 
-    def value_at(self, name: str, value: int) -> FactValue:
-        """The fact value that a step's value stands for."""
-        fact = self._facts[name]
-        assert isinstance(fact, _Scalar)
-        return fact.values[value]
-
 
 def sections_of(name: str, registry: Mapping[str, FactSpec]) -> list[str]:
     """The sections that must be configured for a fact not to be null."""
