@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -192,7 +192,7 @@ def measure(
         parts.append(loop.step())
         ends.append(time.perf_counter())
     between = [later - earlier for earlier, later in itertools.pairwise(ends)]
-    gpu = profile(loop, options.profile_steps)
+    gpu = profile(lambda: [loop.step() for _ in range(options.profile_steps)], options.profile_steps)
     loop.clear()
     whole = [part for part in parts if part]
     return {
@@ -209,8 +209,8 @@ def measure(
     }
 
 
-def profile(loop: Loop, steps: int) -> dict[str, Any] | None:
-    """The GPU's time per step by kernel; None without a GPU."""
+def profile(run: Callable[[], object], steps: int) -> dict[str, Any] | None:
+    """The GPU's time by kernel per step of `run`, which runs `steps` of them; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -220,8 +220,7 @@ def profile(loop: Loop, steps: int) -> dict[str, Any] | None:
 
     torch.cuda.synchronize()
     with torch_profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(steps):
-            loop.step()
+        run()
         torch.cuda.synchronize()
     spans = [
         (event.name, event.time_range.start, event.time_range.end)

@@ -17,6 +17,7 @@ A record of "dodona.throughput/1":
   measured. A request's TPOT is the mean time between its tokens after the first.
 
 A record of "dodona.kernels/1": see `benchmarks.kernels`. Of "dodona.step/1": see `benchmarks.profile_step`.
+Of "dodona.workload/1": see `benchmarks.profile_workload`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks.engines.base import Timeline
 THROUGHPUT = "dodona.throughput/1"
 KERNELS = "dodona.kernels/1"
 STEP = "dodona.step/1"
+WORKLOAD = "dodona.workload/1"
 
 FIELDS: Mapping[str, frozenset[str]] = {
     THROUGHPUT: frozenset(
@@ -49,6 +51,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
             "tokens_per_s", "gpu",
         }
     ),
+    WORKLOAD: frozenset({"engine", "model", "workload", "seconds", "gpu"}),
 }  # fmt: skip
 """Fields of a record by schema: these and no others."""
 

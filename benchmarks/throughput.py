@@ -43,7 +43,7 @@ class Rates:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     config = read_config(options.model)
     workloads = [
         make_workload(name, vocab_size=config["vocab_size"], seed=options.seed, rate=options.rate).smaller(
@@ -254,7 +254,8 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The program's arguments; `benchmarks.profile_workload` has the same."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput", description=(__doc__ or "").splitlines()[0]
     )
