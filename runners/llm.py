@@ -98,6 +98,9 @@ class LLM:
             tokenizer=self._tokenizer,
             request_features=self._engine.call(lambda runner, _: runner.request_features),
         )
+        self._max_num_batched_tokens: int = self._engine.call(
+            lambda _, scheduler: scheduler.max_num_batched_tokens
+        )
 
     @classmethod
     def from_verdict(cls, verdict: Verdict) -> LLM:
@@ -264,21 +267,27 @@ class LLM:
         events: SimpleQueue[Event] = SimpleQueue()
         results: list[RequestOutput | None] = [None] * len(prompts)
         waiting: dict[str, tuple[int, OutputAssembler, list[CompletionOutput]]] = {}
-        submitted: list[Request] = []
-        for index, (prompt, params) in enumerate(zip(prompts, params_list, strict=True)):
-            try:
-                parsed = parse_prompt(prompt)
-                requests = self._admission.admit(parsed, params)
-            except InvalidRequestError as error:
-                results[index] = _refused(prompt, error)
-                continue
-            for request in requests:
-                request.events = events
-            assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
-            waiting[requests[0].parent_id] = (index, assembler, [])
-            submitted += requests
-        self._engine.submit(submitted)
+        batch: list[Request] = []
+        num_tokens = 0
         try:
+            for index, (prompt, params) in enumerate(zip(prompts, params_list, strict=True)):
+                try:
+                    parsed = parse_prompt(prompt)
+                    requests = self._admission.admit(parsed, params)
+                except InvalidRequestError as error:
+                    results[index] = _refused(prompt, error)
+                    continue
+                for request in requests:
+                    request.events = events
+                assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
+                waiting[requests[0].parent_id] = (index, assembler, [])
+                batch += requests
+                num_tokens += sum(request.num_prompt_tokens for request in requests)
+                # The engine begins with as much as fills a step, while the others are still looked at.
+                if num_tokens >= self._max_num_batched_tokens:
+                    self._engine.submit(batch)
+                    batch, num_tokens = [], 0
+            self._engine.submit(batch)
             with _progress_bar(len(prompts), use_tqdm) as bar:
                 bar.update(len(prompts) - len(waiting))
                 while waiting:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +97,47 @@ def test_the_bar_shows_before_the_first_prompt_is_done(
         llm.generate([1, 2], GREEDY, use_tqdm=True)
     shown = [line for line in capsys.readouterr().err.split("\r") if "0/1" in line]
     assert len(shown) > 1, "the bar moves while nothing is finished"
+
+
+class Watched(Sequence[int]):
+    """A prompt that calls somebody when it is looked at."""
+
+    def __init__(self, tokens: list[int], look: Callable[[], None]) -> None:
+        self.tokens = tokens
+        self.look = look
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.look()
+        return self.tokens[index]
+
+
+def test_the_engine_begins_while_later_prompts_are_looked_at(model_dir: Path) -> None:
+    stepped = threading.Event()
+    with fake_llm(model_dir, {"on_step": lambda _: stepped.set()}) as llm:
+        last = Watched([3], lambda: assert_soon(stepped))
+        outputs = llm.generate([[1] * 10, [2] * 10, last], GREEDY)  # a step holds 16 tokens
+    assert [output.outputs[0].token_ids for output in outputs] == [
+        solo(prompt) for prompt in ([1] * 10, [2] * 10, [3])
+    ]
+
+
+def assert_soon(event: threading.Event) -> None:
+    assert event.wait(PATIENCE)
+
+
+def test_an_error_among_the_prompts_aborts_those_that_began(model_dir: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("not readable")
+
+    forever = GREEDY.replace(max_tokens=None)
+    with fake_llm(model_dir, {"on_step": lambda _: time.sleep(0.01)}) as llm:
+        with pytest.raises(RuntimeError, match="not readable"):
+            llm.generate([[1] * 20, Watched([3], fail)], forever)
+        unfinished = llm._engine.call(lambda _, scheduler: scheduler.num_unfinished)
+    assert unfinished == 0
 
 
 def test_several_sequences_of_a_prompt(model_dir: Path) -> None:
