@@ -14,12 +14,9 @@ from torch.nn import functional
 
 from benchmarks.roofline import Shape
 from dodona.kernels.activation import silu_and_mul, silu_and_mul_reference
-from dodona.kernels.attention_decode import (
-    choose_num_splits,
-    paged_decode_attention,
-    paged_decode_attention_reference,
-)
+from dodona.kernels.attention_decode import paged_decode_attention, paged_decode_attention_reference
 from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
+from dodona.kernels.decode_plan import plan_decode_attention
 from dodona.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from dodona.kernels.rotary import qk_norm_rope_kv_write, qk_norm_rope_kv_write_reference
 
@@ -173,8 +170,14 @@ def decode_attention_cases(
             pages = _Pages(scene, batch, context, kv_heads, dim)
             q = scene.random(batch, q_heads, dim)
             seq_lens = scene.ints([context] * batch)
-            splits = choose_num_splits(
-                batch=batch, num_kv_heads=kv_heads, num_multiprocessors=scene.num_multiprocessors
+            plan = plan_decode_attention(
+                rows=pages.rows,
+                seq_lens=seq_lens,
+                row_bytes=dim * scene.dtype.itemsize,
+                num_kv_heads=kv_heads,
+                window=None,
+                includes_new_key=True,
+                num_multiprocessors=scene.num_multiprocessors,
             )
             # torch gets the same memory as if it were contiguous per sequence: the best it could have.
             k, v = pages.contiguous()
@@ -183,7 +186,7 @@ def decode_attention_cases(
             def kernel() -> torch.Tensor:
                 return paged_decode_attention(
                     q=q, kv_cache=pages.kv_cache, block_table=pages.table, rows=pages.rows, seq_lens=seq_lens,
-                    scale=dim**-0.5, window=None, num_splits=splits,
+                    scale=dim**-0.5, plan=plan,
                 )  # fmt: skip
 
             return Inputs(

@@ -1,22 +1,21 @@
 """Attention of one query token per sequence over a paged KV cache.
 
-The keys of a sequence are split among programs (one sequence and KV head alone would not fill a GPU), and
-each split's result is a partial sum with its log-sum-exp; the split that ends last reduces them. The query
-heads that share a KV head form one tile, so that keys and values are read once.
+A fixed number of programs share the keys of all sequences evenly (see `decode_plan`). Where a sequence is
+shared by several programs, each leaves a partial sum with its log-sum-exp, and the one that ends last reduces
+them. The query heads that share a KV head form one tile, so that keys and values are read once.
 
 What comes before attention may be part of it: queries and keys straight from the qkv projection are
-normalised and rotated here, and the new key and value are written to the cache by the split that they
-belong to, which takes them from registers.
+normalised and rotated here, and the new key and value are written to the cache by the program that has the
+sequence's end, which takes them from registers.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.decode_plan import DecodePlan, plan_width
 from dodona.kernels.dependent_launch import (
     launch_options,
     let_next_start,
@@ -26,8 +25,8 @@ from dodona.kernels.dependent_launch import (
 
 LOG2_E = 1.4426950408889634
 
-FEW_PROGRAMS = 512
-"""Under so many sequences times KV heads, each program's own latency counts."""
+LEAST_SHARE = 64
+"""Fewest keys that a program takes: so many cost about as much as it costs to begin."""
 
 
 @triton.jit
@@ -60,44 +59,54 @@ def _attend(queries, k, v, seen, largest, total, accumulator, scale_log2):
 
 
 @triton.jit
-def _reduce_splits(
+def _reduce_parts(
     partial_out,
     partial_lse,
     out,
-    first_head,
-    active,
-    num_splits,
+    first_program,
+    parts,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Weigh the partial results of `GROUP` heads, of which `active` splits exist, into `out`."""
-    split = tl.arange(0, MAX_SPLITS)
+    """Weigh the partial results of `GROUP` heads by `parts` programs into `out`, `PARTS` at a time."""
     dim = tl.arange(0, HEAD_SIZE)
-    exists = split < active
     for member in tl.static_range(GROUP):
-        head = first_head + member
-        entry = head * num_splits + split
-        # Other programs wrote them during this launch: they must come from the L2.
-        lse = tl.load(partial_lse + entry, mask=exists, other=float("-inf"), cache_modifier=".cg")
-        weight = tl.exp2(lse - tl.max(lse, axis=0))
-        partial = tl.load(
-            partial_out + entry[:, None] * HEAD_SIZE + dim[None, :],
-            mask=exists[:, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        result = tl.sum(partial * weight[:, None], axis=0) / tl.sum(weight, axis=0)
-        tl.store(out + head * HEAD_SIZE + dim, result.to(out.dtype.element_ty))
+        largest = float("-inf")
+        total = 0.0
+        result = tl.zeros((HEAD_SIZE,), tl.float32)
+        for base in range(0, parts, PARTS):
+            part = base + tl.arange(0, PARTS)
+            exists = part < parts
+            # A program's second entry is for a sequence that it begins, its first for one it goes on with.
+            entry = (2 * (first_program + part) + (part == 0).to(tl.int32)) * GROUP + member
+            # Other programs wrote them during this launch: they must come from the L2.
+            lse = tl.load(partial_lse + entry, mask=exists, other=float("-inf"), cache_modifier=".cg")
+            partial = tl.load(
+                partial_out + entry[:, None] * HEAD_SIZE + dim[None, :],
+                mask=exists[:, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            new_largest = tl.maximum(largest, tl.max(lse, axis=0))
+            # A part may have seen no key: its sum is 0, its log-sum-exp -inf, and -inf - -inf is no number.
+            reference = tl.where(new_largest > float("-inf"), new_largest, 0.0)
+            weight = tl.exp2(lse - reference)
+            shrink = tl.exp2(largest - reference)
+            total = total * shrink + tl.sum(weight, axis=0)
+            result = result * shrink + tl.sum(partial * weight[:, None], axis=0)
+            largest = new_largest
+        tl.store(out + member * HEAD_SIZE + dim, (result / total).to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _paged_decode_kernel(
     q,
     kv_cache,
     block_table,
     rows,
     seq_lens,
+    tile_ends,
     positions,
     slots,
     cos_sin,
@@ -109,196 +118,159 @@ def _paged_decode_kernel(
     partial_lse,
     arrivals,
     scale_log2,
+    batch,
     stride_q,
     stride_kv_block,
     stride_table,
     WINDOW: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     FROM_QKV: tl.constexpr,
     HAS_NORM: tl.constexpr,
     DEPENDENT: tl.constexpr,
-    EARLY: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    MIN_TILES: tl.constexpr,
+    LEAST_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     if DEPENDENT:
         let_next_start()
-        if not FROM_QKV:
-            wait_for_inputs()
-    sequence = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
-    num_kv_heads = tl.num_programs(1)
-    dim = tl.arange(0, HEAD_SIZE)
-    row = tl.load(rows + sequence)
-    known_len = tl.load(seq_lens + sequence)
-    swapped = (dim + HEAD_SIZE // 2) % HEAD_SIZE
-    if FROM_QKV:
-        # The step's inputs were there before the step's first product: only `qkv` has to be waited for.
-        angles = cos_sin + tl.load(positions + sequence).to(tl.int64) * HEAD_SIZE + dim % (HEAD_SIZE // 2)
-        cos = tl.load(angles)[None, :]
-        sin = tl.load(angles + HEAD_SIZE // 2)[None, :]
-        sin = tl.where(dim[None, :] < HEAD_SIZE // 2, -sin, sin)
-        weight = cos
-        weight_other = cos
-        if HAS_NORM:
-            weight = tl.load(q_weight + dim)[None, :]
-            weight_other = tl.load(q_weight + swapped)[None, :]
-    # A padded entry of the batch has row -1: no keys, and zeros as its result.
-    seq_len = tl.where(row < 0, 0, known_len)
-
-    start = 0
-    if WINDOW > 0:
-        start = tl.maximum(seq_len - WINDOW, 0)
-    # Keys to be read from the cache end here.
-    end = seq_len
-    if FROM_QKV:
-        end = tl.maximum(seq_len - 1, 0)
-    first_tile = start // BLOCK_N
-    tiles = tl.cdiv(end, BLOCK_N) - first_tile
-    tiles_per_split = tl.maximum(tl.cdiv(tiles, MAX_SPLITS), MIN_TILES)
-    active = tl.maximum(tl.cdiv(tiles, tiles_per_split), 1)
-    # A sequence's first split always goes on, so the kernel as a whole waits for its inputs.
-    if split >= active:
+    program = tl.program_id(0)
+    # The step's inputs and its plan were there before its first product: only `q` has to be waited for.
+    entries = tl.arange(0, WIDTH)
+    ends = tl.load(tile_ends + entries, mask=entries < batch, other=2147483647 // NUM_KV_HEADS) * NUM_KV_HEADS
+    total_tiles = tl.load(tile_ends + batch - 1) * NUM_KV_HEADS
+    share = tl.maximum(tl.cdiv(total_tiles, tl.num_programs(0)), LEAST_TILES)
+    at = program * share
+    stop = tl.minimum(at + share, total_tiles)
+    # The first program always goes on, so the kernel as a whole waits for its inputs.
+    if at >= stop:
         return
-    low = (first_tile + split * tiles_per_split) * BLOCK_N
-    high = tl.minimum(end, low + tiles_per_split * BLOCK_N)
-    table_row = block_table + row.to(tl.int64) * stride_table
-    keys = kv_cache + kv_head * (BLOCK_SIZE * HEAD_SIZE)
-    value_offset = num_kv_heads * (BLOCK_SIZE * HEAD_SIZE)
-    offset = tl.arange(0, BLOCK_N)
-    # The table is read one tile ahead of the keys, so that the two do not wait for one another.
-    block = tl.load(table_row + (low + offset) // BLOCK_SIZE, mask=low + offset < high, other=0)
-    if EARLY:
-        # Keys of earlier steps are there, too: the first tile comes while the qkv projection still runs.
-        position = low + offset
-        first_seen = (position >= start) & (position < high)
-        address = keys + block.to(tl.int64) * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
-        first_k = tl.load(address[:, None] + dim[None, :], mask=first_seen[:, None], other=0.0)
-        first_v = tl.load(address[:, None] + value_offset + dim[None, :], mask=first_seen[:, None], other=0.0)
-        ahead = position + BLOCK_N
-        block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < high, other=0)
-    if DEPENDENT and FROM_QKV:
-        wait_for_inputs()
+    sequence = tl.sum((ends <= at).to(tl.int32), axis=0)
+    before = tl.max(tl.where(ends <= at, ends, 0), axis=0)
+    tiles = tl.load(tile_ends + sequence) - before // NUM_KV_HEADS
+    kv_head = (at - before) // tiles
+    tile = (at - before) % tiles
 
+    dim = tl.arange(0, HEAD_SIZE)
+    swapped = (dim + HEAD_SIZE // 2) % HEAD_SIZE
+    offset = tl.arange(0, BLOCK_N)
     member = tl.arange(0, BLOCK_M)
     in_group = member < GROUP
-    head = kv_head * GROUP + member
-    query_row = q + sequence.to(tl.int64) * stride_q
-    queries = tl.load(query_row + head[:, None] * HEAD_SIZE + dim[None, :], mask=in_group[:, None], other=0.0)
-    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    accumulator = tl.zeros((BLOCK_M, HEAD_SIZE), tl.float32)
-    if FROM_QKV:
-        dtype = kv_cache.dtype.element_ty
-        queries_swapped = tl.load(
-            query_row + head[:, None] * HEAD_SIZE + swapped[None, :], mask=in_group[:, None], other=0.0
+    dtype = kv_cache.dtype.element_ty
+    value_offset = NUM_KV_HEADS * (BLOCK_SIZE * HEAD_SIZE)
+
+    while at < stop:
+        count = tl.minimum(tiles - tile, stop - at)
+        has_end = tile + count == tiles
+        row = tl.load(rows + sequence)
+        # A padded entry of the batch has row -1: no keys, and zeros as its result.
+        seq_len = tl.where(row < 0, 0, tl.load(seq_lens + sequence))
+        start = 0
+        if WINDOW > 0:
+            start = tl.maximum(seq_len - WINDOW, 0)
+        # Keys to be read from the cache end here.
+        end = seq_len
+        if FROM_QKV:
+            end = tl.maximum(seq_len - 1, 0)
+        # A sequence's first tile has no keys: it stands for the work of beginning.
+        low = (start // BLOCK_N + tl.maximum(tile - 1, 0)) * BLOCK_N
+        high = tl.minimum(end, (start // BLOCK_N + tile + count - 1) * BLOCK_N)
+        table_row = block_table + row.to(tl.int64) * stride_table
+        keys = kv_cache + kv_head * (BLOCK_SIZE * HEAD_SIZE)
+        # The table is read one tile ahead of the keys, so that the two do not wait for one another.
+        block = tl.load(table_row + (low + offset) // BLOCK_SIZE, mask=low + offset < high, other=0)
+
+        if DEPENDENT:
+            wait_for_inputs()
+        head = kv_head * GROUP + member
+        query_row = q + sequence.to(tl.int64) * stride_q
+        queries = tl.load(
+            query_row + head[:, None] * HEAD_SIZE + dim[None, :], mask=in_group[:, None], other=0.0
         )
-        queries = _rotated(
-            queries, queries_swapped, weight, weight_other, cos, sin, eps, HAS_NORM, HEAD_SIZE
-        ).to(dtype)
-        if (split == active - 1) & (row >= 0):
-            new_key = query_row + (num_kv_heads * GROUP + kv_head) * HEAD_SIZE
-            k_own = tl.load(new_key + dim)[None, :]
-            k_swapped = tl.load(new_key + swapped)[None, :]
-            v_new = tl.load(new_key + num_kv_heads * HEAD_SIZE + dim)[None, :]
-            slot = tl.load(slots + sequence)
+        largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        accumulator = tl.zeros((BLOCK_M, HEAD_SIZE), tl.float32)
+        if FROM_QKV:
+            angles = cos_sin + tl.load(positions + sequence).to(tl.int64) * HEAD_SIZE + dim % (HEAD_SIZE // 2)
+            cos = tl.load(angles)[None, :]
+            sin = tl.load(angles + HEAD_SIZE // 2)[None, :]
+            sin = tl.where(dim[None, :] < HEAD_SIZE // 2, -sin, sin)
+            weight = cos
+            weight_other = cos
             if HAS_NORM:
-                weight = tl.load(k_weight + dim)[None, :]
-                weight_other = tl.load(k_weight + swapped)[None, :]
-            k_new = _rotated(k_own, k_swapped, weight, weight_other, cos, sin, eps, HAS_NORM, HEAD_SIZE).to(
-                dtype
+                weight = tl.load(q_weight + dim)[None, :]
+                weight_other = tl.load(q_weight + swapped)[None, :]
+            queries_swapped = tl.load(
+                query_row + head[:, None] * HEAD_SIZE + swapped[None, :], mask=in_group[:, None], other=0.0
             )
-            if slot >= 0:
-                place = keys + (slot // BLOCK_SIZE).to(tl.int64) * stride_kv_block
-                place += (slot % BLOCK_SIZE) * HEAD_SIZE
-                tl.store(place + dim[None, :], k_new)
-                tl.store(place + value_offset + dim[None, :], v_new)
-            largest = tl.sum(queries.to(tl.float32) * k_new.to(tl.float32), axis=1) * scale_log2
-            total += 1.0
-            accumulator += v_new.to(tl.float32)
+            queries = _rotated(
+                queries, queries_swapped, weight, weight_other, cos, sin, eps, HAS_NORM, HEAD_SIZE
+            ).to(dtype)
+            if has_end & (row >= 0):
+                new_key = query_row + (NUM_KV_HEADS * GROUP + kv_head) * HEAD_SIZE
+                k_own = tl.load(new_key + dim)[None, :]
+                k_swapped = tl.load(new_key + swapped)[None, :]
+                v_new = tl.load(new_key + NUM_KV_HEADS * HEAD_SIZE + dim)[None, :]
+                slot = tl.load(slots + sequence)
+                if HAS_NORM:
+                    weight = tl.load(k_weight + dim)[None, :]
+                    weight_other = tl.load(k_weight + swapped)[None, :]
+                k_new = _rotated(
+                    k_own, k_swapped, weight, weight_other, cos, sin, eps, HAS_NORM, HEAD_SIZE
+                ).to(dtype)
+                if slot >= 0:
+                    place = keys + (slot // BLOCK_SIZE).to(tl.int64) * stride_kv_block
+                    place += (slot % BLOCK_SIZE) * HEAD_SIZE
+                    tl.store(place + dim[None, :], k_new)
+                    tl.store(place + value_offset + dim[None, :], v_new)
+                largest = tl.sum(queries.to(tl.float32) * k_new.to(tl.float32), axis=1) * scale_log2
+                total += 1.0
+                accumulator += v_new.to(tl.float32)
 
-    next_tile = low
-    if EARLY:
-        if low < high:
+        for first in range(low, high, BLOCK_N):
+            position = first + offset
+            seen = (position >= start) & (position < high)
+            address = keys + block.to(tl.int64) * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
+            ahead = position + BLOCK_N
+            block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < high, other=0)
+            k = tl.load(address[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
+            v = tl.load(address[:, None] + value_offset + dim[None, :], mask=seen[:, None], other=0.0)
             largest, total, accumulator = _attend(
-                queries, first_k, first_v, first_seen, largest, total, accumulator, scale_log2
+                queries, k, v, seen, largest, total, accumulator, scale_log2
             )
-        next_tile = low + BLOCK_N
-    for tile in range(next_tile, high, BLOCK_N):
-        position = tile + offset
-        seen = (position >= start) & (position < high)
-        address = keys + block.to(tl.int64) * stride_kv_block + (position % BLOCK_SIZE) * HEAD_SIZE
-        ahead = position + BLOCK_N
-        block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < high, other=0)
-        k = tl.load(address[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
-        v = tl.load(address[:, None] + value_offset + dim[None, :], mask=seen[:, None], other=0.0)
-        largest, total, accumulator = _attend(queries, k, v, seen, largest, total, accumulator, scale_log2)
 
-    result = accumulator / tl.where(total > 0, total, 1.0)[:, None]
-    first_head = sequence.to(tl.int64) * (num_kv_heads * GROUP) + kv_head * GROUP
-    this_head = first_head + member
-    if active == 1:
-        tl.store(
-            out + this_head[:, None] * HEAD_SIZE + dim[None, :],
-            result.to(out.dtype.element_ty),
-            mask=in_group[:, None],
-        )
-    else:
-        entry = this_head * MAX_SPLITS + split
-        tl.store(partial_lse + entry, largest + tl.log2(total), mask=in_group)
-        tl.store(partial_out + entry[:, None] * HEAD_SIZE + dim[None, :], result, mask=in_group[:, None])
-        # All of the program's writes come before its arrival, and the last one's reads after all arrivals.
-        tl.debug_barrier()
-        arrival = arrivals + sequence * num_kv_heads + kv_head
-        if tl.atomic_add(arrival, 1, sem="acq_rel") == active - 1:
-            tl.store(arrival, 0)
-            _reduce_splits(
-                partial_out, partial_lse, out, first_head, active, MAX_SPLITS,
-                GROUP, HEAD_SIZE, MAX_SPLITS,
-            )  # fmt: skip
+        result = accumulator / tl.where(total > 0, total, 1.0)[:, None]
+        pair = sequence.to(tl.int64) * NUM_KV_HEADS + kv_head
+        out_group = out + pair * (GROUP * HEAD_SIZE)
+        first_program = (at - tile) // share
+        parts = (at - tile + tiles - 1) // share - first_program + 1
+        if parts == 1:
+            tl.store(
+                out_group + member[:, None] * HEAD_SIZE + dim[None, :],
+                result.to(out.dtype.element_ty),
+                mask=in_group[:, None],
+            )
+        else:
+            entry = (2 * program + (program == first_program).to(tl.int32)) * GROUP + member
+            tl.store(partial_lse + entry, largest + tl.log2(tl.where(total > 0, total, 1.0)), mask=in_group)
+            tl.store(partial_out + entry[:, None] * HEAD_SIZE + dim[None, :], result, mask=in_group[:, None])
+            # All of a program's writes come before its arrival, and the last one's reads after all arrivals.
+            tl.debug_barrier()
+            if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == parts - 1:
+                tl.store(arrivals + pair, 0)
+                _reduce_parts(partial_out, partial_lse, out_group, first_program, parts, GROUP, HEAD_SIZE, 8)
 
-
-@dataclass(frozen=True, slots=True)
-class _Tiles:
-    """How the kernel is run: keys per tile, fewest keys per split, warps, pipeline stages."""
-
-    n: int
-    min_split: int
-    num_warps: int
-    num_stages: int
-
-
-def choose_num_splits(*, batch: int, num_kv_heads: int, num_multiprocessors: int) -> int:
-    """The most splits of a sequence's keys, a power of two.
-
-    A few programs for each multiprocessor where sequences are few; and where they are many still 2, which
-    evens out sequences of different lengths. It depends on the batch's shape only, never on sequence lengths,
-    so that a captured graph stays valid; a short sequence has fewer.
-    """
-    programs = max(1, batch * num_kv_heads)
-    if programs >= 12 * num_multiprocessors:
-        return 2
-    wanted = max(1, 4 * num_multiprocessors // programs)
-    return min(16, max(4, 1 << (wanted.bit_length() - 1)))
-
-
-def _tile_sizes(programs: int, row_bytes: int) -> _Tiles:
-    """As measured on an H200 with keys of 256 bytes, for `programs` sequences times KV heads.
-
-    Many programs hide each other's latency best when each is small; few must be fast themselves.
-    """
-    if programs >= 3072:
-        tiles = _Tiles(n=16, min_split=512, num_warps=1, num_stages=4)
-    elif programs >= FEW_PROGRAMS:
-        tiles = _Tiles(n=32, min_split=256, num_warps=2, num_stages=3)
-    else:
-        tiles = _Tiles(n=64, min_split=64 if programs < 64 else 128, num_warps=4, num_stages=2)
-    return tiles if row_bytes <= 256 else replace(tiles, n=max(16, tiles.n // 2))
+        at += count
+        tile = 0
+        kv_head += 1
+        if kv_head == NUM_KV_HEADS:
+            kv_head = 0
+            sequence += 1
+            if at < stop:
+                tiles = tl.load(tile_ends + sequence) - tl.load(tile_ends + sequence - 1)
 
 
 def paged_decode_attention(
@@ -309,8 +281,7 @@ def paged_decode_attention(
     rows: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
-    window: int | None,
-    num_splits: int,
+    plan: DecodePlan,
     arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -323,19 +294,18 @@ def paged_decode_attention(
         rows: [batch], int32: each sequence's state row; -1 for a padded entry, whose result is zeros.
         seq_lens: [batch], int32: keys of each sequence, the query's own among them.
         scale: factor of the scores.
-        window: most recent keys that the query sees, its own among them; None for all.
-        num_splits: power of two; see `choose_num_splits`.
+        plan: of `rows` and `seq_lens`, with the new key included.
         arrivals: [batch * num_kv_heads or more], int32, zeros before and after; None for new ones.
         out: [batch, num_q_heads, head_size], contiguous, to write into, or None for a new one.
 
     Returns:
         `out`.
     """
-    num_q_heads = q.shape[1]
+    if not plan.includes_new_key:
+        raise ValueError("plan: expected one that includes the new key, which is in the cache here")
     return _launch(
-        q, q.stride(0), num_q_heads, kv_cache, block_table, rows, seq_lens, scale, window, num_splits,
-        arrivals, out,
-    )  # fmt: skip
+        q, q.stride(0), q.shape[1], kv_cache, block_table, rows, seq_lens, scale, plan, arrivals, out
+    )
 
 
 def decode_attention_from_qkv(
@@ -353,8 +323,7 @@ def decode_attention_from_qkv(
     rows: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
-    window: int | None,
-    num_splits: int,
+    plan: DecodePlan,
     arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -365,19 +334,22 @@ def decode_attention_from_qkv(
             modified.
         positions, slots, cos_sin, q_weight, k_weight, eps: see `rotary.qk_norm_rope_kv_write`.
         num_q_heads: query heads.
+        plan: of `rows` and `seq_lens`, without the new key.
 
     The rest are those of `paged_decode_attention`.
 
     Returns:
         `out`.
     """
+    if plan.includes_new_key:
+        raise ValueError("plan: expected one without the new key, which is not in the cache yet")
     step = {
         "positions": positions, "slots": slots, "cos_sin": cos_sin, "q_weight": q_weight,
         "k_weight": k_weight, "eps": eps,
     }  # fmt: skip
     return _launch(
-        qkv, qkv.stride(0), num_q_heads, kv_cache, block_table, rows, seq_lens, scale, window, num_splits,
-        arrivals, out, **step,
+        qkv, qkv.stride(0), num_q_heads, kv_cache, block_table, rows, seq_lens, scale, plan, arrivals, out,
+        **step,
     )  # fmt: skip
 
 
@@ -390,8 +362,7 @@ def _launch(
     rows: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
-    window: int | None,
-    num_splits: int,
+    plan: DecodePlan,
     arrivals: torch.Tensor | None,
     out: torch.Tensor | None,
     *,
@@ -409,20 +380,17 @@ def _launch(
         out = torch.empty((batch, num_q_heads, head_size), dtype=q.dtype, device=q.device)
     if arrivals is None:
         arrivals = torch.zeros(batch * num_kv_heads, dtype=torch.int32, device=q.device)
-    partial_out = torch.empty(
-        (batch, num_q_heads, num_splits, head_size) if num_splits > 1 else 1,
-        dtype=torch.float32,
-        device=q.device,
-    )
-    partial_lse = torch.empty((batch, num_q_heads, num_splits), dtype=torch.float32, device=q.device)
+    entries = 2 * plan.num_programs * group
+    partial_out = torch.empty((entries, head_size), dtype=torch.float32, device=q.device)
+    partial_lse = torch.empty(entries, dtype=torch.float32, device=q.device)
     dependent = supports_dependent_launch(q.device)
-    tiles = _tile_sizes(batch * num_kv_heads, head_size * q.element_size())
-    _paged_decode_kernel[(batch, num_kv_heads, num_splits)](
+    _paged_decode_kernel[(plan.num_programs,)](
         q=q,
         kv_cache=kv_cache,
         block_table=block_table,
         rows=rows,
         seq_lens=seq_lens,
+        tile_ends=plan.tile_ends,
         positions=positions,
         slots=slots,
         cos_sin=cos_sin,
@@ -434,23 +402,24 @@ def _launch(
         partial_lse=partial_lse,
         arrivals=arrivals,
         scale_log2=scale * LOG2_E,
+        batch=batch,
         stride_q=stride_q,
         stride_kv_block=kv_cache.stride(0),
         stride_table=block_table.stride(0),
-        WINDOW=window or 0,
+        WINDOW=plan.window or 0,
+        NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_SIZE=head_size,
         BLOCK_SIZE=block_size,
         FROM_QKV=positions is not None,
         HAS_NORM=q_weight is not None,
         DEPENDENT=dependent,
-        EARLY=positions is not None and batch * num_kv_heads < FEW_PROGRAMS,
-        MAX_SPLITS=num_splits,
-        MIN_TILES=tiles.min_split // tiles.n,
+        LEAST_TILES=max(1, LEAST_SHARE // plan.tiles.n),
         BLOCK_M=max(16, triton.next_power_of_2(group)),
-        BLOCK_N=tiles.n,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        BLOCK_N=plan.tiles.n,
+        WIDTH=plan_width(batch),
+        num_warps=plan.tiles.num_warps,
+        num_stages=plan.tiles.num_stages,
         **launch_options(dependent),
     )
     return out

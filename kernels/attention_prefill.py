@@ -71,8 +71,10 @@ def _attend_tiles(
     return largest, total, accumulator
 
 
-# These three are parts of a batch's arrays that begin at any entry: alignment would mean several compiles.
-@triton.jit(do_not_specialize_on_alignment=["rows", "query_start", "seq_lens"])
+# The arrays are parts of a batch's, and begin at any entry: alignment would mean several compiles.
+@triton.jit(
+    do_not_specialize=["skip_fresh"], do_not_specialize_on_alignment=["rows", "query_start", "seq_lens"]
+)
 def _paged_prefill_kernel(
     q,
     kv_cache,
@@ -85,6 +87,7 @@ def _paged_prefill_kernel(
     stride_q,
     stride_kv_block,
     stride_table,
+    skip_fresh,
     WINDOW: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -104,6 +107,8 @@ def _paged_prefill_kernel(
         return
     row = tl.load(rows + sequence)
     context = tl.load(seq_lens + sequence) - query_len
+    if (skip_fresh != 0) & (context == 0):
+        return
 
     member = tl.arange(0, BLOCK_M)
     token = first_token + member // GROUP
@@ -192,6 +197,7 @@ def paged_prefill_attention(
     max_query_len: int,
     scale: float,
     window: int | None,
+    skip_fresh: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of packed chunks over their sequences' keys so far.
@@ -208,8 +214,9 @@ def paged_prefill_attention(
         max_query_len: the longest chunk, on the host.
         scale: factor of the scores.
         window: most recent keys that a query sees, its own among them; None for all.
+        skip_fresh: leave out sequences without context: `fresh_prefill_attention` serves them.
         out: [tokens, num_q_heads, head_size], contiguous, to write into, or None for a new one. Tokens
-            outside every chunk are left as they are.
+            outside every chunk that is served are left as they are.
 
     Returns:
         `out`.
@@ -237,6 +244,7 @@ def paged_prefill_attention(
         stride_q=q.stride(0),
         stride_kv_block=kv_cache.stride(0),
         stride_table=block_table.stride(0),
+        skip_fresh=int(skip_fresh),
         WINDOW=window or 0,
         GROUP=group,
         HEAD_SIZE=head_size,

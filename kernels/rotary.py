@@ -1,7 +1,7 @@
 """From the fused qkv projection to attention's inputs in one launch.
 
 Queries and keys are normalised per head (where the model has such norms) and rotated; queries stay where they
-are, keys and values go to their slots of the paged KV cache.
+are, keys and values go to their slots of the paged KV cache, keys on request to where they were, too.
 
 A layer's KV cache is [num_blocks, 2, num_kv_heads, block_size, head_size]: keys at index 0 of the second
 dimension, values at 1. One head's share of a block is contiguous, which is what attention reads.
@@ -30,6 +30,7 @@ def _qk_norm_rope_kv_write_kernel(
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HAS_QK_NORM: tl.constexpr,
+    KEYS_IN_PLACE: tl.constexpr,
     HEADS_PER_PROGRAM: tl.constexpr,
 ):
     token = tl.program_id(0)
@@ -66,8 +67,9 @@ def _qk_norm_rope_kv_write_kernel(
     rotated_first = tl.where(is_v, first, normed_first * cos - normed_second * sin).to(dtype)
     rotated_second = tl.where(is_v, second, normed_second * cos + normed_first * sin).to(dtype)
 
-    tl.store(source, rotated_first, mask=is_q)
-    tl.store(source + HALF, rotated_second, mask=is_q)
+    in_place = head < NUM_Q_HEADS + (NUM_KV_HEADS if KEYS_IN_PLACE else 0)
+    tl.store(source, rotated_first, mask=in_place)
+    tl.store(source + HALF, rotated_second, mask=in_place)
 
     # (key or value, KV head) counts on through both: that is the order of the cache's second and third
     # dimensions.
@@ -95,6 +97,7 @@ def qk_norm_rope_kv_write(
     q_weight: torch.Tensor | None,
     k_weight: torch.Tensor | None,
     eps: float,
+    keys_in_place: bool = False,
 ) -> torch.Tensor:
     """Normalise and rotate queries in place; normalise and rotate keys, and write keys and values to their
     slots.
@@ -103,7 +106,7 @@ def qk_norm_rope_kv_write(
 
     Args:
         qkv: [tokens, (num_q_heads + 2 * num_kv_heads) * head_size], contiguous: queries, keys, values. The
-            query part is overwritten; the rest is left as it was.
+            query part is overwritten, and the key part where `keys_in_place`; the rest is left as it was.
         positions: [tokens], int32 or int64: each token's position in its sequence.
         slots: [tokens], int32: block id * block_size + offset in the block, or -1: then nothing is done for
             the token.
@@ -114,6 +117,7 @@ def qk_norm_rope_kv_write(
         q_weight: [head_size], the query norm's weight, or None for no query and key norms.
         k_weight: [head_size], the key norm's weight; None exactly where `q_weight` is.
         eps: the norms' epsilon.
+        keys_in_place: also overwrite the keys in `qkv`, for `fresh_prefill_attention`.
 
     Returns:
         The query part: a view [tokens, num_q_heads, head_size] of `qkv`.
@@ -137,6 +141,7 @@ def qk_norm_rope_kv_write(
         HEAD_SIZE=head_size,
         BLOCK_SIZE=block_size,
         HAS_QK_NORM=q_weight is not None,
+        KEYS_IN_PLACE=keys_in_place,
         HEADS_PER_PROGRAM=heads_per_program,
         num_warps=4,
     )
@@ -153,9 +158,10 @@ def qk_norm_rope_kv_write_reference(
     q_weight: torch.Tensor | None,
     k_weight: torch.Tensor | None,
     eps: float,
+    keys_in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`qk_norm_rope_kv_write` in torch: (queries, new KV cache), nothing in place; a token without a slot
-    keeps its query."""
+    keeps its query. Where `keys_in_place`, (queries and keys along dimension 1, new KV cache)."""
     tokens = qkv.shape[0]
     _, _, num_kv_heads, block_size, head_size = kv_cache.shape
     heads = qkv.view(tokens, -1, head_size)
@@ -173,10 +179,12 @@ def qk_norm_rope_kv_write_reference(
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(qkv.dtype)
 
     live = slots >= 0
-    queries = torch.where(live[:, None, None], rotate(norm(q, q_weight)), q)
+    overwritten = torch.where(live[:, None, None], rotate(norm(q, q_weight)), q)
     keys = rotate(norm(k, k_weight))
     cache = kv_cache.clone()
     slot = slots[live].long()
     cache[slot // block_size, 0, :, slot % block_size] = keys[live]
     cache[slot // block_size, 1, :, slot % block_size] = v[live]
-    return queries, cache
+    if keys_in_place:
+        overwritten = torch.cat([overwritten, torch.where(live[:, None, None], keys, k)], dim=1)
+    return overwritten, cache

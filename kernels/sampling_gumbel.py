@@ -13,6 +13,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start,
+    supports_dependent_launch,
+    wait_for_inputs,
+)
 from dodona.kernels.sampling_common import load_scores, vocab_block
 from dodona.runners import sampling
 
@@ -53,10 +59,12 @@ def gumbel_sample(
     token = torch.empty(n, num_blocks, dtype=torch.int32, device=logits.device)
     if n == 0:
         return out
+    dependent = supports_dependent_launch(logits.device)
     _draw_blocks_kernel[(n, num_blocks)](
         logits, logits.stride(0), idx_mapping, positions, seeds, inverse_temperatures, cuts,
         best, token, vocab, num_blocks, BLOCK=block, HAS_CUTS=cuts is not None,
-        FAST_LOG=not triton.knobs.runtime.interpret, num_warps=8 if block > 1024 else 4,
+        FAST_LOG=not triton.knobs.runtime.interpret, DEPENDENT=dependent,
+        num_warps=8 if block > 1024 else 4, **launch_options(dependent),
     )  # fmt: skip
     _reduce_blocks_kernel[(n,)](
         best,
@@ -66,7 +74,9 @@ def gumbel_sample(
         out,
         num_blocks,
         WIDTH=triton.next_power_of_2(num_blocks),
+        DEPENDENT=dependent,
         num_warps=1,
+        **launch_options(dependent),
     )
     return out
 
@@ -145,20 +155,29 @@ def _draw_blocks_kernel(
     BLOCK: tl.constexpr,
     HAS_CUTS: tl.constexpr,
     FAST_LOG: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    if DEPENDENT:
+        let_next_start()
     row = tl.program_id(0)
     block = tl.program_id(1)
     state = tl.load(idx_mapping_ptr + row)
+    tokens = block * BLOCK + tl.arange(0, BLOCK)
+    inverse = tl.load(inverse_ptr + state, mask=state >= 0, other=0.0)
+    noise = tl.zeros((BLOCK,), tl.float32)
+    # What requests ask for was there before the step: the noise is made while the logits still are.
+    if inverse > 0.0:
+        noise = gumbel_noise(tl.load(seeds_ptr + state), tl.load(positions_ptr + row), tokens, FAST_LOG)
+    if DEPENDENT:
+        wait_for_inputs()
     if state < 0:
         return
-    tokens = block * BLOCK + tl.arange(0, BLOCK)
     scores = load_scores(logits_ptr + row.to(tl.int64) * logits_stride, tokens, tokens < vocab)
-    inverse = tl.load(inverse_ptr + state)
     if inverse > 0.0:
         scores *= inverse
         if HAS_CUTS:
             scores = tl.where(scores >= tl.load(cuts_ptr + row), scores, float("-inf"))
-        scores += gumbel_noise(tl.load(seeds_ptr + state), tl.load(positions_ptr + row), tokens, FAST_LOG)
+        scores += noise
     best, index = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
     tl.store(best_ptr + row * num_blocks + block, best)
     tl.store(token_ptr + row * num_blocks + block, block * BLOCK + index)
@@ -173,7 +192,11 @@ def _reduce_blocks_kernel(
     out_ptr,  # [n]
     num_blocks,
     WIDTH: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    if DEPENDENT:
+        let_next_start()
+        wait_for_inputs()
     row = tl.program_id(0)
     state = tl.load(idx_mapping_ptr + row)
     if state < 0:

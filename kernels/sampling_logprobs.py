@@ -87,10 +87,15 @@ def _logprobs(
     _logprob_reduce_kernel[(m,)](
         logits, logits.stride(0), rows, token_ids, partial, best, ids, logprobs, ranks, m, num_blocks,
         top_n, num_blocks * picked if picked else top_n,
-        BLOCKS=triton.next_power_of_2(num_blocks), WIDTH=triton.next_power_of_2(max(num_blocks * picked, 1)),
+        BLOCKS=triton.next_power_of_2(num_blocks), WIDTH=triton.next_power_of_2(num_blocks * _room(picked)),
         SORTED=top_n > picked, HAS_ROWS=rows is not None, BY_ENTRY=by_entry,
     )  # fmt: skip
     return LogprobTensors(ids, logprobs, ranks)
+
+
+def _room(picked: int) -> int:
+    """Room for so many tokens of a block: few different sizes, as each compiles a kernel."""
+    return next(size for size in (1, 8, 20, MOST_BY_KERNEL) if picked <= size)
 
 
 def token_logprobs_reference(
@@ -113,7 +118,11 @@ def given_logprobs_reference(logits: Tensor, *, rows: Tensor, token_ids: Tensor)
     return token_logprobs_reference(logits[rows.long()], token_ids, top_n=0)
 
 
-@triton.jit
+# Requests differ in these, and each kind would be a kernel of its own.
+@triton.jit(
+    do_not_specialize=["m", "num_blocks", "top_n"],
+    do_not_specialize_on_alignment=["rows_ptr", "token_ids_ptr"],
+)
 def _logprob_blocks_kernel(
     logits_ptr,  # [n, vocab]
     logits_stride,
@@ -163,7 +172,10 @@ def _store_logprob(row_ptr, token, greatest, log_weight, id_ptr, logprob_ptr):
     tl.store(logprob_ptr, tl.where(score > float("-inf"), score - greatest - log_weight, float("-inf")))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["m", "num_blocks", "top_n", "num_keys"],
+    do_not_specialize_on_alignment=["rows_ptr", "token_ids_ptr"],
+)
 def _logprob_reduce_kernel(
     logits_ptr,  # [n, vocab]
     logits_stride,

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.dependent_launch import launch_options, supports_dependent_launch, wait_for_inputs
+
 
 @triton.jit(do_not_specialize=["max_model_len"])
 def _prepare_inputs_kernel(
@@ -23,11 +25,15 @@ def _prepare_inputs_kernel(
     positions,
     slots,
     seq_lens,
+    embedding,
+    hidden,
     stride_tokens,
     stride_table,
     max_model_len,
     BLOCK_SIZE: tl.constexpr,
+    HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
 ):
     entry = tl.program_id(0)
     row = tl.load(rows + entry).to(tl.int64)
@@ -49,6 +55,12 @@ def _prepare_inputs_kernel(
         tl.store(input_ids + start + i, token, mask=mask)
         tl.store(positions + start + i, tl.where(inside, position, 0), mask=mask)
         tl.store(slots + start + i, slot, mask=mask)
+    if HIDDEN > 0:
+        inside = live & (computed < max_model_len)
+        token = tl.load(token_ids + row * stride_tokens + computed, mask=inside, other=0)
+        column = tl.arange(0, BLOCK_HIDDEN)
+        vector = tl.load(embedding + token.to(tl.int64) * HIDDEN + column, mask=column < HIDDEN)
+        tl.store(hidden + start.to(tl.int64) * HIDDEN + column, vector, mask=column < HIDDEN)
 
 
 def prepare_inputs(
@@ -63,6 +75,8 @@ def prepare_inputs(
     positions: torch.Tensor,
     slots: torch.Tensor,
     seq_lens: torch.Tensor,
+    embedding: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
 ) -> None:
     """Gather a step's packed inputs from the state rows.
 
@@ -77,7 +91,12 @@ def prepare_inputs(
         input_ids, positions, slots: [tokens], int32, written: token, position in its sequence, and KV slot
             (block id * block_size + offset).
         seq_lens: [batch], int32, written: tokens of each entry after this step.
+        embedding: [vocab, hidden], contiguous, for a step with one token per entry: its rows for the tokens
+            are gathered, too; None for not.
+        hidden: [batch, hidden], contiguous, written with them; None exactly where `embedding` is.
     """
+    hidden_size = 0 if embedding is None else embedding.shape[1]
+    small = input_ids.shape[0] <= rows.shape[0]
     _prepare_inputs_kernel[(rows.shape[0],)](
         rows=rows,
         query_start=query_start,
@@ -88,12 +107,16 @@ def prepare_inputs(
         positions=positions,
         slots=slots,
         seq_lens=seq_lens,
+        embedding=embedding,
+        hidden=hidden,
         stride_tokens=token_ids.stride(0),
         stride_table=block_table.stride(0),
         max_model_len=token_ids.shape[1],
         BLOCK_SIZE=block_size,
-        BLOCK=1024 if input_ids.shape[0] > rows.shape[0] else 16,
-        num_warps=4 if input_ids.shape[0] > rows.shape[0] else 1,
+        HIDDEN=hidden_size,
+        BLOCK=16 if small else 1024,
+        BLOCK_HIDDEN=triton.next_power_of_2(hidden_size) if hidden_size else 1,
+        num_warps=1 if small and not hidden_size else 4,
     )
 
 
@@ -134,8 +157,11 @@ def _update_state_kernel(
     stride_tokens,
     max_model_len,
     HAS_INDEX: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     entry = tl.program_id(0)
+    if DEPENDENT:
+        wait_for_inputs()
     row = tl.load(rows + entry).to(tl.int64)
     if row < 0:
         return
@@ -170,6 +196,7 @@ def update_state(
         token_ids: [state rows, max_model_len], int32, written: the sampled token at position `seq_lens`
             (where there is room).
     """
+    dependent = supports_dependent_launch(rows.device)
     _update_state_kernel[(rows.shape[0],)](
         rows=rows,
         seq_lens=seq_lens,
@@ -180,7 +207,9 @@ def update_state(
         stride_tokens=token_ids.stride(0),
         max_model_len=token_ids.shape[1],
         HAS_INDEX=sample_index is not None,
+        DEPENDENT=dependent,
         num_warps=1,
+        **launch_options(dependent),
     )
 
 

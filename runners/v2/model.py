@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from dodona.kernels.activation import silu_and_mul
-from dodona.kernels.attention_decode import (
-    choose_num_splits,
-    decode_attention_from_qkv,
-    paged_decode_attention,
+from dodona.kernels.attended_linear import LARGEST_ATTENDED, attended_linear
+from dodona.kernels.attention_decode import decode_attention_from_qkv, paged_decode_attention
+from dodona.kernels.attention_few import (
+    LARGEST_GROUP,
+    few_sequences_attention,
+    few_sequences_attention_parts,
 )
+from dodona.kernels.attention_fresh import SHORTEST, fresh_prefill_attention, supports_fresh_prefill
 from dodona.kernels.attention_prefill import paged_prefill_attention
+from dodona.kernels.decode_plan import DecodePlan, plan_decode_attention
 from dodona.kernels.fused_linear import fused_linear
 from dodona.kernels.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.rotary import qk_norm_rope_kv_write
@@ -46,8 +51,17 @@ class ForwardInputs:
     """[batch * num_kv_heads or more]: zeros, for decode attention to count in."""
     num_decodes: int
     """Leading sequences with one token each."""
-    max_prefill_len: int
-    """Longest chunk of the other sequences; 0 where there are none."""
+    max_fresh_len: int
+    """Longest chunk of the other sequences that begin in this step; 0 where there are none."""
+    max_continued_len: int
+    """Longest chunk of the other sequences that have tokens before it; 0 where there are none."""
+    embedded: torch.Tensor | None = None
+    """[tokens, hidden], the model's dtype: the tokens' embeddings, where they were looked up already."""
+
+    @property
+    def max_prefill_len(self) -> int:
+        """Longest chunk of the other sequences; 0 where there are none."""
+        return max(self.max_fresh_len, self.max_continued_len)
 
 
 class DenseModel:
@@ -59,6 +73,9 @@ class DenseModel:
         self.weights = weights
         self._cos_sin = cos_sin_table(spec.rope, spec.head_size, spec.max_model_len).to(device)
         self._scale = spec.head_size**-0.5
+        self._has_fresh_prefill = supports_fresh_prefill(
+            device=device, dtype=spec.dtype, head_size=spec.head_size, window=spec.window
+        )
         self._num_multiprocessors = (
             torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         )
@@ -79,10 +96,12 @@ class DenseModel:
             wanted: [n], packed indices of the tokens to return: [n, hidden]; None for all. What the last
                 layer computes of the others, beside keys and values, is left out.
         """
-        residual = functional.embedding(inputs.input_ids, self.weights.embedding)
-        if residual.shape[0] == 1 and not inputs.max_prefill_len:
-            return self._forward_one(residual, inputs, kv_caches)
         eps = self.spec.norm_eps
+        if _has_one_token(inputs):
+            residual = self._forward_one(inputs, kv_caches)
+            return rms_norm(x=residual, weight=self.weights.final_norm, eps=eps)
+        residual = self._embedded(inputs)
+        plan = self._plan(inputs)
         last = len(self.weights.layers) - 1
         update: torch.Tensor | None = None
         for i, layer in enumerate(self.weights.layers):
@@ -90,7 +109,9 @@ class DenseModel:
                 hidden = rms_norm(x=residual, weight=layer.input_norm, eps=eps)
             else:
                 hidden = add_rms_norm(x=update, residual=residual, weight=layer.input_norm, eps=eps)
-            attended = self._attention(layer, functional.linear(hidden, layer.qkv), inputs, kv_caches[i])
+            attended = self._attention(
+                layer, functional.linear(hidden, layer.qkv), inputs, kv_caches[i], plan
+            )
             if i == last and wanted is not None:
                 attended = torch.index_select(attended, 0, wanted)
                 residual = torch.index_select(residual, 0, wanted)
@@ -107,20 +128,90 @@ class DenseModel:
             return fused_linear(x=hidden, weight=self.weights.lm_head, out=out)
         return torch.mm(hidden, self.weights.lm_head.t(), out=out)
 
-    def _forward_one(
-        self, residual: torch.Tensor, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor]
+    def decode(
+        self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor], *, out: torch.Tensor
     ) -> torch.Tensor:
-        """A decode step of one token, from its embedding: five launches per layer."""
-        eps = self.spec.norm_eps
-        for i, layer in enumerate(self.weights.layers):
+        """`forward` and `logits` of a step of decodes alone: `out`, [tokens, vocab]."""
+        if _has_one_token(inputs):
+            weights = self.weights
+            return fused_linear(
+                x=self._forward_one(inputs, kv_caches),
+                weight=weights.lm_head,
+                norm_weight=weights.final_norm,
+                eps=self.spec.norm_eps,
+                out=out,
+            )
+        return self.logits(self.forward(inputs, kv_caches), out=out)
+
+    def _embedded(self, inputs: ForwardInputs) -> torch.Tensor:
+        if inputs.embedded is not None:
+            return inputs.embedded
+        return functional.embedding(inputs.input_ids, self.weights.embedding)
+
+    def _forward_one(self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A decode step of one token, in five launches per layer: its residual stream before the last norm,
+        [1, hidden]."""
+        eps, spec = self.spec.norm_eps, self.spec
+        residual = self._embedded(inputs)
+        is_small = spec.num_q_heads // spec.num_kv_heads <= LARGEST_GROUP
+        leaves_parts = (
+            is_small and spec.num_q_heads * spec.head_size * spec.dtype.itemsize <= LARGEST_ATTENDED
+        )
+        plan = None if is_small else self._plan(inputs)
+        for layer, kv_cache in zip(self.weights.layers, kv_caches, strict=True):
             qkv = fused_linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
-            attended = self._attention(layer, qkv, inputs, kv_caches[i])
-            residual = fused_linear(x=attended, weight=layer.o, residual=residual)
+            if leaves_parts:
+                parts = few_sequences_attention_parts(**self._from_qkv(layer, qkv, inputs, kv_cache))
+                residual = attended_linear(parts=parts, weight=layer.o, residual=residual)
+            else:
+                if is_small:
+                    attended = few_sequences_attention(
+                        **self._from_qkv(layer, qkv, inputs, kv_cache), arrivals=inputs.arrivals
+                    ).view(1, -1)
+                else:
+                    attended = self._attention(layer, qkv, inputs, kv_cache, plan)
+                residual = fused_linear(x=attended, weight=layer.o, residual=residual)
             gated = fused_linear(
                 x=residual, weight=layer.gate_up, norm_weight=layer.post_norm, eps=eps, silu_mul=True
             )
             residual = fused_linear(x=gated, weight=layer.down, residual=residual)
-        return rms_norm(x=residual, weight=self.weights.final_norm, eps=eps)
+        return residual
+
+    def _from_qkv(
+        self, layer: LayerWeights, qkv: torch.Tensor, inputs: ForwardInputs, kv_cache: torch.Tensor
+    ) -> dict[str, Any]:
+        """Arguments of `attention_few`."""
+        return {
+            "qkv": qkv,
+            "positions": inputs.positions,
+            "slots": inputs.slots,
+            "cos_sin": self._cos_sin,
+            "q_weight": layer.q_norm,
+            "k_weight": layer.k_norm,
+            "eps": self.spec.norm_eps,
+            "num_q_heads": self.spec.num_q_heads,
+            "kv_cache": kv_cache,
+            "block_table": inputs.block_table,
+            "rows": inputs.rows,
+            "seq_lens": inputs.seq_lens,
+            "scale": self._scale,
+            "window": self.spec.window,
+        }
+
+    def _plan(self, inputs: ForwardInputs) -> DecodePlan | None:
+        """How the step's decodes share their keys among programs; None where there are none."""
+        if not inputs.num_decodes:
+            return None
+        return plan_decode_attention(
+            rows=inputs.rows[: inputs.num_decodes],
+            seq_lens=inputs.seq_lens[: inputs.num_decodes],
+            row_bytes=self.spec.head_size * self.spec.dtype.itemsize,
+            num_kv_heads=self.spec.num_kv_heads,
+            window=self.spec.window,
+            # In a mixed step the keys of all tokens are written before attention.
+            includes_new_key=bool(inputs.max_prefill_len),
+            num_multiprocessors=self._num_multiprocessors,
+        )
 
     def _attention(
         self,
@@ -128,13 +219,12 @@ class DenseModel:
         qkv: torch.Tensor,
         inputs: ForwardInputs,
         kv_cache: torch.Tensor,
+        plan: DecodePlan | None,
     ) -> torch.Tensor:
         """[tokens, q heads * head size] from the qkv projection, which is overwritten."""
         spec, decodes = self.spec, inputs.num_decodes
-        splits = choose_num_splits(
-            batch=decodes, num_kv_heads=spec.num_kv_heads, num_multiprocessors=self._num_multiprocessors
-        )
         if not inputs.max_prefill_len:
+            assert plan is not None  # a step has tokens
             return decode_attention_from_qkv(
                 qkv=qkv,
                 positions=inputs.positions,
@@ -149,8 +239,7 @@ class DenseModel:
                 rows=inputs.rows,
                 seq_lens=inputs.seq_lens,
                 scale=self._scale,
-                window=spec.window,
-                num_splits=splits,
+                plan=plan,
                 arrivals=inputs.arrivals,
             ).view(decodes, -1)
         q = qk_norm_rope_kv_write(
@@ -163,9 +252,10 @@ class DenseModel:
             q_weight=layer.q_norm,
             k_weight=layer.k_norm,
             eps=spec.norm_eps,
+            keys_in_place=self._has_fresh_prefill,
         )
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if decodes:
+        if plan is not None:
             paged_decode_attention(
                 q=q[:decodes],
                 kv_cache=kv_cache,
@@ -173,21 +263,40 @@ class DenseModel:
                 rows=inputs.rows[:decodes],
                 seq_lens=inputs.seq_lens[:decodes],
                 scale=self._scale,
-                window=spec.window,
-                num_splits=splits,
+                plan=plan,
                 arrivals=inputs.arrivals,
                 out=out[:decodes],
             )
-        paged_prefill_attention(
-            q=q,
-            kv_cache=kv_cache,
-            block_table=inputs.block_table,
-            rows=inputs.rows[decodes:],
-            query_start=inputs.query_start[decodes:],
-            seq_lens=inputs.seq_lens[decodes:],
-            max_query_len=inputs.max_prefill_len,
-            scale=self._scale,
-            window=spec.window,
-            out=out,
-        )
+        fresh = self._has_fresh_prefill and inputs.max_fresh_len >= SHORTEST
+        if fresh:
+            fresh_prefill_attention(
+                qkv=qkv,
+                query_start=inputs.query_start[decodes:],
+                seq_lens=inputs.seq_lens[decodes:],
+                max_query_len=inputs.max_fresh_len,
+                num_q_heads=spec.num_q_heads,
+                num_kv_heads=spec.num_kv_heads,
+                scale=self._scale,
+                num_multiprocessors=self._num_multiprocessors,
+                out=out,
+            )
+        if inputs.max_continued_len or not fresh:
+            paged_prefill_attention(
+                q=q,
+                kv_cache=kv_cache,
+                block_table=inputs.block_table,
+                rows=inputs.rows[decodes:],
+                query_start=inputs.query_start[decodes:],
+                seq_lens=inputs.seq_lens[decodes:],
+                max_query_len=inputs.max_continued_len if fresh else inputs.max_prefill_len,
+                scale=self._scale,
+                window=spec.window,
+                skip_fresh=fresh,
+                out=out,
+            )
         return out.view(out.shape[0], -1)
+
+
+def _has_one_token(inputs: ForwardInputs) -> bool:
+    """Whether the step is one decode, which has kernels of its own."""
+    return inputs.input_ids.shape[0] == 1 and not inputs.max_prefill_len

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 import triton
 
@@ -20,18 +19,15 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.hub import resolve_model
 from dodona.oracle.model_info import ModelInfo
 from dodona.runners.interface import (
-    RESERVED_REQUEST_ID_PREFIX,
     GrammarOutput,
     KVCacheSpec,
-    NewRequest,
     PendingOutput,
     Runner,
     SchedulerOutput,
 )
 from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
 from dodona.runners.sampling_params import SamplingParams
-from dodona.runners.structured_outputs import StructuredOutputsParams
-from dodona.runners.v2 import capabilities
+from dodona.runners.v2 import capabilities, rehearsal
 from dodona.runners.v2.graphs import DecodeGraphs, graph_sizes
 from dodona.runners.v2.loader import fill_randomly, load_safetensors
 from dodona.runners.v2.memory import measure_available_memory
@@ -147,7 +143,9 @@ class V2Runner(Runner):
         available = measure_available_memory(
             self._device,
             utilization=cache_config.gpu_memory_utilization,
-            largest_step=self._run_largest_step,
+            largest_step=lambda: self._rehearse(
+                rehearsal.largest_prompts(self._max_num_seqs, self._max_num_tokens)
+            ),
             largest_decode=lambda: self._run_decode(self._max_num_seqs),
         )
         self._steps = None
@@ -180,7 +178,7 @@ class V2Runner(Runner):
         )
 
     def capture_graphs(self) -> None:
-        """Compile what short and long chunks need, and capture decode steps as CUDA graphs, unless
+        """Compile what steps of all kinds need, and capture decode steps as CUDA graphs, unless
         `enforce_eager`.
 
         Nothing on a CPU.
@@ -188,10 +186,7 @@ class V2Runner(Runner):
         if self._device.type != "cuda":
             return
         steps, state = self._ready(), self._state
-        for length in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-            if length <= self._max_num_tokens:
-                self._run_prefill([length])
-        self._prompt_logprobs = PromptLogprobs()
+        self._rehearse_all()
         if self.config.model_config.enforce_eager:
             return
         assert state is not None
@@ -264,11 +259,15 @@ class V2Runner(Runner):
             self._executed = _Executed(step, step.rows, size, samples, None, steps.decode_logits(batch), {})
             return
         plan = self._prompt_logprobs.plan(step)
+        lengths = step.num_tokens[step.num_decodes :]
+        contexts = step.num_computed_tokens[step.num_decodes :]
+        chunks = list(zip(lengths, contexts, strict=True))
         hidden, logits = steps.mixed(
             batch,
             step.total_tokens,
             step.num_decodes,
-            max(step.num_tokens[step.num_decodes :], default=0),
+            max((length for length, context in chunks if not context), default=0),
+            max((length for length, context in chunks if context), default=0),
             num_samples,
             keep_hidden=bool(plan),
         )
@@ -377,73 +376,41 @@ class V2Runner(Runner):
             raise RuntimeError("there is no KV cache: call initialize_kv_cache first")
         return self._steps
 
-    def _run_largest_step(self) -> None:
-        """Prefill as many tokens as a step may hold, over as many rows as may sample, by the heaviest
-        parameters."""
-        count = min(self._max_num_seqs, self._max_num_tokens)
-        length = self._max_num_tokens // count
-        self._run_prefill([length] * (count - 1) + [self._max_num_tokens - length * (count - 1)])
+    def _rehearse_all(self) -> None:
+        """Run a step of each kind, so that no request waits for a compiler."""
+        for decodes, prompts, params, context in rehearsal.small_steps(
+            self._max_num_seqs, self._max_num_tokens
+        ):
+            self._rehearse(prompts, decodes, params, context)
+        self._prompt_logprobs = PromptLogprobs()
 
-    def _run_prefill(self, lengths: Sequence[int]) -> None:
-        """A step of prompts of these lengths (or as near as rows allow).
-
-        All rows share KV block 0: only the sizes of what is computed matter.
-        """
-        longest, block_size = self._loaded_spec().max_model_len - 1, self.config.cache_config.block_size
-        lengths = [max(1, min(n, longest)) for n in lengths]
-        rows = list(range(len(lengths)))
-        new = [
-            NewRequest(
-                request_id=f"{RESERVED_REQUEST_ID_PREFIX}profile_{row}",
-                row=row,
-                token_ids=(0,) * n,
-                num_prompt_tokens=n,
-                num_computed_tokens=0,
-                block_ids=(0,) * -(-n // block_size),
-                sampling_params=_PROFILE_PARAMS,
-                seed=0,
-            )
-            for row, n in zip(rows, lengths, strict=True)
-        ]
-        self.execute_model(
-            SchedulerOutput(
-                step=0,
-                freed_rows=(),
-                new_requests=new,
-                new_blocks=(),
-                rows=rows,
-                num_tokens=lengths,
-                num_computed_tokens=[0] * len(rows),
-                samples=[True] * len(rows),
-                num_decodes=0,
-            )
+    def _rehearse(
+        self,
+        prompts: Sequence[int],
+        decodes: int = 0,
+        params: Sequence[SamplingParams] = (rehearsal.HEAVIEST,),
+        context: int = 0,
+    ) -> None:
+        spec = self._loaded_spec()
+        rehearsal.run_step(
+            self,
+            prompts,
+            decodes=decodes,
+            params=params,
+            context=context,
+            max_model_len=spec.max_model_len,
+            vocab_size=spec.vocab_size,
+            block_size=self.config.cache_config.block_size,
         )
-        everything = np.full((len(rows), -(-self._loaded_spec().vocab_size // 32)), -1, dtype=np.int32)
-        self.sample_tokens(GrammarOutput(rows, everything)).result()
 
     @torch.inference_mode()
     def _run_decode(self, size: int) -> None:
-        """Decode the rows that `_run_largest_step` left, as a graph would."""
+        """Decode padding alone, as a graph would."""
         steps, state = self._ready(), self._state
         assert state is not None
         state.set_decode_batch([], [], size)
         state.flush()
         steps.decode(size, True)
-
-
-_PROFILE_PARAMS = SamplingParams(
-    temperature=1.0,
-    top_p=0.9,
-    top_k=50,
-    min_p=0.01,
-    repetition_penalty=1.1,
-    logprobs=1,
-    logprob_token_ids=(0,),
-    prompt_logprobs=1,
-    max_tokens=None,
-    structured_outputs=StructuredOutputsParams(regex="."),
-)
-"""Every stage that takes memory by the size of the vocabulary."""
 
 
 def _interpreted() -> bool:

@@ -52,8 +52,8 @@ class StepRunner:
 
         Leaves logits; where `samples`, also draws by the sampler's base stage and updates the state.
         """
-        hidden = self._forward(size, size, size, 0, self._decode_starts, None)
-        logits = self.model.logits(hidden, out=self._logits[:size])
+        inputs = self._inputs(size, size, size, 0, 0, self._decode_starts)
+        logits = self.model.decode(inputs, self.kv_caches, out=self._logits[:size])
         if samples:
             self.sampler.sample_base(
                 logits,
@@ -91,7 +91,8 @@ class StepRunner:
         batch: int,
         num_tokens: int,
         num_decodes: int,
-        max_prefill_len: int,
+        max_fresh_len: int,
+        max_continued_len: int,
         num_samples: int,
         *,
         keep_hidden: bool,
@@ -99,14 +100,10 @@ class StepRunner:
         """Any batch, as described in the state. Returns hidden states [tokens, hidden] where `keep_hidden`,
         and logits [samples, vocab]."""
         last = self.state.sample_tokens[:num_samples]
-        hidden = self._forward(
-            batch,
-            num_tokens,
-            num_decodes,
-            max_prefill_len,
-            self.state.query_start,
-            None if keep_hidden else last,
+        inputs = self._inputs(
+            batch, num_tokens, num_decodes, max_fresh_len, max_continued_len, self.state.query_start
         )
+        hidden = self.model.forward(inputs, self.kv_caches, wanted=None if keep_hidden else last)
         sampled = torch.index_select(hidden, 0, last) if keep_hidden else hidden
         logits = self._logits[:num_samples]
         if num_samples:
@@ -124,16 +121,24 @@ class StepRunner:
             token_ids=self.state.token_ids,
         )
 
-    def _forward(
+    def _inputs(
         self,
         batch: int,
         num_tokens: int,
         num_decodes: int,
-        max_prefill_len: int,
+        max_fresh_len: int,
+        max_continued_len: int,
         query_start: torch.Tensor,
-        wanted: torch.Tensor | None,
-    ) -> torch.Tensor:
+    ) -> ForwardInputs:
+        """Gather a step's inputs from the state."""
         state = self.state
+        # With one token per sequence, what gathers the tokens can gather their embeddings.
+        embedding = self.model.weights.embedding if num_tokens == batch == num_decodes else None
+        embedded = None
+        if embedding is not None:
+            embedded = torch.empty(
+                (num_tokens, embedding.shape[1]), dtype=embedding.dtype, device=embedding.device
+            )
         inputs = ForwardInputs(
             input_ids=self._input_ids[:num_tokens],
             positions=self._positions[:num_tokens],
@@ -144,7 +149,9 @@ class StepRunner:
             block_table=state.block_table,
             arrivals=self._arrivals,
             num_decodes=num_decodes,
-            max_prefill_len=max_prefill_len,
+            max_fresh_len=max_fresh_len,
+            max_continued_len=max_continued_len,
+            embedded=embedded,
         )
         prepare_inputs(
             rows=inputs.rows,
@@ -157,5 +164,7 @@ class StepRunner:
             positions=inputs.positions,
             slots=inputs.slots,
             seq_lens=inputs.seq_lens,
+            embedding=embedding,
+            hidden=embedded,
         )
-        return self.model.forward(inputs, self.kv_caches, wanted=wanted)
+        return inputs

@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from dodona.kernels.attention_decode import (
-    choose_num_splits,
     decode_attention_from_qkv,
     paged_decode_attention,
     paged_decode_attention_reference,
 )
 from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
+from dodona.kernels.decode_plan import (
+    SHARED_MEMORY,
+    choose_decode_tiles,
+    plan_decode_attention,
+    plan_reference,
+)
 from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
 
 
@@ -34,38 +39,55 @@ def make_cache(seq_lens, num_kv_heads, head_size, block_size, dtype, device, gen
     return kv_cache, table, rows, torch.tensor(seq_lens, dtype=torch.int32, device=device)
 
 
+def make_plan(case, window, num_programs, *, includes_new_key=True):
+    """A plan for the keys of `case["kv_cache"]`."""
+    return plan_decode_attention(
+        rows=case["rows"], seq_lens=case["seq_lens"], row_bytes=512, num_kv_heads=1, window=window,
+        includes_new_key=includes_new_key, num_multiprocessors=1, num_programs=num_programs,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [None, 1, 20, 300])
+@pytest.mark.parametrize("includes_new_key", [True, False])
+def test_plans_count_the_tiles_that_are_seen(window, includes_new_key, device):
+    rows = torch.tensor([5, 0, -1, 3, 2, 7], dtype=torch.int32, device=device)
+    lens = torch.tensor([1, 16, 99, 17, 1000, 0], dtype=torch.int32, device=device)
+    plan = make_plan({"rows": rows, "seq_lens": lens}, window, 3, includes_new_key=includes_new_key)
+    assert plan.tile_ends.tolist() == plan_reference(rows, lens, plan.tiles.n, window, includes_new_key)
+
+
 @pytest.mark.parametrize(
     ("num_q_heads", "num_kv_heads", "head_size"),
     [(4, 2, 16), (3, 1, 32), (14, 2, 64), (8, 8, 128), (2, 1, 256)],
 )
 @pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize("num_splits", [1, 4])
+@pytest.mark.parametrize("num_programs", [1, 3, 50])
 def test_decode_agrees_with_torch(
-    num_q_heads, num_kv_heads, head_size, window, num_splits, dtype, device, tolerance, generator
+    num_q_heads, num_kv_heads, head_size, window, num_programs, dtype, device, tolerance, generator
 ):
-    seq_lens = [1, 150, 64, 17]
+    seq_lens = [1, 150, 64, 17, 900]
     kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
-    q = torch.randn(4, num_q_heads, head_size, generator=generator, device=device).to(dtype)
+    q = torch.randn(5, num_q_heads, head_size, generator=generator, device=device).to(dtype)
     case = {
         "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "seq_lens": lens,
-        "scale": head_size**-0.5, "window": window,
+        "scale": head_size**-0.5,
     }  # fmt: skip
-    actual = paged_decode_attention(**case, num_splits=num_splits)
-    torch.testing.assert_close(actual, paged_decode_attention_reference(**case), **tolerance)
+    actual = paged_decode_attention(**case, plan=make_plan(case, window, num_programs))
+    torch.testing.assert_close(actual, paged_decode_attention_reference(**case, window=window), **tolerance)
 
 
-@pytest.mark.parametrize("num_splits", [1, 8])
-def test_padded_decode_entries_are_zero(num_splits, device, generator):
+@pytest.mark.parametrize("num_programs", [1, 8])
+def test_padded_decode_entries_are_zero(num_programs, device, generator):
     kv_cache, table, rows, lens = make_cache([40, 9], 2, 32, 16, torch.float32, device, generator)
     rows[1] = -1
     q = torch.randn(2, 4, 32, generator=generator, device=device)
     q[1] = float("nan")
     case = {
         "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "seq_lens": lens,
-        "scale": 0.2, "window": None,
+        "scale": 0.2,
     }  # fmt: skip
-    actual = paged_decode_attention(**case, num_splits=num_splits)
-    expected = paged_decode_attention_reference(**case)
+    actual = paged_decode_attention(**case, plan=make_plan(case, None, num_programs))
+    expected = paged_decode_attention_reference(**case, window=None)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert (actual[1] == 0).all()
 
@@ -75,11 +97,11 @@ def test_decode_block_sizes(block_size, device, generator):
     kv_cache, table, rows, lens = make_cache([130, 5], 1, 64, block_size, torch.float32, device, generator)
     case = {
         "q": torch.randn(2, 7, 64, generator=generator, device=device), "kv_cache": kv_cache,
-        "block_table": table, "rows": rows, "seq_lens": lens, "scale": 0.125, "window": None,
+        "block_table": table, "rows": rows, "seq_lens": lens, "scale": 0.125,
     }  # fmt: skip
     torch.testing.assert_close(
-        paged_decode_attention(**case, num_splits=2),
-        paged_decode_attention_reference(**case),
+        paged_decode_attention(**case, plan=make_plan(case, None, 2)),
+        paged_decode_attention_reference(**case, window=None),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -88,9 +110,9 @@ def test_decode_block_sizes(block_size, device, generator):
 @pytest.mark.parametrize(("num_q_heads", "num_kv_heads", "head_size"), [(4, 2, 16), (3, 1, 32), (8, 2, 128)])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize("num_splits", [1, 4])
+@pytest.mark.parametrize("num_programs", [1, 5, 60])
 def test_decode_from_qkv_agrees_with_the_separate_steps(
-    num_q_heads, num_kv_heads, head_size, norm, window, num_splits, dtype, device, tolerance, generator
+    num_q_heads, num_kv_heads, head_size, norm, window, num_programs, dtype, device, tolerance, generator
 ):
     seq_lens = [1, 150, 64, 17, 600, 33]
     kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
@@ -107,14 +129,15 @@ def test_decode_from_qkv_agrees_with_the_separate_steps(
         "q_weight": weights[0] if norm else None, "k_weight": weights[1] if norm else None, "eps": 1e-6,
     }  # fmt: skip
     attend = {
-        "block_table": table, "rows": rows, "seq_lens": lens, "scale": head_size**-0.5, "window": window
+        "block_table": table, "rows": rows, "seq_lens": lens, "scale": head_size**-0.5
     }  # fmt: skip
     queries, expected_cache = qk_norm_rope_kv_write_reference(**before, kv_cache=kv_cache)
-    expected = paged_decode_attention_reference(queries, expected_cache, **attend)
+    expected = paged_decode_attention_reference(queries, expected_cache, **attend, window=window)
     arrivals = torch.zeros(count * num_kv_heads, dtype=torch.int32, device=device)
     actual = decode_attention_from_qkv(
-        **before, **attend, kv_cache=kv_cache, num_splits=num_splits, arrivals=arrivals
-    )
+        **before, **attend, kv_cache=kv_cache, arrivals=arrivals,
+        plan=make_plan(attend, window, num_programs, includes_new_key=False),
+    )  # fmt: skip
     torch.testing.assert_close(actual, expected, **tolerance)
     torch.testing.assert_close(kv_cache, expected_cache, equal_nan=True, **tolerance)
     assert not arrivals.any()
@@ -171,12 +194,12 @@ def test_prefill_leaves_other_tokens_of_out_alone(device, generator):
     assert (out[2:11] != 7).all()
 
 
-@pytest.mark.parametrize("num_multiprocessors", [1, 108, 132])
-def test_num_splits_is_a_power_of_two_that_shrinks_with_the_batch(num_multiprocessors):
-    splits = [
-        choose_num_splits(batch=b, num_kv_heads=8, num_multiprocessors=num_multiprocessors)
-        for b in (1, 2, 8, 32, 256, 1024)
-    ]
-    assert splits == sorted(splits, reverse=True)
-    assert splits[-1] == 2
-    assert all(s & (s - 1) == 0 and 2 <= s <= 16 for s in splits)
+@pytest.mark.parametrize("pairs", [1, 1000, 5000])
+@pytest.mark.parametrize("element_size", [2, 4])
+@pytest.mark.parametrize("head_size", [16, 32, 64, 128, 256])
+def test_programs_fit_on_a_multiprocessor(head_size, element_size, pairs):
+    tiles = choose_decode_tiles(head_size * element_size, pairs)
+    assert tiles.n & (tiles.n - 1) == 0
+    assert tiles.n >= 16  # a matrix product's least
+    buffers = (tiles.num_stages - 1) * 2 * tiles.n * head_size * element_size
+    assert 1 <= tiles.programs * buffers <= SHARED_MEMORY

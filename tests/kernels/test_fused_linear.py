@@ -31,10 +31,33 @@ def test_agrees_with_torch(columns, inner, norm, epilogue, dtype, device, tolera
 def test_writes_into_out_whatever_the_tiles(device, generator):
     x = torch.randn(1, 70, generator=generator, device=device)
     weight = torch.randn(37, 70, generator=generator, device=device)
-    for tiles in (Tiles(n=1, k=32, num_warps=1), Tiles(n=16, k=128, num_warps=4)):
+    for tiles in (
+        Tiles(n=1, k=32, num_warps=1),
+        Tiles(n=2, k=16, num_warps=1, ahead=3),
+        Tiles(n=4, k=32, num_warps=2, ahead=9),
+        Tiles(n=16, k=128, num_warps=4),
+    ):
         out = torch.full((1, 37), 7.0, device=device)
         assert fused_linear(x=x, weight=weight, out=out, tiles=tiles) is out
         torch.testing.assert_close(out, x @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("silu_mul", [False, True])
+@pytest.mark.parametrize("ahead", [1, 2, 9])
+def test_pairs_of_bfloat16(norm, silu_mul, ahead, device, generator):
+    # An fp32 result: then nothing in the kernel is bfloat16 but what it takes apart itself.
+    def random(*shape):
+        return torch.randn(shape, generator=generator, device=device).bfloat16()
+
+    case = {
+        "x": random(1, 150), "weight": random(38, 150), "norm_weight": random(150) if norm else None,
+        "eps": 1e-5, "silu_mul": silu_mul,
+    }  # fmt: skip
+    out = torch.empty(1, 19 if silu_mul else 38, device=device)
+    fused_linear(**case, out=out, tiles=Tiles(n=4, k=64, num_warps=1, ahead=ahead))
+    wide = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in case.items()}
+    torch.testing.assert_close(out, fused_linear_reference(**wide), rtol=1e-4, atol=1e-4)
 
 
 def test_a_large_row_does_not_overflow_in_half_precision(device):

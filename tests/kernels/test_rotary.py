@@ -33,21 +33,25 @@ def make_case(tokens, num_q_heads, num_kv_heads, head_size, block_size, dtype, d
     [(4, 2, 16), (3, 1, 32), (5, 5, 64), (16, 8, 128), (4, 1, 256), (14, 2, 64)],
 )
 @pytest.mark.parametrize("with_norm", [True, False])
+@pytest.mark.parametrize("keys_in_place", [True, False])
 def test_agrees_with_torch(
-    num_q_heads, num_kv_heads, head_size, with_norm, dtype, device, tolerance, generator
+    num_q_heads, num_kv_heads, head_size, with_norm, keys_in_place, dtype, device, tolerance, generator
 ):
     case = make_case(5, num_q_heads, num_kv_heads, head_size, 16, dtype, device, generator)
     if not with_norm:
         case |= {"q_weight": None, "k_weight": None}
     case["slots"][1] = -1
-    expected_q, expected_cache = qk_norm_rope_kv_write_reference(**case)
+    case["keys_in_place"] = keys_in_place
+    expected, expected_cache = qk_norm_rope_kv_write_reference(**case)
     before = case["qkv"].clone()
     q = qk_norm_rope_kv_write(**case)
-    torch.testing.assert_close(q, expected_q, **tolerance)
+    torch.testing.assert_close(q, expected[:, :num_q_heads], **tolerance)
     torch.testing.assert_close(case["kv_cache"], expected_cache, **tolerance)
-    # Keys and values in the projection, and everything of the token without a slot, stay as they were.
-    kv = slice(num_q_heads * head_size, None)
-    torch.testing.assert_close(case["qkv"][:, kv], before[:, kv], rtol=0, atol=0)
+    overwritten = expected.shape[1] * head_size
+    assert overwritten == (num_q_heads + (num_kv_heads if keys_in_place else 0)) * head_size
+    torch.testing.assert_close(case["qkv"][:, :overwritten], expected.flatten(1), **tolerance)
+    # The rest of the projection, and everything of the token without a slot, stay as they were.
+    torch.testing.assert_close(case["qkv"][:, overwritten:], before[:, overwritten:], rtol=0, atol=0)
     torch.testing.assert_close(case["qkv"][1], before[1], rtol=0, atol=0)
 
 

@@ -80,6 +80,23 @@ def test_prepare_inputs_agrees_with_loops(lengths, device, generator):
         assert actual.tolist() == expected.tolist()
 
 
+def test_prepare_inputs_gathers_embeddings(device, generator):
+    token_ids = torch.randint(0, 30, (3, 40), **INTS, generator=generator, device=device)
+    embedding = torch.randn(30, 24, generator=generator, device=device)
+    outputs = [torch.zeros(4, **INTS, device=device) for _ in range(4)]
+    hidden = torch.full((4, 24), float("nan"), device=device)
+    # A padded entry, and one that is past the end of its row: both get token 0.
+    rows = torch.tensor([2, -1, 0, 1], **INTS, device=device)
+    prepare_inputs(
+        rows=rows, query_start=torch.arange(5, **INTS, device=device),
+        num_computed=torch.tensor([7, 40, 39], **INTS, device=device), token_ids=token_ids,
+        block_table=torch.zeros(3, 3, **INTS, device=device), block_size=16, input_ids=outputs[0],
+        positions=outputs[1], slots=outputs[2], seq_lens=outputs[3], embedding=embedding, hidden=hidden,
+    )  # fmt: skip
+    assert outputs[0].tolist() == [int(token_ids[2, 39]), 0, int(token_ids[0, 7]), 0]
+    assert torch.equal(hidden, embedding[outputs[0].long()])
+
+
 @pytest.mark.parametrize("with_index", [False, True])
 @pytest.mark.parametrize("sampled_dtype", [torch.int32, torch.int64])
 def test_update_state_agrees_with_loops(with_index, sampled_dtype, device):

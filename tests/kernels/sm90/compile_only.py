@@ -33,9 +33,15 @@ TORCH_TO_TRITON = {
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "launch_pdl")
 
 
+def _dtype_name(tensor: Any) -> str:
+    return TORCH_TO_TRITON[str(tensor.dtype).removeprefix("torch.")]
+
+
 def _argument_type(value: Any) -> str:
     if hasattr(value, "data_ptr"):
-        return "*" + TORCH_TO_TRITON[str(value.dtype).removeprefix("torch.")]
+        return "*" + _dtype_name(value)
+    if hasattr(value, "block_shape"):
+        return f"tensordesc<{_dtype_name(value.base)}{value.block_shape},{value.layout!r}>"
     if isinstance(value, bool):
         return "i1"
     if isinstance(value, int):
@@ -46,10 +52,11 @@ def _argument_type(value: Any) -> str:
 
 
 def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Compile one launch of a `triton.jit` function for sm_90."""
+    """Compile one launch of a `triton.jit` or `gluon.jit` function for sm_90."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     options = {k: kwargs.pop(k) for k in LAUNCH_OPTIONS if k in kwargs}
     bound = kernel.signature.bind(*args, **kwargs)
@@ -68,7 +75,8 @@ def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         aligned = hasattr(value, "data_ptr") or (type(value) is int and value % 16 == 0)
         if aligned and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source_type = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = source_type(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 

@@ -10,6 +10,7 @@ import torch
 from dodona.kernels.activation import silu_and_mul
 from dodona.kernels.attention_decode import decode_attention_from_qkv, paged_decode_attention
 from dodona.kernels.attention_prefill import paged_prefill_attention
+from dodona.kernels.decode_plan import DecodePlan, plan_decode_attention
 from dodona.kernels.fused_linear import fused_linear
 from dodona.kernels.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.rotary import qk_norm_rope_kv_write
@@ -50,7 +51,16 @@ def rotary(dtype: torch.dtype, head_size: int, q_heads: int, kv_heads: int, norm
     )
 
 
-def decode(dtype: torch.dtype, head_size: int, group: int, window: int | None, splits: int) -> None:
+def make_plan(
+    dtype: torch.dtype, head_size: int, batch: int, window: int | None, *, includes_new_key: bool
+) -> DecodePlan:
+    return plan_decode_attention(
+        rows=ints(batch), seq_lens=ints(batch), row_bytes=head_size * dtype.itemsize,
+        num_kv_heads=2, window=window, includes_new_key=includes_new_key, num_multiprocessors=132,
+    )  # fmt: skip
+
+
+def decode(dtype: torch.dtype, head_size: int, group: int, window: int | None) -> None:
     paged_decode_attention(
         q=torch.zeros(2, 2 * group, head_size, dtype=dtype),
         kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
@@ -58,12 +68,11 @@ def decode(dtype: torch.dtype, head_size: int, group: int, window: int | None, s
         rows=ints(2),
         seq_lens=ints(2),
         scale=0.1,
-        window=window,
-        num_splits=splits,
+        plan=make_plan(dtype, head_size, 2, window, includes_new_key=True),
     )
 
 
-def decode_from_qkv(dtype: torch.dtype, head_size: int, batch: int, splits: int) -> None:
+def decode_from_qkv(dtype: torch.dtype, head_size: int, batch: int) -> None:
     decode_attention_from_qkv(
         qkv=torch.zeros(batch, 8 * head_size, dtype=dtype),
         positions=ints(batch),
@@ -78,8 +87,7 @@ def decode_from_qkv(dtype: torch.dtype, head_size: int, batch: int, splits: int)
         rows=ints(batch),
         seq_lens=ints(batch),
         scale=0.1,
-        window=None,
-        num_splits=splits,
+        plan=make_plan(dtype, head_size, batch, None, includes_new_key=False),
     )
 
 
@@ -132,17 +140,17 @@ for dtype in HEAD_SIZES:
     CASES[f"silu {name}"] = lambda dtype=dtype: silu_and_mul(gate_up=torch.zeros(2, 6144, dtype=dtype))
     CASES[f"one row {name}"] = partial(one_row, dtype)
     for head_size in HEAD_SIZES[dtype]:
-        CASES[f"decode from qkv {name} {head_size}"] = partial(decode_from_qkv, dtype, head_size, 2, 8)
+        CASES[f"decode from qkv {name} {head_size}"] = partial(decode_from_qkv, dtype, head_size, 2)
         CASES[f"rotary {name} {head_size}"] = partial(rotary, dtype, head_size, 4, 2, head_size != 64)
-        CASES[f"decode {name} {head_size}"] = partial(decode, dtype, head_size, 4, None, 8)
+        CASES[f"decode {name} {head_size}"] = partial(decode, dtype, head_size, 4, None)
         CASES[f"prefill {name} {head_size}"] = partial(prefill, dtype, head_size, 4, None, 500)
 for group in (1, 2, 5, 8):
-    CASES[f"decode group {group}"] = partial(decode, torch.bfloat16, 128, group, None, 1)
+    CASES[f"decode group {group}"] = partial(decode, torch.bfloat16, 128, group, None)
     CASES[f"prefill group {group}"] = partial(prefill, torch.bfloat16, 128, group, None, 500)
 for batch in (300, 2000):
-    CASES[f"decode from qkv, batch {batch}"] = partial(decode_from_qkv, torch.bfloat16, 128, batch, 2)
+    CASES[f"decode from qkv, batch {batch}"] = partial(decode_from_qkv, torch.bfloat16, 128, batch)
 CASES["prefill long chunk"] = partial(prefill, torch.bfloat16, 128, 2, None, 2048)
 CASES["rotary 40 heads"] = partial(rotary, torch.bfloat16, 128, 40, 8, True)
-CASES["decode window"] = partial(decode, torch.bfloat16, 128, 4, 4096, 1)
+CASES["decode window"] = partial(decode, torch.bfloat16, 128, 4, 4096)
 CASES["prefill window"] = partial(prefill, torch.bfloat16, 128, 4, 4096, 500)
 CASES["prefill short chunk"] = partial(prefill, torch.bfloat16, 128, 2, None, 3)

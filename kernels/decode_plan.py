@@ -1,0 +1,147 @@
+"""Who computes what of decode attention: the keys of all sequences, cut into equal shares.
+
+Sequences differ in length, and one per program would leave multiprocessors idle at the end. So the keys are
+counted in tiles, sequence after sequence and KV head after KV head, and each of a fixed number of programs
+takes the same number of consecutive tiles, wherever sequences begin and end. Beginning a sequence takes time,
+too: each has one tile more than keys to fill them. The plan holds the running count of tiles; it is made on
+the device, once per step for all layers, so that a captured graph needs no new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+SHARED_MEMORY = 232_448 - 4096
+"""Bytes of shared memory that programs on one multiprocessor may take together, on an H100 or H200. A GPU
+with less holds fewer at a time, and the others follow: slower, not wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTiles:
+    """How decode attention runs: keys per tile, warps, pipeline stages, programs per multiprocessor."""
+
+    n: int
+    num_warps: int
+    num_stages: int
+    programs: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodePlan:
+    """Made by `plan_decode_attention`, for `attention_decode`."""
+
+    tile_ends: torch.Tensor
+    """[batch], int32: tiles of each sequence and all before it, per KV head; each one's first has no keys."""
+    num_programs: int
+    tiles: DecodeTiles
+    includes_new_key: bool
+    """Whether the key of each sequence's last token is counted, which is then in the cache."""
+    window: int | None
+
+
+MANY_PAIRS = 3072
+"""From so many pairs of sequence and KV head on, sequences are short: memory holds no more keys."""
+
+
+def choose_decode_tiles(row_bytes: int, pairs: int) -> DecodeTiles:
+    """Tiles for keys of so many bytes and `pairs` of sequence and KV head; as measured on an H100 with keys
+    of 256 bytes."""
+    n, num_warps, num_stages, most = (16, 1, 3, 8) if pairs >= MANY_PAIRS else (64, 4, 2, 3)
+    n = max(16, min(n, n * 256 // row_bytes))
+    taken = (num_stages - 1) * 2 * n * row_bytes + 4096
+    programs = max(1, min(most, SHARED_MEMORY // taken))
+    return DecodeTiles(n=n, num_warps=num_warps, num_stages=num_stages, programs=programs)
+
+
+def plan_width(batch: int) -> int:
+    """The size of vectors over a batch: a power of two, few different ones, as each compiles kernels."""
+    return 64 if batch <= 64 else max(512, triton.next_power_of_2(batch))
+
+
+@triton.jit(do_not_specialize=["batch"])
+def _plan_kernel(
+    rows,
+    seq_lens,
+    tile_ends,
+    batch,
+    WINDOW: tl.constexpr,
+    NEW: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    entry = tl.arange(0, WIDTH)
+    inside = entry < batch
+    row = tl.load(rows + entry, mask=inside, other=-1)
+    length = tl.where(row < 0, 0, tl.load(seq_lens + entry, mask=inside, other=0))
+    start = tl.zeros_like(length)
+    if WINDOW > 0:
+        start = tl.maximum(length - WINDOW, 0)
+    end = tl.maximum(length - NEW, 0)
+    tiles = tl.where(inside, 1 + tl.maximum(tl.cdiv(end, BLOCK_N) - start // BLOCK_N, 0), 0)
+    tl.store(tile_ends + entry, tl.cumsum(tiles, axis=0), mask=inside)
+
+
+def plan_decode_attention(
+    *,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    row_bytes: int,
+    num_kv_heads: int,
+    window: int | None,
+    includes_new_key: bool,
+    num_multiprocessors: int,
+    tiles: DecodeTiles | None = None,
+    num_programs: int | None = None,
+) -> DecodePlan:
+    """Plan one step's decode attention.
+
+    Args:
+        rows: [batch], int32: each sequence's state row; -1 for a padded entry.
+        seq_lens: [batch], int32: keys of each sequence, that of its last token among them.
+        row_bytes: bytes of a key of one head.
+        num_kv_heads: key and value heads.
+        window: most recent keys that a query sees; None for all.
+        includes_new_key: whether the last token's key is in the cache already.
+        num_multiprocessors: the GPU's.
+        tiles: how attention runs; None to choose.
+        num_programs: None for as many as the GPU holds at a time.
+    """
+    batch = rows.shape[0]
+    tiles = tiles or choose_decode_tiles(row_bytes, batch * num_kv_heads)
+    tile_ends = torch.empty(batch, dtype=torch.int32, device=rows.device)
+    _plan_kernel[(1,)](
+        rows=rows,
+        seq_lens=seq_lens,
+        tile_ends=tile_ends,
+        batch=batch,
+        WINDOW=window or 0,
+        NEW=int(not includes_new_key),
+        BLOCK_N=tiles.n,
+        WIDTH=plan_width(batch),
+        num_warps=4,
+    )
+    return DecodePlan(
+        tile_ends=tile_ends,
+        num_programs=num_programs or num_multiprocessors * tiles.programs,
+        tiles=tiles,
+        includes_new_key=includes_new_key,
+        window=window,
+    )
+
+
+def plan_reference(
+    rows: torch.Tensor, seq_lens: torch.Tensor, n: int, window: int | None, includes_new_key: bool
+) -> list[int]:
+    """`DecodePlan.tile_ends` in Python."""
+    ends, total = [], 0
+    for row, seq_len in zip(rows.tolist(), seq_lens.tolist(), strict=True):
+        length = seq_len if row >= 0 else 0
+        start = max(length - window, 0) if window else 0
+        end = max(length - (not includes_new_key), 0)
+        total += 1 + max(-(-end // n) - start // n, 0)
+        ends.append(total)
+    return ends

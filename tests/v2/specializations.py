@@ -1,0 +1,118 @@
+"""Which kernels a V2 runner would compile, told on a machine without a GPU.
+
+Run as a program, without TRITON_INTERPRET: launches only note what Triton would specialise on, and compute
+nothing (tokens stay zeros). It starts a runner as the engine does, serves varied requests, and prints, one
+per line, each kernel and specialisation that was new to a request.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.runtime.jit import JITFunction
+
+import tests.v2.test_sampled_tokens as sampled
+from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.v2 import runner as runner_module
+from dodona.runners.v2.graphs import graph_sizes
+from tests.support.tiny_models import TinyModels
+from tests.v2.drive import GREEDY, generate, make_runner
+from tests.v2.test_greedy_tokens import prompts_of
+
+LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "launch_pdl")
+
+
+def specialization(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What decides whether a launch needs a kernel of its own."""
+    options = {name: kwargs.pop(name) for name in LAUNCH_OPTIONS if name in kwargs}
+    bound = kernel.signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    parts = [f"{kernel.__name__} {sorted(options.items())}"]
+    for parameter, (name, value) in zip(kernel.params, bound.arguments.items(), strict=True):
+        fixed = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or isinstance(value, bool):
+            kind = repr(value)
+        elif hasattr(value, "block_shape"):
+            kind = f"{value.base.dtype}{value.block_shape}"
+        elif hasattr(value, "data_ptr"):
+            aligned = value.data_ptr() % 16 == 0 or fixed or parameter.do_not_specialize_on_alignment
+            kind = f"{value.dtype}{'' if aligned else ' unaligned'}"
+        elif isinstance(value, int):
+            size = "int32" if -(2**31) <= value < 2**31 else "int64"
+            kind = size if fixed else "1" if value == 1 else f"{size}{' by 16' if value % 16 == 0 else ''}"
+        else:
+            kind = type(value).__name__
+        parts.append(f"{name}={kind}")
+    return " ".join(parts)
+
+
+def main() -> int:
+    """Start, serve, print."""
+    seen: dict[str, None] = {}
+
+    def getitem(self: Any, grid: Any) -> Any:
+        return lambda *args, **kwargs: seen.setdefault(specialization(self, args, kwargs))
+
+    JITFunction.__getitem__ = getitem  # type: ignore[method-assign]
+    for name, answer in (
+        ("dependent_launch", "supports_dependent_launch"),
+        ("attention_fresh", "_is_hopper"),
+    ):
+        setattr(importlib.import_module(f"dodona.kernels.{name}"), answer, lambda device: True)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("dodona.kernels.") and hasattr(module, "supports_dependent_launch"):
+            module.supports_dependent_launch = lambda device: True  # type: ignore[attr-defined]
+    runner_module._interpreted = lambda: True
+    lengths = [1, 2, 17, 100, 250, 600, 1100]
+    random = SamplingParams(temperature=0.9, seed=5, ignore_eos=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = TinyModels(Path(folder)).path("qwen3", head_dim=64, max_position_embeddings=2048)
+        runner = make_runner(
+            path,
+            max_num_seqs=24,
+            max_num_batched_tokens=2048,
+            max_model_len=2000,
+            dtype="float16",
+            load=False,
+        )
+        runner.load_model()
+        runner.determine_available_memory()
+        runner.initialize_kv_cache(400)
+        runner.warm_up()
+        runner._rehearse_all()
+        with torch.inference_mode():
+            for size in graph_sizes(24):  # as captured
+                runner._state.set_decode_batch([], [], size)
+                for samples in (True, False):
+                    runner._steps.decode(size, samples)
+        before = set(seen)
+        for params in (
+            [random],
+            [GREEDY],
+            sampled.MIXED,
+            [random, *sampled.MIXED, SamplingParams(logprobs=5), SamplingParams(logprobs=20)],
+            [SamplingParams(logprobs=1, prompt_logprobs=2, temperature=0.5)],
+        ):
+            for count in (1, 2, 5, 24):
+                prompts = prompts_of(*(lengths[i % len(lengths)] for i in range(count)))
+                generate(
+                    runner,
+                    prompts,
+                    max_tokens=[3 + i % 4 for i in range(count)],
+                    params=[params[i % len(params)] for i in range(count)],
+                    num_blocks=400,
+                )
+        for line in seen:
+            if line not in before:
+                print(line)
+        print(f"{len(before)} before, {len(seen) - len(before)} new", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
