@@ -4,7 +4,7 @@
     python -m benchmarks.report --check     # only say whether they are up to date
 
 A generated part stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`; all else is written by hand
-and stays. Of several records of the same thing (engine, label, model, workload, and so on) the latest counts.
+and stays. Of several records of the same thing (engine, label, model, workload, GPU, and so on) the latest counts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from benchmarks import results
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTHING = "No results yet."
+SAME = ("model", "workload.name", "environment.gpu", "engine", "label")
+"""What records of throughput have in common of which the latest counts."""
 Record = Mapping[str, Any]
 
 
@@ -84,7 +86,7 @@ def fill(document: str, records: Mapping[str, Sequence[Record]], plots: str) -> 
 def throughput_table(records: Iterable[Record]) -> str:
     """Tokens per second and share of the roofline, and what each was measured with."""
     rows = []
-    for record in _latest(records, "model", "workload.name", "engine", "label"):
+    for record in _latest(records, *SAME):
         workload, least = record["workload"], record["roofline"]
         if workload["online"]:
             continue
@@ -108,16 +110,16 @@ def throughput_table(records: Iterable[Record]) -> str:
 def latency_table(records: Iterable[Record]) -> str:
     """Times to the first token and between tokens, in milliseconds."""
     rows = []
-    for record in _latest(records, "model", "workload.name", "engine", "label"):
+    for record in _latest(records, *SAME):
         if record["latency"] is not None:
             figures = [
                 "–" if record["latency"][kind] is None else f"{1e3 * record['latency'][kind][which]:.2f}"
                 for kind in ("ttft_s", "tpot_s")
                 for which in ("p50", "p90", "p99")
             ]
-            rows.append((record["model"], record["workload"]["name"], _engine(record), *figures))
+            rows.append((record["model"], record["workload"]["name"], _engine(record), _gpu(record), *figures))
     head = [f"{kind} {which}" for kind in ("TTFT", "TPOT") for which in ("p50", "p90", "p99")]
-    return _table(("model", "workload", "engine", *head), rows)
+    return _table(("model", "workload", "engine", "GPU", *head), rows)
 
 
 def kernel_table(records: Iterable[Record]) -> str:
@@ -181,7 +183,7 @@ def main_rate(record: Record) -> tuple[str, float]:
 def draw(records: Iterable[Record]) -> dict[str, str]:
     """One SVG by model: bars of each workload's engines, as parts of the roofline."""
     by_model: dict[str, list[Record]] = {}
-    for record in _latest(records, "model", "workload.name", "engine", "label"):
+    for record in _latest(records, *SAME):
         if record["roofline"] is not None:
             by_model.setdefault(record["model"], []).append(record)
     return {plot_name(model): bars(chosen) for model, chosen in by_model.items()}
@@ -213,7 +215,7 @@ def bars(records: Sequence[Record]) -> str:
         color = "#2b6cb0" if record["engine"].startswith("dodona") else "#a0aec0"
         end = label + scale * share
         lines += [
-            f'<text x="{pad}" y="{y + 12}">{_engine(record)}</text>',
+            f'<text x="{pad}" y="{y + 12}">{_engine(record)}, {_gpu(record)}</text>',
             f'<rect x="{label}" y="{y}" width="{scale * share:.1f}" height="16" fill="{color}"/>',
             f'<text x="{end + 6:.1f}" y="{y + 12}">{rate:,.0f} tok/s {side}, {100 * share:.0f} %</text>',
         ]
@@ -246,6 +248,11 @@ def _latest(records: Iterable[Record], *fields: str) -> list[Record]:
 def _engine(record: Record) -> str:
     version = record["versions"].get(record["engine"])
     return " ".join(filter(None, (record["engine"], version, record["label"])))
+
+
+def _gpu(record: Record) -> str:
+    """A GPU's short name: "H200" of "NVIDIA H200"."""
+    return record["environment"]["gpu"].removeprefix("NVIDIA ").split()[0]
 
 
 def _where(record: Record) -> tuple[str, str, str]:
