@@ -4,7 +4,8 @@
     python -m benchmarks.report --check     # only say whether they are up to date
 
 A generated part stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`; all else is written by hand
-and stays. Of several records of the same thing (engine, label, model, workload, GPU, and so on) the latest counts.
+and stays. Of several records of the same thing (engine, label, model, workload, GPU, and so on) the latest
+counts.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def latency_table(records: Iterable[Record]) -> str:
                 for kind in ("ttft_s", "tpot_s")
                 for which in ("p50", "p90", "p99")
             ]
-            rows.append((record["model"], record["workload"]["name"], _engine(record), _gpu(record), *figures))
+            name = record["workload"]["name"]
+            rows.append((record["model"], name, _engine(record), _gpu(record), *figures))
     head = [f"{kind} {which}" for kind in ("TTFT", "TPOT") for which in ("p50", "p90", "p99")]
     return _table(("model", "workload", "engine", "GPU", *head), rows)
 
