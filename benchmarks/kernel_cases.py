@@ -167,7 +167,7 @@ def decode_attention_cases(
     for batch, context in grid:
 
         def make(batch: int = batch, context: int = context) -> Inputs:
-            pages = _Pages(scene, batch, context, kv_heads, dim)
+            pages = Pages(scene, batch, context, kv_heads, dim)
             q = scene.random(batch, q_heads, dim)
             seq_lens = scene.ints([context] * batch)
             plan = plan_decode_attention(
@@ -216,7 +216,7 @@ def prefill_attention_cases(
     for batch, length in grid:
 
         def make(batch: int = batch, length: int = length) -> Inputs:
-            pages = _Pages(scene, batch, length, kv_heads, dim)
+            pages = Pages(scene, batch, length, kv_heads, dim)
             q = scene.random(batch * length, q_heads, dim)
             starts = scene.ints([i * length for i in range(batch + 1)])
             seq_lens = scene.ints([length] * batch)
@@ -270,7 +270,7 @@ def linear_cases(scene: Scene, label: str, shape: Shape, tokens: Sequence[int]) 
             yield Case("torch linear", name, moved, 2 * count * rows * columns, make)
 
 
-class _Pages:
+class Pages:
     """Keys and values of `batch` sequences in blocks whose order is random, as after some time of service."""
 
     def __init__(self, scene: Scene, batch: int, context: int, kv_heads: int, dim: int) -> None:

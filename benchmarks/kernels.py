@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import results
 from benchmarks.models import read_config
-from benchmarks.roofline import H200_BANDWIDTH, H200_FLOPS, Shape
+from benchmarks.roofline import Rates, Shape
 
 if TYPE_CHECKING:
     from benchmarks.kernel_cases import Call, Case, Scene
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = list(all_cases(Scene(device, torch.bfloat16, count), options.models))
     cases = [c for c in cases if wanted.search(f"{c.kernel} {c.name}") and c.num_bytes <= LARGEST_CASE]
     where = describe()
+    rates = Rates.of(where["gpu"], bandwidth=options.bandwidth, flops=options.flops)
     print(f"{where['gpu']}, torch {where['torch']}, triton {where['triton']}, commit {where['commit']}")
     print(f"{'kernel':24} {'case':40} {'µs':>10} {'least':>10} {'share':>7} {'torch µs':>10} {'by own':>8}")
     records = []
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{case.kernel:24} {case.name:40} failed: {type(error).__name__}: {error}", flush=True)
             failed += 1
             continue
-        records.append(record(case, seconds, in_torch, options.bandwidth, options.flops))
+        records.append(record(case, seconds, in_torch, rates))
         print(line(records[-1]), flush=True)
         if options.json is not None:
             results.write(options.json, results.KERNELS, records, environment=where)
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def all_cases(scene: Scene, models: Sequence[str]) -> Iterator[Case]:
     """The cases that are timed."""
     from benchmarks import kernel_cases as cases
+    from benchmarks import short_cases
     from benchmarks.sampling_cases import sampling_cases
 
     contexts, batches = (1024, 4096, 16384, 32768), (1, 32, 256)
@@ -97,6 +99,8 @@ def all_cases(scene: Scene, models: Sequence[str]) -> Iterator[Case]:
         grid = [(batch, context) for batch in batches for context in contexts]
         yield from cases.decode_attention_cases(scene, model, shape, grid)
         yield from cases.prefill_attention_cases(scene, model, shape, [(32, 256), (4, 2048), (1, 8192)])
+        yield from short_cases.fresh_prefill_cases(scene, model, shape, [(32, 256), (4, 2048), (1, 8192)])
+        yield from short_cases.one_token_cases(scene, model, shape, (128, 1024, 8192))
         yield from cases.elementwise_cases(scene, model, shape, (1, 256, 8192))
         yield from cases.linear_cases(scene, model, shape, (1, 32, 256))
         vocabularies.add(shape.vocab_size)
@@ -107,11 +111,13 @@ def all_cases(scene: Scene, models: Sequence[str]) -> Iterator[Case]:
 def tiny_cases(scene: Scene) -> Iterator[Case]:
     """One small case of each kernel."""
     from benchmarks import kernel_cases as cases
+    from benchmarks import short_cases
     from benchmarks.sampling_cases import sampling_cases
 
     shape = Shape.of(read_config("tiny"), scene.dtype.itemsize)
     yield from cases.decode_attention_cases(scene, "tiny", shape, [(2, 40)])
     yield from cases.prefill_attention_cases(scene, "tiny", shape, [(2, 20)])
+    yield from short_cases.one_token_cases(scene, "tiny", shape, (40,))
     yield from cases.elementwise_cases(scene, "tiny", shape, (3,))
     yield from cases.linear_cases(scene, "tiny", shape, (3,))
     yield from sampling_cases(scene, shape.vocab_size, (2,))
@@ -181,11 +187,9 @@ def time_calls(calls: Sequence[Call], *, replays: int = 15, least_seconds: float
         rounds = min(64, rounds * max(2, int(least_seconds / max(median, 1e-6)) + 1))
 
 
-def record(
-    case: Case, seconds: float, in_torch: float | None, bandwidth: float, flops: float
-) -> dict[str, Any]:
+def record(case: Case, seconds: float, in_torch: float | None, rates: Rates) -> dict[str, Any]:
     """A record of "dodona.kernels/1"."""
-    by_bytes, by_flops = case.num_bytes / bandwidth, case.flops / flops
+    by_bytes, by_flops = case.num_bytes / rates.bandwidth, case.flops / rates.flops
     least = max(by_bytes, by_flops)
     return {
         "kernel": case.kernel,
@@ -216,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", default=["qwen3-0.6b", "qwen3-8b"], help="shapes to take")
     add("--tiny", action="store_true", help="small shapes against the references, in Triton's interpreter")
     add("--no-torch", action="store_true", help="don't time torch's equivalents")
-    add("--bandwidth", type=float, default=H200_BANDWIDTH, help="bytes/s (an H200's)")
-    add("--flops", type=float, default=H200_FLOPS, help="operations/s (an H200's)")
+    add("--bandwidth", type=float, help="bytes/s; default: as measured on such a GPU")
+    add("--flops", type=float, help="operations/s; likewise")
     return parser
 
 

@@ -25,10 +25,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-H200_BANDWIDTH = 4.28e12
-"""Bytes per second: a large device-to-device copy on an H200, bytes read plus bytes written."""
-H200_FLOPS = 790e12
-"""Operations per second: a large bf16 matrix product on an H200."""
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a GPU was measured to do."""
+
+    bandwidth: float
+    """Bytes per second."""
+    flops: float
+    """Operations per second of a large bf16 matrix product."""
+
+    @classmethod
+    def of(cls, gpu: str, *, bandwidth: float | None = None, flops: float | None = None) -> Rates:
+        """Those of a GPU, by torch's name for it, but for what is given. One that was not measured has an
+        H200's."""
+        known = next((rates for name, rates in MEASURED.items() if name in gpu), MEASURED["H200"])
+        return cls(bandwidth or known.bandwidth, flops or known.flops)
+
+
+MEASURED: Mapping[str, Rates] = {
+    "H200": Rates(4.28e12, 790e12),  # a large device-to-device copy, bytes read plus bytes written
+    "H100": Rates(3.1e12, 790e12),  # a large sum, bytes read
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +144,13 @@ def workload_roofline(
     *,
     max_num_seqs: int,
     max_num_batched_tokens: int,
-    bandwidth: float = H200_BANDWIDTH,
-    flops: float = H200_FLOPS,
+    rates: Rates = MEASURED["H200"],
 ) -> Roofline:
     """The least time for requests of (prompt tokens, output tokens) that are all there at the start.
 
     A request's first token is sampled in its last prefill step, so it decodes output - 1 times.
-    bandwidth: bytes per second. flops: operations per second.
     """
+    bandwidth, flops = rates.bandwidth, rates.flops
     prompt_tokens = sum(prompt for prompt, _ in lengths)
     steps = -(-prompt_tokens // max_num_batched_tokens)
     kv = shape.kv_bytes_per_token

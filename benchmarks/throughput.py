@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,12 @@ from benchmarks import results
 from benchmarks.engines import ENGINES, BenchmarkEngine, Setup, engine_class
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
-from benchmarks.roofline import H200_BANDWIDTH, H200_FLOPS, Shape, workload_roofline
+from benchmarks.roofline import Rates, Shape, workload_roofline
 from benchmarks.workloads import WORKLOADS, Workload, make_workload
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 ALWAYS_STREAMED = ("bs1",)
 """Workloads that are short enough to be streamed once more for their latencies without being asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What the roofline is computed with."""
-
-    bandwidth: float
-    flops: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     head,
                     repeat=options.repeat,
                     streamed=options.latency or workload.name.removesuffix("-small") in ALWAYS_STREAMED,
-                    rates=Rates(options.bandwidth, options.flops),
+                    rates=Rates.of(
+                        head["environment"]["gpu"], bandwidth=options.bandwidth, flops=options.flops
+                    ),
                 )
                 print(summary(record), flush=True)
                 records.append(record)
@@ -193,8 +186,7 @@ def roofline(workload: Workload, head: Mapping[str, Any], seconds: float, rates:
         [(len(ask.prompt), ask.max_tokens) for ask in workload.asks],
         max_num_seqs=len(workload.asks),
         max_num_batched_tokens=8192,
-        bandwidth=rates.bandwidth,
-        flops=rates.flops,
+        rates=rates,
     )
     return {
         "bandwidth": rates.bandwidth,
@@ -275,8 +267,8 @@ def parser() -> argparse.ArgumentParser:
     add("--gpu-memory-utilization", type=float, default=0.85)
     add("--enforce-eager", action="store_true", help="no CUDA graphs")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="an argument for the engine alone")
-    add("--bandwidth", type=float, default=H200_BANDWIDTH, help="bytes/s of the roofline (an H200's)")
-    add("--flops", type=float, default=H200_FLOPS, help="operations/s of the roofline (an H200's)")
+    add("--bandwidth", type=float, help="bytes/s of the roofline; default: as measured on such a GPU")
+    add("--flops", type=float, help="operations/s of the roofline; likewise")
     add("--requests", type=int, help="only the first so many requests (for trying things out)")
     add("--divide", type=int, default=1, help="divide all lengths by this (for trying things out)")
     return parser

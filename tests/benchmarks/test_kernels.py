@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import kernels, results
 from benchmarks.kernel_cases import Case, Inputs, Scene, decode_attention_cases, prefill_attention_cases
-from benchmarks.roofline import Shape
+from benchmarks.roofline import Rates, Shape
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
@@ -21,7 +21,7 @@ def test_tiny_cases_agree_with_their_references(tmp_path: Path) -> None:
     assert names == {
         "paged_decode_attention", "paged_prefill_attention", "rms_norm", "add_rms_norm", "silu_and_mul",
         "qk_norm_rope_kv_write", "torch linear", "gumbel_sample", "filter_cuts", "token_logprobs",
-        "prepare_scores", "apply_penalties",
+        "prepare_scores", "apply_penalties", "fused_linear", "few_sequences_attention",
     }  # fmt: skip
 
 
@@ -50,9 +50,9 @@ def test_bytes_and_operations_by_hand() -> None:
 
 def test_the_larger_time_binds() -> None:
     case = Case("k", "n", 1000, 10, lambda: Inputs(lambda: None, None, None))
-    by_bytes = kernels.record(case, 4.0, 8.0, bandwidth=500.0, flops=10.0)
+    by_bytes = kernels.record(case, 4.0, 8.0, Rates(500.0, 10.0))
     assert (by_bytes["bound"], by_bytes["roofline_seconds"], by_bytes["share"]) == ("bytes", 2.0, 0.5)
-    by_flops = kernels.record(case, 4.0, None, bandwidth=500.0, flops=2.5)
+    by_flops = kernels.record(case, 4.0, None, Rates(500.0, 2.5))
     assert (by_flops["bound"], by_flops["roofline_seconds"], by_flops["share"]) == ("flops", 4.0, 1.0)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.models import SHAPES, read_config
-from benchmarks.roofline import Shape, workload_roofline
+from benchmarks.roofline import MEASURED, Rates, Shape, workload_roofline
 
 SMALL = Shape(
     hidden_size=4,
@@ -36,7 +36,7 @@ def test_shape_by_hand() -> None:
 def test_workload_by_hand() -> None:
     """One request, 3 tokens in, 3 out: one prefill step, and decode steps over contexts 4 and 5."""
     result = workload_roofline(
-        SMALL, [(3, 3)], max_num_seqs=1, max_num_batched_tokens=8, bandwidth=1.0, flops=1e9
+        SMALL, [(3, 3)], max_num_seqs=1, max_num_batched_tokens=8, rates=Rates(1.0, 1e9)
     )
     assert result.prefill_bytes == 656 + 3 * 24
     assert result.prefill_flops == 2 * 288 * 3 + 2 * 40 + 48 * 6
@@ -44,9 +44,7 @@ def test_workload_by_hand() -> None:
     assert result.decode_bytes == (656 + (4 + 1) * 24) + (656 + (5 + 1) * 24)
     assert result.decode_flops == 2 * 2 * (288 + 40) + 48 * (4 + 5)
     assert result.seconds == pytest.approx(result.prefill_bytes + result.decode_bytes)  # bytes bind
-    slow = workload_roofline(
-        SMALL, [(3, 3)], max_num_seqs=1, max_num_batched_tokens=8, bandwidth=1e9, flops=1.0
-    )
+    slow = workload_roofline(SMALL, [(3, 3)], max_num_seqs=1, max_num_batched_tokens=8, rates=Rates(1e9, 1.0))
     assert slow.seconds == pytest.approx(slow.prefill_flops + slow.decode_flops)
 
 
@@ -107,3 +105,9 @@ def test_schedule_against_simulation(lengths: list[tuple[int, int]], rows: int, 
     pairs = sum(min(i + 1, window) if window else i + 1 for prompt, _ in lengths for i in range(prompt))
     prompt_tokens = sum(prompt for prompt, _ in lengths)
     assert result.prefill_flops == 2 * 288 * prompt_tokens + 80 * len(lengths) + shape.pair_flops * pairs
+
+
+def test_rates_are_those_of_the_card_but_for_what_is_given() -> None:
+    assert Rates.of("NVIDIA H100 80GB HBM3") == MEASURED["H100"]
+    assert Rates.of("NVIDIA H200") == Rates.of("another card") == MEASURED["H200"]
+    assert Rates.of("NVIDIA H100 80GB HBM3", flops=1.0) == Rates(MEASURED["H100"].bandwidth, 1.0)

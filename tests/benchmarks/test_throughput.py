@@ -13,10 +13,11 @@ from benchmarks import results, side_by_side, throughput
 from benchmarks.engines import BenchmarkEngine, Setup, engine_class
 from benchmarks.engines.base import Timeline, timeline
 from benchmarks.models import read_config
+from benchmarks.roofline import Rates
 from benchmarks.workloads import Ask, make_workload
 from dodona.oracle.environment import OVERRIDE_VARIABLE
 
-RATES = throughput.Rates(1e12, 1e12)
+RATES = Rates(1e12, 1e12)
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_share_is_the_rooflines_time_by_ours() -> None:
     workload = make_workload("nano256", vocab_size=211)
     once = throughput.roofline(workload, HEAD, 10.0, RATES)
     assert once["share"] == pytest.approx((once["prefill_seconds"] + once["decode_seconds"]) / 10.0)
-    twice = throughput.roofline(workload, HEAD, 10.0, throughput.Rates(2e12, 2e12))
+    twice = throughput.roofline(workload, HEAD, 10.0, Rates(2e12, 2e12))
     assert twice["share"] == pytest.approx(once["share"] / 2)
 
 

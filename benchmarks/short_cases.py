@@ -1,0 +1,119 @@
+"""Kernels of the short ways: prompts without context, and one token alone. See `kernel_cases`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.nn import functional
+
+from benchmarks.kernel_cases import BLOCK_SIZE, EPS, Case, Inputs, Pages, Scene
+from benchmarks.roofline import Shape
+from dodona.kernels.attention_decode import paged_decode_attention_reference
+from dodona.kernels.attention_few import few_sequences_attention
+from dodona.kernels.attention_fresh import fresh_prefill_attention, supports_fresh_prefill
+from dodona.kernels.fused_linear import fused_linear, fused_linear_reference
+from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
+
+
+def fresh_prefill_cases(
+    scene: Scene, label: str, shape: Shape, grid: Sequence[tuple[int, int]]
+) -> Iterator[Case]:
+    """Whole prompts over their own projection; grid: (prompts, tokens of each). None where the GPU can't."""
+    q_heads, kv_heads, dim = shape.num_q_heads, shape.num_kv_heads, shape.head_size
+    if not supports_fresh_prefill(device=scene.device, dtype=scene.dtype, head_size=dim, window=None):
+        return
+    for batch, length in grid:
+
+        def make(batch: int = batch, length: int = length) -> Inputs:
+            qkv = scene.random(batch * length, (q_heads + 2 * kv_heads) * dim)
+            starts = scene.ints([i * length for i in range(batch + 1)])
+            seq_lens = scene.ints([length] * batch)
+            heads = qkv.view(batch, length, -1, dim).transpose(1, 2)
+            q, k, v = heads.split([q_heads, kv_heads, kv_heads], dim=1)
+            return Inputs(
+                lambda: fresh_prefill_attention(
+                    qkv=qkv, query_start=starts, seq_lens=seq_lens, max_query_len=length, num_q_heads=q_heads,
+                    num_kv_heads=kv_heads, scale=dim**-0.5, num_multiprocessors=scene.num_multiprocessors,
+                ),
+                lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+                None,
+            )  # fmt: skip
+
+        moved = batch * length * (2 * kv_heads + 2 * q_heads) * dim * scene.dtype.itemsize
+        flops = 4 * batch * (length * (length + 1) // 2) * q_heads * dim
+        yield Case("fresh_prefill_attention", f"{label} {batch} × {length} tokens", moved, flops, make)
+
+
+def one_token_cases(scene: Scene, label: str, shape: Shape, contexts: Sequence[int]) -> Iterator[Case]:
+    """Attention straight from the projection, and the products with what is fused to them."""
+    hidden, size = shape.hidden_size, shape.intermediate_size
+    q, kv = shape.num_q_heads * shape.head_size, shape.num_kv_heads * shape.head_size
+    for part, rows, columns, norm, gate, add in (
+        ("qkv", q + 2 * kv, hidden, True, False, False),
+        ("o", hidden, q, False, False, True),
+        ("gate_up", 2 * size, hidden, True, True, False),
+        ("down", hidden, size, False, False, True),
+        ("lm_head", shape.vocab_size, hidden, True, False, False),
+    ):
+
+        def make(
+            rows: int = rows, columns: int = columns, norm: bool = norm, gate: bool = gate, add: bool = add
+        ) -> Inputs:
+            x, weight = scene.random(1, columns), scene.random(rows, columns) * columns**-0.5
+            norm_weight = scene.random(columns) if norm else None
+            residual = scene.random(1, rows) if add else None
+
+            def kernel() -> torch.Tensor:
+                return fused_linear(
+                    x=x, weight=weight, norm_weight=norm_weight, eps=EPS, residual=residual, silu_mul=gate
+                )
+
+            def verify() -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+                expected = fused_linear_reference(x, weight, norm_weight, EPS, residual, gate)
+                return [(kernel(), expected)]
+
+            return Inputs(kernel, lambda: functional.linear(x, weight), verify)
+
+        moved = (rows * columns + columns + rows) * scene.dtype.itemsize
+        yield Case("fused_linear", f"{label} {part}", moved, 2 * rows * columns, make)
+    for context in contexts:
+        moved = (2 * context * shape.num_kv_heads + 2 * shape.num_q_heads) * shape.head_size
+        yield Case(
+            "few_sequences_attention",
+            f"{label} batch 1 context {context}",
+            moved * scene.dtype.itemsize,
+            4 * context * shape.num_q_heads * shape.head_size,
+            lambda context=context: _one_token_attention(scene, shape, context),
+        )
+
+
+def _one_token_attention(scene: Scene, shape: Shape, context: int) -> Inputs:
+    q_heads, kv_heads, dim = shape.num_q_heads, shape.num_kv_heads, shape.head_size
+    pages = Pages(scene, 1, context, kv_heads, dim)
+    qkv = scene.random(1, (q_heads + 2 * kv_heads) * dim)
+    q_weight, k_weight = scene.random(dim), scene.random(dim)
+    seq_lens, positions = scene.ints([context]), scene.ints([context - 1])
+    block, offset = divmod(context - 1, BLOCK_SIZE)
+    slots = pages.table[:, block] * BLOCK_SIZE + offset
+    angles = torch.rand(context, dim // 2, device=scene.device) * 6
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    arrivals = scene.ints([0] * kv_heads)
+
+    def kernel() -> torch.Tensor:
+        return few_sequences_attention(
+            qkv=qkv, positions=positions, slots=slots, cos_sin=cos_sin, q_weight=q_weight, k_weight=k_weight,
+            eps=EPS, num_q_heads=q_heads, kv_cache=pages.kv_cache, block_table=pages.table, rows=pages.rows,
+            seq_lens=seq_lens, scale=dim**-0.5, window=None, arrivals=arrivals,
+        )  # fmt: skip
+
+    def verify() -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+        queries, cache = qk_norm_rope_kv_write_reference(
+            qkv, positions, slots, cos_sin, pages.kv_cache, q_heads, q_weight, k_weight, EPS
+        )
+        expected = paged_decode_attention_reference(
+            queries, cache, pages.table, pages.rows, seq_lens, dim**-0.5, None
+        )
+        return [(kernel(), expected)]
+
+    return Inputs(kernel, None, verify)
