@@ -132,13 +132,11 @@ class StepRunner:
     ) -> ForwardInputs:
         """Gather a step's inputs from the state."""
         state = self.state
-        # With one token per sequence, what gathers the tokens can gather their embeddings.
-        embedding = self.model.weights.embedding if num_tokens == batch == num_decodes else None
-        embedded = None
-        if embedding is not None:
-            embedded = torch.empty(
-                (num_tokens, embedding.shape[1]), dtype=embedding.dtype, device=embedding.device
-            )
+        embedding, embedded = None, None
+        if num_tokens == batch == num_decodes:
+            # With one token per sequence, what gathers the tokens can gather their embeddings.
+            embedding = self.model.weights.embedding
+            embedded = embedding.new_empty((num_tokens, embedding.shape[1]))
         inputs = ForwardInputs(
             input_ids=self._input_ids[:num_tokens],
             positions=self._positions[:num_tokens],
