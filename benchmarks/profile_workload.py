@@ -22,8 +22,8 @@ from benchmarks.engines import BenchmarkEngine, engine_class
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
 from benchmarks.profile_step import profile
-from benchmarks.throughput import make_setup, parser, timed
-from benchmarks.workloads import Workload, make_workload
+from benchmarks.throughput import make_setup, make_workloads, parser, timed
+from benchmarks.workloads import Workload
 
 MOST_KERNELS = 20
 
@@ -36,12 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--engine {options.engine}: its kernels run in another process; expected dodona-v2 or dodona-v1"
         )
     config = read_config(options.model)
-    workloads = [
-        make_workload(name, vocab_size=config["vocab_size"], seed=options.seed, rate=options.rate).smaller(
-            options.requests, options.divide
-        )
-        for name in options.workload
-    ]
+    workloads = make_workloads(options, config)
     records: list[dict[str, Any]] = []
     with model_directory(options.model) as directory:
         engine = engine_class(options.engine).load(make_setup(options, config, workloads, directory))

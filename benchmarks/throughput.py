@@ -36,12 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write."""
     options = parser().parse_args(arguments)
     config = read_config(options.model)
-    workloads = [
-        make_workload(name, vocab_size=config["vocab_size"], seed=options.seed, rate=options.rate).smaller(
-            options.requests, options.divide
-        )
-        for name in options.workload
-    ]
+    workloads = make_workloads(options, config)
     with model_directory(options.model) as directory:
         setup = make_setup(options, config, workloads, directory)
         started = time.perf_counter()
@@ -79,6 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             engine.close()
     return 0
+
+
+def make_workloads(options: argparse.Namespace, config: Mapping[str, Any]) -> list[Workload]:
+    """The workloads that were asked for."""
+    return [
+        make_workload(name, vocab_size=config["vocab_size"], seed=options.seed, rate=options.rate).smaller(
+            options.requests, options.divide
+        )
+        for name in options.workload
+    ]
 
 
 def make_setup(

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.attention_decode import LOG2_E
 from dodona.kernels.attention_few import (
-    LOG2_E,
     NO_SCORE,
     AttentionParts,
     split_keys,

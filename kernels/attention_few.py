@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.attention_decode import LOG2_E
 from dodona.kernels.dependent_launch import (
     launch_options,
     let_next_start,
@@ -29,7 +30,6 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs,
 )
 
-LOG2_E = 1.4426950408889634
 LARGEST_GROUP = 8
 """Most query heads per KV head."""
 NO_SCORE = tl.constexpr(-1e30)

@@ -94,7 +94,6 @@ def plan_decode_attention(
     window: int | None,
     includes_new_key: bool,
     num_multiprocessors: int,
-    tiles: DecodeTiles | None = None,
     num_programs: int | None = None,
 ) -> DecodePlan:
     """Plan one step's decode attention.
@@ -107,11 +106,10 @@ def plan_decode_attention(
         window: most recent keys that a query sees; None for all.
         includes_new_key: whether the last token's key is in the cache already.
         num_multiprocessors: the GPU's.
-        tiles: how attention runs; None to choose.
         num_programs: None for as many as the GPU holds at a time.
     """
     batch = rows.shape[0]
-    tiles = tiles or choose_decode_tiles(row_bytes, batch * num_kv_heads)
+    tiles = choose_decode_tiles(row_bytes, batch * num_kv_heads)
     tile_ends = torch.empty(batch, dtype=torch.int32, device=rows.device)
     _plan_kernel[(1,)](
         rows=rows,

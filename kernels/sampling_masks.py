@@ -104,7 +104,7 @@ def mask_stop_tokens(
     width = stop_ids.shape[1]
     _mask_stop_tokens_kernel[(n,)](
         scores, idx_mapping, positions, prompt_lens, min_tokens, stop_ids, width, vocab,
-        WIDTH=triton.next_power_of_2(width), num_warps=1,
+        BLOCK=32, num_warps=1,
     )  # fmt: skip
 
 
@@ -238,7 +238,8 @@ def _prepare_kernel(
     tl.store(scores_ptr + row * vocab + tokens, scores, mask=inside)
 
 
-@triton.jit
+# Tables grow with what requests list: their widths must not mean new kernels.
+@triton.jit(do_not_specialize=["width"])
 def _mask_stop_tokens_kernel(
     scores_ptr,  # [n, vocab]
     idx_mapping_ptr,  # [n]
@@ -248,7 +249,7 @@ def _mask_stop_tokens_kernel(
     stop_ids_ptr,  # [rows, width]
     width,
     vocab,
-    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     state = tl.load(idx_mapping_ptr + row)
@@ -256,12 +257,13 @@ def _mask_stop_tokens_kernel(
         return
     generated = tl.load(positions_ptr + row) - tl.load(prompt_lens_ptr + state)
     early = generated < tl.load(min_tokens_ptr + state)
-    columns = tl.arange(0, WIDTH)
-    ids = tl.load(stop_ids_ptr + state * width + columns, mask=columns < width, other=-1)
-    tl.store(scores_ptr + row * vocab + ids, float("-inf"), mask=early & (ids >= 0) & (ids < vocab))
+    for first in range(0, width, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        ids = tl.load(stop_ids_ptr + state * width + columns, mask=columns < width, other=-1)
+        tl.store(scores_ptr + row * vocab + ids, float("-inf"), mask=early & (ids >= 0) & (ids < vocab))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["word_tokens_stride", "word_ends_stride"])
 def _mask_bad_words_kernel(
     scores_ptr,  # [n, vocab]
     idx_mapping_ptr,  # [n]
@@ -297,7 +299,7 @@ def _mask_bad_words_kernel(
     tl.store(scores_ptr + row * vocab + last, float("-inf"), mask=matches & (last >= 0) & (last < vocab))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _add_logit_bias_kernel(
     scores_ptr,  # [n, vocab]
     idx_mapping_ptr,  # [n]

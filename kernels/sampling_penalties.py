@@ -135,7 +135,7 @@ def _penalties_kernel(
     tl.store(places, scores, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _count_tokens_kernel(
     counts_ptr,  # [rows, vocab]
     vocab,

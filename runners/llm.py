@@ -89,6 +89,9 @@ class LLM:
         self.max_model_len = sizes[0].max_model_len
         """Most tokens of prompt and output together."""
         self.num_kv_blocks = sizes[0].num_blocks
+        request_features, self._max_num_batched_tokens = self._engine.call(
+            lambda runner, scheduler: (runner.request_features, scheduler.max_num_batched_tokens)
+        )
         self._admission = Admission(
             vocab_size=_vocab_size(info.vocab_size, self._tokenizer),
             max_model_len=self.max_model_len,
@@ -96,10 +99,7 @@ class LLM:
             seed=model_config.seed,
             eos_token_ids=self._defaults.eos_token_ids,
             tokenizer=self._tokenizer,
-            request_features=self._engine.call(lambda runner, _: runner.request_features),
-        )
-        self._max_num_batched_tokens: int = self._engine.call(
-            lambda _, scheduler: scheduler.max_num_batched_tokens
+            request_features=request_features,
         )
 
     @classmethod

@@ -161,12 +161,16 @@ class DenseModel:
         for layer, kv_cache in zip(self.weights.layers, kv_caches, strict=True):
             qkv = fused_linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
             if leaves_parts:
-                parts = few_sequences_attention_parts(**self._from_qkv(layer, qkv, inputs, kv_cache))
+                parts = few_sequences_attention_parts(
+                    **self._from_qkv(layer, qkv, inputs, kv_cache), window=spec.window
+                )
                 residual = attended_linear(parts=parts, weight=layer.o, residual=residual)
             else:
                 if is_small:
                     attended = few_sequences_attention(
-                        **self._from_qkv(layer, qkv, inputs, kv_cache), arrivals=inputs.arrivals
+                        **self._from_qkv(layer, qkv, inputs, kv_cache),
+                        window=spec.window,
+                        arrivals=inputs.arrivals,
                     ).view(1, -1)
                 else:
                     attended = self._attention(layer, qkv, inputs, kv_cache, plan)
@@ -180,7 +184,7 @@ class DenseModel:
     def _from_qkv(
         self, layer: LayerWeights, qkv: torch.Tensor, inputs: ForwardInputs, kv_cache: torch.Tensor
     ) -> dict[str, Any]:
-        """Arguments of `attention_few`."""
+        """What all kernels for decodes take that attend from the qkv projection."""
         return {
             "qkv": qkv,
             "positions": inputs.positions,
@@ -195,7 +199,6 @@ class DenseModel:
             "rows": inputs.rows,
             "seq_lens": inputs.seq_lens,
             "scale": self._scale,
-            "window": self.spec.window,
         }
 
     def _plan(self, inputs: ForwardInputs) -> DecodePlan | None:
@@ -226,21 +229,7 @@ class DenseModel:
         if not inputs.max_prefill_len:
             assert plan is not None  # a step has tokens
             return decode_attention_from_qkv(
-                qkv=qkv,
-                positions=inputs.positions,
-                slots=inputs.slots,
-                cos_sin=self._cos_sin,
-                q_weight=layer.q_norm,
-                k_weight=layer.k_norm,
-                eps=spec.norm_eps,
-                num_q_heads=spec.num_q_heads,
-                kv_cache=kv_cache,
-                block_table=inputs.block_table,
-                rows=inputs.rows,
-                seq_lens=inputs.seq_lens,
-                scale=self._scale,
-                plan=plan,
-                arrivals=inputs.arrivals,
+                **self._from_qkv(layer, qkv, inputs, kv_cache), plan=plan, arrivals=inputs.arrivals
             ).view(decodes, -1)
         q = qk_norm_rope_kv_write(
             qkv=qkv,

@@ -70,6 +70,19 @@ def test_mask_stop_tokens(device, generator):
     assert [row.isinf().sum().item() for row in actual] == [0, 3, 3, 3]
 
 
+def test_more_stop_tokens_than_one_block_holds(device):
+    scores = torch.zeros(1, 200, device=device)
+    masks.mask_stop_tokens(
+        scores,
+        idx_mapping=torch.tensor([0], device=device),
+        positions=torch.tensor([3], device=device),
+        prompt_lens=torch.tensor([3], device=device),
+        min_tokens=torch.tensor([1], device=device),
+        stop_ids=torch.arange(0, 160, 2, device=device).int()[None],
+    )
+    assert scores.isinf().nonzero()[:, 1].tolist() == list(range(0, 160, 2))
+
+
 def test_mask_bad_words(device, generator):
     vocab = 30
     words = {0: [[7]], 3: [[1, 2, 3], [2, 9], [4, 4]], 4: [], 5: [[5, 6], [29], [8, 5, 1], [40]]}

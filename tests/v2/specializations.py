@@ -20,11 +20,10 @@ import tests.v2.test_sampled_tokens as sampled
 from dodona.runners.sampling_params import SamplingParams
 from dodona.runners.v2 import runner as runner_module
 from dodona.runners.v2.graphs import graph_sizes
+from tests.kernels.sm90.compile_only import LAUNCH_OPTIONS
 from tests.support.tiny_models import TinyModels
 from tests.v2.drive import GREEDY, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
-
-LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "launch_pdl")
 
 
 def specialization(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -97,8 +96,10 @@ def main() -> int:
             sampled.MIXED,
             [random, *sampled.MIXED, SamplingParams(logprobs=5), SamplingParams(logprobs=20)],
             [SamplingParams(logprobs=1, prompt_logprobs=2, temperature=0.5)],
+            [SamplingParams(logit_bias=dict.fromkeys(range(n), 1.0)) for n in (2, 5, 16)],
+            [SamplingParams(min_tokens=2, stop_token_ids=list(range(90, 90 + n))) for n in (2, 5, 16)],
         ):
-            for count in (1, 2, 5, 24):
+            for count in (1, 2, 5, 16, 24):
                 prompts = prompts_of(*(lengths[i % len(lengths)] for i in range(count)))
                 generate(
                     runner,
