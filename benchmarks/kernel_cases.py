@@ -16,6 +16,7 @@ from benchmarks.roofline import Shape
 from dodona.kernels.activation import silu_and_mul, silu_and_mul_reference
 from dodona.kernels.attention_decode import paged_decode_attention, paged_decode_attention_reference
 from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
+from dodona.kernels.attention_stream import supports_streams
 from dodona.kernels.decode_plan import plan_decode_attention
 from dodona.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from dodona.kernels.rotary import qk_norm_rope_kv_write, qk_norm_rope_kv_write_reference
@@ -178,6 +179,7 @@ def decode_attention_cases(
                 window=None,
                 includes_new_key=True,
                 num_multiprocessors=scene.num_multiprocessors,
+                can_stream=supports_streams(device=scene.device, dtype=scene.dtype, head_size=dim),
             )
             # torch gets the same memory as if it were contiguous per sequence: the best it could have.
             k, v = pages.contiguous()

@@ -1,4 +1,4 @@
-"""Kernels of the short ways: prompts without context, and one token alone. See `kernel_cases`."""
+"""Kernels of the short ways: prompts without context, and few tokens. See `kernel_cases`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.roofline import Shape
 from dodona.kernels.attention_decode import paged_decode_attention_reference
 from dodona.kernels.attention_few import few_sequences_attention
 from dodona.kernels.attention_fresh import fresh_prefill_attention, supports_fresh_prefill
+from dodona.kernels.few_linear import few_linear, supports_few_linear
 from dodona.kernels.fused_linear import fused_linear, fused_linear_reference
 from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
 
@@ -45,38 +46,13 @@ def fresh_prefill_cases(
         yield Case("fresh_prefill_attention", f"{label} {batch} × {length} tokens", moved, flops, make)
 
 
-def one_token_cases(scene: Scene, label: str, shape: Shape, contexts: Sequence[int]) -> Iterator[Case]:
-    """Attention straight from the projection, and the products with what is fused to them."""
-    hidden, size = shape.hidden_size, shape.intermediate_size
-    q, kv = shape.num_q_heads * shape.head_size, shape.num_kv_heads * shape.head_size
-    for part, rows, columns, norm, gate, add in (
-        ("qkv", q + 2 * kv, hidden, True, False, False),
-        ("o", hidden, q, False, False, True),
-        ("gate_up", 2 * size, hidden, True, True, False),
-        ("down", hidden, size, False, False, True),
-        ("lm_head", shape.vocab_size, hidden, True, False, False),
-    ):
-
-        def make(
-            rows: int = rows, columns: int = columns, norm: bool = norm, gate: bool = gate, add: bool = add
-        ) -> Inputs:
-            x, weight = scene.random(1, columns), scene.random(rows, columns) * columns**-0.5
-            norm_weight = scene.random(columns) if norm else None
-            residual = scene.random(1, rows) if add else None
-
-            def kernel() -> torch.Tensor:
-                return fused_linear(
-                    x=x, weight=weight, norm_weight=norm_weight, eps=EPS, residual=residual, silu_mul=gate
-                )
-
-            def verify() -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
-                expected = fused_linear_reference(x, weight, norm_weight, EPS, residual, gate)
-                return [(kernel(), expected)]
-
-            return Inputs(kernel, lambda: functional.linear(x, weight), verify)
-
-        moved = (rows * columns + columns + rows) * scene.dtype.itemsize
-        yield Case("fused_linear", f"{label} {part}", moved, 2 * rows * columns, make)
+def few_token_cases(scene: Scene, label: str, shape: Shape, contexts: Sequence[int]) -> Iterator[Case]:
+    """Attention of one token straight from the projection; products with what is fused to them, of one token
+    and of a few where the GPU can."""
+    yield from _product_cases(scene, label, shape, 1)
+    if supports_few_linear(device=scene.device, dtype=scene.dtype, sizes=[shape.hidden_size]):
+        for tokens in (4, 16):
+            yield from _product_cases(scene, label, shape, tokens)
     for context in contexts:
         moved = (2 * context * shape.num_kv_heads + 2 * shape.num_q_heads) * shape.head_size
         yield Case(
@@ -86,6 +62,44 @@ def one_token_cases(scene: Scene, label: str, shape: Shape, contexts: Sequence[i
             4 * context * shape.num_q_heads * shape.head_size,
             lambda context=context: _one_token_attention(scene, shape, context),
         )
+
+
+def _product_cases(scene: Scene, label: str, shape: Shape, tokens: int) -> Iterator[Case]:
+    hidden, size = shape.hidden_size, shape.intermediate_size
+    q, kv = shape.num_q_heads * shape.head_size, shape.num_kv_heads * shape.head_size
+    linear = fused_linear if tokens == 1 else few_linear
+    for part, rows, columns, norm, gate, add in (
+        ("qkv", q + 2 * kv, hidden, True, False, False),
+        ("o", hidden, q, False, False, True),
+        ("gate_up", 2 * size, hidden, True, True, False),
+        ("down", hidden, size, False, False, True),
+        ("lm_head", shape.vocab_size, hidden, True, False, False),
+    ):
+        if part == "lm_head" and tokens > 1:
+            continue
+
+        def make(
+            rows: int = rows, columns: int = columns, norm: bool = norm, gate: bool = gate, add: bool = add
+        ) -> Inputs:
+            x, weight = scene.random(tokens, columns), scene.random(rows, columns) * columns**-0.5
+            norm_weight = scene.random(columns) if norm else None
+            residual = scene.random(tokens, rows) if add else None
+
+            def kernel() -> torch.Tensor:
+                return linear(
+                    x=x, weight=weight, norm_weight=norm_weight, eps=EPS, residual=residual, silu_mul=gate
+                )
+
+            def verify() -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+                expected = fused_linear_reference(x, weight, norm_weight, EPS, residual, gate)
+                return [(kernel(), expected)]
+
+            return Inputs(kernel, lambda: functional.linear(x, weight), verify)
+
+        moved = (rows * columns + tokens * (columns + rows)) * scene.dtype.itemsize
+        name = "fused_linear" if tokens == 1 else "few_linear"
+        case = f"{label} {part} {tokens} tokens"
+        yield Case(name, case, moved, 2 * tokens * rows * columns, make)
 
 
 def _one_token_attention(scene: Scene, shape: Shape, context: int) -> Inputs:

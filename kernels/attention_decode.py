@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.attention_stream import stream_decode_kernel
 from dodona.kernels.decode_plan import DecodePlan, plan_width
 from dodona.kernels.dependent_launch import (
     launch_options,
@@ -384,44 +385,26 @@ def _launch(
     partial_out = torch.empty((entries, head_size), dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(entries, dtype=torch.float32, device=q.device)
     dependent = supports_dependent_launch(q.device)
-    _paged_decode_kernel[(plan.num_programs,)](
-        q=q,
-        kv_cache=kv_cache,
-        block_table=block_table,
-        rows=rows,
-        seq_lens=seq_lens,
-        tile_ends=plan.tile_ends,
-        positions=positions,
-        slots=slots,
-        cos_sin=cos_sin,
-        q_weight=q_weight,
-        k_weight=k_weight,
-        eps=eps,
-        out=out,
-        partial_out=partial_out,
-        partial_lse=partial_lse,
-        arrivals=arrivals,
-        scale_log2=scale * LOG2_E,
-        batch=batch,
-        stride_q=stride_q,
-        stride_kv_block=kv_cache.stride(0),
-        stride_table=block_table.stride(0),
-        WINDOW=plan.window or 0,
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        HEAD_SIZE=head_size,
-        BLOCK_SIZE=block_size,
-        FROM_QKV=positions is not None,
-        HAS_NORM=q_weight is not None,
-        DEPENDENT=dependent,
-        LEAST_TILES=max(1, LEAST_SHARE // plan.tiles.n),
-        BLOCK_M=max(16, triton.next_power_of_2(group)),
-        BLOCK_N=plan.tiles.n,
-        WIDTH=plan_width(batch),
-        num_warps=plan.tiles.num_warps,
-        num_stages=plan.tiles.num_stages,
-        **launch_options(dependent),
-    )
+    arguments = {
+        "q": q, "kv_cache": kv_cache, "block_table": block_table, "rows": rows, "seq_lens": seq_lens,
+        "tile_ends": plan.tile_ends, "positions": positions, "slots": slots, "cos_sin": cos_sin,
+        "q_weight": q_weight, "k_weight": k_weight, "eps": eps, "out": out, "partial_out": partial_out,
+        "partial_lse": partial_lse, "arrivals": arrivals, "scale_log2": scale * LOG2_E, "batch": batch,
+        "stride_q": stride_q, "stride_kv_block": kv_cache.stride(0), "stride_table": block_table.stride(0),
+        "WINDOW": plan.window or 0, "NUM_KV_HEADS": num_kv_heads, "GROUP": group, "HEAD_SIZE": head_size,
+        "BLOCK_SIZE": block_size, "FROM_QKV": positions is not None, "HAS_NORM": q_weight is not None,
+        "DEPENDENT": dependent, "LEAST_TILES": max(1, LEAST_SHARE // plan.tiles.n), "BLOCK_N": plan.tiles.n,
+        "WIDTH": plan_width(batch), "num_warps": plan.tiles.num_warps, **launch_options(dependent),
+    }  # fmt: skip
+    members = triton.next_power_of_2(group)
+    if plan.tiles.streams:
+        if group > 16:
+            raise ValueError(f"num_q_heads: expected at most 16 per KV head, got {group}")
+        stream_decode_kernel[(plan.num_programs,)](**arguments, MEMBERS=members, STAGES=plan.tiles.num_stages)
+    else:
+        _paged_decode_kernel[(plan.num_programs,)](
+            **arguments, BLOCK_M=max(16, members), num_stages=plan.tiles.num_stages
+        )
     return out
 
 

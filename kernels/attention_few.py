@@ -32,6 +32,8 @@ from dodona.kernels.dependent_launch import (
 
 LARGEST_GROUP = 8
 """Most query heads per KV head."""
+MOST_FEW_SEQUENCES = 2
+"""Up to how many sequences it is worth while: more of them, `attention_stream` shares out evenly."""
 NO_SCORE = tl.constexpr(-1e30)
 """Below every score, and finite, so that differences of it are numbers."""
 

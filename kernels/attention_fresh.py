@@ -11,8 +11,6 @@ the exponentials are computed while the tensor cores work. Weights stay in regis
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 from triton.experimental import gluon
@@ -27,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from dodona.kernels.attention_decode import LOG2_E
+from dodona.kernels.devices import is_hopper
 
 BLOCK_M = 128
 """Queries of a program."""
@@ -297,18 +296,13 @@ def _descriptor(qkv: torch.Tensor, rows: int, head_size: int) -> TensorDescripto
     return TensorDescriptor.from_tensor(qkv, box, gl.NVMMASharedLayout.get_default_for(box, dtype))
 
 
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
 def supports_fresh_prefill(
     *, device: torch.device, dtype: torch.dtype, head_size: int, window: int | None
 ) -> bool:
     """Whether `fresh_prefill_attention` serves such a model there: its matrix instructions are those of
     compute capability 9.0, and of no other."""
     return (
-        _is_hopper(device)
+        is_hopper(device)
         and dtype in (torch.bfloat16, torch.float16)
         and head_size in (64, 128)
         and window is None

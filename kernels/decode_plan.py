@@ -28,6 +28,8 @@ class DecodeTiles:
     num_warps: int
     num_stages: int
     programs: int
+    streams: bool = False
+    """Whether by the kernel of `attention_stream`, which counts the new key among those of the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,11 +47,17 @@ class DecodePlan:
 
 MANY_PAIRS = 3072
 """From so many pairs of sequence and KV head on, sequences are short: memory holds no more keys."""
+MOST_STREAM_PAIRS = 512
+"""Up to so many pairs one stream of keys is faster: with few sequences, beginning and ending them counts."""
 
 
-def choose_decode_tiles(row_bytes: int, pairs: int) -> DecodeTiles:
+def choose_decode_tiles(row_bytes: int, pairs: int, *, can_stream: bool) -> DecodeTiles:
     """Tiles for keys of so many bytes and `pairs` of sequence and KV head; as measured on an H100 with keys
     of 256 bytes."""
+    if can_stream and pairs <= MOST_STREAM_PAIRS:
+        taken = 4 * 2 * 32 * row_bytes + 16 * row_bytes + 2048
+        programs = max(1, min(6, SHARED_MEMORY // taken))
+        return DecodeTiles(n=32, num_warps=1, num_stages=4, programs=programs, streams=True)
     n, num_warps, num_stages, most = (16, 1, 3, 8) if pairs >= MANY_PAIRS else (64, 4, 2, 3)
     n = max(16, min(n, n * 256 // row_bytes))
     taken = (num_stages - 1) * 2 * n * row_bytes + 4096
@@ -95,6 +103,7 @@ def plan_decode_attention(
     includes_new_key: bool,
     num_multiprocessors: int,
     num_programs: int | None = None,
+    can_stream: bool = False,
 ) -> DecodePlan:
     """Plan one step's decode attention.
 
@@ -107,9 +116,10 @@ def plan_decode_attention(
         includes_new_key: whether the last token's key is in the cache already.
         num_multiprocessors: the GPU's.
         num_programs: None for as many as the GPU holds at a time.
+        can_stream: whether `attention_stream` serves such a model there.
     """
     batch = rows.shape[0]
-    tiles = choose_decode_tiles(row_bytes, batch * num_kv_heads)
+    tiles = choose_decode_tiles(row_bytes, batch * num_kv_heads, can_stream=can_stream)
     tile_ends = torch.empty(batch, dtype=torch.int32, device=rows.device)
     _plan_kernel[(1,)](
         rows=rows,
@@ -117,7 +127,7 @@ def plan_decode_attention(
         tile_ends=tile_ends,
         batch=batch,
         WINDOW=window or 0,
-        NEW=int(not includes_new_key),
+        NEW=int(not includes_new_key and not tiles.streams),
         BLOCK_N=tiles.n,
         WIDTH=plan_width(batch),
         num_warps=4,

@@ -12,6 +12,8 @@ import functools
 
 import torch
 import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 from triton.language.extra import cuda as tl_cuda
 
 
@@ -25,6 +27,20 @@ def let_next_start():
 def wait_for_inputs():
     """Wait until the stream's kernels before this one have ended and their writes are visible."""
     tl_cuda.gdc_wait()
+
+
+@gluon.jit
+def let_next_start_gluon():
+    """`let_next_start` for Gluon's kernels."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def wait_for_inputs_gluon():
+    """`wait_for_inputs` for Gluon's kernels."""
+    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @functools.cache

@@ -35,8 +35,6 @@ def _qk_norm_rope_kv_write_kernel(
 ):
     token = tl.program_id(0)
     slot = tl.load(slots + token)
-    if slot < 0:
-        return
     HALF: tl.constexpr = HEAD_SIZE // 2
     NUM_HEADS: tl.constexpr = NUM_Q_HEADS + 2 * NUM_KV_HEADS
     head = tl.program_id(1) * HEADS_PER_PROGRAM + tl.arange(0, HEADS_PER_PROGRAM)[:, None]
@@ -46,6 +44,11 @@ def _qk_norm_rope_kv_write_kernel(
     is_v = head >= NUM_Q_HEADS + NUM_KV_HEADS
 
     source = qkv + token.to(tl.int64) * (NUM_HEADS * HEAD_SIZE) + head * HEAD_SIZE + half
+    if slot < 0:
+        nothing = tl.zeros((HEADS_PER_PROGRAM, HALF), qkv.dtype.element_ty)
+        tl.store(source, nothing, mask=exists)
+        tl.store(source + HALF, nothing, mask=exists)
+        return
     first = tl.load(source, mask=exists, other=0.0).to(tl.float32)
     second = tl.load(source + HALF, mask=exists, other=0.0).to(tl.float32)
 
@@ -107,9 +110,11 @@ def qk_norm_rope_kv_write(
     Args:
         qkv: [tokens, (num_q_heads + 2 * num_kv_heads) * head_size], contiguous: queries, keys, values. The
             query part is overwritten, and the key part where `keys_in_place`; the rest is left as it was.
+            All of a token without a slot becomes zeros: attention reads tiles that reach past a sequence's
+            end, and what padding comes to be, layer after layer, need not be finite.
         positions: [tokens], int32 or int64: each token's position in its sequence.
-        slots: [tokens], int32: block id * block_size + offset in the block, or -1: then nothing is done for
-            the token.
+        slots: [tokens], int32: block id * block_size + offset in the block, or -1: then nothing is written to
+            the cache for the token.
         cos_sin: [max positions, head_size], float32: cosines in the first half of a row, sines in the second.
         kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_size], contiguous after the first dimension,
             dtype of `qkv`.
@@ -160,8 +165,8 @@ def qk_norm_rope_kv_write_reference(
     eps: float,
     keys_in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`qk_norm_rope_kv_write` in torch: (queries, new KV cache), nothing in place; a token without a slot
-    keeps its query. Where `keys_in_place`, (queries and keys along dimension 1, new KV cache)."""
+    """`qk_norm_rope_kv_write` in torch: (queries, new KV cache), nothing in place; a token without a slot has
+    zeros. Where `keys_in_place`, (queries and keys along dimension 1, new KV cache)."""
     tokens = qkv.shape[0]
     _, _, num_kv_heads, block_size, head_size = kv_cache.shape
     heads = qkv.view(tokens, -1, head_size)
@@ -179,12 +184,12 @@ def qk_norm_rope_kv_write_reference(
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(qkv.dtype)
 
     live = slots >= 0
-    overwritten = torch.where(live[:, None, None], rotate(norm(q, q_weight)), q)
+    overwritten = rotate(norm(q, q_weight)).masked_fill(~live[:, None, None], 0)
     keys = rotate(norm(k, k_weight))
     cache = kv_cache.clone()
     slot = slots[live].long()
     cache[slot // block_size, 0, :, slot % block_size] = keys[live]
     cache[slot // block_size, 1, :, slot % block_size] = v[live]
     if keys_in_place:
-        overwritten = torch.cat([overwritten, torch.where(live[:, None, None], keys, k)], dim=1)
+        overwritten = torch.cat([overwritten, keys.masked_fill(~live[:, None, None], 0)], dim=1)
     return overwritten, cache

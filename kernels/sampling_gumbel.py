@@ -1,8 +1,8 @@
 """Drawing a token per row: temperature, Gumbel noise and argmax in one pass over the logits.
 
 The noise is a pure function of (seed, position, token); `dodona.runners.sampling` describes it. Two launches:
-blocks of the vocabulary, then a reduction over a row's blocks. Both read only device tensors, so they can be
-captured in a graph.
+blocks of the vocabulary, then a reduction over a row's blocks, which can also end the step. Both read only
+device tensors, so they can be captured in a graph.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ def gumbel_sample(
     inverse_temperatures: Tensor,
     fallback: Tensor,
     cuts: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """One token per batch row: argmax of logit / temperature + noise, or of the logit where the row is
     greedy.
@@ -48,17 +47,59 @@ def gumbel_sample(
         inverse_temperatures: [rows] fp32, per state row; 0 = greedy.
         fallback: [rows] int64, per state row.
         cuts: [n] fp32, per batch row, or None: only tokens whose tempered logit is >= the row's are drawn.
-        out: [n] int32, made if None.
     Returns: [n] int32.
     """
+    out = torch.empty(logits.shape[0], dtype=torch.int32, device=logits.device)
+    if len(out):
+        best, token = _draw_blocks(logits, idx_mapping, positions, seeds, inverse_temperatures, cuts)
+        _reduce_blocks(best, token, idx_mapping, fallback, out)
+    return out
+
+
+def gumbel_sample_and_append(
+    logits: Tensor,
+    *,
+    idx_mapping: Tensor,
+    positions: Tensor,
+    seeds: Tensor,
+    inverse_temperatures: Tensor,
+    fallback: Tensor,
+    num_computed: Tensor,
+    token_ids: Tensor,
+    ring: Tensor,
+    turn: Tensor,
+) -> None:
+    """`gumbel_sample` without cuts, then `step_state.update_state` of the rows drawn for, in no more launches
+    than the first alone.
+
+    Args: those of `gumbel_sample`, `n` not 0, and
+        num_computed: [state rows], int32, written: `positions` of the rows drawn for.
+        token_ids: [state rows, max_model_len], int32, written: the token at its position (where there is
+            room).
+        ring: [slots, n or more], int32: the first n of one slot are written, the token of each batch row.
+        turn: [1], int32: that slot.
+    """
+    best, token = _draw_blocks(logits, idx_mapping, positions, seeds, inverse_temperatures, None)
+    _reduce_blocks(
+        best, token, idx_mapping, fallback, ring,
+        turn=turn, positions=positions, num_computed=num_computed, token_ids=token_ids,
+    )  # fmt: skip
+
+
+def _draw_blocks(
+    logits: Tensor,
+    idx_mapping: Tensor,
+    positions: Tensor,
+    seeds: Tensor,
+    inverse_temperatures: Tensor,
+    cuts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Of each row and block of the vocabulary the greatest sum and its token: two [n, blocks]."""
     n, vocab = logits.shape
     block = vocab_block(n, vocab)
     num_blocks = triton.cdiv(vocab, block)
-    out = torch.empty(n, dtype=torch.int32, device=logits.device) if out is None else out
     best = torch.empty(n, num_blocks, dtype=torch.float32, device=logits.device)
     token = torch.empty(n, num_blocks, dtype=torch.int32, device=logits.device)
-    if n == 0:
-        return out
     dependent = supports_dependent_launch(logits.device)
     _draw_blocks_kernel[(n, num_blocks)](
         logits, logits.stride(0), idx_mapping, positions, seeds, inverse_temperatures, cuts,
@@ -66,19 +107,44 @@ def gumbel_sample(
         FAST_LOG=not triton.knobs.runtime.interpret, DEPENDENT=dependent,
         num_warps=8 if block > 1024 else 4, **launch_options(dependent),
     )  # fmt: skip
+    return best, token
+
+
+def _reduce_blocks(
+    best: Tensor,
+    token: Tensor,
+    idx_mapping: Tensor,
+    fallback: Tensor,
+    out: Tensor,
+    *,
+    turn: Tensor | None = None,
+    positions: Tensor | None = None,
+    num_computed: Tensor | None = None,
+    token_ids: Tensor | None = None,
+) -> None:
+    """The token of each row into `out`; where the others are given, `out` is a ring, and the step ends."""
+    n, num_blocks = best.shape
+    dependent = supports_dependent_launch(best.device)
     _reduce_blocks_kernel[(n,)](
         best,
         token,
         idx_mapping,
         fallback,
         out,
+        turn,
+        positions,
+        num_computed,
+        token_ids,
         num_blocks,
+        stride_ring=out.stride(0),
+        stride_tokens=0 if token_ids is None else token_ids.stride(0),
+        max_model_len=0 if token_ids is None else token_ids.shape[1],
+        APPENDS=token_ids is not None,
         WIDTH=triton.next_power_of_2(num_blocks),
         DEPENDENT=dependent,
         num_warps=1,
         **launch_options(dependent),
     )
-    return out
 
 
 def gumbel_sample_reference(
@@ -183,14 +249,22 @@ def _draw_blocks_kernel(
     tl.store(token_ptr + row * num_blocks + block, block * BLOCK + index)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_model_len"])
 def _reduce_blocks_kernel(
     best_ptr,  # [n, num_blocks]
     token_ptr,  # [n, num_blocks]
     idx_mapping_ptr,  # [n]
     fallback_ptr,  # [rows]
-    out_ptr,  # [n]
+    out_ptr,  # [n], or [slots, n or more] if APPENDS
+    turn_ptr,  # [1]; this and the next three: None if not APPENDS
+    positions_ptr,  # [n]
+    num_computed_ptr,  # [rows]
+    token_ids_ptr,  # [rows, max_model_len]
     num_blocks,
+    stride_ring,
+    stride_tokens,
+    max_model_len,
+    APPENDS: tl.constexpr,
     WIDTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -198,7 +272,7 @@ def _reduce_blocks_kernel(
         let_next_start()
         wait_for_inputs()
     row = tl.program_id(0)
-    state = tl.load(idx_mapping_ptr + row)
+    state = tl.load(idx_mapping_ptr + row).to(tl.int64)
     if state < 0:
         return
     blocks = tl.arange(0, WIDTH)
@@ -209,4 +283,11 @@ def _reduce_blocks_kernel(
     token = tl.load(token_ptr + row * num_blocks + block)
     if greatest == float("-inf"):
         token = tl.load(fallback_ptr + state).to(tl.int32)
-    tl.store(out_ptr + row, token)
+    if APPENDS:
+        tl.store(out_ptr + tl.load(turn_ptr) * stride_ring + row, token)
+        position = tl.load(positions_ptr + row)
+        tl.store(num_computed_ptr + state, position)
+        if position < max_model_len:
+            tl.store(token_ids_ptr + state * stride_tokens + position, token)
+    else:
+        tl.store(out_ptr + row, token)

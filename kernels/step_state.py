@@ -14,7 +14,7 @@ import triton.language as tl
 from dodona.kernels.dependent_launch import launch_options, supports_dependent_launch, wait_for_inputs
 
 
-@triton.jit(do_not_specialize=["max_model_len"])
+@triton.jit(do_not_specialize=["max_model_len", "num_tokens"])
 def _prepare_inputs_kernel(
     rows,
     query_start,
@@ -27,28 +27,35 @@ def _prepare_inputs_kernel(
     seq_lens,
     embedding,
     hidden,
+    turn,
     stride_tokens,
     stride_table,
     max_model_len,
+    num_tokens,
     BLOCK_SIZE: tl.constexpr,
     HIDDEN: tl.constexpr,
+    TURNS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
     entry = tl.program_id(0)
+    if TURNS > 0:
+        tl.store(turn, (tl.load(turn) + 1) % TURNS, mask=entry == 0)
     row = tl.load(rows + entry).to(tl.int64)
     start = tl.load(query_start + entry)
     length = tl.load(query_start + entry + 1) - start
     live = row >= 0
     computed = tl.load(num_computed + row, mask=live, other=0)
     tl.store(seq_lens + entry, tl.where(live, computed + length, 0))
-    for offset in range(0, length, BLOCK):
+    # The last entry's program also writes the padding after it.
+    span = tl.where(entry == tl.num_programs(0) - 1, num_tokens - start, length)
+    for offset in range(0, span, BLOCK):
         i = offset + tl.arange(0, BLOCK)
-        mask = i < length
+        mask = i < span
         position = computed + i
         # A request that ended in a step whose result the host has not read may be scheduled once more than it
         # has room for; what is computed then is thrown away, so it only must not touch memory of others.
-        inside = mask & live & (position < max_model_len)
+        inside = (i < length) & live & (position < max_model_len)
         token = tl.load(token_ids + row * stride_tokens + position, mask=inside, other=0)
         block = tl.load(block_table + row * stride_table + position // BLOCK_SIZE, mask=inside, other=0)
         slot = tl.where(inside, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
@@ -77,6 +84,8 @@ def prepare_inputs(
     seq_lens: torch.Tensor,
     embedding: torch.Tensor | None = None,
     hidden: torch.Tensor | None = None,
+    turn: torch.Tensor | None = None,
+    num_turns: int = 0,
 ) -> None:
     """Gather a step's packed inputs from the state rows.
 
@@ -84,6 +93,7 @@ def prepare_inputs(
         rows: [batch], int32: each batch entry's state row, or -1 for a padded entry (then: token 0, position
             0, slot -1, sequence length 0).
         query_start: [batch + 1], int32: where each entry's tokens start in the packed step, and the end.
+            Tokens from there on are padding: token 0, position 0, slot -1.
         num_computed: [state rows], int32: tokens of each row computed before this step.
         token_ids: [state rows, max_model_len], int32: all tokens known of each row.
         block_table: [state rows, max blocks], int32.
@@ -94,6 +104,9 @@ def prepare_inputs(
         embedding: [vocab, hidden], contiguous, for a step with one token per entry: its rows for the tokens
             are gathered, too; None for not.
         hidden: [batch, hidden], contiguous, written with them; None exactly where `embedding` is.
+        turn: [1], int32, in [0, num_turns), moved on by one around that circle, or None. Whatever else reads
+            it must begin after this launch has ended, and end before the next one begins.
+        num_turns: length of the circle; 0 exactly where `turn` is None.
     """
     hidden_size = 0 if embedding is None else embedding.shape[1]
     small = input_ids.shape[0] <= rows.shape[0]
@@ -109,11 +122,14 @@ def prepare_inputs(
         seq_lens=seq_lens,
         embedding=embedding,
         hidden=hidden,
+        turn=turn,
         stride_tokens=token_ids.stride(0),
         stride_table=block_table.stride(0),
         max_model_len=token_ids.shape[1],
+        num_tokens=input_ids.shape[0],
         BLOCK_SIZE=block_size,
         HIDDEN=hidden_size,
+        TURNS=num_turns,
         BLOCK=16 if small else 1024,
         BLOCK_HIDDEN=triton.next_power_of_2(hidden_size) if hidden_size else 1,
         num_warps=1 if small and not hidden_size else 4,
@@ -127,10 +143,12 @@ def prepare_inputs_reference(
     token_ids: torch.Tensor,
     block_table: torch.Tensor,
     block_size: int,
+    num_tokens: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`prepare_inputs` in torch: (input_ids, positions, slots, seq_lens)."""
+    """`prepare_inputs` in torch, for `num_tokens` packed tokens: (input_ids, positions, slots, seq_lens)."""
     starts = query_start.tolist()
-    input_ids, positions, slots = (torch.zeros(starts[-1], dtype=torch.int32) for _ in range(3))
+    input_ids, positions, slots = (torch.zeros(num_tokens, dtype=torch.int32) for _ in range(3))
+    slots[starts[-1] :] = -1
     seq_lens = torch.zeros(len(rows), dtype=torch.int32)
     for entry, row in enumerate(rows.tolist()):
         if row >= 0:

@@ -208,7 +208,7 @@ class SchedulerConfig:
     """What one step may hold."""
 
     max_num_batched_tokens: Count | None = None
-    """Most tokens of one step; None means 8192 on CUDA and 2048 elsewhere."""
+    """Most tokens of one step; None means 16384 on CUDA and 2048 elsewhere."""
     max_num_seqs: Count = 256
     """Most requests of one step."""
     enable_chunked_prefill: Flag = True

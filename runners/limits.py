@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dodona.engine")
 
-DEFAULT_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
+DEFAULT_BATCHED_TOKENS = {"cuda": 16384, "cpu": 2048}
 """Most tokens of a step where the configuration doesn't say, by device."""
 
 
@@ -38,7 +38,7 @@ def resolve_max_model_len(config: EngineConfig, model: ModelInfo) -> int:
 
 
 def resolve_max_num_batched_tokens(config: EngineConfig, device_type: str) -> int:
-    """Most tokens of a step: as configured, else 8192 on a GPU and 2048 on a CPU."""
+    """Most tokens of a step: as configured, else 16384 on a GPU and 2048 on a CPU."""
     return config.scheduler_config.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[device_type]
 
 

@@ -1,58 +1,104 @@
-"""CUDA graphs of decode steps, one set for each of a few batch sizes.
+"""CUDA graphs of steps of fixed form, a few sizes of each.
 
-A batch runs in the smallest graph that holds it; the rest of the graph's entries are padding (state row -1),
-which reads and writes nothing. Two graphs per size share everything but their end: one samples by temperature
-and Gumbel-max and updates the state, so that such a step is one launch; the other stops at the logits, for
-batches in which some row asks for more.
+A step whose launches depend on a size alone, not on what is in the batch, is captured for a few sizes, and
+runs in the smallest that holds it: steps of decodes by the number of entries, and steps of one fresh prompt
+by the number of its tokens. The rest is padding (state row -1, slot -1), which reads and writes nobody's
+state. Two graphs per size share everything but their end: one samples by temperature and Gumbel-max and
+updates the state, so that such a step is one launch; the other stops at the logits, for batches in which some
+row asks for more.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+LONGEST_PROMPT = 512
+"""Most tokens of a prompt whose step is captured: the longer it is, the less of its time goes to launches."""
 
-def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
+
+class FixedStep(NamedTuple):
+    """A step whose launches are the same each time."""
+
+    size: int
+    """Entries of a step of decodes, or tokens of one fresh prompt; padding is among them."""
+    samples: bool
+    """Whether it draws by the sampler's base stage and updates the state; else it ends with the logits."""
+    is_prompt: bool = False
+
+
+def decode_sizes(max_num_seqs: int) -> tuple[int, ...]:
     """Batch sizes to capture: dense where padding would cost most, ending with `max_num_seqs`.
 
-    >>> graph_sizes(40)
+    >>> decode_sizes(40)
     (1, 2, 4, 8, 16, 24, 32, 40)
     """
     sizes = {1, 2, 4, *range(8, 65, 8), *range(80, 257, 16), *range(288, 513, 32), *range(576, 1 << 14, 64)}
     return tuple(sorted({size for size in sizes if size < max_num_seqs} | {max_num_seqs}))
 
 
-class DecodeGraphs:
-    """Captured decode steps."""
+def prompt_sizes(max_num_tokens: int) -> tuple[int, ...]:
+    """Prompt lengths to capture, ending with the most tokens that a step may have, or `LONGEST_PROMPT`.
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = tuple(sizes)
-        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+    >>> prompt_sizes(100)
+    (16, 32, 64, 96, 100)
+    """
+    most = min(max_num_tokens, LONGEST_PROMPT)
+    return tuple(sorted({n for n in (16, 32, 64, 96, 128, 192, 256, 384) if n < most} | {most}))
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSizes:
+    """Sizes of the steps that are captured, in rising order."""
+
+    decodes: Sequence[int]
+    prompts: Sequence[int]
+
+    def for_decodes(self, batch: int) -> int | None:
+        """The smallest that holds `batch` entries, or None."""
+        return _smallest(self.decodes, batch)
+
+    def for_prompt(self, num_tokens: int) -> int | None:
+        """The smallest that holds a prompt of `num_tokens`, or None."""
+        return _smallest(self.prompts, num_tokens)
+
+
+class StepGraphs:
+    """Captured steps."""
+
+    def __init__(self, sizes: FixedSizes) -> None:
+        self.sizes = sizes
+        self._graphs: dict[FixedStep, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def size_for(self, batch: int) -> int | None:
-        """The smallest captured size that holds `batch` entries, or None."""
-        place = bisect_left(self._sizes, batch)
-        return self._sizes[place] if place < len(self._sizes) else None
+    def capture(self, run: Callable[[FixedStep], None], *, prompts: bool) -> None:
+        """Capture `run(step)` for every size, of prompts or of decodes, with and without sampling.
 
-    def capture(self, run: Callable[[int, bool], None]) -> None:
-        """Capture `run(size, samples)` for every size with and without sampling.
-
-        `run` is called once before each capture, so that kernels are compiled and libraries have their
-        workspaces by then. It must keep its results in tensors that were there before: what it allocates
-        belongs to the graphs' common pool, and any other graph's replay may overwrite it.
+        For each size, `run` is called once before the captures with sampling, so that kernels are compiled
+        and libraries have their workspaces by then. It must keep its results in tensors that were there
+        before: what it allocates belongs to the graphs' common pool, and any other graph's replay may
+        overwrite it.
         """
-        for size in reversed(self._sizes):  # the largest first: smaller ones then fit into its memory
+        sizes = self.sizes.prompts if prompts else self.sizes.decodes
+        for size in reversed(sizes):  # the largest first: smaller ones then fit into its memory
+            run(FixedStep(size, True, prompts))
+            torch.cuda.synchronize()
             for samples in (False, True):
-                run(size, samples)
-                torch.cuda.synchronize()
+                step = FixedStep(size, samples, prompts)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                    run(size, samples)
-                self._graphs[size, samples] = graph
+                    run(step)
+                self._graphs[step] = graph
 
-    def replay(self, size: int, samples: bool) -> None:
+    def replay(self, step: FixedStep) -> None:
         """Launch a captured step on the current stream."""
-        self._graphs[size, samples].replay()
+        self._graphs[step].replay()
+
+
+def _smallest(sizes: Sequence[int], least: int) -> int | None:
+    place = bisect_left(sizes, least)
+    return sizes[place] if place < len(sizes) else None

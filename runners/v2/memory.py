@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -16,22 +16,21 @@ def measure_available_memory(
     *,
     utilization: float,
     largest_step: Callable[[], None],
-    largest_decode: Callable[[], None],
+    captured: Sequence[Callable[[], None]],
 ) -> int:
     """Bytes for KV blocks: `utilization` of the device's memory, less what is taken and what steps will take.
 
-    The largest step's peak counts once. The largest decode's counts once more where graphs are captured: they
-    keep memory of their own. Both are run here.
+    The largest step's peak counts once, and so does each of `captured`, the largest steps of which graphs
+    will be captured: graphs keep memory of their own. All are run here.
     """
     if device.type != "cuda":
         largest_step()
-        largest_decode()
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return min(int(free * utilization), CPU_KV_LIMIT)
-    step, decode = _peak(device, largest_step), _peak(device, largest_decode)
+    needed = sum(_peak(device, run) for run in (largest_step, *captured))
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    return max(0, int(total * utilization) - (total - free) - step - decode)
+    return max(0, int(total * utilization) - (total - free) - needed)
 
 
 def _peak(device: torch.device, run: Callable[[], None]) -> int:

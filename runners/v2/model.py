@@ -14,12 +14,15 @@ from dodona.kernels.attended_linear import LARGEST_ATTENDED, attended_linear
 from dodona.kernels.attention_decode import decode_attention_from_qkv, paged_decode_attention
 from dodona.kernels.attention_few import (
     LARGEST_GROUP,
+    MOST_FEW_SEQUENCES,
     few_sequences_attention,
     few_sequences_attention_parts,
 )
 from dodona.kernels.attention_fresh import SHORTEST, fresh_prefill_attention, supports_fresh_prefill
 from dodona.kernels.attention_prefill import paged_prefill_attention
+from dodona.kernels.attention_stream import supports_streams
 from dodona.kernels.decode_plan import DecodePlan, plan_decode_attention
+from dodona.kernels.few_linear import few_linear, most_tokens, supports_few_linear
 from dodona.kernels.fused_linear import fused_linear
 from dodona.kernels.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.rotary import qk_norm_rope_kv_write
@@ -76,6 +79,10 @@ class DenseModel:
         self._has_fresh_prefill = supports_fresh_prefill(
             device=device, dtype=spec.dtype, head_size=spec.head_size, window=spec.window
         )
+        self._can_stream = supports_streams(device=device, dtype=spec.dtype, head_size=spec.head_size)
+        sizes = (spec.hidden_size, spec.num_q_heads * spec.head_size, spec.intermediate_size)
+        has_few_linear = supports_few_linear(device=device, dtype=spec.dtype, sizes=sizes)
+        self._most_few = most_tokens(spec.hidden_size) if has_few_linear else 1
         self._num_multiprocessors = (
             torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         )
@@ -97,8 +104,8 @@ class DenseModel:
                 layer computes of the others, beside keys and values, is left out.
         """
         eps = self.spec.norm_eps
-        if _has_one_token(inputs):
-            residual = self._forward_one(inputs, kv_caches)
+        if self._has_few_tokens(inputs):
+            residual = self._forward_few(inputs, kv_caches)
             return rms_norm(x=residual, weight=self.weights.final_norm, eps=eps)
         residual = self._embedded(inputs)
         plan = self._plan(inputs)
@@ -132,10 +139,10 @@ class DenseModel:
         self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor], *, out: torch.Tensor
     ) -> torch.Tensor:
         """`forward` and `logits` of a step of decodes alone: `out`, [tokens, vocab]."""
-        if _has_one_token(inputs):
+        if self._has_few_tokens(inputs) and inputs.input_ids.shape[0] == 1:
             weights = self.weights
             return fused_linear(
-                x=self._forward_one(inputs, kv_caches),
+                x=self._forward_few(inputs, kv_caches),
                 weight=weights.lm_head,
                 norm_weight=weights.final_norm,
                 eps=self.spec.norm_eps,
@@ -148,18 +155,22 @@ class DenseModel:
             return inputs.embedded
         return functional.embedding(inputs.input_ids, self.weights.embedding)
 
-    def _forward_one(self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor]) -> torch.Tensor:
-        """A decode step of one token, in five launches per layer: its residual stream before the last norm,
-        [1, hidden]."""
-        eps, spec = self.spec.norm_eps, self.spec
+    def _has_few_tokens(self, inputs: ForwardInputs) -> bool:
+        """Whether the step is of decodes so few that reading weights and launches are all that counts."""
+        return inputs.input_ids.shape[0] <= self._most_few and not inputs.max_prefill_len
+
+    def _forward_few(self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A step of a few decodes, in five launches per layer: its residual stream before the last norm,
+        [tokens, hidden]."""
+        eps, spec, tokens = self.spec.norm_eps, self.spec, inputs.input_ids.shape[0]
+        linear = fused_linear if tokens == 1 else few_linear
         residual = self._embedded(inputs)
-        is_small = spec.num_q_heads // spec.num_kv_heads <= LARGEST_GROUP
-        leaves_parts = (
-            is_small and spec.num_q_heads * spec.head_size * spec.dtype.itemsize <= LARGEST_ATTENDED
-        )
+        is_small = tokens <= MOST_FEW_SEQUENCES and spec.num_q_heads // spec.num_kv_heads <= LARGEST_GROUP
+        attended_bytes = spec.num_q_heads * spec.head_size * spec.dtype.itemsize
+        leaves_parts = is_small and tokens == 1 and attended_bytes <= LARGEST_ATTENDED
         plan = None if is_small else self._plan(inputs)
         for layer, kv_cache in zip(self.weights.layers, kv_caches, strict=True):
-            qkv = fused_linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
+            qkv = linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
             if leaves_parts:
                 parts = few_sequences_attention_parts(
                     **self._from_qkv(layer, qkv, inputs, kv_cache), window=spec.window
@@ -171,14 +182,14 @@ class DenseModel:
                         **self._from_qkv(layer, qkv, inputs, kv_cache),
                         window=spec.window,
                         arrivals=inputs.arrivals,
-                    ).view(1, -1)
+                    ).view(tokens, -1)
                 else:
                     attended = self._attention(layer, qkv, inputs, kv_cache, plan)
-                residual = fused_linear(x=attended, weight=layer.o, residual=residual)
-            gated = fused_linear(
+                residual = linear(x=attended, weight=layer.o, residual=residual)
+            gated = linear(
                 x=residual, weight=layer.gate_up, norm_weight=layer.post_norm, eps=eps, silu_mul=True
             )
-            residual = fused_linear(x=gated, weight=layer.down, residual=residual)
+            residual = linear(x=gated, weight=layer.down, residual=residual)
         return residual
 
     def _from_qkv(
@@ -214,6 +225,7 @@ class DenseModel:
             # In a mixed step the keys of all tokens are written before attention.
             includes_new_key=bool(inputs.max_prefill_len),
             num_multiprocessors=self._num_multiprocessors,
+            can_stream=self._can_stream,
         )
 
     def _attention(
@@ -284,8 +296,3 @@ class DenseModel:
                 out=out,
             )
         return out.view(out.shape[0], -1)
-
-
-def _has_one_token(inputs: ForwardInputs) -> bool:
-    """Whether the step is one decode, which has kernels of its own."""
-    return inputs.input_ids.shape[0] == 1 and not inputs.max_prefill_len

@@ -17,12 +17,12 @@ class HostCopier:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._latest: torch.cuda.Event | None = None
 
     def copy(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
         """Host tensors, and the event after which they hold the values that `tensors` have at this point.
 
-        The event is None on a CPU, where the copies are made at once.
+        Nothing waits for the copies: until the event, `tensors` must be kept, and none overwritten. The event
+        is None on a CPU, where the copies are made at once.
         """
         if self._stream is None:
             return [tensor.clone() for tensor in tensors], None
@@ -34,15 +34,7 @@ class HostCopier:
                 copies.append(host.copy_(tensor, non_blocking=True))
             event = torch.cuda.Event()
             event.record()
-        self._latest = event
         return copies, event
-
-    def protect_sources(self) -> None:
-        """Let later work on the current stream overwrite what `copy` was given; the device waits, not the
-        host."""
-        if self._latest is not None:
-            torch.cuda.current_stream().wait_event(self._latest)
-            self._latest = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +70,13 @@ class AsyncOutput:
     prompt_ranges: Sequence[PromptLogprobRange]
     event: torch.cuda.Event | None
     sources: Sequence[torch.Tensor]
-    """Device tensors that are being copied: their memory must not be given out again before."""
+    """Device tensors that are being copied: their memory must not be given out again before. None once the
+    result was read."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `result` was called: nothing of the step is needed on the device any more."""
+        return not self.sources
 
     def result(self) -> StepOutput:
         """Wait for the copies and read them."""

@@ -7,8 +7,10 @@ next step can be launched before the last one's tokens are read.
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -28,7 +30,7 @@ from dodona.runners.interface import (
 from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
 from dodona.runners.sampling_params import SamplingParams
 from dodona.runners.v2 import capabilities, rehearsal
-from dodona.runners.v2.graphs import DecodeGraphs, graph_sizes
+from dodona.runners.v2.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
 from dodona.runners.v2.loader import fill_randomly, load_safetensors
 from dodona.runners.v2.memory import measure_available_memory
 from dodona.runners.v2.model import DenseModel
@@ -53,12 +55,11 @@ class _Executed:
     step: SchedulerOutput
     sampled_rows: Sequence[int]
     """State rows that sample, in batch order."""
-    graph_size: int | None
-    """Entries of the graph that ran it, or None for a mixed batch."""
-    has_sampled: bool
-    """Whether the graph has sampled and updated the state already."""
+    fixed: FixedStep | None
+    """The step of fixed form that it was run as, or None for other batches."""
     hidden: torch.Tensor | None
     logits: torch.Tensor | None
+    """What to sample from; None where the step has sampled and updated the state already."""
     prompt_plan: Mapping[int, tuple[int, int, int, int]]
 
 
@@ -80,12 +81,14 @@ class V2Runner(Runner):
         self._state: RequestState | None = None
         self._sampler: V2Sampler | None = None
         self._steps: StepRunner | None = None
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         self._copier: HostCopier | None = None
         self._prompt_logprobs = PromptLogprobs()
         self._base_stage_only = False
         """Whether no row of the decode batch asks the sampler for more than its base stage."""
         self._executed: _Executed | None = None
+        self._under_way: deque[AsyncOutput] = deque()
+        """Results of the latest steps, the oldest first; those at its beginning may have been read."""
 
     # -- life
     # ------------------------------------------------------------------------------------------------------
@@ -146,7 +149,7 @@ class V2Runner(Runner):
             largest_step=lambda: self._rehearse(
                 rehearsal.largest_prompts(self._max_num_seqs, self._max_num_tokens)
             ),
-            largest_decode=lambda: self._run_decode(self._max_num_seqs),
+            captured=[partial(self._run_padding, step) for step in self._largest_captured()],
         )
         self._steps = None
         self._prompt_logprobs = PromptLogprobs()
@@ -175,31 +178,34 @@ class V2Runner(Runner):
             kv_caches=kv_caches,
             max_num_seqs=self._max_num_seqs,
             max_num_tokens=max(self._max_num_tokens, self._max_num_seqs),
+            max_steps_in_flight=self.max_steps_in_flight,
         )
 
     def capture_graphs(self) -> None:
-        """Compile what steps of all kinds need, and capture decode steps as CUDA graphs, unless
+        """Compile what steps of all kinds need, and capture those of fixed form as CUDA graphs, unless
         `enforce_eager`.
 
         Nothing on a CPU.
         """
         if self._device.type != "cuda":
             return
-        steps, state = self._ready(), self._state
+        steps = self._ready()
         self._rehearse_all()
-        if self.config.model_config.enforce_eager:
+        sizes = self._sizes_to_capture()
+        if sizes is None:
             return
-        assert state is not None
         with torch.inference_mode():
-            state.set_decode_batch([], [], self._max_num_seqs)
-            state.flush()
-            graphs = DecodeGraphs(graph_sizes(self._max_num_seqs))
-            graphs.capture(steps.decode)
+            graphs = StepGraphs(sizes)
+            for prompts in (False, True):
+                self._set_padding(prompts=prompts)
+                graphs.capture(steps.run, prompts=prompts)
+            steps.forget_runs()
         self._graphs = graphs
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
         self._executed = None
+        self._under_way.clear()
         self._graphs = None
         self._steps = None
         self._sampler = None
@@ -217,15 +223,18 @@ class V2Runner(Runner):
 
     @torch.inference_mode()
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
-        """Launch one step: what changed in the state, then the forward pass. Never waits for the device."""
+        """Launch one step: what changed in the state, then the forward pass. Never waits for the device.
+
+        Raises RuntimeError where `max_steps_in_flight` results were not read: the next step's tokens would
+        take the place of theirs.
+        """
         step, steps = scheduler_output, self._ready()
-        state, sampler, copier = self._state, self._sampler, self._copier
+        state, sampler = self._state, self._sampler
         assert state is not None
         assert sampler is not None
-        assert copier is not None
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
-        copier.protect_sources()
+        self._check_under_way()
         self._prompt_logprobs.remove(step.freed_rows)
         for request in step.new_requests:
             state.add_request(request)
@@ -234,29 +243,29 @@ class V2Runner(Runner):
         for row, block_ids in step.new_blocks:
             state.append_blocks(row, block_ids)
         batch = len(step.rows)
-        size = self._decode_size(step)
+        fixed: FixedStep | None = None
         num_samples = batch
-        if size is not None:
+        if (size := self._decode_size(step)) is not None:
             changed = state.set_decode_batch(step.rows, step.num_computed_tokens, size)
             if changed or step.new_requests:
                 self._base_stage_only = sampler.stages(step.rows) == NOTHING
+            fixed = FixedStep(size, self._base_stage_only)
         elif batch:
             num_samples = state.set_mixed_batch(
                 step.rows, step.num_computed_tokens, step.num_tokens, step.samples
             )
+            if (size := self._prompt_size(step)) is not None:
+                fixed = FixedStep(size, sampler.stages(step.rows) == NOTHING, is_prompt=True)
         state.flush()
         if step.new_requests:
             sampler.apply_staged_writes()
         if not batch:
-            self._executed = _Executed(step, (), None, True, None, None, {})
+            self._executed = _Executed(step, (), None, None, None, {})
             return
-        if size is not None:
-            samples = self._base_stage_only
-            if self._graphs is not None:
-                self._graphs.replay(size, samples)
-            else:
-                steps.decode(size, samples)
-            self._executed = _Executed(step, step.rows, size, samples, None, steps.decode_logits(batch), {})
+        if fixed is not None:
+            steps.launch(fixed, self._graphs)
+            logits = None if fixed.samples else steps.logits(batch)
+            self._executed = _Executed(step, step.rows, fixed, None, logits, {})
             return
         plan = self._prompt_logprobs.plan(step)
         lengths = step.num_tokens[step.num_decodes :]
@@ -272,7 +281,7 @@ class V2Runner(Runner):
             keep_hidden=bool(plan),
         )
         sampled_rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
-        self._executed = _Executed(step, sampled_rows, None, False, hidden, logits, plan)
+        self._executed = _Executed(step, sampled_rows, None, hidden, logits, plan)
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
@@ -287,13 +296,12 @@ class V2Runner(Runner):
         rows, count = executed.sampled_rows, len(executed.sampled_rows)
         logprobs, logprob_rows, logprob_counts = None, (), ()
         given, given_counts = None, ()
-        if executed.has_sampled:
-            token_ids = steps.decode_samples(count)
+        if executed.logits is None:
+            token_ids = steps.sampled(count)
         else:
-            assert executed.logits is not None
-            token_ids = steps.decode_samples(0)
+            token_ids = steps.sampled(0)
+            decodes = executed.fixed is not None and not executed.fixed.is_prompt
             if count:
-                decodes = executed.graph_size is not None
                 output = sampler.sample(
                     executed.logits,
                     idx_mapping=(state.rows if decodes else state.sample_rows)[:count],
@@ -305,10 +313,10 @@ class V2Runner(Runner):
                 logprob_rows = tuple(rows[i] for i in output.logprob_rows)
                 logprob_counts = output.logprob_counts
                 given, given_counts = output.given_logprobs, output.given_counts
-            if executed.graph_size is None:
-                steps.update_mixed(len(executed.step.rows), token_ids)
-            else:
+            if decodes:
                 steps.update_decodes(count, token_ids)
+            else:
+                steps.update_mixed(len(executed.step.rows), token_ids)
         prompt, ranges = None, ()
         if executed.hidden is not None:
             prompt, ranges = compute_prompt_logprobs(
@@ -324,7 +332,7 @@ class V2Runner(Runner):
             type(t)(*[rest.pop(0) for _ in range(3)]) if t is not None else None
             for t in (logprobs, given, prompt)
         ]
-        return AsyncOutput(
+        pending = AsyncOutput(
             rows=rows,
             token_ids=first,
             logprobs=host[0],
@@ -337,6 +345,17 @@ class V2Runner(Runner):
             event=event,
             sources=sources,
         )
+        self._under_way.append(pending)
+        return pending
+
+    def _check_under_way(self) -> None:
+        while self._under_way and self._under_way[0].is_read:
+            self._under_way.popleft()
+        if len(self._under_way) >= self.max_steps_in_flight:
+            raise RuntimeError(
+                f"{len(self._under_way)} steps are under way, and no more than {self.max_steps_in_flight} "
+                "may be: read the result of the oldest before the next execute_model"
+            )
 
     def _decode_size(self, step: SchedulerOutput) -> int | None:
         """Entries to run a decode-only batch with, padding included; None for other batches."""
@@ -345,7 +364,15 @@ class V2Runner(Runner):
             return None
         if self._graphs is None:
             return batch
-        return self._graphs.size_for(batch)
+        return self._graphs.sizes.for_decodes(batch)
+
+    def _prompt_size(self, step: SchedulerOutput) -> int | None:
+        """Tokens to run a step of one fresh prompt with, padding included, where a graph can; else None."""
+        if self._graphs is None or len(step.rows) != 1 or step.num_computed_tokens[0] or not step.samples[0]:
+            return None
+        if self._prompt_logprobs.plan(step):  # it takes the hidden states of all tokens
+            return None
+        return self._graphs.sizes.for_prompt(step.num_tokens[0])
 
     # -- parts
     # -----------------------------------------------------------------------------------------------------
@@ -403,14 +430,34 @@ class V2Runner(Runner):
             block_size=self.config.cache_config.block_size,
         )
 
-    @torch.inference_mode()
-    def _run_decode(self, size: int) -> None:
-        """Decode padding alone, as a graph would."""
-        steps, state = self._ready(), self._state
+    def _sizes_to_capture(self) -> FixedSizes | None:
+        """Sizes of the steps that will be captured, or None for no graphs."""
+        if self._device.type != "cuda" or self.config.model_config.enforce_eager:
+            return None
+        longest = min(self._max_num_tokens, self._loaded_spec().max_model_len)
+        return FixedSizes(decode_sizes(self._max_num_seqs), prompt_sizes(longest))
+
+    def _largest_captured(self) -> list[FixedStep]:
+        sizes = self._sizes_to_capture()
+        if sizes is None:
+            return []
+        return [FixedStep(sizes.decodes[-1], True), FixedStep(sizes.prompts[-1], True, is_prompt=True)]
+
+    def _set_padding(self, *, prompts: bool) -> None:
+        """Describe a batch of padding alone, for a step of fixed form that touches no request."""
+        state = self._state
         assert state is not None
-        state.set_decode_batch([], [], size)
+        if prompts:
+            state.set_empty_prompt()
+        else:
+            state.set_decode_batch([], [], self._max_num_seqs)
         state.flush()
-        steps.decode(size, True)
+
+    @torch.inference_mode()
+    def _run_padding(self, step: FixedStep) -> None:
+        """A step over padding alone, as a graph of it would run."""
+        self._set_padding(prompts=step.is_prompt)
+        self._ready().launch(step, None)
 
 
 def _interpreted() -> bool:

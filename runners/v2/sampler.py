@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dodona.kernels.sampling_filters import filter_cuts
 from dodona.kernels.sampling_grammar import mask_by_grammar
-from dodona.kernels.sampling_gumbel import gumbel_sample
+from dodona.kernels.sampling_gumbel import gumbel_sample, gumbel_sample_and_append
 from dodona.kernels.sampling_logprobs import LogprobTensors, given_logprobs, token_logprobs
 from dodona.kernels.sampling_masks import (
     NO_TOKEN,
@@ -229,23 +229,46 @@ class V2Sampler:
         idx_mapping: Tensor,
         positions: Tensor,
         cuts: Tensor | None = None,
-        out: Tensor | None = None,
     ) -> Tensor:
-        """The base stage alone: [n] int32 token ids, in `out` if given. It can be captured in a graph.
+        """The base stage alone: [n] int32 token ids.
 
         Args are those of `sample`, and may be padded: negative entries of `idx_mapping` are passed over.
         `cuts` ([n] fp32) are thresholds of min-p, top-k and top-p.
         """
         return gumbel_sample(
+            logits, idx_mapping=idx_mapping, positions=positions, cuts=cuts, **self._base_parameters()
+        )
+
+    def sample_base_and_append(
+        self,
+        logits: Tensor,
+        *,
+        idx_mapping: Tensor,
+        positions: Tensor,
+        num_computed: Tensor,
+        ring: Tensor,
+        turn: Tensor,
+    ) -> None:
+        """`sample_base` without cuts, then the state's update: tokens go to the token history and into slot
+        `turn` of `ring`. It can be captured in a graph. See `gumbel_sample_and_append`.
+        """
+        gumbel_sample_and_append(
             logits,
             idx_mapping=idx_mapping,
             positions=positions,
-            seeds=self._integers["seed"],
-            inverse_temperatures=self._floats["inverse_temperature"],
-            fallback=self._integers["fallback"],
-            cuts=cuts,
-            out=out,
+            num_computed=num_computed,
+            token_ids=self._token_ids,
+            ring=ring,
+            turn=turn,
+            **self._base_parameters(),
         )
+
+    def _base_parameters(self) -> dict[str, Tensor]:
+        return {
+            "seeds": self._integers["seed"],
+            "inverse_temperatures": self._floats["inverse_temperature"],
+            "fallback": self._integers["fallback"],
+        }
 
     def _stage_lists(self, request: NewRequest, stages: Stage) -> None:
         params, row = request.sampling_params, request.row

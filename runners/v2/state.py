@@ -147,6 +147,19 @@ class RequestState:
         self._advance(row_array, computed, lengths)
         return int(sampling.sum())
 
+    def set_empty_prompt(self) -> None:
+        """Describe a batch of one prompt without tokens, of no row: a step over it changes no state."""
+        self._decode_rows = None
+        for name, values in (
+            ("rows", [-1]),
+            ("query_start", [0, 0]),
+            ("sample_index", [-1]),
+            ("sample_rows", [-1]),
+            ("sample_positions", [0]),
+            ("sample_tokens", [0]),
+        ):
+            self._stage(name, 0, values)
+
     def flush(self) -> None:
         """Bring everything staged to the device: one copy, one launch; nothing if nothing is staged. Never
         waits."""

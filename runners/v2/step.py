@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from dodona.kernels.step_state import prepare_inputs, update_state
+from dodona.runners.v2.graphs import FixedStep, StepGraphs
 from dodona.runners.v2.model import DenseModel, ForwardInputs
+from dodona.runners.v2.sample_ring import SampleRing
 from dodona.runners.v2.sampler import V2Sampler
 from dodona.runners.v2.state import RequestState
 
@@ -28,6 +30,7 @@ class StepRunner:
         kv_caches: Sequence[torch.Tensor],
         max_num_seqs: int,
         max_num_tokens: int,
+        max_steps_in_flight: int,
     ) -> None:
         device = model.weights.embedding.device
         self.model = model
@@ -45,31 +48,53 @@ class StepRunner:
         self._logits = torch.zeros(
             (max_num_seqs, model.spec.vocab_size), dtype=model.spec.dtype, device=device
         )
-        self._sampled = ints(max_num_seqs)
+        self._ring = SampleRing(num_slots=max_steps_in_flight + 1, max_num_seqs=max_num_seqs, device=device)
 
-    def decode(self, size: int, samples: bool) -> None:
-        """One token of each of the first `size` batch rows, some of which may be padding.
+    def launch(self, step: FixedStep, graphs: StepGraphs | None) -> None:
+        """One token of each of the first `size` batch rows, some of which may be padding, or the whole of one
+        fresh prompt; as the state describes them. By a graph where there are graphs.
 
-        Leaves logits; where `samples`, also draws by the sampler's base stage and updates the state.
+        Leaves logits; where the step samples, also tokens, in the state and for `sampled`.
         """
-        inputs = self._inputs(size, size, size, 0, 0, self._decode_starts)
-        logits = self.model.decode(inputs, self.kv_caches, out=self._logits[:size])
-        if samples:
-            self.sampler.sample_base(
+        self._ring.advance()
+        if graphs is None:
+            self.run(step)
+        else:
+            graphs.replay(step)
+
+    def run(self, step: FixedStep) -> None:
+        """The launches of such a step, for `launch` and to be captured. Who calls it otherwise calls
+        `forget_runs` before the next `launch`."""
+        size, state = step.size, self.state
+        if step.is_prompt:
+            inputs = self._inputs(1, size, 0, size, 0, state.query_start, ring=self._ring)
+            hidden = self.model.forward(inputs, self.kv_caches, wanted=state.sample_tokens[:1])
+            logits = self.model.logits(hidden, out=self._logits[:1])
+        else:
+            inputs = self._inputs(size, size, size, 0, 0, self._decode_starts, ring=self._ring)
+            logits = self.model.decode(inputs, self.kv_caches, out=self._logits[:size])
+        if step.samples:
+            self.sampler.sample_base_and_append(
                 logits,
-                idx_mapping=self.state.rows[:size],
-                positions=self._seq_lens[:size],
-                out=self._sampled[:size],
+                idx_mapping=inputs.rows,
+                positions=inputs.seq_lens,
+                num_computed=state.num_computed,
+                ring=self._ring.tokens,
+                turn=self._ring.turn,
             )
-            self.update_decodes(size, self._sampled[:size])
 
-    def decode_logits(self, size: int) -> torch.Tensor:
-        """[size, vocab], what `decode` left."""
-        return self._logits[:size]
+    def forget_runs(self) -> None:
+        """Count steps anew, after some that were not launched. All earlier results must have been read."""
+        self._ring.restart()
 
-    def decode_samples(self, size: int) -> torch.Tensor:
-        """[size], what `decode` with sampling left."""
-        return self._sampled[:size]
+    def logits(self, count: int) -> torch.Tensor:
+        """[count, vocab], what the latest `launch` left."""
+        return self._logits[:count]
+
+    def sampled(self, count: int) -> torch.Tensor:
+        """[count], what the latest `launch` with sampling left: for the host, until as many more as may be
+        under way were launched."""
+        return self._ring.launched(count)
 
     def decode_positions(self, size: int) -> torch.Tensor:
         """[size]: the position of each row's next token."""
@@ -129,8 +154,10 @@ class StepRunner:
         max_fresh_len: int,
         max_continued_len: int,
         query_start: torch.Tensor,
+        *,
+        ring: SampleRing | None = None,
     ) -> ForwardInputs:
-        """Gather a step's inputs from the state."""
+        """Gather a step's inputs from the state, and go on to the next slot of `ring`."""
         state = self.state
         embedding, embedded = None, None
         if num_tokens == batch == num_decodes:
@@ -164,5 +191,7 @@ class StepRunner:
             seq_lens=inputs.seq_lens,
             embedding=embedding,
             hidden=embedded,
+            turn=None if ring is None else ring.turn,
+            num_turns=0 if ring is None else ring.num_slots,
         )
         return inputs

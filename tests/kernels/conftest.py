@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+from dodona.kernels.devices import is_hopper
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
@@ -36,3 +38,12 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 @pytest.fixture
 def generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(20240607)
+
+
+@pytest.fixture
+def hopper() -> torch.device:
+    """A GPU of compute capability 9.x."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not is_hopper(device):
+        pytest.skip("needs a GPU of compute capability 9.x")
+    return device

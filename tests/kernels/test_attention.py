@@ -197,9 +197,12 @@ def test_prefill_leaves_other_tokens_of_out_alone(device, generator):
 @pytest.mark.parametrize("pairs", [1, 1000, 5000])
 @pytest.mark.parametrize("element_size", [2, 4])
 @pytest.mark.parametrize("head_size", [16, 32, 64, 128, 256])
-def test_programs_fit_on_a_multiprocessor(head_size, element_size, pairs):
-    tiles = choose_decode_tiles(head_size * element_size, pairs)
+@pytest.mark.parametrize("can_stream", [False, True])
+def test_programs_fit_on_a_multiprocessor(can_stream, head_size, element_size, pairs):
+    can_stream = can_stream and head_size * element_size <= 256  # what `supports_streams` says
+    tiles = choose_decode_tiles(head_size * element_size, pairs, can_stream=can_stream)
     assert tiles.n & (tiles.n - 1) == 0
     assert tiles.n >= 16  # a matrix product's least
-    buffers = (tiles.num_stages - 1) * 2 * tiles.n * head_size * element_size
+    stages = tiles.num_stages if tiles.streams else tiles.num_stages - 1
+    buffers = stages * 2 * tiles.n * head_size * element_size
     assert 1 <= tiles.programs * buffers <= SHARED_MEMORY

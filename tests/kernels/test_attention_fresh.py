@@ -57,14 +57,6 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert (actual - expected).abs().max() < 2e-2 * expected.abs().max()
 
 
-@pytest.fixture
-def hopper() -> torch.device:
-    device = torch.device("cuda", torch.cuda.current_device())
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        pytest.skip("needs a GPU of compute capability 9.x")
-    return device
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize(("num_q_heads", "num_kv_heads", "head_size"), SHAPES)

@@ -7,8 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dodona.kernels import sampling_filters
 from dodona.kernels.sampling_filters import filter_cuts, filter_cuts_reference
+from tests.kernels.conftest import INTERPRETED
 
 
 def _arguments(n, device, *, temperature=1.0, min_p=0.0, top_k=0, top_p=1.0):
@@ -29,26 +33,28 @@ def _arguments(n, device, *, temperature=1.0, min_p=0.0, top_k=0, top_p=1.0):
 
 def _kept(logits, cuts, arguments):
     inverse = arguments["inverse_temperatures"][arguments["idx_mapping"].long()]
-    return logits.float() * inverse[:, None] >= cuts[:, None]
+    scores = logits.float() * inverse[:, None]
+    return (scores >= cuts[:, None]) & (logits.float() > -math.inf)  # nobody draws -inf
 
 
 def _check(logits, arguments):
-    """The same tokens as by sorting, but for tokens on top-p's very edge."""
+    """The same tokens as by sorting, but for those within 1e-6 of top-p's edge."""
     actual = _kept(logits, filter_cuts(logits, **arguments), arguments)
     expected = _kept(logits, filter_cuts_reference(logits, **arguments), arguments)
+    everything = {**arguments, "top_p": torch.ones_like(arguments["top_p"])}
+    unweighed = _kept(logits, filter_cuts_reference(logits, **everything), everything)
     for i, state in enumerate(arguments["idx_mapping"].tolist()):
         if torch.equal(actual[i], expected[i]):
             continue
         top_p = float(arguments["top_p"][state])
         assert top_p < 1, f"row {i}: {actual[i].sum()} kept, by sorting {expected[i].sum()}"
-        scores = logits[i].double() * float(arguments["inverse_temperatures"][state])
-        weights = torch.exp(scores - scores.max())
-        differing = weights[actual[i] ^ expected[i]]
-        assert (differing.max() - differing.min()) == 0, f"row {i}: more than the edge differs"
-        smaller = actual[i] & expected[i]
-        top_k = int(arguments["top_k"][state]) or len(weights)
-        total = weights.topk(min(top_k, len(weights))).values.sum()
-        assert abs(weights[smaller].sum() / total - top_p) < 1e-5
+        scores = (logits[i].float() * arguments["inverse_temperatures"][state]).double()
+        scores = scores.masked_fill(~unweighed[i], -math.inf)
+        weights = torch.softmax(scores, dim=0)
+        assert not (actual[i] & ~unweighed[i]).any()
+        assert weights[actual[i]].sum() > top_p - 1e-6
+        without_last = actual[i] & (scores > scores[actual[i]].min())
+        assert weights[without_last].sum() < top_p + 1e-6
     return actual
 
 
@@ -129,6 +135,116 @@ def test_unusual_logits(device):
         expected = (finite >= filter_cuts_reference(logits, **arguments)[:, None]) & (finite > -inf)
         for i in range(5):
             assert torch.equal(kept[i], expected[i]), (parameters, i)
+
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+
+
+def _row(kind: str, vocab: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(vocab, generator=generator)
+    places = torch.randperm(vocab, generator=generator)
+    row = {
+        "trained": normal * 3,
+        "flat": normal * 0.3,
+        "rounded": (normal * 3).bfloat16().float(),
+        "flat and rounded": (normal * 0.3).bfloat16().float(),
+        "few values": (normal * 2).round(),
+        "constant": torch.full((vocab,), -2.5),
+        "huge": torch.sign(normal) * 10.0 ** (normal * 10).clamp(-30, 30),
+        "sorted": (normal * 2).sort().values,
+        "spike": normal,
+        "tied": normal,
+        "masked": normal,
+        "far below": normal * 5,
+    }[kind].clone()
+    if kind == "spike":
+        row[places[0]] = 40.0
+    elif kind == "tied":
+        row[places[: vocab // 2]] = 0.25
+    elif kind == "masked":
+        row[places[vocab // 9 + 1 :]] = -math.inf
+    elif kind == "far below":
+        row[places[vocab // 2 + 1 :]] = -1e30
+    return row
+
+
+KINDS = [
+    "trained", "flat", "rounded", "flat and rounded", "few values", "constant", "huge", "sorted", "spike",
+    "tied", "masked", "far below",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    vocab=st.sampled_from([1, 2, 63, 64, 65, 1000, 2048, 5000]),
+    seed=st.integers(0, 1 << 30),
+    min_p=st.sampled_from([0.0, 0.0, 0.001, 0.3, 1.0]),
+    top_k=st.sampled_from([0, 1, 2, 50, 79, 80, 500, 4999, 5000, 9999]),
+    top_p=st.sampled_from([1.0, 0.9, 1e-7, 0.1, 0.5, 0.99, 0.99999, 1 - 2**-24]),
+    temperature=st.sampled_from([1.0, 0.6, 3.0, 0.01]),
+    room=st.sampled_from([16, 300, sampling_filters.ROOM]),
+)
+def test_any_row(kind, vocab, seed, min_p, top_k, top_p, temperature, room):
+    """Whatever the distribution and the filters, and whether or not what is near the threshold is copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling_filters, "ROOM", room)
+        logits = _row(kind, vocab, seed)[None].to(DEVICE)
+        parameters = {"min_p": min_p, "top_k": top_k, "top_p": top_p, "temperature": temperature}
+        _check(logits, _arguments(1, DEVICE, **parameters))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"top_k": 5000},
+        {"top_k": 25_000},
+        {"top_p": 0.9},
+        {"top_p": 0.999999},
+        {"top_k": 15_000, "top_p": 0.8},
+        {"min_p": 0.001, "top_p": 0.95},
+    ],
+    ids=str,
+)
+def test_more_than_can_be_copied(kind, parameters, device):
+    """Rows of which more is kept than there is room for, some with more ties than that at the threshold."""
+    vocab = 30_011
+    logits = _row(kind, vocab, 7)[None].to(device)
+    _check(logits, _arguments(1, device, **parameters))
+
+
+@pytest.mark.parametrize("parameters", [{"top_k": 12_000}, {"top_p": 0.6}, {"top_k": 20_000, "top_p": 0.5}])
+def test_ten_thousand_ties_at_the_threshold(parameters, device, generator):
+    logits = torch.randn(1, 30_000, generator=generator, device=device) * 0.1
+    logits[0, 5000:15_000] = 0.03125
+    logits[0, 15_000:25_000] -= 1.0
+    kept = _check(logits, _arguments(1, device, **parameters))
+    assert kept[0, 5000:15_000].all()
+    assert not kept.all()
+
+
+def test_few_finite_logits(device):
+    """Fewer than k, in a row that is otherwise masked."""
+    logits = torch.full((2, 20_000), -math.inf, device=device)
+    logits[0, 17_003] = 1.0
+    logits[1, ::1000] = torch.arange(20, device=device) * 0.1
+    for parameters in ({"top_k": 50}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 50, "top_p": 0.7}):
+        arguments = _arguments(2, device, **parameters)
+        kept = _check(logits, arguments)
+        assert kept[0].sum() == 1
+        assert 1 <= kept[1].sum() <= min(20, parameters.get("top_k", 20))
+
+
+def test_same_cuts_each_time(device, generator):
+    logits = torch.randn(4, 20_011, generator=generator, device=device)
+    arguments = _arguments(4, device, top_p=[0.3, 0.9, 0.999, 0.9], top_k=[0, 0, 0, 9000])
+    first = filter_cuts(logits, **arguments)
+    assert torch.equal(first, filter_cuts(logits, **arguments))
+    wide = torch.zeros(4, 20_500, device=device)
+    wide[:, :20_011] = logits
+    assert torch.equal(first, filter_cuts(wide[:, :20_011], **arguments))
 
 
 def test_reference_against_numpy():

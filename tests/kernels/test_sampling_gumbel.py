@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from dodona.kernels import sampling_common
-from dodona.kernels.sampling_gumbel import gumbel_sample, gumbel_sample_reference
+from dodona.kernels.sampling_gumbel import (
+    gumbel_sample,
+    gumbel_sample_and_append,
+    gumbel_sample_reference,
+)
+from dodona.kernels.step_state import update_state_reference
 
 STATE_ROWS = 7
 
@@ -83,3 +88,30 @@ def test_padding_rows_change_nothing(device, dtype, generator):
     }
     padded = {**inputs, **{name: torch.cat([inputs[name], more]) for name, more in padding.items()}}
     assert gumbel_sample(**padded)[:4].tolist() == alone.tolist()
+
+
+def test_appending_is_sampling_and_the_state_update(device, dtype, generator):
+    """A row that runs past its end, padding, and a ring wider than the batch."""
+    inputs = _inputs(4, 3000, dtype, device, generator)
+    inputs["positions"] = torch.tensor([3, 0, 12, 19], dtype=torch.int32, device=device)
+    inputs["idx_mapping"][1] = -1
+    computed = torch.arange(STATE_ROWS, dtype=torch.int32, device=device)
+    history = torch.arange(STATE_ROWS * 19, dtype=torch.int32, device=device).view(STATE_ROWS, 19)
+    for turn in (2, 0, 1):
+        ring = torch.full((3, 6), -5, dtype=torch.int32, device=device)
+        sampled = gumbel_sample_reference(**inputs)
+        expected = update_state_reference(
+            inputs["idx_mapping"], inputs["positions"], None, sampled, computed, history
+        )
+        gumbel_sample_and_append(
+            **inputs, num_computed=computed, token_ids=history, ring=ring,
+            turn=torch.tensor([turn], dtype=torch.int32, device=device),
+        )  # fmt: skip
+        assert computed.tolist() == expected[0].tolist()
+        assert history.tolist() == expected[1].tolist()
+        slot = ring[turn].tolist()
+        assert [slot[0], *slot[2:4]] == [int(sampled[i]) for i in (0, 2, 3)]
+        assert slot[4:] == [-5, -5]
+        assert (ring[[i for i in range(3) if i != turn]] == -5).all()
+        inputs["positions"] = inputs["positions"] - 1
+        inputs["positions"][1] = 0

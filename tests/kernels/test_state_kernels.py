@@ -57,8 +57,9 @@ def test_long_writes_are_cut():
     assert int(target.count_nonzero()) == len(values)
 
 
+@pytest.mark.parametrize("padding", [0, 3, 1100])
 @pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [3, 1500, 1, 20]])
-def test_prepare_inputs_agrees_with_loops(lengths, device, generator):
+def test_prepare_inputs_agrees_with_loops(lengths, padding, device, generator):
     block_size, max_len = 16, 1600
     token_ids = torch.randint(0, 1000, (6, max_len), **INTS, generator=generator, device=device)
     table = torch.randint(0, 400, (6, max_len // block_size), **INTS, generator=generator, device=device)
@@ -66,7 +67,8 @@ def test_prepare_inputs_agrees_with_loops(lengths, device, generator):
     # A padded entry, and one that runs past the end of its row.
     rows = torch.tensor([3, 4, -1, 5], **INTS, device=device)
     query_start = torch.tensor([0, *np.cumsum(lengths)], **INTS, device=device)
-    outputs = [torch.full((sum(lengths),), -7, **INTS, device=device) for _ in range(3)]
+    num_tokens = sum(lengths) + padding
+    outputs = [torch.full((num_tokens,), -7, **INTS, device=device) for _ in range(3)]
     seq_lens = torch.full((4,), -7, **INTS, device=device)
     prepare_inputs(
         rows=rows, query_start=query_start, num_computed=computed, token_ids=token_ids, block_table=table,
@@ -75,9 +77,29 @@ def test_prepare_inputs_agrees_with_loops(lengths, device, generator):
     )  # fmt: skip
     cpu = [t.cpu() for t in (rows, query_start, computed, token_ids, table)]
     for actual, expected in zip(
-        [*outputs, seq_lens], prepare_inputs_reference(*cpu, block_size), strict=True
+        [*outputs, seq_lens], prepare_inputs_reference(*cpu, block_size, num_tokens), strict=True
     ):
         assert actual.tolist() == expected.tolist()
+    end = sum(lengths)
+    assert [output[end:].tolist() for output in outputs] == [[0] * padding, [0] * padding, [-1] * padding]
+
+
+@pytest.mark.parametrize("entries", [1, 3])
+def test_prepare_inputs_moves_the_turn_on_once(entries, device):
+    turn = torch.tensor([1], **INTS, device=device)
+    turns = []
+    for _ in range(5):
+        outputs = [torch.zeros(entries, **INTS, device=device) for _ in range(4)]
+        prepare_inputs(
+            rows=torch.arange(entries, **INTS, device=device),
+            query_start=torch.arange(entries + 1, **INTS, device=device),
+            num_computed=torch.zeros(3, **INTS, device=device),
+            token_ids=torch.zeros(3, 16, **INTS, device=device),
+            block_table=torch.zeros(3, 1, **INTS, device=device), block_size=16, input_ids=outputs[0],
+            positions=outputs[1], slots=outputs[2], seq_lens=outputs[3], turn=turn, num_turns=3,
+        )  # fmt: skip
+        turns.append(int(turn))
+    assert turns == [2, 0, 1, 2, 0]
 
 
 def test_prepare_inputs_gathers_embeddings(device, generator):

@@ -200,11 +200,17 @@ def test_base_stage_alone_equals_sample():
     idx_mapping = torch.tensor([2, 0, 3, 1, -1], dtype=torch.int32, device=DEVICE)
     positions = torch.tensor([3, 3, 3, 3, 0], dtype=torch.int32, device=DEVICE)
     tokens, _ = requests.step([2, 0, 3, 1], logits)
-    out = torch.full((5,), -5, dtype=torch.int32, device=DEVICE)
     padded = torch.cat([logits, logits[:1]])
-    result = requests.sampler.sample_base(padded, idx_mapping=idx_mapping, positions=positions, out=out)
-    assert result is out
-    assert out[:4].tolist() == tokens
+    arguments = {"idx_mapping": idx_mapping, "positions": positions}
+    assert requests.sampler.sample_base(padded, **arguments)[:4].tolist() == tokens
+    ring = torch.full((2, 5), -5, dtype=torch.int32, device=DEVICE)
+    computed, turn = (torch.ones(n, dtype=torch.int32, device=DEVICE) for n in (MAX_ROWS, 1))
+    requests.history.fill_(0)
+    requests.sampler.sample_base_and_append(padded, **arguments, num_computed=computed, ring=ring, turn=turn)
+    assert ring.tolist() == [[-5] * 5, [*tokens, -5]]
+    assert computed.tolist() == [3, 3, 3, 3, 1, 1, 1, 1]
+    assert requests.history[[2, 0, 3, 1], 3].tolist() == tokens
+    assert int(requests.history.count_nonzero()) == 4 - tokens.count(0)
 
 
 def test_unusual_logits_and_parameters():
@@ -277,20 +283,23 @@ def test_base_stage_in_a_cuda_graph():
     logits = _logits(rng, 4, 151_936, torch.bfloat16)
     idx_mapping = torch.tensor([3, 1, 0, -1], dtype=torch.int32, device=DEVICE)
     positions = torch.zeros(4, dtype=torch.int32, device=DEVICE)
-    out = torch.zeros(4, dtype=torch.int32, device=DEVICE)
-    arguments = {"idx_mapping": idx_mapping, "positions": positions, "out": out}
-    requests.sampler.sample_base(logits, **arguments)
+    ring = torch.zeros(5, 4, dtype=torch.int32, device=DEVICE)
+    computed, turn = (torch.zeros(n, dtype=torch.int32, device=DEVICE) for n in (MAX_ROWS, 1))
+    arguments = {"idx_mapping": idx_mapping, "positions": positions}
+    arguments |= {"num_computed": computed, "ring": ring, "turn": turn}
+    requests.sampler.sample_base_and_append(logits, **arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        requests.sampler.sample_base(logits, **arguments)
+        requests.sampler.sample_base_and_append(logits, **arguments)
     for trial in range(5):
         for state in range(4):
             requests.add(state, make_row(seed=trial * 10 + state, temperature=[0.0, 1.0, 0.5, 2.0][state]))
         logits.copy_(_logits(rng, 4, 151_936, torch.bfloat16))
         positions[:3] = 3
         tokens, _ = requests.step([3, 1, 0], logits[:3])
+        turn.fill_(trial)
         graph.replay()
-        assert out[:3].tolist() == tokens
+        assert ring[trial, :3].tolist() == tokens
 
 
 @pytest.mark.gpu

@@ -15,7 +15,9 @@ from dodona.oracle.config import EngineConfig
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.v2.graphs import FixedSizes, FixedStep
 from dodona.runners.v2.runner import V2Runner
+from dodona.runners.v2.step import StepRunner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,6 +38,19 @@ def make_runner(path: Path, *, num_blocks: int = 40, load: bool = True, **flat: 
         runner.initialize_kv_cache(num_blocks)
         runner.capture_graphs()
     return runner
+
+
+class EagerGraphs:
+    """In the place of captured graphs: the same padded steps, launch by launch."""
+
+    def __init__(self, steps: StepRunner, *, decodes: Sequence[int], prompts: Sequence[int]) -> None:
+        self.sizes = FixedSizes(decodes, prompts)
+        self.replayed: list[FixedStep] = []
+        self._steps = steps
+
+    def replay(self, step: FixedStep) -> None:
+        self.replayed.append(step)
+        self._steps.run(step)
 
 
 @dataclass

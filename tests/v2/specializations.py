@@ -7,7 +7,7 @@ per line, each kernel and specialisation that was new to a request.
 
 from __future__ import annotations
 
-import importlib
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -19,10 +19,10 @@ from triton.runtime.jit import JITFunction
 import tests.v2.test_sampled_tokens as sampled
 from dodona.runners.sampling_params import SamplingParams
 from dodona.runners.v2 import runner as runner_module
-from dodona.runners.v2.graphs import graph_sizes
+from dodona.runners.v2.graphs import FixedStep, decode_sizes, prompt_sizes
 from tests.kernels.sm90.compile_only import LAUNCH_OPTIONS
 from tests.support.tiny_models import TinyModels
-from tests.v2.drive import GREEDY, generate, make_runner
+from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 
 
@@ -58,14 +58,10 @@ def main() -> int:
         return lambda *args, **kwargs: seen.setdefault(specialization(self, args, kwargs))
 
     JITFunction.__getitem__ = getitem  # type: ignore[method-assign]
-    for name, answer in (
-        ("dependent_launch", "supports_dependent_launch"),
-        ("attention_fresh", "_is_hopper"),
-    ):
-        setattr(importlib.import_module(f"dodona.kernels.{name}"), answer, lambda device: True)
     for name, module in list(sys.modules.items()):
-        if name.startswith("dodona.kernels.") and hasattr(module, "supports_dependent_launch"):
-            module.supports_dependent_launch = lambda device: True  # type: ignore[attr-defined]
+        for answer in ("supports_dependent_launch", "is_hopper"):
+            if name.startswith("dodona.kernels.") and hasattr(module, answer):
+                setattr(module, answer, lambda device: True)
     runner_module._interpreted = lambda: True
     lengths = [1, 2, 17, 100, 250, 600, 1100]
     random = SamplingParams(temperature=0.9, seed=5, ignore_eos=True)
@@ -84,13 +80,16 @@ def main() -> int:
         runner.initialize_kv_cache(400)
         runner.warm_up()
         runner._rehearse_all()
+        graphs = EagerGraphs(runner._steps, decodes=decode_sizes(24), prompts=prompt_sizes(2000))
         with torch.inference_mode():
-            for size in graph_sizes(24):  # as captured
-                runner._state.set_decode_batch([], [], size)
-                for samples in (True, False):
-                    runner._steps.decode(size, samples)
+            for prompts, sizes in ((False, graphs.sizes.decodes), (True, graphs.sizes.prompts)):
+                runner._set_padding(prompts=prompts)
+                for size in sizes:  # as captured
+                    for samples in (True, False):
+                        runner._steps.run(FixedStep(size, samples, prompts))
+            runner._steps.forget_runs()
         before = set(seen)
-        for params in (
+        kinds = (
             [random],
             [GREEDY],
             sampled.MIXED,
@@ -98,7 +97,8 @@ def main() -> int:
             [SamplingParams(logprobs=1, prompt_logprobs=2, temperature=0.5)],
             [SamplingParams(logit_bias=dict.fromkeys(range(n), 1.0)) for n in (2, 5, 16)],
             [SamplingParams(min_tokens=2, stop_token_ids=list(range(90, 90 + n))) for n in (2, 5, 16)],
-        ):
+        )
+        for runner._graphs, params in itertools.product((None, graphs), kinds):
             for count in (1, 2, 5, 16, 24):
                 prompts = prompts_of(*(lengths[i % len(lengths)] for i in range(count)))
                 generate(

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import gc
-from itertools import pairwise
 
 import pytest
 import torch
 
 from dodona.runners.sampling_params import SamplingParams
-from dodona.runners.v2.graphs import graph_sizes
 from tests.v2.drive import GREEDY, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 from tests.v2.test_sampled_tokens import MIXED
 
 RANDOM = SamplingParams(temperature=0.9, seed=5, ignore_eos=True)
-
-
-@pytest.mark.parametrize("max_num_seqs", [1, 3, 40, 256, 600])
-def test_graph_sizes_hold_every_batch(max_num_seqs):
-    sizes = graph_sizes(max_num_seqs)
-    assert sizes == tuple(sorted(set(sizes)))
-    assert sizes[0] == 1
-    assert sizes[-1] == max_num_seqs
-    assert all(b <= max(2 * a, a + 64) for a, b in pairwise(sizes))
 
 
 def test_profile_and_warm_up_leave_no_state_behind(tiny_models):
@@ -88,13 +77,22 @@ def test_graphs_and_eager_steps_agree(tiny_models, params):
     assert outputs[0] == outputs[1]
 
 
+def allocated_by_tensors():
+    """Bytes of CUDA memory that tensors hold.
+
+    cuBLAS takes a workspace for each stream when it is first called there, and the process keeps it: torch
+    counts it, but it is no runner's.
+    """
+    gc.collect()
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
+    return torch.cuda.memory_allocated()
+
+
 @pytest.mark.gpu
 def test_memory_is_measured_and_given_back(tiny_models):
     path = tiny_models.path("qwen3", head_dim=64)
-    torch.cuda.synchronize()
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
+    before = allocated_by_tensors()
     runner = make_runner(
         path, load=False, gpu_memory_utilization=0.5, max_num_seqs=64, max_num_batched_tokens=512
     )
@@ -111,9 +109,7 @@ def test_memory_is_measured_and_given_back(tiny_models):
     runner.shutdown()
     runner.shutdown()
     del runner
-    gc.collect()
-    torch.cuda.synchronize()
-    assert torch.cuda.memory_allocated() - before < 1 << 20
+    assert allocated_by_tensors() - before < 1 << 20
 
 
 @pytest.mark.gpu

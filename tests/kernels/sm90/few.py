@@ -13,6 +13,7 @@ from dodona.kernels.attention_few import (
     few_sequences_attention,
     few_sequences_attention_parts,
 )
+from dodona.kernels.few_linear import few_linear
 from dodona.kernels.fused_linear import Tiles, fused_linear
 from dodona.kernels.step_state import prepare_inputs
 
@@ -55,6 +56,17 @@ def one_row(dtype: torch.dtype, warps: int) -> None:
     )
 
 
+def few_rows(tokens: int, hidden: int, size: int) -> None:
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.bfloat16)
+
+    few_linear(x=zeros(tokens, hidden), weight=zeros(4096, hidden), norm_weight=zeros(hidden))
+    few_linear(x=zeros(tokens, size), weight=zeros(hidden, size), residual=zeros(tokens, hidden))
+    few_linear(
+        x=zeros(tokens, hidden), weight=zeros(2 * size, hidden), norm_weight=zeros(hidden), silu_mul=True
+    )
+
+
 def inputs_with_embeddings(batch: int) -> None:
     prepare_inputs(
         rows=ints(batch), query_start=ints(batch + 1), num_computed=ints(2), token_ids=ints(2, 4096),
@@ -80,3 +92,6 @@ for head_size in (16, 64, 256):
 for dtype in (BF16, FP16, FP32):
     for warps in (1, 2):
         CASES[f"one row {dtype}, {warps} warps"] = partial(one_row, dtype, warps)
+for tokens in (3, 16):
+    for hidden, size in ((1024, 3072), (2048, 8192), (4096, 12288)):
+        CASES[f"{tokens} rows, hidden size {hidden}"] = partial(few_rows, tokens, hidden, size)

@@ -119,7 +119,7 @@ def state(tokens: int) -> None:
     prepare_inputs(
         rows=ints(2), query_start=ints(3), num_computed=ints(2), token_ids=ints(2, 4096),
         block_table=ints(2, 256), block_size=16, input_ids=ints(tokens), positions=ints(tokens),
-        slots=ints(tokens), seq_lens=ints(2),
+        slots=ints(tokens), seq_lens=ints(2), turn=ints(1), num_turns=3,
     )  # fmt: skip
     for index in (None, ints(2)):
         for sampled in (ints(2), ints(2).long()):

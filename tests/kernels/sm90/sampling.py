@@ -10,7 +10,7 @@ import torch
 from dodona.kernels import sampling_masks as masks
 from dodona.kernels.sampling_filters import filter_cuts
 from dodona.kernels.sampling_grammar import mask_by_grammar
-from dodona.kernels.sampling_gumbel import gumbel_sample
+from dodona.kernels.sampling_gumbel import gumbel_sample, gumbel_sample_and_append
 from dodona.kernels.sampling_logprobs import given_logprobs, token_logprobs
 from dodona.kernels.sampling_penalties import apply_penalties, count_tokens
 
@@ -39,6 +39,20 @@ def _gumbel(dtype: torch.dtype, n: int, cuts: bool) -> None:
         inverse_temperatures=FLOATS,
         fallback=INTEGERS,
         cuts=torch.zeros(n) if cuts else None,
+    )
+
+
+def _gumbel_and_append(dtype: torch.dtype, n: int) -> None:
+    gumbel_sample_and_append(
+        torch.zeros(n, VOCAB, dtype=dtype),
+        **_batch(n),
+        seeds=INTEGERS,
+        inverse_temperatures=FLOATS,
+        fallback=INTEGERS,
+        num_computed=torch.zeros(ROWS, dtype=torch.int32),
+        token_ids=_table(4096),
+        ring=_table(256),
+        turn=torch.zeros(1, dtype=torch.int32),
     )
 
 
@@ -119,6 +133,7 @@ for _dtype in (torch.bfloat16, torch.float32):
     _name = str(_dtype).removeprefix("torch.")
     CASES |= {
         f"gumbel-{_name}": functools.partial(_gumbel, _dtype, 1, False),
+        f"gumbel-append-{_name}": functools.partial(_gumbel_and_append, _dtype, 8),
         f"gumbel-cuts-{_name}": functools.partial(_gumbel, _dtype, 8, True),
         f"filters-{_name}": functools.partial(_filters, _dtype),
         f"logprobs-own-{_name}": functools.partial(_logprobs, _dtype, 2, 0, False),

@@ -1,0 +1,13 @@
+"""What kinds of GPUs kernels are written for."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether `device` has compute capability 9.x."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

@@ -1,0 +1,43 @@
+"""Sampled tokens on their way to the host, where the device must not wait until they are there."""
+
+from __future__ import annotations
+
+import torch
+
+
+class SampleRing:
+    """What the last few steps of fixed form sampled, each in a slot of its own.
+
+    A step's tokens are copied to the host while the next steps run. A captured graph is the same each time,
+    so where its tokens go is data on the device: `turn`, which the step itself moves on. The host counts
+    along, step by step, and never reads it.
+
+    Args:
+        num_slots: more than the steps whose tokens may be uncopied at a time.
+        max_num_seqs: most tokens of a step.
+        device: where the steps run.
+    """
+
+    def __init__(self, *, num_slots: int, max_num_seqs: int, device: torch.device) -> None:
+        self.tokens = torch.zeros((num_slots, max_num_seqs), dtype=torch.int32, device=device)
+        """[slots, max_num_seqs]."""
+        self.turn = torch.zeros(1, dtype=torch.int32, device=device)
+        """[1]: slot of the step that the device is at."""
+        self.num_slots = num_slots
+        self._slots = self.tokens.unbind()
+        self._launched = 0
+        """Slot of the step that was launched last."""
+
+    def advance(self) -> None:
+        """A step is launched that moves `turn` on."""
+        self._launched = (self._launched + 1) % self.num_slots
+
+    def launched(self, size: int) -> torch.Tensor:
+        """[size]: the first tokens of the step that was launched last."""
+        return self._slots[self._launched][:size]
+
+    def restart(self) -> None:
+        """Bring both counts together again after steps that `advance` was not told of. No tokens of earlier
+        steps may be uncopied."""
+        self.turn.zero_()
+        self._launched = 0
