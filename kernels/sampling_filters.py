@@ -108,6 +108,18 @@ def _asked(row, idx_mapping_ptr, inverse_ptr, log_min_p_ptr, top_k_ptr, top_p_pt
 
 
 @triton.jit
+def _weights(scores, greatest, scale):
+    """exp(scale * (score - greatest)).
+
+    The greatest score weighs 1 whatever its size: a GPU may fuse the product that a score is with the
+    difference, and does not round it then.
+    """
+    # An infinite difference would make NaN of a scale of 0.
+    weights = tl.exp(scale * tl.maximum(scores - greatest, -200.0))
+    return tl.where(scores >= greatest, 1.0, weights)
+
+
+@triton.jit
 def _groups_kernel(
     logits_ptr,  # [n, vocab]
     logits_stride,
@@ -136,7 +148,7 @@ def _groups_kernel(
     if (top_p < 1.0) & (top_k == 0.0) & (log_min_p == float("-inf")):
         # A group without any finite logit must weigh 0, not NaN.
         greatest = tl.where(maxima > float("-inf"), maxima, 0.0) * inverse
-        masses = tl.sum(tl.exp(logits * inverse - greatest[:, None]), 1)
+        masses = tl.sum(_weights(logits * inverse, greatest[:, None], 1.0), 1)
         tl.store(masses_ptr + row * groups + places, masses, mask=places < groups)
 
 
@@ -160,8 +172,7 @@ def _weigh(logits, middles, low, end, sought, BLOCK: tl.constexpr):
     for start in tl.range(0, length, BLOCK, num_stages=4 if BLOCK > SMALL else 1):
         places = start + tl.arange(0, BLOCK)
         scores = load_scores(ptr, places, places < length) * inverse
-        # An infinite difference would make NaN of a scale of 0.
-        weights = tl.exp(scale * tl.maximum(scores - greatest, -200.0))
+        weights = _weights(scores, greatest, scale)
         first += tl.where(scores >= middles[0], weights, 0.0)
         second += tl.where(scores >= middles[1], weights, 0.0)
         third += tl.where(scores >= middles[2], weights, 0.0)
@@ -269,7 +280,7 @@ def _total(maxima, masses_ptr, greatest, BLOCK: tl.constexpr):
         places = start + tl.arange(0, BLOCK)
         scores = load_scores(maxima_ptr, places, places < groups) * inverse
         masses = tl.load(masses_ptr + places, mask=places < groups, other=0.0)
-        total += masses * tl.exp(scores - greatest)
+        total += masses * _weights(scores, greatest, 1.0)
     return tl.sum(total, 0)
 
 
