@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,6 +102,7 @@ class LLM:
             tokenizer=self._tokenizer,
             request_features=request_features,
         )
+        self._stream_numbers = itertools.count()
 
     @classmethod
     def from_verdict(cls, verdict: Verdict) -> LLM:
@@ -194,22 +196,42 @@ class LLM:
 
     def stream(
         self,
-        prompt: PromptLike,
-        sampling_params: SamplingParams | None = None,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        request_id: str | None = None,
+        request_id: str | Sequence[str] | None = None,
     ) -> OutputStream:
-        """Generate for one prompt, token by token. Closing the iterator aborts the request.
+        """Generate for one prompt, or for several, token by token. Closing the iterator aborts what is left.
 
-        Each item is a RequestOutput that holds what is new: of each sequence with news its new text, token
-        ids and log-probabilities. Text that may yet turn out to be part of a stop string is held back. The
-        last item has `finished`. Raises InvalidRequestError for a request that can't be served.
+        prompts, sampling_params: as for `generate`.
+        request_id: the request's id, or a list of them for a list of prompts; None makes one up for each.
+
+        Each item is a RequestOutput that holds what is new of one request: of each sequence with news its
+        new text, token ids and log-probabilities. Text that may yet turn out to be part of a stop string is
+        held back. A request's last item has `finished`. Items of several requests come as they are made,
+        those of each in order; `request_id` says which one an item is of, and the stream's `request_ids`
+        are in the prompts' order.
+
+        Raises InvalidRequestError for a prompt that can't be served, and for a request id that is in use by
+        an unfinished request. In a list of prompts, a prompt that can't be served has one item with its
+        reason in `.error` and the finish reason "error", before all others, which go on.
         """
-        params = self._defaults.sampling_params if sampling_params is None else sampling_params
-        parsed = parse_prompt(prompt)
-        requests = self._admission.admit(parsed, params, request_id)
-        assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
-        return OutputStream(self._engine, requests, assembler, keep_alive=self)
+        one = _is_one(prompts)
+        prompt_list: list[Any] = [prompts] if one else list(prompts)
+        params_list = self._params_list(sampling_params, len(prompt_list))
+        ids = self._request_ids(request_id, len(prompt_list))
+        events: SimpleQueue[Event] = SimpleQueue()
+        assemblers, refused = self._submit(
+            prompt_list, params_list, events, request_ids=ids, streaming=True, strict=one
+        )
+        return OutputStream(
+            self._engine,
+            events,
+            {key: assembler for key, (_, assembler) in assemblers.items()},
+            request_ids=ids,
+            refused=refused.values(),
+            keep_alive=self,
+        )
 
     def abort(self, request_id: str) -> None:
         """End a request with what it has so far; its finish reason is "abort". Unknown ids are left alone."""
@@ -265,31 +287,11 @@ class LLM:
         self, prompts: list[PromptLike], params_list: list[SamplingParams], use_tqdm: bool | None
     ) -> list[RequestOutput]:
         events: SimpleQueue[Event] = SimpleQueue()
-        results: list[RequestOutput | None] = [None] * len(prompts)
-        waiting: dict[str, tuple[int, OutputAssembler, list[CompletionOutput]]] = {}
-        batch: list[Request] = []
-        num_tokens = 0
+        waiting, results = self._submit(prompts, params_list, events)
+        sequences: dict[str, list[CompletionOutput]] = {request_id: [] for request_id in waiting}
         try:
-            for index, (prompt, params) in enumerate(zip(prompts, params_list, strict=True)):
-                try:
-                    parsed = parse_prompt(prompt)
-                    requests = self._admission.admit(parsed, params)
-                except InvalidRequestError as error:
-                    results[index] = _refused(prompt, error)
-                    continue
-                for request in requests:
-                    request.events = events
-                assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
-                waiting[requests[0].parent_id] = (index, assembler, [])
-                batch += requests
-                num_tokens += sum(request.num_prompt_tokens for request in requests)
-                # The engine begins with as much as fills a step, while the others are still looked at.
-                if num_tokens >= self._max_num_batched_tokens:
-                    self._engine.submit(batch)
-                    batch, num_tokens = [], 0
-            self._engine.submit(batch)
             with _progress_bar(len(prompts), use_tqdm) as bar:
-                bar.update(len(prompts) - len(waiting))
+                bar.update(len(results))
                 while waiting:
                     try:
                         progress = events.get(timeout=_REDRAW_AFTER)
@@ -298,17 +300,80 @@ class LLM:
                         continue
                     if progress is None:
                         raise self._engine.dead_error()
-                    index, assembler, outputs = waiting[progress.request.parent_id]
+                    request_id = progress.request.parent_id
+                    index, assembler = waiting[request_id]
+                    outputs = sequences[request_id]
                     outputs.append(assembler.add(progress))
                     if assembler.finished:
                         outputs.sort(key=lambda output: output.index)
                         results[index] = assembler.output(outputs)
-                        del waiting[progress.request.parent_id]
+                        del waiting[request_id]
                         bar.update(1)
         except BaseException:
             self._engine.abort(*waiting)
             raise
-        return [result for result in results if result is not None]
+        return [results[index] for index in range(len(prompts))]
+
+    def _submit(
+        self,
+        prompts: Sequence[PromptLike],
+        params_list: Sequence[SamplingParams],
+        events: SimpleQueue[Event],
+        *,
+        request_ids: Sequence[str | None] | None = None,
+        streaming: bool = False,
+        strict: bool = False,
+    ) -> tuple[dict[str, tuple[int, OutputAssembler]], dict[int, RequestOutput]]:
+        """Hand the prompts over to the engine; their news come to `events`.
+
+        Returns each one's index and assembler by request id, and by index the outputs of those that were
+        refused, which `strict` raises instead. After an error nothing goes on.
+        """
+        admitted: dict[str, tuple[int, OutputAssembler]] = {}
+        refused: dict[int, RequestOutput] = {}
+        begun: list[str] = []
+        batch: list[Request] = []
+        num_tokens = 0
+        ids = request_ids or [None] * len(prompts)
+        try:
+            for index, (prompt, params, given_id) in enumerate(zip(prompts, params_list, ids, strict=True)):
+                try:
+                    parsed = parse_prompt(prompt)
+                    requests = self._admission.admit(parsed, params, given_id)
+                except InvalidRequestError as error:
+                    if strict:
+                        raise
+                    refused[index] = _refused(prompt, error, given_id)
+                    continue
+                for request in requests:
+                    request.events = events
+                    request.streaming = streaming
+                assembler = OutputAssembler(parsed.text, requests, self._admission.detokenizer)
+                admitted[requests[0].parent_id] = (index, assembler)
+                batch += requests
+                num_tokens += sum(request.num_prompt_tokens for request in requests)
+                # The engine begins with as much as fills a step, while the others are still looked at.
+                if num_tokens >= self._max_num_batched_tokens:
+                    self._engine.submit(batch)
+                    begun = list(admitted)
+                    batch, num_tokens = [], 0
+            self._engine.submit(batch)
+        except BaseException:
+            self._engine.abort(*begun)  # not all: an id may be refused because it is somebody else's
+            raise
+        return admitted, refused
+
+    def _request_ids(self, given: str | Sequence[str] | None, count: int) -> list[str]:
+        """A stream's request ids: those given, if each of its prompts has its own, or new ones."""
+        if given is None:
+            number = next(self._stream_numbers)
+            return [f"stream-{number}-{index}" for index in range(count)]
+        ids = [given] if isinstance(given, str) else list(given)
+        if len(ids) != count or len(set(ids)) != count or not all(isinstance(each, str) for each in ids):
+            raise InvalidRequestError(
+                f"request_id must be text, different for each of {count} prompts; got {given!r:.80}"
+            )
+        return ids
 
     def _params_list(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -331,14 +396,22 @@ class LLM:
         return listed
 
 
-def _refused(prompt: PromptLike, error: InvalidRequestError) -> RequestOutput:
+def _is_one(prompts: PromptLike | Sequence[PromptLike]) -> bool:
+    """Whether this is one prompt, be it one that can't be served, rather than a list of prompts."""
+    if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Sequence) or not len(prompts):
+        return True
+    first: Any = prompts[0]
+    return as_prompt_list([first])[0] is not first  # the integers of one prompt come back in a list
+
+
+def _refused(prompt: PromptLike, error: InvalidRequestError, request_id: str | None) -> RequestOutput:
     """The output of a prompt that was not admitted."""
     text = prompt if isinstance(prompt, str) else None
     refused = CompletionOutput(
         index=0, text="", token_ids=[], cumulative_logprob=None, logprobs=None, finish_reason="error"
     )
     return RequestOutput(
-        request_id="",
+        request_id=request_id or "",
         prompt=text,
         prompt_token_ids=[],
         prompt_logprobs=None,

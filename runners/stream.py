@@ -1,43 +1,61 @@
-"""One request's outputs as they come."""
+"""Outputs of one request, or of several, as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.events import Event
-from dodona.runners.engine.request import Request
 from dodona.runners.outputs import RequestOutput
 
 
 class OutputStream(Iterator[RequestOutput]):
-    """Iterator over what is new of a request; one that is closed, or dropped, before its end aborts the
-    request.
+    """Iterator over what is new of its requests; it ends when all are finished. One that is closed, or
+    dropped, before that aborts those that are not.
 
-    Raises EngineDeadError when the engine ends before the request does. Ctrl-C while waiting ends the engine.
+    All requests have one queue, so that a step that brings news of hundreds wakes one thread once.
+
+    Raises EngineDeadError when the engine ends before the requests do. Ctrl-C while waiting ends the engine.
     """
 
     def __init__(
-        self, engine: Engine, requests: Sequence[Request], assembler: OutputAssembler, *, keep_alive: object
+        self,
+        engine: Engine,
+        events: SimpleQueue[Event],
+        assemblers: Mapping[str, OutputAssembler],
+        *,
+        request_ids: Sequence[str],
+        refused: Iterable[RequestOutput] = (),
+        keep_alive: object,
     ) -> None:
-        """`keep_alive` is what would end the engine if it were collected while the stream goes on."""
-        self.request_id = requests[0].parent_id
+        """`assemblers` are those of the submitted requests by id, whose news come to `events`; `refused` are
+        outputs that are there already. `keep_alive` is what would end the engine if it were collected while
+        the stream goes on."""
+        self.request_ids = tuple(request_ids)
+        """The requests' ids, in the order of their prompts."""
         self._engine = engine
-        self._assembler = assembler
-        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._events = events
+        self._unfinished = dict(assemblers)
+        self._refused = deque(refused)
         self._closed = False
         self._keep_alive = keep_alive
-        for request in requests:
-            request.events = self._events
-            request.streaming = True
-        engine.submit(requests)
+
+    @property
+    def request_id(self) -> str:
+        """The only request's id, or the first one's."""
+        return self.request_ids[0]
 
     def __next__(self) -> RequestOutput:
         if self._closed:
             raise StopIteration
+        if self._refused:
+            output = self._refused.popleft()
+            self._closed = not self._refused and not self._unfinished
+            return output
         try:
             progress = self._events.get()
         except KeyboardInterrupt as interrupt:
@@ -47,15 +65,19 @@ class OutputStream(Iterator[RequestOutput]):
         if progress is None:
             self._closed = True
             raise self._engine.dead_error()
-        output = self._assembler.add(progress)
-        self._closed = self._assembler.finished
-        return self._assembler.output([output])
+        request_id = progress.request.parent_id
+        assembler = self._unfinished[request_id]
+        news = assembler.add(progress)
+        if assembler.finished:
+            del self._unfinished[request_id]
+            self._closed = not self._unfinished
+        return assembler.output([news])
 
     def close(self) -> None:
-        """Abort the request unless it is finished. Iteration is over."""
+        """Abort the requests that are not finished. Iteration is over."""
         if not self._closed:
             self._closed = True
-            self._engine.abort(self.request_id)
+            self._engine.abort(*self._unfinished)
 
     def __enter__(self) -> OutputStream:
         return self

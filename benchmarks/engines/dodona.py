@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, ClassVar
 
 from benchmarks.engines.base import BenchmarkEngine, Setup, Timeline, timeline
@@ -69,24 +70,30 @@ class _Dodona(BenchmarkEngine):
         return [output.outputs[0].token_ids for output in outputs]
 
     def serve(self, asks: Sequence[Ask]) -> list[Timeline]:
+        """One stream, and one thread that reads it, for all requests that arrive at the same time."""
         times: list[list[float]] = [[] for _ in asks]
         failures: list[BaseException] = []
 
-        def read(stream: Any, mine: list[float]) -> None:
+        def read(stream: Any, mine: dict[str, list[float]]) -> None:
             try:
                 for output in stream:
                     now = time.perf_counter()
-                    mine.extend([now] * len(output.outputs[0].token_ids))
+                    if output.error is not None:
+                        raise RuntimeError(f"a request was refused: {output.error}")
+                    mine[output.request_id].extend([now] * len(output.outputs[0].token_ids))
             except BaseException as error:
                 failures.append(error)
 
         threads = []
         params = [_params(ask) for ask in asks]
         start = time.perf_counter()
-        for ask, each, mine in zip(asks, params, times, strict=True):
-            if (wait := start + ask.arrival - time.perf_counter()) > 0:
+        for arrival, group in groupby(range(len(asks)), key=lambda index: asks[index].arrival):
+            together = list(group)
+            if (wait := start + arrival - time.perf_counter()) > 0:
                 time.sleep(wait)
-            stream = self.llm.stream(list(ask.prompt), each)
+            prompts = [list(asks[index].prompt) for index in together]
+            stream = self.llm.stream(prompts, [params[index] for index in together])
+            mine = {key: times[index] for key, index in zip(stream.request_ids, together, strict=True)}
             thread = threading.Thread(target=read, args=(stream, mine), daemon=True)
             thread.start()
             threads.append(thread)
