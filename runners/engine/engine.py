@@ -9,6 +9,7 @@ queues.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import traceback
@@ -151,6 +152,9 @@ class Engine:
         runner: Runner | None = None
         try:
             runner, scheduler = self._start()
+            # What is there by now, libraries for the most part, stays; a collection that looks at all of it
+            # takes a tenth of a second, in which no step is launched.
+            gc.freeze()
             self._ready.set_result(None)
             while self._take_commands(runner, scheduler):
                 self._step(runner, scheduler)
@@ -159,6 +163,7 @@ class Engine:
             # Its frames would keep the runner's tensors for as long as somebody keeps the error.
             traceback.clear_frames(error.__traceback__)
         self._in_flight.clear()
+        gc.unfreeze()  # before the runner looks for what it can give back
         if runner is not None:
             try:
                 runner.shutdown()

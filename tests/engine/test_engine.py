@@ -278,3 +278,14 @@ def test_an_error_in_a_call_is_the_callers_alone() -> None:
         with pytest.raises(ZeroDivisionError):
             session.engine.call(lambda runner, scheduler: 1 / 0)
         session.finish(session.submit("x", [1]))
+
+
+def test_collections_pass_over_what_was_there_at_the_start() -> None:
+    gc.unfreeze()
+    before = len(gc.get_objects())
+    opened = Opened()
+    opened.engine.wait_until_ready()
+    assert len(gc.get_objects()) < before / 10
+    opened.engine.shutdown()
+    assert gc.get_freeze_count() == 0
+    assert len(gc.get_objects()) > before / 2
