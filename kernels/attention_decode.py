@@ -7,6 +7,8 @@ them. The query heads that share a KV head form one tile, so that keys and value
 What comes before attention may be part of it: queries and keys straight from the qkv projection are
 normalised and rotated here, and the new key and value are written to the cache by the program that has the
 sequence's end, which takes them from registers.
+
+A plan says by which of two kernels: this module's, which runs everywhere, or that of `attention_stream`.
 """
 
 from __future__ import annotations

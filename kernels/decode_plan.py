@@ -41,7 +41,8 @@ class DecodePlan:
     num_programs: int
     tiles: DecodeTiles
     includes_new_key: bool
-    """Whether the key of each sequence's last token is counted, which is then in the cache."""
+    """Whether the key of each sequence's last token is in the cache already. It is counted then, and by a
+    plan for a stream also if it is not."""
     window: int | None
 
 

@@ -28,8 +28,8 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs_gluon,
 )
 from dodona.kernels.devices import is_hopper
+from dodona.kernels.fused_linear import ADD, PLAIN, SILU_MUL
 
-PLAIN, ADD, SILU_MUL = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 COLUMNS = gl.constexpr(16)
 """Columns of a program: rows of the matrix instruction."""
 INNER = gl.constexpr(64)
@@ -199,7 +199,7 @@ def few_linear(
         N=columns,
         K=inner,
         HAS_NORM=norm_weight is not None,
-        EPILOGUE=2 if silu_mul else 1 if residual is not None else 0,
+        EPILOGUE=SILU_MUL if silu_mul else ADD if residual is not None else PLAIN,
         DEPENDENT=dependent,
         TOKENS=8 if tokens <= 8 else 16,
         AHEAD=choose_ahead(tiles, has_norm=norm_weight is not None, silu_mul=silu_mul),

@@ -70,7 +70,7 @@ class AsyncOutput:
     prompt_ranges: Sequence[PromptLogprobRange]
     event: torch.cuda.Event | None
     sources: Sequence[torch.Tensor]
-    """Device tensors that are being copied: their memory must not be given out again before. None once the
+    """Device tensors that are being copied: their memory must not be given out again before. Empty once the
     result was read."""
 
     @property

@@ -410,6 +410,9 @@ class V2Runner(Runner):
         ):
             self._rehearse(prompts, decodes, params, context)
         self._prompt_logprobs = PromptLogprobs()
+        if self._sizes_to_capture() is None:  # what is captured is run for that
+            for size in decode_sizes(self._max_num_seqs):
+                self._run_padding(FixedStep(size, True))
 
     def _rehearse(
         self,

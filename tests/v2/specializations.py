@@ -1,13 +1,12 @@
 """Which kernels a V2 runner would compile, told on a machine without a GPU.
 
 Run as a program, without TRITON_INTERPRET: launches only note what Triton would specialise on, and compute
-nothing (tokens stay zeros). It starts a runner as the engine does, serves varied requests, and prints, one
-per line, each kernel and specialisation that was new to a request.
+nothing (tokens stay zeros). It starts a runner as the engine does, serves varied requests without graphs and
+then with them, and prints, one per line, each kernel and specialisation that was new to a request.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -62,7 +61,7 @@ def main() -> int:
         for answer in ("supports_dependent_launch", "is_hopper"):
             if name.startswith("dodona.kernels.") and hasattr(module, answer):
                 setattr(module, answer, lambda device: True)
-    runner_module._interpreted = lambda: True
+    runner_module.capabilities.check_supported = lambda *args, **kwargs: ()
     lengths = [1, 2, 17, 100, 250, 600, 1100]
     random = SamplingParams(temperature=0.9, seed=5, ignore_eos=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +71,7 @@ def main() -> int:
             max_num_seqs=24,
             max_num_batched_tokens=2048,
             max_model_len=2000,
-            dtype="float16",
+            dtype="bfloat16",
             load=False,
         )
         runner.load_model()
@@ -81,14 +80,6 @@ def main() -> int:
         runner.warm_up()
         runner._rehearse_all()
         graphs = EagerGraphs(runner._steps, decodes=decode_sizes(24), prompts=prompt_sizes(2000))
-        with torch.inference_mode():
-            for prompts, sizes in ((False, graphs.sizes.decodes), (True, graphs.sizes.prompts)):
-                runner._set_padding(prompts=prompts)
-                for size in sizes:  # as captured
-                    for samples in (True, False):
-                        runner._steps.run(FixedStep(size, samples, prompts))
-            runner._steps.forget_runs()
-        before = set(seen)
         kinds = (
             [random],
             [GREEDY],
@@ -98,20 +89,33 @@ def main() -> int:
             [SamplingParams(logit_bias=dict.fromkeys(range(n), 1.0)) for n in (2, 5, 16)],
             [SamplingParams(min_tokens=2, stop_token_ids=list(range(90, 90 + n))) for n in (2, 5, 16)],
         )
-        for runner._graphs, params in itertools.product((None, graphs), kinds):
-            for count in (1, 2, 5, 16, 24):
-                prompts = prompts_of(*(lengths[i % len(lengths)] for i in range(count)))
-                generate(
-                    runner,
-                    prompts,
-                    max_tokens=[3 + i % 4 for i in range(count)],
-                    params=[params[i % len(params)] for i in range(count)],
-                    num_blocks=400,
-                )
-        for line in seen:
-            if line not in before:
-                print(line)
-        print(f"{len(before)} before, {len(seen) - len(before)} new", file=sys.stderr)
+
+        def serve() -> None:
+            before = set(seen)
+            for params in kinds:
+                for count in (1, 2, 5, 16, 24):
+                    prompts = prompts_of(*(lengths[i % len(lengths)] for i in range(count)))
+                    generate(
+                        runner,
+                        prompts,
+                        max_tokens=[3 + i % 4 for i in range(count)],
+                        params=[params[i % len(params)] for i in range(count)],
+                        num_blocks=400,
+                    )
+            new = [line for line in seen if line not in before]
+            print(*new, sep="\n", end="\n" * bool(new))
+            print(f"{len(before)} before, {len(new)} new", file=sys.stderr)
+
+        serve()
+        with torch.inference_mode():
+            for prompts, sizes in ((False, graphs.sizes.decodes), (True, graphs.sizes.prompts)):
+                runner._set_padding(prompts=prompts)
+                for size in sizes:  # as captured
+                    for samples in (True, False):
+                        runner._steps.run(FixedStep(size, samples, prompts))
+            runner._steps.forget_runs()
+        runner._graphs = graphs
+        serve()
     return 0
 
 
