@@ -37,7 +37,7 @@ test: lint
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict src/dodona/oracle src/dodona/runners/interface.py
+	$(BIN)/mypy --strict src/dodona/oracle src/dodona/cli src/dodona/runners/interface.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

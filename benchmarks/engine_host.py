@@ -16,7 +16,7 @@ from dodona.runners.engine.events import Progress
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import StepOutput
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ import torch
 from torch.nn import functional
 
 from benchmarks.roofline import Shape
-from dodona.kernels.activation import silu_and_mul, silu_and_mul_reference
-from dodona.kernels.attention_decode import paged_decode_attention, paged_decode_attention_reference
-from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
-from dodona.kernels.attention_stream import supports_streams
-from dodona.kernels.decode_plan import plan_decode_attention
-from dodona.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
-from dodona.kernels.rotary import qk_norm_rope_kv_write, qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.decode import paged_decode_attention, paged_decode_attention_reference
+from dodona.kernels.attention.decode_plan import plan_decode_attention
+from dodona.kernels.attention.prefill import paged_prefill_attention, paged_prefill_attention_reference
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write, qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.stream import supports_streams
+from dodona.kernels.linear.activation import silu_and_mul, silu_and_mul_reference
+from dodona.kernels.linear.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 
 Call = Callable[[], object]
 EPS = 1e-6

@@ -21,15 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dodona.oracle import durable, reference
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
-from dodona.oracle.facts import derive_facts
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.rulebook import RuleBook, bundled_rulebook, load_rulebook
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide import durable
+from dodona.oracle.decide import evaluate as reference
+from dodona.oracle.decide.verdict import Verdict, make_verdict
+from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, load_rulebook
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner, verdict_for
+from dodona.oracle.systems.own.facts import derive_facts
 from dodona.oracle.testing import RandomFacts
-from dodona.oracle.verdict import Verdict, make_verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "checkpoints" / "qwen3"

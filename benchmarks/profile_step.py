@@ -69,7 +69,7 @@ class Loop:
     def add(self, batch: int, context: int, limit: int, sampling: Sequence[Mapping[str, Any]]) -> None:
         """Submit requests of `context` tokens each, and step until all of them decode."""
         from dodona.runners.engine.request import Request
-        from dodona.runners.sampling_params import SamplingParams
+        from dodona.runners.sampling.params import SamplingParams
 
         for index in range(batch):
             self._number += 1
@@ -160,9 +160,9 @@ def start_runner(
     options: argparse.Namespace, directory: Path, max_num_seqs: int, max_model_len: int
 ) -> tuple[Any, Any]:
     """A runner that is ready to step, and its scheduler."""
-    from dodona.oracle.config import EngineConfig
-    from dodona.oracle.environment import OVERRIDE_VARIABLE
-    from dodona.oracle.model_info import ModelInfo
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
+    from dodona.oracle.models.model_info import ModelInfo
     from dodona.oracle.select import select_runner
     from dodona.runners.startup import start
 

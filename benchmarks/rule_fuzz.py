@@ -38,17 +38,17 @@ from typing import Any
 from dodona.oracle.analysis.source import sourced_text
 from dodona.oracle.authoring.coverage import run_examples
 from dodona.oracle.authoring.formatting import format_text
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.decide.verdict import decide
 from dodona.oracle.errors import ConfigError, RuleFileError
-from dodona.oracle.extends import folder_sibling
-from dodona.oracle.facts import derive_facts
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.reference import firings
-from dodona.oracle.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.language.extends import folder_sibling
+from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.language.yaml_source import read_yaml
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import derive_facts
 from dodona.oracle.testing import RandomFacts
-from dodona.oracle.verdict import decide
-from dodona.oracle.yaml_source import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "rules").rglob("*.yaml"))

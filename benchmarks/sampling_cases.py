@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks.kernel_cases import Case, Inputs, Scene
-from dodona.kernels.sampling_filters import filter_cuts, filter_cuts_reference
-from dodona.kernels.sampling_gumbel import gumbel_sample, gumbel_sample_reference
-from dodona.kernels.sampling_logprobs import token_logprobs
-from dodona.kernels.sampling_masks import prepare_scores, prepare_scores_reference
-from dodona.kernels.sampling_penalties import apply_penalties, apply_penalties_reference
+from dodona.kernels.sampling.filters import filter_cuts, filter_cuts_reference
+from dodona.kernels.sampling.gumbel import gumbel_sample, gumbel_sample_reference
+from dodona.kernels.sampling.logprobs import token_logprobs
+from dodona.kernels.sampling.masks import prepare_scores, prepare_scores_reference
+from dodona.kernels.sampling.penalties import apply_penalties, apply_penalties_reference
 
 TEMPERATURE = 0.6
 

@@ -9,12 +9,12 @@ from torch.nn import functional
 
 from benchmarks.kernel_cases import BLOCK_SIZE, EPS, Case, Inputs, Pages, Scene
 from benchmarks.roofline import Shape
-from dodona.kernels.attention_decode import paged_decode_attention_reference
-from dodona.kernels.attention_few import few_sequences_attention
-from dodona.kernels.attention_fresh import fresh_prefill_attention, supports_fresh_prefill
-from dodona.kernels.few_linear import few_linear, supports_few_linear
-from dodona.kernels.fused_linear import fused_linear, fused_linear_reference
-from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.decode import paged_decode_attention_reference
+from dodona.kernels.attention.few import few_sequences_attention
+from dodona.kernels.attention.fresh import fresh_prefill_attention, supports_fresh_prefill
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
+from dodona.kernels.linear.few_linear import few_linear, supports_few_linear
+from dodona.kernels.linear.fused_linear import fused_linear, fused_linear_reference
 
 
 def fresh_prefill_cases(

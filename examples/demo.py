@@ -17,7 +17,7 @@ from rich.table import Table
 from checkpoints.task import KINDS, Question, chat_messages, draw_conversation, draw_question
 from dodona import LLM, SamplingParams
 from dodona.oracle import Environment, select_runner
-from dodona.oracle.render import make_console, verdict_table
+from dodona.oracle.explain.table import make_console, verdict_table
 
 MODEL = os.path.relpath(Path(__file__).resolve().parents[1] / "checkpoints" / "qwen3")
 SEED = 2026

@@ -11,35 +11,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dodona.oracle.config import CompilationMode as CompilationMode
-    from dodona.oracle.config import EngineConfig as EngineConfig
-    from dodona.oracle.environment import Environment as Environment
+    from dodona.oracle.config.engine_config import CompilationMode as CompilationMode
+    from dodona.oracle.config.engine_config import EngineConfig as EngineConfig
+    from dodona.oracle.decide.verdict import Reason as Reason
+    from dodona.oracle.decide.verdict import Verdict as Verdict
     from dodona.oracle.errors import ConfigError as ConfigError
     from dodona.oracle.errors import DodonaError as DodonaError
     from dodona.oracle.errors import RuleFileError as RuleFileError
     from dodona.oracle.errors import UnsupportedConfiguration as UnsupportedConfiguration
-    from dodona.oracle.facts import FACTS as FACTS
-    from dodona.oracle.facts import UNKNOWN as UNKNOWN
-    from dodona.oracle.facts import derive_facts as derive_facts
-    from dodona.oracle.model_info import ModelInfo as ModelInfo
+    from dodona.oracle.language.facts import UNKNOWN as UNKNOWN
+    from dodona.oracle.machine.environment import Environment as Environment
+    from dodona.oracle.models.model_info import ModelInfo as ModelInfo
     from dodona.oracle.select import select_runner as select_runner
-    from dodona.oracle.verdict import Reason as Reason
-    from dodona.oracle.verdict import Verdict as Verdict
+    from dodona.oracle.systems.own.facts import FACTS as FACTS
+    from dodona.oracle.systems.own.facts import derive_facts as derive_facts
 
 _HOMES = {
-    "CompilationMode": "config",
+    "CompilationMode": "config.engine_config",
     "ConfigError": "errors",
     "DodonaError": "errors",
-    "EngineConfig": "config",
-    "Environment": "environment",
-    "FACTS": "facts",
-    "ModelInfo": "model_info",
-    "Reason": "verdict",
+    "EngineConfig": "config.engine_config",
+    "Environment": "machine.environment",
+    "FACTS": "systems.own.facts",
+    "ModelInfo": "models.model_info",
+    "Reason": "decide.verdict",
     "RuleFileError": "errors",
-    "UNKNOWN": "facts",
+    "UNKNOWN": "language.facts",
     "UnsupportedConfiguration": "errors",
-    "Verdict": "verdict",
-    "derive_facts": "facts",
+    "Verdict": "decide.verdict",
+    "derive_facts": "systems.own.facts",
     "select_runner": "select",
 }
 

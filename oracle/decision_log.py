@@ -24,13 +24,13 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from dodona.oracle.config import OPTIONAL_SECTIONS, SECTIONS, EngineConfig
+from dodona.oracle.config.engine_config import OPTIONAL_SECTIONS, SECTIONS, EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 
 if TYPE_CHECKING:
-    from dodona.oracle.environment import Environment
-    from dodona.oracle.rulebook import RuleBook
-    from dodona.oracle.verdict import Verdict
+    from dodona.oracle.decide.verdict import Verdict
+    from dodona.oracle.language.rulebook import RuleBook
+    from dodona.oracle.machine.environment import Environment
 
 LOG_VARIABLE: Final = "DODONA_DECISION_LOG"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dodona.oracle.verdict import Verdict
+    from dodona.oracle.decide.verdict import Verdict
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dodona.oracle import durable, reference
-from dodona.oracle.conditions import Facts
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide import durable
+from dodona.oracle.decide import evaluate as reference
+from dodona.oracle.decide.evaluate import Firing
+from dodona.oracle.decide.verdict import Evaluator, Verdict, make_verdict, with_assumptions
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-from dodona.oracle.facts import derive_facts
-from dodona.oracle.hub import resolve_model
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.reference import Firing
-from dodona.oracle.registries import VLLM
-from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, load_rulebook
-from dodona.oracle.verdict import Evaluator, Verdict, make_verdict, with_assumptions
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook, load_rulebook
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import derive_facts
+from dodona.oracle.systems.registry import VLLM
 
 
 def select_runner(
@@ -80,7 +81,7 @@ def verdict_for(
 def _vllm_verdict(
     config: object, book: RuleBook, environment: Environment | None, *, trusted: bool
 ) -> Verdict:
-    from dodona.oracle.vllm.select import describe, detected, read_config
+    from dodona.oracle.systems.vllm.select import describe, detected, read_config
 
     arguments = read_config(config)
     environment = detected(book) if environment is None else environment

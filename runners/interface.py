@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dodona.oracle.verdict import Verdict
-    from dodona.runners.sampling_params import SamplingParams
+    from dodona.oracle.decide.verdict import Verdict
+    from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
 """Ids that begin with this belong to warm-up requests; admission refuses them from users."""

@@ -10,8 +10,8 @@ from dodona.oracle.errors import ConfigError
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
-    from dodona.oracle.config import EngineConfig
-    from dodona.oracle.model_info import ModelInfo
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
 
 logger = logging.getLogger("dodona.engine")
 

@@ -11,11 +11,11 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decision_log import select_and_log
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.hub import resolve_model
-from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
@@ -24,17 +24,17 @@ from dodona.runners.engine.prompts import PromptLike, as_prompt_list, parse_prom
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import InvalidRequestError
-from dodona.runners.generation_defaults import GenerationDefaults
 from dodona.runners.interface import Runner
 from dodona.runners.limits import KVSize
 from dodona.runners.outputs import CompletionOutput, RequestOutput
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.generation_defaults import GenerationDefaults
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.startup import start
 from dodona.runners.stream import OutputStream
-from dodona.runners.tokenizer import load_tokenizer
+from dodona.runners.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from dodona.oracle.verdict import Verdict
+    from dodona.oracle.decide.verdict import Verdict
 
 PROGRESS_BAR_DELAY = 2.0
 """Seconds that work must last before a progress bar shows by default."""
@@ -52,7 +52,7 @@ class LLM:
     ...     print(llm.generate("2 + 2 =", SamplingParams(temperature=0.0))[0].outputs[0].text)
 
     `model` is a Hugging Face model directory or hub id; the other arguments are vLLM's flat names, see
-    `dodona.oracle.flat`. Raises ConfigError, UnsupportedConfiguration (it carries the verdict),
+    `dodona.oracle.config.flat`. Raises ConfigError, UnsupportedConfiguration (it carries the verdict),
     EngineSetupError.
 
     After `shutdown`, or once the runner has failed, methods raise EngineDeadError with the cause.

@@ -16,8 +16,8 @@ from dodona.runners.limits import (
 )
 
 if TYPE_CHECKING:
-    from dodona.oracle.model_info import ModelInfo
-    from dodona.oracle.verdict import Verdict
+    from dodona.oracle.decide.verdict import Verdict
+    from dodona.oracle.models.model_info import ModelInfo
 
 
 def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX, NewRequest, Runner, SchedulerOutput
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 _TOKEN = 0
 """A token id that every vocabulary has."""

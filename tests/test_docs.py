@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
-from dodona.oracle.environment import OVERRIDE_VARIABLE
-from dodona.oracle.facts import FACTS
-from dodona.oracle.flat import flat_names
-from dodona.oracle.rulebook import bundled_rulebook, parse_rulebook
+from dodona.cli.app import app
+from dodona.oracle.config.flat import flat_names
+from dodona.oracle.language.rulebook import bundled_rulebook, parse_rulebook
+from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
+from dodona.oracle.systems.own.facts import FACTS
 from tests.support import facts_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
+from dodona.cli.app import app
 from dodona.oracle.decision_log import LOG_VARIABLE, decision
-from dodona.oracle.environment import OVERRIDE_VARIABLE, assumed_gpu
+from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, assumed_gpu
 from dodona.oracle.select import select_runner
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LINKED = ("oracle", "runners", "kernels", "rules")
+LINKED = ("cli", "oracle", "runners", "kernels", "rules")
 PACKAGED_SUFFIXES = {".py", ".yaml", ".json", ".typed"}
 NEEDED = ("pyproject.toml", "README.md", "LICENSE")
 

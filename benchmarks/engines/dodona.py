@@ -21,7 +21,7 @@ class _Dodona(BenchmarkEngine):
 
     @classmethod
     def load(cls, setup: Setup) -> _Dodona:
-        from dodona.oracle.environment import OVERRIDE_VARIABLE
+        from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
         from dodona.runners.llm import LLM
 
         os.environ[OVERRIDE_VARIABLE] = {"v1": "0", "v2": "1"}[cls.runner]
@@ -122,6 +122,6 @@ class DodonaV2(_Dodona):
 
 
 def _params(ask: Ask) -> Any:
-    from dodona.runners.sampling_params import SamplingParams
+    from dodona.runners.sampling.params import SamplingParams
 
     return SamplingParams(max_tokens=ask.max_tokens, ignore_eos=True, detokenize=False, **ask.sampling)

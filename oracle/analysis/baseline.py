@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from dodona.oracle.analysis.space import generic_baseline, sections_of
-from dodona.oracle.facts import FACTS, FactSpec, FactValue
-from dodona.oracle.registries import VLLM, facts_of
-from dodona.oracle.rulebook import RuleBook
+from dodona.oracle.language.facts import FactSpec, FactValue
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.own.facts import FACTS
+from dodona.oracle.systems.registry import VLLM, facts_of
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 
@@ -37,10 +38,10 @@ def plain_facts(system: str) -> Mapping[str, FactValue]:
 
 
 def _own() -> dict[str, FactValue]:
-    from dodona.oracle.config import EngineConfig
-    from dodona.oracle.environment import assumed_gpu
-    from dodona.oracle.facts import derive_facts
-    from dodona.oracle.model_info import ModelInfo
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.machine.environment import assumed_gpu
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.systems.own.facts import derive_facts
 
     model = ModelInfo.from_mapping(
         {"architectures": [ARCHITECTURE], "model_type": "qwen3", "torch_dtype": "bfloat16"}
@@ -49,8 +50,8 @@ def _own() -> dict[str, FactValue]:
 
 
 def _vllm(registry: Mapping[str, FactSpec]) -> dict[str, FactValue]:
-    from dodona.oracle.facts import UNKNOWN
-    from dodona.oracle.vllm.facts import default_of
+    from dodona.oracle.language.facts import UNKNOWN
+    from dodona.oracle.systems.vllm.facts import default_of
 
     found: dict[str, FactValue] = {
         name: value for name in registry if (value := default_of(name)) is not UNKNOWN

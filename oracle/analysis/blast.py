@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.regions import Kind, Regions
-from dodona.oracle.conditions import comparisons
-from dodona.oracle.facts import FACTS, FactSpec, FactValue
-from dodona.oracle.reference import firings
-from dodona.oracle.rulebook import RuleBook
-from dodona.oracle.verdict import decide, with_assumptions
+from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.decide.verdict import decide, with_assumptions
+from dodona.oracle.language.conditions import comparisons
+from dodona.oracle.language.facts import FactSpec, FactValue
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.own.facts import FACTS
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _kind(book: RuleBook, facts: Mapping[str, FactValue]) -> Kind:
 
 def architectures(*books: RuleBook) -> list[str]:
     """Known architectures of models with a head, and those that the books name."""
-    from dodona.oracle.known_models import known_architectures
+    from dodona.oracle.models.known_models import known_architectures
 
     named = {
         str(entry)
@@ -79,7 +80,7 @@ def model_facts(architecture: str, system: str) -> Mapping[str, FactValue]:
 
     Where no model type has the architecture's name, only the architecture itself is known of it.
     """
-    from dodona.oracle.registries import VLLM, facts_of
+    from dodona.oracle.systems.registry import VLLM, facts_of
 
     registry = facts_of(system)
     model_type = model_type_of(architecture)
@@ -95,10 +96,11 @@ def model_facts(architecture: str, system: str) -> Mapping[str, FactValue]:
 
 
 def _own_facts(architecture: str, model_type: str) -> dict[str, FactValue]:
-    from dodona.oracle.config import EngineConfig
-    from dodona.oracle.environment import assumed_gpu
-    from dodona.oracle.facts import UNKNOWN, derive_facts
-    from dodona.oracle.model_info import ModelInfo
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.language.facts import UNKNOWN
+    from dodona.oracle.machine.environment import assumed_gpu
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.systems.own.facts import derive_facts
 
     model = ModelInfo.from_mapping(_config_json(architecture, model_type))
     names = [name for name, spec in FACTS.items() if spec.source == "model"]
@@ -107,10 +109,10 @@ def _own_facts(architecture: str, model_type: str) -> dict[str, FactValue]:
 
 
 def _vllm_facts(architecture: str, model_type: str, registry: Mapping[str, FactSpec]) -> dict[str, FactValue]:
-    from dodona.oracle.facts import UNKNOWN
-    from dodona.oracle.model_info import ModelInfo
-    from dodona.oracle.vllm.facts import config_facts
-    from dodona.oracle.vllm.select import model_section
+    from dodona.oracle.language.facts import UNKNOWN
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.systems.vllm.facts import config_facts
+    from dodona.oracle.systems.vllm.select import model_section
 
     section = model_section(ModelInfo.from_mapping(_config_json(architecture, model_type)))
     found = config_facts({"model_config": section})
@@ -127,7 +129,7 @@ def _config_json(architecture: str, model_type: str) -> dict[str, object]:
 
 @functools.cache
 def _model_types() -> Mapping[str, str]:
-    from dodona.oracle.known_models import known_model_types
+    from dodona.oracle.models.known_models import known_model_types
 
     return {name.replace("_", "").replace("-", ""): name for name in known_model_types()}
 

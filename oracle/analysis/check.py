@@ -15,10 +15,10 @@ from dodona.oracle.analysis.properties import property_findings
 from dodona.oracle.analysis.regions import Kind, Regions
 from dodona.oracle.analysis.source import Load, SourcedBook, condition_paths
 from dodona.oracle.analysis.space import Space
-from dodona.oracle.conditions import Compare, comparisons
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.facts import FactValue
-from dodona.oracle.rulebook import RuleBook
+from dodona.oracle.language.conditions import Compare, comparisons
+from dodona.oracle.language.facts import FactValue
+from dodona.oracle.language.rulebook import RuleBook
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _unserved(regions: Regions) -> Iterator[tuple[str, Mapping[str, FactValue]]]
 
 def _unknown_architectures(source: SourcedBook) -> Iterator[Finding]:
     """Warnings of architectures that no known model has."""
-    from dodona.oracle.known_models import known_architectures
+    from dodona.oracle.models.known_models import known_architectures
 
     for rule in source.book.rules:
         for condition, path in condition_paths(rule.when):

@@ -13,13 +13,13 @@ from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.regions import Kind, Outcomes, Part, Regions, kinds_differ
 from dodona.oracle.analysis.source import Place, SourcedBook, books_of
 from dodona.oracle.analysis.space import Space
-from dodona.oracle.conditions import Facts, comparisons
+from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.decide.verdict import decide, with_assumptions
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.facts import FactValue
-from dodona.oracle.reference import firings
-from dodona.oracle.rulebook import Rule, RuleBook
-from dodona.oracle.verdict import decide, with_assumptions
-from dodona.oracle.yaml_source import DataPath
+from dodona.oracle.language.conditions import Facts, comparisons
+from dodona.oracle.language.facts import FactValue
+from dodona.oracle.language.rulebook import Rule, RuleBook
+from dodona.oracle.language.yaml_source import DataPath
 
 Status = Literal["added", "removed", "changed", "renamed"]
 Effect = Literal["outcome", "refusals", "unsupported", "reasons"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dodona.oracle.analysis.source import Place
-from dodona.oracle.conditions import show_value
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.facts import FactValue, Unknown
+from dodona.oracle.language.conditions import show_value
+from dodona.oracle.language.facts import FactValue, Unknown
 
 Level = Literal["error", "warning"]
 

@@ -8,9 +8,9 @@ from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.findings import Finding
 from dodona.oracle.analysis.regions import Regions
 from dodona.oracle.analysis.source import SourcedBook, condition_paths
-from dodona.oracle.conditions import All, AnyOf, Compare, Condition, Not, describe
-from dodona.oracle.rulebook import Rule
-from dodona.oracle.yaml_source import DataPath
+from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not, describe
+from dodona.oracle.language.rulebook import Rule
+from dodona.oracle.language.yaml_source import DataPath
 
 
 def lint_conditions(source: SourcedBook, regions: Regions) -> Iterator[Finding]:

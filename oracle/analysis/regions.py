@@ -1,7 +1,7 @@
 """A rule book as regions of the space of facts: where each rule fires, and where each outcome holds.
 
-The same meaning as `dodona.oracle.reference` and `dodona.oracle.verdict.decide`, for all facts at once;
-tests compare the two.
+The same meaning as `dodona.oracle.decide.evaluate` and `dodona.oracle.decide.verdict.decide`, for all facts
+at once; tests compare the two.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Literal
 
 from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.space import Space
-from dodona.oracle.rulebook import Rule, RuleBook, RunnerName
-from dodona.oracle.verdict import FALLBACK, PREFERRED
+from dodona.oracle.decide.verdict import FALLBACK, PREFERRED
+from dodona.oracle.language.rulebook import Rule, RuleBook, RunnerName
 
 Kind = tuple[RunnerName | None, bool]
 """What users feel of an outcome: the runner (None where the choice is refused), and whether it is refused."""

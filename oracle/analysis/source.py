@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dodona.oracle.conditions import All, AnyOf, Compare, Condition, Not
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.extends import Resolved, Sibling, resolve
-from dodona.oracle.rulebook import RuleBook, resolve_rulebook, validate_rulebook
-from dodona.oracle.yaml_source import MAX_BYTES, DataPath, Document, Position, parse_yaml
+from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not
+from dodona.oracle.language.extends import Resolved, Sibling, resolve
+from dodona.oracle.language.rulebook import RuleBook, resolve_rulebook, validate_rulebook
+from dodona.oracle.language.yaml_source import MAX_BYTES, DataPath, Document, Position, parse_yaml
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from dodona.oracle.analysis.diagrams import FALSE, Diagrams
-from dodona.oracle.conditions import AnyOf, Compare, Condition, Facts, Not, compare
-from dodona.oracle.facts import MAX_INT, UNKNOWN, FactSpec, FactValue, Unknown
+from dodona.oracle.language.conditions import AnyOf, Compare, Condition, Facts, Not, compare
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactValue, Unknown
 
 OVERRIDE: Final = "environment.override"
 """The fact by which the user forces a runner."""

@@ -20,15 +20,15 @@ from typing import Any, Final
 
 from dodona.oracle.authoring.tree import Entry, Node, Scalar, node_of, read_tree
 from dodona.oracle.errors import DodonaError, RuleFileError
-from dodona.oracle.extends import Sibling, folder_sibling
-from dodona.oracle.rulebook import (
+from dodona.oracle.language.extends import Sibling, folder_sibling
+from dodona.oracle.language.rulebook import (
     DeclaredException,
     EnvironmentVariable,
     Examples,
     RuleBook,
     parse_rulebook,
 )
-from dodona.oracle.yaml_source import DataPath, parse_yaml, read_bytes
+from dodona.oracle.language.yaml_source import DataPath, parse_yaml, read_bytes
 
 WIDTH: Final = 120
 """Longest line, in characters, where there is a place to break it."""

@@ -14,13 +14,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from dodona.oracle import rulebook
-from dodona.oracle.conditions import MAX_TEXT, OPERATORS
-from dodona.oracle.extends import NAME_PATTERN
-from dodona.oracle.facts import FactSpec
-from dodona.oracle.registries import VLLM, facts_of
-from dodona.oracle.rulebook import OWN_SYSTEM, DeclaredException, Examples, Rule, RuleBook
-from dodona.oracle.yaml_source import MAX_INTEGER
+from dodona.oracle.language import rulebook
+from dodona.oracle.language.conditions import MAX_TEXT, OPERATORS
+from dodona.oracle.language.extends import NAME_PATTERN
+from dodona.oracle.language.facts import FactSpec
+from dodona.oracle.language.rulebook import OWN_SYSTEM, DeclaredException, Examples, Rule, RuleBook
+from dodona.oracle.language.yaml_source import MAX_INTEGER
+from dodona.oracle.systems.registry import VLLM, facts_of
 
 Schema = dict[str, Any]
 

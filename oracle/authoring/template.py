@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from dodona.oracle.authoring.formatting import rule_text, write_atomically
-from dodona.oracle.conditions import (
+from dodona.oracle.errors import ConfigError, RuleFileError
+from dodona.oracle.language.conditions import (
     Clause,
     Compare,
     Condition,
@@ -23,12 +24,11 @@ from dodona.oracle.conditions import (
     parse_condition,
     to_data,
 )
-from dodona.oracle.errors import ConfigError, RuleFileError
-from dodona.oracle.extends import folder_sibling
-from dodona.oracle.facts import FactSpec, FactValue
-from dodona.oracle.registries import facts_of
-from dodona.oracle.rulebook import OWN_SYSTEM, RuleBook, load_rulebook, parse_rulebook
-from dodona.oracle.yaml_source import MAX_INTEGER, parse_yaml, read_bytes
+from dodona.oracle.language.extends import folder_sibling
+from dodona.oracle.language.facts import FactSpec, FactValue
+from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook, load_rulebook, parse_rulebook
+from dodona.oracle.language.yaml_source import MAX_INTEGER, parse_yaml, read_bytes
+from dodona.oracle.systems.registry import facts_of
 
 Kind = typing.Literal["override", "require", "veto"]
 

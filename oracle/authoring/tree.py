@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dodona.oracle.yaml_source import DataPath, Document
+from dodona.oracle.language.yaml_source import DataPath, Document
 
 Scalar = str | int | bool | None
 

@@ -9,22 +9,22 @@ from typing import Any, Final
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.counterfactuals import counterfactuals
-from dodona.oracle.deployment import Change, Deployment, OwnDeployment
-from dodona.oracle.environment import Environment, assumed_gpu
-from dodona.oracle.facts import FactSpec, FactValue
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.reference import firings
-from dodona.oracle.registries import VLLM
-from dodona.oracle.rulebook import RuleBook, RunnerName
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.decide.verdict import decide
+from dodona.oracle.explain.counterfactuals import counterfactuals
+from dodona.oracle.language.facts import FactSpec, FactValue
+from dodona.oracle.language.rulebook import RuleBook, RunnerName
+from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.deployment import Change, Deployment, OwnDeployment
+from dodona.oracle.systems.registry import VLLM
 from dodona.oracle.testing.strategies import (
     candidate_values,
     engine_config_mappings,
     environments,
     model_configs,
 )
-from dodona.oracle.verdict import decide
 
 _MOST_SUBSETS: Final = 32
 
@@ -52,7 +52,7 @@ def _deployment(book: RuleBook, parts: Parts) -> Deployment:
     sections, config_json, machine = parts
     model = ModelInfo.from_mapping(config_json)
     if book.system == VLLM:
-        from dodona.oracle.vllm.deployment import VllmDeployment
+        from dodona.oracle.systems.vllm.deployment import VllmDeployment
 
         return VllmDeployment(sections, model, machine, book)
     return OwnDeployment(EngineConfig.from_mapping(sections), model, machine, book)

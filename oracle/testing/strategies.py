@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from dodona.oracle.conditions import comparisons
-from dodona.oracle.environment import Environment
-from dodona.oracle.facts import UNKNOWN, FactSpec, FactValue
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.language.conditions import comparisons
+from dodona.oracle.language.facts import UNKNOWN, FactSpec, FactValue
+from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
 
 FactMapping = dict[str, FactValue]
 

@@ -6,15 +6,15 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from dodona.runners.engine.detokenizer import Detokenizer, IncrementalText
 from dodona.runners.engine.grammar import Grammar, GrammarCompiler
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.engine.request import Request
-from dodona.runners.engine.stop_strings import StopStringText
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX
-from dodona.runners.sampling_params import SamplingParams
-from dodona.runners.structured_outputs import StructuredOutputsParams
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
+from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
+from dodona.runners.text.stop_strings import StopStringText
 
 _MASK_63 = (1 << 63) - 1
 

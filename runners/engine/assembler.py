@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dodona.runners.engine.detokenizer import Detokenizer, IncrementalText
 from dodona.runners.engine.events import Progress
 from dodona.runners.engine.request import Request
 from dodona.runners.interface import TokenLogprobs
 from dodona.runners.outputs import CompletionOutput, Logprob, RequestOutput
+from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
 
 
 class OutputAssembler:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dodona.runners.engine.request import Request
-    from dodona.runners.structured_outputs import StructuredOutputsParams
+    from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
 EXTRA = "structured"
 """The extra of this package that brings llguidance."""

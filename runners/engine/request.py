@@ -6,12 +6,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from dodona.runners.interface import TokenLogprobs
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from dodona.runners.engine.events import Event
     from dodona.runners.engine.grammar import Grammar
-    from dodona.runners.engine.stop_strings import StopStringText
+    from dodona.runners.text.stop_strings import StopStringText
 
 NO_ROW = -1
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import torch
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.facts import (
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import (
     has_active_connector,
     outgrows_rope,
     resolved_dtype,
     resolved_quantization,
     resolved_runner_type,
 )
-from dodona.oracle.model_info import ModelInfo
 from dodona.runners.limits import resolve_device_type
 
 LACKS: frozenset[str] = frozenset(

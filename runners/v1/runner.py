@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from dodona.oracle.environment import Environment
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.hub import resolve_model
-from dodona.oracle.model_info import ModelInfo
-from dodona.runners import sampling
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -24,7 +23,8 @@ from dodona.runners.interface import (
     TokenLogprobs,
 )
 from dodona.runners.limits import resolve_max_model_len, resolve_max_num_batched_tokens
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling import reference as sampling
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1 import capabilities, loading
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.kv_cache import PagedKVCache
@@ -36,7 +36,7 @@ from dodona.runners.v1.step_layout import MAX_GATHERED_TOKENS, StepLayout, to_de
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dodona.oracle.verdict import Verdict
+    from dodona.oracle.decide.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,16 @@ The rule book's requires and its vetoes on v2 say the same; a test holds the two
 
 from __future__ import annotations
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
-from dodona.oracle.facts import (
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import (
     has_active_connector,
     resolved_device,
     resolved_dtype,
     resolved_quantization,
     resolved_runner_type,
 )
-from dodona.oracle.model_info import ModelInfo
 
 ARCHITECTURES = ("Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 HEAD_SIZES = (16, 32, 64, 128, 256)

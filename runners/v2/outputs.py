@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dodona.kernels.sampling_logprobs import LogprobTensors
+from dodona.kernels.sampling.logprobs import LogprobTensors
 from dodona.runners.interface import StepOutput, TokenLogprobs
-from dodona.runners.v2.sampler import host_logprobs
+from dodona.runners.v2.sampling.sampler import host_logprobs
 
 
 class HostCopier:

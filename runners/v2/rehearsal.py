@@ -14,8 +14,8 @@ from dodona.runners.interface import (
     Runner,
     SchedulerOutput,
 )
-from dodona.runners.sampling_params import SamplingParams
-from dodona.runners.structured_outputs import StructuredOutputsParams
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
 PROMPT_LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 """Chunks between which attention's tiles change."""

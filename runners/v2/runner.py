@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 import triton
 
-from dodona.oracle.environment import Environment
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.hub import resolve_model
-from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -28,24 +28,24 @@ from dodona.runners.interface import (
     SchedulerOutput,
 )
 from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2 import capabilities, rehearsal
 from dodona.runners.v2.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
-from dodona.runners.v2.loader import fill_randomly, load_safetensors
-from dodona.runners.v2.memory import measure_available_memory
-from dodona.runners.v2.model import DenseModel
+from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
+from dodona.runners.v2.loading.memory import measure_available_memory
+from dodona.runners.v2.models.dense import DenseModel
+from dodona.runners.v2.models.spec import ModelSpec, make_spec
+from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
 from dodona.runners.v2.outputs import AsyncOutput, HostCopier
-from dodona.runners.v2.prompt_logprobs import PromptLogprobs, compute_prompt_logprobs
-from dodona.runners.v2.sampler import NOTHING, V2Sampler
-from dodona.runners.v2.spec import ModelSpec, make_spec
+from dodona.runners.v2.sampling.prompt_logprobs import PromptLogprobs, compute_prompt_logprobs
+from dodona.runners.v2.sampling.sampler import NOTHING, V2Sampler
 from dodona.runners.v2.state import RequestState
 from dodona.runners.v2.step import StepRunner
-from dodona.runners.v2.weights import allocate_weights, checkpoint_views
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dodona.oracle.verdict import Verdict
+    from dodona.oracle.decide.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dodona.kernels.staged_writes import pack_writes, scatter_ragged
+from dodona.kernels.state.staged_writes import pack_writes, scatter_ragged
 from dodona.runners.interface import NewRequest
 
 _ALIGNMENT = 32  # elements; keeps every region's start at a multiple of 128 bytes

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from dodona.kernels.step_state import prepare_inputs, update_state
+from dodona.kernels.state.step_state import prepare_inputs, update_state
 from dodona.runners.v2.graphs import FixedStep, StepGraphs
-from dodona.runners.v2.model import DenseModel, ForwardInputs
-from dodona.runners.v2.sample_ring import SampleRing
-from dodona.runners.v2.sampler import V2Sampler
+from dodona.runners.v2.models.dense import DenseModel, ForwardInputs
+from dodona.runners.v2.sampling.ring import SampleRing
+from dodona.runners.v2.sampling.sampler import V2Sampler
 from dodona.runners.v2.state import RequestState
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dodona.runners.llm import LLM
-    from dodona.runners.sampling_params import SamplingParams
-    from dodona.runners.structured_outputs import StructuredOutputsParams
+    from dodona.runners.sampling.params import SamplingParams
+    from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 _HOMES = {
     "LLM": "dodona.runners.llm",
-    "SamplingParams": "dodona.runners.sampling_params",
-    "StructuredOutputsParams": "dodona.runners.structured_outputs",
+    "SamplingParams": "dodona.runners.sampling.params",
+    "StructuredOutputsParams": "dodona.runners.sampling.structured_outputs",
 }
 
 

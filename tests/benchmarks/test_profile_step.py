@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import profile_step, results
-from dodona.oracle.environment import OVERRIDE_VARIABLE
+from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
 from dodona.runners.engine.scheduler import Scheduler
 from tests.support.tiny_models import TinyModels
 from tests.v2.drive import make_runner

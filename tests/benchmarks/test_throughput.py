@@ -15,7 +15,7 @@ from benchmarks.engines.base import Timeline, timeline
 from benchmarks.models import read_config
 from benchmarks.roofline import Rates
 from benchmarks.workloads import Ask, make_workload
-from dodona.oracle.environment import OVERRIDE_VARIABLE
+from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
 
 RATES = Rates(1e12, 1e12)
 

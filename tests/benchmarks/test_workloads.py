@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.workloads import MIXED, WORKLOADS, make_workload
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 VOCAB = 1000
 LENGTHS = {

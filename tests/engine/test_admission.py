@@ -10,7 +10,7 @@ import pytest
 from dodona.runners.engine.admission import Admission, derive_seed
 from dodona.runners.engine.prompts import Prompt, as_prompt_list, parse_prompt
 from dodona.runners.errors import InvalidRequestError
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 
 def admission(tokenizer: Any = None, **changes: Any) -> Admission:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dodona.runners.engine.detokenizer import MOST_HELD, Detokenizer, IncrementalText
+from dodona.runners.text.detokenizer import MOST_HELD, Detokenizer, IncrementalText
 
 within_fixture = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

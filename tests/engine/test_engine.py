@@ -19,7 +19,7 @@ from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import FakeRunner, fake_verdict, solo_run
 
 PATIENCE = 30.0

@@ -15,8 +15,8 @@ from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.grammar import MOST_KEPT, GrammarCompiler
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.errors import InvalidRequestError
-from dodona.runners.sampling_params import SamplingParams
-from dodona.runners.structured_outputs import StructuredOutputsParams
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 from tests.support.json_schemas import SCHEMAS, conforms, token_bytes
 
 EOS = 0

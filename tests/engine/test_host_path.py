@@ -18,7 +18,7 @@ from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import SchedulerOutput, StepOutput
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 BLOCK_SIZE = 16
 CONSTANT = 30

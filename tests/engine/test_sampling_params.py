@@ -10,7 +10,7 @@ import pytest
 
 from dodona.oracle.errors import DodonaError
 from dodona.runners.errors import InvalidRequestError
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 
 def test_canonical_form() -> None:

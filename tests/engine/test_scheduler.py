@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dodona.runners.engine.request import Request
 from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import context_hash, solo_run, token_logprobs
 from tests.support.sync_engine import SyncEngine
 

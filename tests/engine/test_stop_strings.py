@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dodona.runners.engine.detokenizer import Detokenizer, IncrementalText
-from dodona.runners.engine.stop_strings import StopStringText, find_stop, possible_stop
+from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
+from dodona.runners.text.stop_strings import StopStringText, find_stop, possible_stop
 
 
 def brute_force(text: str, stops: list[str], searched: int = 0) -> tuple[int, int] | None:

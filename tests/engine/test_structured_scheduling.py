@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dodona.runners.engine.events import Progress
 from dodona.runners.engine.request import Request
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_scheduler import EOS, VOCAB, assert_solo, make_request
 from tests.support.sync_engine import SyncEngine
 

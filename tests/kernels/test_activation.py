@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.activation import silu_and_mul, silu_and_mul_reference
+from dodona.kernels.linear.activation import silu_and_mul, silu_and_mul_reference
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 16), (3, 100), (2, 3072), (7, 1536)])

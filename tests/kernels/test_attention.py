@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.attention_decode import (
+from dodona.kernels.attention.decode import (
     decode_attention_from_qkv,
     paged_decode_attention,
     paged_decode_attention_reference,
 )
-from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
-from dodona.kernels.decode_plan import (
+from dodona.kernels.attention.decode_plan import (
     SHARED_MEMORY,
     choose_decode_tiles,
     plan_decode_attention,
     plan_reference,
 )
-from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.prefill import paged_prefill_attention, paged_prefill_attention_reference
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
 
 
 def make_cache(seq_lens, num_kv_heads, head_size, block_size, dtype, device, generator):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.attended_linear import attended_linear, attended_linear_reference
-from dodona.kernels.attention_decode import paged_decode_attention_reference
-from dodona.kernels.attention_few import (
+from dodona.kernels.attention.decode import paged_decode_attention_reference
+from dodona.kernels.attention.few import (
     FewTiles,
     few_sequences_attention,
     few_sequences_attention_parts,
 )
-from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
+from dodona.kernels.linear.attended_linear import attended_linear, attended_linear_reference
 from tests.kernels.test_attention import make_cache
 
 SHAPES = [(1, 1, 16), (4, 2, 16), (3, 1, 32), (8, 1, 64), (8, 2, 128), (4, 2, 256)]

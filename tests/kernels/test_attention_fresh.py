@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.attention_fresh import (
+from dodona.kernels.attention.fresh import (
     fresh_prefill_attention,
     fresh_prefill_attention_reference,
     supports_fresh_prefill,
 )
-from dodona.kernels.attention_prefill import paged_prefill_attention, paged_prefill_attention_reference
+from dodona.kernels.attention.prefill import paged_prefill_attention, paged_prefill_attention_reference
 from tests.kernels.test_attention import make_cache
 
 FRESH = [[1], [64], [129], [5, 128, 129, 300], [2048] * 4, [1000, 17, 640]]

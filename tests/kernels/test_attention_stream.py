@@ -7,14 +7,14 @@ import random
 import pytest
 import torch
 
-from dodona.kernels.attention_decode import (
+from dodona.kernels.attention.decode import (
     decode_attention_from_qkv,
     paged_decode_attention,
     paged_decode_attention_reference,
 )
-from dodona.kernels.attention_stream import supports_streams
-from dodona.kernels.decode_plan import plan_decode_attention
-from dodona.kernels.rotary import qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.decode_plan import plan_decode_attention
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.stream import supports_streams
 from tests.kernels.test_attention import make_cache
 
 LENGTHS = [

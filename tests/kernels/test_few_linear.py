@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.few_linear import few_linear, most_tokens, supports_few_linear
-from dodona.kernels.fused_linear import fused_linear_reference
+from dodona.kernels.linear.few_linear import few_linear, most_tokens, supports_few_linear
+from dodona.kernels.linear.fused_linear import fused_linear_reference
 
 
 @pytest.mark.gpu

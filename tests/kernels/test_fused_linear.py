@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.fused_linear import Tiles, fused_linear, fused_linear_reference
+from dodona.kernels.linear.fused_linear import Tiles, fused_linear, fused_linear_reference
 
 
 @pytest.mark.parametrize(("columns", "inner"), [(48, 64), (100, 40), (2056, 96), (12, 5000)])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from dodona.kernels.linear.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 
 SIZES = [(1, 16), (3, 96), (5, 1000), (2, 4096)]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.rotary import qk_norm_rope_kv_write, qk_norm_rope_kv_write_reference
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write, qk_norm_rope_kv_write_reference
 
 
 def make_case(tokens, num_q_heads, num_kv_heads, head_size, block_size, dtype, device, generator):

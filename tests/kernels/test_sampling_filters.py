@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.kernels import sampling_filters
-from dodona.kernels.sampling_filters import filter_cuts, filter_cuts_reference
+from dodona.kernels.sampling import filters as sampling_filters
+from dodona.kernels.sampling.filters import filter_cuts, filter_cuts_reference
 from tests.kernels.conftest import INTERPRETED
 
 

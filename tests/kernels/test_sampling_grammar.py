@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels import sampling_common
-from dodona.kernels.sampling_grammar import mask_by_grammar, mask_by_grammar_reference
+from dodona.kernels.sampling import common as sampling_common
+from dodona.kernels.sampling.grammar import mask_by_grammar, mask_by_grammar_reference
 
 
 @pytest.mark.parametrize("fills_gpu", [1, 10**6], ids=["wide", "narrow"])

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from dodona.kernels import sampling_common
-from dodona.kernels.sampling_gumbel import (
+from dodona.kernels.sampling import common as sampling_common
+from dodona.kernels.sampling.gumbel import (
     gumbel_sample,
     gumbel_sample_and_append,
     gumbel_sample_reference,
 )
-from dodona.kernels.step_state import update_state_reference
+from dodona.kernels.state.step_state import update_state_reference
 
 STATE_ROWS = 7
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from dodona.kernels import sampling_common
-from dodona.kernels.sampling_logprobs import (
+from dodona.kernels.sampling import common as sampling_common
+from dodona.kernels.sampling.logprobs import (
     MOST_BY_KERNEL,
     given_logprobs,
     given_logprobs_reference,

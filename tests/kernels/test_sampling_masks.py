@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.kernels import sampling_masks as masks
+from dodona.kernels.sampling import masks
 
 STATE_ROWS = 6
 IDX = [4, 0, 3, 5]

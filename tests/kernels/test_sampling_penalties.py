@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels import sampling_penalties as penalties
-from dodona.kernels.sampling_masks import pack_token_bits
+from dodona.kernels.sampling import penalties
+from dodona.kernels.sampling.masks import pack_token_bits
 
 
 @pytest.mark.parametrize("counts_dtype", [torch.int16, torch.int32])

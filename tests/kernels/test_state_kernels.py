@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.kernels.staged_writes import CHUNK, pack_writes, scatter_ragged, scatter_ragged_reference
-from dodona.kernels.step_state import (
+from dodona.kernels.state.staged_writes import CHUNK, pack_writes, scatter_ragged, scatter_ragged_reference
+from dodona.kernels.state.step_state import (
     prepare_inputs,
     prepare_inputs_reference,
     update_state,

@@ -14,12 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 import dodona
-from dodona.oracle.cli.app import app
-from dodona.oracle.cli.flags import read_config_file
+from dodona.cli.app import app
+from dodona.cli.flags import read_config_file
+from dodona.oracle.config.flat import FLAT_ARGUMENTS, flat_names
+from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.flat import FLAT_ARGUMENTS, flat_names
-from dodona.oracle.rulebook import load_rulebook
-from dodona.oracle.verdict import Verdict
+from dodona.oracle.language.rulebook import load_rulebook
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "qwen3"
 LLAMA = {
@@ -265,7 +265,7 @@ def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
     script = (
         "import atexit, sys\n"
         "atexit.register(lambda: print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr))\n"
-        "from dodona.oracle.cli import main; main()"
+        "from dodona.cli import main; main()"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=env)

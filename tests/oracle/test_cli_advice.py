@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
-from dodona.oracle.rulebook import bundled_rulebook
-from dodona.oracle.verdict import Verdict
+from dodona.cli.app import app
+from dodona.oracle.decide.verdict import Verdict
+from dodona.oracle.language.rulebook import bundled_rulebook
 
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16"}
 TRANSFER = '{"kv_connector": "C", "kv_role": "kv_both"}'

@@ -15,12 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dodona.oracle.config import OPTIONAL_SECTIONS, SECTIONS, CompilationMode, EngineConfig, ParallelConfig
-from dodona.oracle.environment import assumed_gpu
+from dodona.oracle.config.engine_config import (
+    OPTIONAL_SECTIONS,
+    SECTIONS,
+    CompilationMode,
+    EngineConfig,
+    ParallelConfig,
+)
+from dodona.oracle.config.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, flat_names
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-from dodona.oracle.facts import FACTS, UNKNOWN, derive_facts
-from dodona.oracle.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, flat_names
-from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.machine.environment import assumed_gpu
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import FACTS, derive_facts
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from typer.testing import CliRunner
 
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.decision_log import LOG_VARIABLE, config_hash, log_decision, select_and_log
-from dodona.oracle.environment import Environment, assumed_gpu
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.rulebook import bundled_rulebook
+from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
 from dodona.oracle.testing import engine_config_mappings
-from dodona.oracle.verdict import Verdict
 
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16"}
 DODONA = bundled_rulebook("dodona")
@@ -144,10 +144,10 @@ def test_a_rotated_file_is_left_at_once(tmp_path: Path) -> None:
 
 _WRITER = """
 import sys
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decision_log import log_decision
-from dodona.oracle.environment import assumed_gpu
-from dodona.oracle.rulebook import bundled_rulebook
+from dodona.oracle.machine.environment import assumed_gpu
+from dodona.oracle.language.rulebook import bundled_rulebook
 from dodona.oracle.select import verdict_for
 verdict = verdict_for(EngineConfig.from_flat("m"), None, assumed_gpu(), bundled_rulebook("dodona"))
 for _ in range(300):
@@ -195,7 +195,7 @@ def test_a_full_disk_loses_no_decision(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_the_command_line_logs(qwen3: str, tmp_path: Path) -> None:
-    from dodona.oracle.cli.app import app
+    from dodona.cli.app import app
 
     log = tmp_path / "log.jsonl"
     env = {LOG_VARIABLE: str(log), "DODONA_USE_V2_MODEL_RUNNER": None, "VLLM_USE_V2_MODEL_RUNNER": None}

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from dodona.oracle import durable, reference
-from dodona.oracle.conditions import disjunctive_normal_form
-from dodona.oracle.durable import CompiledBook, Engine, EngineFault, EngineUnavailable, Ruleset, fnv1a
-from dodona.oracle.facts import FACTS, UNKNOWN
-from dodona.oracle.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.decide import durable
+from dodona.oracle.decide import evaluate as reference
+from dodona.oracle.decide.durable import CompiledBook, Engine, EngineFault, EngineUnavailable, Ruleset, fnv1a
+from dodona.oracle.language.conditions import disjunctive_normal_form
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.systems.own.facts import FACTS
 from dodona.oracle.testing import RandomFacts, facts
 
 durable_rules = pytest.mark.skipif(sys.version_info >= (3, 13), reason="durable-rules has no Python 3.13")
@@ -116,7 +118,7 @@ def test_requires_and_vetoes_of_one_condition_are_opposite() -> None:
 
 
 def _data(condition: Any) -> dict[str, Any]:
-    from dodona.oracle.conditions import to_data
+    from dodona.oracle.language.conditions import to_data
 
     return to_data(condition)
 

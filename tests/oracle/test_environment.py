@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from dodona.oracle import probe
-from dodona.oracle.environment import OVERRIDE_VARIABLE, Environment, assumed_gpu, parse_override
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.machine import probe
+from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, Environment, assumed_gpu, parse_override
 
 
 @pytest.mark.parametrize(("value", "runner"), [(None, None), ("0", "v1"), ("1", "v2")])

@@ -6,8 +6,7 @@ import pickle
 
 import pytest
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import (
     ConfigError,
     DodonaError,
@@ -15,7 +14,8 @@ from dodona.oracle.errors import (
     UnsupportedConfiguration,
     did_you_mean,
 )
-from dodona.oracle.rulebook import load_rulebook
+from dodona.oracle.language.rulebook import load_rulebook
+from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import verdict_for
 
 

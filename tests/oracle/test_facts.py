@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment, assumed_gpu
-from dodona.oracle.facts import FACTS, MAX_INT, UNKNOWN, FactValue, Unknown, derive_facts
-from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactValue, Unknown
+from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import FACTS, derive_facts
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

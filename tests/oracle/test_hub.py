@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.hub import resolve_model
+from dodona.oracle.models.hub import resolve_model
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import json
 import transformers
 from transformers.models.auto import modeling_auto
 
-from dodona.oracle import known_models
-from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.models import known_models
+from dodona.oracle.models.model_info import ModelInfo
 from tests.support import known_models as generator
 
 

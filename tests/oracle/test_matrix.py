@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import assumed_gpu
-from dodona.oracle.matrix import Cell, Column, Feature, Matrix, Model, make_matrix
-from dodona.oracle.matrix_formats import matrix_html, matrix_markdown
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.rulebook import bundled_rulebook, bundled_rulebooks, load_rulebook
+from dodona.cli.app import app
+from dodona.oracle.analysis.matrix import Cell, Column, Feature, Matrix, Model, make_matrix
+from dodona.oracle.analysis.matrix_formats import matrix_html, matrix_markdown
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.language.rulebook import bundled_rulebook, bundled_rulebooks, load_rulebook
+from dodona.oracle.machine.environment import assumed_gpu
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner, verdict_for
 
 DODONA = bundled_rulebook("dodona")

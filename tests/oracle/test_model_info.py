@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.model_info import MAX_CONFIG_BYTES, ModelInfo
+from dodona.oracle.models.model_info import MAX_CONFIG_BYTES, ModelInfo
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dodona.oracle.environment import OVERRIDE_VARIABLE, parse_override
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.facts import FACTS, UNKNOWN
-from dodona.oracle.rulebook import (
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.language.rulebook import (
     EnvironmentVariable,
     RuleBook,
     bundled_rulebook,
@@ -21,7 +20,9 @@ from dodona.oracle.rulebook import (
     load_rulebook,
     parse_rulebook,
 )
-from dodona.oracle.yaml_source import parse_yaml
+from dodona.oracle.language.yaml_source import parse_yaml
+from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, parse_override
+from dodona.oracle.systems.own.facts import FACTS
 
 SOURCE = Path(__file__).parents[2] / "rules" / "dodona.yaml"
 

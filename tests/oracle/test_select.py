@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from dodona.oracle import durable, environment
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import OVERRIDE_VARIABLE, Environment
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide import durable
+from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, RuleFileError, UnsupportedConfiguration
-from dodona.oracle.rulebook import bundled_rulebook, parse_rulebook
+from dodona.oracle.language.rulebook import bundled_rulebook, parse_rulebook
+from dodona.oracle.machine import environment
+from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, Environment
 from dodona.oracle.select import select_runner
 from dodona.oracle.testing import engine_config_mappings, environments
-from dodona.oracle.verdict import Verdict
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 QWEN3 = CHECKPOINTS / "qwen3"

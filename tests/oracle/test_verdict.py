@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide.evaluate import Firing, firings
+from dodona.oracle.decide.verdict import Outcome, Verdict, decide, make_verdict, with_assumptions
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.facts import UNKNOWN
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.reference import Firing, firings
-from dodona.oracle.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos
-from dodona.oracle.verdict import Outcome, Verdict, decide, make_verdict, with_assumptions
 
 BOOK = bundled_rulebook("dodona")
 GPU = Environment(has_triton=True, platform="cuda")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.yaml_source import Position, parse_yaml
+from dodona.oracle.language.yaml_source import Position, parse_yaml
 
 TEXT = """\
 name: book   # a comment

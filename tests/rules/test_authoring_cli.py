@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from dodona.cli.app import app
 from dodona.oracle.authoring.schema import schema_text
-from dodona.oracle.cli.app import app
-from dodona.oracle.rulebook import load_rulebook
+from dodona.oracle.language.rulebook import load_rulebook
 from tests.rules.test_formatting import NEAT, UGLY
 
 

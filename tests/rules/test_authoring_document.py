@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
+from dodona.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "authoring.md").read_text(encoding="utf-8")

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from typer.testing import CliRunner
 
+from dodona.cli.app import app
 from dodona.oracle.analysis.check import check_book, check_sourced, known_regions
 from dodona.oracle.analysis.findings import Finding
 from dodona.oracle.analysis.properties import broken_properties
 from dodona.oracle.analysis.source import books_of, condition_paths, sourced_text
-from dodona.oracle.cli.app import app
-from dodona.oracle.conditions import All, AnyOf, Compare, Condition, Not, compare, evaluate
-from dodona.oracle.facts import FactValue
-from dodona.oracle.reference import firings
-from dodona.oracle.rulebook import Rule, RuleBook, bundled_rulebook, bundled_rulebooks
-from dodona.oracle.verdict import decide
+from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.decide.verdict import decide
+from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not, compare, evaluate
+from dodona.oracle.language.facts import FactValue
+from dodona.oracle.language.rulebook import Rule, RuleBook, bundled_rulebook, bundled_rulebooks
 from tests.support.small_books import OVERRIDE, VALUES, book_data, fires, points, text_of
 
 Facts = dict[str, FactValue]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dodona.oracle.conditions import (
+from dodona.oracle.language.conditions import (
     AnyOf,
     Condition,
     ConditionError,
@@ -25,7 +25,8 @@ from dodona.oracle.conditions import (
     parse_condition,
     to_data,
 )
-from dodona.oracle.facts import FACTS, UNKNOWN
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.systems.own.facts import FACTS
 
 VALUES: Mapping[str, tuple[Any, ...]] = {
     "model_config.is_moe": (True, False, UNKNOWN),

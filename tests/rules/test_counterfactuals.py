@@ -13,20 +13,20 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.counterfactuals import Counterfactuals, counterfactuals
-from dodona.oracle.deployment import Change, OwnDeployment, apply_changes, deployment_of, own_changes
-from dodona.oracle.environment import Environment, assumed_gpu
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.decide.verdict import Verdict, decide, with_assumptions
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-from dodona.oracle.facts import FACTS, derive_facts
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.reference import firings
-from dodona.oracle.rulebook import RuleBook, RunnerName, bundled_rulebook
+from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactuals
+from dodona.oracle.language.rulebook import RuleBook, RunnerName, bundled_rulebook
+from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner, verdict_for
+from dodona.oracle.systems.deployment import Change, OwnDeployment, apply_changes, deployment_of, own_changes
+from dodona.oracle.systems.own.facts import FACTS, derive_facts
+from dodona.oracle.systems.vllm.arguments import from_command_line
+from dodona.oracle.systems.vllm.deployment import VllmDeployment
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos
-from dodona.oracle.verdict import Verdict, decide, with_assumptions
-from dodona.oracle.vllm.arguments import from_command_line
-from dodona.oracle.vllm.deployment import VllmDeployment
 
 DODONA = bundled_rulebook("dodona")
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16"}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dodona.oracle.conditions import evaluate, parse_condition
-from dodona.oracle.facts import FACTS, UNKNOWN
-from dodona.oracle.yaml_source import parse_yaml
+from dodona.oracle.language.conditions import evaluate, parse_condition
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.language.yaml_source import parse_yaml
+from dodona.oracle.systems.own.facts import FACTS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
 VALUES = {"`eagle`": "eagle", "`ngram`": "ngram", "null": None, "unknown": UNKNOWN}

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.oracle.conditions import evaluate
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
-from dodona.oracle.facts import FACTS, UNKNOWN, derive_facts
-from dodona.oracle.model_info import ModelInfo
-from dodona.oracle.reference import firings
-from dodona.oracle.rulebook import Rule, RuleBook, bundled_rulebook
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.decide.verdict import Outcome, decide
+from dodona.oracle.language.conditions import evaluate
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.language.rulebook import Rule, RuleBook, bundled_rulebook
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.own.facts import FACTS, derive_facts
 from dodona.oracle.testing import candidate_values, engine_config_mappings, environments, facts, model_infos
-from dodona.oracle.verdict import Outcome, decide
 
 BOOK = bundled_rulebook("dodona")
 RULES = {rule.id: rule for rule in BOOK.rules}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.rulebook import RuleBook, load_rulebook, parse_rulebook
+from dodona.oracle.language.rulebook import RuleBook, load_rulebook, parse_rulebook
 
 BASE = """\
 rulebook: base

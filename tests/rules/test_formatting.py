@@ -24,9 +24,9 @@ from dodona.oracle.authoring.formatting import (
 )
 from dodona.oracle.authoring.tree import read_tree
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.extends import folder_sibling
-from dodona.oracle.rulebook import Rule, load_rulebook, parse_rulebook
-from dodona.oracle.yaml_source import parse_yaml
+from dodona.oracle.language.extends import folder_sibling
+from dodona.oracle.language.rulebook import Rule, load_rulebook, parse_rulebook
+from dodona.oracle.language.yaml_source import parse_yaml
 
 RULES = Path(__file__).resolve().parents[2] / "rules"
 FILES = sorted(RULES.rglob("*.yaml"))

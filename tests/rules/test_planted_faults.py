@@ -17,7 +17,7 @@ from dodona.oracle.analysis.diff import diff_books
 from dodona.oracle.analysis.source import SourcedBook, sourced_text
 from dodona.oracle.authoring.coverage import run_examples
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.yaml_source import Document, parse_yaml
+from dodona.oracle.language.yaml_source import Document, parse_yaml
 
 SOUND = """\
 rulebook: sound

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from dodona.oracle.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks, parse_rulebook
+from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks, parse_rulebook
 from dodona.oracle.testing import PROPERTIES, RuleBookTests, check_properties, check_property
 
 
@@ -155,7 +155,7 @@ def test_a_declared_exception_is_not_tried(name: str) -> None:
 @pytest.mark.parametrize("name", ["refused-with-every-reason", "order-free", "total"])
 def test_a_faulty_evaluator_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the language itself promises can only be broken by the code: each such fault is caught."""
-    from dodona.oracle import verdict
+    from dodona.oracle.decide import verdict
     from dodona.oracle.testing import properties
 
     book = parse_rulebook(BOOK)

@@ -11,7 +11,7 @@ import pytest
 
 from dodona.oracle.authoring.schema import rule_file_schema, schema_text
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.yaml_source import parse_yaml, read_yaml
+from dodona.oracle.language.yaml_source import parse_yaml, read_yaml
 from tests.rules.test_malformed_books import BOOK, CASES
 
 RULES = Path(__file__).resolve().parents[2] / "rules"

@@ -22,10 +22,10 @@ from dodona.oracle.authoring.template import (
     free_precedence,
     new_rule,
 )
-from dodona.oracle.conditions import evaluate, parse_condition
 from dodona.oracle.errors import ConfigError, RuleFileError
-from dodona.oracle.facts import FACTS
-from dodona.oracle.rulebook import load_rulebook
+from dodona.oracle.language.conditions import evaluate, parse_condition
+from dodona.oracle.language.rulebook import load_rulebook
+from dodona.oracle.systems.own.facts import FACTS
 from tests.rules.test_conditions import DATA
 
 TODAY = datetime.date(2026, 1, 31)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dodona.oracle import durable, reference
-from dodona.oracle.conditions import evaluate
-from dodona.oracle.logs import choice_log
-from dodona.oracle.replay import book_answer, case_facts, read_cases, replay
-from dodona.oracle.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
-from dodona.oracle.verdict import decide
-from dodona.oracle.vllm.facts import VLLM_FACTS
+from dodona.oracle.analysis.replay import book_answer, case_facts, read_cases, replay
+from dodona.oracle.decide import durable
+from dodona.oracle.decide import evaluate as reference
+from dodona.oracle.decide.choice_log import choice_log
+from dodona.oracle.decide.verdict import decide
+from dodona.oracle.language.conditions import evaluate
+from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.systems.vllm.facts import VLLM_FACTS
 from tests.support.history_reference import answer, history
 from tests.support.vllm_cases import random_case
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
+from dodona.cli.app import app
+from dodona.oracle.analysis.replay import replay
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.replay import replay
-from dodona.oracle.rulebook import bundled_rulebook
-from dodona.oracle.vllm.facts import UNKNOWN, config_facts
-from dodona.oracle.vllm.releases import nearest_release
+from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.vllm.facts import UNKNOWN, config_facts
+from dodona.oracle.systems.vllm.releases import nearest_release
 
 BOOK = bundled_rulebook("vllm/0.33.0")
 

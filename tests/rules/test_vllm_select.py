@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from dodona.cli.app import app
 from dodona.oracle import ConfigError, EngineConfig, Environment, Verdict, select_runner
-from dodona.oracle.cli.app import app
-from dodona.oracle.rulebook import bundled_rulebook
-from dodona.oracle.vllm.arguments import from_command_line, from_flat
-from dodona.oracle.vllm.select import describe, read_config
+from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.vllm.arguments import from_command_line, from_flat
+from dodona.oracle.systems.vllm.select import describe, read_config
 
 GPU = Environment(has_triton=True, platform="cuda")
 DENSE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}

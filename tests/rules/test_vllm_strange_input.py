@@ -13,13 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.oracle.environment import Environment
+from dodona.oracle.analysis.replay import book_answer, recorded_answer
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.replay import book_answer, recorded_answer
-from dodona.oracle.rulebook import bundled_rulebook
-from dodona.oracle.vllm.arguments import ARGUMENTS, SHORT, SWITCHES, WITH_VALUE, from_command_line, from_flat
-from dodona.oracle.vllm.facts import VLLM_FACTS
-from dodona.oracle.vllm.select import describe, read_config
+from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.systems.vllm.arguments import (
+    ARGUMENTS,
+    SHORT,
+    SWITCHES,
+    WITH_VALUE,
+    from_command_line,
+    from_flat,
+)
+from dodona.oracle.systems.vllm.facts import VLLM_FACTS
+from dodona.oracle.systems.vllm.select import describe, read_config
 from tests.support.vllm_cases import random_case
 
 BOOK = bundled_rulebook("vllm/0.33.0")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
+from dodona.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW: dict[Any, Any] = yaml.safe_load((ROOT / ".github/workflows/rules.yml").read_text(encoding="utf-8"))
@@ -57,9 +57,7 @@ def test_the_difference_is_the_summary(tmp_path: Path) -> None:
     }
     (tmp_path / "bin").mkdir()
     dodona = tmp_path / "bin" / "dodona"
-    dodona.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "from dodona.oracle.cli import main; main()" "$@"\n'
-    )
+    dodona.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from dodona.cli import main; main()" "$@"\n')
     dodona.chmod(0o755)
 
     def shell(script: str) -> None:

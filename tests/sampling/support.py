@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dodona.runners.sampling import SamplingRow
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.reference import SamplingRow
 
 
 def make_row(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dodona.runners.sampling_params import SamplingParams
-from dodona.runners.structured_outputs import StructuredOutputsParams
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dodona.runners.sampling import (
+from dodona.runners.sampling.reference import (
     SamplingRow,
     gumbel_noise,
     process_row,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dodona.kernels.sampling_logprobs import LogprobTensors
+from dodona.kernels.sampling.logprobs import LogprobTensors
 from dodona.runners.interface import GrammarOutput, NewRequest
-from dodona.runners.sampling import SamplingRow, sample
-from dodona.runners.v2.sampler import NOTHING, Stage, V2Sampler, host_logprobs
+from dodona.runners.sampling.reference import SamplingRow, sample
+from dodona.runners.v2.sampling.sampler import NOTHING, Stage, V2Sampler, host_logprobs
 from tests.sampling.support import ENORMOUS_ROWS, make_row, random_row
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from dodona.oracle.cli.app import app
+from dodona.cli.app import app
 
 TARGET = Path(__file__).parents[2] / "docs" / "analysis.md"
 

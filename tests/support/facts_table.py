@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dodona.oracle.facts import FACTS, FactSpec
-from dodona.oracle.vllm.facts import VLLM_FACTS
+from dodona.oracle.language.facts import FactSpec
+from dodona.oracle.systems.own.facts import FACTS
+from dodona.oracle.systems.vllm.facts import VLLM_FACTS
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 TABLES: Mapping[Path, Mapping[str, FactSpec]] = {

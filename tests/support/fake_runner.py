@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -27,7 +27,7 @@ from dodona.runners.interface import (
     StepOutput,
     TokenLogprobs,
 )
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 
 _MASK = (1 << 64) - 1
 

@@ -1,4 +1,4 @@
-"""Writes oracle/known_models.py from the installed transformers: ``python -m tests.support.known_models``."""
+"""Writes oracle/models/known_models.py from transformers: ``python -m tests.support.known_models``."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ ONLY_IN_VLLM = ("KimiK3ForConditionalGeneration", "LongcatFlashNgramForCausalLM"
 
 
 def module() -> str:
-    """The source text of oracle/known_models.py."""
+    """The source text of oracle/models/known_models.py."""
     import transformers
 
     names = textwrap.fill(" ".join(sorted({*architectures(), *ONLY_IN_VLLM})), 110)

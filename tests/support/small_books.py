@@ -12,9 +12,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from dodona.oracle.conditions import evaluate
-from dodona.oracle.facts import UNKNOWN, FactValue
-from dodona.oracle.rulebook import Rule, RuleBook
+from dodona.oracle.language.conditions import evaluate
+from dodona.oracle.language.facts import UNKNOWN, FactValue
+from dodona.oracle.language.rulebook import Rule, RuleBook
 
 OVERRIDE = "environment.override"
 

@@ -12,10 +12,10 @@ import torch
 
 from checkpoints.evaluate import held_out_prompts
 from dodona import LLM, SamplingParams
-from dodona.runners import sampling
 from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.outputs import CompletionOutput, RequestOutput
+from dodona.runners.sampling import reference as sampling
 from tests.support.equal_tokens import EqualTokens, Logits
 
 LONGEST_PROMPT, MOST_TOKENS = 96, 48

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.interface import NewRequest, Runner, SchedulerOutput, StepOutput, TokenLogprobs
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from checkpoints.evaluate import held_out_prompts
 from dodona.runners.llm import LLM
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.equal_tokens import EqualTokens
 
 ROOT = Path(__file__).parents[2] / "checkpoints"

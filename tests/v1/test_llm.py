@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dodona.runners.llm import LLM
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_models import VOCAB_SIZE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from tests.v1.driver import Driver, make_runner
 
 

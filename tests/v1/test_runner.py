@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-from dodona.oracle.facts import outgrows_rope
-from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported

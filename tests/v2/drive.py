@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2.graphs import FixedSizes, FixedStep
 from dodona.runners.v2.runner import V2Runner
 from dodona.runners.v2.step import StepRunner

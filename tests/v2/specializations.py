@@ -16,7 +16,7 @@ import torch
 from triton.runtime.jit import JITFunction
 
 import tests.v2.test_sampled_tokens as sampled
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2 import runner as runner_module
 from dodona.runners.v2.graphs import FixedStep, decode_sizes, prompt_sizes
 from tests.kernels.sm90.compile_only import LAUNCH_OPTIONS

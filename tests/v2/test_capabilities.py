@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import Environment
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.model_info import ModelInfo
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.v2.capabilities import LACKS, check_supported
-from dodona.runners.v2.spec import make_spec
+from dodona.runners.v2.models.spec import make_spec
 from tests.v2.drive import make_runner
 
 GPU = Environment(has_triton=True, platform="cuda", compute_capability=90)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dodona.runners.interface import NewRequest, SchedulerOutput
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2.graphs import LONGEST_PROMPT, FixedSizes, FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.v2.runner import V2Runner
 from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner

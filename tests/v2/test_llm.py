@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from dodona import LLM, SamplingParams
-from dodona.oracle.config import EngineConfig
-from dodona.oracle.environment import assumed_gpu
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.select import select_runner
 from dodona.runners.v1.runner import V1Runner
 from dodona.runners.v2.runner import V2Runner

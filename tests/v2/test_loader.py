@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dodona.oracle.config import EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.model_info import ModelInfo
-from dodona.runners.v2.loader import fill_randomly, load_safetensors
-from dodona.runners.v2.spec import make_spec
-from dodona.runners.v2.weights import allocate_weights, checkpoint_views
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
+from dodona.runners.v2.models.spec import make_spec
+from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
 from tests.v2.drive import generate, make_runner
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from dodona.runners.v2.rope import cos_sin_table, inverse_frequencies
-from dodona.runners.v2.spec import RopeSpec
+from dodona.runners.v2.models.rope import cos_sin_table, inverse_frequencies
+from dodona.runners.v2.models.spec import RopeSpec
 
 LLAMA_3_1 = {
     "factor": 8.0,

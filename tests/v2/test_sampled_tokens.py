@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dodona.oracle.config import EngineConfig
-from dodona.runners.sampling_params import SamplingParams
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner
 from tests.v2.drive import DEVICE, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of

@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from dodona.runners.sampling_params import SamplingParams
+from dodona.runners.sampling.params import SamplingParams
 from tests.v2.drive import GREEDY, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 from tests.v2.test_sampled_tokens import MIXED
@@ -119,8 +119,8 @@ def test_reloaded_weights_reach_captured_graphs(tiny_models):
     runner = make_runner(path)
     before = generate(runner, prompts, max_tokens=6).outputs
     expected = generate(make_runner(other), prompts, max_tokens=6).outputs
-    from dodona.runners.v2.loader import load_safetensors
-    from dodona.runners.v2.weights import checkpoint_views
+    from dodona.runners.v2.loading.loader import load_safetensors
+    from dodona.runners.v2.models.weights import checkpoint_views
 
     load_safetensors(other, checkpoint_views(runner._spec, runner._model.weights), tied=False)
     assert generate(runner, prompts, max_tokens=6).outputs == expected != before

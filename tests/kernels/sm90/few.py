@@ -7,15 +7,15 @@ from functools import partial
 
 import torch
 
-from dodona.kernels.attended_linear import attended_linear
-from dodona.kernels.attention_few import (
+from dodona.kernels.attention.few import (
     FewTiles,
     few_sequences_attention,
     few_sequences_attention_parts,
 )
-from dodona.kernels.few_linear import few_linear
-from dodona.kernels.fused_linear import Tiles, fused_linear
-from dodona.kernels.step_state import prepare_inputs
+from dodona.kernels.linear.attended_linear import attended_linear
+from dodona.kernels.linear.few_linear import few_linear
+from dodona.kernels.linear.fused_linear import Tiles, fused_linear
+from dodona.kernels.state.step_state import prepare_inputs
 
 
 def ints(*shape: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from dodona.kernels.attention_fresh import fresh_prefill_attention
-from dodona.kernels.rotary import qk_norm_rope_kv_write
+from dodona.kernels.attention.fresh import fresh_prefill_attention
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
 
 
 def ints(*shape: int) -> torch.Tensor:

@@ -7,15 +7,15 @@ from functools import partial
 
 import torch
 
-from dodona.kernels.activation import silu_and_mul
-from dodona.kernels.attention_decode import decode_attention_from_qkv, paged_decode_attention
-from dodona.kernels.attention_prefill import paged_prefill_attention
-from dodona.kernels.decode_plan import DecodePlan, plan_decode_attention
-from dodona.kernels.fused_linear import fused_linear
-from dodona.kernels.rms_norm import add_rms_norm, rms_norm
-from dodona.kernels.rotary import qk_norm_rope_kv_write
-from dodona.kernels.staged_writes import scatter_ragged
-from dodona.kernels.step_state import prepare_inputs, update_state
+from dodona.kernels.attention.decode import decode_attention_from_qkv, paged_decode_attention
+from dodona.kernels.attention.decode_plan import DecodePlan, plan_decode_attention
+from dodona.kernels.attention.prefill import paged_prefill_attention
+from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
+from dodona.kernels.linear.activation import silu_and_mul
+from dodona.kernels.linear.fused_linear import fused_linear
+from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
+from dodona.kernels.state.staged_writes import scatter_ragged
+from dodona.kernels.state.step_state import prepare_inputs, update_state
 
 # bfloat16 and float16 take the same paths (tile sizes follow an element's bytes), so float16 is tried once.
 HEAD_SIZES = {

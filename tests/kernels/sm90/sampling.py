@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from dodona.kernels import sampling_masks as masks
-from dodona.kernels.sampling_filters import filter_cuts
-from dodona.kernels.sampling_grammar import mask_by_grammar
-from dodona.kernels.sampling_gumbel import gumbel_sample, gumbel_sample_and_append
-from dodona.kernels.sampling_logprobs import given_logprobs, token_logprobs
-from dodona.kernels.sampling_penalties import apply_penalties, count_tokens
+from dodona.kernels.sampling import masks
+from dodona.kernels.sampling.filters import filter_cuts
+from dodona.kernels.sampling.grammar import mask_by_grammar
+from dodona.kernels.sampling.gumbel import gumbel_sample, gumbel_sample_and_append
+from dodona.kernels.sampling.logprobs import given_logprobs, token_logprobs
+from dodona.kernels.sampling.penalties import apply_penalties, count_tokens
 
 ROWS, VOCAB, WORDS = 8, 151_936, 151_936 // 32
 FLOATS = torch.zeros(ROWS)

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from dodona.kernels.attention_decode import decode_attention_from_qkv, paged_decode_attention
-from dodona.kernels.decode_plan import DecodePlan, plan_decode_attention
+from dodona.kernels.attention.decode import decode_attention_from_qkv, paged_decode_attention
+from dodona.kernels.attention.decode_plan import DecodePlan, plan_decode_attention
 
 
 def ints(*shape: int) -> torch.Tensor:

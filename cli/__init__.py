@@ -1,0 +1,11 @@
+"""The command line; `cli/app.py` has its commands, and the modules that it imports at its end."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line on `sys.argv` and exit: 0 done, 1 the engine failed, 2 bad input, 3 refused by
+    a rule."""
+    from dodona.cli.app import app
+
+    app(prog_name="dodona")

@@ -1,0 +1,83 @@
+"""`dodona generate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decision_log import select_and_log
+from dodona.oracle.errors import ConfigError
+
+
+def run_generate(
+    config: EngineConfig, prompts: Sequence[str], asked: Mapping[str, Any], *, chat: bool, as_json: bool
+) -> bool:
+    """Generate for each prompt and print the texts; returns whether some prompt was refused.
+
+    asked: sampling parameters by name; None leaves the model's default.
+    """
+    from dodona import LLM, SamplingParams
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    SamplingParams(**given)  # a parameter out of range is told before a model is loaded
+    verdict = select_and_log(config)
+    typer.echo(verdict.explain().splitlines()[0], err=True)
+    with LLM.from_verdict(verdict) as llm:
+        params = replace(llm.get_default_sampling_params(), **given)
+        if chat:
+            outputs = llm.chat([[{"role": "user", "content": prompt}] for prompt in prompts], params)
+        else:
+            outputs = llm.generate(list(prompts), params)
+    failed = False
+    for prompt, output in zip(prompts, outputs, strict=True):
+        if output.error is not None:
+            failed = True
+            typer.echo(f"dodona: prompt {prompt!r}: {output.error}", err=True)
+        if as_json:
+            typer.echo(json.dumps(_record(prompt, output), ensure_ascii=False))
+        elif output.error is None:
+            text = output.outputs[0].text
+            typer.echo(text if len(prompts) == 1 else f"> {prompt}\n{text}\n")
+    return failed
+
+
+def structured_outputs(
+    json_schema: str | None, regex: str | None, grammar: Path | None
+) -> dict[str, str] | None:
+    """The sampling parameter by what the flags say, or None. Raises ConfigError that names the flag."""
+    flags = {"--json-schema": json_schema, "--regex": regex, "--grammar": grammar}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{' and '.join(given)} can't go together: the output has one form; give one of them"
+        )
+    if json_schema is not None:
+        is_json = json_schema.lstrip().startswith("{")
+        return {"json": json_schema if is_json else _read("--json-schema", Path(json_schema))}
+    if regex is not None:
+        return {"regex": regex}
+    return None if grammar is None else {"grammar": _read("--grammar", grammar)}
+
+
+def _read(flag: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{flag}: {file} can't be read: {error}") from error
+
+
+def _record(prompt: str, output: Any) -> dict[str, Any]:
+    first = output.outputs[0]
+    return {
+        "prompt": prompt,
+        "text": first.text,
+        "token_ids": list(first.token_ids),
+        "finish_reason": first.finish_reason,
+        "error": output.error,
+    }

@@ -1,0 +1,64 @@
+"""`dodona rules list`."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from dodona.oracle.errors import did_you_mean
+from dodona.oracle.language.conditions import comparisons
+from dodona.oracle.language.rulebook import RuleBook, load_rulebook
+from dodona.oracle.models.known_models import known_architectures
+
+
+def unknown_architectures(book: RuleBook) -> list[str]:
+    """A warning for each architecture in a rule that no known model has, with the nearest that one has."""
+    found = []
+    for rule in book.rules:
+        for comparison in comparisons(rule.when):
+            if comparison.fact != "model_config.architectures" or not isinstance(comparison.value, tuple):
+                continue
+            for name in map(str, comparison.value):
+                if name not in known_architectures():
+                    hint = did_you_mean(name, known_architectures())
+                    found.append(
+                        f"rule {rule.id}: no known model has the architecture {name!r}; {hint}".rstrip("; ")
+                    )
+    return found
+
+
+def print_rules(rulebook: str, *, as_json: bool) -> None:
+    """Print the rules of a book as a table, or as one JSON object."""
+    book = load_rulebook(rulebook)
+    for warning in unknown_architectures(book):
+        typer.echo(f"dodona: warning: {warning}", err=True)
+    if as_json:
+        rules = [rule.model_dump(mode="json", exclude={"examples"}) for rule in book.rules]
+        typer.echo(
+            json.dumps(
+                {
+                    "rulebook": book.rulebook,
+                    "content_hash": book.content_hash,
+                    "runners": book.runners,
+                    "rules": rules,
+                }
+            )
+        )
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from dodona.oracle.explain.table import make_console
+
+    table = Table(title=f"Rule book {book.rulebook}: {book.description}", show_lines=True)
+    table.add_column("Rule", no_wrap=True)
+    table.add_column("Kind", no_wrap=True)
+    table.add_column("Runners", no_wrap=True)
+    table.add_column("Since", no_wrap=True)
+    table.add_column("Feature and reason")
+    for rule in book.rules:
+        about = Text(rule.feature, style="bold")
+        about.append(f"\n{rule.because}", style="not bold")
+        table.add_row(Text(rule.id), rule.kind, ", ".join(rule.runners), str(rule.since), about)
+    make_console().print(table)

@@ -1,0 +1,183 @@
+"""A matrix for a terminal, as Markdown, and as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from dodona.oracle.analysis.matrix import Cell, Column, Matrix
+from dodona.oracle.language.rulebook import OWN_SYSTEM
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_REFUSED = "✗"
+
+
+def cell_text(matrix: Matrix, cell: Cell) -> str:
+    """`V1`, `V2`, or a cross where it is refused: with the runner that doesn't start, but for this runtime's
+    own, where it is the last one in any case.
+    """
+    if cell.starts and cell.runner is not None:
+        return cell.runner.upper()
+    if cell.runner is None or matrix.system == OWN_SYSTEM:
+        return _REFUSED
+    return f"{cell.runner.upper()} {_REFUSED}"
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else f"{chr(ord('A') + index // 26 - 1)}{_letter(index % 26)}"
+
+
+def _heading(column: Column) -> str:
+    more = len(column.models) - 1
+    first = column.models[0]
+    name = first.architecture if first.note == "dense" else first.name
+    return name + (f" + {more} more" if more else "")
+
+
+def _legend(matrix: Matrix) -> str:
+    if matrix.system == OWN_SYSTEM:
+        return f"{_REFUSED}: no runner serves it; it is refused by name before anything loads."
+    return f"V1 {_REFUSED}, V2 {_REFUSED}: chosen, and doesn't start. {_REFUSED}: the choice itself fails."
+
+
+_INTRO = (
+    "One NVIDIA GPU (Hopper) with Triton, and nothing forced. One feature at a time, and architectures with "
+    "what their family's default config.json says; those that come out alike share a column."
+)
+
+
+# --- terminal -----------------------------------------------------------------------------------------------
+
+
+def matrix_table(matrix: Matrix) -> RenderableType:
+    """For a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"V2": "bold green", "V1": "yellow"}
+    table = Table(title=f"Rule book {matrix.rulebook}: which runner serves what", show_lines=False)
+    table.add_column("Feature", overflow="fold")
+    for index, _ in enumerate(matrix.columns):
+        table.add_column(_letter(index), justify="center", no_wrap=True)
+    for row, feature in enumerate(matrix.features):
+        texts = [cell_text(matrix, column.cells[row]) for column in matrix.columns]
+        table.add_row(Text(feature.label), *(Text(text, style=styles.get(text, "red")) for text in texts))
+    columns = Table(title="Architectures", show_lines=True)
+    columns.add_column("", no_wrap=True)
+    columns.add_column("Architecture", overflow="fold")
+    columns.add_column("What rules out a runner by itself", overflow="fold")
+    for index, column in enumerate(matrix.columns):
+        for model in column.models:
+            columns.add_row(_letter(index), Text(model.name), Text(", ".join(model.rules) or "–"))
+    return Group(table, Text(_legend(matrix), style="dim"), columns)
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------
+
+
+def matrix_markdown(matrix: Matrix) -> str:
+    """A Markdown document; ends with a line break."""
+    command = f"dodona matrix --rulebook {matrix.rulebook} --format markdown"
+    head = ["Feature", *(f"{_letter(i)}: {_markdown(_heading(c))}" for i, c in enumerate(matrix.columns))]
+    lines = [
+        "# Which runner serves what",
+        "",
+        f"<!-- Made by `{command} --output FILE`: don't edit. -->",
+        "",
+        f"Rule book `{matrix.rulebook}`. {_INTRO}",
+        "",
+        _legend(matrix),
+        "",
+        "| " + " | ".join(head) + " |",
+        "| " + " | ".join(["---", *[":-:"] * len(matrix.columns)]) + " |",
+    ]
+    for row, feature in enumerate(matrix.features):
+        rules = ", ".join(f"`{rule}`" for rule in feature.rules)
+        cells = [cell_text(matrix, column.cells[row]) for column in matrix.columns]
+        name = _markdown(feature.label) + (f" ({rules})" if rules else "")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    lines += [
+        "",
+        "## Architectures",
+        "",
+        "| column | architecture | what rules out a runner by itself |",
+        "| --- | --- | --- |",
+    ]
+    for index, column in enumerate(matrix.columns):
+        for model in column.models:
+            rules = ", ".join(f"`{rule}`" for rule in model.rules) or "–"
+            lines.append(f"| {_letter(index)} | {_markdown(model.name)} | {rules} |")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(text: str) -> str:
+    escaped = html.escape(text, quote=False)
+    for character in "\\|`*_[]":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped
+
+
+# --- HTML ---------------------------------------------------------------------------------------------------
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
+  color: #1b1f24; background: #fff; }
+table { border-collapse: collapse; margin: 1rem 0 2rem; width: 100%; }
+th, td { border: 1px solid #d0d7de; padding: .35rem .6rem; text-align: left; vertical-align: top; }
+thead th { background: #f6f8fa; position: sticky; top: 0; }
+td.cell { text-align: center; font-weight: 600; white-space: nowrap; }
+.v2 { background: #dafbe1; } .v1 { background: #fff8c5; } .no { background: #ffebe9; }
+small, code { color: #57606a; }
+@media (prefers-color-scheme: dark) {
+  body { color: #e6edf3; background: #0d1117; } th, td { border-color: #30363d; }
+  thead th { background: #161b22; } small, code { color: #8b949e; }
+  .v2 { background: #12361f; } .v1 { background: #3b2f00; } .no { background: #4a1a1a; }
+}
+"""
+
+
+def matrix_html(matrix: Matrix) -> str:
+    """An HTML page; ends with a line break."""
+    title = html.escape(f"Which runner serves what: rule book {matrix.rulebook}")
+    heads = "".join(
+        f'<th scope="col">{_letter(i)}<br><small>{html.escape(_heading(c))}</small></th>'
+        for i, c in enumerate(matrix.columns)
+    )
+    rows: list[str] = []
+    for row, feature in enumerate(matrix.features):
+        rules = ", ".join(map(html.escape, feature.rules))
+        rule = f"<br><code>{rules}</code>" if rules else ""
+        cells = "".join(_html_cell(matrix, column.cells[row]) for column in matrix.columns)
+        rows.append(f'<tr><th scope="row">{html.escape(feature.label)}{rule}</th>{cells}</tr>')
+    models = [
+        f'<tr><td>{_letter(i)}</td><th scope="row">{html.escape(model.name)}</th>'
+        f"<td>{html.escape(', '.join(model.rules) or '–')}</td></tr>"
+        for i, column in enumerate(matrix.columns)
+        for model in column.models
+    ]
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{title}</h1>",
+        f"<p>{html.escape(matrix.description)} {html.escape(_INTRO)}</p>",
+        f"<p>{html.escape(_legend(matrix))}</p>",
+        f'<table><thead><tr><th scope="col">Feature</th>{heads}</tr></thead><tbody>',
+        *rows,
+        "</tbody></table><h2>Architectures</h2>",
+        '<table><thead><tr><th scope="col">Column</th><th scope="col">Architecture</th>',
+        '<th scope="col">What rules out a runner by itself</th></tr></thead><tbody>',
+        *models,
+        "</tbody></table></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _html_cell(matrix: Matrix, cell: Cell) -> str:
+    text = cell_text(matrix, cell)
+    style = {"V1": "v1", "V2": "v2"}.get(text, "no")
+    return f'<td class="cell {style}">{html.escape(text)}</td>'

@@ -1,0 +1,1 @@
+"""An engine's configuration under vLLM's names, and the ways in which people write it."""

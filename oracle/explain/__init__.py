@@ -1,0 +1,1 @@
+"""Verdicts for people: text, tables, traces, and what would have to change."""

@@ -1,0 +1,218 @@
+"""What would have to change in a configuration for a runner to be chosen and to start: every least set of
+changes. Changes only take something away (see `Change`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from dodona.oracle.decide.evaluate import Firing, firings
+from dodona.oracle.decide.verdict import PREFERRED, Outcome, decide
+from dodona.oracle.explain.least_changes import OVERRIDE, LeastChanges
+from dodona.oracle.language.conditions import Facts, show_value
+from dodona.oracle.language.facts import UNKNOWN, Unknown
+from dodona.oracle.language.rulebook import RuleBook, RunnerName
+from dodona.oracle.systems.deployment import Change, Deployment
+
+Because = Literal["model", "machine", "override", "configuration", "preference"]
+
+MAX_NODES: Final = 2_000
+"""Sets of changes that are looked at; what lies beyond is cut off, largest sets first."""
+
+_SOURCES: Final[Mapping[str, Because]] = {
+    "model": "model",
+    "environment": "machine",
+    "config": "configuration",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A rule that speaks against the runner whatever is changed."""
+
+    rule: str
+    """Its id, or "preferred" where nothing rules the preferred runner out."""
+    feature: str
+    because: str
+    sources: tuple[Because, ...]
+    """Where the facts that it reads come from."""
+    facts: tuple[str, ...]
+    """Those facts and their values, as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forcing:
+    """What another value of the environment variable would meet, the configuration being as it is."""
+
+    variable: str
+    value: str | None
+    """The value; None: unset."""
+    runner: RunnerName | None
+    """The runner that it leads to; None where the choice is refused."""
+    refusals: tuple[str, ...]
+    """Features for want of which that runner is refused; empty where it starts."""
+
+    def __str__(self) -> str:
+        what = f"{self.variable} unset" if self.value is None else f"{self.variable}={self.value}"
+        if not self.refusals:
+            return f"{what}: {self.runner} starts"
+        return f"{what}: refused for {', '.join(self.refusals)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialCase:
+    """A fired rule that refines broader ones, looked at by itself, as if those were gone."""
+
+    rule: str
+    broader: tuple[str, ...]
+    sets: tuple[tuple[Change, ...], ...]
+    """Every least set of changes after which it wouldn't fire; empty where nothing helps."""
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """Every inclusion-minimal set of changes after which `runner` is chosen and starts: smallest sets first.
+
+    Iterates over the sets, each a tuple of changes; false where there is none. Where the runner is chosen and
+    starts as it is, the one set is empty.
+    """
+
+    runner: RunnerName
+    sets: tuple[tuple[Change, ...], ...]
+    blocked_by: tuple[Blocker, ...]
+    """Why there is no set; empty where there is one."""
+    forcing: tuple[Forcing, ...]
+    """What the environment variable would do instead; empty where nothing has to change."""
+    special_cases: tuple[SpecialCase, ...] = ()
+    complete: bool = True
+    """Whether every set is there; false only where there are thousands."""
+
+    def __iter__(self) -> Iterator[tuple[Change, ...]]:
+        return iter(self.sets)
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    @property
+    def holds_already(self) -> bool:
+        """Whether the runner is chosen and starts without any change."""
+        return self.sets == ((),)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        data = dataclasses.asdict(self)
+        data["holds_already"] = self.holds_already
+        return data
+
+
+def counterfactuals(deployment: Deployment, runner: RunnerName) -> Counterfactuals:
+    """What would make `runner` the one that is chosen and starts. Raises ValueError for a runner that the
+    book doesn't have.
+    """
+    book = deployment.book
+    if runner not in book.runners:
+        raise ValueError(
+            f"rule book {book.rulebook} has no runner {runner!r}; it has {', '.join(book.runners)}"
+        )
+    search = LeastChanges(deployment, runner)
+    sets, complete = search.run(MAX_NODES)
+    holds = sets == ((),)
+    facts = deployment.facts()
+    fired = firings(book, facts)
+    return Counterfactuals(
+        runner=runner,
+        sets=sets,
+        blocked_by=() if sets else _blockers(search, book, runner, deployment, facts, fired),
+        forcing=() if holds else _forcing(book, runner, deployment, facts),
+        special_cases=() if holds else tuple(_special_cases(search, book, runner, fired)),
+        complete=complete,
+    )
+
+
+def _blockers(
+    search: LeastChanges,
+    book: RuleBook,
+    runner: RunnerName,
+    deployment: Deployment,
+    facts: Facts,
+    fired: Collection[Firing],
+) -> tuple[Blocker, ...]:
+    outcome = decide(book, tuple(fired))
+    forced_here = outcome.forced and runner in book.by_id[outcome.decided_by].runners
+    against = [
+        firing.rule for firing in fired if _speaks_against(book, firing.rule, runner, outcome, forced_here)
+    ]
+    found = [rule for rule in against if search.is_fixed(rule)]
+    if not found and runner == book.runners[0]:
+        # each of them could be met, but not all together
+        found = against
+    if not found:
+        preferred = book.runners[0]
+        why = f"{preferred} is preferred to {runner}, and taking features away doesn't rule it out"
+        return (Blocker(PREFERRED, f"runner {preferred}", why, ("preference",), ()),)
+    known = deployment.known_facts()
+    return tuple(_blocker(book, rule, facts, known) for rule in found)
+
+
+def _speaks_against(book: RuleBook, rule: str, runner: RunnerName, outcome: Outcome, forced: bool) -> bool:
+    """forced: whether an override chooses the runner; stage `choice` may then be moot."""
+    found = book.by_id[rule]
+    if found.kind == "override":
+        return rule == outcome.decided_by and runner not in found.runners
+    moot = forced and found.stage == "choice" and book.forced_refusal == "startup"
+    return runner in found.runners and not moot
+
+
+def _blocker(book: RuleBook, rule: str, facts: Facts, known: Facts) -> Blocker:
+    found = book.by_id[rule]
+    sources: dict[Because, None] = {}
+    shown: list[str] = []
+    for name in found.reads:
+        sources["override" if name == OVERRIDE else _SOURCES[book.facts[name].source]] = None
+        value = known.get(name, UNKNOWN)
+        if not isinstance(value, Unknown):
+            shown.append(f"{name} = {show_value(value)}")
+        elif isinstance(facts.get(name, UNKNOWN), Unknown):
+            shown.append(f"{name} is not known")
+        else:
+            shown.append(f"{name} = {show_value(facts[name])} (assumed)")
+    return Blocker(rule, found.show_feature(facts), found.because, tuple(sources), tuple(shown))
+
+
+def _forcing(book: RuleBook, runner: RunnerName, deployment: Deployment, facts: Facts) -> tuple[Forcing, ...]:
+    variable, now = book.environment, deployment.environment.override
+    if variable is None:
+        return ()
+    found: list[Forcing] = []
+    if now != runner:
+        values = [value for value, means in variable.values.items() if means == runner]
+        if not values and variable.otherwise == runner:
+            values = ["1"]
+        found += [_forced(book, variable.variable, value, runner, facts) for value in values[:1]]
+    if now is not None and now != runner:
+        found.append(_forced(book, variable.variable, None, None, facts))
+    return tuple(found)
+
+
+def _forced(
+    book: RuleBook, variable: str, value: str | None, means: RunnerName | None, facts: Facts
+) -> Forcing:
+    then = {**facts, OVERRIDE: means}
+    outcome: Outcome = decide(book, firings(book, then))
+    features = tuple(book.by_id[rule].show_feature(then) for rule in outcome.refusals)
+    return Forcing(variable, value, outcome.runner, features)
+
+
+def _special_cases(
+    search: LeastChanges, book: RuleBook, runner: RunnerName, fired: Collection[Firing]
+) -> Iterator[SpecialCase]:
+    ids = {firing.rule for firing in fired}
+    for firing in fired:
+        rule = book.by_id[firing.rule]
+        broader = book.refined_by(rule.id) & ids
+        if broader and runner in rule.runners:
+            named = tuple(r.id for r in book.rules if r.id in broader)
+            yield SpecialCase(rule.id, named, search.to_stop(rule.id))

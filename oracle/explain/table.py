@@ -1,0 +1,69 @@
+"""A verdict as a table for a terminal (rich)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from dodona.oracle.decide.verdict import Reason, Verdict
+
+PLAIN_WIDTH = 120
+"""Width of output that doesn't go to a terminal."""
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that is as wide as the terminal, and of a fixed width where there is none."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
+
+def verdict_table(verdict: Verdict) -> RenderableType:
+    """The verdict with its headline, a row for each reason (refusals first), and who evaluated it."""
+    headline = verdict.explain().splitlines()[0]
+    style = "bold red" if verdict.refusals else "bold green"
+    parts: list[RenderableType] = [Text(headline, style=style)]
+    if verdict.reasons:
+        parts.append(_reasons(verdict))
+    else:
+        parts.append(Text("No rule fired."))
+    if verdict.assumptions:
+        parts.append(Text("Assumed, since it isn't known: " + "; ".join(verdict.assumptions), style="yellow"))
+    book = verdict.rulebook
+    engine = "durable-rules" if verdict.evaluated_by == "durable_rules" else "the reference evaluator"
+    parts.append(
+        Text(f"Rule book {book.name} ({book.content_hash[:12]}), evaluated by {engine}.", style="dim")
+    )
+    return Group(*parts)
+
+
+def _reasons(verdict: Verdict) -> Table:
+    table = Table(show_lines=True, expand=False)
+    table.add_column("Rule", no_wrap=True)
+    table.add_column("What is asked for, or is here", overflow="fold")
+    table.add_column("Why it decides", overflow="fold")
+    table.add_column("Effect", no_wrap=True)
+    refused = {reason.rule for reason in verdict.refusals}
+    for reason in sorted(verdict.reasons, key=lambda reason: reason.rule not in refused):
+        why = Text(reason.because)
+        if reason.unknown:
+            why.append(f"\nNot known: {', '.join(reason.unknown)}", style="yellow")
+        for ref in reason.refs:
+            why.append(f"\n{ref}", style="dim")
+        table.add_row(
+            Text(reason.rule),
+            Text(reason.feature),
+            why,
+            Text(_effect(reason, verdict), style="red" if reason.rule in refused else ""),
+        )
+    return table
+
+
+def _effect(reason: Reason, verdict: Verdict) -> str:
+    runners = " and ".join(runner.upper() for runner in reason.runners)
+    if reason.kind == "override":
+        return f"forces {runners}" if reason.rule == verdict.decided_by else f"for {runners}, outranked"
+    return f"rules out {runners}"

@@ -1,0 +1,1 @@
+"""The rule language: strict YAML, facts, conditions and rule books."""

@@ -1,0 +1,1 @@
+"""The machine and the process as rules see them."""

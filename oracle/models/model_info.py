@@ -1,0 +1,538 @@
+"""`ModelInfo`: what a model's config.json says of its structure, read without transformers.
+
+Spellings differ by family and age (`n_embd`, `torch_dtype`, `rope_scaling`, a nested `text_config`, fields
+left out because they hold the family's default). Aliases and defaults come from
+`dodona.oracle.models.known_models`, which is drawn from transformers' configuration classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, NoneType
+from typing import Any, TypeVar
+
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.known_models import known_model
+from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
+
+_MEND = "correct it or fetch the model again"
+
+MAX_CONFIG_BYTES = 8 << 20
+"""A larger config.json is refused."""
+
+T = TypeVar("T")
+
+_TEXT_KEYS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder", "generator")
+_OTHER_MODALITIES = (
+    "vision_config",
+    "audio_config",
+    "vision_tower",
+    "mm_vision_tower",
+    "visual",
+    "speech_config",
+)
+_EXPERT_COUNTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "moe_num_primary_experts",
+)
+_STATEFUL_LAYERS = (
+    "mamba",
+    "mamba2",
+    "linear_attention",
+    "recurrent",
+    "conv",
+    "ssm",
+    "hybrid",
+    "gated_delta_net",
+)
+_STATEFUL_KEYS = ("ssm_cfg", "mamba_d_state", "ssm_state_size", "hybrid_override_pattern", "mamba_d_ssm")
+
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "attn_logit_softcapping": (None, 0),
+    "final_logit_softcapping": (None, 0),
+    "logit_scale": (None, 1),
+    "logits_scaling": (None, 1),
+    "embedding_multiplier": (None, 1),
+    "residual_multiplier": (None, 1),
+    "attention_multiplier": (None,),
+    "query_pre_attn_scalar": (None,),
+    "attention_scale": (None,),
+    "scale_emb": (None, 1),
+    "scale_depth": (None,),
+    "clip_qkv": (None,),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "norm_after": (None, False),
+    "parallel_attn": (None, False),
+    "use_parallel_residual": (None, False),
+    "attn_temperature_tuning": (None, False, 0),
+    "no_rope_layers": (None, []),
+    "no_rope_layer_interval": (None, 0),
+    "use_bidirectional_attention": (None, False),
+    "is_causal": (None, True),
+    "attention_chunk_size": (None,),
+    "num_kv_shared_layers": (None, 0),
+    "add_cross_attention": (None, False),
+    "alibi": (None, False),
+    "per_layer_config": (None, {}),
+    "block_configs": (None, []),
+    "position_embedding_type": (None, "absolute", "rope", "rotary"),
+}
+MATH_MODIFIERS = tuple(sorted(_NEUTRAL))
+"""config.json fields that change a decoder's arithmetic when they hold anything but their neutral value."""
+
+_DEFAULT_KIND = "full_attention"
+
+_GENERATE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel", "ForSpeechSeq2Seq")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInfo:
+    """A read-only view of one config.json. Sizes count elements; None means that the file and its family do
+    not say.
+
+    `raw` is the file; `text` is its language model's part: the family's defaults, then the top level, then
+    the nested text configuration, under transformers' canonical field names.
+    """
+
+    file: str
+    raw: Mapping[str, Any]
+    text: Mapping[str, Any]
+    architectures: tuple[str, ...]
+    model_type: str
+    """Model type of the language model: the nested configuration's, where there is one."""
+    hidden_size: int | None
+    intermediate_size: int | None
+    num_hidden_layers: int | None
+    num_attention_heads: int | None
+    num_key_value_heads: int | None
+    head_size: int | None
+    """Size of a query/key head."""
+    vocab_size: int | None
+    max_position_embeddings: int | None
+    hidden_act: str | None
+    attention_bias: bool
+    """Whether any of the attention projections has a bias, as far as config.json decides it."""
+    mlp_bias: bool
+    tie_word_embeddings: bool
+    rope: Rope | None
+    """Rotary embedding; None where the model has none."""
+    sliding_window: int | None
+    """Most recent tokens that a query of a sliding layer sees (itself included); None where no layer
+    slides."""
+    layer_types: tuple[str, ...] | None
+    """Kind of each layer in order, where config.json gives it or its family's rule is known; else None."""
+    layer_kinds: tuple[str, ...]
+    """The kinds of layers that occur, sorted; usually one. Where the file doesn't list them, its family's
+    usual ones."""
+    dtype: str | None
+    """Type of the stored weights: float32, bfloat16, float16 or another torch name."""
+    quant_method: str | None
+    """Quantization method of the stored weights ("unspecified" where they are quantized and it is not
+    named)."""
+    num_experts: int
+    """Routed experts of a layer; 0 in a dense model."""
+    has_inner_state: bool
+    """Whether some layer carries a recurrent or convolutional state from token to token."""
+    is_attention_free: bool
+    is_encoder_decoder: bool
+    is_multimodal: bool
+    use_mla: bool
+    """Multi-head latent attention: keys and values are stored as one low-rank vector."""
+    has_remote_code: bool
+    """Whether the model wants code of its own to be run (`auto_map`)."""
+    pooling: bool
+    """Whether the model directory declares itself a Sentence Transformers model with a pooling module."""
+    math_modifiers: tuple[str, ...]
+    """Those of `MATH_MODIFIERS` that are in effect."""
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether feed-forward layers route to experts."""
+        return self.num_experts > 0
+
+    @property
+    def rope_type(self) -> str:
+        """The rotary embedding's type, or "none"."""
+        return self.rope.rope_type if self.rope else "none"
+
+    @property
+    def rope_fixed_length(self) -> int | None:
+        """Tokens up to which the rotary frequencies are fixed; None where no length changes them."""
+        return None if self.rope is None else self.rope.fixed_length(self.max_position_embeddings)
+
+    @property
+    def num_queries_per_kv(self) -> int | None:
+        """Query heads that share a key/value head; None where the two do not divide or are not known."""
+        if not self.num_attention_heads or not self.num_key_value_heads:
+            return None
+        quotient, remainder = divmod(self.num_attention_heads, self.num_key_value_heads)
+        return None if remainder else quotient
+
+    @property
+    def default_runner(self) -> str:
+        """What `runner="auto"` means for the model: "generate" or "pooling".
+
+        A Sentence Transformers directory pools whatever its architecture; otherwise the architecture's name
+        decides.
+        """
+        if self.pooling:
+            return "pooling"
+        generates = any(name.endswith(_GENERATE) for name in self.architectures)
+        return "generate" if generates else "pooling"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ModelInfo:
+        """Read a model directory (or a config.json). Cached by path, time of change and size.
+
+        Raises ConfigError that names the file, the field and the mend.
+        """
+        name = os.fspath(path)
+        name = name if name.endswith(".json") else os.path.join(name, "config.json")
+        cached = _CACHE.get(name)
+        try:
+            # Strings and few system calls: every verdict passes here.
+            if cached is not None and cached[0] == _stamp(name, cached[1]):
+                return cached[2]
+            file = Path(name)
+            companions = tuple(str(p) for p in map(file.with_name, _COMPANIONS) if p.is_file())
+            stamp = _stamp(name, companions)
+        except OSError as error:
+            raise ConfigError(_unreadable(Path(name), error)) from None
+        info = cls.from_mapping(
+            _read_json(file),
+            file=name,
+            pooling=_declares_pooling(file.parent),
+            quant_method=_companion_quantization(file.parent),
+        )
+        if len(_CACHE) >= _MAX_CACHED:
+            _CACHE.clear()
+        _CACHE[name] = (stamp, companions, info)
+        return info
+
+    @classmethod
+    def from_mapping(
+        cls,
+        raw: Mapping[str, Any],
+        *,
+        file: str = "config.json",
+        pooling: bool = False,
+        quant_method: str | None = None,
+    ) -> ModelInfo:
+        """From the contents of a config.json; `file` is the name in error messages.
+
+        `pooling` and `quant_method` are what the directory's other files say. Raises ConfigError.
+        """
+        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quant_method)
+
+
+_CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
+"""File → its stamp when it was read, the companions that were beside it, and what it says."""
+_MAX_CACHED = 256
+_COMPANIONS = ("modules.json", "hf_quant_config.json", "quantize_config.json")
+
+
+class _Fields:
+    """Typed reads of the merged configuration; what is of the wrong type is a ConfigError that names file
+    and field."""
+
+    def __init__(self, file: str, raw: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+        self.file = file
+        self.raw = raw
+        self.text = text
+
+    def fail(self, field: str, expected: str, value: object) -> ConfigError:
+        shown = json.dumps(value, default=str)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return ConfigError(f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}")
+
+    def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
+        value = self.text.get(field)
+        if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+            return value
+        raise self.fail(field, expected, value)
+
+    def size(self, field: str) -> int | None:
+        value = self.text.get(field)
+        if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
+            # Some families give one value for each layer.
+            return max(int(v) for v in value)
+        number = self._typed(field, int, "a whole number")
+        if number is not None and number < 0:
+            raise self.fail(field, "a number >= 0", number)
+        return number
+
+    def flag(self, field: str, default: bool = False) -> bool:
+        value = self._typed(field, bool, "true or false")
+        return default if value is None else value
+
+    def word(self, field: str) -> str | None:
+        return self._typed(field, str, "text")
+
+    def strings(self, field: str, source: Mapping[str, Any] | None = None) -> tuple[str, ...] | None:
+        value = (self.text if source is None else source).get(field)
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise self.fail(field, "a list of names", value)
+        return tuple(value)
+
+
+def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str | None) -> ModelInfo:
+    text = get.text
+    architectures = get.strings("architectures", raw)
+    if not architectures:
+        raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+    model_type = get.word("model_type") or ""
+    known = known_model(model_type)
+    hidden_size, heads = get.size("hidden_size"), get.size("num_attention_heads")
+    use_mla = get.size("kv_lora_rank") is not None and get.size("qk_rope_head_dim") is not None
+    head_size = _head_size(get, hidden_size, heads, use_mla)
+    layer_types, kinds = _layers(get, known.layer_kinds if known else ())
+    stateful = bool(known and known.stateful) or any(k in text for k in _STATEFUL_KEYS)
+    stateful = stateful or any(kind in _STATEFUL_LAYERS for kind in kinds)
+    window = get.size("sliding_window") or None
+    if not get.flag("use_sliding_window", default=True) or (
+        layer_types and "sliding_attention" not in layer_types
+    ):
+        window = None
+    return ModelInfo(
+        file=get.file,
+        raw=MappingProxyType(dict(raw)),
+        text=MappingProxyType(dict(text)),
+        architectures=architectures,
+        model_type=model_type,
+        hidden_size=hidden_size,
+        intermediate_size=get.size("intermediate_size"),
+        num_hidden_layers=get.size("num_hidden_layers") or (len(layer_types) if layer_types else None),
+        num_attention_heads=heads,
+        num_key_value_heads=get.size("num_key_value_heads") or heads,
+        head_size=head_size,
+        vocab_size=get.size("vocab_size"),
+        max_position_embeddings=get.size("max_position_embeddings"),
+        hidden_act=get.word("hidden_act") or get.word("hidden_activation") or get.word("activation_function"),
+        attention_bias=any(get.flag(key) for key in ("attention_bias", "qkv_bias", "use_qkv_bias")),
+        mlp_bias=get.flag("mlp_bias"),
+        tie_word_embeddings=_tied(get),
+        rope=read_rope(get.file, text, head_size, rotary=known.rotary if known else None),
+        sliding_window=window,
+        layer_types=layer_types,
+        layer_kinds=kinds,
+        dtype=_dtype(get),
+        quant_method=_quantization(get) or quant_method,
+        num_experts=_num_experts(get),
+        has_inner_state=stateful,
+        is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
+        is_encoder_decoder=get.flag("is_encoder_decoder") or raw.get("is_encoder_decoder") is True,
+        is_multimodal=any(isinstance(raw.get(key), (dict, str)) for key in _OTHER_MODALITIES),
+        use_mla=use_mla,
+        has_remote_code=bool(raw.get("auto_map")),
+        pooling=pooling,
+        math_modifiers=tuple(key for key in MATH_MODIFIERS if not _neutral(text, key)),
+        eos_token_ids=_token_ids(get, "eos_token_id"),
+    )
+
+
+def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{file}: expected a JSON object, got {type(raw).__name__}; fetch the model again")
+    own: dict[str, Any] = dict(raw)
+    shared = dict(raw)
+    if not isinstance(own.get("text_config", {}), (Mapping, NoneType)):
+        raise _Fields(file, raw, raw).fail("text_config", "an object", own["text_config"])
+    for _ in range(3):  # thinker_config holds a text_config of its own
+        nested = next(((k, own[k]) for k in _TEXT_KEYS if isinstance(own.get(k), Mapping)), None)
+        if nested is None:
+            break
+        outer = known_model(str(own.get("model_type", "")))
+        own = {"model_type": outer.text_model_type if outer else None, **nested[1]}
+        if own["model_type"] is None:
+            own.pop("model_type")
+            shared.pop("model_type", None)
+    wrapped = own is not raw and any(isinstance(raw.get(k), Mapping) for k in _TEXT_KEYS)
+    base = {k: v for k, v in shared.items() if not isinstance(v, Mapping)} if wrapped else {}
+    merged = {**base, **own}
+    known = known_model(str(merged.get("model_type", "")))
+    if known is None:
+        return merged
+    for field, alias in known.aliases.items():
+        if alias in merged and field not in own:
+            merged[field] = merged[alias]
+    defaults = dict(known.defaults)
+    if any(merged.get(field) is not None for field in _EXPERT_COUNTS):
+        # One count under any of its names leaves nothing to the family's default.
+        defaults = {field: value for field, value in defaults.items() if field not in _EXPERT_COUNTS}
+    return {**defaults, **rope_defaults(known.rope, merged), **merged}
+
+
+def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla: bool) -> int | None:
+    if use_mla:
+        nope, rotary = get.size("qk_nope_head_dim"), get.size("qk_rope_head_dim")
+        if nope is not None and rotary is not None:
+            return nope + rotary
+    given = get.size("head_dim") or get.size("attention_head_dim") or get.size("kv_channels")
+    if given:
+        return given
+    return hidden_size // heads if hidden_size and heads else None
+
+
+def _layers(get: _Fields, default_kinds: tuple[str, ...]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    given = get.strings("layer_types")
+    if given is None:
+        given = get.strings("layers_block_type") or get.strings("block_types")
+    if given:
+        return given, tuple(sorted(set(given)))
+    layers, full_until = get.size("num_hidden_layers"), get.size("max_window_layers")
+    if layers and full_until is not None and "use_sliding_window" in get.text:
+        # Qwen's rule: with use_sliding_window, the layers from max_window_layers on slide.
+        slides = get.flag("use_sliding_window") and bool(get.size("sliding_window"))
+        types = tuple(
+            "sliding_attention" if slides and i >= full_until else "full_attention" for i in range(layers)
+        )
+        return types, tuple(sorted(set(types)))
+    if default_kinds:
+        return None, default_kinds
+    slides = get.flag("use_sliding_window", default=True) and bool(get.size("sliding_window"))
+    kind = "sliding_attention" if slides else _DEFAULT_KIND
+    if any(
+        isinstance(get.text.get(key), int) for key in ("sliding_window_pattern", "_sliding_window_pattern")
+    ):
+        return None, ("full_attention", "sliding_attention")
+    return ((kind,) * layers if layers else None), (kind,)
+
+
+def _tied(get: _Fields) -> bool:
+    # A wrapper's own flag decides over its language model's, as it does in transformers.
+    top = get.raw.get("tie_word_embeddings")
+    return top if isinstance(top, bool) else get.flag("tie_word_embeddings")
+
+
+def _dtype(get: _Fields) -> str | None:
+    for source in (get.text, get.raw):
+        for field in ("dtype", "torch_dtype"):
+            value = source.get(field)
+            if value is not None:
+                if not isinstance(value, str):
+                    raise get.fail(field, f"one of {', '.join(_DTYPES)}", value)
+                return value.removeprefix("torch.")
+    return None
+
+
+def _quantization(get: _Fields) -> str | None:
+    for field in ("quantization_config", "compression_config"):
+        for source in (get.text, get.raw):
+            value = source.get(field)
+            if value is None or value == {}:
+                continue
+            if not isinstance(value, Mapping):
+                raise get.fail(field, "an object", value)
+            method = value.get("quant_method")
+            if method is None and (value.get("load_in_4bit") or value.get("load_in_8bit")):
+                return "bitsandbytes"
+            return method.lower() if isinstance(method, str) and method else "unspecified"
+    return None
+
+
+def _num_experts(get: _Fields) -> int:
+    counts = [get.size(field) or 0 for field in _EXPERT_COUNTS]
+    for field in ("ffn_config", "moe", "moe_config"):
+        nested = get.text.get(field)
+        if isinstance(nested, Mapping):
+            values = (nested.get(key) for key in (*_EXPERT_COUNTS, "n_experts"))
+            counts += [value for value in values if isinstance(value, int)]
+    return max(counts)
+
+
+def _neutral(text: Mapping[str, Any], key: str) -> bool:
+    value = text.get(key)
+    if key == "no_rope_layers" and isinstance(value, list):
+        return all(value)  # 1 marks a layer with rotary embedding
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[key]
+    )
+
+
+def _token_ids(get: _Fields, field: str) -> tuple[int, ...]:
+    value = get.text.get(field)
+    if value is None:
+        return ()
+    ids = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise get.fail(field, "a token id or a list of token ids", value)
+    return tuple(ids)
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return (
+            f"{file}: no such file; a model directory in Hugging Face form has a config.json "
+            "beside its weights: check the path"
+        )
+    return f"{file}: cannot be read: {error.strerror or error}"
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    size = file.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{file}: {size} bytes is no config.json (at most {MAX_CONFIG_BYTES}); check the path"
+        )
+    try:
+        value = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(_unreadable(file, error)) from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}; {_MEND}"
+        ) from None
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{file}: not valid JSON: {error}; {_MEND}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{file}: expected a JSON object, got {type(value).__name__}; fetch the model again"
+        )
+    return value
+
+
+def _stamp(name: str, companions: tuple[str, ...]) -> tuple[int, ...]:
+    """What changes when the file, or one of its companions, does; files that come or go change the folder."""
+    status = os.stat(name)
+    stamp = [status.st_mtime_ns, status.st_size, os.stat(os.path.dirname(name) or ".").st_mtime_ns]
+    for companion in companions:
+        try:
+            stamp.append(os.stat(companion).st_mtime_ns)
+        except OSError:
+            stamp.append(0)
+    return tuple(stamp)
+
+
+def _companion(file: Path) -> Any:
+    try:
+        size = file.stat().st_size
+        return json.loads(file.read_bytes()) if size <= MAX_CONFIG_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _declares_pooling(directory: Path) -> bool:
+    modules = _companion(directory / "modules.json")
+    return isinstance(modules, list) and any(
+        isinstance(module, dict) and str(module.get("type", "")).endswith(".Pooling") for module in modules
+    )
+
+
+def _companion_quantization(directory: Path) -> str | None:
+    """Methods whose tools write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
+    if (directory / "hf_quant_config.json").is_file():
+        return "modelopt"
+    return "gptq" if (directory / "quantize_config.json").is_file() else None

@@ -1,0 +1,1 @@
+"""The systems whose runners rule books describe."""

@@ -1,0 +1,1 @@
+"""This runtime's own facts."""

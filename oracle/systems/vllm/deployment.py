@@ -1,0 +1,133 @@
+"""A deployment of vLLM, and the changes to its flags that take something away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.facts import FactSpec
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.deployment import Change, Value
+from dodona.oracle.systems.vllm.facts import VLLM_FACTS, default_of
+from dodona.oracle.systems.vllm.select import ALWAYS_CONFIGURED, assumed_facts, known_facts, model_of
+
+_FROM_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
+    "model_config.runner_type": ("model_config.runner",),
+    "model_config.is_quantized": ("model_config.quantization",),
+    "compilation_config.cudagraph_mode": ("model_config.enforce_eager",),
+    "compilation_config.pass_config.enable_sp": ("parallel_config.tensor_parallel_size",),
+    "attention_config.hisparse_config": ("kv_transfer_config.kv_connector",),
+}
+"""Facts that depend on fields of other names than their own too."""
+
+_DEFAULTS: Final[Mapping[str, Value]] = {"model_config.runner": "auto", "model_config.enforce_eager": False}
+
+_STAYS: Final = (
+    "speculative_config.method",
+    "speculative_config.model",
+    "speculative_config.draft_model_config",
+)
+"""What a section is about isn't reset by itself: without it vLLM would take something else for it."""
+
+
+@dataclass(frozen=True)
+class VllmDeployment:
+    """vLLM's nested configuration as it was written, a model and a machine."""
+
+    sections: Mapping[str, Any]
+    model: ModelInfo
+    environment: Environment
+    book: RuleBook
+
+    @classmethod
+    def of(cls, sections: Mapping[str, Any], environment: Environment, book: RuleBook) -> VllmDeployment:
+        """Reads the model's config.json. Raises ConfigError."""
+        return cls(sections, model_of(sections), environment, book)
+
+    def changes(self) -> tuple[Change, ...]:
+        """Every change that some fact of the book may depend on, in the order of the registry of facts."""
+        found: dict[Change, None] = {}
+        for name, spec in VLLM_FACTS.items():
+            if name not in self.book.reads:
+                continue
+            own = spec.reads if spec.source == "config" else ()
+            for path in (*own, *_FROM_ELSEWHERE.get(name, ())):
+                for change in self._changes_of(path):
+                    found[change] = None
+        return tuple(found)
+
+    def _changes_of(self, path: str) -> list[Change]:
+        """What can be done about a field: leave out its section, or itself, or turn it off."""
+        section = path.split(".")[0]
+        given = self.sections.get(section)
+        found: list[Change] = []
+        if section not in ALWAYS_CONFIGURED and given is not None:
+            found.append(Change(section, json.dumps(given, sort_keys=True), None))
+        if path == section or path.startswith(_STAYS):
+            return found
+        spec = VLLM_FACTS.get(path)
+        default = _default(path, spec, self.book)
+        value = _at(self.sections, path)
+        value = default if value is None else value
+        if value is True and not (spec is not None and spec.section):
+            # where vLLM decides by itself, off is sure and unset is not
+            found.append(Change(path, True, False))
+        elif value != default and not (value is False and default is None):
+            simple = isinstance(value, (bool, int, float, str))
+            found.append(Change(path, cast(Value, value) if simple else json.dumps(value), default))
+        return found
+
+    def affects(self, change: Change, fact: str) -> bool:
+        """Whether a fact may have another value after a change."""
+        also: Collection[str] = _FROM_ELSEWHERE.get(fact, ())
+        return change.touches(VLLM_FACTS[fact], also)
+
+    def known_facts(self, changes: Iterable[Change] = ()) -> Facts:
+        """All facts, after changes that don't clash; unknown ones are unknown."""
+        return known_facts(self.sections_after(changes), self.model, self.environment, self.book)
+
+    def facts(self, changes: Iterable[Change] = ()) -> Facts:
+        """The same with what the book assumes of what is unknown."""
+        known = self.known_facts(changes)
+        return {**known, **assumed_facts(known, self.model, self.book)}
+
+    def sections_after(self, changes: Iterable[Change]) -> dict[str, Any]:
+        """The configuration after changes that don't clash."""
+        sections = dict(self.sections)
+        for change in changes:
+            *parents, last = change.path.split(".")
+            place = sections
+            for part in parents:
+                place[part] = dict(place.get(part) or {})
+                place = place[part]
+            if change.after is False:
+                place[last] = False
+            else:
+                # vLLM's own default holds
+                place.pop(last, None)
+        return sections
+
+
+def _default(path: str, spec: FactSpec | None, book: RuleBook) -> Value:
+    """The value that a field has where it isn't given; None where vLLM decides by itself."""
+    if path in _DEFAULTS:
+        return _DEFAULTS[path]
+    if spec is None or spec.section:
+        return None
+    value = default_of(path, book.assume)
+    return value if isinstance(value, (bool, int, str)) else None
+
+
+def _at(sections: Mapping[str, Any], path: str) -> Any:
+    """The value that is given for a field; None where none is."""
+    value: Any = sections
+    for part in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value

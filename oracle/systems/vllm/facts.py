@@ -1,0 +1,393 @@
+"""The facts that rule books of vLLM read, and their values for a vLLM configuration.
+
+A configuration is nested and named as vLLM's own (`parallel_config.enable_dbo`, …) and holds final field
+values. A section that is null or absent is not configured, and every fact below it is null; an absent field
+holds vLLM's default. Where a release has another default than the registry's, its rule book says so in
+`assume`.
+
+To add a fact, add a `VllmFact` to `_FACTS`: most are a field, read as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from dodona.oracle.config.engine_config import COMPILATION_MODES
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactType, FactValue, Source, Unknown
+from dodona.oracle.machine.environment import PLATFORMS
+
+CUDAGRAPH_MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+
+
+@dataclass(frozen=True)
+class VllmFact:
+    """One fact: its specification, the field that it is read from, and vLLM's default."""
+
+    spec: FactSpec
+    path: tuple[str, ...]
+    """Section and field in a configuration."""
+    default: FactValue
+    """Value where the section is configured but the field is absent."""
+    read: Callable[[Any], FactValue]
+    """The fact's value from the field's. Raises ValueError that says what was expected."""
+
+
+def _bool(value: Any) -> FactValue:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("expected true or false")
+
+
+def _int(value: Any) -> FactValue:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return max(-MAX_INT, min(MAX_INT, value))
+    raise ValueError("expected a whole number")
+
+
+def _str(value: Any) -> FactValue:
+    if isinstance(value, str):
+        return value
+    raise ValueError("expected a text")
+
+
+def _list(value: Any) -> FactValue:
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise ValueError("expected a list of texts")
+
+
+def _configured(value: Any) -> FactValue:
+    return True
+
+
+def _not_empty(value: Any) -> FactValue:
+    if isinstance(value, (list, tuple)):
+        return bool(value)
+    raise ValueError("expected a list")
+
+
+def _mixed_sliding(layer_types: Any) -> FactValue:
+    sliding = [item == "sliding_attention" for item in _list(layer_types)]  # type: ignore[union-attr]
+    return any(sliding) and not all(sliding)
+
+
+_READERS: Mapping[FactType, Callable[[Any], FactValue]] = {
+    "bool": _bool,
+    "int": _int,
+    "str": _str,
+    "list": _list,
+}
+
+
+def _field(
+    name: str,
+    type: FactType,
+    doc: str,
+    default: FactValue,
+    *,
+    source: Source = "config",
+    path: str = "",
+    read: Callable[[Any], FactValue] | None = None,
+    domain: tuple[str, ...] | None = None,
+    minimum: int | None = None,
+    section: bool = False,
+) -> VllmFact:
+    # Every fact of a configuration may be null: its section may be.
+    spec = FactSpec(
+        name,
+        type,
+        doc,
+        source,
+        domain=domain,
+        nullable=True,
+        minimum=minimum,
+        reads=(path or name,),
+        section=section,
+    )
+    return VllmFact(spec, tuple((path or name).split(".")), default, read or _READERS[type])
+
+
+def _section(name: str, doc: str, path: str = "") -> VllmFact:
+    """Whether something optional is configured: true, or null. An empty section is configured."""
+    return _field(name, "bool", doc, None, path=path, read=_configured, section=True)
+
+
+def _of_model(name: str, doc: str, default: FactValue = False) -> VllmFact:
+    return _field(f"model_config.{name}", "bool", doc, default, source="model")
+
+
+_FACTS = (
+    _section("model_config", "A model is configured; a few tools of vLLM make configurations without one."),
+    _field("model_config.architectures", "list", "Model classes that config.json names.", (), source="model"),
+    _field(
+        "model_config.architecture",
+        "str",
+        "The one of the model classes that vLLM serves.",
+        None,
+        source="model",
+    ),
+    _field(
+        "model_config.runner_type",
+        "str",
+        "What the model is served for.",
+        "generate",
+        source="model",
+        domain=("generate", "pooling", "draft"),
+    ),
+    _of_model("is_moe", "Feed-forward layers route to experts."),
+    _of_model("is_quantized", "The weights are quantized."),
+    _of_model("has_inner_state", "Some layer carries a recurrent or convolutional state."),
+    _of_model("is_hybrid", "Attention layers and layers with an inner state together."),
+    _of_model("is_attention_free", "No layer has attention with keys and values."),
+    _of_model("is_diffusion", "The model generates by diffusion."),
+    _of_model("is_encoder_decoder", "An encoder's output is attended to."),
+    _of_model("is_multimodal_model", "The model takes images, sound or video too."),
+    _of_model("use_mla", "Multi-head latent attention."),
+    _field(
+        "model_config.enable_return_routed_experts",
+        "bool",
+        "The experts that each token went to are returned.",
+        False,
+    ),
+    _field("model_config.enable_prompt_embeds", "bool", "Prompts may be embeddings.", False),
+    _field(
+        "model_config.logprobs_mode",
+        "str",
+        "Which numbers a request's log-probabilities are.",
+        "raw_logprobs",
+        domain=("raw_logits", "raw_logprobs", "processed_logits", "processed_logprobs"),
+    ),
+    _field(
+        "model_config.has_logits_processors",
+        "bool",
+        "Custom logits processors are configured; an empty list of them is none.",
+        False,
+        path="model_config.logits_processors",
+        read=_not_empty,
+    ),
+    _field(
+        "model_config.multimodal_config.mm_encoder_only", "bool", "Only the multimodal encoder is run.", False
+    ),
+    _field("cache_config.kv_sharing_fast_prefill", "bool", "Layers that share KV skip prompt tokens.", False),
+    _field(
+        "cache_config.mamba_cache_mode",
+        "str",
+        "Which states of Mamba layers the prefix cache keeps.",
+        "none",
+        domain=("none", "align", "all"),
+    ),
+    _field("parallel_config.tensor_parallel_size", "int", "Devices that split each layer.", 1, minimum=1),
+    _field(
+        "parallel_config.pipeline_parallel_size", "int", "Devices that take consecutive layers.", 1, minimum=1
+    ),
+    _field(
+        "parallel_config.prefill_context_parallel_size", "int", "Devices that split a prompt.", 1, minimum=1
+    ),
+    _field(
+        "parallel_config.decode_context_parallel_size",
+        "int",
+        "Devices that split the KV of a sequence.",
+        1,
+        minimum=1,
+    ),
+    _field(
+        "parallel_config.distributed_executor_backend",
+        "str",
+        "What starts and drives the workers: mp, ray, uni, external_launcher or a class; null: vLLM chooses.",
+        None,
+    ),
+    _field(
+        "parallel_config.enable_dbo",
+        "bool",
+        "Dual batch overlap: two halves of a batch hide each other's waits.",
+        False,
+    ),
+    _field("parallel_config.ubatch_size", "int", "Micro-batches of one step.", 0, minimum=0),
+    _field(
+        "parallel_config.enable_elastic_ep",
+        "bool",
+        "The number of expert-parallel devices may change.",
+        False,
+    ),
+    _field(
+        "parallel_config.enable_batch_sharded_sampling",
+        "bool",
+        "Sampling is split over devices by rows.",
+        None,
+    ),
+    _field(
+        "scheduler_config.async_scheduling",
+        "bool",
+        "A step is scheduled before the last one's tokens are read.",
+        None,
+    ),
+    _section("lora_config", "LoRA adapters are configured."),
+    _section("ec_transfer_config", "Transfer of encoder outputs between instances is configured."),
+    _section("reasoning_config", "Reasoning is configured; --reasoning-parser alone does that."),
+    _section("watermark_config", "Watermarking of the generated text is configured."),
+    _section("attention_config.hisparse_config", "HiSparse attention is configured."),
+    _field(
+        "compilation_config.mode",
+        "str",
+        "Level of compilation; null where it isn't decided.",
+        None,
+        domain=COMPILATION_MODES,
+    ),
+    _field(
+        "compilation_config.cudagraph_mode",
+        "str",
+        "Which steps run as CUDA graphs; null where it isn't decided.",
+        None,
+        domain=CUDAGRAPH_MODES,
+    ),
+    _field("compilation_config.pass_config.enable_sp", "bool", "Sequence parallelism.", None),
+    _section("speculative_config", "Speculative decoding is configured."),
+    _field("speculative_config.method", "str", "How tokens are drafted.", None),
+    _field(
+        "speculative_config.parallel_drafting", "bool", "All tokens of a draft come from one pass.", False
+    ),
+    _section(
+        "speculative_config.num_speculative_tokens_per_batch_size",
+        "The number of drafted tokens depends on the size of the batch (dynamic speculative decoding).",
+    ),
+    _field(
+        "speculative_config.enable_adaptive_verification",
+        "bool",
+        "Unlikely drafts are dropped before they are checked.",
+        False,
+    ),
+    _field(
+        "speculative_config.use_heterogeneous_vocab", "bool", "The draft model has another vocabulary.", False
+    ),
+    _field(
+        "speculative_config.draft_lm_head_quantization",
+        "str",
+        "Quantization of the draft model's output layer.",
+        None,
+        read=str,
+    ),
+    _field(
+        "speculative_config.draft_model_config.architectures", "list", "Model classes of the draft model.", ()
+    ),
+    _field(
+        "speculative_config.draft_model_config.has_mixed_sliding_layers",
+        "bool",
+        "The draft model has sliding-window layers and others.",
+        False,
+        path="speculative_config.draft_model_config.hf_config.layer_types",
+        read=_mixed_sliding,
+    ),
+)
+
+_DERIVED = (
+    FactSpec(
+        "parallel_config.use_ubatching",
+        "bool",
+        "A batch is run as several micro-batches: by dual batch overlap or by a number of them.",
+        nullable=True,
+        reads=("parallel_config.enable_dbo", "parallel_config.ubatch_size"),
+    ),
+)
+
+_ENVIRONMENT = (
+    FactSpec(
+        "environment.has_triton", "bool", "Triton is installed and finds exactly one driver.", "environment"
+    ),
+    FactSpec("environment.platform", "str", "What vLLM runs on.", "environment", domain=PLATFORMS),
+    FactSpec(
+        "environment.override",
+        "str",
+        "The runner that VLLM_USE_V2_MODEL_RUNNER asks for; null where it is unset.",
+        "environment",
+        domain=("v1", "v2"),
+        nullable=True,
+    ),
+    FactSpec(
+        "environment.logitsproc_plugins",
+        "bool",
+        "An installed package registers logits processors.",
+        "environment",
+    ),
+)
+
+VLLM_FACTS: Final[Mapping[str, FactSpec]] = MappingProxyType(
+    {spec.name: spec for spec in (*(fact.spec for fact in _FACTS), *_DERIVED, *_ENVIRONMENT)}
+)
+"""The registry of vLLM's rule books: every fact by its name."""
+
+if len(VLLM_FACTS) != len(_FACTS) + len(_DERIVED) + len(_ENVIRONMENT):
+    raise AssertionError("two facts have the same name")
+
+
+def config_facts(
+    config: Mapping[str, Any], assume: Mapping[str, FactValue] | None = None
+) -> dict[str, FactValue]:
+    """The facts of a nested configuration of final field values; `UNKNOWN` in place of a value makes a fact
+    unknown.
+
+    `assume` holds the release's defaults where they differ from the registry's. Raises ConfigError naming the
+    field.
+    """
+    facts: dict[str, FactValue] = {}
+    assume = assume or {}
+    for fact in _FACTS:
+        value: Any = config
+        for i, part in enumerate(fact.path):
+            if value is None or isinstance(value, Unknown):
+                break
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{'.'.join(fact.path[:i])}: expected a section, got {value!r}")
+            if part in value:
+                value = value[part]
+            elif i == len(fact.path) - 1 and i > 0:
+                value = _default(fact, assume)
+                break
+            else:
+                value = None
+        else:
+            if value is not None and not isinstance(value, Unknown):
+                try:
+                    value = fact.read(value)
+                except ValueError as error:
+                    raise ConfigError(f"{'.'.join(fact.path)}: {error}, got {value!r}") from None
+        facts[fact.spec.name] = value
+    facts["parallel_config.use_ubatching"] = _any_of(
+        facts["parallel_config.enable_dbo"], _more_than_one(facts["parallel_config.ubatch_size"])
+    )
+    if facts["model_config"] and facts["model_config.architecture"] is None:
+        # vLLM takes the first class that it knows; a configuration that doesn't say which has mostly only one
+        architectures = facts["model_config.architectures"]
+        if isinstance(architectures, tuple) and architectures:
+            facts["model_config.architecture"] = architectures[0]
+    return facts
+
+
+def _more_than_one(value: FactValue) -> FactValue:
+    return value > 1 if isinstance(value, int) else value
+
+
+def _any_of(*values: FactValue) -> FactValue:
+    """True where one of the values is, unknown where one is unknown, null where all are null, else false."""
+    if True in values:
+        return True
+    if UNKNOWN in values:
+        return UNKNOWN
+    return None if all(value is None for value in values) else False
+
+
+def _default(fact: VllmFact, assume: Mapping[str, FactValue]) -> FactValue:
+    return assume.get(fact.spec.name, fact.default)
+
+
+def default_of(name: str, assume: Mapping[str, FactValue] | None = None) -> FactValue:
+    """What a fact is where it isn't known: the book's assumption, else vLLM's default."""
+    if assume and name in assume:
+        return assume[name]
+    return _DEFAULTS.get(name, UNKNOWN)
+
+
+_DEFAULTS: Final[Mapping[str, FactValue]] = {fact.spec.name: fact.default for fact in _FACTS}

@@ -1,0 +1,37 @@
+"""Releases of vLLM by number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from dodona.oracle.systems.registry import VLLM
+
+_NUMBER = re.compile(r"v?(\d{1,6})(?:\.(\d{1,6}))?(?:\.(\d{1,6}))?")
+
+
+def release_number(release: str) -> tuple[int, int, int] | None:
+    """(0, 25, 1) of "0.25.1", "v0.25.1" or "0.25.1rc2"; None for what is no number."""
+    found = _NUMBER.match(release)
+    return (int(found[1]), int(found[2] or 0), int(found[3] or 0)) if found else None
+
+
+def nearest_release(release: str, known: Iterable[str]) -> str | None:
+    """The known release nearest to `release`: the last one up to it, else the first; None for no number."""
+    wanted = release_number(release)
+    numbered = sorted((number, name) for name in known if (number := release_number(name)) is not None)
+    if wanted is None or not numbered:
+        return None
+    return max((entry for entry in numbered if entry[0] <= wanted), default=numbered[0])[1]
+
+
+def nearest_book(name: str, known: Iterable[str]) -> str:
+    """`The nearest release is 'vllm/0.33.0'.` for a book that isn't there; "" for another system's name.
+
+    By number, since by letters 0.34.0 is as near to 0.24.0 as to 0.33.0.
+    """
+    folder, _, release = name.rpartition("/")
+    if folder != VLLM:
+        return ""
+    found = nearest_release(release, [b.removeprefix(f"{VLLM}/") for b in known if b.startswith(f"{VLLM}/")])
+    return f"The nearest release is '{VLLM}/{found}'." if found is not None else ""

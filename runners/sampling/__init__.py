@@ -1,0 +1,1 @@
+"""Sampling: what requests ask, and what each stage means."""

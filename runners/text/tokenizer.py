@@ -1,0 +1,55 @@
+"""Loads a model's tokenizer, where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dodona.oracle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "spiece.model",
+)
+"""A directory with none of these has no tokenizer."""
+
+
+def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
+    """transformers' tokenizer for the model; None with `skip_tokenizer_init`, or where the model brings none.
+
+    Raises ConfigError where one is named and isn't there, or can't be read.
+    """
+    model_config = config.model_config
+    if model_config.skip_tokenizer_init:
+        return None
+    if model_config.tokenizer is not None:
+        from dodona.oracle.models.hub import resolve_model
+
+        try:
+            directory = resolve_model(model_config.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"tokenizer: {error}") from None
+    else:
+        directory = model_dir
+    if not any((directory / name).exists() for name in TOKENIZER_FILES):
+        if model_config.tokenizer is None:
+            return None
+        raise ConfigError(f"tokenizer: {directory} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
+
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=model_config.trust_remote_code)
+    except Exception as error:
+        raise ConfigError(
+            f"tokenizer: {directory} can't be read: {error}; mend it, or give token ids with "
+            "skip_tokenizer_init=True"
+        ) from error

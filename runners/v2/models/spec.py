@@ -1,0 +1,115 @@
+"""`ModelSpec`: the numbers of one model that V2's code works with, resolved from config.json and the
+configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import resolved_dtype
+from dodona.runners.interface import KVCacheSpec, LayerKVSpec
+from dodona.runners.limits import resolve_max_model_len
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary embedding over whole heads: "default", or "llama3" with its parameters."""
+
+    rope_type: str
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A dense decoder: RMSNorm before attention and MLP, rotary positions, grouped queries, gated SiLU MLP,
+    no biases."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_size: int
+    norm_eps: float
+    qk_norm: bool
+    """Whether queries and keys are normalised per head (Qwen3)."""
+    tie_word_embeddings: bool
+    window: int | None
+    """Most recent tokens that a query sees (itself included), or None for all."""
+    rope: RopeSpec
+    dtype: torch.dtype
+    max_model_len: int
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused query, key and value projection."""
+        return (self.num_q_heads + 2 * self.num_kv_heads) * self.head_size
+
+    def kv_cache_spec(self, block_size: int) -> KVCacheSpec:
+        """What a KV block of `block_size` tokens holds."""
+        layer = LayerKVSpec(self.num_kv_heads, self.head_size, self.head_size, self.window)
+        return KVCacheSpec((layer,) * self.num_layers, block_size, self.dtype.itemsize)
+
+
+def make_spec(config: EngineConfig, model: ModelInfo, device_type: str) -> ModelSpec:
+    """The spec of a supported model (see `capabilities.check_supported`) on "cuda" or "cpu".
+
+    Raises ConfigError that names file and field where config.json lacks a number, or asks for what can't be.
+    """
+    dtype = resolved_dtype(config, model, device_type)
+    # transformers' Llama has no sliding window, whatever its config.json holds.
+    slides = "LlamaForCausalLM" not in model.architectures
+    return ModelSpec(
+        vocab_size=_size(model, "vocab_size"),
+        hidden_size=_size(model, "hidden_size"),
+        intermediate_size=_size(model, "intermediate_size"),
+        num_layers=_size(model, "num_hidden_layers"),
+        num_q_heads=_size(model, "num_attention_heads"),
+        num_kv_heads=_size(model, "num_key_value_heads"),
+        head_size=_size(model, "head_size"),
+        norm_eps=_number(model, model.text, "rms_norm_eps"),
+        qk_norm="Qwen3ForCausalLM" in model.architectures,
+        tie_word_embeddings=model.tie_word_embeddings,
+        window=model.sliding_window if slides else None,
+        rope=_rope(model),
+        dtype=getattr(torch, str(dtype)),
+        max_model_len=resolve_max_model_len(config, model),
+    )
+
+
+def _size(model: ModelInfo, field: str) -> int:
+    value = getattr(model, field)
+    if not isinstance(value, int) or value <= 0:
+        raise ConfigError(f"{model.file}: field {field!r}: expected a number > 0, got {value!r}")
+    return value
+
+
+def _number(model: ModelInfo, source: Mapping[str, Any], field: str) -> float:
+    value = source.get(field)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{model.file}: field {field!r}: expected a number, got {value!r}")
+    return float(value)
+
+
+def _rope(model: ModelInfo) -> RopeSpec:
+    rope = model.rope
+    if rope is None:
+        raise ConfigError(
+            f"{model.file}: no rotary embedding; expected field 'rope_theta' or 'rope_parameters'"
+        )
+    if rope.rope_type != "llama3":
+        return RopeSpec(rope.rope_type, rope.theta)
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, low, high, original = (_number(model, rope.parameters, name) for name in names)
+    return RopeSpec("llama3", rope.theta, factor, low, high, int(original))
