@@ -1,6 +1,6 @@
 # make install   .venv with the project in it, editable        make demo   select, explain, generate, check
 # make test      everything CI runs                            make lint   only its static part
-# Another interpreter: make install PYTHON=python3.12          CPU builds of torch: see README.md, "Sizes"
+# Another interpreter: make install PYTHON=python3.12          CPU builds of torch: see README.md, "Download size"
 
 PYTHON ?= python3
 VENV := .venv
