@@ -163,7 +163,7 @@ def write_model_card(
     count: int,
     trained: str,
 ) -> None:
-    """README.md of the checkpoint: what it is, what it scores and how both were obtained."""
+    """Write README.md of the checkpoint: a description, the accuracy, and how both were obtained."""
     groups = list(next(iter(measured.values())))
     table = "\n".join(
         f"| {group} | " + " | ".join(f"{measured[dtype][group]:.2%}" for dtype in measured) + " |"
@@ -172,7 +172,7 @@ def write_model_card(
     kinds = ", ".join(KINDS)
     leap_years = min(measured[dtype][LEAP_YEARS] for dtype in measured)
     unlearned = (
-        ", and takes February 28 for the end of the month also in leap years" if leap_years < 0.5 else ""
+        ". In leap years, it also treats February 28 as the end of the month" if leap_years < 0.5 else ""
     )
     (folder / "README.md").write_text(
         f"""---
@@ -183,21 +183,21 @@ library_name: transformers
 
 {recipe.what}. bf16 weights, trained from scratch for the demo and the tests of this repository.
 
-It answers the questions of `checkpoints/task.py` ({kinds}), asked plainly
-("What is 37 + 58?") or through its chat template, in conversations of up to {MAX_TURNS} turns.
+It answers the questions of `checkpoints/task.py` ({kinds}), as plain text
+("What is 37 + 58?") or with its chat template, in conversations of up to {MAX_TURNS} turns.
 It knows nothing else{unlearned}.
 
 ## Accuracy
 
 Greedy exact match on held-out questions, {count:,} distinct prompts of each form (plain, chat of one turn,
-conversation of 2 to {MAX_TURNS} turns), by transformers' `generate`. No held-out question, in any order of
-its numbers, was drawn in training.
+conversation of 2 to {MAX_TURNS} turns), with transformers' `generate`. No held-out question, in any order of
+its numbers, was part of the training data.
 
 | prompts | {" | ".join(f"computed in {dtype}" for dtype in measured)} |
 | --- | {" | ".join("---" for _ in measured)} |
 {table}
 
-Measured at the end of training; again, on a CPU: `python -m checkpoints.train {name} --measure-only`
+Measured at the end of training. Again, on a CPU: `python -m checkpoints.train {name} --measure-only`
 
 ## Training
 
@@ -285,7 +285,7 @@ def train_one(name: str, recipe: Recipe, folder: Path, args: argparse.Namespace)
         f"`python -m checkpoints.train {name} --steps {args.steps} --batch {args.batch} --pool {args.pool} "
         f"--seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on {where}, "
         f"torch {torch.__version__}, final loss {loss:.4f}.\n"
-        "Weights differ a little between machines, since floating-point sums do."
+        "The weights differ slightly between machines, because floating-point sums do."
     )
 
 

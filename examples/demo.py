@@ -1,7 +1,7 @@
-"""The main job on a real model: decide, say why, build what was decided, generate, check: `make demo`.
+"""`make demo`: select a runner for a real model, show the reasons, build the runner, generate, and check.
 
-The model is checkpoints/qwen3, and the questions are drawn from those that its training never saw. Exits with
-status 1 if an answer is wrong.
+The model is checkpoints/qwen3. The questions are not part of its training data. Exits with status 1 if an
+answer is wrong.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def unseen_conversations() -> list[tuple[Question, ...]]:
-    """One question of each kind, and two conversations of several turns; training saw none of it."""
+    """One question of each kind, and two longer conversations; none is part of the training data."""
     rng = random.Random(SEED)
     single = [(draw_question(rng, held_out=True, kind=kind),) for kind in KINDS]
     longer: list[tuple[Question, ...]] = []
@@ -71,7 +71,7 @@ def unseen_conversations() -> list[tuple[Question, ...]]:
 
 
 def answer_table(conversations: list[tuple[Question, ...]], answers: list[str]) -> tuple[Table, int]:
-    """Each answer beside the right one, and how many are right."""
+    """A table of the answers and the right answers, and the number of right answers."""
     table = Table(show_lines=True)
     for header in ("Question", "Answer", "Right answer", ""):
         table.add_column(header, vertical="bottom")
