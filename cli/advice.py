@@ -14,8 +14,8 @@ from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactua
 from dodona.oracle.explain.set_products import factors
 from dodona.oracle.explain.table import PLAIN_WIDTH
 from dodona.oracle.explain.trace import Step, trace
-from dodona.oracle.language.rulebook import load_rulebook
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.systems.deployment import deployment_of
 
 if TYPE_CHECKING:

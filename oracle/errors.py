@@ -17,6 +17,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {folded[found[0]]!r}?" if found else ""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?` for the closest known name, or an empty string where none is close."""
+    candidates = list(known)
+    found = did_you_mean(name, candidates)
+    if not found:
+        # the section is often forgotten or wrong: look for the same last part
+        tail = name.rsplit(".", 1)[-1].lower()
+        found = did_you_mean(tail, {c.rsplit(".", 1)[-1] for c in candidates})
+        if found:
+            last = found.split("'")[1]
+            found = f"did you mean {next(c for c in candidates if c.rsplit('.', 1)[-1] == last)!r}?"
+    return found[:1].upper() + found[1:]
+
+
 class DodonaError(Exception):
     """Base of everything that Dodona raises on purpose."""
 

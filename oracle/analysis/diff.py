@@ -13,12 +13,12 @@ from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.regions import Kind, Outcomes, Part, Regions, kinds_differ
 from dodona.oracle.analysis.source import Place, SourcedBook, books_of
 from dodona.oracle.analysis.space import Space
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide, with_assumptions
+from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, comparisons
 from dodona.oracle.language.facts import FactValue
-from dodona.oracle.language.rulebook import Rule, RuleBook
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.language.yaml_source import DataPath
 
 Status = Literal["added", "removed", "changed", "renamed"]
@@ -154,10 +154,10 @@ def diff_books(a: SourcedBook, b: SourcedBook, *, before: str = "", after: str =
 
 def answer(book: RuleBook, facts: Facts) -> Answer:
     """What a book says of facts, by the reference evaluator."""
-    facts, _ = with_assumptions(book, facts)
-    fired = firings(book, facts)
-    outcome = decide(book, fired)
-    against = [book.by_id[f.rule] for f in fired if book.by_id[f.rule].kind != "override"]
+    found = evaluate(book, facts)
+    facts, outcome = found.facts, found.outcome
+    fired = [book.by_id[firing.rule] for firing in found.firings]
+    against = [rule for rule in fired if rule.kind != "override"]
     unsupported: dict[str, tuple[str, ...]] = {
         runner: tuple(sorted(rule.show_feature(facts) for rule in against if runner in rule.runners))
         for runner in sorted(book.runners)
@@ -165,7 +165,7 @@ def answer(book: RuleBook, facts: Facts) -> Answer:
     return Answer(
         outcome.kind,
         outcome.decided_by,
-        tuple(sorted(f.rule for f in fired)),
+        tuple(sorted(rule.id for rule in fired)),
         tuple(sorted(outcome.refusals)),
         unsupported,
     )

@@ -8,8 +8,9 @@ from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.findings import Finding
 from dodona.oracle.analysis.regions import Regions
 from dodona.oracle.analysis.source import SourcedBook, condition_paths
-from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not, describe
-from dodona.oracle.language.rulebook import Rule
+from dodona.oracle.language.condition_text import describe
+from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not
+from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.yaml_source import DataPath
 
 

@@ -10,9 +10,10 @@ from dodona.oracle.analysis.properties import confirm, idle_region
 from dodona.oracle.analysis.regions import Part, Regions, kinds_differ
 from dodona.oracle.analysis.source import SourcedBook
 from dodona.oracle.analysis.space import OVERRIDE
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide
-from dodona.oracle.language.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.decide.evaluate import evaluate
+from dodona.oracle.decide.outcome import decide
+from dodona.oracle.language.rule import Rule, RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 
 
 def rule_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:
@@ -197,8 +198,8 @@ def _shown_by_a_point(regions: Regions, rule: Rule, runners: tuple[RunnerName, .
     changed = RuleBook.model_construct(**{**dict(book), "rules": rules})
     forced = (None, *(space.registry[OVERRIDE].domain or ())) if OVERRIDE in space.registry else ()
     for point in [{**facts, OVERRIDE: runner} for runner in forced] or [facts]:
-        fired = firings(book, {**space.baseline, **point}, without=book.refined_by(rule.id))
-        if decide(book, fired).kind != decide(changed, fired).kind:
+        found = evaluate(book, {**space.baseline, **point}, without=book.refined_by(rule.id))
+        if found.outcome.kind != decide(changed, found.firings).kind:
             return True
     return False
 

@@ -13,8 +13,9 @@ from typing import Literal
 
 from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.space import Space
-from dodona.oracle.decide.verdict import FALLBACK, PREFERRED
-from dodona.oracle.language.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.decide.outcome import FALLBACK, PREFERRED
+from dodona.oracle.language.rule import Rule, RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 
 Kind = tuple[RunnerName | None, bool]
 """What users feel of an outcome: the runner (None where the choice is refused), and whether it is refused."""

@@ -9,13 +9,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from dodona.oracle.decide.evaluate import Firing, firings
-from dodona.oracle.decide.verdict import PREFERRED, Outcome, decide
+from dodona.oracle.decide.evaluate import Evaluation, evaluate
+from dodona.oracle.decide.outcome import PREFERRED, Firing, Outcome
+from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.explain.least_changes import OVERRIDE, LeastChanges
-from dodona.oracle.language.conditions import Facts, show_value
-from dodona.oracle.language.facts import UNKNOWN, Unknown
-from dodona.oracle.language.rulebook import RuleBook, RunnerName
-from dodona.oracle.systems.deployment import Change, Deployment
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.facts import UNKNOWN, Unknown, show_value
+from dodona.oracle.language.rule import RunnerName
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.deployment import Change, Deployment, deployment_of
 
 Because = Literal["model", "machine", "override", "configuration", "preference"]
 
@@ -120,16 +122,26 @@ def counterfactuals(deployment: Deployment, runner: RunnerName) -> Counterfactua
     search = LeastChanges(deployment, runner)
     sets, complete = search.run(MAX_NODES)
     holds = sets == ((),)
-    facts = deployment.facts()
-    fired = firings(book, facts)
+    now = evaluate(book, deployment.facts())
     return Counterfactuals(
         runner=runner,
         sets=sets,
-        blocked_by=() if sets else _blockers(search, book, runner, deployment, facts, fired),
-        forcing=() if holds else _forcing(book, runner, deployment, facts),
-        special_cases=() if holds else tuple(_special_cases(search, book, runner, fired)),
+        blocked_by=() if sets else _blockers(search, book, runner, deployment, now),
+        forcing=() if holds else _forcing(book, runner, deployment, now.facts),
+        special_cases=() if holds else tuple(_special_cases(search, book, runner, now.firings)),
         complete=complete,
     )
+
+
+def counterfactuals_of(
+    verdict: Verdict, runner: RunnerName, *, rulebook: RuleBook | None = None
+) -> Counterfactuals:
+    """The counterfactuals of a verdict's deployment; reads the model's config.json again.
+
+    rulebook: the book that decided, where it isn't one that comes with Dodona. Raises ConfigError, and
+    ValueError for a runner that the book doesn't have.
+    """
+    return counterfactuals(deployment_of(verdict, rulebook), runner)
 
 
 def _blockers(
@@ -137,13 +149,14 @@ def _blockers(
     book: RuleBook,
     runner: RunnerName,
     deployment: Deployment,
-    facts: Facts,
-    fired: Collection[Firing],
+    now: Evaluation,
 ) -> tuple[Blocker, ...]:
-    outcome = decide(book, tuple(fired))
+    outcome = now.outcome
     forced_here = outcome.forced and runner in book.by_id[outcome.decided_by].runners
     against = [
-        firing.rule for firing in fired if _speaks_against(book, firing.rule, runner, outcome, forced_here)
+        firing.rule
+        for firing in now.firings
+        if _speaks_against(book, firing.rule, runner, outcome, forced_here)
     ]
     found = [rule for rule in against if search.is_fixed(rule)]
     if not found and runner == book.runners[0]:
@@ -154,7 +167,7 @@ def _blockers(
         why = f"{preferred} is preferred to {runner}, and taking features away doesn't rule it out"
         return (Blocker(PREFERRED, f"runner {preferred}", why, ("preference",), ()),)
     known = deployment.known_facts()
-    return tuple(_blocker(book, rule, facts, known) for rule in found)
+    return tuple(_blocker(book, rule, now.facts, known) for rule in found)
 
 
 def _speaks_against(book: RuleBook, rule: str, runner: RunnerName, outcome: Outcome, forced: bool) -> bool:
@@ -200,10 +213,9 @@ def _forcing(book: RuleBook, runner: RunnerName, deployment: Deployment, facts: 
 def _forced(
     book: RuleBook, variable: str, value: str | None, means: RunnerName | None, facts: Facts
 ) -> Forcing:
-    then = {**facts, OVERRIDE: means}
-    outcome: Outcome = decide(book, firings(book, then))
-    features = tuple(book.by_id[rule].show_feature(then) for rule in outcome.refusals)
-    return Forcing(variable, value, outcome.runner, features)
+    then = evaluate(book, {**facts, OVERRIDE: means})
+    features = tuple(book.by_id[rule].show_feature(then.facts) for rule in then.outcome.refusals)
+    return Forcing(variable, value, then.outcome.runner, features)
 
 
 def _special_cases(

@@ -12,10 +12,10 @@ import itertools
 from collections.abc import Iterable
 from typing import Final
 
-from dodona.oracle.decide.evaluate import Firing
-from dodona.oracle.decide.verdict import Outcome, decide
-from dodona.oracle.language.conditions import Facts, evaluate
-from dodona.oracle.language.rulebook import Rule, RunnerName
+from dodona.oracle.decide.evaluate import firing
+from dodona.oracle.decide.outcome import Firing, Outcome, decide
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.rule import Rule, RunnerName
 from dodona.oracle.systems.deployment import Change, Deployment
 
 OVERRIDE: Final = "environment.override"
@@ -40,8 +40,8 @@ class LeastChanges:
         ]
         self._depends = {rule.id: self._support(rule) for rule in self._rules}
         self._facts: dict[int, Facts] = {}
-        self._fires: dict[tuple[str, int], bool | None] = {}
-        self._outcomes: dict[tuple[bool | None, ...], Outcome] = {}
+        self._fires: dict[tuple[str, int], Firing | None] = {}
+        self._outcomes: dict[tuple[Firing, ...], Outcome] = {}
         choosing = [r for r in self._rules if r.kind == "override" and runner in r.runners]
         self._may_be_forced = any(self._depends[r.id] or self._firing(r, 0) is not None for r in choosing)
 
@@ -98,23 +98,21 @@ class LeastChanges:
             if any(self._deployment.affects(change, fact) for fact in rule.reads)
         )
 
-    def _firing(self, rule: Rule, made: int) -> bool | None:
-        """True where a rule surely fires after changes, False where only for want of a fact, else None."""
+    def _firing(self, rule: Rule, made: int) -> Firing | None:
+        """How a rule fires after changes, or None where it does not."""
         key = (rule.id, made & self._depends[rule.id])
         if key not in self._fires:
             if key[1] not in self._facts:
                 self._facts[key[1]] = self._deployment.facts([self.changes[i] for i in _bits(key[1])])
-            value = evaluate(rule.fires_when, self._facts[key[1]])
-            fires = value is True or (value is None and rule.kind != "override")
-            self._fires[key] = value is True if fires else None
+            self._fires[key] = firing(rule, self._facts[key[1]])
         return self._fires[key]
 
     def _outcome(self, made: int) -> Outcome:
-        states = tuple(self._firing(rule, made) for rule in self._rules)
-        if states not in self._outcomes:
-            fired = [Firing(r.id, s) for r, s in zip(self._rules, states, strict=True) if s is not None]
-            self._outcomes[states] = decide(self._book, fired)
-        return self._outcomes[states]
+        states = (self._firing(rule, made) for rule in self._rules)
+        fired = tuple(state for state in states if state is not None)
+        if fired not in self._outcomes:
+            self._outcomes[fired] = decide(self._book, fired)
+        return self._outcomes[fired]
 
     def _ways_on(self, made: int, barred: int, outcome: Outcome) -> int:
         """Changes of which every further set that leads to the runner has at least one; none: no set does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from dodona.oracle.language.conditions import show_value
+from dodona.oracle.language.facts import show_value
 from dodona.oracle.language.rulebook import OWN_SYSTEM
 
 if TYPE_CHECKING:

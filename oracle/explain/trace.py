@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dodona.oracle.decide.evaluate import Firing
-from dodona.oracle.decide.verdict import Outcome, decide
-from dodona.oracle.language.conditions import evaluate, show_value
-from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown
-from dodona.oracle.language.rulebook import Rule, RuleBook
+from dodona.oracle.decide.evaluate import evaluate
+from dodona.oracle.decide.outcome import Outcome
+from dodona.oracle.language import conditions
+from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown, show_value
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.systems.deployment import Deployment
 
 
@@ -67,14 +68,8 @@ class Step:
 def trace(deployment: Deployment) -> tuple[Step, ...]:
     """Every rule of the deployment's book, in the book's order, by the reference evaluator."""
     book, known, facts = deployment.book, deployment.known_facts(), deployment.facts()
-    values = {rule.id: evaluate(rule.fires_when, facts) for rule in book.rules}
-    fired = [
-        Firing(rule.id, values[rule.id] is True)
-        for rule in book.rules
-        if values[rule.id] is True or (values[rule.id] is None and rule.kind != "override")
-    ]
-    ids = {firing.rule for firing in fired}
-    outcome = decide(book, fired)
+    found = evaluate(book, facts)
+    ids = {firing.rule for firing in found.firings}
     steps: list[Step] = []
     for rule in book.rules:
         reads = tuple(
@@ -86,13 +81,13 @@ def trace(deployment: Deployment) -> tuple[Step, ...]:
             )
             for name in rule.reads
         )
-        effect, decisive = _effect(book, rule, outcome) if rule.id in ids else ("", False)
+        effect, decisive = _effect(book, rule, found.outcome) if rule.id in ids else ("", False)
         steps.append(
             Step(
                 rule=rule,
                 feature=rule.show_feature(facts),
                 fired=rule.id in ids,
-                certain=values[rule.id] is not None,
+                certain=conditions.evaluate(rule.when, facts) is not None,
                 decisive=decisive,
                 effect=effect,
                 facts=reads,

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.language.rulebook import (
-    EnvironmentVariable,
-    RuleBook,
-    bundled_rulebook,
-    bundled_rulebooks,
-    load_rulebook,
-    parse_rulebook,
-)
+from dodona.oracle.language.rulebook import EnvironmentVariable, RuleBook
 from dodona.oracle.language.yaml_source import parse_yaml
 from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, parse_override
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks, load_rulebook, parse_rulebook
 from dodona.oracle.systems.own.facts import FACTS
 
 SOURCE = Path(__file__).parents[2] / "rules" / "dodona.yaml"
@@ -80,7 +74,7 @@ def test_content_changes_the_hash(old: str, new: str) -> None:
 
 def test_a_book_reads_back_from_its_json() -> None:
     book = bundled_rulebook("dodona")
-    again = RuleBook.model_validate_json(book.model_dump_json())
+    again = RuleBook.model_validate_json(book.model_dump_json(), context=book.facts)
     assert again.content_hash == book.content_hash
     assert again.rules == book.rules
 

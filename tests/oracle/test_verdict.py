@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide.evaluate import Firing, firings
-from dodona.oracle.decide.verdict import Outcome, Verdict, decide, make_verdict, with_assumptions
+from dodona.oracle.decide.evaluate import evaluate, firings, with_assumptions
+from dodona.oracle.decide.outcome import Firing, Outcome, decide
+from dodona.oracle.decide.verdict import Verdict, make_verdict
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import bundled_rulebook
+from dodona.oracle.systems.own.facts import FACTS
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos
 
 BOOK = bundled_rulebook("dodona")
@@ -46,7 +49,8 @@ def book(*rules: dict[str, Any], **more: Any) -> RuleBook:
             "runners": ["v2", "v1"],
             "rules": list(rules),
             **more,
-        }
+        },
+        context=FACTS,
     )
 
 
@@ -165,7 +169,8 @@ def test_build_refuses_what_can_not_serve() -> None:
 def test_build_refuses_verdicts_about_other_systems() -> None:
     other = book(rule("moe", "veto", ["v2"]), system="vllm")
     config = EngineConfig.from_flat("m")
-    verdict = make_verdict(other, config, {}, (), evaluated_by="reference")
+    evaluation = evaluate(other, {"model_config.is_moe": False})
+    verdict = make_verdict(other, config, evaluation, evaluated_by="reference")
     assert verdict.runner == "v2"
     with pytest.raises(UnsupportedConfiguration, match="describes vllm"):
         verdict.build()

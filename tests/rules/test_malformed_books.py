@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.language.rulebook import load_rulebook, parse_rulebook
+from dodona.oracle.systems.books import load_rulebook, parse_rulebook
 
 BOOK = """\
 rulebook: trial
