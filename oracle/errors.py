@@ -80,10 +80,15 @@ class UnsupportedConfiguration(DodonaError):
     def from_verdict(cls, verdict: Verdict) -> UnsupportedConfiguration:
         """The error of a verdict with refusals; the message lists each of them."""
         lines = [f"  - {r.feature}: {r.because} [{r.rule}]" for r in verdict.refusals]
+        runner = verdict.runner
         if verdict.forced_runner is not None:
             head = f"runner {verdict.forced_runner}, which was forced, cannot serve this configuration:"
+        elif runner is None:
+            head = f"the choice of a runner is refused ({verdict.decided_by}):"
+        elif verdict.no_runner_can_serve:
+            head = f"no runner can serve this configuration; {runner} ({verdict.decided_by}) lacks:"
         else:
-            head = f"no runner can serve this configuration; {verdict.runner}, the last resort, lacks:"
+            head = f"runner {runner} ({verdict.decided_by}) cannot start; it lacks:"
         return cls("\n".join([head, *lines]), verdict=verdict, features=[r.feature for r in verdict.refusals])
 
     def __reduce__(self) -> tuple[Any, ...]:

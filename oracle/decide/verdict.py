@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dodona.oracle.config.engine_config import EngineConfig, JsonObject
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import JsonObject
 from dodona.oracle.decide.choice_log import choice_log
 from dodona.oracle.decide.evaluate import Evaluation
 from dodona.oracle.decide.outcome import Firing
@@ -133,6 +134,11 @@ class Verdict(BaseModel):
             return None
         decided = next(reason for reason in self.reasons if reason.rule == self.decided_by)
         return decided.runners[0] if decided.runners else None
+
+    @property
+    def no_runner_can_serve(self) -> bool:
+        """Every runner lacks a feature here."""
+        return all(self.unsupported[runner] for runner in self.unsupported.runners)
 
     def explain(self) -> str:
         """Readable text: the runner, who decided, each reason with its feature and references, and what would

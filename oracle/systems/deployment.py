@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dodona.oracle.config.engine_config import OPTIONAL_SECTIONS, SECTIONS, EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import OPTIONAL_SECTIONS, SECTIONS
 from dodona.oracle.decide.evaluate import with_assumptions
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError

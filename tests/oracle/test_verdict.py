@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,3 +187,12 @@ def test_the_forced_runner_is_named_also_where_it_is_refused() -> None:
     assert all(reason.because in str(error) for reason in verdict.refusals)
     free = verdict_for(EngineConfig.from_flat("m"), None, GPU, BOOK, trusted=True)
     assert free.forced_runner is None
+
+
+def test_a_verdict_that_an_earlier_version_wrote_is_read() -> None:
+    """The file was written while a verdict's fields for unsupported features were `v1` and `v2`."""
+    text = (Path(__file__).parents[1] / "data" / "verdict.json").read_text(encoding="utf-8")
+    found = Verdict.model_validate_json(text)
+    assert found.unsupported["v1"] == found.unsupported.v1
+    assert "tensor parallelism (2 devices)" in found.unsupported.v2
+    assert json.loads(found.model_dump_json()) == json.loads(text)

@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from dodona.oracle.config.engine_config import SECTIONS, CompilationMode, EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import SECTIONS, CompilationMode
 from dodona.oracle.errors import ConfigError, did_you_mean
 from dodona.oracle.language.conditions import evaluate
 from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown, show_value
