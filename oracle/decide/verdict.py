@@ -51,7 +51,7 @@ class Reason(BaseModel):
     facts: tuple[tuple[str, KnownValue], ...]
     """The facts that the rule compares and their values, without unknown ones."""
     unknown: tuple[str, ...]
-    """Facts that aren't known and for want of which the rule fired; empty where it fired surely."""
+    """The unknown facts because of which the rule fired; empty where it fired surely."""
     remedy: str
     """What would have to hold for the rule not to fire."""
 
@@ -119,11 +119,11 @@ class Verdict(BaseModel):
     refusals: tuple[Reason, ...]
     """Why the runner that was chosen, or forced, does not start; empty where it does."""
     assumptions: tuple[str, ...]
-    """Values that the book put in for facts that aren't known, as text."""
+    """The values that the book assumed for unknown facts, as text."""
     rulebook: RuleBookName
     evaluated_by: Evaluator
     log: str | None = None
-    """What the described system itself logs about this choice; None where it says nothing."""
+    """The line that the described system logs about this choice; None where it logs nothing."""
 
     @property
     def forced_runner(self) -> RunnerName | None:

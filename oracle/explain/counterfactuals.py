@@ -1,5 +1,6 @@
-"""What would have to change in a configuration for a runner to be chosen and to start: every least set of
-changes. Changes only take something away (see `Change`).
+"""Counterfactuals: the least sets of changes to a configuration after which a runner is chosen and starts.
+
+A change only takes something away (see `Change`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _SOURCES: Final[Mapping[str, Because]] = {
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A rule that speaks against the runner whatever is changed."""
+    """A rule that no change of the configuration keeps from ruling the runner out."""
 
     rule: str
     """Its id, or "preferred" where nothing rules the preferred runner out."""
@@ -47,7 +48,7 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class Forcing:
-    """What another value of the environment variable would meet, the configuration being as it is."""
+    """The outcome for another value of the environment variable and the same configuration."""
 
     variable: str
     value: str | None
@@ -55,7 +56,7 @@ class Forcing:
     runner: RunnerName | None
     """The runner that it leads to; None where the choice is refused."""
     refusals: tuple[str, ...]
-    """Features for want of which that runner is refused; empty where it starts."""
+    """The features for which that runner is refused; empty where it starts."""
 
     def __str__(self) -> str:
         what = f"{self.variable} unset" if self.value is None else f"{self.variable}={self.value}"
@@ -66,7 +67,7 @@ class Forcing:
 
 @dataclass(frozen=True, slots=True)
 class SpecialCase:
-    """A fired rule that refines broader ones, looked at by itself, as if those were gone."""
+    """A fired rule that refines broader ones, considered without those."""
 
     rule: str
     broader: tuple[str, ...]
@@ -171,7 +172,7 @@ def _blockers(
 
 
 def _speaks_against(book: RuleBook, rule: str, runner: RunnerName, outcome: Outcome, forced: bool) -> bool:
-    """forced: whether an override chooses the runner; stage `choice` may then be moot."""
+    """forced: an override chooses the runner, so that stage `choice` may not matter."""
     found = book.by_id[rule]
     if found.kind == "override":
         return rule == outcome.decided_by and runner not in found.runners

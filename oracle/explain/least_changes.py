@@ -1,9 +1,9 @@
-"""The search for least sets of changes that lead to a runner.
+"""The search for the least sets of changes that lead to a runner.
 
-Sets grow from the empty one. Wherever the runner isn't reached yet, some rule must come out otherwise, and
-only a change that it depends on does that: those are the ways on, and where there is none, the branch ends.
-Levels are of equal size and each set is met once, so that a set which reaches the runner has no subset that
-does.
+The search begins with the empty set and adds one change at a time. While a set does not lead to the runner,
+some rule has to fire that does not, or the other way round; only changes that this rule depends on can do
+that, so only those are added. Where there are none, the branch ends. Sets are visited by size and each set
+once, so that no subset of a set that is found leads to the runner.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OVERRIDE: Final = "environment.override"
 """The fact by which the user forces a runner."""
 
 MAX_LOOKAHEAD: Final = 8
-"""A rule that depends on more changes is taken for one that may come out either way."""
+"""A rule that depends on more changes than this is not examined: it counts as one that may turn."""
 
 
 class LeastChanges:
@@ -84,7 +84,7 @@ class LeastChanges:
         return self._named(found)
 
     def is_fixed(self, rule: str) -> bool:
-        """Whether a rule comes out the same whatever is changed."""
+        """Whether no changes make a rule fire that does not, or the other way round."""
         return not self._can_turn(self._book.by_id[rule], 0, 0)
 
     def _named(self, sets: Iterable[int]) -> tuple[tuple[Change, ...], ...]:

@@ -78,7 +78,7 @@ def _reasons(reasons: tuple[Reason, ...] | list[Reason]) -> list[str]:
         lines += _wrapped(reason.because)
         if reason.unknown:
             lines += _wrapped(
-                f"Not known: {', '.join(reason.unknown)}. What isn't known counts against the runner."
+                f"Not known: {', '.join(reason.unknown)}. Unknown facts count against the runner."
             )
         if reason.facts:
             lines += _wrapped(

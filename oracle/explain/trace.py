@@ -16,7 +16,7 @@ from dodona.oracle.systems.deployment import Deployment
 
 @dataclass(frozen=True, slots=True)
 class FactRead:
-    """A fact that a rule compares. `assumed`: the value stands in for one that isn't known."""
+    """A fact that a rule compares. `assumed`: the fact is unknown, and the book assumes this value."""
 
     name: str
     value: FactValue
@@ -30,22 +30,22 @@ class FactRead:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rule, and what became of it."""
+    """One rule, and what it did in a decision."""
 
     rule: Rule
     feature: str
     fired: bool
     certain: bool
-    """Whether it came out so for sure; false where a fact that it hangs on isn't known."""
+    """Whether it surely fires or surely doesn't; false where that depends on an unknown fact."""
     decisive: bool
-    """Whether the outcome hangs on it: it chose, it ruled out a preferred runner, or it refused the chosen
-    one."""
+    """Whether the outcome depends on it: it chose the runner, ruled out a preferred one, or refused the
+    chosen one."""
     effect: str
     """What it did, in a few words; empty where it didn't fire."""
     facts: tuple[FactRead, ...]
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain JSON values; a fact that isn't known has no value."""
+        """Plain JSON values; an unknown fact has no value."""
         facts = [
             {"fact": read.name, "assumed": read.assumed}
             | ({"known": False} if isinstance(read.value, Unknown) else {"known": True, "value": read.value})
@@ -97,7 +97,7 @@ def trace(deployment: Deployment) -> tuple[Step, ...]:
 
 
 def _effect(book: RuleBook, rule: Rule, outcome: Outcome) -> tuple[str, bool]:
-    """What a fired rule did, and whether the outcome hangs on it."""
+    """What a fired rule did, and whether the outcome depends on it."""
     if rule.kind == "override":
         chosen = rule.runners[0] if rule.runners else "no runner"
         decides = rule.id == outcome.decided_by

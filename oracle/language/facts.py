@@ -49,7 +49,7 @@ class FactSpec:
     reads: tuple[str, ...] = ()
     """Fields of the configuration that it is derived from."""
     section: bool = False
-    """It says whether something optional is configured: true, or null, and never false."""
+    """The fact is true where something optional is configured, else null, and never false."""
 
 
 def show_value(value: object) -> str:

@@ -1,7 +1,7 @@
 """Reads rule books from files and from those that come with Dodona, and checks them.
 
-Which facts a book may read depends on its system: whoever loads a book says which registry that is
-(`dodona.oracle.systems.books` does for the systems that there are).
+The facts that a book may read depend on its system. The caller passes the registries of the systems;
+`dodona.oracle.systems.books` does so for all systems that there are.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def make_rulebook(resolved: Resolved, registries: Registries) -> RuleBook:
             # what is inherited is reported in the file that it comes from
             make_rulebook(resolved.parent, registries)
         found = error.errors(include_url=False)
-        # what is missing or too short often follows from something misspelt, which says more
+        # a missing key is often the consequence of a misspelt one, whose error is the more helpful
         causes = [item for item in found if item["type"] not in ("missing", "too_short")] or found
         problems = [_explained(document, item) for item in causes]
         raise min(problems, key=lambda problem: (problem.line, problem.column)) from None

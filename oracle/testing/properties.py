@@ -386,7 +386,7 @@ class RuleBookTests:
 
     def test_differences(self) -> None:
         """The book does not differ from itself, and what a rule's removal changes shows in each witness."""
-        from dodona.oracle.analysis.diff import answer, diff_books
+        from dodona.oracle.analysis.diff import decision, diff_books
         from dodona.oracle.analysis.source import SourcedBook, load_sourced
 
         source = load_sourced(str(self.book))
@@ -397,7 +397,7 @@ class RuleBookTests:
             assert found, f"{rule.id}: its removal changes nothing"
             witnesses = [c.witness for c in found.outcomes] + [c.witness for c in found.rules]
             for facts in (witness.all_facts for witness in witnesses):
-                assert answer(source.book, facts) != answer(without.book, facts), show_facts(facts)
+                assert decision(source.book, facts) != decision(without.book, facts), show_facts(facts)
 
     def test_counterfactuals(self) -> None:
         """See PROPERTIES."""

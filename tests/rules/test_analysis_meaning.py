@@ -38,7 +38,7 @@ def assert_same(regions: Regions, facts: dict[str, FactValue]) -> None:
     def here(region: int) -> bool:
         return space.diagrams.contains(region, point)
 
-    assert {part.id for part in regions.parts.values() if here(part.fires)} == {f.rule for f in fired}
+    assert {rule.id for rule in regions.rules.values() if here(rule.fires)} == {f.rule for f in fired}
     assert [kind for kind, r in regions.outcomes.kinds.items() if here(r)] == [outcome.kind]
     assert [by for by, r in regions.outcomes.decided.items() if here(r)] == [outcome.decided_by]
     assert {rule for rule, r in regions.outcomes.refused.items() if here(r)} == set(outcome.refusals)
