@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide import durable
 from dodona.oracle.decide import evaluate as reference
+from dodona.oracle.decide.durable import evaluation as durable
 from dodona.oracle.decide.verdict import Verdict, make_verdict
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, load_rulebook
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner, verdict_for
+from dodona.oracle.systems.books import bundled_rulebook, load_rulebook
 from dodona.oracle.systems.own.facts import derive_facts
 from dodona.oracle.testing import RandomFacts
 
@@ -121,11 +122,11 @@ def time_verdicts(
         marks = [clock()]
         facts = derive_facts(config, model, machine_)
         marks.append(clock())
-        fired = durable.firings(book, facts, trusted=True)
+        found = durable.evaluate(book, facts, trusted=True)
         marks.append(clock())
-        make_verdict(book, config, facts, fired, evaluated_by="durable_rules")
+        make_verdict(book, config, found, evaluated_by="durable_rules")
         marks.append(clock())
-        reference.firings(book, facts)
+        reference.evaluate(book, facts)
         marks.append(clock())
         for name, before, after in zip(parts, marks, marks[1:], strict=False):
             parts[name].append(after - before)

@@ -39,14 +39,14 @@ from dodona.oracle.analysis.source import sourced_text
 from dodona.oracle.authoring.coverage import run_examples
 from dodona.oracle.authoring.formatting import format_text
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide
+from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.errors import ConfigError, RuleFileError
 from dodona.oracle.language.extends import folder_sibling
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.language.yaml_source import read_yaml
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks
 from dodona.oracle.systems.own.facts import derive_facts
 from dodona.oracle.testing import RandomFacts
 
@@ -271,7 +271,7 @@ def fuzz_files(count: int, seed: int, *, seconds: float = SECONDS_PER_FILE) -> T
 
 
 def _decided(book: RuleBook, facts: Any) -> str:
-    outcome = decide(book, firings(book, facts))
+    outcome = evaluate(book, facts).outcome
     assert outcome.runner is not None or outcome.refusals
     return f"{outcome.runner or 'no runner'}{', refused' if outcome.refusals else ''}"
 

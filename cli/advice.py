@@ -11,11 +11,11 @@ import typer
 from dodona.cli.app import print_json, print_verdict
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactuals
-from dodona.oracle.explain.set_products import factors
+from dodona.oracle.explain.set_products import independent_choices
 from dodona.oracle.explain.table import PLAIN_WIDTH
 from dodona.oracle.explain.trace import Step, trace
-from dodona.oracle.language.rulebook import load_rulebook
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.systems.deployment import deployment_of
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _say(text: str) -> None:
 
 def _sets(sets: Sequence[Sequence[Any]]) -> list[str]:
     """All sets of changes as independent choices."""
-    blocks = factors(sets)
+    blocks = independent_choices(sets)
     if len(blocks) == 1 and len(blocks[0]) > 1:
         return [
             f"  {'or ' if i else '   '}{', and '.join(map(str, option))}"

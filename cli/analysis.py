@@ -36,7 +36,7 @@ def rules_check(
             raise ConfigError("--github and --json: choose one of them")
         from dodona.oracle.analysis.check import check_book
         from dodona.oracle.analysis.source import books_of
-        from dodona.oracle.language.rulebook import bundled_rulebooks
+        from dodona.oracle.systems.books import bundled_rulebooks
 
         loads = [load for name in books or bundled_rulebooks() for load in books_of(name).values()]
         reports = [check_book(load) for load in loads]

@@ -54,7 +54,7 @@ def rules_test(
             raise ConfigError("--github and --json: choose one of them")
         from dodona.oracle.analysis.source import books_of
         from dodona.oracle.authoring.coverage import distinct, run_examples, totals
-        from dodona.oracle.language.rulebook import bundled_rulebooks
+        from dodona.oracle.systems.books import bundled_rulebooks
 
         loads = [load for name in books or bundled_rulebooks() for load in books_of(name).values()]
         rules = distinct([run_examples(load()) for load in loads])
@@ -193,7 +193,8 @@ def rules_new(
     """Print a new rule, whole, with examples made from its condition; or put it into a book."""
     with reporting():
         from dodona.oracle.authoring.template import append_rule, checked_rule, free_precedence, new_rule
-        from dodona.oracle.language.rulebook import OWN_SYSTEM, load_rulebook
+        from dodona.oracle.language.rulebook import OWN_SYSTEM
+        from dodona.oracle.systems.books import load_rulebook
         from dodona.oracle.systems.registry import VLLM, facts_of
 
         if append is not None and system is not None:

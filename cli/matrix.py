@@ -61,7 +61,7 @@ def matrix(
 def _written(rulebook: str, format: Format) -> str:
     from dodona.oracle.analysis.matrix import make_matrix
     from dodona.oracle.analysis.matrix_formats import matrix_html, matrix_markdown
-    from dodona.oracle.language.rulebook import load_rulebook
+    from dodona.oracle.systems.books import load_rulebook
 
     made = make_matrix(load_rulebook(rulebook))
     if format is Format.json:
@@ -73,7 +73,7 @@ def _print(rulebook: str) -> None:
     from dodona.oracle.analysis.matrix import make_matrix
     from dodona.oracle.analysis.matrix_formats import matrix_table
     from dodona.oracle.explain.table import make_console
-    from dodona.oracle.language.rulebook import load_rulebook
+    from dodona.oracle.systems.books import load_rulebook
 
     make_console().print(matrix_table(make_matrix(load_rulebook(rulebook))))
 

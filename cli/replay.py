@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from dodona.oracle.analysis.replay import replay
-from dodona.oracle.language.rulebook import load_rulebook
+from dodona.oracle.systems.books import load_rulebook
 
 
 def print_replay(rulebook: str, files: Sequence[Path], *, show: int) -> bool:

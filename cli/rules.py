@@ -8,8 +8,9 @@ import typer
 
 from dodona.oracle.errors import did_you_mean
 from dodona.oracle.language.conditions import comparisons
-from dodona.oracle.language.rulebook import RuleBook, load_rulebook
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.models.known_models import known_architectures
+from dodona.oracle.systems.books import load_rulebook
 
 
 def unknown_architectures(book: RuleBook) -> list[str]:

@@ -58,8 +58,8 @@ def vllm_environment(rulebook: str, assume_gpu: bool) -> Environment | None:
     """The machine to decide for: None means this one; else a Hopper GPU, and vLLM's environment variable."""
     if not assume_gpu:
         return None
-    from dodona.oracle.language.rulebook import load_rulebook
     from dodona.oracle.machine.environment import assumed_gpu
+    from dodona.oracle.systems.books import load_rulebook
     from dodona.oracle.systems.vllm.select import detected
 
     return detected(load_rulebook(rulebook), machine=assumed_gpu())
@@ -83,7 +83,7 @@ def _is_vllm_book(rulebook: str) -> bool:
     if not rulebook.endswith((".yaml", ".yml")):
         return rulebook.startswith("vllm/")
     from dodona.oracle.errors import DodonaError
-    from dodona.oracle.language.rulebook import load_rulebook
+    from dodona.oracle.systems.books import load_rulebook
     from dodona.oracle.systems.registry import VLLM
 
     try:

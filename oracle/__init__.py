@@ -11,8 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dodona.oracle.config.engine_config import CompilationMode as CompilationMode
     from dodona.oracle.config.engine_config import EngineConfig as EngineConfig
+    from dodona.oracle.config.sections import CompilationMode as CompilationMode
     from dodona.oracle.decide.verdict import Reason as Reason
     from dodona.oracle.decide.verdict import Verdict as Verdict
     from dodona.oracle.errors import ConfigError as ConfigError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dodona.oracle.systems.own.facts import derive_facts as derive_facts
 
 _HOMES = {
-    "CompilationMode": "config.engine_config",
+    "CompilationMode": "config.sections",
     "ConfigError": "errors",
     "DodonaError": "errors",
     "EngineConfig": "config.engine_config",

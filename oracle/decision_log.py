@@ -24,7 +24,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from dodona.oracle.config.engine_config import OPTIONAL_SECTIONS, SECTIONS, EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import OPTIONAL_SECTIONS, SECTIONS
 from dodona.oracle.errors import UnsupportedConfiguration
 
 if TYPE_CHECKING:

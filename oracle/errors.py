@@ -17,6 +17,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {folded[found[0]]!r}?" if found else ""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?` for the closest known name, or an empty string where none is close."""
+    candidates = list(known)
+    found = did_you_mean(name, candidates)
+    if not found:
+        # the section is often forgotten or wrong: look for the same last part
+        tail = name.rsplit(".", 1)[-1].lower()
+        found = did_you_mean(tail, {c.rsplit(".", 1)[-1] for c in candidates})
+        if found:
+            last = found.split("'")[1]
+            found = f"did you mean {next(c for c in candidates if c.rsplit('.', 1)[-1] == last)!r}?"
+    return found[:1].upper() + found[1:]
+
+
 class DodonaError(Exception):
     """Base of everything that Dodona raises on purpose."""
 
@@ -66,10 +80,15 @@ class UnsupportedConfiguration(DodonaError):
     def from_verdict(cls, verdict: Verdict) -> UnsupportedConfiguration:
         """The error of a verdict with refusals; the message lists each of them."""
         lines = [f"  - {r.feature}: {r.because} [{r.rule}]" for r in verdict.refusals]
+        runner = verdict.runner
         if verdict.forced_runner is not None:
             head = f"runner {verdict.forced_runner}, which was forced, cannot serve this configuration:"
+        elif runner is None:
+            head = f"the choice of a runner is refused ({verdict.decided_by}):"
+        elif verdict.no_runner_can_serve:
+            head = f"no runner can serve this configuration; {runner} ({verdict.decided_by}) lacks:"
         else:
-            head = f"no runner can serve this configuration; {verdict.runner}, the last resort, lacks:"
+            head = f"runner {runner} ({verdict.decided_by}) cannot start; it lacks:"
         return cls("\n".join([head, *lines]), verdict=verdict, features=[r.feature for r in verdict.refusals])
 
     def __reduce__(self) -> tuple[Any, ...]:

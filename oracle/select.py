@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide import durable
 from dodona.oracle.decide import evaluate as reference
-from dodona.oracle.decide.evaluate import Firing
-from dodona.oracle.decide.verdict import Evaluator, Verdict, make_verdict, with_assumptions
+from dodona.oracle.decide.durable import evaluation as durable
+from dodona.oracle.decide.durable.engine import EngineUnavailable
+from dodona.oracle.decide.evaluate import Evaluation
+from dodona.oracle.decide.verdict import Evaluator, Verdict, make_verdict
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.language.conditions import Facts
-from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook, load_rulebook
+from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.hub import resolve_model
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.systems.own.facts import derive_facts
 from dodona.oracle.systems.registry import VLLM
 
@@ -65,17 +68,8 @@ def verdict_for(
 
     `model` None means that nothing is known of the model. Never raises for a well-formed configuration.
     """
-    facts, assumptions = with_assumptions(book, derive_facts(config, model, environment))
-    fired, evaluated_by = _firings(book, facts, trusted)
-    return make_verdict(
-        book,
-        config,
-        facts,
-        fired,
-        evaluated_by=evaluated_by,
-        assumptions=assumptions,
-        environment=environment,
-    )
+    found, evaluated_by = _evaluate(book, derive_facts(config, model, environment), trusted)
+    return make_verdict(book, config, found, evaluated_by=evaluated_by, environment=environment)
 
 
 def _vllm_verdict(
@@ -86,24 +80,24 @@ def _vllm_verdict(
     arguments = read_config(config)
     environment = detected(book) if environment is None else environment
     found = describe(arguments, book, environment)
-    fired, evaluated_by = _firings(book, found.facts, trusted)
+    evaluation, evaluated_by = _evaluate(book, found.facts, trusted)
+    # a vLLM deployment is described with assumptions of its own
+    assumptions = (*found.assumptions, *evaluation.assumptions)
     return make_verdict(
         book,
         found.config,
-        found.facts,
-        fired,
+        dataclasses.replace(evaluation, assumptions=assumptions),
         evaluated_by=evaluated_by,
-        assumptions=found.assumptions,
         vllm_config=found.sections,
         environment=environment,
     )
 
 
-def _firings(book: RuleBook, facts: Facts, trusted: bool) -> tuple[tuple[Firing, ...], Evaluator]:
+def _evaluate(book: RuleBook, facts: Facts, trusted: bool) -> tuple[Evaluation, Evaluator]:
     try:
-        return durable.firings(book, facts, trusted=trusted), "durable_rules"
-    except durable.EngineUnavailable:
-        return reference.firings(book, facts), "reference"
+        return durable.evaluate(book, facts, trusted=trusted), "durable_rules"
+    except EngineUnavailable:
+        return reference.evaluate(book, facts), "reference"
 
 
 def is_bundled(rulebook: str | os.PathLike[str] | RuleBook) -> bool:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import firings
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.language.rulebook import load_rulebook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.systems.own.facts import derive_facts
 from dodona.oracle.testing import engine_config_mappings, environments, model_configs
 from dodona.runners.interface import Runner

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from dodona.cli.app import app
 from dodona.oracle.config.flat import flat_names
-from dodona.oracle.language.rulebook import bundled_rulebook, parse_rulebook
 from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
+from dodona.oracle.systems.books import bundled_rulebook, parse_rulebook
 from dodona.oracle.systems.own.facts import FACTS
 from tests.support import facts_table
 

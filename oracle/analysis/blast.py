@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.regions import Kind, Regions
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide, with_assumptions
+from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.language.conditions import comparisons
 from dodona.oracle.language.facts import FactSpec, FactValue
 from dodona.oracle.language.rulebook import RuleBook
@@ -51,7 +50,7 @@ def blast_radius(before: Regions, after: Regions, outcome_differs: int) -> Radiu
 
 
 def _kind(book: RuleBook, facts: Mapping[str, FactValue]) -> Kind:
-    return decide(book, firings(book, with_assumptions(book, facts)[0])).kind
+    return evaluate(book, facts).outcome.kind
 
 
 def architectures(*books: RuleBook) -> list[str]:

@@ -19,6 +19,7 @@ from dodona.oracle.errors import RuleFileError
 from dodona.oracle.language.conditions import Compare, comparisons
 from dodona.oracle.language.facts import FactValue
 from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.models.known_models import known_architectures
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,6 @@ def _unserved(regions: Regions) -> Iterator[tuple[str, Mapping[str, FactValue]]]
 
 def _unknown_architectures(source: SourcedBook) -> Iterator[Finding]:
     """Warnings of architectures that no known model has."""
-    from dodona.oracle.models.known_models import known_architectures
-
     for rule in source.book.rules:
         for condition, path in condition_paths(rule.when):
             if not isinstance(condition, Compare) or not condition.fact.endswith(

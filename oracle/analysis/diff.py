@@ -10,15 +10,15 @@ from typing import Literal
 from dodona.oracle.analysis.baseline import baseline_of
 from dodona.oracle.analysis.blast import Radius, blast_radius
 from dodona.oracle.analysis.diagrams import FALSE
-from dodona.oracle.analysis.regions import Kind, Outcomes, Part, Regions, kinds_differ
+from dodona.oracle.analysis.regions import Kind, Outcomes, Regions, RuleRegion, kinds_differ
 from dodona.oracle.analysis.source import Place, SourcedBook, books_of
 from dodona.oracle.analysis.space import Space
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide, with_assumptions
+from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, comparisons
 from dodona.oracle.language.facts import FactValue
-from dodona.oracle.language.rulebook import Rule, RuleBook
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.language.yaml_source import DataPath
 
 Status = Literal["added", "removed", "changed", "renamed"]
@@ -26,8 +26,8 @@ Effect = Literal["outcome", "refusals", "unsupported", "reasons"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a book says of some facts."""
+class Decision:
+    """What a book decides about some facts."""
 
     kind: Kind
     decided_by: str
@@ -47,8 +47,8 @@ class Witness:
     """As far as they differ from a plain configuration."""
     all_facts: Mapping[str, FactValue]
     """Every fact of the registry."""
-    before: Answer
-    after: Answer
+    before: Decision
+    after: Decision
 
     @property
     def effect(self) -> Effect:
@@ -152,20 +152,20 @@ def diff_books(a: SourcedBook, b: SourcedBook, *, before: str = "", after: str =
     return _Comparison(a, b).run(before or a.book.rulebook, after or b.book.rulebook)
 
 
-def answer(book: RuleBook, facts: Facts) -> Answer:
-    """What a book says of facts, by the reference evaluator."""
-    facts, _ = with_assumptions(book, facts)
-    fired = firings(book, facts)
-    outcome = decide(book, fired)
-    against = [book.by_id[f.rule] for f in fired if book.by_id[f.rule].kind != "override"]
+def decision(book: RuleBook, facts: Facts) -> Decision:
+    """What a book decides about facts, by the reference evaluator."""
+    found = evaluate(book, facts)
+    facts, outcome = found.facts, found.outcome
+    fired = [book.by_id[firing.rule] for firing in found.firings]
+    against = [rule for rule in fired if rule.kind != "override"]
     unsupported: dict[str, tuple[str, ...]] = {
         runner: tuple(sorted(rule.show_feature(facts) for rule in against if runner in rule.runners))
         for runner in sorted(book.runners)
     }
-    return Answer(
+    return Decision(
         outcome.kind,
         outcome.decided_by,
-        tuple(sorted(f.rule for f in fired)),
+        tuple(sorted(rule.id for rule in fired)),
         tuple(sorted(outcome.refusals)),
         unsupported,
     )
@@ -216,7 +216,10 @@ class _Comparison:
                 if found is not None:
                     full = {**self.space.baseline, **found}
                     return Witness(
-                        self.space.shown(found), full, answer(self.a.book, full), answer(self.b.book, full)
+                        self.space.shown(found),
+                        full,
+                        decision(self.a.book, full),
+                        decision(self.b.book, full),
                     )
         raise AssertionError("an empty region has no witness")
 
@@ -234,14 +237,14 @@ class _Comparison:
                     gone.remove(old)
                     changes += self.change(rule, "renamed", (f"was '{old.id}'",), FALSE)
                 else:
-                    changes += self.change(rule, "added", (_role(rule),), self.after.parts[rule.id].fires)
+                    changes += self.change(rule, "added", (_role(rule),), self.after.rules[rule.id].fires)
                 continue
             what, region = self.compare(self.a.book.by_id[rule.id], rule, notes)
             if what:
                 key = next(iter(what))
                 changes += self.change(rule, "changed", tuple(what.values()), region, (key,))
         for rule in gone:
-            changes += self.change(rule, "removed", (_role(rule),), self.before.parts[rule.id].fires)
+            changes += self.change(rule, "removed", (_role(rule),), self.before.rules[rule.id].fires)
         said = {change.rule for change in changes}
         notes += [
             f"rule {rule.id}: is in one book only, and fires nowhere"
@@ -255,7 +258,7 @@ class _Comparison:
     ) -> list[RuleChange]:
         side = self.before if status == "removed" else self.after
         if status == "renamed":
-            region = side.parts[rule.id].fires
+            region = side.rules[rule.id].fires
         if region == FALSE:
             return []
         source = self.a if status == "removed" else self.b
@@ -269,16 +272,16 @@ class _Comparison:
         d = self.space.diagrams
         outcome = refusals = FALSE
         for base, other in ((self.before, self.after), (self.after, self.before)):
-            parts = [part for part in base.parts.values() if part.id != rule]
-            if rule in other.parts:
-                parts.append(other.parts[rule])
+            parts = [part for part in base.rules.values() if part.id != rule]
+            if rule in other.rules:
+                parts.append(other.rules[rule])
             tried = base.outcomes_of(parts)
             outcome = d.either(outcome, kinds_differ(self.space, base.outcomes.kinds, tried.kinds))
             refusals = d.either(refusals, _refusals_differ(self.space, base.outcomes, tried))
         return d.both(outcome, self.outcome_differs), d.both(refusals, self.refusals_differ)
 
     def same_but_for_id(self, old: Rule, new: Rule) -> bool:
-        was, now = self.before.parts[old.id], self.after.parts[new.id]
+        was, now = self.before.rules[old.id], self.after.rules[new.id]
         return (
             dataclasses.replace(was, id="", precedence=0) == dataclasses.replace(now, id="", precedence=0)
             and old.feature == new.feature
@@ -290,7 +293,7 @@ class _Comparison:
         What makes no difference goes to the notes.
         """
         d = self.space.diagrams
-        was, now = self.before.parts[old.id], self.after.parts[new.id]
+        was, now = self.before.rules[old.id], self.after.rules[new.id]
         what: dict[str, str] = {}
         region = d.differ(was.fires, now.fires)
         if region != FALSE:
@@ -315,13 +318,13 @@ class _Comparison:
             notes.append(f"rule {new.id}: other {', '.join(words)}")
         return what, region
 
-    def effect_of(self, was: Part, now: Part) -> int:
-        """Where the first book would answer otherwise with what else than its condition the rule now says."""
+    def effect_of(self, was: RuleRegion, now: RuleRegion) -> int:
+        """Where the first book would decide otherwise if the rule changed in all but its condition."""
         d = self.space.diagrams
         changed = dataclasses.replace(now, fires=was.fires)
         if changed == was:
             return FALSE
-        parts = [changed if part.id == was.id else part for part in self.before.parts.values()]
+        parts = [changed if part.id == was.id else part for part in self.before.rules.values()]
         region = _outcomes_differ(self.space, self.before.outcomes, self.before.outcomes_of(parts))
         if was.kind != "override" and set(was.runners) != set(now.runners):
             region = d.either(region, was.fires)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dodona.oracle.analysis.blast import Radius
 from dodona.oracle.analysis.check import show_kind
-from dodona.oracle.analysis.diff import Answer, Difference, RuleChange, Witness
+from dodona.oracle.analysis.diff import Decision, Difference, RuleChange, Witness
 from dodona.oracle.analysis.findings import facts_data, show_facts
 from dodona.oracle.analysis.regions import Kind
 
@@ -187,16 +187,16 @@ def _witness(witness: Witness) -> dict[str, Any]:
     return {
         "facts": facts_data(witness.facts),
         "all_facts": facts_data(witness.all_facts),
-        "before": _answer(witness.before),
-        "after": _answer(witness.after),
+        "before": _decision(witness.before),
+        "after": _decision(witness.after),
     }
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
+def _decision(decision: Decision) -> dict[str, Any]:
     return {
-        **_kind(answer.kind),
-        "decided_by": answer.decided_by,
-        "reasons": list(answer.reasons),
-        "refusals": list(answer.refusals),
-        "unsupported": {runner: list(features) for runner, features in answer.unsupported.items()},
+        **_kind(decision.kind),
+        "decided_by": decision.decided_by,
+        "reasons": list(decision.reasons),
+        "refusals": list(decision.refusals),
+        "unsupported": {runner: list(features) for runner, features in decision.unsupported.items()},
     }

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from dodona.oracle.analysis.source import Place
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.language.conditions import show_value
-from dodona.oracle.language.facts import FactValue, Unknown
+from dodona.oracle.language.facts import FactValue, Unknown, show_value
 
 Level = Literal["error", "warning"]
 

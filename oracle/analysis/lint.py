@@ -8,8 +8,9 @@ from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.findings import Finding
 from dodona.oracle.analysis.regions import Regions
 from dodona.oracle.analysis.source import SourcedBook, condition_paths
-from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not, describe
-from dodona.oracle.language.rulebook import Rule
+from dodona.oracle.language.condition_text import describe
+from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not
+from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.yaml_source import DataPath
 
 
@@ -18,7 +19,7 @@ def lint_conditions(source: SourcedBook, regions: Regions) -> Iterator[Finding]:
     for rule in source.book.rules:
         constant = list(_constant_comparisons(source, regions, rule))
         yield from (finding for _, finding in constant)
-        part = regions.parts[rule.id]
+        part = regions.rules[rule.id]
         if part.fires != FALSE and part.fires != regions.space.possible:
             # where the whole never or always fires, that is said once
             yield from _idle_parts(source, regions, rule, [path for path, _ in constant])
@@ -70,7 +71,7 @@ def _idle_parts(
             continue
         word = "all" if isinstance(group, All) else "any"
         kept = len(group.parts)
-        # from the last one back, so that of two equal parts the later is the one to go
+        # from the last one back: of two equal parts, the later one is reported
         for i in reversed(range(len(group.parts))):
             here = (*path, word, i)
             if kept == 1 or any(said[: len(here)] == here for said in reported):

@@ -16,12 +16,12 @@ from typing import Any, Final
 from dodona.oracle.analysis.blast import model_type_of
 from dodona.oracle.analysis.space import sections_of
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide
+from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, comparisons
 from dodona.oracle.language.facts import UNKNOWN, FactSpec, FactValue
-from dodona.oracle.language.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.language.rule import Rule, RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.deployment import Deployment, OwnDeployment
@@ -122,14 +122,14 @@ def make_matrix(book: RuleBook) -> Matrix:
     for architecture, info in _architectures(book):
         facts = _deployment(book, info).facts()
         cells = tuple(_cell(book, _asking(book, facts, feature.facts)) for feature in features)
-        fired = tuple(firing.rule for firing in firings(book, facts))
+        fired = tuple(firing.rule for firing in evaluate(book, facts).firings)
         alike.setdefault(cells, []).append(Model(architecture, _kind(info), fired))
     columns = tuple(Column(tuple(models), cells) for cells, models in alike.items())
     return Matrix(book.rulebook, book.system, book.description, features, columns)
 
 
 def _cell(book: RuleBook, facts: Facts) -> Cell:
-    outcome = decide(book, firings(book, facts))
+    outcome = evaluate(book, facts).outcome
     return Cell(outcome.runner, outcome.runner is not None and not outcome.refusals)
 
 

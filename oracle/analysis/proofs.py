@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.findings import Finding, show_facts
 from dodona.oracle.analysis.properties import confirm, idle_region
-from dodona.oracle.analysis.regions import Part, Regions, kinds_differ
+from dodona.oracle.analysis.regions import Regions, RuleRegion, kinds_differ
 from dodona.oracle.analysis.source import SourcedBook
 from dodona.oracle.analysis.space import OVERRIDE
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide
-from dodona.oracle.language.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.decide.evaluate import evaluate
+from dodona.oracle.decide.outcome import decide
+from dodona.oracle.language.rule import Rule, RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 
 
 def rule_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:
     """Findings about single rules: dead, always firing, shadowed, without effect, wrongly refining."""
     for rule in source.book.rules:
-        part = regions.parts[rule.id]
+        part = regions.rules[rule.id]
         extreme = _dead_or_always(source, regions, rule)
         if extreme is not None:
             yield extreme
@@ -35,7 +36,7 @@ def rule_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:
 
 
 def _dead_or_always(source: SourcedBook, regions: Regions, rule: Rule) -> Finding | None:
-    fires, place = regions.parts[rule.id].fires, source.rule_place(rule.id, ("when",), key=True)
+    fires, place = regions.rules[rule.id].fires, source.rule_place(rule.id, ("when",), key=True)
     says = "`when` always holds" if rule.kind == "require" else "`when` can't hold"
     if fires == FALSE:
         return Finding(
@@ -53,13 +54,13 @@ def _dead_or_always(source: SourcedBook, regions: Regions, rule: Rule) -> Findin
     return None
 
 
-def _idle_override(source: SourcedBook, regions: Regions, part: Part) -> Iterator[Finding]:
+def _idle_override(source: SourcedBook, regions: Regions, part: RuleRegion) -> Iterator[Finding]:
     space, d = regions.space, regions.space.diagrams
-    effective = regions.effective(part, regions.parts.values())
+    effective = regions.effective(part, regions.rules.values())
     if regions.outcomes.decided[part.id] == FALSE:
         before = [
             p
-            for p in regions.parts.values()
+            for p in regions.rules.values()
             if p.kind == "override"
             and p.precedence < part.precedence
             and d.both(p.fires, part.fires) != FALSE
@@ -92,7 +93,7 @@ def _idle_override(source: SourcedBook, regions: Regions, part: Part) -> Iterato
 def _wrong_refines(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator[Finding]:
     space, d = regions.space, regions.space.diagrams
     for i, broader in enumerate(rule.refines):
-        beyond = d.less(regions.parts[rule.id].fires, regions.parts[broader].fires)
+        beyond = d.less(regions.rules[rule.id].fires, regions.rules[broader].fires)
         facts = space.witness(beyond)
         if facts is not None:
             yield Finding(
@@ -105,16 +106,16 @@ def _wrong_refines(source: SourcedBook, regions: Regions, rule: Rule) -> Iterato
             )
 
 
-def _covers(broad: Part, narrow: Part, regions: Regions) -> bool:
+def _covers(broad: RuleRegion, narrow: RuleRegion, regions: Regions) -> bool:
     if broad.kind == "override" or not set(narrow.runners) <= set(broad.runners):
         return False
     return narrow.stages <= broad.stages and regions.space.diagrams.inside(narrow.fires, broad.fires)
 
 
-def _shadow(source: SourcedBook, regions: Regions, part: Part) -> Finding | None:
+def _shadow(source: SourcedBook, regions: Regions, part: RuleRegion) -> Finding | None:
     refined = regions.book.refined_by(part.id)
-    order = list(regions.parts)
-    for other in regions.parts.values():
+    order = list(regions.rules)
+    for other in regions.rules.values():
         if other.id == part.id or other.id in refined or not _covers(other, part, regions):
             continue
         if _covers(part, other, regions) and (
@@ -144,7 +145,7 @@ def _only_reason(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator[
     ]
     holds = _shown_by_a_point(regions, rule, ())
     idle = FALSE if holds else idle_region(regions, rule.id)
-    holds = holds or idle != regions.parts[rule.id].fires
+    holds = holds or idle != regions.rules[rule.id].fires
     for index in exceptions:
         yield from confirm(source, regions, index, FALSE if holds else idle)
     if holds:
@@ -188,7 +189,7 @@ def _shown_by_a_point(regions: Regions, rule: Rule, runners: tuple[RunnerName, .
     outcome if it ruled out only `runners`. True is a proof; False leaves it open.
     """
     book, space = regions.book, regions.space
-    facts = space.witness(regions.parts[rule.id].fires)
+    facts = space.witness(regions.rules[rule.id].fires)
     assert facts is not None
     rules = tuple(
         other.model_copy(update={"runners": runners}) if other.id == rule.id else other
@@ -197,8 +198,8 @@ def _shown_by_a_point(regions: Regions, rule: Rule, runners: tuple[RunnerName, .
     changed = RuleBook.model_construct(**{**dict(book), "rules": rules})
     forced = (None, *(space.registry[OVERRIDE].domain or ())) if OVERRIDE in space.registry else ()
     for point in [{**facts, OVERRIDE: runner} for runner in forced] or [facts]:
-        fired = firings(book, {**space.baseline, **point}, without=book.refined_by(rule.id))
-        if decide(book, fired).kind != decide(changed, fired).kind:
+        found = evaluate(book, {**space.baseline, **point}, without=book.refined_by(rule.id))
+        if found.outcome.kind != decide(changed, found.firings).kind:
             return True
     return False
 

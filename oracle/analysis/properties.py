@@ -68,7 +68,7 @@ def _user_overruled(regions: Regions) -> int:
 def _not_by_default(regions: Regions) -> Broken:
     d = regions.space.diagrams
     first = regions.book.runners[0]
-    against = d.any_of(p.fires for p in regions.parts.values() if p.kind != "override" and first in p.runners)
+    against = d.any_of(p.fires for p in regions.rules.values() if p.kind != "override" and first in p.runners)
     free = d.less(regions.space.possible, _overridden(regions))
     clean = d.less(free, against)
     preferred = regions.outcomes.kinds.get((first, False), FALSE)
@@ -86,7 +86,7 @@ def _turned_into_preferred(regions: Regions) -> int:
     kinds = regions.outcomes.kinds
     chosen = d.any_of(r for (runner, _), r in kinds.items() if runner == preferred)
     other = d.any_of(r for (runner, _), r in kinds.items() if runner not in (preferred, None))
-    against = [p for p in regions.parts.values() if p.kind != "override" and preferred in p.runners]
+    against = [p for p in regions.rules.values() if p.kind != "override" and preferred in p.runners]
     found = []
     for name in space.names:
         if space.registry[name].source != "config":
@@ -170,4 +170,4 @@ def idle_region(regions: Regions, rule: str) -> int:
     kept = regions.without(*regions.book.refined_by(rule))
     fewer = [part for part in kept if part.id != rule]
     differ = kinds_differ(space, regions.kinds_of(kept), regions.kinds_of(fewer))
-    return d.less(regions.parts[rule].fires, differ)
+    return d.less(regions.rules[rule].fires, differ)

@@ -1,7 +1,8 @@
 """A rule book as regions of the space of facts: where each rule fires, and where each outcome holds.
 
-The same meaning as `dodona.oracle.decide.evaluate` and `dodona.oracle.decide.verdict.decide`, for all facts
-at once; tests compare the two.
+This repeats the meaning of `dodona.oracle.decide.evaluate` and `dodona.oracle.decide.outcome.decide` for all
+facts at once, on purpose: regions are computed by decision diagrams, not fact by fact, and tests compare the
+two point by point.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Literal
 
 from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.space import Space
-from dodona.oracle.decide.verdict import FALLBACK, PREFERRED
-from dodona.oracle.language.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.decide.outcome import FALLBACK, PREFERRED
+from dodona.oracle.language.rule import Rule, RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 
 Kind = tuple[RunnerName | None, bool]
 """What users feel of an outcome: the runner (None where the choice is refused), and whether it is refused."""
@@ -30,8 +32,8 @@ _ANY = frozenset({"choice", "startup"})
 
 
 @dataclass(frozen=True)
-class Part:
-    """What decides of one rule, and where it fires."""
+class RuleRegion:
+    """One rule: what `decide` reads of it, and the region where it fires."""
 
     id: str
     kind: Literal["override", "require", "veto"]
@@ -64,15 +66,15 @@ class Regions:
     def __init__(self, space: Space, book: RuleBook) -> None:
         self.space = space
         self.book = book
-        self.parts: Mapping[str, Part] = {rule.id: self._part(rule) for rule in book.rules}
-        self.outcomes = self.outcomes_of(self.parts.values())
+        self.rules: Mapping[str, RuleRegion] = {rule.id: self._region(rule) for rule in book.rules}
+        self.outcomes = self.outcomes_of(self.rules.values())
 
-    def _part(self, rule: Rule) -> Part:
+    def _region(self, rule: Rule) -> RuleRegion:
         d, space = self.space.diagrams, self.space
         truth = space.truth(rule.fires_when, self.book.assume)
-        # What isn't known counts against a runner, and can't decide by itself.
+        # Unknown facts count against a runner, and decide nothing by themselves.
         fires = truth.holds if rule.kind == "override" else d.negate(truth.fails)
-        return Part(
+        return RuleRegion(
             rule.id,
             rule.kind,
             rule.runners,
@@ -82,27 +84,27 @@ class Regions:
             d.both(fires, space.possible),
         )
 
-    def against(self, parts: Iterable[Part], runner: RunnerName, stages: frozenset[str]) -> int:
+    def against(self, rules: Iterable[RuleRegion], runner: RunnerName, stages: frozenset[str]) -> int:
         """Where a require or veto of one of the stages rules a runner out."""
         return self.space.diagrams.any_of(
-            p.fires for p in parts if p.kind != "override" and runner in p.runners and p.stages & stages
+            p.fires for p in rules if p.kind != "override" and runner in p.runners and p.stages & stages
         )
 
-    def effective(self, part: Part, parts: Iterable[Part]) -> int:
+    def effective(self, rule: RuleRegion, rules: Iterable[RuleRegion]) -> int:
         """Where an override fires and isn't passed over."""
-        if part.unless_vetoed is None:
-            return part.fires
-        return self.space.diagrams.less(part.fires, self.against(parts, part.unless_vetoed, _CHOICE))
+        if rule.unless_vetoed is None:
+            return rule.fires
+        return self.space.diagrams.less(rule.fires, self.against(rules, rule.unless_vetoed, _CHOICE))
 
-    def kinds_of(self, parts: Iterable[Part]) -> Mapping[Kind, int]:
+    def kinds_of(self, rules: Iterable[RuleRegion]) -> Mapping[Kind, int]:
         """Where each kind of outcome holds, for a variant of the book's rules."""
-        return self._fold(list(parts), refusals=False).kinds
+        return self._fold(list(rules), refusals=False).kinds
 
-    def outcomes_of(self, parts: Iterable[Part]) -> Outcomes:
+    def outcomes_of(self, rules: Iterable[RuleRegion]) -> Outcomes:
         """Where each outcome holds, for a variant of the book's rules."""
-        return self._fold(list(parts), refusals=True)
+        return self._fold(list(rules), refusals=True)
 
-    def _fold(self, parts: list[Part], *, refusals: bool) -> Outcomes:
+    def _fold(self, rules: list[RuleRegion], *, refusals: bool) -> Outcomes:
         d = self.space.diagrams
         kinds: dict[Kind, int] = {}
         decided: dict[str, int] = {}
@@ -114,59 +116,59 @@ class Regions:
 
         def refuse(region: int, runner: RunnerName, stages: frozenset[str]) -> None:
             if refusals:
-                for p in parts:
+                for p in rules:
                     if p.kind != "override" and runner in p.runners and p.stages & stages:
                         refused[p.id] = d.either(refused.get(p.id, FALSE), d.both(region, p.fires))
 
         left = self.space.possible
-        for part in sorted((p for p in parts if p.kind == "override"), key=lambda p: p.precedence):
-            effective = self.effective(part, parts)
+        for rule in sorted((p for p in rules if p.kind == "override"), key=lambda p: p.precedence):
+            effective = self.effective(rule, rules)
             here, left = d.both(left, effective), d.less(left, effective)
-            decided[part.id] = here
-            if not part.runners:
+            decided[rule.id] = here
+            if not rule.runners:
                 settle(here, (None, True))
-                refused[part.id] = here
+                refused[rule.id] = here
                 continue
-            runner = part.runners[0]
+            runner = rule.runners[0]
             if self.book.forced_refusal == "startup":
-                stopped = d.both(here, self.against(parts, runner, _STARTUP))
+                stopped = d.both(here, self.against(rules, runner, _STARTUP))
                 refuse(stopped, runner, _STARTUP)
                 settle(stopped, (runner, True))
                 settle(d.less(here, stopped), (runner, False))
             else:
-                stopped = d.both(here, self.against(parts, runner, _ANY))
+                stopped = d.both(here, self.against(rules, runner, _ANY))
                 refuse(stopped, runner, _ANY)
-                at_choice = d.both(here, self.against(parts, runner, _CHOICE))
+                at_choice = d.both(here, self.against(rules, runner, _CHOICE))
                 settle(at_choice, (None, True))
                 settle(d.less(stopped, at_choice), (runner, True))
                 settle(d.less(here, stopped), (runner, False))
         for runner in self.book.runners[:-1]:
-            ruled_out = self.against(parts, runner, _CHOICE)
+            ruled_out = self.against(rules, runner, _CHOICE)
             here, left = d.less(left, ruled_out), d.both(left, ruled_out)
             by = PREFERRED if runner == self.book.runners[0] else FALLBACK
             decided[by] = d.either(decided.get(by, FALSE), here)
-            # What rules it out at both stages fires nowhere in `here`.
-            stopped = d.both(here, self.against(parts, runner, _STARTUP))
+            # Rules of stage `both` that rule it out fire nowhere in `here`.
+            stopped = d.both(here, self.against(rules, runner, _STARTUP))
             refuse(stopped, runner, _STARTUP)
             settle(stopped, (runner, True))
             settle(d.less(here, stopped), (runner, False))
         fallback = self.book.runners[-1]
         decided[FALLBACK] = d.either(decided.get(FALLBACK, FALSE), left)
-        stopped = d.both(left, self.against(parts, fallback, _ANY))
+        stopped = d.both(left, self.against(rules, fallback, _ANY))
         refuse(stopped, fallback, _ANY)
         settle(stopped, (fallback, True))
         settle(d.less(left, stopped), (fallback, False))
         return Outcomes(kinds, decided, refused)
 
-    def without(self, *rules: str) -> list[Part]:
-        """The parts of all other rules."""
-        return [part for part in self.parts.values() if part.id not in rules]
+    def without(self, *ids: str) -> list[RuleRegion]:
+        """All rules but some."""
+        return [rule for rule in self.rules.values() if rule.id not in ids]
 
-    def changed(self, rule: str, **changes: object) -> list[Part]:
-        """All parts, one of them with other values."""
+    def changed(self, rule: str, **changes: object) -> list[RuleRegion]:
+        """All rules, one of them with other values."""
         return [
             dataclasses.replace(p, **changes) if p.id == rule else p  # type: ignore[arg-type]
-            for p in self.parts.values()
+            for p in self.rules.values()
         ]
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide
+from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.facts import FactValue
-from dodona.oracle.language.rulebook import RuleBook, RunnerName
+from dodona.oracle.language.rule import RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import PLATFORMS
 from dodona.oracle.systems.registry import VLLM
 from dodona.oracle.systems.vllm.facts import config_facts
@@ -153,10 +153,9 @@ def book_answer(book: RuleBook, case: Mapping[str, Any]) -> Answer:
     except ConfigError as error:
         # a value that isn't a number: vLLM's choice raises too
         return Answer(None, True, None, None, (str(error),))
-    facts = case_facts(book, case)
-    found = firings(book, facts)
-    fired = [book.by_id[firing.rule] for firing in found]
-    outcome = decide(book, found)
+    found = evaluate(book, case_facts(book, case))
+    facts, outcome = found.facts, found.outcome
+    fired = [book.by_id[firing.rule] for firing in found.firings]
 
     def lacks(runner: RunnerName) -> frozenset[str]:
         return frozenset(r.show_feature(facts) for r in fired if r.kind == "veto" and runner in r.runners)

@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not
 from dodona.oracle.language.extends import Resolved, Sibling, resolve
-from dodona.oracle.language.rulebook import RuleBook, resolve_rulebook, validate_rulebook
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.language.yaml_source import MAX_BYTES, DataPath, Document, Position, parse_yaml
+from dodona.oracle.systems.books import resolve_rulebook, validate_rulebook
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from dodona.oracle.analysis.findings import Finding, show_facts
 from dodona.oracle.analysis.source import Place, SourcedBook, condition_paths
-from dodona.oracle.language.conditions import All, AnyOf, Facts, comparisons, describe, evaluate
+from dodona.oracle.language.condition_text import describe
+from dodona.oracle.language.conditions import All, AnyOf, Facts, comparisons, evaluate
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.language.rulebook import Rule
+from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.yaml_source import DataPath
 
 

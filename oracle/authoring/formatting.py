@@ -21,14 +21,10 @@ from typing import Any, Final
 from dodona.oracle.authoring.tree import Entry, Node, Scalar, node_of, read_tree
 from dodona.oracle.errors import DodonaError, RuleFileError
 from dodona.oracle.language.extends import Sibling, folder_sibling
-from dodona.oracle.language.rulebook import (
-    DeclaredException,
-    EnvironmentVariable,
-    Examples,
-    RuleBook,
-    parse_rulebook,
-)
+from dodona.oracle.language.rule import Examples
+from dodona.oracle.language.rulebook import DeclaredException, EnvironmentVariable, RuleBook
 from dodona.oracle.language.yaml_source import DataPath, parse_yaml, read_bytes
+from dodona.oracle.systems.books import parse_rulebook
 
 WIDTH: Final = 120
 """Longest line, in characters, where there is a place to break it."""

@@ -10,15 +10,19 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from dodona.oracle.language import rule as rule_module
 from dodona.oracle.language import rulebook
-from dodona.oracle.language.conditions import MAX_TEXT, OPERATORS
+from dodona.oracle.language.condition_parser import MAX_TEXT
+from dodona.oracle.language.conditions import OPERATORS
 from dodona.oracle.language.extends import NAME_PATTERN
 from dodona.oracle.language.facts import FactSpec
-from dodona.oracle.language.rulebook import OWN_SYSTEM, DeclaredException, Examples, Rule, RuleBook
+from dodona.oracle.language.rule import Examples, Rule
+from dodona.oracle.language.rulebook import OWN_SYSTEM, DeclaredException, RuleBook
 from dodona.oracle.language.yaml_source import MAX_INTEGER
 from dodona.oracle.systems.registry import VLLM, facts_of
 
@@ -289,7 +293,8 @@ def _text_rules(schema: Schema) -> Schema:
 def _field_docs() -> dict[tuple[str, str], str]:
     """(model, field) → the text below the field, which Python does not keep."""
     docs = {}
-    for cls in ast.parse(inspect.getsource(rulebook)).body:
+    sources = [ast.parse(inspect.getsource(module)).body for module in (rule_module, rulebook)]
+    for cls in itertools.chain(*sources):
         if isinstance(cls, ast.ClassDef):
             for statement, after in zip(cls.body, cls.body[1:], strict=False):
                 if (

@@ -10,24 +10,15 @@ from typing import Any, Final
 
 from dodona.oracle.authoring.formatting import rule_text, write_atomically
 from dodona.oracle.errors import ConfigError, RuleFileError
-from dodona.oracle.language.conditions import (
-    Clause,
-    Compare,
-    Condition,
-    ConditionError,
-    Literal,
-    Not,
-    compare,
-    describe,
-    disjunctive_normal_form,
-    evaluate,
-    parse_condition,
-    to_data,
-)
+from dodona.oracle.language.condition_parser import parse_condition
+from dodona.oracle.language.condition_text import describe, to_data
+from dodona.oracle.language.conditions import Compare, Condition, ConditionError, Not, compare, evaluate
 from dodona.oracle.language.extends import folder_sibling
 from dodona.oracle.language.facts import FactSpec, FactValue
-from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook, load_rulebook, parse_rulebook
+from dodona.oracle.language.normal_forms import Clause, Literal, disjunctive_normal_form
+from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook
 from dodona.oracle.language.yaml_source import MAX_INTEGER, parse_yaml, read_bytes
+from dodona.oracle.systems.books import load_rulebook, parse_rulebook
 from dodona.oracle.systems.registry import facts_of
 
 Kind = typing.Literal["override", "require", "veto"]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from dodona.oracle.config.engine_config import SECTIONS
+from dodona.oracle.config.sections import SECTIONS
 from dodona.oracle.errors import ConfigError, did_you_mean
 
 _RENAMED = {("cache_config", "cache_dtype"): "kv_cache_dtype"}

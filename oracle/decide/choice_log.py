@@ -1,5 +1,6 @@
-"""What the system that a book describes logs about its choice by itself: often nothing, where one would want
-to know.
+"""The line that the described system logs by itself about its choice of a runner.
+
+Many choices are logged by no line at all.
 """
 
 from __future__ import annotations
@@ -7,14 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dodona.oracle.language.conditions import Facts
-from dodona.oracle.language.rulebook import Rule, RuleBook
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
 
 
 def choice_log(book: RuleBook, facts: Facts, fired: Sequence[Rule], *, forced_by: str | None) -> str | None:
-    """The line that is logged for a choice; None where it is made in silence.
+    """The line that is logged for a choice; None where nothing is logged.
 
-    forced_by: the id of the override that decided. Otherwise, of the requires that rule the preferred runner
-    out, one that is silent silences the others; vetoes are told together, where no require fired.
+    fired: the rules that fire, in the book's order. forced_by: the id of the override that decided; its line
+    is logged.
+
+    Without an override, the requires and vetoes count that rule out the preferred runner at the choice. If
+    requires are among them, the first one's line is logged, or nothing where one of them has no line. If only
+    vetoes are, the book's `fallback_log` is logged with the features of all of them.
     """
     if forced_by is not None:
         return book.by_id[forced_by].show_log(facts)
@@ -23,8 +29,8 @@ def choice_log(book: RuleBook, facts: Facts, fired: Sequence[Rule], *, forced_by
     ]
     requires = [rule for rule in against if rule.kind == "require"]
     if requires:
-        told = [rule.show_log(facts) for rule in requires]
-        return told[0] if None not in told else None
+        lines = [rule.show_log(facts) for rule in requires]
+        return None if None in lines else lines[0]
     if not against or book.fallback_log is None:
         return None
     features = ", ".join(rule.show_feature(facts) for rule in against)

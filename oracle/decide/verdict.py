@@ -1,23 +1,26 @@
-"""The verdict: which runner serves a configuration, and every reason. Computed once; it travels with the
-configuration.
+"""The verdict: which runner serves a configuration, and every reason.
+
+A verdict is a plain value. Its methods only call the functions that work on it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from dodona.oracle.config.engine_config import EngineConfig, JsonObject
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import JsonObject
 from dodona.oracle.decide.choice_log import choice_log
-from dodona.oracle.decide.evaluate import Firing
+from dodona.oracle.decide.evaluate import Evaluation
+from dodona.oracle.decide.outcome import Firing
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.language.conditions import Facts, show_value
-from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown
-from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook, RunnerName
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.facts import UNKNOWN, Unknown
+from dodona.oracle.language.rule import RunnerName
+from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook
 from dodona.oracle.machine.environment import Environment
 
 if TYPE_CHECKING:
@@ -28,9 +31,6 @@ Evaluator = Literal["durable_rules", "reference"]
 
 KnownValue = bool | int | str | tuple[str, ...] | None
 """A fact's value that is known; null where the fact is unset."""
-
-PREFERRED = "preferred"
-FALLBACK = "fallback"
 
 
 class Reason(BaseModel):
@@ -51,78 +51,36 @@ class Reason(BaseModel):
     facts: tuple[tuple[str, KnownValue], ...]
     """The facts that the rule compares and their values, without unknown ones."""
     unknown: tuple[str, ...]
-    """Facts that aren't known and for want of which the rule fired; empty where it fired surely."""
+    """The unknown facts because of which the rule fired; empty where it fired surely."""
     remedy: str
     """What would have to hold for the rule not to fire."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a book decides about a set of firings: rule ids in place of reasons."""
+class Unsupported(BaseModel):
+    """The features that each runner lacks for one configuration, by the runner's name.
 
-    runner: RunnerName | None
-    forced: bool
-    decided_by: str
-    refusals: tuple[str, ...]
+    Every runner of the book has an entry: `unsupported["v2"]`, or `unsupported.v2` for a name that is a plain
+    word.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    __pydantic_extra__: dict[str, tuple[str, ...]] = Field(init=False)
 
     @property
-    def kind(self) -> tuple[RunnerName | None, bool]:
-        """The runner, and whether its startup is refused: what users feel of an outcome."""
-        return self.runner, bool(self.refusals)
-
-
-def decide(book: RuleBook, fired: Sequence[Firing]) -> Outcome:
-    """Fold firings into an outcome. Their order doesn't matter, but that refusals are listed in it.
-
-    The override of lowest precedence decides. Where a require or veto speaks against its runner, the book's
-    `forced_refusal` says whether the choice is refused (runner None) or the runner doesn't start; an override
-    without a runner refuses the choice itself. Without an override, the first runner by preference that no
-    require or veto rules out; else the last, with its refusals.
-    """
-    rules = [book.by_id[firing.rule] for firing in fired]
-
-    def against(runner: RunnerName, *stages: str) -> tuple[str, ...]:
-        return tuple(
-            r.id for r in rules if r.kind != "override" and runner in r.runners and r.stage in stages
-        )
-
-    overrides = [
-        rule
-        for rule in rules
-        if rule.kind == "override"
-        and not (rule.unless_vetoed is not None and against(rule.unless_vetoed, "choice", "both"))
-    ]
-    if overrides:
-        override = min(overrides, key=lambda rule: rule.precedence or 0)
-        if not override.runners:
-            return Outcome(None, True, override.id, (override.id,))
-        runner = override.runners[0]
-        if book.forced_refusal == "startup":
-            return Outcome(runner, True, override.id, against(runner, "startup", "both"))
-        refused = bool(against(runner, "choice", "both"))
-        return Outcome(
-            None if refused else runner, True, override.id, against(runner, "choice", "startup", "both")
-        )
-    for runner in book.runners[:-1]:
-        if not against(runner, "choice", "both"):
-            by = PREFERRED if runner == book.runners[0] else FALLBACK
-            return Outcome(runner, False, by, against(runner, "startup"))
-    fallback = book.runners[-1]
-    return Outcome(fallback, False, FALLBACK, against(fallback, "choice", "startup", "both"))
-
-
-class Unsupported(BaseModel):
-    """Features that each runner lacks for one configuration; `unsupported["v2"]` and `unsupported.v2` are the
-    same.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    v1: tuple[str, ...] = ()
-    v2: tuple[str, ...] = ()
+    def runners(self) -> tuple[RunnerName, ...]:
+        """The names of the runners."""
+        return tuple(self.__pydantic_extra__)
 
     def __getitem__(self, runner: RunnerName) -> tuple[str, ...]:
-        return {"v1": self.v1, "v2": self.v2}[runner]
+        return self.__pydantic_extra__[runner]
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.__pydantic_extra__.items()))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, runner: str) -> tuple[str, ...]: ...
 
 
 class RuleBookName(BaseModel):
@@ -161,11 +119,11 @@ class Verdict(BaseModel):
     refusals: tuple[Reason, ...]
     """Why the runner that was chosen, or forced, does not start; empty where it does."""
     assumptions: tuple[str, ...]
-    """Values that the book put in for facts that aren't known, as text."""
+    """The values that the book assumed for unknown facts, as text."""
     rulebook: RuleBookName
     evaluated_by: Evaluator
     log: str | None = None
-    """What the described system itself logs about this choice; None where it says nothing."""
+    """The line that the described system logs about this choice; None where it logs nothing."""
 
     @property
     def forced_runner(self) -> RunnerName | None:
@@ -176,6 +134,11 @@ class Verdict(BaseModel):
             return None
         decided = next(reason for reason in self.reasons if reason.rule == self.decided_by)
         return decided.runners[0] if decided.runners else None
+
+    @property
+    def no_runner_can_serve(self) -> bool:
+        """Every runner lacks a feature here."""
+        return all(self.unsupported[runner] for runner in self.unsupported.runners)
 
     def explain(self) -> str:
         """Readable text: the runner, who decided, each reason with its feature and references, and what would
@@ -191,10 +154,9 @@ class Verdict(BaseModel):
         It is empty, and says what blocks, where there is none. Reads the model's config.json again. rulebook:
         the book that decided, where it isn't one that comes with Dodona. Raises ConfigError.
         """
-        from dodona.oracle.explain.counterfactuals import counterfactuals
-        from dodona.oracle.systems.deployment import deployment_of
+        from dodona.oracle.explain.counterfactuals import counterfactuals_of
 
-        return counterfactuals(deployment_of(self, rulebook), runner)
+        return counterfactuals_of(self, runner, rulebook=rulebook)
 
     def build(self) -> Runner:
         """Make the runner. Raises UnsupportedConfiguration where there are refusals, or where the book
@@ -220,18 +182,24 @@ class Verdict(BaseModel):
 def make_verdict(
     book: RuleBook,
     config: EngineConfig,
-    facts: Facts,
-    fired: Sequence[Firing],
+    evaluation: Evaluation,
     *,
     evaluated_by: Evaluator,
-    assumptions: tuple[str, ...] = (),
     vllm_config: Mapping[str, Any] | None = None,
     environment: Environment | None = None,
 ) -> Verdict:
-    """The verdict for firings of `book` on `facts`."""
-    outcome = decide(book, fired)
-    reasons = {firing.rule: _reason(book, facts, firing) for firing in fired}
-    against = [reason for reason in reasons.values() if reason.kind != "override"]
+    """The verdict for an evaluation of `book`.
+
+    vllm_config: the whole configuration as it was given, for a book of vLLM. environment: the machine that
+    the evaluation is about.
+    """
+    facts, outcome = evaluation.facts, evaluation.outcome
+    reasons = {firing.rule: _reason(book, facts, firing) for firing in evaluation.firings}
+    lacking: dict[str, list[str]] = {runner: [] for runner in sorted(book.runners)}
+    for reason in reasons.values():
+        if reason.kind != "override":
+            for runner in reason.runners:
+                lacking[runner].append(reason.feature)
     return Verdict(
         config=config,
         vllm_config=None if vllm_config is None else json.dumps(dict(vllm_config), sort_keys=True),
@@ -240,18 +208,15 @@ def make_verdict(
         forced=outcome.forced,
         decided_by=outcome.decided_by,
         reasons=tuple(reasons.values()),
-        unsupported=Unsupported(
-            v1=tuple(reason.feature for reason in against if "v1" in reason.runners),
-            v2=tuple(reason.feature for reason in against if "v2" in reason.runners),
-        ),
+        unsupported=Unsupported.model_validate(lacking),
         refusals=tuple(reasons[rule] for rule in outcome.refusals),
-        assumptions=assumptions,
+        assumptions=evaluation.assumptions,
         rulebook=RuleBookName(name=book.rulebook, system=book.system, content_hash=book.content_hash),
         evaluated_by=evaluated_by,
         log=choice_log(
             book,
             facts,
-            [book.by_id[f.rule] for f in fired],
+            [book.by_id[firing.rule] for firing in evaluation.firings],
             forced_by=outcome.decided_by if outcome.forced else None,
         ),
     )
@@ -278,18 +243,4 @@ def _reason(book: RuleBook, facts: Facts, firing: Firing) -> Reason:
         facts=tuple(known),
         unknown=() if firing.certain else tuple(unknown),
         remedy=rule.remedy(book.facts),
-    )
-
-
-def with_assumptions(book: RuleBook, facts: Facts) -> tuple[Facts, tuple[str, ...]]:
-    """The facts with the book's assumptions in place of those unknown, and what was assumed, as text."""
-    assumed: Mapping[str, FactValue] = {
-        name: value
-        for name, value in (book.assume or {}).items()
-        if isinstance(facts.get(name, UNKNOWN), Unknown)
-    }
-    if not assumed:
-        return facts, ()
-    return {**facts, **assumed}, tuple(
-        f"{name} = {show_value(value)} (not known)" for name, value in assumed.items()
     )

@@ -1,5 +1,6 @@
-"""What would have to change in a configuration for a runner to be chosen and to start: every least set of
-changes. Changes only take something away (see `Change`).
+"""Counterfactuals: the least sets of changes to a configuration after which a runner is chosen and starts.
+
+A change only takes something away (see `Change`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from dodona.oracle.decide.evaluate import Firing, firings
-from dodona.oracle.decide.verdict import PREFERRED, Outcome, decide
+from dodona.oracle.decide.evaluate import Evaluation, evaluate
+from dodona.oracle.decide.outcome import PREFERRED, Firing, Outcome
+from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.explain.least_changes import OVERRIDE, LeastChanges
-from dodona.oracle.language.conditions import Facts, show_value
-from dodona.oracle.language.facts import UNKNOWN, Unknown
-from dodona.oracle.language.rulebook import RuleBook, RunnerName
-from dodona.oracle.systems.deployment import Change, Deployment
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.facts import UNKNOWN, Unknown, show_value
+from dodona.oracle.language.rule import RunnerName
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.deployment import Change, Deployment, deployment_of
 
 Because = Literal["model", "machine", "override", "configuration", "preference"]
 
@@ -31,7 +34,7 @@ _SOURCES: Final[Mapping[str, Because]] = {
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A rule that speaks against the runner whatever is changed."""
+    """A rule that no change of the configuration keeps from ruling the runner out."""
 
     rule: str
     """Its id, or "preferred" where nothing rules the preferred runner out."""
@@ -45,7 +48,7 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class Forcing:
-    """What another value of the environment variable would meet, the configuration being as it is."""
+    """The outcome for another value of the environment variable and the same configuration."""
 
     variable: str
     value: str | None
@@ -53,7 +56,7 @@ class Forcing:
     runner: RunnerName | None
     """The runner that it leads to; None where the choice is refused."""
     refusals: tuple[str, ...]
-    """Features for want of which that runner is refused; empty where it starts."""
+    """The features for which that runner is refused; empty where it starts."""
 
     def __str__(self) -> str:
         what = f"{self.variable} unset" if self.value is None else f"{self.variable}={self.value}"
@@ -64,7 +67,7 @@ class Forcing:
 
 @dataclass(frozen=True, slots=True)
 class SpecialCase:
-    """A fired rule that refines broader ones, looked at by itself, as if those were gone."""
+    """A fired rule that refines broader ones, considered without those."""
 
     rule: str
     broader: tuple[str, ...]
@@ -120,16 +123,26 @@ def counterfactuals(deployment: Deployment, runner: RunnerName) -> Counterfactua
     search = LeastChanges(deployment, runner)
     sets, complete = search.run(MAX_NODES)
     holds = sets == ((),)
-    facts = deployment.facts()
-    fired = firings(book, facts)
+    now = evaluate(book, deployment.facts())
     return Counterfactuals(
         runner=runner,
         sets=sets,
-        blocked_by=() if sets else _blockers(search, book, runner, deployment, facts, fired),
-        forcing=() if holds else _forcing(book, runner, deployment, facts),
-        special_cases=() if holds else tuple(_special_cases(search, book, runner, fired)),
+        blocked_by=() if sets else _blockers(search, book, runner, deployment, now),
+        forcing=() if holds else _forcing(book, runner, deployment, now.facts),
+        special_cases=() if holds else tuple(_special_cases(search, book, runner, now.firings)),
         complete=complete,
     )
+
+
+def counterfactuals_of(
+    verdict: Verdict, runner: RunnerName, *, rulebook: RuleBook | None = None
+) -> Counterfactuals:
+    """The counterfactuals of a verdict's deployment; reads the model's config.json again.
+
+    rulebook: the book that decided, where it isn't one that comes with Dodona. Raises ConfigError, and
+    ValueError for a runner that the book doesn't have.
+    """
+    return counterfactuals(deployment_of(verdict, rulebook), runner)
 
 
 def _blockers(
@@ -137,13 +150,14 @@ def _blockers(
     book: RuleBook,
     runner: RunnerName,
     deployment: Deployment,
-    facts: Facts,
-    fired: Collection[Firing],
+    now: Evaluation,
 ) -> tuple[Blocker, ...]:
-    outcome = decide(book, tuple(fired))
+    outcome = now.outcome
     forced_here = outcome.forced and runner in book.by_id[outcome.decided_by].runners
     against = [
-        firing.rule for firing in fired if _speaks_against(book, firing.rule, runner, outcome, forced_here)
+        firing.rule
+        for firing in now.firings
+        if _speaks_against(book, firing.rule, runner, outcome, forced_here)
     ]
     found = [rule for rule in against if search.is_fixed(rule)]
     if not found and runner == book.runners[0]:
@@ -154,11 +168,11 @@ def _blockers(
         why = f"{preferred} is preferred to {runner}, and taking features away doesn't rule it out"
         return (Blocker(PREFERRED, f"runner {preferred}", why, ("preference",), ()),)
     known = deployment.known_facts()
-    return tuple(_blocker(book, rule, facts, known) for rule in found)
+    return tuple(_blocker(book, rule, now.facts, known) for rule in found)
 
 
 def _speaks_against(book: RuleBook, rule: str, runner: RunnerName, outcome: Outcome, forced: bool) -> bool:
-    """forced: whether an override chooses the runner; stage `choice` may then be moot."""
+    """forced: an override chooses the runner, so that stage `choice` may not matter."""
     found = book.by_id[rule]
     if found.kind == "override":
         return rule == outcome.decided_by and runner not in found.runners
@@ -200,10 +214,9 @@ def _forcing(book: RuleBook, runner: RunnerName, deployment: Deployment, facts: 
 def _forced(
     book: RuleBook, variable: str, value: str | None, means: RunnerName | None, facts: Facts
 ) -> Forcing:
-    then = {**facts, OVERRIDE: means}
-    outcome: Outcome = decide(book, firings(book, then))
-    features = tuple(book.by_id[rule].show_feature(then) for rule in outcome.refusals)
-    return Forcing(variable, value, outcome.runner, features)
+    then = evaluate(book, {**facts, OVERRIDE: means})
+    features = tuple(book.by_id[rule].show_feature(then.facts) for rule in then.outcome.refusals)
+    return Forcing(variable, value, then.outcome.runner, features)
 
 
 def _special_cases(

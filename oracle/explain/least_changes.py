@@ -1,9 +1,9 @@
-"""The search for least sets of changes that lead to a runner.
+"""The search for the least sets of changes that lead to a runner.
 
-Sets grow from the empty one. Wherever the runner isn't reached yet, some rule must come out otherwise, and
-only a change that it depends on does that: those are the ways on, and where there is none, the branch ends.
-Levels are of equal size and each set is met once, so that a set which reaches the runner has no subset that
-does.
+The search begins with the empty set and adds one change at a time. While a set does not lead to the runner,
+some rule has to fire that does not, or the other way round; only changes that this rule depends on can do
+that, so only those are added. Where there are none, the branch ends. Sets are visited by size and each set
+once, so that no subset of a set that is found leads to the runner.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import itertools
 from collections.abc import Iterable
 from typing import Final
 
-from dodona.oracle.decide.evaluate import Firing
-from dodona.oracle.decide.verdict import Outcome, decide
-from dodona.oracle.language.conditions import Facts, evaluate
-from dodona.oracle.language.rulebook import Rule, RunnerName
+from dodona.oracle.decide.evaluate import firing
+from dodona.oracle.decide.outcome import Firing, Outcome, decide
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.rule import Rule, RunnerName
 from dodona.oracle.systems.deployment import Change, Deployment
 
 OVERRIDE: Final = "environment.override"
 """The fact by which the user forces a runner."""
 
 MAX_LOOKAHEAD: Final = 8
-"""A rule that depends on more changes is taken for one that may come out either way."""
+"""A rule that depends on more changes than this is not examined: it counts as one that may turn."""
 
 
 class LeastChanges:
@@ -40,8 +40,8 @@ class LeastChanges:
         ]
         self._depends = {rule.id: self._support(rule) for rule in self._rules}
         self._facts: dict[int, Facts] = {}
-        self._fires: dict[tuple[str, int], bool | None] = {}
-        self._outcomes: dict[tuple[bool | None, ...], Outcome] = {}
+        self._fires: dict[tuple[str, int], Firing | None] = {}
+        self._outcomes: dict[tuple[Firing, ...], Outcome] = {}
         choosing = [r for r in self._rules if r.kind == "override" and runner in r.runners]
         self._may_be_forced = any(self._depends[r.id] or self._firing(r, 0) is not None for r in choosing)
 
@@ -84,7 +84,7 @@ class LeastChanges:
         return self._named(found)
 
     def is_fixed(self, rule: str) -> bool:
-        """Whether a rule comes out the same whatever is changed."""
+        """Whether no changes make a rule fire that does not, or the other way round."""
         return not self._can_turn(self._book.by_id[rule], 0, 0)
 
     def _named(self, sets: Iterable[int]) -> tuple[tuple[Change, ...], ...]:
@@ -98,23 +98,21 @@ class LeastChanges:
             if any(self._deployment.affects(change, fact) for fact in rule.reads)
         )
 
-    def _firing(self, rule: Rule, made: int) -> bool | None:
-        """True where a rule surely fires after changes, False where only for want of a fact, else None."""
+    def _firing(self, rule: Rule, made: int) -> Firing | None:
+        """How a rule fires after changes, or None where it does not."""
         key = (rule.id, made & self._depends[rule.id])
         if key not in self._fires:
             if key[1] not in self._facts:
                 self._facts[key[1]] = self._deployment.facts([self.changes[i] for i in _bits(key[1])])
-            value = evaluate(rule.fires_when, self._facts[key[1]])
-            fires = value is True or (value is None and rule.kind != "override")
-            self._fires[key] = value is True if fires else None
+            self._fires[key] = firing(rule, self._facts[key[1]])
         return self._fires[key]
 
     def _outcome(self, made: int) -> Outcome:
-        states = tuple(self._firing(rule, made) for rule in self._rules)
-        if states not in self._outcomes:
-            fired = [Firing(r.id, s) for r, s in zip(self._rules, states, strict=True) if s is not None]
-            self._outcomes[states] = decide(self._book, fired)
-        return self._outcomes[states]
+        states = (self._firing(rule, made) for rule in self._rules)
+        fired = tuple(state for state in states if state is not None)
+        if fired not in self._outcomes:
+            self._outcomes[fired] = decide(self._book, fired)
+        return self._outcomes[fired]
 
     def _ways_on(self, made: int, barred: int, outcome: Outcome) -> int:
         """Changes of which every further set that leads to the runner has at least one; none: no set does."""

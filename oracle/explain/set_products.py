@@ -1,4 +1,4 @@
-"""A family of sets as independent choices: `all of A, B, and one of C or D` for what would be many lines."""
+"""A family of sets as independent choices, which take fewer lines than the sets: `A, and one of B or C`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def factors(sets: Sequence[Sequence[T]]) -> list[list[tuple[T, ...]]]:
-    """Blocks of options such that picking one option of each block gives every set of the family once.
+def independent_choices(sets: Sequence[Sequence[T]]) -> list[list[tuple[T, ...]]]:
+    """Choices such that taking one option of each gives every set of the family once.
 
-    One block of all sets where they are no such product.
+    Each choice is a list of options, each option a tuple of elements. Where the family is no such product,
+    the only choice is among all its sets.
 
-    >>> factors([("a", "c"), ("a", "d")])
+    >>> independent_choices([("a", "c"), ("a", "d")])
     [[('a',)], [('c',), ('d',)]]
     """
     family = [frozenset(chosen) for chosen in sets]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from dodona.oracle.decide.verdict import Reason, Verdict
+from dodona.oracle.decide.verdict import Reason, Verdict
+from dodona.oracle.explain.text import explain
 
 PLAIN_WIDTH = 120
 """Width of output that doesn't go to a terminal."""
@@ -23,7 +21,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def verdict_table(verdict: Verdict) -> RenderableType:
     """The verdict with its headline, a row for each reason (refusals first), and who evaluated it."""
-    headline = verdict.explain().splitlines()[0]
+    headline = explain(verdict).splitlines()[0]
     style = "bold red" if verdict.refusals else "bold green"
     parts: list[RenderableType] = [Text(headline, style=style)]
     if verdict.reasons:
@@ -63,7 +61,7 @@ def _reasons(verdict: Verdict) -> Table:
 
 
 def _effect(reason: Reason, verdict: Verdict) -> str:
-    runners = " and ".join(runner.upper() for runner in reason.runners)
+    runners = " and ".join(reason.runners) or "no runner"
     if reason.kind == "override":
         return f"forces {runners}" if reason.rule == verdict.decided_by else f"for {runners}, outranked"
     return f"rules out {runners}"

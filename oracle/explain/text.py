@@ -1,15 +1,13 @@
-"""A verdict as text for an operator."""
+"""A verdict as text for operators."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
 
-from dodona.oracle.language.conditions import show_value
+from dodona.oracle.decide.outcome import FALLBACK, PREFERRED
+from dodona.oracle.decide.verdict import Reason, Verdict
+from dodona.oracle.language.facts import show_value
 from dodona.oracle.language.rulebook import OWN_SYSTEM
-
-if TYPE_CHECKING:
-    from dodona.oracle.decide.verdict import Reason, Verdict
 
 _WIDTH = 100
 
@@ -24,7 +22,7 @@ def explain(verdict: Verdict) -> str:
         lines += _reasons(verdict.refusals)
     refused = {reason.rule for reason in verdict.refusals}
     others = [r for r in verdict.reasons if r.rule not in refused and r.kind != "override"]
-    for runner in ("v1", "v2"):
+    for runner in verdict.unsupported.runners:
         mine = [reason for reason in others if runner in reason.runners]
         if mine:
             moot = ", had it been the choice" if verdict.forced else ""
@@ -43,7 +41,7 @@ def explain(verdict: Verdict) -> str:
         lines.append("")
     if verdict.log is not None:
         lines += [f"{verdict.rulebook.system} logs: {verdict.log}", ""]
-    elif verdict.rulebook.system != OWN_SYSTEM and verdict.decided_by == "fallback":
+    elif verdict.rulebook.system != OWN_SYSTEM and verdict.decided_by == FALLBACK:
         lines += [f"{verdict.rulebook.system} logs nothing of this.", ""]
     book = verdict.rulebook
     engine = "durable-rules" if verdict.evaluated_by == "durable_rules" else "the reference evaluator"
@@ -61,11 +59,13 @@ def _headline(verdict: Verdict) -> str:
         return f"Runner {verdict.runner} for {model}: forced ({verdict.decided_by}){start}."
     if verdict.runner is None:
         return f"No runner for {model}: the choice itself is refused ({verdict.decided_by})."
-    if verdict.refusals and verdict.decided_by == "preferred":
+    if verdict.refusals and verdict.decided_by == PREFERRED:
         return f"Runner {verdict.runner} for {model}: it is preferred, but can't start."
+    if verdict.refusals and verdict.no_runner_can_serve:
+        return f"No runner for {model}: the fallback {verdict.runner} can't serve it either."
     if verdict.refusals:
-        return f"No runner for {model}: {verdict.runner} is the last resort, and can't serve it either."
-    if verdict.decided_by == "preferred":
+        return f"Runner {verdict.runner} for {model}: it is the fallback, but can't start."
+    if verdict.decided_by == PREFERRED:
         return f"Runner {verdict.runner} for {model}: it is preferred, and nothing rules it out."
     return f"Runner {verdict.runner} for {model}: the fallback, since what is preferred is ruled out."
 
@@ -78,7 +78,7 @@ def _reasons(reasons: tuple[Reason, ...] | list[Reason]) -> list[str]:
         lines += _wrapped(reason.because)
         if reason.unknown:
             lines += _wrapped(
-                f"Not known: {', '.join(reason.unknown)}. What isn't known counts against the runner."
+                f"Not known: {', '.join(reason.unknown)}. Unknown facts count against the runner."
             )
         if reason.facts:
             lines += _wrapped(

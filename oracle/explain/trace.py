@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dodona.oracle.decide.evaluate import Firing
-from dodona.oracle.decide.verdict import Outcome, decide
-from dodona.oracle.language.conditions import evaluate, show_value
-from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown
-from dodona.oracle.language.rulebook import Rule, RuleBook
+from dodona.oracle.decide.evaluate import evaluate
+from dodona.oracle.decide.outcome import Outcome
+from dodona.oracle.language import conditions
+from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown, show_value
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.systems.deployment import Deployment
 
 
 @dataclass(frozen=True, slots=True)
 class FactRead:
-    """A fact that a rule compares. `assumed`: the value stands in for one that isn't known."""
+    """A fact that a rule compares. `assumed`: the fact is unknown, and the book assumes this value."""
 
     name: str
     value: FactValue
@@ -29,22 +30,22 @@ class FactRead:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rule, and what became of it."""
+    """One rule, and what it did in a decision."""
 
     rule: Rule
     feature: str
     fired: bool
     certain: bool
-    """Whether it came out so for sure; false where a fact that it hangs on isn't known."""
+    """Whether it surely fires or surely doesn't; false where that depends on an unknown fact."""
     decisive: bool
-    """Whether the outcome hangs on it: it chose, it ruled out a preferred runner, or it refused the chosen
-    one."""
+    """Whether the outcome depends on it: it chose the runner, ruled out a preferred one, or refused the
+    chosen one."""
     effect: str
     """What it did, in a few words; empty where it didn't fire."""
     facts: tuple[FactRead, ...]
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain JSON values; a fact that isn't known has no value."""
+        """Plain JSON values; an unknown fact has no value."""
         facts = [
             {"fact": read.name, "assumed": read.assumed}
             | ({"known": False} if isinstance(read.value, Unknown) else {"known": True, "value": read.value})
@@ -67,14 +68,8 @@ class Step:
 def trace(deployment: Deployment) -> tuple[Step, ...]:
     """Every rule of the deployment's book, in the book's order, by the reference evaluator."""
     book, known, facts = deployment.book, deployment.known_facts(), deployment.facts()
-    values = {rule.id: evaluate(rule.fires_when, facts) for rule in book.rules}
-    fired = [
-        Firing(rule.id, values[rule.id] is True)
-        for rule in book.rules
-        if values[rule.id] is True or (values[rule.id] is None and rule.kind != "override")
-    ]
-    ids = {firing.rule for firing in fired}
-    outcome = decide(book, fired)
+    found = evaluate(book, facts)
+    ids = {firing.rule for firing in found.firings}
     steps: list[Step] = []
     for rule in book.rules:
         reads = tuple(
@@ -86,13 +81,13 @@ def trace(deployment: Deployment) -> tuple[Step, ...]:
             )
             for name in rule.reads
         )
-        effect, decisive = _effect(book, rule, outcome) if rule.id in ids else ("", False)
+        effect, decisive = _effect(book, rule, found.outcome) if rule.id in ids else ("", False)
         steps.append(
             Step(
                 rule=rule,
                 feature=rule.show_feature(facts),
                 fired=rule.id in ids,
-                certain=values[rule.id] is not None,
+                certain=conditions.evaluate(rule.when, facts) is not None,
                 decisive=decisive,
                 effect=effect,
                 facts=reads,
@@ -102,7 +97,7 @@ def trace(deployment: Deployment) -> tuple[Step, ...]:
 
 
 def _effect(book: RuleBook, rule: Rule, outcome: Outcome) -> tuple[str, bool]:
-    """What a fired rule did, and whether the outcome hangs on it."""
+    """What a fired rule did, and whether the outcome depends on it."""
     if rule.kind == "override":
         chosen = rule.runners[0] if rule.runners else "no runner"
         decides = rule.id == outcome.decided_by

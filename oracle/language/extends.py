@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from dodona.oracle.language.conditions import nearest
+from dodona.oracle.errors import nearest
 from dodona.oracle.language.yaml_source import DataPath, Document, Position, read_yaml
 
 MAX_DEPTH: Final = 16

@@ -49,4 +49,15 @@ class FactSpec:
     reads: tuple[str, ...] = ()
     """Fields of the configuration that it is derived from."""
     section: bool = False
-    """It says whether something optional is configured: true, or null, and never false."""
+    """The fact is true where something optional is configured, else null, and never false."""
+
+
+def show_value(value: object) -> str:
+    """A fact's value as people write it."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

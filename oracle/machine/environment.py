@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Strict
 from pydantic.dataclasses import dataclass
 
-from dodona.oracle.config.engine_config import config_errors
+from dodona.oracle.config.sections import config_errors
 from dodona.oracle.errors import ConfigError
 
 OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"

@@ -12,15 +12,18 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dodona.oracle.config.engine_config import OPTIONAL_SECTIONS, SECTIONS, EngineConfig
-from dodona.oracle.decide.verdict import Verdict, with_assumptions
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import OPTIONAL_SECTIONS, SECTIONS
+from dodona.oracle.decide.evaluate import with_assumptions
+from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.language.conditions import Facts, show_value
-from dodona.oracle.language.facts import FactSpec
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebooks, load_rulebook
+from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.facts import FactSpec, show_value
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.hub import resolve_model
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.books import bundled_rulebooks, load_rulebook
 from dodona.oracle.systems.own.facts import FACTS, derive_facts
 from dodona.oracle.systems.registry import VLLM
 

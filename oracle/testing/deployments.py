@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide
+from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.explain.counterfactuals import counterfactuals
 from dodona.oracle.language.facts import FactSpec, FactValue
-from dodona.oracle.language.rulebook import RuleBook, RunnerName
+from dodona.oracle.language.rule import RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.deployment import Change, Deployment, OwnDeployment
@@ -125,7 +125,7 @@ def check_counterfactuals(book: RuleBook, data: st.DataObject) -> None:
 
 
 def _serves(deployment: Deployment, changes: Iterable[Change], runner: RunnerName) -> bool:
-    outcome = decide(deployment.book, firings(deployment.book, deployment.facts(changes)))
+    outcome = evaluate(deployment.book, deployment.facts(changes)).outcome
     return outcome.runner == runner and not outcome.refusals
 
 

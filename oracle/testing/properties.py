@@ -23,11 +23,14 @@ from dodona.oracle.analysis.baseline import baseline_of
 from dodona.oracle.analysis.findings import show_facts
 from dodona.oracle.analysis.space import OVERRIDE, sections_of
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import Outcome, Verdict, decide, make_verdict
+from dodona.oracle.decide.evaluate import evaluate, firings
+from dodona.oracle.decide.outcome import Outcome, decide
+from dodona.oracle.decide.verdict import Verdict, make_verdict
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import UNKNOWN, FactValue
-from dodona.oracle.language.rulebook import Rule, RuleBook, load_rulebook
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.testing.deployments import check_counterfactuals
 from dodona.oracle.testing.strategies import FactMapping, candidate_values
 
@@ -224,7 +227,7 @@ def _unknown_counts_against(subject: Subject, data: st.DataObject) -> None:
 def _json_round_trip(subject: Subject, data: st.DataObject) -> None:
     book, facts = subject.book, subject.facts(data)
     verdict = make_verdict(
-        book, EngineConfig.from_flat("model"), facts, firings(book, facts), evaluated_by="reference"
+        book, EngineConfig.from_flat("model"), evaluate(book, facts), evaluated_by="reference"
     )
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
     assert subject.content_hash_again == book.content_hash
@@ -383,7 +386,7 @@ class RuleBookTests:
 
     def test_differences(self) -> None:
         """The book does not differ from itself, and what a rule's removal changes shows in each witness."""
-        from dodona.oracle.analysis.diff import answer, diff_books
+        from dodona.oracle.analysis.diff import decision, diff_books
         from dodona.oracle.analysis.source import SourcedBook, load_sourced
 
         source = load_sourced(str(self.book))
@@ -394,7 +397,7 @@ class RuleBookTests:
             assert found, f"{rule.id}: its removal changes nothing"
             witnesses = [c.witness for c in found.outcomes] + [c.witness for c in found.rules]
             for facts in (witness.all_facts for witness in witnesses):
-                assert answer(source.book, facts) != answer(without.book, facts), show_facts(facts)
+                assert decision(source.book, facts) != decision(without.book, facts), show_facts(facts)
 
     def test_counterfactuals(self) -> None:
         """See PROPERTIES."""

@@ -11,9 +11,10 @@ from hypothesis.strategies import SearchStrategy
 
 from dodona.oracle.language.conditions import comparisons
 from dodona.oracle.language.facts import UNKNOWN, FactSpec, FactValue
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.books import bundled_rulebook
 
 FactMapping = dict[str, FactValue]
 

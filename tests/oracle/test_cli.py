@@ -19,7 +19,7 @@ from dodona.cli.flags import read_config_file
 from dodona.oracle.config.flat import FLAT_ARGUMENTS, flat_names
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.language.rulebook import load_rulebook
+from dodona.oracle.systems.books import load_rulebook
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "qwen3"
 LLAMA = {

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dodona.cli.app import app
 from dodona.oracle.decide.verdict import Verdict
-from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.books import bundled_rulebook
 
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16"}
 TRANSFER = '{"kv_connector": "C", "kv_role": "kv_both"}'

@@ -15,14 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dodona.oracle.config.engine_config import (
-    OPTIONAL_SECTIONS,
-    SECTIONS,
-    CompilationMode,
-    EngineConfig,
-    ParallelConfig,
-)
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, flat_names
+from dodona.oracle.config.sections import OPTIONAL_SECTIONS, SECTIONS, CompilationMode, ParallelConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.machine.environment import assumed_gpu

@@ -19,10 +19,10 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.decision_log import LOG_VARIABLE, config_hash, log_decision, select_and_log
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.language.rulebook import bundled_rulebook
 from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.testing import engine_config_mappings
 
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16"}

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from dodona.oracle.decide import durable
 from dodona.oracle.decide import evaluate as reference
-from dodona.oracle.decide.durable import CompiledBook, Engine, EngineFault, EngineUnavailable, Ruleset, fnv1a
-from dodona.oracle.language.conditions import disjunctive_normal_form
+from dodona.oracle.decide.durable import encoding, trial
+from dodona.oracle.decide.durable import engine as durable_engine
+from dodona.oracle.decide.durable import evaluation as durable
+from dodona.oracle.decide.durable.compiling import CompiledBook, fnv1a
+from dodona.oracle.decide.durable.engine import Engine, EngineFault, EngineUnavailable, Ruleset
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.language.normal_forms import disjunctive_normal_form
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.own.facts import FACTS
 from dodona.oracle.testing import RandomFacts, facts
 
@@ -49,7 +53,8 @@ def book_of(*conditions: Any, kind: str = "veto") -> RuleBook:
                 }
                 for i, condition in enumerate(conditions)
             ],
-        }
+        },
+        context=FACTS,
     )
 
 
@@ -118,7 +123,7 @@ def test_requires_and_vetoes_of_one_condition_are_opposite() -> None:
 
 
 def _data(condition: Any) -> dict[str, Any]:
-    from dodona.oracle.language.conditions import to_data
+    from dodona.oracle.language.condition_text import to_data
 
     return to_data(condition)
 
@@ -162,7 +167,7 @@ def test_facts_become_booleans_and_bounded_integers(values: dict[str, Any]) -> N
 def test_field_names_that_the_engine_confuses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fnv1a("liquid") == fnv1a("costarring")
     colliding = {"model_config.is_moe": "liquid", "cache_config.block_size": "costarring"}
-    monkeypatch.setattr(durable, "_field", colliding.get)
+    monkeypatch.setattr(encoding, "_field", colliding.get)
     with pytest.raises(EngineUnavailable, match="'liquid__state' and 'costarring__state'"):
         CompiledBook(book_of({"model_config.is_moe": True}, {"cache_config.block_size": 3}))
 
@@ -217,7 +222,7 @@ def test_what_the_engine_must_not_do_is_a_fault(
 ) -> None:
     bad, good = FakeHost(fires, state), FakeHost(["a", "sentinel"], {})
     hosts = [good, bad]
-    monkeypatch.setattr(durable, "_import_host", lambda: hosts.pop)
+    monkeypatch.setattr(durable_engine, "_import_host", lambda: hosts.pop)
     engine = Engine()
     with pytest.raises(EngineFault):
         engine.fire(_ruleset("a"), {})
@@ -302,7 +307,7 @@ def test_a_foreign_book_is_tried_in_a_child_first(monkeypatch: pytest.MonkeyPatc
 
 @durable_rules
 def test_the_trial_passes_sound_books() -> None:
-    durable.try_in_child(CompiledBook(OPERATORS_BOOK))
+    trial.try_in_child(CompiledBook(OPERATORS_BOOK))
 
 
 def test_a_crash_in_the_trial_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +318,7 @@ def test_a_crash_in_the_trial_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", crash)
     with pytest.raises(EngineUnavailable, match="exit status -6"):
-        durable.try_in_child(CompiledBook(OPERATORS_BOOK))
+        trial.try_in_child(CompiledBook(OPERATORS_BOOK))
 
 
 def test_a_hang_in_the_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +329,7 @@ def test_a_hang_in_the_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", hang)
     with pytest.raises(EngineUnavailable, match=r"more than 0\.5 s"):
-        durable.try_in_child(CompiledBook(OPERATORS_BOOK), seconds=0.5)
+        trial.try_in_child(CompiledBook(OPERATORS_BOOK), seconds=0.5)
 
 
 def test_too_many_clauses_leave_the_book_to_the_reference() -> None:

@@ -14,9 +14,9 @@ from dodona.oracle.errors import (
     UnsupportedConfiguration,
     did_you_mean,
 )
-from dodona.oracle.language.rulebook import load_rulebook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import load_rulebook
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from dodona.cli.app import app
 from dodona.oracle.analysis.matrix import Cell, Column, Feature, Matrix, Model, make_matrix
 from dodona.oracle.analysis.matrix_formats import matrix_html, matrix_markdown
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.language.rulebook import bundled_rulebook, bundled_rulebooks, load_rulebook
 from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner, verdict_for
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks, load_rulebook
 
 DODONA = bundled_rulebook("dodona")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"

@@ -10,18 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, RuleFileError
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.language.rulebook import (
-    EnvironmentVariable,
-    RuleBook,
-    bundled_rulebook,
-    bundled_rulebooks,
-    load_rulebook,
-    parse_rulebook,
-)
+from dodona.oracle.language.rulebook import EnvironmentVariable, RuleBook
 from dodona.oracle.language.yaml_source import parse_yaml
 from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, parse_override
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks, load_rulebook, parse_rulebook
 from dodona.oracle.systems.own.facts import FACTS
 
 SOURCE = Path(__file__).parents[2] / "rules" / "dodona.yaml"
@@ -80,7 +74,7 @@ def test_content_changes_the_hash(old: str, new: str) -> None:
 
 def test_a_book_reads_back_from_its_json() -> None:
     book = bundled_rulebook("dodona")
-    again = RuleBook.model_validate_json(book.model_dump_json())
+    again = RuleBook.model_validate_json(book.model_dump_json(), context=book.facts)
     assert again.content_hash == book.content_hash
     assert again.rules == book.rules
 
@@ -144,3 +138,24 @@ def test_other_parsings_of_a_variable(value: str) -> None:
 
 def test_every_fact_that_the_book_reads_exists() -> None:
     assert set(bundled_rulebook("dodona").reads) <= set(FACTS)
+
+
+def test_a_book_keeps_the_registry_that_it_was_checked_against() -> None:
+    book = bundled_rulebook("dodona")
+    assert book.facts is FACTS
+    registry = dict(FACTS)
+    again = RuleBook.model_validate_json(book.model_dump_json(), context=registry)
+    assert again.facts is registry
+    assert again.model_copy(update={"description": "Another."}).facts is registry
+    assert again.content_hash == book.content_hash
+
+
+def test_a_book_is_not_checked_without_a_registry() -> None:
+    with pytest.raises(TypeError, match="context=FACTS"):
+        RuleBook.model_validate_json(bundled_rulebook("dodona").model_dump_json())
+
+
+def test_a_book_does_not_bring_a_registry() -> None:
+    text = SOURCE.read_text().replace("system: dodona", "system: dodona\nfacts: {}", 1)
+    with pytest.raises(RuleFileError, match="unknown key 'facts'"):
+        parse_rulebook(text)

@@ -13,13 +13,16 @@ import pytest
 from hypothesis import given, settings
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide import durable
+from dodona.oracle.decide.durable import engine as durable_engine
+from dodona.oracle.decide.durable import evaluation as durable
+from dodona.oracle.decide.durable.compiling import CompiledBook
+from dodona.oracle.decide.durable.engine import Engine, EngineFault, EngineUnavailable
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, RuleFileError, UnsupportedConfiguration
-from dodona.oracle.language.rulebook import bundled_rulebook, parse_rulebook
 from dodona.oracle.machine import environment
 from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, Environment
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.books import bundled_rulebook, parse_rulebook
 from dodona.oracle.testing import engine_config_mappings, environments
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -186,8 +189,8 @@ def test_the_reference_serves_where_durable_rules_can_not(monkeypatch: pytest.Mo
     def broken() -> Any:
         raise ImportError("undefined symbol: PyEval_CallObject")
 
-    monkeypatch.setattr(durable, "_import_host", broken)
-    monkeypatch.setattr(durable, "_engine", durable.Engine())
+    monkeypatch.setattr(durable_engine, "_import_host", broken)
+    monkeypatch.setattr(durable, "_engine", Engine())
     monkeypatch.setattr(durable, "_books", {})
     verdict = select_runner(QWEN3, environment=CPU)
     assert verdict.evaluated_by == "reference"
@@ -197,10 +200,10 @@ def test_the_reference_serves_where_durable_rules_can_not(monkeypatch: pytest.Mo
 
 def test_a_fault_of_the_engine_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: Any, **__: Any) -> Any:
-        raise durable.EngineFault("fired twice")
+        raise EngineFault("fired twice")
 
     monkeypatch.setattr(durable, "firings", fault)
-    with pytest.raises(durable.EngineFault):
+    with pytest.raises(EngineFault):
         select_runner(QWEN3, environment=GPU)
 
 
@@ -209,7 +212,7 @@ def test_a_book_of_ones_own_is_tried_and_then_used(tmp_path: Path, monkeypatch: 
     tried: list[str] = []
     real = durable.try_in_child
 
-    def trial(compiled: durable.CompiledBook) -> None:
+    def trial(compiled: CompiledBook) -> None:
         tried.append("once")
         real(compiled)
 
@@ -229,8 +232,8 @@ def test_a_book_of_ones_own_is_tried_and_then_used(tmp_path: Path, monkeypatch: 
 def test_a_book_that_crashes_the_engine_is_left_to_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(compiled: durable.CompiledBook) -> None:
-        raise durable.EngineUnavailable("the rule engine failed on this book in a trial: exit status -11")
+    def crash(compiled: CompiledBook) -> None:
+        raise EngineUnavailable("the rule engine failed on this book in a trial: exit status -11")
 
     monkeypatch.setattr(durable, "try_in_child", crash)
     path = tmp_path / "own.yaml"

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.explain.set_products import factors
+from dodona.oracle.explain.set_products import independent_choices
 from dodona.oracle.explain.trace import Step, trace
-from dodona.oracle.language.rulebook import bundled_rulebook
 from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.deployment import OwnDeployment
 from dodona.oracle.systems.vllm.deployment import VllmDeployment
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos
@@ -88,11 +88,11 @@ SETS = st.lists(st.frozensets(st.integers(0, 5), max_size=4), min_size=1, max_si
 
 @given(SETS)
 def test_factors_give_the_family_again(family: list[frozenset[int]]) -> None:
-    blocks = factors([tuple(sorted(chosen)) for chosen in family])
+    blocks = independent_choices([tuple(sorted(chosen)) for chosen in family])
     products = [frozenset(itertools.chain(*picked)) for picked in itertools.product(*blocks)]
     assert sorted(map(sorted, products)) == sorted(map(sorted, family))
 
 
 def test_factors_of_a_product() -> None:
     family = [("a", "c", "e"), ("a", "d", "e"), ("b", "c", "e"), ("b", "d", "e")]
-    assert factors(family) == [[("a",), ("b",)], [("c",), ("d",)], [("e",)]]
+    assert independent_choices(family) == [[("a",), ("b",)], [("c",), ("d",)], [("e",)]]

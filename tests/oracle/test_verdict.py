@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide.evaluate import Firing, firings
-from dodona.oracle.decide.verdict import Outcome, Verdict, decide, make_verdict, with_assumptions
+from dodona.oracle.decide.evaluate import evaluate, firings, with_assumptions
+from dodona.oracle.decide.outcome import Firing, Outcome, decide
+from dodona.oracle.decide.verdict import Verdict, make_verdict
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import bundled_rulebook
+from dodona.oracle.systems.own.facts import FACTS
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos
 
 BOOK = bundled_rulebook("dodona")
@@ -46,7 +51,8 @@ def book(*rules: dict[str, Any], **more: Any) -> RuleBook:
             "runners": ["v2", "v1"],
             "rules": list(rules),
             **more,
-        }
+        },
+        context=FACTS,
     )
 
 
@@ -165,7 +171,8 @@ def test_build_refuses_what_can_not_serve() -> None:
 def test_build_refuses_verdicts_about_other_systems() -> None:
     other = book(rule("moe", "veto", ["v2"]), system="vllm")
     config = EngineConfig.from_flat("m")
-    verdict = make_verdict(other, config, {}, (), evaluated_by="reference")
+    evaluation = evaluate(other, {"model_config.is_moe": False})
+    verdict = make_verdict(other, config, evaluation, evaluated_by="reference")
     assert verdict.runner == "v2"
     with pytest.raises(UnsupportedConfiguration, match="describes vllm"):
         verdict.build()
@@ -180,3 +187,12 @@ def test_the_forced_runner_is_named_also_where_it_is_refused() -> None:
     assert all(reason.because in str(error) for reason in verdict.refusals)
     free = verdict_for(EngineConfig.from_flat("m"), None, GPU, BOOK, trusted=True)
     assert free.forced_runner is None
+
+
+def test_a_verdict_that_an_earlier_version_wrote_is_read() -> None:
+    """The file was written while a verdict's fields for unsupported features were `v1` and `v2`."""
+    text = (Path(__file__).parents[1] / "data" / "verdict.json").read_text(encoding="utf-8")
+    found = Verdict.model_validate_json(text)
+    assert found.unsupported["v1"] == found.unsupported.v1
+    assert "tensor parallelism (2 devices)" in found.unsupported.v2
+    assert json.loads(found.model_dump_json()) == json.loads(text)

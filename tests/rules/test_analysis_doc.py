@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dodona.oracle.analysis.check import known_regions
 from dodona.oracle.analysis.properties import MEANINGS, broken_properties
-from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.books import bundled_rulebook
 from tests.support.analysis_doc import BLOCK, TARGET, refreshed
 
 TEXT = TARGET.read_text(encoding="utf-8")

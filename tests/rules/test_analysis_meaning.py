@@ -12,11 +12,12 @@ from dodona.oracle.analysis.diagrams import FALSE, TRUE, Diagrams, TooEntangled
 from dodona.oracle.analysis.regions import Regions
 from dodona.oracle.analysis.source import sourced_text
 from dodona.oracle.analysis.space import Space, sections_of
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide, with_assumptions
+from dodona.oracle.decide.evaluate import firings, with_assumptions
+from dodona.oracle.decide.outcome import decide
 from dodona.oracle.language.conditions import comparisons
 from dodona.oracle.language.facts import FactValue
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks
 from dodona.oracle.testing import RandomFacts
 from tests.support.small_books import book_data, points, text_of
 
@@ -37,7 +38,7 @@ def assert_same(regions: Regions, facts: dict[str, FactValue]) -> None:
     def here(region: int) -> bool:
         return space.diagrams.contains(region, point)
 
-    assert {part.id for part in regions.parts.values() if here(part.fires)} == {f.rule for f in fired}
+    assert {rule.id for rule in regions.rules.values() if here(rule.fires)} == {f.rule for f in fired}
     assert [kind for kind, r in regions.outcomes.kinds.items() if here(r)] == [outcome.kind]
     assert [by for by, r in regions.outcomes.decided.items() if here(r)] == [outcome.decided_by]
     assert {rule for rule, r in regions.outcomes.refused.items() if here(r)} == set(outcome.refusals)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dodona.cli.app import app
 from dodona.oracle.authoring.schema import schema_text
-from dodona.oracle.language.rulebook import load_rulebook
+from dodona.oracle.systems.books import load_rulebook
 from tests.rules.test_formatting import NEAT, UGLY
 
 

@@ -16,10 +16,12 @@ from dodona.oracle.analysis.findings import Finding
 from dodona.oracle.analysis.properties import broken_properties
 from dodona.oracle.analysis.source import books_of, condition_paths, sourced_text
 from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide
+from dodona.oracle.decide.outcome import decide
 from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not, compare, evaluate
 from dodona.oracle.language.facts import FactValue
-from dodona.oracle.language.rulebook import Rule, RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks
 from tests.support.small_books import OVERRIDE, VALUES, book_data, fires, points, text_of
 
 Facts = dict[str, FactValue]

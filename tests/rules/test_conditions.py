@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dodona.oracle.language.condition_parser import parse_condition
+from dodona.oracle.language.condition_text import describe, to_data
 from dodona.oracle.language.conditions import (
     AnyOf,
     Condition,
@@ -17,15 +19,11 @@ from dodona.oracle.language.conditions import (
     Not,
     compare,
     comparisons,
-    describe,
-    disjunctive_normal_form,
     evaluate,
     facts_read,
-    negation_normal_form,
-    parse_condition,
-    to_data,
 )
 from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.language.normal_forms import disjunctive_normal_form, negation_normal_form
 from dodona.oracle.systems.own.facts import FACTS
 
 VALUES: Mapping[str, tuple[Any, ...]] = {

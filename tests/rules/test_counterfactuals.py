@@ -14,14 +14,17 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import Verdict, decide, with_assumptions
+from dodona.oracle.decide.evaluate import firings, with_assumptions
+from dodona.oracle.decide.outcome import decide
+from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactuals
-from dodona.oracle.language.rulebook import RuleBook, RunnerName, bundled_rulebook
+from dodona.oracle.language.rule import RunnerName
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner, verdict_for
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.deployment import Change, OwnDeployment, apply_changes, deployment_of, own_changes
 from dodona.oracle.systems.own.facts import FACTS, derive_facts
 from dodona.oracle.systems.vllm.arguments import from_command_line

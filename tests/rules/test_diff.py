@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 from dodona.cli.app import app
 from dodona.oracle.analysis.diff import Difference, Witness, diff_books, diff_sources
 from dodona.oracle.analysis.source import SourcedBook, load_sourced, sourced_text
-from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import decide, with_assumptions
+from dodona.oracle.decide.evaluate import firings, with_assumptions
+from dodona.oracle.decide.outcome import decide
 from dodona.oracle.errors import ConfigError, RuleFileError
 from dodona.oracle.language.facts import UNKNOWN, FactValue
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebooks
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import bundled_rulebooks
 from tests.support.small_books import book_data, points, text_of
 
 ROOT = Path(__file__).parents[2]

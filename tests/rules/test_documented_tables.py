@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dodona.oracle.language.conditions import evaluate, parse_condition
+from dodona.oracle.language.condition_parser import parse_condition
+from dodona.oracle.language.conditions import evaluate
 from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.language.yaml_source import parse_yaml
 from dodona.oracle.systems.own.facts import FACTS

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.decide.verdict import Outcome, decide
+from dodona.oracle.decide.outcome import Outcome, decide
 from dodona.oracle.language.conditions import evaluate
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.language.rulebook import Rule, RuleBook, bundled_rulebook
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.own.facts import FACTS, derive_facts
 from dodona.oracle.testing import candidate_values, engine_config_mappings, environments, facts, model_infos
 
@@ -141,7 +143,9 @@ def test_the_verdict_is_total_and_deterministic(values: dict[str, Any]) -> None:
 def test_the_order_of_rules_changes_no_outcome(values: dict[str, Any], rng: random.Random) -> None:
     shuffled = list(BOOK.rules)
     rng.shuffle(shuffled)
-    other = RuleBook.model_validate({**BOOK.model_dump(mode="python"), "rules": tuple(shuffled)})
+    other = RuleBook.model_validate(
+        {**BOOK.model_dump(mode="python"), "rules": tuple(shuffled)}, context=BOOK.facts
+    )
     ours, theirs = outcome(values), decide(other, firings(other, values))
     assert (ours.runner, ours.forced, ours.decided_by) == (theirs.runner, theirs.forced, theirs.decided_by)
     assert set(ours.refusals) == set(theirs.refusals)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.language.rulebook import RuleBook, load_rulebook, parse_rulebook
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import load_rulebook, parse_rulebook
 
 BASE = """\
 rulebook: base

@@ -25,8 +25,9 @@ from dodona.oracle.authoring.formatting import (
 from dodona.oracle.authoring.tree import read_tree
 from dodona.oracle.errors import RuleFileError
 from dodona.oracle.language.extends import folder_sibling
-from dodona.oracle.language.rulebook import Rule, load_rulebook, parse_rulebook
+from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.yaml_source import parse_yaml
+from dodona.oracle.systems.books import load_rulebook, parse_rulebook
 
 RULES = Path(__file__).resolve().parents[2] / "rules"
 FILES = sorted(RULES.rglob("*.yaml"))

@@ -12,10 +12,10 @@ from dodona.oracle.analysis.source import books_of, load_sourced
 from dodona.oracle.authoring.coverage import run_examples
 from dodona.oracle.authoring.formatting import format_file
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.language.rulebook import load_rulebook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import load_rulebook
 from tests.support.history_document import DOCUMENT, FOLDER, edits, render
 
 BOOKS = sorted(FOLDER.glob("*.yaml"))

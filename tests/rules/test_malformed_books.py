@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.language.rulebook import load_rulebook, parse_rulebook
+from dodona.oracle.systems.books import load_rulebook, parse_rulebook
 
 BOOK = """\
 rulebook: trial
@@ -160,6 +160,10 @@ CASES = {
     "runners of the book twice": ("runners: [v2, v1]", "runners: ¦[v2, v2]", "twice", ""),
     "one runner": ("runners: [v2, v1]", "runners: ¦[v2]", "too short", "at least 2"),
     "wrong variable": ("variable: DODONA_USE", "variable: ¦dodona use", "wrong form", ""),
+    "value that means no runner": ('"1": v2}', '"1": ¦v3}', "no runner 'v3'", "'v2', 'v1'"),
+    "runner that can't be passed over": ("    precedence: 1\n", "    precedence: 1\n    unless_vetoed: ¦v3\n", "no runner 'v3'", "'v1'"),
+    "reserved runner": ("runners: [v2, v1]", "runners: [v2, v1, ¦unset]", "'unset' can't be a runner's name", "another name"),
+    "malformed runner": ("runners: [v2, v1]", "runners: [v2, ¦V_1!]", "wrong form", "lower-case"),
     "wrong meaning": ("otherwise: error", "otherwise: ¦ignore", "'ignore'", "error"),
     "assumption outside domain": ("rules:\n", "assume: {environment.platform: ¦gpu}\nrules:\n", "outside the domain", ""),
 }  # fmt: skip

@@ -6,7 +6,8 @@ import functools
 
 import pytest
 
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks, parse_rulebook
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks, parse_rulebook
 from dodona.oracle.testing import PROPERTIES, RuleBookTests, check_properties, check_property
 
 
@@ -155,25 +156,25 @@ def test_a_declared_exception_is_not_tried(name: str) -> None:
 @pytest.mark.parametrize("name", ["refused-with-every-reason", "order-free", "total"])
 def test_a_faulty_evaluator_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the language itself promises can only be broken by the code: each such fault is caught."""
-    from dodona.oracle.decide import verdict
+    from dodona.oracle.decide import outcome
     from dodona.oracle.testing import properties
 
     book = parse_rulebook(BOOK)
-    real = verdict.decide
+    real = outcome.decide
 
-    def first_reason_only(of: RuleBook, fired: object) -> verdict.Outcome:
+    def first_reason_only(of: RuleBook, fired: object) -> outcome.Outcome:
         found = real(of, fired)  # type: ignore[arg-type]
-        return verdict.Outcome(found.runner, found.forced, found.decided_by, found.refusals[:1])
+        return outcome.Outcome(found.runner, found.forced, found.decided_by, found.refusals[:1])
 
-    def last_rule_decides(of: RuleBook, fired: object) -> verdict.Outcome:
+    def last_rule_decides(of: RuleBook, fired: object) -> outcome.Outcome:
         overrides = [f.rule for f in fired if of.by_id[f.rule].kind == "override"]  # type: ignore[attr-defined]
         found = real(of, fired)  # type: ignore[arg-type]
         last = [rule.id for rule in of.rules][-1]
-        return verdict.Outcome("v1", bool(overrides), last, ()) if fired else found
+        return outcome.Outcome("v1", bool(overrides), last, ()) if fired else found
 
-    def unnamed(of: RuleBook, fired: object) -> verdict.Outcome:
+    def unnamed(of: RuleBook, fired: object) -> outcome.Outcome:
         found = real(of, fired)  # type: ignore[arg-type]
-        return verdict.Outcome(found.runner, found.forced, found.decided_by, ())
+        return outcome.Outcome(found.runner, found.forced, found.decided_by, ())
 
     faulty = {
         "refused-with-every-reason": first_reason_only,

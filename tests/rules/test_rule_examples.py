@@ -9,7 +9,7 @@ import pytest
 
 from dodona.oracle.analysis.source import load_sourced, sourced_text
 from dodona.oracle.authoring.coverage import BookReport, distinct, run_examples, totals
-from dodona.oracle.language.rulebook import bundled_rulebooks
+from dodona.oracle.systems.books import bundled_rulebooks
 
 HEAD = "rulebook: trial\ndescription: A trial.\nsystem: dodona\nrunners: [v2, v1]\nrules:\n"
 RULE = """\

@@ -18,8 +18,8 @@ import pytest
 from benchmarks.rule_fuzz import TooLong, _run, fuzz_configurations, fuzz_files
 from dodona.oracle.authoring.formatting import format_file
 from dodona.oracle.errors import RuleFileError
-from dodona.oracle.language.rulebook import load_rulebook, parse_rulebook
 from dodona.oracle.language.yaml_source import MAX_BYTES, parse_yaml
+from dodona.oracle.systems.books import load_rulebook, parse_rulebook
 from tests.rules.test_properties import BOOK
 
 

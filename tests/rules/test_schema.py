@@ -31,6 +31,12 @@ LANGUAGE_ONLY = {
     "refines in a circle",
     "refines other runners",
     "precedence taken",
+    # the names of runners are the book's
+    "wrong runner",
+    "wrong meaning",
+    "value that means no runner",
+    "runner that can't be passed over",
+    "reserved runner",
 }
 
 

@@ -23,8 +23,9 @@ from dodona.oracle.authoring.template import (
     new_rule,
 )
 from dodona.oracle.errors import ConfigError, RuleFileError
-from dodona.oracle.language.conditions import evaluate, parse_condition
-from dodona.oracle.language.rulebook import load_rulebook
+from dodona.oracle.language.condition_parser import parse_condition
+from dodona.oracle.language.conditions import evaluate
+from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.systems.own.facts import FACTS
 from tests.rules.test_conditions import DATA
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.analysis.replay import book_answer, case_facts, read_cases, replay
-from dodona.oracle.decide import durable
 from dodona.oracle.decide import evaluate as reference
 from dodona.oracle.decide.choice_log import choice_log
-from dodona.oracle.decide.verdict import decide
+from dodona.oracle.decide.durable import evaluation as durable
+from dodona.oracle.decide.durable.engine import EngineUnavailable
+from dodona.oracle.decide.outcome import decide
 from dodona.oracle.language.conditions import evaluate
-from dodona.oracle.language.rulebook import RuleBook, bundled_rulebook, bundled_rulebooks
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS
 from tests.support.history_reference import answer, history
 from tests.support.vllm_cases import random_case
@@ -133,6 +135,6 @@ def test_the_rule_engine_fires_as_the_reference_does(release: str) -> None:
         facts = case_facts(book, case)
         try:
             fired = durable.firings(book, facts, trusted=True)
-        except durable.EngineUnavailable as reason:
+        except EngineUnavailable as reason:
             pytest.skip(str(reason))
         assert fired == reference.firings(book, facts), case

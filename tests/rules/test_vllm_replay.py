@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dodona.cli.app import app
 from dodona.oracle.analysis.replay import replay
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.vllm.facts import UNKNOWN, config_facts
 from dodona.oracle.systems.vllm.releases import nearest_release
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dodona.cli.app import app
 from dodona.oracle import ConfigError, EngineConfig, Environment, Verdict, select_runner
-from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.vllm.arguments import from_command_line, from_flat
 from dodona.oracle.systems.vllm.select import describe, read_config
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from dodona.oracle.analysis.replay import book_answer, recorded_answer
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.language.rulebook import bundled_rulebook
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.vllm.arguments import (
     ARGUMENTS,
     SHORT,

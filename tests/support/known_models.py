@@ -1,4 +1,4 @@
-"""Writes oracle/models/known_models.py from transformers: ``python -m tests.support.known_models``."""
+"""Writes oracle/models/known_models.json from transformers: ``python -m tests.support.known_models``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).parents[2] / "oracle" / "known_models.py"
+TARGET = Path(__file__).parents[2] / "oracle" / "models" / "known_models.json"
 
 LANGUAGE_TASKS = (
     "CAUSAL_LM",
@@ -149,93 +149,33 @@ def entry(model_type: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def lines() -> list[str]:
-    """The table's lines: a model type, a blank, a JSON object."""
-    return [f"{t} {json.dumps(entry(t), separators=(',', ':'), sort_keys=True)}" for t in model_types()]
-
-
-HEAD = '''"""What transformers' configuration classes know that a config.json may leave out. Generated: do not
-edit.
-
-Made by ``python -m tests.support.known_models`` from transformers {version}; a test compares it with the one
-installed.
-"""
-# ruff: noqa: E501
-
-from __future__ import annotations
-
-import functools
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """One model type: field names of its own (`aliases`), and the values of fields that are left out
-    (`defaults`)."""
-
-    text_model_type: str | None
-    """Model type of a wrapper's language model."""
-    rotary: bool
-    stateful: bool
-    rope: Mapping[str, Any]
-    """Rotary embedding (as `rope_parameters`) where it isn't the plain one."""
-    layer_kinds: tuple[str, ...]
-    """Kinds of layers where they are not all full attention."""
-    aliases: Mapping[str, str]
-    defaults: Mapping[str, Any]
-
-
-@functools.cache
-def known_model(model_type: str) -> KnownModel | None:
-    """What is known of a model type, or None."""
-    line = _lines().get(model_type)
-    if line is None:
-        return None
-    found = json.loads(line)
-    return KnownModel(
-        text_model_type=found.get("text"),
-        rotary=found.get("rotary", False),
-        stateful=found.get("stateful", False),
-        rope=found.get("rope", {{}}),
-        layer_kinds=tuple(found.get("kinds", ())),
-        aliases=found.get("aliases", {{}}),
-        defaults=found.get("defaults", {{}}),
-    )
-
-
-@functools.cache
-def known_model_types() -> tuple[str, ...]:
-    """Every model type of the table, sorted."""
-    return tuple(sorted(_lines()))
-
-
-@functools.cache
-def known_architectures() -> frozenset[str]:
-    """Names of model classes that transformers or vLLM knows for language models."""
-    return frozenset(_ARCHITECTURES.split())
-
-
-@functools.cache
-def _lines() -> dict[str, str]:
-    return dict(line.split(" ", 1) for line in _MODELS.strip().splitlines())
-
-'''
-
 ONLY_IN_VLLM = ("KimiK3ForConditionalGeneration", "LongcatFlashNgramForCausalLM")
 """Architectures that released versions of vLLM name and transformers has no class for."""
 
 
-def module() -> str:
-    """The source text of oracle/models/known_models.py."""
+def text() -> str:
+    """The content of oracle/models/known_models.json: a line for each model type."""
     import transformers
 
-    names = textwrap.fill(" ".join(sorted({*architectures(), *ONLY_IN_VLLM})), 110)
-    body = f'\n_ARCHITECTURES = """\n{names}\n"""\n\n_MODELS = r"""\n' + "\n".join(lines()) + '\n"""\n'
-    return HEAD.format(version=transformers.__version__) + body
+    names = ", ".join(json.dumps(name) for name in sorted({*architectures(), *ONLY_IN_VLLM}))
+    models = [
+        f"{json.dumps(t)}: {json.dumps(entry(t), separators=(',', ':'), sort_keys=True)}"
+        for t in model_types()
+    ]
+    return "\n".join(
+        [
+            "{",
+            f' "transformers": {json.dumps(transformers.__version__)},',
+            ' "architectures": [',
+            textwrap.fill(names, 110),
+            " ],",
+            ' "models": {',
+            ",\n".join(models),
+            " }",
+            "}\n",
+        ]
+    )
 
 
 if __name__ == "__main__":
-    TARGET.write_text(module())
+    TARGET.write_text(text(), encoding="utf-8")

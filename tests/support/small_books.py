@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dodona.oracle.language.conditions import evaluate
 from dodona.oracle.language.facts import UNKNOWN, FactValue
-from dodona.oracle.language.rulebook import Rule, RuleBook
+from dodona.oracle.language.rule import Rule
+from dodona.oracle.language.rulebook import RuleBook
 
 OVERRIDE = "environment.override"
 

@@ -11,7 +11,8 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from dodona.oracle.config.engine_config import COMPILATION_MODES, EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from dodona.oracle.config.engine_config import COMPILATION_MODES
+from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactType, FactValue, Source, Unknown
 from dodona.oracle.machine.environment import PLATFORMS

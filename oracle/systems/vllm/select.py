@@ -12,10 +12,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from dodona.oracle.config.engine_config import SECTIONS, CompilationMode, EngineConfig
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import SECTIONS, CompilationMode
 from dodona.oracle.errors import ConfigError, did_you_mean
-from dodona.oracle.language.conditions import evaluate, show_value
-from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown
+from dodona.oracle.language.conditions import evaluate
+from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown, show_value
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, Environment
 from dodona.oracle.models.hub import resolve_model
@@ -130,7 +131,7 @@ def detected(book: RuleBook, *, machine: Environment | None = None) -> Environme
         machine = Environment.detect({k: v for k, v in os.environ.items() if k != OVERRIDE_VARIABLE})
     variable = book.environment
     override = None if variable is None else variable.parse(os.environ.get(variable.variable))
-    return dataclasses.replace(machine, override=override)
+    return dataclasses.replace(machine, override=override)  # type: ignore[arg-type]
 
 
 def _open(book: RuleBook, facts: Mapping[str, FactValue]) -> set[str]:
