@@ -9,10 +9,10 @@ from dodona.oracle.analysis.findings import Finding, show_facts
 from dodona.oracle.analysis.properties import confirm, idle_region
 from dodona.oracle.analysis.regions import Part, Regions, kinds_differ
 from dodona.oracle.analysis.source import SourcedBook
-from dodona.oracle.analysis.space import OVERRIDE
 from dodona.oracle.decide.evaluate import firings
 from dodona.oracle.decide.verdict import decide
 from dodona.oracle.language.rulebook import Rule, RuleBook, RunnerName
+from dodona.oracle.systems.system import OVERRIDE
 
 
 def rule_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:

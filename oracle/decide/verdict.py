@@ -192,7 +192,7 @@ class Verdict(BaseModel):
         the book that decided, where it isn't one that comes with Dodona. Raises ConfigError.
         """
         from dodona.oracle.explain.counterfactuals import counterfactuals
-        from dodona.oracle.systems.deployment import deployment_of
+        from dodona.oracle.systems.verdict_deployment import deployment_of
 
         return counterfactuals(deployment_of(self, rulebook), runner)
 

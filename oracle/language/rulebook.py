@@ -51,11 +51,9 @@ from dodona.oracle.language.conditions import (
 from dodona.oracle.language.extends import Resolved, Sibling, folder_sibling, resolve
 from dodona.oracle.language.facts import UNKNOWN, FactSpec, FactValue, Unknown
 from dodona.oracle.language.yaml_source import TYPE_NAMES, DataPath, Document, parse_yaml, read_yaml
-from dodona.oracle.systems.own.facts import FACTS
-from dodona.oracle.systems.registry import facts_of
-from dodona.oracle.systems.vllm.releases import nearest_book
+from dodona.oracle.systems.registry import facts_of, nearest_book
 
-RunnerName = Literal["v1", "v2"]
+RunnerName = str
 OWN_SYSTEM: Final = "dodona"
 """`system` of the books that decide for this runtime itself."""
 
@@ -77,7 +75,7 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 def _registry(info: ValidationInfo) -> Mapping[str, FactSpec]:
     context: Mapping[str, FactSpec] | None = info.context
-    return FACTS if context is None else context
+    return facts_of(OWN_SYSTEM) if context is None else context
 
 
 def _parse_when(value: object, info: ValidationInfo) -> Condition:
@@ -275,8 +273,8 @@ class EnvironmentVariable(_Model):
 
     variable: Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Z][A-Z0-9_]*$", max_length=64)]
     values: Annotated[Mapping[str, RunnerName], Field(min_length=1)]
-    otherwise: Literal["error", "unset", "v1", "v2"]
-    """What any other value means."""
+    otherwise: RunnerName
+    """What any other value means: "error", "unset", or a runner."""
     whole_numbers: bool = False
     """The value is read as a whole number, as Python's int() does; anything else is an error."""
 
@@ -294,10 +292,10 @@ class EnvironmentVariable(_Model):
         if value in self.values:
             return self.values[value]
         if self.otherwise == "error":
-            meanings = ", ".join(f'"{text}" = {runner}' for text, runner in self.values.items())
+            meanings = ", ".join(f'"{text}" for runner {runner}' for text, runner in self.values.items())
             raise ConfigError(
-                f"environment variable {self.variable}: {value!r} has no meaning; "
-                f"expected unset = the rules decide, {meanings}"
+                f"{self.variable}={value!r} means nothing: unset it to let the rules decide, or set it to "
+                f"{meanings}"
             )
         return None if self.otherwise == "unset" else self.otherwise
 
@@ -350,7 +348,7 @@ class RuleBook(_Model):
     @property
     def facts(self) -> Mapping[str, FactSpec]:
         """The registry of the facts that the book may read."""
-        return facts_of(self.system)
+        return facts_of(self.system, self.runners)
 
     @model_validator(mode="after")
     def _consistent(self) -> RuleBook:
@@ -517,9 +515,9 @@ def validate_rulebook(resolved: Resolved, facts: Mapping[str, FactSpec] | None =
     if not isinstance(document.data, dict):
         document.fail((), "a rule book is a mapping", "Begin with `rulebook: NAME`.")
     try:
-        return RuleBook.model_validate(
-            document.data, context=facts_of(document.data.get("system")) if facts is None else facts
-        )
+        data = document.data
+        registry = facts_of(data.get("system"), data.get("runners")) if facts is None else facts
+        return RuleBook.model_validate(data, context=registry)
     except ValidationError as error:
         if resolved.parent is not None:
             # what is inherited is reported in the file that it comes from

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 
 from dodona.oracle.analysis.baseline import baseline_of
 from dodona.oracle.analysis.findings import show_facts
-from dodona.oracle.analysis.space import OVERRIDE, sections_of
+from dodona.oracle.analysis.space import sections_of
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import firings
 from dodona.oracle.decide.verdict import Outcome, Verdict, decide, make_verdict
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.rulebook import Rule, RuleBook, load_rulebook
+from dodona.oracle.systems.system import OVERRIDE
 from dodona.oracle.testing.deployments import check_counterfactuals
 from dodona.oracle.testing.strategies import FactMapping, candidate_values
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dodona.oracle.config.draft_method import method_by_name
 from dodona.oracle.config.engine_config import COMPILATION_MODES, EngineConfig
-from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactType, FactValue
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
+from dodona.oracle.systems.fact import Fact, registry
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,15 +28,9 @@ class Inputs(NamedTuple):
     environment: Environment
 
 
-def _unknown(inputs: Inputs) -> FactValue:
-    return UNKNOWN
-
-
 @dataclass(frozen=True)
-class OwnFact(FactSpec):
+class OwnFact(Fact[Inputs]):
     """A fact of this runtime, and how it is derived."""
-
-    derive: Callable[[Inputs], FactValue] = _unknown
 
 
 def resolved_device(config: EngineConfig, environment: Environment) -> str:
@@ -108,21 +103,7 @@ def _speculative_method(inputs: Inputs) -> FactValue:
     speculative = inputs.config.speculative_config
     if speculative is None:
         return None
-    if speculative.method is not None:
-        return speculative.method
-    name = (speculative.model or "").lower()
-    if name in ("ngram", "[ngram]"):
-        return "ngram"
-    # vLLM reads the method off the draft model's name in this order.
-    for sign, method in (
-        ("eagle3", "eagle3"),
-        ("eagle-", "eagle"),
-        ("dflash", "dflash"),
-        ("medusa", "medusa"),
-    ):
-        if sign in name:
-            return method
-    return UNKNOWN
+    return speculative.method or method_by_name(speculative.model or "") or UNKNOWN
 
 
 def _dtype(inputs: Inputs) -> FactValue:
@@ -182,7 +163,7 @@ def _field(path: str, type: FactType, doc: str, **more: Any) -> OwnFact:
 
     if type == "int":
         more.setdefault("minimum", 1)
-    return OwnFact(path, type, doc, "config", derive, reads=(path,), **more)
+    return OwnFact(path, type, doc, "config", derive=derive, reads=(path,), **more)
 
 
 def _section(name: str, doc: str) -> OwnFact:
@@ -191,7 +172,7 @@ def _section(name: str, doc: str) -> OwnFact:
     def derive(inputs: Inputs) -> FactValue:
         return None if getattr(inputs.config, name) is None else True
 
-    return OwnFact(name, "bool", doc, "config", derive, nullable=True, section=True)
+    return OwnFact(name, "bool", doc, "config", derive=derive, nullable=True, section=True)
 
 
 def _environment(name: str, type: FactType, doc: str, **more: Any) -> OwnFact:
@@ -199,7 +180,7 @@ def _environment(name: str, type: FactType, doc: str, **more: Any) -> OwnFact:
         value: FactValue = getattr(inputs.environment, name)
         return value
 
-    return OwnFact(f"environment.{name}", type, doc, "environment", derive, **more)
+    return OwnFact(f"environment.{name}", type, doc, "environment", derive=derive, **more)
 
 
 _MODEL_SPECS = (
@@ -210,7 +191,7 @@ _MODEL_SPECS = (
         "str",
         "What the model is served for; `auto` goes by the model's architecture and pooling module.",
         "model",
-        lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
+        derive=lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
         domain=("generate", "pooling", "draft"),
         reads=("model_config.runner",),
     ),
@@ -219,7 +200,7 @@ _MODEL_SPECS = (
         "str",
         "Quantization method of the weights: as configured, else config.json's; null where there is none.",
         "model",
-        lambda i: resolved_quantization(i.config, i.model),
+        derive=lambda i: resolved_quantization(i.config, i.model),
         nullable=True,
         reads=("model_config.quantization",),
     ),
@@ -228,7 +209,7 @@ _MODEL_SPECS = (
         "str",
         "Type that the model is computed in; `auto` is config.json's, and float32 on a CPU.",
         "model",
-        _dtype,
+        derive=_dtype,
         domain=(*DTYPES, "other"),
         reads=("model_config.dtype", "device_config.device"),
     ),
@@ -273,7 +254,7 @@ _MODEL_SPECS = (
         "bool",
         "`max_model_len` is beyond `rope_fixed_length`.",
         "model",
-        lambda i: UNKNOWN if i.model is None else outgrows_rope(i.config, i.model),
+        derive=lambda i: UNKNOWN if i.model is None else outgrows_rope(i.config, i.model),
     ),
     _model(
         "rope_fixed_length",
@@ -359,7 +340,7 @@ _ENGINE_SPECS = (
         "str",
         "Platform that the model runs on; `auto` is the environment's.",
         "environment",
-        lambda i: resolved_device(i.config, i.environment),
+        derive=lambda i: resolved_device(i.config, i.environment),
         domain=PLATFORMS,
         reads=("device_config.device",),
     ),
@@ -381,7 +362,7 @@ _FEATURE_SPECS = (
         "str",
         "How tokens are drafted: as configured, else as the draft model's name says, else unknown.",
         "config",
-        _speculative_method,
+        derive=_speculative_method,
         nullable=True,
         reads=("speculative_config.method", "speculative_config.model"),
     ),
@@ -406,7 +387,7 @@ _FEATURE_SPECS = (
         "bool",
         "KV blocks leave or enter: a connector is named and has a role, or KV offloading has a size.",
         "config",
-        lambda i: has_active_connector(i.config),
+        derive=lambda i: has_active_connector(i.config),
         reads=(
             "kv_transfer_config.kv_connector",
             "kv_transfer_config.kv_role",
@@ -418,7 +399,7 @@ _FEATURE_SPECS = (
         "str",
         "The KV connector: as named, else the one that KV offloading turns on.",
         "config",
-        lambda i: resolved_connector(i.config),
+        derive=lambda i: resolved_connector(i.config),
         nullable=True,
         reads=(
             "kv_transfer_config.kv_connector",
@@ -453,11 +434,8 @@ _ENVIRONMENT_SPECS = (
 
 _SPECS = (*_MODEL_SPECS, *_ENGINE_SPECS, *_FEATURE_SPECS, *_ENVIRONMENT_SPECS)
 
-FACTS: Mapping[str, OwnFact] = MappingProxyType({spec.name: spec for spec in _SPECS})
+FACTS: Mapping[str, OwnFact] = registry(_SPECS)
 """The registry: every fact by its name."""
-
-if len(FACTS) != len(_SPECS):
-    raise AssertionError("two facts have the same name")
 
 
 def derive_facts(
