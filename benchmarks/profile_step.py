@@ -161,12 +161,11 @@ def start_runner(
 ) -> tuple[Any, Any]:
     """A runner that is ready to step, and its scheduler."""
     from dodona.oracle.config.engine_config import EngineConfig
-    from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.oracle.select import select_runner
     from dodona.runners.startup import start
 
-    os.environ[OVERRIDE_VARIABLE] = {"dodona-v1": "0", "dodona-v2": "1"}[options.engine]
+    os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"dodona-v1": "0", "dodona-v2": "1"}[options.engine]
     config = EngineConfig.from_flat(
         str(directory),
         load_format="dummy",

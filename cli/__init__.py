@@ -1,4 +1,4 @@
-"""The command line; `cli/app.py` has its commands, and the modules that it imports at its end."""
+"""The command line; `cli/app.py` lists its commands."""
 
 from __future__ import annotations
 

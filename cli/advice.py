@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dodona.cli.app import print_json, print_verdict
+from dodona.cli.common import print_json, print_verdict
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactuals
 from dodona.oracle.explain.set_products import independent_choices
@@ -16,7 +16,7 @@ from dodona.oracle.explain.table import PLAIN_WIDTH
 from dodona.oracle.explain.trace import Step, trace
 from dodona.oracle.select import select_runner
 from dodona.oracle.systems.books import load_rulebook
-from dodona.oracle.systems.deployment import deployment_of
+from dodona.oracle.systems.verdict_deployment import deployment_of
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict

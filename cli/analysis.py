@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dodona.cli.app import FAILED, AsJson, print_json, reporting, rules_app
+from dodona.cli.common import FAILED, AsJson, print_json, reporting
 from dodona.oracle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ Strict = Annotated[bool, typer.Option("--strict", help="Warnings fail too.")]
 Github = Annotated[bool, typer.Option("--github", help="Print findings as GitHub workflow commands.")]
 
 
-@rules_app.command("check")
 def rules_check(
     books: Annotated[
         list[str] | None,
@@ -96,7 +95,6 @@ def _report_data(report: Report) -> dict[str, Any]:
     }
 
 
-@rules_app.command("diff")
 def rules_diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A name, a file, a folder, or REVISION:PATH of git.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The same for what it becomes.")],

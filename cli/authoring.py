@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dodona.cli.app import FAILED, AsJson, print_json, reporting, rules_app
+from dodona.cli.common import FAILED, AsJson, print_json, reporting
 from dodona.oracle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,14 +27,6 @@ class RuleKind(StrEnum):
     veto = "veto"
 
 
-class Runner(StrEnum):
-    """Names of runners."""
-
-    v1 = "v1"
-    v2 = "v2"
-
-
-@rules_app.command("test")
 def rules_test(
     books: Annotated[
         list[str] | None,
@@ -105,7 +97,6 @@ def _data(books: int, rules: Sequence[RuleReport], counts: Counts) -> dict[str, 
     }
 
 
-@rules_app.command("fmt")
 def rules_fmt(
     files: Annotated[
         list[Path] | None,
@@ -155,7 +146,6 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-@rules_app.command("new")
 def rules_new(
     id: Annotated[str, typer.Argument(metavar="ID", help="Lower-case words joined by '-'.")],
     when: Annotated[
@@ -163,10 +153,10 @@ def rules_new(
     ],
     kind: Annotated[RuleKind, typer.Option("--kind", help="What kind of rule.")] = RuleKind.veto,
     runners: Annotated[
-        list[Runner] | None,
+        list[str] | None,
         typer.Option(
             "--runner",
-            help="A runner that it speaks of; may be given twice [default: v2].",
+            help="A runner that it is about; may be given several times [default: the preferred one, v2].",
             show_default=False,
         ),
     ] = None,
@@ -192,33 +182,41 @@ def rules_new(
 ) -> None:
     """Print a new rule, whole, with examples made from its condition; or put it into a book."""
     with reporting():
-        from dodona.oracle.authoring.template import append_rule, checked_rule, free_precedence, new_rule
-        from dodona.oracle.language.rulebook import OWN_SYSTEM
+        from dodona.oracle.authoring.template import (
+            DEFAULT_RUNNERS,
+            append_rule,
+            checked_rule,
+            free_precedence,
+            new_rule,
+        )
         from dodona.oracle.systems.books import load_rulebook
-        from dodona.oracle.systems.registry import VLLM, facts_of
+        from dodona.oracle.systems.registry import facts_of, registered_systems
 
+        known = registered_systems()
         if append is not None and system is not None:
             raise ConfigError("--append and --system: a book says itself whose facts it reads")
-        if system not in (None, OWN_SYSTEM, VLLM):
-            raise ConfigError(f"--system {system}: expected {OWN_SYSTEM} or {VLLM}")
+        if system not in (None, *known):
+            raise ConfigError(f"--system {system}: expected {' or '.join(known)}")
         if precedence is not None and kind is not RuleKind.override:
             raise ConfigError(f"--precedence: a {kind.value} has none")
-        of = system or OWN_SYSTEM
+        of = system or known[0]
+        preferred, names = DEFAULT_RUNNERS[0], (*DEFAULT_RUNNERS, *(runners or ()))
         if append is not None:
-            of = load_rulebook(append).system
+            book = load_rulebook(append)
+            of, preferred, names = book.system, book.runners[0], book.runners
             if kind is RuleKind.override and precedence is None:
                 precedence = free_precedence(append)
         rule = new_rule(
             id,
             when,
             kind=kind.value,
-            runners=[runner.value for runner in runners or [Runner.v2]],
+            runners=runners or [preferred],
             feature=feature,
             because=because,
             precedence=precedence,
-            registry=facts_of(of),
+            registry=facts_of(of, names),
         )
-        text = checked_rule(rule, of)
+        text = checked_rule(rule, of, list(dict.fromkeys((*names, *rule["runners"]))))
         if append is None:
             typer.echo(text, nl=False)
             return
@@ -226,7 +224,6 @@ def rules_new(
         typer.echo(f"{append}: added {id}")
 
 
-@rules_app.command("schema")
 def rules_schema() -> None:
     """Print the JSON Schema of rule files, for editors."""
     from dodona.oracle.authoring.schema import schema_text

@@ -6,14 +6,15 @@ import json
 import random
 import statistics
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+from dodona.cli.common import AsJson, ConfigFile, Model, reporting
+from dodona.cli.flags import engine_config, with_engine_flags
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decision_log import select_and_log
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.model_info import ModelInfo
 
 DEFAULT_INPUT_LEN = 128
 DEFAULT_OUTPUT_LEN = 64
@@ -21,17 +22,40 @@ FIRST_TOKEN_RUNS = 5
 """Requests, one after the other, whose median gives the time to the first token."""
 
 
+@with_engine_flags()
+def bench(
+    engine: Mapping[str, Any],
+    model: Model = None,
+    config: ConfigFile = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Requests.")] = 32,
+    input_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt [default: up to 128].", show_default=False)
+    ] = None,
+    output_len: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens to generate for each [default: up to 64].", show_default=False),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Measure throughput on random prompts, and the time to the first token of a request by itself."""
+    with reporting():
+        engine_conf = engine_config(model, engine, config)
+        run_bench(engine_conf, num_prompts, input_len, output_len, as_json=json_)
+
+
 def run_bench(
     config: EngineConfig, num_prompts: int, input_len: int | None, output_len: int | None, *, as_json: bool
 ) -> None:
     """Measure and print. Prompts are random token ids, all different; every request runs to its full
     length."""
-    from dodona import LLM, SamplingParams
-    from dodona.oracle.models.hub import resolve_model
+    from dodona.oracle.decision_log import select_and_log
+    from dodona.oracle.systems.system import load_model
+    from dodona.runners.llm import LLM
+    from dodona.runners.sampling.params import SamplingParams
 
     verdict = select_and_log(config)
     typer.echo(verdict.explain().splitlines()[0], err=True)
-    model = ModelInfo.load(resolve_model(config.model_config.model, revision=config.model_config.revision))
+    model = load_model(config.model_config.model, config.model_config.revision)
     if model.vocab_size is None:
         raise ConfigError(f"{model.file}: field 'vocab_size': required for random prompts, but not given")
     began = time.perf_counter()

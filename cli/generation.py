@@ -6,13 +6,66 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from dodona.cli.common import BAD_INPUT, ConfigFile, Model, reporting
+from dodona.cli.flags import engine_config, with_engine_flags
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.decision_log import select_and_log
 from dodona.oracle.errors import ConfigError
+
+
+@with_engine_flags(without=("seed",))
+def generate(
+    engine: Mapping[str, Any],
+    model: Model = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be given several times.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")
+    ] = False,
+    config: ConfigFile = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per prompt.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Share of the probability to sample from.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Number of tokens to sample from; 0 means all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Least probability, as a share of the largest.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A stop string; may be given several times.")] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after the end of sequence.")
+    ] = False,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(help="A JSON schema that the output must conform to: a file, or JSON itself."),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="An expression that the output must match.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="A file with a grammar (Lark or GBNF) of the output.")
+    ] = None,
+) -> None:
+    """Generate text with the runner that the rules choose."""
+    asked: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "seed": seed,
+        "stop": stop or None,
+        "ignore_eos": ignore_eos or None,
+    }
+    with reporting():
+        if not prompt:
+            raise ConfigError("no prompt: give --prompt TEXT, once or several times")
+        engine_conf = engine_config(model, engine, config)
+        asked["structured_outputs"] = structured_outputs(json_schema, regex, grammar)
+        failed = run_generate(engine_conf, prompt, asked, chat=chat, as_json=json_)
+        if failed:
+            raise typer.Exit(BAD_INPUT)
 
 
 def run_generate(
@@ -22,7 +75,9 @@ def run_generate(
 
     asked: sampling parameters by name; None leaves the model's default.
     """
-    from dodona import LLM, SamplingParams
+    from dodona.oracle.decision_log import select_and_log
+    from dodona.runners.llm import LLM
+    from dodona.runners.sampling.params import SamplingParams
 
     given = {name: value for name, value in asked.items() if value is not None}
     SamplingParams(**given)  # a parameter out of range is told before a model is loaded

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dodona.cli.app import FAILED, RuleBookName, app, reporting
+from dodona.cli.common import FAILED, RuleBookName, reporting
 from dodona.oracle.errors import ConfigError
 
 
@@ -22,7 +22,6 @@ class Format(enum.StrEnum):
     json = "json"
 
 
-@app.command("matrix")
 def matrix(
     rulebook: RuleBookName = "dodona",
     format: Annotated[Format, typer.Option(help="How to write it.")] = Format.text,

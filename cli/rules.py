@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import typer
 
+from dodona.cli.common import AsJson, RuleBookName, reporting
 from dodona.oracle.errors import did_you_mean
-from dodona.oracle.language.conditions import comparisons
-from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.models.known_models import known_architectures
-from dodona.oracle.systems.books import load_rulebook
+
+if TYPE_CHECKING:
+    from dodona.oracle.language.rulebook import RuleBook
+
+
+def rules_list(rulebook: RuleBookName = "dodona", json_: AsJson = False) -> None:
+    """List the rules of a rule book."""
+    with reporting():
+        print_rules(rulebook, as_json=json_)
 
 
 def unknown_architectures(book: RuleBook) -> list[str]:
     """A warning for each architecture in a rule that no known model has, with the nearest that one has."""
+    from dodona.oracle.language.conditions import comparisons
+    from dodona.oracle.models.known_models import known_architectures
+
     found = []
     for rule in book.rules:
         for comparison in comparisons(rule.when):
@@ -31,6 +41,8 @@ def unknown_architectures(book: RuleBook) -> list[str]:
 
 def print_rules(rulebook: str, *, as_json: bool) -> None:
     """Print the rules of a book as a table, or as one JSON object."""
+    from dodona.oracle.systems.books import load_rulebook
+
     book = load_rulebook(rulebook)
     for warning in unknown_architectures(book):
         typer.echo(f"dodona: warning: {warning}", err=True)

@@ -15,9 +15,11 @@ from pathlib import Path
 from rich.table import Table
 
 from checkpoints.task import KINDS, Question, chat_messages, draw_conversation, draw_question
-from dodona import LLM, SamplingParams
-from dodona.oracle import Environment, select_runner
 from dodona.oracle.explain.table import make_console, verdict_table
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.select import select_runner
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
 
 MODEL = os.path.relpath(Path(__file__).resolve().parents[1] / "checkpoints" / "qwen3")
 SEED = 2026

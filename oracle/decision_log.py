@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import OPTIONAL_SECTIONS, SECTIONS
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.select import select_runner
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
@@ -52,8 +53,6 @@ def select_and_log(
 
     log: the file; None: what `DODONA_DECISION_LOG` names, or no log. Raises as `select_runner` does.
     """
-    from dodona.oracle.select import select_runner
-
     try:
         verdict = select_runner(config, rulebook=rulebook, environment=environment)
     except UnsupportedConfiguration as refusal:

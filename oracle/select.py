@@ -1,11 +1,13 @@
-"""`select_runner`: a configuration goes in, a verdict comes out. The one place where the decision is made."""
+"""`select_runner`: a configuration goes in, a verdict comes out. The one place where the decision is made.
+
+configuration + environment → system → facts → rules → verdict
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dodona.oracle.config.engine_config import EngineConfig
@@ -14,15 +16,15 @@ from dodona.oracle.decide.durable import evaluation as durable
 from dodona.oracle.decide.durable.engine import EngineUnavailable
 from dodona.oracle.decide.evaluate import Evaluation
 from dodona.oracle.decide.verdict import Evaluator, Verdict, make_verdict
-from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.language.conditions import Facts
-from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook
-from dodona.oracle.machine.environment import Environment
-from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.machine.environment import Environment, check_override
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.books import load_rulebook
-from dodona.oracle.systems.own.facts import derive_facts
-from dodona.oracle.systems.registry import VLLM
+from dodona.oracle.systems.deployment import Deployment
+from dodona.oracle.systems.own.deployment import OwnDeployment
+from dodona.oracle.systems.registry import system_of
 
 
 def select_runner(
@@ -36,22 +38,19 @@ def select_runner(
     config: an EngineConfig, a mapping of its sections, or a model directory (or hub id). With a book of vLLM
     also a `vllm serve …` command line, as one text or as a list of words.
     rulebook: the name of a bundled book, the path of a book (ending .yaml), or a RuleBook.
-    environment: what to decide for, in place of what `Environment.detect()` finds.
+    environment: what to decide for; None: this machine, and the runner that the book's environment variable
+    forces.
 
     Raises ConfigError (configuration, config.json, environment variable), RuleFileError (a malformed book),
     and, with a book of this runtime's own runners, UnsupportedConfiguration with the verdict where no runner
     can serve. A book of another system gives its verdict also then.
     """
     book = load_rulebook(rulebook)
-    if book.system == VLLM:
-        return _vllm_verdict(config, book, environment, trusted=is_bundled(rulebook))
-    engine_config = as_engine_config(config)
+    system = system_of(book.system)
     if environment is None:
-        environment = Environment.detect()
-    name = engine_config.model_config.model
-    model = ModelInfo.load(resolve_model(name, revision=engine_config.model_config.revision))
-    verdict = verdict_for(engine_config, model, environment, book, trusted=is_bundled(rulebook))
-    if book.system == OWN_SYSTEM and (verdict.refusals or verdict.runner is None):
+        environment = Environment.detect(book=book)
+    verdict = verdict_of(system.deploy(config, environment, book), trusted=is_bundled(rulebook))
+    if system.builds_runners and (verdict.refusals or verdict.runner is None):
         raise UnsupportedConfiguration.from_verdict(verdict)
     return verdict
 
@@ -64,32 +63,30 @@ def verdict_for(
     *,
     trusted: bool = False,
 ) -> Verdict:
-    """The verdict for what was already read; no input or output but a trial of a book that isn't `trusted`.
+    """The verdict for an EngineConfig whose model is known already.
 
-    `model` None means that nothing is known of the model. Never raises for a well-formed configuration.
+    model: None: nothing is known of it. Raises as `verdict_of` does.
     """
-    found, evaluated_by = _evaluate(book, derive_facts(config, model, environment), trusted)
-    return make_verdict(book, config, found, evaluated_by=evaluated_by, environment=environment)
+    return verdict_of(OwnDeployment(config, model, environment, book), trusted=trusted)
 
 
-def _vllm_verdict(
-    config: object, book: RuleBook, environment: Environment | None, *, trusted: bool
-) -> Verdict:
-    from dodona.oracle.systems.vllm.select import describe, detected, read_config
+def verdict_of(deployment: Deployment, *, trusted: bool = False) -> Verdict:
+    """The verdict for a deployment: no input or output but the trial of a book that isn't `trusted`.
 
-    arguments = read_config(config)
-    environment = detected(book) if environment is None else environment
-    found = describe(arguments, book, environment)
-    evaluation, evaluated_by = _evaluate(book, found.facts, trusted)
-    # a vLLM deployment is described with assumptions of its own
-    assumptions = (*found.assumptions, *evaluation.assumptions)
+    Raises ConfigError where the environment forces a runner that the book doesn't have.
+    """
+    book = deployment.book
+    check_override(deployment.environment, book)
+    known = deployment.known_facts()
+    facts = deployment.with_assumptions(known)
+    evaluation, evaluated_by = _evaluate(book, facts, trusted)
     return make_verdict(
         book,
-        found.config,
-        dataclasses.replace(evaluation, assumptions=assumptions),
+        deployment.engine_config(),
+        dataclasses.replace(evaluation, assumptions=deployment.assumptions(known)),
         evaluated_by=evaluated_by,
-        vllm_config=found.sections,
-        environment=environment,
+        vllm_config=deployment.foreign_config(),
+        environment=deployment.environment,
     )
 
 
@@ -103,16 +100,3 @@ def _evaluate(book: RuleBook, facts: Facts, trusted: bool) -> tuple[Evaluation, 
 def is_bundled(rulebook: str | os.PathLike[str] | RuleBook) -> bool:
     """Whether a book comes with Dodona: only then is the rule engine trusted with it untried."""
     return isinstance(rulebook, str) and not rulebook.endswith((".yaml", ".yml"))
-
-
-def as_engine_config(config: object) -> EngineConfig:
-    """An EngineConfig from what `select_runner` takes. Raises ConfigError."""
-    if isinstance(config, EngineConfig):
-        return config
-    if isinstance(config, Mapping):
-        return EngineConfig.from_mapping(config)
-    if isinstance(config, (str, Path)) or hasattr(config, "__fspath__"):
-        return EngineConfig.from_flat(os.fspath(config))
-    raise ConfigError(
-        f"expected an EngineConfig, a mapping, or a model directory, got {type(config).__name__}"
-    )

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from dodona.cli.app import app
 from dodona.oracle.config.flat import flat_names
-from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
 from dodona.oracle.systems.books import bundled_rulebook, parse_rulebook
 from dodona.oracle.systems.own.facts import FACTS
 from tests.support import facts_table
 
 ROOT = Path(__file__).resolve().parents[1]
+OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
 WORDS = {"when", "Verdict", "LACKS", "_reference", "dodona", "dodona.oracle", OVERRIDE_VARIABLE}
 """Code spans of the architecture that name neither a path nor a definition."""
 COMMANDS = ("dodona ", "make ", "python ")

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from dodona.cli.app import app
 from dodona.oracle.decision_log import LOG_VARIABLE, decision
-from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, assumed_gpu
+from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.select import select_runner
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
 VARIABLES = (OVERRIDE_VARIABLE, "VLLM_USE_V2_MODEL_RUNNER", LOG_VARIABLE)
 
 

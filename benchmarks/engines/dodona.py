@@ -21,10 +21,9 @@ class _Dodona(BenchmarkEngine):
 
     @classmethod
     def load(cls, setup: Setup) -> _Dodona:
-        from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
         from dodona.runners.llm import LLM
 
-        os.environ[OVERRIDE_VARIABLE] = {"v1": "0", "v2": "1"}[cls.runner]
+        os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[cls.runner]
         arguments: dict[str, Any] = {
             "dtype": setup.dtype,
             "load_format": "dummy",

@@ -20,6 +20,7 @@ from dodona.oracle.language.facts import FactValue
 from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.language.yaml_source import DataPath
+from dodona.oracle.systems.registry import facts_of
 
 Status = Literal["added", "removed", "changed", "renamed"]
 Effect = Literal["outcome", "refusals", "unsupported", "reasons"]
@@ -177,7 +178,9 @@ class _Comparison:
     def __init__(self, a: SourcedBook, b: SourcedBook) -> None:
         self.a, self.b = a, b
         compared = [c for s in (a, b) for rule in s.book.rules for c in comparisons(rule.when)]
-        self.space = Space(a.book.facts, compared, baseline_of(a.book), unknown=True)
+        # a runner of either book may be forced
+        facts = facts_of(a.book.system, (*a.book.runners, *b.book.runners))
+        self.space = Space(facts, compared, baseline_of(a.book), unknown=True)
         self.before = Regions(self.space, a.book)
         self.after = Regions(self.space, b.book)
         self.outcome_differs = kinds_differ(self.space, self.before.outcomes.kinds, self.after.outcomes.kinds)

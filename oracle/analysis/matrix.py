@@ -13,20 +13,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dodona.oracle.analysis.blast import model_type_of
+from dodona.oracle.analysis.architectures import PLAIN_ARCHITECTURE, typical_model
 from dodona.oracle.analysis.space import sections_of
-from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import evaluate
-from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, comparisons
-from dodona.oracle.language.facts import UNKNOWN, FactSpec, FactValue
+from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.rule import Rule, RunnerName
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.deployment import Deployment, OwnDeployment
-from dodona.oracle.systems.own.facts import FACTS, derive_facts
-from dodona.oracle.systems.registry import VLLM
+from dodona.oracle.systems.registry import system_of
 
 KINDS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("Qwen3ForCausalLM", {}),
@@ -96,6 +92,8 @@ class Matrix:
     description: str
     features: tuple[Feature, ...]
     columns: tuple[Column, ...]
+    runners: tuple[str, ...]
+    """In the book's order of preference."""
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON values: for each model and feature the runner, whether it starts, and what fires."""
@@ -120,12 +118,12 @@ def make_matrix(book: RuleBook) -> Matrix:
     features = (Feature((), "nothing special", {}), *_features(book))
     alike: dict[tuple[Cell, ...], list[Model]] = {}
     for architecture, info in _architectures(book):
-        facts = _deployment(book, info).facts()
+        facts = _plain_facts(book, info)
         cells = tuple(_cell(book, _asking(book, facts, feature.facts)) for feature in features)
         fired = tuple(firing.rule for firing in evaluate(book, facts).firings)
         alike.setdefault(cells, []).append(Model(architecture, _kind(info), fired))
     columns = tuple(Column(tuple(models), cells) for cells, models in alike.items())
-    return Matrix(book.rulebook, book.system, book.description, features, columns)
+    return Matrix(book.rulebook, book.system, book.description, features, columns, book.runners)
 
 
 def _cell(book: RuleBook, facts: Facts) -> Cell:
@@ -149,19 +147,7 @@ def _architectures(book: RuleBook) -> Iterator[tuple[str, ModelInfo]]:
     wanted: list[tuple[str, Mapping[str, Any]]] = [(name, {}) for name in named]
     wanted += [kind for kind in KINDS if kind not in wanted]
     for architecture, more in wanted:
-        yield architecture, _typical(architecture, more)
-
-
-def _typical(architecture: str, more: Mapping[str, Any]) -> ModelInfo:
-    """What a config.json says that leaves everything to its family's defaults."""
-    return ModelInfo.from_mapping(
-        {
-            "architectures": [architecture],
-            "model_type": model_type_of(architecture) or architecture,
-            "torch_dtype": "bfloat16",
-            **more,
-        }
-    )
+        yield architecture, typical_model(architecture, more)
 
 
 def _kind(info: ModelInfo) -> str:
@@ -178,12 +164,10 @@ def _kind(info: ModelInfo) -> str:
     return ", ".join(part for part in parts if part) or "dense"
 
 
-def _deployment(book: RuleBook, info: ModelInfo) -> Deployment:
-    if book.system == VLLM:
-        from dodona.oracle.systems.vllm.deployment import VllmDeployment
-
-        return VllmDeployment({"model_config": {"model": "model"}}, info, assumed_gpu(), book)
-    return OwnDeployment(EngineConfig.from_flat("model"), info, assumed_gpu(), book)
+def _plain_facts(book: RuleBook, info: ModelInfo) -> Facts:
+    """What the book's rules see of a model where nothing special is asked for."""
+    plain = {"model_config": {"model": "model"}}
+    return system_of(book.system).deploy(plain, assumed_gpu(), book, model=info).facts()
 
 
 # --- features -----------------------------------------------------------------------------------------------
@@ -191,7 +175,7 @@ def _deployment(book: RuleBook, info: ModelInfo) -> Deployment:
 
 def _features(book: RuleBook) -> Iterator[Feature]:
     """One for each rule that configuration alone makes fire on a plain model."""
-    plain = _deployment(book, _typical("Qwen3ForCausalLM", {})).facts()
+    plain = _plain_facts(book, typical_model(PLAIN_ARCHITECTURE))
     alike: dict[tuple[tuple[str, FactValue], ...], Feature] = {}
     for rule in book.rules:
         asked = _askable(book, rule, plain)
@@ -215,51 +199,24 @@ def _label(rule: Rule, facts: Facts) -> str:
 
 def _askable(book: RuleBook, rule: Rule, plain: Facts) -> Mapping[str, FactValue] | None:
     """The first example that fires the rule and asks only for what configuration can say."""
+    system = system_of(book.system)
     for example in rule.examples.fires:
         asked = {name: value for name, value in example.items() if plain.get(name) != value}
         # leaving a section out asks for nothing
         if all(value is None for value in asked.values()):
             continue
-        if all(_can_ask(book, book.facts[name], value) for name, value in asked.items()):
+        if all(system.accepts(book.facts[name], value) for name, value in asked.items()):
             return asked
     return None
 
 
-def _can_ask(book: RuleBook, spec: FactSpec, value: FactValue) -> bool:
-    if spec.source == "config":
-        return True
-    if book.system == VLLM or not spec.reads:
-        return False
-    section, _, field = spec.reads[0].partition(".")
-    mapping: dict[str, dict[str, Any]] = {"model_config": {"model": "model"}}
-    mapping.setdefault(section, {})[field] = value
-    try:
-        EngineConfig.from_mapping(mapping)
-    except ConfigError:
-        return False
-    return True
-
-
 def _asking(book: RuleBook, facts: Facts, asked: Mapping[str, FactValue]) -> Facts:
     """A model's facts where a configuration also asks for something: its sections are then configured."""
-    found = dict(facts)
+    system, found = system_of(book.system), dict(facts)
     for name, value in asked.items():
         sections = [name] if book.facts[name].section else sections_of(name, book.facts)
         for section in sections if value is not None else ():
             if found.get(section) is None:
                 found[section] = True
-                found |= _empty_section(book, section)
+                found |= system.section_facts(section, book.assume)
     return {**found, **asked}
-
-
-def _empty_section(book: RuleBook, section: str) -> dict[str, FactValue]:
-    """The facts of a section that is configured without any field."""
-    below = [name for name in book.facts if name.startswith(f"{section}.")]
-    if book.system == VLLM:
-        from dodona.oracle.systems.vllm.facts import default_of
-
-        return {name: default_of(name, book.assume) for name in below}
-    if book.facts is not FACTS:
-        return {}
-    config = EngineConfig.from_mapping({"model_config": {"model": "model"}, section: {}})
-    return dict(derive_facts(config, None, assumed_gpu(), names=below))

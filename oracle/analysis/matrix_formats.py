@@ -6,7 +6,7 @@ import html
 from typing import TYPE_CHECKING
 
 from dodona.oracle.analysis.matrix import Cell, Column, Matrix
-from dodona.oracle.language.rulebook import OWN_SYSTEM
+from dodona.oracle.systems.registry import system_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,12 +15,12 @@ _REFUSED = "✗"
 
 
 def cell_text(matrix: Matrix, cell: Cell) -> str:
-    """`V1`, `V2`, or a cross where it is refused: with the runner that doesn't start, but for this runtime's
-    own, where it is the last one in any case.
+    """The runner in capitals; a cross where it is refused, with the runner that doesn't start where the book
+    is another system's. Of Dodona's own, only the last runner is ever refused.
     """
     if cell.starts and cell.runner is not None:
         return cell.runner.upper()
-    if cell.runner is None or matrix.system == OWN_SYSTEM:
+    if cell.runner is None or system_of(matrix.system).builds_runners:
         return _REFUSED
     return f"{cell.runner.upper()} {_REFUSED}"
 
@@ -37,9 +37,17 @@ def _heading(column: Column) -> str:
 
 
 def _legend(matrix: Matrix) -> str:
-    if matrix.system == OWN_SYSTEM:
+    if system_of(matrix.system).builds_runners:
         return f"{_REFUSED}: no runner serves it; it is refused by name before anything loads."
-    return f"V1 {_REFUSED}, V2 {_REFUSED}: chosen, and doesn't start. {_REFUSED}: the choice itself fails."
+    refused = ", ".join(f"{runner.upper()} {_REFUSED}" for runner in sorted(matrix.runners))
+    return f"{refused}: chosen, and doesn't start. {_REFUSED}: the choice itself fails."
+
+
+def _rank(matrix: Matrix, cell: Cell) -> str:
+    """What colours a cell: `preferred` (the book's first runner), `other`, or `refused`."""
+    if not cell.starts or cell.runner is None:
+        return "refused"
+    return "preferred" if cell.runner == matrix.runners[0] else "other"
 
 
 _INTRO = (
@@ -57,14 +65,15 @@ def matrix_table(matrix: Matrix) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    styles = {"V2": "bold green", "V1": "yellow"}
+    styles = {"preferred": "bold green", "other": "yellow", "refused": "red"}
     table = Table(title=f"Rule book {matrix.rulebook}: which runner serves what", show_lines=False)
     table.add_column("Feature", overflow="fold")
     for index, _ in enumerate(matrix.columns):
         table.add_column(_letter(index), justify="center", no_wrap=True)
     for row, feature in enumerate(matrix.features):
-        texts = [cell_text(matrix, column.cells[row]) for column in matrix.columns]
-        table.add_row(Text(feature.label), *(Text(text, style=styles.get(text, "red")) for text in texts))
+        cells = [column.cells[row] for column in matrix.columns]
+        texts = [Text(cell_text(matrix, cell), style=styles[_rank(matrix, cell)]) for cell in cells]
+        table.add_row(Text(feature.label), *texts)
     columns = Table(title="Architectures", show_lines=True)
     columns.add_column("", no_wrap=True)
     columns.add_column("Architecture", overflow="fold")
@@ -129,12 +138,13 @@ table { border-collapse: collapse; margin: 1rem 0 2rem; width: 100%; }
 th, td { border: 1px solid #d0d7de; padding: .35rem .6rem; text-align: left; vertical-align: top; }
 thead th { background: #f6f8fa; position: sticky; top: 0; }
 td.cell { text-align: center; font-weight: 600; white-space: nowrap; }
-.v2 { background: #dafbe1; } .v1 { background: #fff8c5; } .no { background: #ffebe9; }
+.preferred { background: #dafbe1; } .other { background: #fff8c5; } .refused { background: #ffebe9; }
 small, code { color: #57606a; }
 @media (prefers-color-scheme: dark) {
   body { color: #e6edf3; background: #0d1117; } th, td { border-color: #30363d; }
   thead th { background: #161b22; } small, code { color: #8b949e; }
-  .v2 { background: #12361f; } .v1 { background: #3b2f00; } .no { background: #4a1a1a; }
+  .preferred { background: #12361f; } .other { background: #3b2f00; }
+  .refused { background: #4a1a1a; }
 }
 """
 
@@ -178,6 +188,4 @@ def matrix_html(matrix: Matrix) -> str:
 
 
 def _html_cell(matrix: Matrix, cell: Cell) -> str:
-    text = cell_text(matrix, cell)
-    style = {"V1": "v1", "V2": "v2"}.get(text, "no")
-    return f'<td class="cell {style}">{html.escape(text)}</td>'
+    return f'<td class="cell {_rank(matrix, cell)}">{html.escape(cell_text(matrix, cell))}</td>'

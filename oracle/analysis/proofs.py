@@ -9,11 +9,11 @@ from dodona.oracle.analysis.findings import Finding, show_facts
 from dodona.oracle.analysis.properties import confirm, idle_region
 from dodona.oracle.analysis.regions import Regions, RuleRegion, kinds_differ
 from dodona.oracle.analysis.source import SourcedBook
-from dodona.oracle.analysis.space import OVERRIDE
 from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.decide.outcome import decide
 from dodona.oracle.language.rule import Rule, RunnerName
 from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.systems.system import OVERRIDE
 
 
 def rule_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:

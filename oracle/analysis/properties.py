@@ -13,8 +13,8 @@ from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.findings import Finding, show_facts
 from dodona.oracle.analysis.regions import Regions, kinds_differ
 from dodona.oracle.analysis.source import SourcedBook
-from dodona.oracle.analysis.space import OVERRIDE
 from dodona.oracle.language.rulebook import DeclaredException
+from dodona.oracle.systems.system import OVERRIDE
 
 MEANINGS: Mapping[str, str] = {
     "monotone": "adding one feature that the preferred runner lacks never turns another runner into it",

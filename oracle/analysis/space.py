@@ -15,9 +15,7 @@ from typing import Final
 from dodona.oracle.analysis.diagrams import FALSE, Diagrams
 from dodona.oracle.language.conditions import AnyOf, Compare, Condition, Facts, Not, compare
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactValue, Unknown
-
-OVERRIDE: Final = "environment.override"
-"""The fact by which the user forces a runner."""
+from dodona.oracle.systems.system import OVERRIDE
 
 ONE_FACT: Final = 10**6
 """Cost of a fact that is not as in the baseline: more than all preferences among values together."""

@@ -8,6 +8,7 @@ book inherits is seen by loading it (`dodona rules check`).
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -22,9 +23,10 @@ from dodona.oracle.language.conditions import OPERATORS
 from dodona.oracle.language.extends import NAME_PATTERN
 from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rule import Examples, Rule
-from dodona.oracle.language.rulebook import OWN_SYSTEM, DeclaredException, RuleBook
+from dodona.oracle.language.rulebook import DeclaredException, RuleBook
 from dodona.oracle.language.yaml_source import MAX_INTEGER
-from dodona.oracle.systems.registry import VLLM, facts_of
+from dodona.oracle.systems.registry import facts_of, registered_systems
+from dodona.oracle.systems.system import OVERRIDE
 
 Schema = dict[str, Any]
 
@@ -44,7 +46,7 @@ def rule_file_schema() -> Schema:
     """The schema (JSON Schema, draft 7, which editors know best) of a rule file, as JSON data."""
     shapes = _Shapes()
     definitions: dict[str, Schema] = {}
-    for system in (OWN_SYSTEM, VLLM, _ANY):
+    for system in (*registered_systems(), _ANY):
         definitions |= _system_definitions(system, shapes)
     definitions |= shapes.definitions
     models = RuleBook.model_json_schema(ref_template="#/definitions/{model}")
@@ -66,7 +68,6 @@ def rule_file_schema() -> Schema:
             "description": "Ids of rules of the extended book that no longer hold.",
         },
     }
-    of_system = {"properties": {"system": {"const": VLLM}}, "required": ["system"]}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Dodona rule book",
@@ -77,12 +78,7 @@ def rule_file_schema() -> Schema:
         "dependencies": {"remove": ["extends"]},
         "if": {"required": ["extends"]},
         "then": _book_of(_ANY),
-        "else": {
-            "required": models["required"],
-            "if": of_system,
-            "then": _book_of(VLLM),
-            "else": _book_of(OWN_SYSTEM),
-        },
+        "else": {"required": models["required"], **_book_by_system()},
         "definitions": dict(sorted(definitions.items())),
     }
 
@@ -94,6 +90,16 @@ def schema_text() -> str:
 
 def _ref(name: str) -> Schema:
     return {"$ref": f"#/definitions/{name}"}
+
+
+def _book_by_system() -> Schema:
+    """By a book's `system`: what it may hold. A system that is not registered has the facts of Dodona's."""
+    own, *others = registered_systems()
+    found = _book_of(own)
+    for system in others:
+        named = {"properties": {"system": {"const": system}}, "required": ["system"]}
+        found = {"if": named, "then": _book_of(system), "else": found}
+    return found
 
 
 def _book_of(system: str) -> Schema:
@@ -128,7 +134,7 @@ def _system_definitions(system: str, shapes: _Shapes) -> dict[str, Schema]:
     if system == _ANY:
         # of a rule that the extended book has, only what differs
         rule["required"] = ["id"]
-    registries = [facts_of(name) for name in ((OWN_SYSTEM, VLLM) if system == _ANY else (system,))]
+    registries = [_any_runner(facts_of(s)) for s in (registered_systems() if system == _ANY else (system,))]
     names = sorted({name for registry in registries for name in registry})
     compared, valued = {}, {}
     for name in names:
@@ -161,6 +167,11 @@ def _system_definitions(system: str, shapes: _Shapes) -> dict[str, Schema]:
         f"{system}.exception": exception,
         f"{system}.rule": rule,
     }
+
+
+def _any_runner(facts: Mapping[str, FactSpec]) -> Mapping[str, FactSpec]:
+    """The facts for books of whatever runners: each is a value of `environment.override`."""
+    return {**facts, OVERRIDE: dataclasses.replace(facts[OVERRIDE], domain=None)}
 
 
 def _by_kind(*, complete: bool) -> list[Schema]:

@@ -26,6 +26,9 @@ Kind = typing.Literal["override", "require", "veto"]
 MAX_EXAMPLES: Final = 8
 """Most examples of a side."""
 
+DEFAULT_RUNNERS: Final = ("v2", "v1")
+"""Runners of the book for which a rule is made, where that is not said."""
+
 
 def examples_of(
     condition: Condition, registry: Mapping[str, FactSpec]
@@ -98,7 +101,7 @@ def new_rule(
     when: str,
     *,
     kind: Kind = "veto",
-    runners: Sequence[str] = ("v2",),
+    runners: Sequence[str] = DEFAULT_RUNNERS[:1],
     feature: str | None = None,
     because: str | None = None,
     precedence: int | None = None,
@@ -164,11 +167,12 @@ def _data(examples: Sequence[Mapping[str, FactValue]]) -> list[dict[str, Any]]:
     ]
 
 
-def checked_rule(rule: Mapping[str, Any], system: str) -> str:
-    """The rule's text. Raises RuleFileError where it would not load."""
+def checked_rule(rule: Mapping[str, Any], system: str, runners: Sequence[str] = DEFAULT_RUNNERS) -> str:
+    """The rule's text. Raises RuleFileError where it would not load in a book with these runners."""
     text = rule_text(rule)
+    names = ", ".join(runners)
     parse_rulebook(
-        f"rulebook: new\ndescription: A new rule.\nsystem: {system}\nrunners: [v2, v1]\nrules:\n{text}",
+        f"rulebook: new\ndescription: A new rule.\nsystem: {system}\nrunners: [{names}]\nrules:\n{text}",
         file="new rule",
     )
     return text

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from dodona.oracle.config.draft_method import current_method
 from dodona.oracle.config.sections import SECTIONS
 from dodona.oracle.errors import ConfigError, did_you_mean
 
@@ -30,8 +31,6 @@ SECTION_ARGUMENTS: tuple[str, ...] = _WHOLE
 
 SWITCHES: Mapping[str, str] = {"enable_lora": "lora_config"}
 """Flat flags that configure a section which otherwise is not."""
-
-_LEGACY_MTP_SUFFIX = "_mtp"
 
 
 def flat_names() -> tuple[str, ...]:
@@ -74,12 +73,11 @@ def _section(name: str, value: Any) -> Any:
         except ValueError as error:
             raise ConfigError(f"{name}: not valid JSON: {error}") from None
     if name == "compilation_config" and isinstance(value, (int, str)) and not isinstance(value, bool):
-        return {"mode": int(value) if isinstance(value, str) and value.isdecimal() else value}
+        return {"mode": value}
     if value is not None and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
         raise ConfigError(f"{name}: expected a JSON object, got {value!r}")
     if name == "speculative_config" and isinstance(value, Mapping):
         method = value.get("method")
-        if isinstance(method, str) and method.endswith(_LEGACY_MTP_SUFFIX):
-            # Older spellings name the model's family; vLLM rewrites them likewise before anything reads them.
-            return {**value, "method": "mtp"}
+        if isinstance(method, str):
+            return {**value, "method": current_method(method)}
     return value

@@ -38,19 +38,24 @@ class CompilationMode(enum.Enum):
     DYNAMO_TRACE_ONCE = 2
     VLLM_COMPILE = 3
 
+    @classmethod
+    def of(cls, value: object) -> CompilationMode:
+        """The mode of a name in either case, or of vLLM's integer, also as text. Raises ValueError."""
+        if isinstance(value, CompilationMode):
+            return value
+        text = str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
+        for mode in cls:
+            if text.upper() == mode.name or (text.isdecimal() and int(text) == mode.value):
+                return mode
+        modes = ", ".join(f"{mode.name} ({mode.value})" for mode in cls)
+        raise ValueError(f"expected one of {modes}")
+
 
 COMPILATION_MODES = tuple(mode.name for mode in CompilationMode)
 
 
-def _compilation_mode(value: object) -> object:
-    if isinstance(value, CompilationMode):
-        return value.name
-    if isinstance(value, int) and not isinstance(value, bool) and value in {m.value for m in CompilationMode}:
-        return CompilationMode(value).name
-    if isinstance(value, str) and value.upper() in COMPILATION_MODES:
-        return value.upper()
-    modes = ", ".join(f"{m.name} ({m.value})" for m in CompilationMode)
-    raise ValueError(f"expected one of {modes}")
+def _compilation_mode(value: object) -> str:
+    return CompilationMode.of(value).name
 
 
 def _json_object(value: object) -> str:

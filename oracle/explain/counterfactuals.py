@@ -18,7 +18,8 @@ from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import UNKNOWN, Unknown, show_value
 from dodona.oracle.language.rule import RunnerName
 from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.systems.deployment import Change, Deployment, deployment_of
+from dodona.oracle.systems.deployment import Change, Deployment
+from dodona.oracle.systems.verdict_deployment import deployment_of
 
 Because = Literal["model", "machine", "override", "configuration", "preference"]
 

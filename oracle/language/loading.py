@@ -23,8 +23,9 @@ from dodona.oracle.language.rule import Examples, Rule
 from dodona.oracle.language.rulebook import DeclaredException, EnvironmentVariable, RuleBook
 from dodona.oracle.language.yaml_source import TYPE_NAMES, DataPath, Document, parse_yaml, read_yaml
 
-Registries = Callable[[object], Mapping[str, FactSpec]]
-"""The registry of facts for the value of a book's `system` (which may be anything where it is malformed)."""
+Registries = Callable[[object, object], Mapping[str, FactSpec]]
+"""The registry of facts for the values of a book's `system` and `runners`, which may be anything where
+it is malformed."""
 
 
 def bundled_rulebooks() -> tuple[str, ...]:
@@ -64,7 +65,8 @@ def make_rulebook(resolved: Resolved, registries: Registries) -> RuleBook:
     if not isinstance(document.data, dict):
         document.fail((), "a rule book is a mapping", "Begin with `rulebook: NAME`.")
     try:
-        return RuleBook.model_validate(document.data, context=registries(document.data.get("system")))
+        registry = registries(document.data.get("system"), document.data.get("runners"))
+        return RuleBook.model_validate(document.data, context=registry)
     except ValidationError as error:
         if resolved.parent is not None:
             # what is inherited is reported in the file that it comes from

@@ -53,10 +53,10 @@ class EnvironmentVariable(Model):
         if value in self.values:
             return self.values[value]
         if self.otherwise == "error":
-            meanings = ", ".join(f'"{text}" = {runner}' for text, runner in self.values.items())
+            meanings = ", ".join(f'"{text}" for runner {runner}' for text, runner in self.values.items())
             raise ConfigError(
-                f"environment variable {self.variable}: {value!r} has no meaning; "
-                f"expected unset = the rules decide, {meanings}"
+                f"{self.variable}={value!r} means nothing: unset it to let the rules decide, or set it to "
+                f"{meanings}"
             )
         return None if self.otherwise == "unset" else self.otherwise
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Strict
+from pydantic import BeforeValidator, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
 from dodona.oracle.config.sections import config_errors
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.language.rulebook import OWN_SYSTEM, EnvironmentVariable, RuleBook
+from dodona.oracle.systems.books import resolve_rulebook
 
-OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
-PLATFORMS = ("cuda", "rocm", "xpu", "cpu", "tpu", "unspecified")
-ASSUMED_COMPUTE_CAPABILITY = 90
-"""What a CUDA environment that doesn't say is taken for (a Hopper GPU)."""
-
-Override = Literal["v1", "v2"]
-
-_OVERRIDES: Mapping[str, Override] = {"0": "v1", "1": "v2"}
+PLATFORMS: Final = ("cuda", "rocm", "xpu", "cpu", "tpu", "unspecified")
+ASSUMED_COMPUTE_CAPABILITY: Final = 90
+"""Compute capability that is assumed for a CUDA environment without one (a Hopper GPU)."""
 
 
 def _capability(value: object) -> object:
@@ -38,8 +35,8 @@ class Environment:
     has_triton: Annotated[bool, Strict()]
     """Triton is installed, and there is a GPU with a driver for it to compile for."""
     platform: Literal["cuda", "rocm", "xpu", "cpu", "tpu", "unspecified"]
-    override: Override | None = None
-    """The runner that the user forces."""
+    override: Annotated[str, Strict(), Field(min_length=1)] | None = None
+    """The runner that the user forces, by its name in the rule book."""
     compute_capability: Annotated[int, Strict(), BeforeValidator(_capability)] | None = None
     """Lowest of the visible CUDA devices; (9, 0) and 90 are the same and held as 90.
 
@@ -56,12 +53,14 @@ class Environment:
             object.__setattr__(self, "compute_capability", ASSUMED_COMPUTE_CAPABILITY)
 
     @classmethod
-    def detect(cls, environ: Mapping[str, str] | None = None) -> Environment:
-        """This machine, as `environ` (None: the process's environment variables) lets it be seen.
+    def detect(cls, environ: Mapping[str, str] | None = None, *, book: RuleBook | None = None) -> Environment:
+        """This machine, and the runner that an environment variable forces.
 
-        Imports neither torch nor triton and makes no CUDA context. What it finds of the machine is kept for
-        the life of the process. Raises ConfigError only for a value of the override variable that means
-        nothing.
+        environ: environment variables; None: those of the process. book: the rule book whose `environment`
+        section says which variable forces a runner, and how it is read; None: Dodona's own book.
+
+        Imports neither torch nor triton and creates no CUDA context. Results of looking at the machine are
+        kept for the life of the process. Raises ConfigError for a value of the variable without a meaning.
         """
         from dodona.oracle.machine.probe import (
             cuda_capability,
@@ -71,7 +70,7 @@ class Environment:
         )
 
         environ = os.environ if environ is None else environ
-        override = parse_override(environ.get(OVERRIDE_VARIABLE))
+        override = forced_runner(_own_variable() if book is None else book.environment, environ)
         capability = cuda_capability(environ.get("CUDA_VISIBLE_DEVICES")) if torch_supports_cuda() else None
         return cls(
             has_triton=capability is not None and has_package("triton"),
@@ -82,22 +81,36 @@ class Environment:
         )
 
 
-def parse_override(value: str | None) -> Override | None:
-    """The runner that a value of the override variable forces; None (unset) leaves it to the rules.
+def forced_runner(
+    variable: EnvironmentVariable | None, environ: Mapping[str, str] | None = None
+) -> str | None:
+    """The runner that a rule book's environment variable forces; None where it is unset, or there is none.
 
-    Raises ConfigError that names the variable and the three meanings.
+    environ: environment variables; None: those of the process. Raises ConfigError for a value without a
+    meaning.
     """
-    if value is None:
+    if variable is None:
         return None
-    if value not in _OVERRIDES:
+    return variable.parse((os.environ if environ is None else environ).get(variable.variable))
+
+
+def check_override(environment: Environment, book: RuleBook) -> None:
+    """Raises ConfigError where an environment forces a runner that the book doesn't have."""
+    if environment.override is not None and environment.override not in book.runners:
         raise ConfigError(
-            f"{OVERRIDE_VARIABLE}={value!r} means nothing: unset it to let the rules decide, "
-            'set it to "0" for runner V1, or to "1" for runner V2'
+            f"environment.override: rule book {book.rulebook} has no runner {environment.override!r}; "
+            f"expected one of {', '.join(book.runners)}"
         )
-    return _OVERRIDES[value]
 
 
 @functools.cache
-def assumed_gpu(override: Override | None = None) -> Environment:
+def _own_variable() -> EnvironmentVariable | None:
+    """The environment section of Dodona's own book, read without the book's rules."""
+    data = resolve_rulebook(OWN_SYSTEM).document.data
+    return None if "environment" not in data else EnvironmentVariable.model_validate(data["environment"])
+
+
+@functools.cache
+def assumed_gpu(override: str | None = None) -> Environment:
     """A machine with one Hopper GPU and Triton, for asking on another machine what one would do."""
     return Environment(has_triton=True, platform="cuda", override=override)

@@ -12,8 +12,7 @@ from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.loading import bundled_rulebooks, make_rulebook, resolve_bundled, resolve_file
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.language.yaml_source import parse_yaml
-from dodona.oracle.systems.registry import facts_of
-from dodona.oracle.systems.vllm.releases import nearest_book
+from dodona.oracle.systems.registry import facts_of, nearest_book
 
 __all__ = [
     "bundled_rulebook",
@@ -76,4 +75,4 @@ def validate_rulebook(resolved: Resolved, facts: Mapping[str, FactSpec] | None =
 
     facts: the registry; None: the one of the book's system.
     """
-    return make_rulebook(resolved, facts_of if facts is None else lambda system: facts)
+    return make_rulebook(resolved, facts_of if facts is None else lambda system, runners: facts)

@@ -1,20 +1,58 @@
-"""Which facts a rule book may read: each system whose runners books describe has a registry of its own."""
+"""Which systems there are. To add one, implement `System` in a folder of its own and add it to `_SYSTEMS`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final
 
 from dodona.oracle.language.facts import FactSpec
-from dodona.oracle.systems.own.facts import FACTS
 
-VLLM: str = "vllm"
-"""`system` of the books that describe vLLM's releases."""
+if TYPE_CHECKING:
+    from dodona.oracle.systems.system import System
+
+_SYSTEMS: Final[Mapping[str, tuple[str, str]]] = {
+    "dodona": ("dodona.oracle.systems.own.system", "OwnSystem"),
+    "vllm": ("dodona.oracle.systems.vllm.system", "VllmSystem"),
+}
+"""A rule book's `system` → module and class. A module is imported when its system is first asked for."""
 
 
-def facts_of(system: object) -> Mapping[str, FactSpec]:
-    """The registry of facts for the books of `system`; this runtime's own for a system that has none."""
-    if system == VLLM:
-        from dodona.oracle.systems.vllm.facts import VLLM_FACTS
+def registered_systems() -> tuple[str, ...]:
+    """The names of the systems that are registered, Dodona's own first."""
+    return tuple(_SYSTEMS)
 
-        return VLLM_FACTS
-    return FACTS
+
+@functools.lru_cache(maxsize=64)
+def system_of(name: str) -> System:
+    """The system of a name; for a name that is not registered, a system with the facts and configurations of
+    Dodona's own, whose runners are not built here.
+    """
+    module, cls = _SYSTEMS.get(name, _SYSTEMS["dodona"])
+    system: System = getattr(importlib.import_module(module), cls)(name)
+    return system
+
+
+def facts_of(system: object, runners: object = None) -> Mapping[str, FactSpec]:
+    """The facts that books of a system may read.
+
+    Both arguments may be as they are written in a malformed book. runners: the book's runners, which are the
+    values of `environment.override`; without them it has those of the system's own books.
+    """
+    names = [name for name in runners if isinstance(name, str)] if isinstance(runners, (list, tuple)) else []
+    return _facts_of(system if isinstance(system, str) else "dodona", tuple(sorted(set(names))))
+
+
+@functools.lru_cache(maxsize=64)
+def _facts_of(system: str, runners: tuple[str, ...]) -> Mapping[str, FactSpec]:
+    found = system_of(system)
+    return found.facts_for(runners) if runners else found.facts
+
+
+def nearest_book(name: str, known: Iterable[str]) -> str:
+    """A sentence about the bundled book nearest to one that does not exist; "" where no system knows one.
+
+    The folder of a book's name is the name of its system.
+    """
+    return system_of(name.rpartition("/")[0]).nearest_book(name, known)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.explain.counterfactuals import counterfactuals
 from dodona.oracle.language.facts import FactSpec, FactValue
@@ -17,8 +16,8 @@ from dodona.oracle.language.rule import RunnerName
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.deployment import Change, Deployment, OwnDeployment
-from dodona.oracle.systems.registry import VLLM
+from dodona.oracle.systems.deployment import Change, Deployment
+from dodona.oracle.systems.registry import system_of
 from dodona.oracle.testing.strategies import (
     candidate_values,
     engine_config_mappings,
@@ -36,38 +35,32 @@ _PLAIN: Final = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "
 
 
 def deployments(book: RuleBook) -> SearchStrategy[Deployment]:
-    """Configurations, models and machines, as a rule book of this runtime or of vLLM sees them."""
+    """Configurations, models and machines, as a rule book's system sees them."""
     return _parts(book).map(lambda parts: _deployment(book, parts))
 
 
 def _parts(book: RuleBook) -> SearchStrategy[Parts]:
     # most random models and machines rule a runner out by themselves
     models = st.one_of(st.just(dict(_PLAIN)), model_configs())
-    machines = st.one_of(st.just(assumed_gpu()), environments())
-    sections = _vllm_sections(book) if book.system == VLLM else engine_config_mappings()
+    machines = st.one_of(st.just(assumed_gpu()), environments(runners=book.runners))
+    fields = system_of(book.system).free_fields(book)
+    sections = _sections(fields, book) if fields else engine_config_mappings()
     return st.tuples(sections, models, machines)
 
 
 def _deployment(book: RuleBook, parts: Parts) -> Deployment:
     sections, config_json, machine = parts
     model = ModelInfo.from_mapping(config_json)
-    if book.system == VLLM:
-        from dodona.oracle.systems.vllm.deployment import VllmDeployment
-
-        return VllmDeployment(sections, model, machine, book)
-    return OwnDeployment(EngineConfig.from_mapping(sections), model, machine, book)
+    return system_of(book.system).deploy(sections, machine, book, model=model)
 
 
-def _vllm_sections(book: RuleBook) -> SearchStrategy[dict[str, Any]]:
-    fields: dict[str, SearchStrategy[Any]] = {}
-    for name in book.reads:
-        spec = book.facts[name]
-        for path in spec.reads if spec.source == "config" else ():
-            if "draft_model_config" not in path:
-                of_field = book.facts.get(path, spec)
-                values = candidate_values(of_field, book, unknown=False)
-                fields[path] = st.sampled_from(values).map(_field(of_field))
-    return st.fixed_dictionaries({}, optional=fields).map(_nested)
+def _sections(fields: Mapping[str, FactSpec], book: RuleBook) -> SearchStrategy[dict[str, Any]]:
+    """Some of the fields, with values around what the book compares their facts with."""
+    values = {
+        path: st.sampled_from(candidate_values(spec, book, unknown=False)).map(_field(spec))
+        for path, spec in fields.items()
+    }
+    return st.fixed_dictionaries({}, optional=values).map(_nested)
 
 
 def _field(spec: FactSpec) -> Callable[[FactValue], Any]:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from dodona.oracle.analysis.baseline import baseline_of
 from dodona.oracle.analysis.findings import show_facts
-from dodona.oracle.analysis.space import OVERRIDE, sections_of
+from dodona.oracle.analysis.space import sections_of
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import evaluate, firings
 from dodona.oracle.decide.outcome import Outcome, decide
@@ -31,6 +31,7 @@ from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.systems.books import load_rulebook
+from dodona.oracle.systems.system import OVERRIDE
 from dodona.oracle.testing.deployments import check_counterfactuals
 from dodona.oracle.testing.strategies import FactMapping, candidate_values
 

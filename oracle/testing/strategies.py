@@ -105,9 +105,11 @@ def facts(book: RuleBook | None = None, *, unknown: bool = True) -> SearchStrate
     )
 
 
-def environments(*, override: bool = True) -> SearchStrategy[Environment]:
+def environments(
+    *, override: bool = True, runners: Sequence[str] = ("v1", "v2")
+) -> SearchStrategy[Environment]:
     """Machines: with and without a GPU, Triton, and (unless `override` is false) a forced runner."""
-    overrides = st.sampled_from([None, None, "v1", "v2"]) if override else st.none()
+    overrides = st.sampled_from([None, None, *sorted(runners)]) if override else st.none()
     cuda = st.builds(
         Environment,
         has_triton=st.booleans(),

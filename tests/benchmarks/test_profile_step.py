@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import profile_step, results
-from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
 from dodona.runners.engine.scheduler import Scheduler
 from tests.support.tiny_models import TinyModels
 from tests.v2.drive import make_runner
 
 
 def test_v1_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OVERRIDE_VARIABLE, "0")
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
     out = tmp_path / "step.json"
     arguments = ["--engine", "dodona-v1", "--model", "tiny", "--steps", "5", "--json", str(out)]
     arguments += ["--batch", "1", "--batch", "3", "--context", "20", "--sampling", "all"]

@@ -15,7 +15,6 @@ from benchmarks.engines.base import Timeline, timeline
 from benchmarks.models import read_config
 from benchmarks.roofline import Rates
 from benchmarks.workloads import Ask, make_workload
-from dodona.oracle.machine.environment import OVERRIDE_VARIABLE
 
 RATES = Rates(1e12, 1e12)
 
@@ -23,7 +22,7 @@ RATES = Rates(1e12, 1e12)
 @pytest.fixture
 def forced_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs set the variable for their process; here it must not outlive the test."""
-    monkeypatch.setenv(OVERRIDE_VARIABLE, "0")
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
 
 
 def test_v1_end_to_end(tmp_path: Path, forced_runner: None, capsys: pytest.CaptureFixture[str]) -> None:

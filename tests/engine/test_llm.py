@@ -22,10 +22,11 @@ import pytest
 import torch
 
 import dodona
-from dodona import LLM, SamplingParams
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.errors import EngineDeadError, EngineSetupError, InvalidRequestError
+from dodona.runners.llm import LLM
 from dodona.runners.outputs import RequestOutput
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import FakeRunner, context_hash, fake_verdict, solo_run, token_logprobs
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from dodona import LLM, SamplingParams
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
+from dodona.runners.llm import LLM
 from dodona.runners.outputs import RequestOutput
+from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_llm import GREEDY, Watched, assert_soon, fake_llm, no_engine_thread, solo
 
 FOREVER = GREEDY.replace(max_tokens=None)

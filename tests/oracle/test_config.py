@@ -95,7 +95,7 @@ def test_null_means_defaults_or_not_configured() -> None:
     assert config(speculative_config={}).speculative_config is not None
 
 
-@pytest.mark.parametrize("given", [1, "stock_torch_compile", "STOCK_TORCH_COMPILE", CompilationMode(1)])
+@pytest.mark.parametrize("given", [1, "1", "stock_torch_compile", "STOCK_TORCH_COMPILE", CompilationMode(1)])
 def test_compilation_modes_have_one_canonical_form(given: object) -> None:
     compilation = config(compilation_config={"mode": given}).compilation_config
     assert compilation is not None

@@ -147,7 +147,7 @@ import sys
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decision_log import log_decision
 from dodona.oracle.machine.environment import assumed_gpu
-from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.select import verdict_for
 verdict = verdict_for(EngineConfig.from_flat("m"), None, assumed_gpu(), bundled_rulebook("dodona"))
 for _ in range(300):
@@ -212,7 +212,7 @@ def test_the_command_line_logs(qwen3: str, tmp_path: Path) -> None:
 
 
 def test_the_engine_logs(qwen3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dodona import LLM
+    from dodona.runners.llm import LLM
 
     log = tmp_path / "log.jsonl"
     monkeypatch.setenv(LOG_VARIABLE, str(log))

@@ -15,19 +15,22 @@ import pytest
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine import probe
-from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, Environment, assumed_gpu, parse_override
+from dodona.oracle.machine.environment import Environment, assumed_gpu
+
+OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
 
 
 @pytest.mark.parametrize(("value", "runner"), [(None, None), ("0", "v1"), ("1", "v2")])
 def test_the_override_has_three_meanings(value: str | None, runner: str | None) -> None:
-    assert parse_override(value) == runner
+    environ = {} if value is None else {OVERRIDE_VARIABLE: value}
+    assert Environment.detect(environ).override == runner
 
 
 @pytest.mark.parametrize("value", ["", "2", "-1", "true", "v2", " 1", "01", "1.0"])
 def test_any_other_override_is_an_error_that_names_the_meanings(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Environment.detect({OVERRIDE_VARIABLE: value})
-    for word in (OVERRIDE_VARIABLE, repr(value), "unset", '"0"', '"1"', "V1", "V2"):
+    for word in (OVERRIDE_VARIABLE, repr(value), "unset", '"0"', '"1"', "v1", "v2"):
         assert word in str(caught.value)
 
 
@@ -46,7 +49,8 @@ def test_capability_has_one_form_and_belongs_to_cuda() -> None:
     [
         {"has_triton": 1, "platform": "cuda"},
         {"has_triton": True, "platform": "gpu"},
-        {"has_triton": True, "platform": "cuda", "override": "v3"},
+        {"has_triton": True, "platform": "cuda", "override": 3},
+        {"has_triton": True, "platform": "cuda", "override": ""},
         {"has_triton": True, "platform": "cuda", "overide": None},
         {"platform": "cuda"},
     ],

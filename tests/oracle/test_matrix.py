@@ -202,7 +202,7 @@ def hostile() -> Matrix:
     """Hostile wherever a rule book may hold any text."""
     evil = "<script>alert('x')</script> | a_b*c & \"d\""
     column = Column((Model(evil, evil, ("rule",)),), (Cell(None, False),))
-    return Matrix("mine", "vllm", evil, (Feature(("rule",), evil, {}),), (column,))
+    return Matrix("mine", "vllm", evil, (Feature(("rule",), evil, {}),), (column,), ("v2", "v1"))
 
 
 @pytest.mark.parametrize("matrix", [hostile(), make_matrix(DODONA)], ids=["hostile", "dodona"])

@@ -14,7 +14,7 @@ from dodona.oracle.errors import ConfigError, RuleFileError
 from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.language.rulebook import EnvironmentVariable, RuleBook
 from dodona.oracle.language.yaml_source import parse_yaml
-from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, parse_override
+from dodona.oracle.machine.environment import Environment
 from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks, load_rulebook, parse_rulebook
 from dodona.oracle.systems.own.facts import FACTS
 
@@ -118,12 +118,12 @@ def test_a_feature_shows_lists_and_booleans() -> None:
 def test_the_variable_of_the_book_is_the_one_that_is_read() -> None:
     variable = bundled_rulebook("dodona").environment
     assert variable is not None
-    assert variable.variable == OVERRIDE_VARIABLE
-    for value in (None, "0", "1"):
-        assert variable.parse(value) == parse_override(value)
+    for value, runner in ((None, None), ("0", "v1"), ("1", "v2")):
+        environ = {} if value is None else {variable.variable: value}
+        assert variable.parse(value) == Environment.detect(environ).override == runner
     for value in ("", "2", "true", " 1", "v2"):
-        for parse in (variable.parse, parse_override):
-            with pytest.raises(ConfigError, match=OVERRIDE_VARIABLE) as caught:
+        for parse in (variable.parse, lambda text: Environment.detect({variable.variable: text})):
+            with pytest.raises(ConfigError, match=variable.variable) as caught:
                 parse(value)
             assert all(word in str(caught.value).lower() for word in ("unset", '"0"', '"1"', "v1", "v2"))
 

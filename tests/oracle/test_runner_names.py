@@ -23,7 +23,7 @@ from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.systems.books import parse_rulebook
-from dodona.oracle.systems.deployment import OwnDeployment
+from dodona.oracle.systems.own.deployment import OwnDeployment
 from dodona.oracle.systems.own.facts import FACTS
 
 RUNNERS = ("fast", "slow", "tiny")

@@ -19,12 +19,13 @@ from dodona.oracle.decide.durable.compiling import CompiledBook
 from dodona.oracle.decide.durable.engine import Engine, EngineFault, EngineUnavailable
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, RuleFileError, UnsupportedConfiguration
-from dodona.oracle.machine import environment
-from dodona.oracle.machine.environment import OVERRIDE_VARIABLE, Environment
+from dodona.oracle.language.rulebook import EnvironmentVariable
+from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import select_runner
 from dodona.oracle.systems.books import bundled_rulebook, parse_rulebook
 from dodona.oracle.testing import engine_config_mappings, environments
 
+OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 QWEN3 = CHECKPOINTS / "qwen3"
 BOOK_FILE = Path(__file__).parents[2] / "rules" / "dodona.yaml"
@@ -90,7 +91,7 @@ def test_every_configuration_gets_a_verdict_or_a_named_refusal(
 def test_a_forced_runner_past_any_reason_is_refused_with_all_of_them(
     flags: dict[str, Any], runner: str, rules: set[str]
 ) -> None:
-    forced = Environment(has_triton=True, platform="cuda", override=runner)  # type: ignore[arg-type]
+    forced = Environment(has_triton=True, platform="cuda", override=runner)
     with pytest.raises(UnsupportedConfiguration, match=f"{runner}, which was forced") as caught:
         select_runner(EngineConfig.from_flat(str(QWEN3), **flags), environment=forced)
     verdict = caught.value.verdict
@@ -144,7 +145,7 @@ def test_the_decision_is_made_once(value: str | None, runner: str, monkeypatch: 
     def asked_again(*_: Any) -> Any:
         raise AssertionError("the environment was asked a second time")
 
-    monkeypatch.setattr(environment, "parse_override", asked_again)
+    monkeypatch.setattr(EnvironmentVariable, "parse", asked_again)
     monkeypatch.setattr(Environment, "detect", asked_again)
     for later in ("0", "1", "nonsense", None):
         set_variable(later)
@@ -168,11 +169,12 @@ def test_the_variable_decides_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) 
     assert select_runner(QWEN3, environment=GPU).runner == "v2"
 
 
-def test_only_the_environment_module_reads_the_variable() -> None:
+def test_no_module_names_a_variable_that_forces_a_runner() -> None:
+    """Only the `environment` section of a rule book does."""
     root = Path(__file__).parents[2]
-    sources = [path for folder in ("oracle", "runners", "kernels") for path in (root / folder).rglob("*.py")]
-    naming = {path.name for path in sources if OVERRIDE_VARIABLE in path.read_text()}
-    assert naming == {"environment.py"}
+    folders = ("oracle", "runners", "kernels", "cli")
+    sources = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    assert {path.name for path in sources if "USE_V2_MODEL_RUNNER" in path.read_text()} == set()
 
 
 # --- evaluators --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
 from dodona.oracle.systems.books import bundled_rulebook
-from dodona.oracle.systems.deployment import OwnDeployment
+from dodona.oracle.systems.own.deployment import OwnDeployment
 from dodona.oracle.systems.vllm.deployment import VllmDeployment
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos
 

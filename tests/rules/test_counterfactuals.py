@@ -25,8 +25,10 @@ from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner, verdict_for
 from dodona.oracle.systems.books import bundled_rulebook
-from dodona.oracle.systems.deployment import Change, OwnDeployment, apply_changes, deployment_of, own_changes
+from dodona.oracle.systems.deployment import Change
+from dodona.oracle.systems.own.deployment import OwnDeployment, apply_changes, own_changes
 from dodona.oracle.systems.own.facts import FACTS, derive_facts
+from dodona.oracle.systems.verdict_deployment import deployment_of
 from dodona.oracle.systems.vllm.arguments import from_command_line
 from dodona.oracle.systems.vllm.deployment import VllmDeployment
 from dodona.oracle.testing import engine_config_mappings, environments, model_infos

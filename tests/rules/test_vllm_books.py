@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dodona.oracle.analysis.replay import book_answer, case_facts, read_cases, replay
+from dodona.oracle.analysis.replay import book_answer, read_cases, replay
 from dodona.oracle.decide import evaluate as reference
 from dodona.oracle.decide.choice_log import choice_log
 from dodona.oracle.decide.durable import evaluation as durable
@@ -17,6 +17,7 @@ from dodona.oracle.decide.outcome import decide
 from dodona.oracle.language.conditions import evaluate
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks
+from dodona.oracle.systems.vllm.cases import case_facts
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS
 from tests.support.history_reference import answer, history
 from tests.support.vllm_cases import random_case
@@ -81,9 +82,9 @@ def test_unseen_cases_agree_with_the_history(release: str) -> None:
             continue
         assert (got.runner == "v2", got.starts) == (expected.use_v2, expected.starts), case
         if expected.unsupported_v2 is not None:
-            assert got.unsupported_v2 == expected.unsupported_v2, case
+            assert got.unsupported["v2"] == expected.unsupported_v2, case
         if expected.unsupported_v1 is not None:
-            assert got.unsupported_v1 == expected.unsupported_v1, case
+            assert got.unsupported["v1"] == expected.unsupported_v1, case
 
 
 @pytest.mark.parametrize("release", RELEASES)

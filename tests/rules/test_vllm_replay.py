@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from dodona.cli.app import app
 from dodona.oracle.analysis.replay import replay
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.systems.books import bundled_rulebook
-from dodona.oracle.systems.vllm.facts import UNKNOWN, config_facts
+from dodona.oracle.systems.vllm.facts import derive_facts
 from dodona.oracle.systems.vllm.releases import nearest_release
 
 BOOK = bundled_rulebook("vllm/0.33.0")
@@ -170,7 +172,7 @@ def test_an_unknown_release_gets_the_nearest_ones_name(release: str, nearest: st
 
 
 def test_facts_below_what_is_not_configured_are_null_and_absent_fields_are_defaults() -> None:
-    facts = config_facts({"model_config": {}, "speculative_config": None})
+    facts = derive_facts({"model_config": {}, "speculative_config": None}, assumed_gpu())
     assert facts["model_config"] is True
     assert facts["model_config.runner_type"] == "generate"
     assert facts["model_config.is_moe"] is False
@@ -182,14 +184,14 @@ def test_facts_below_what_is_not_configured_are_null_and_absent_fields_are_defau
 
 def test_an_empty_section_is_configured() -> None:
     config = {"ec_transfer_config": {}, "attention_config": {"hisparse_config": {}}, "speculative_config": {}}
-    facts = config_facts(config)
+    facts = derive_facts(config, assumed_gpu())
     assert facts["ec_transfer_config"] is True
     assert facts["attention_config.hisparse_config"] is True
     assert facts["speculative_config.num_speculative_tokens_per_batch_size"] is None
 
 
 def test_a_books_assumptions_are_the_defaults() -> None:
-    facts = config_facts({"cache_config": {}}, {"cache_config.mamba_cache_mode": "align"})
+    facts = derive_facts({"cache_config": {}}, assumed_gpu(), {"cache_config.mamba_cache_mode": "align"})
     assert facts["cache_config.mamba_cache_mode"] == "align"
 
 
@@ -201,7 +203,7 @@ def test_a_books_assumptions_are_the_defaults() -> None:
     ],
 )  # fmt: skip
 def test_micro_batches(dbo: object, size: object, expected: object) -> None:
-    facts = config_facts({"parallel_config": {"enable_dbo": dbo, "ubatch_size": size}})
+    facts = derive_facts({"parallel_config": {"enable_dbo": dbo, "ubatch_size": size}}, assumed_gpu())
     assert facts["parallel_config.use_ubatching"] is expected
 
 
@@ -214,6 +216,6 @@ def test_micro_batches(dbo: object, size: object, expected: object) -> None:
 )  # fmt: skip
 def test_mixed_layers_of_a_draft(layer_types: list[str] | None, mixed: bool | None) -> None:
     draft = {"architectures": ["A"], "hf_config": {"layer_types": layer_types}}
-    facts = config_facts({"speculative_config": {"draft_model_config": draft}})
+    facts = derive_facts({"speculative_config": {"draft_model_config": draft}}, assumed_gpu())
     assert facts["speculative_config.draft_model_config.has_mixed_sliding_layers"] is mixed
     assert facts["speculative_config.draft_model_config.architectures"] == ("A",)

@@ -10,10 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from dodona.cli.app import app
-from dodona.oracle import ConfigError, EngineConfig, Environment, Verdict, select_runner
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.decide.verdict import Verdict
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.select import select_runner
 from dodona.oracle.systems.books import bundled_rulebook
+from dodona.oracle.systems.registry import system_of
 from dodona.oracle.systems.vllm.arguments import from_command_line, from_flat
-from dodona.oracle.systems.vllm.select import describe, read_config
 
 GPU = Environment(has_triton=True, platform="cuda")
 DENSE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
@@ -269,9 +273,9 @@ def test_every_fact_of_every_book_gets_a_value(llama: str) -> None:
         bundled_rulebook("vllm/0.28.0"),
         bundled_rulebook("vllm/0.33.0"),
     ):
-        found = describe(read_config([llama, "-tp", "2", *speculative]), book, GPU)
-        assert set(book.reads) <= set(found.facts)
-        assert not any("UNKNOWN" in repr(value) for value in found.facts.values())
+        facts = system_of("vllm").deploy([llama, "-tp", "2", *speculative], GPU, book).facts()
+        assert set(book.reads) <= set(facts)
+        assert not any("UNKNOWN" in repr(value) for value in facts.values())
 
 
 def test_the_environment_variable_of_vllm_counts_and_that_of_dodona_does_not(

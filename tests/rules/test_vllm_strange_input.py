@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.oracle.analysis.replay import book_answer, recorded_answer
+from dodona.oracle.analysis.replay import book_answer
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.systems.books import bundled_rulebook
+from dodona.oracle.systems.registry import system_of
 from dodona.oracle.systems.vllm.arguments import (
     ARGUMENTS,
     SHORT,
@@ -25,8 +26,10 @@ from dodona.oracle.systems.vllm.arguments import (
     from_command_line,
     from_flat,
 )
+from dodona.oracle.systems.vllm.cases import recorded_answer
+from dodona.oracle.systems.vllm.configuration import model_of
+from dodona.oracle.systems.vllm.deployment import VllmDeployment
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS
-from dodona.oracle.systems.vllm.select import describe, read_config
 from tests.support.vllm_cases import random_case
 
 BOOK = bundled_rulebook("vllm/0.33.0")
@@ -72,10 +75,10 @@ def test_command_lines(model: str, given_words: list[str]) -> None:
                 "model_config": {**(found.sections.get("model_config") or {}), "model": model},
             }
             sections["model_config"].pop("revision", None)
-            described = describe(type(found)(sections, found.unknown), BOOK, GPU)
+            facts = VllmDeployment(sections, model_of(sections), GPU, BOOK, found.unknown).facts()
         except ConfigError:
             continue
-        assert set(BOOK.reads) <= set(described.facts)
+        assert set(BOOK.reads) <= set(facts)
 
 
 @given(st.dictionaries(names, json_values, max_size=5))
@@ -108,10 +111,10 @@ def test_mappings(model: str, fields: list[tuple[str, Any]], whole: bool) -> Non
     section = mapping.get("model_config")
     mapping["model_config"] = {**section, "model": model} if isinstance(section, dict) else {"model": model}
     try:
-        described = describe(read_config(mapping), BOOK, GPU)
+        facts = system_of("vllm").deploy(mapping, GPU, BOOK).facts()
     except ConfigError:
         return
-    assert set(BOOK.reads) <= set(described.facts)
+    assert set(BOOK.reads) <= set(facts)
 
 
 def test_mutated_cases() -> None:

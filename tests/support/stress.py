@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from checkpoints.evaluate import held_out_prompts
-from dodona import LLM, SamplingParams
 from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.prompts import Prompt
+from dodona.runners.llm import LLM
 from dodona.runners.outputs import CompletionOutput, RequestOutput
 from dodona.runners.sampling import reference as sampling
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.equal_tokens import EqualTokens, Logits
 
 LONGEST_PROMPT, MOST_TOKENS = 96, 48

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from dodona import LLM
+from dodona.runners.llm import LLM
 from tests.support.stress import check_stress
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dodona import LLM, SamplingParams
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.json_schemas import SCHEMAS, conforms
 from tests.support.tiny_models import make_model
 

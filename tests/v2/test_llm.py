@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from dodona import LLM, SamplingParams
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.select import select_runner
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner
 from dodona.runners.v2.runner import V2Runner
 from tests.support.stress import check_stress

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dodona import LLM, SamplingParams
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
 from tests.support.json_schemas import conforms
 from tests.v2.test_llm import make_llm
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dodona.oracle.config.draft_method import method_by_name
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import COMPILATION_MODES
-from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactType, FactValue
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
+from dodona.oracle.systems.fact import Fact, registry
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -28,15 +29,9 @@ class Inputs(NamedTuple):
     environment: Environment
 
 
-def _unknown(inputs: Inputs) -> FactValue:
-    return UNKNOWN
-
-
 @dataclass(frozen=True)
-class OwnFact(FactSpec):
+class OwnFact(Fact[Inputs]):
     """A fact of this runtime, and how it is derived."""
-
-    derive: Callable[[Inputs], FactValue] = _unknown
 
 
 def resolved_device(config: EngineConfig, environment: Environment) -> str:
@@ -109,21 +104,7 @@ def _speculative_method(inputs: Inputs) -> FactValue:
     speculative = inputs.config.speculative_config
     if speculative is None:
         return None
-    if speculative.method is not None:
-        return speculative.method
-    name = (speculative.model or "").lower()
-    if name in ("ngram", "[ngram]"):
-        return "ngram"
-    # vLLM reads the method off the draft model's name in this order.
-    for sign, method in (
-        ("eagle3", "eagle3"),
-        ("eagle-", "eagle"),
-        ("dflash", "dflash"),
-        ("medusa", "medusa"),
-    ):
-        if sign in name:
-            return method
-    return UNKNOWN
+    return speculative.method or method_by_name(speculative.model or "") or UNKNOWN
 
 
 def _dtype(inputs: Inputs) -> FactValue:
@@ -183,7 +164,7 @@ def _field(path: str, type: FactType, doc: str, **more: Any) -> OwnFact:
 
     if type == "int":
         more.setdefault("minimum", 1)
-    return OwnFact(path, type, doc, "config", derive, reads=(path,), **more)
+    return OwnFact(path, type, doc, "config", derive=derive, reads=(path,), **more)
 
 
 def _section(name: str, doc: str) -> OwnFact:
@@ -192,7 +173,7 @@ def _section(name: str, doc: str) -> OwnFact:
     def derive(inputs: Inputs) -> FactValue:
         return None if getattr(inputs.config, name) is None else True
 
-    return OwnFact(name, "bool", doc, "config", derive, nullable=True, section=True)
+    return OwnFact(name, "bool", doc, "config", derive=derive, nullable=True, section=True)
 
 
 def _environment(name: str, type: FactType, doc: str, **more: Any) -> OwnFact:
@@ -200,7 +181,7 @@ def _environment(name: str, type: FactType, doc: str, **more: Any) -> OwnFact:
         value: FactValue = getattr(inputs.environment, name)
         return value
 
-    return OwnFact(f"environment.{name}", type, doc, "environment", derive, **more)
+    return OwnFact(f"environment.{name}", type, doc, "environment", derive=derive, **more)
 
 
 _MODEL_SPECS = (
@@ -211,7 +192,7 @@ _MODEL_SPECS = (
         "str",
         "What the model is served for; `auto` goes by the model's architecture and pooling module.",
         "model",
-        lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
+        derive=lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
         domain=("generate", "pooling", "draft"),
         reads=("model_config.runner",),
     ),
@@ -220,7 +201,7 @@ _MODEL_SPECS = (
         "str",
         "Quantization method of the weights: as configured, else config.json's; null where there is none.",
         "model",
-        lambda i: resolved_quantization(i.config, i.model),
+        derive=lambda i: resolved_quantization(i.config, i.model),
         nullable=True,
         reads=("model_config.quantization",),
     ),
@@ -229,7 +210,7 @@ _MODEL_SPECS = (
         "str",
         "Type that the model is computed in; `auto` is config.json's, and float32 on a CPU.",
         "model",
-        _dtype,
+        derive=_dtype,
         domain=(*DTYPES, "other"),
         reads=("model_config.dtype", "device_config.device"),
     ),
@@ -274,7 +255,7 @@ _MODEL_SPECS = (
         "bool",
         "`max_model_len` is beyond `rope_fixed_length`.",
         "model",
-        lambda i: UNKNOWN if i.model is None else outgrows_rope(i.config, i.model),
+        derive=lambda i: UNKNOWN if i.model is None else outgrows_rope(i.config, i.model),
     ),
     _model(
         "rope_fixed_length",
@@ -360,7 +341,7 @@ _ENGINE_SPECS = (
         "str",
         "Platform that the model runs on; `auto` is the environment's.",
         "environment",
-        lambda i: resolved_device(i.config, i.environment),
+        derive=lambda i: resolved_device(i.config, i.environment),
         domain=PLATFORMS,
         reads=("device_config.device",),
     ),
@@ -382,7 +363,7 @@ _FEATURE_SPECS = (
         "str",
         "How tokens are drafted: as configured, else as the draft model's name says, else unknown.",
         "config",
-        _speculative_method,
+        derive=_speculative_method,
         nullable=True,
         reads=("speculative_config.method", "speculative_config.model"),
     ),
@@ -407,7 +388,7 @@ _FEATURE_SPECS = (
         "bool",
         "KV blocks leave or enter: a connector is named and has a role, or KV offloading has a size.",
         "config",
-        lambda i: has_active_connector(i.config),
+        derive=lambda i: has_active_connector(i.config),
         reads=(
             "kv_transfer_config.kv_connector",
             "kv_transfer_config.kv_role",
@@ -419,7 +400,7 @@ _FEATURE_SPECS = (
         "str",
         "The KV connector: as named, else the one that KV offloading turns on.",
         "config",
-        lambda i: resolved_connector(i.config),
+        derive=lambda i: resolved_connector(i.config),
         nullable=True,
         reads=(
             "kv_transfer_config.kv_connector",
@@ -454,11 +435,8 @@ _ENVIRONMENT_SPECS = (
 
 _SPECS = (*_MODEL_SPECS, *_ENGINE_SPECS, *_FEATURE_SPECS, *_ENVIRONMENT_SPECS)
 
-FACTS: Mapping[str, OwnFact] = MappingProxyType({spec.name: spec for spec in _SPECS})
+FACTS: Mapping[str, OwnFact] = registry(_SPECS)
 """The registry: every fact by its name."""
-
-if len(FACTS) != len(_SPECS):
-    raise AssertionError("two facts have the same name")
 
 
 def derive_facts(

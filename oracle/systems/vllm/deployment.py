@@ -7,14 +7,21 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.deployment import Change, Value
-from dodona.oracle.systems.vllm.facts import VLLM_FACTS, default_of
-from dodona.oracle.systems.vllm.select import ALWAYS_CONFIGURED, assumed_facts, known_facts, model_of
+from dodona.oracle.systems.deployment import Change, Deployment, Value
+from dodona.oracle.systems.vllm.assumptions import (
+    ALWAYS_CONFIGURED,
+    assumed_facts,
+    completed_sections,
+    decisive_assumptions,
+)
+from dodona.oracle.systems.vllm.configuration import shared_config
+from dodona.oracle.systems.vllm.facts import VLLM_FACTS, default_of, derive_facts
 
 _FROM_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "model_config.runner_type": ("model_config.runner",),
@@ -36,18 +43,23 @@ _STAYS: Final = (
 
 
 @dataclass(frozen=True)
-class VllmDeployment:
+class VllmDeployment(Deployment):
     """vLLM's nested configuration as it was written, a model and a machine."""
 
     sections: Mapping[str, Any]
     model: ModelInfo
     environment: Environment
     book: RuleBook
+    unknown_flags: tuple[str, ...] = ()
+    """Flags that were given and are not known here."""
 
-    @classmethod
-    def of(cls, sections: Mapping[str, Any], environment: Environment, book: RuleBook) -> VllmDeployment:
-        """Reads the model's config.json. Raises ConfigError."""
-        return cls(sections, model_of(sections), environment, book)
+    def engine_config(self) -> EngineConfig:
+        """The part of the configuration that an EngineConfig can hold."""
+        return shared_config(self.sections)
+
+    def foreign_config(self) -> Mapping[str, Any]:
+        """The whole configuration as it was given, nested."""
+        return self.sections
 
     def changes(self) -> tuple[Change, ...]:
         """Every change that some fact of the book may depend on, in the order of the registry of facts."""
@@ -88,13 +100,18 @@ class VllmDeployment:
         return change.touches(VLLM_FACTS[fact], also)
 
     def known_facts(self, changes: Iterable[Change] = ()) -> Facts:
-        """All facts, after changes that don't clash; unknown ones are unknown."""
-        return known_facts(self.sections_after(changes), self.model, self.environment, self.book)
+        """All facts, after changes that don't clash; unknown ones are unknown. Raises ConfigError."""
+        sections = completed_sections(self.sections_after(changes), self.model)
+        return derive_facts(sections, self.environment, self.book.assume)
 
-    def facts(self, changes: Iterable[Change] = ()) -> Facts:
-        """The same with what the book assumes of what is unknown."""
-        known = self.known_facts(changes)
+    def with_assumptions(self, known: Facts) -> Facts:
+        """Known facts, with the book's assumptions or vLLM's defaults in place of unknown ones."""
         return {**known, **assumed_facts(known, self.model, self.book)}
+
+    def assumptions(self, known: Facts) -> tuple[str, ...]:
+        """Assumed values on which some rule depends, and flags that were left alone."""
+        left_alone = [f"{flag} is not known here, and was left alone" for flag in self.unknown_flags]
+        return (*decisive_assumptions(known, self.model, self.book), *left_alone)
 
     def sections_after(self, changes: Iterable[Change]) -> dict[str, Any]:
         """The configuration after changes that don't clash."""

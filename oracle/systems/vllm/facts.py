@@ -1,4 +1,4 @@
-"""The facts that rule books of vLLM read, and their values for a vLLM configuration.
+"""The facts that rule books of vLLM read: one registry, which names, types, documents and derives each.
 
 A configuration is nested and named as vLLM's own (`parallel_config.enable_dbo`, …) and holds final field
 values. A section that is null or absent is not configured, and every fact below it is null; an absent field
@@ -10,30 +10,36 @@ To add a fact, add a `VllmFact` to `_FACTS`: most are a field, read as it is.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactType, FactValue, Source, Unknown
-from dodona.oracle.machine.environment import PLATFORMS
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue, Source, Unknown
+from dodona.oracle.machine.environment import PLATFORMS, Environment
+from dodona.oracle.systems.fact import Fact, registry
 
 CUDAGRAPH_MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 
 
-@dataclass(frozen=True)
-class VllmFact:
-    """One fact: its specification, the field that it is read from, and vLLM's default."""
+class Inputs(NamedTuple):
+    """What facts are derived from."""
 
-    spec: FactSpec
-    path: tuple[str, ...]
-    """Section and field in a configuration."""
-    default: FactValue
-    """Value where the section is configured but the field is absent."""
-    read: Callable[[Any], FactValue]
-    """The fact's value from the field's. Raises ValueError that says what was expected."""
+    config: Mapping[str, Any]
+    """Nested; `UNKNOWN` in place of a value makes the facts that read it unknown."""
+    environment: Environment
+    assume: Mapping[str, FactValue]
+    """A release's defaults, where they differ from the registry's."""
+
+
+@dataclass(frozen=True)
+class VllmFact(Fact[Inputs]):
+    """A fact of vLLM, and how it is derived."""
+
+    default: FactValue = field(default=UNKNOWN, kw_only=True)
+    """Value of an absent field of a configured section; `UNKNOWN` where the fact is no field."""
 
 
 def _bool(value: Any) -> FactValue:
@@ -96,19 +102,40 @@ def _field(
     minimum: int | None = None,
     section: bool = False,
 ) -> VllmFact:
-    # Every fact of a configuration may be null: its section may be.
-    spec = FactSpec(
+    parts = (path or name).split(".")
+    reader = read or _READERS[type]
+
+    def derive(inputs: Inputs) -> FactValue:
+        value: Any = inputs.config
+        for i, part in enumerate(parts):
+            if value is None or isinstance(value, Unknown):
+                return value
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{'.'.join(parts[:i])}: expected a section, got {value!r}")
+            if i > 0 and i == len(parts) - 1 and part not in value:
+                return inputs.assume.get(name, default)
+            value = value.get(part)
+        if value is None or isinstance(value, Unknown):
+            return value
+        try:
+            return reader(value)
+        except ValueError as error:
+            raise ConfigError(f"{'.'.join(parts)}: {error}, got {value!r}") from None
+
+    return VllmFact(
         name,
         type,
         doc,
         source,
+        derive=derive,
         domain=domain,
+        # its section may be null
         nullable=True,
         minimum=minimum,
         reads=(path or name,),
         section=section,
+        default=default,
     )
-    return VllmFact(spec, tuple((path or name).split(".")), default, read or _READERS[type])
 
 
 def _section(name: str, doc: str, path: str = "") -> VllmFact:
@@ -120,16 +147,59 @@ def _of_model(name: str, doc: str, default: FactValue = False) -> VllmFact:
     return _field(f"model_config.{name}", "bool", doc, default, source="model")
 
 
+def _environment(name: str, type: FactType, doc: str, **more: Any) -> VllmFact:
+    def derive(inputs: Inputs) -> FactValue:
+        value: FactValue = getattr(inputs.environment, name)
+        return value
+
+    return VllmFact(f"environment.{name}", type, doc, "environment", derive=derive, **more)
+
+
+_ARCHITECTURES = _field(
+    "model_config.architectures", "list", "Model classes that config.json names.", (), source="model"
+)
+_ARCHITECTURE = _field(
+    "model_config.architecture",
+    "str",
+    "The one of the model classes that vLLM serves.",
+    None,
+    source="model",
+)
+_ENABLE_DBO = _field(
+    "parallel_config.enable_dbo",
+    "bool",
+    "Dual batch overlap: two halves of a batch hide each other's waits.",
+    False,
+)
+_UBATCH_SIZE = _field("parallel_config.ubatch_size", "int", "Micro-batches of one step.", 0, minimum=0)
+
+
+def _served_architecture(inputs: Inputs) -> FactValue:
+    """The one that is given, else the first: vLLM takes the first that it knows, and most models have one."""
+    given = _ARCHITECTURE.derive(inputs)
+    if given is not None:
+        return given
+    named = _ARCHITECTURES.derive(inputs)
+    return named[0] if isinstance(named, tuple) and named else None
+
+
+def _use_ubatching(inputs: Inputs) -> FactValue:
+    """True where one of the two fields turns it on, unknown where one is unknown, else false; null where both
+    are null.
+    """
+    size = _UBATCH_SIZE.derive(inputs)
+    values = (_ENABLE_DBO.derive(inputs), size > 1 if isinstance(size, int) else size)
+    if True in values:
+        return True
+    if UNKNOWN in values:
+        return UNKNOWN
+    return None if all(value is None for value in values) else False
+
+
 _FACTS = (
     _section("model_config", "A model is configured; a few tools of vLLM make configurations without one."),
-    _field("model_config.architectures", "list", "Model classes that config.json names.", (), source="model"),
-    _field(
-        "model_config.architecture",
-        "str",
-        "The one of the model classes that vLLM serves.",
-        None,
-        source="model",
-    ),
+    _ARCHITECTURES,
+    dataclasses.replace(_ARCHITECTURE, derive=_served_architecture),
     _field(
         "model_config.runner_type",
         "str",
@@ -200,13 +270,8 @@ _FACTS = (
         "What starts and drives the workers: mp, ray, uni, external_launcher or a class; null: vLLM chooses.",
         None,
     ),
-    _field(
-        "parallel_config.enable_dbo",
-        "bool",
-        "Dual batch overlap: two halves of a batch hide each other's waits.",
-        False,
-    ),
-    _field("parallel_config.ubatch_size", "int", "Micro-batches of one step.", 0, minimum=0),
+    _ENABLE_DBO,
+    _UBATCH_SIZE,
     _field(
         "parallel_config.enable_elastic_ep",
         "bool",
@@ -281,113 +346,45 @@ _FACTS = (
         path="speculative_config.draft_model_config.hf_config.layer_types",
         read=_mixed_sliding,
     ),
-)
-
-_DERIVED = (
-    FactSpec(
+    VllmFact(
         "parallel_config.use_ubatching",
         "bool",
         "A batch is run as several micro-batches: by dual batch overlap or by a number of them.",
+        derive=_use_ubatching,
         nullable=True,
         reads=("parallel_config.enable_dbo", "parallel_config.ubatch_size"),
     ),
-)
-
-_ENVIRONMENT = (
-    FactSpec(
-        "environment.has_triton", "bool", "Triton is installed and finds exactly one driver.", "environment"
-    ),
-    FactSpec("environment.platform", "str", "What vLLM runs on.", "environment", domain=PLATFORMS),
-    FactSpec(
-        "environment.override",
+    _environment("has_triton", "bool", "Triton is installed and finds exactly one driver."),
+    _environment("platform", "str", "What vLLM runs on.", domain=PLATFORMS),
+    _environment(
+        "override",
         "str",
-        "The runner that VLLM_USE_V2_MODEL_RUNNER asks for; null where it is unset.",
-        "environment",
+        "The runner that the environment variable forces; null where it is unset.",
         domain=("v1", "v2"),
         nullable=True,
     ),
-    FactSpec(
-        "environment.logitsproc_plugins",
-        "bool",
-        "An installed package registers logits processors.",
-        "environment",
-    ),
+    _environment("logitsproc_plugins", "bool", "An installed package registers logits processors."),
 )
 
-VLLM_FACTS: Final[Mapping[str, FactSpec]] = MappingProxyType(
-    {spec.name: spec for spec in (*(fact.spec for fact in _FACTS), *_DERIVED, *_ENVIRONMENT)}
-)
+VLLM_FACTS: Final[Mapping[str, VllmFact]] = registry(_FACTS)
 """The registry of vLLM's rule books: every fact by its name."""
 
-if len(VLLM_FACTS) != len(_FACTS) + len(_DERIVED) + len(_ENVIRONMENT):
-    raise AssertionError("two facts have the same name")
 
-
-def config_facts(
-    config: Mapping[str, Any], assume: Mapping[str, FactValue] | None = None
+def derive_facts(
+    config: Mapping[str, Any], environment: Environment, assume: Mapping[str, FactValue] | None = None
 ) -> dict[str, FactValue]:
-    """The facts of a nested configuration of final field values; `UNKNOWN` in place of a value makes a fact
-    unknown.
+    """The value of every fact, for a nested configuration of final field values.
 
-    `assume` holds the release's defaults where they differ from the registry's. Raises ConfigError naming the
-    field.
+    `UNKNOWN` in place of a field's value makes the facts that read it unknown. assume: the release's defaults
+    where they differ from the registry's. Raises ConfigError that names the field.
     """
-    facts: dict[str, FactValue] = {}
-    assume = assume or {}
-    for fact in _FACTS:
-        value: Any = config
-        for i, part in enumerate(fact.path):
-            if value is None or isinstance(value, Unknown):
-                break
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{'.'.join(fact.path[:i])}: expected a section, got {value!r}")
-            if part in value:
-                value = value[part]
-            elif i == len(fact.path) - 1 and i > 0:
-                value = _default(fact, assume)
-                break
-            else:
-                value = None
-        else:
-            if value is not None and not isinstance(value, Unknown):
-                try:
-                    value = fact.read(value)
-                except ValueError as error:
-                    raise ConfigError(f"{'.'.join(fact.path)}: {error}, got {value!r}") from None
-        facts[fact.spec.name] = value
-    facts["parallel_config.use_ubatching"] = _any_of(
-        facts["parallel_config.enable_dbo"], _more_than_one(facts["parallel_config.ubatch_size"])
-    )
-    if facts["model_config"] and facts["model_config.architecture"] is None:
-        # vLLM takes the first class that it knows; a configuration that doesn't say which has mostly only one
-        architectures = facts["model_config.architectures"]
-        if isinstance(architectures, tuple) and architectures:
-            facts["model_config.architecture"] = architectures[0]
-    return facts
-
-
-def _more_than_one(value: FactValue) -> FactValue:
-    return value > 1 if isinstance(value, int) else value
-
-
-def _any_of(*values: FactValue) -> FactValue:
-    """True where one of the values is, unknown where one is unknown, null where all are null, else false."""
-    if True in values:
-        return True
-    if UNKNOWN in values:
-        return UNKNOWN
-    return None if all(value is None for value in values) else False
-
-
-def _default(fact: VllmFact, assume: Mapping[str, FactValue]) -> FactValue:
-    return assume.get(fact.spec.name, fact.default)
+    inputs = Inputs(config, environment, assume or {})
+    return {name: fact.derive(inputs) for name, fact in VLLM_FACTS.items()}
 
 
 def default_of(name: str, assume: Mapping[str, FactValue] | None = None) -> FactValue:
     """What a fact is where it isn't known: the book's assumption, else vLLM's default."""
     if assume and name in assume:
         return assume[name]
-    return _DEFAULTS.get(name, UNKNOWN)
-
-
-_DEFAULTS: Final[Mapping[str, FactValue]] = {fact.spec.name: fact.default for fact in _FACTS}
+    fact = VLLM_FACTS.get(name)
+    return UNKNOWN if fact is None else fact.default

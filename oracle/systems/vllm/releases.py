@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from dodona.oracle.systems.registry import VLLM
-
 _NUMBER = re.compile(r"v?(\d{1,6})(?:\.(\d{1,6}))?(?:\.(\d{1,6}))?")
 
 
@@ -26,12 +24,12 @@ def nearest_release(release: str, known: Iterable[str]) -> str | None:
 
 
 def nearest_book(name: str, known: Iterable[str]) -> str:
-    """`The nearest release is 'vllm/0.33.0'.` for a book that isn't there; "" for another system's name.
+    """`The nearest release is 'vllm/0.33.0'.` for a book that doesn't exist; "" for a name without a release.
 
-    By number, since by letters 0.34.0 is as near to 0.24.0 as to 0.33.0.
+    known: all books; those in the folder of `name` count. Compared by number, since by letters 0.34.0 is as
+    near to 0.24.0 as to 0.33.0.
     """
-    folder, _, release = name.rpartition("/")
-    if folder != VLLM:
-        return ""
-    found = nearest_release(release, [b.removeprefix(f"{VLLM}/") for b in known if b.startswith(f"{VLLM}/")])
-    return f"The nearest release is '{VLLM}/{found}'." if found is not None else ""
+    folder, slash, release = name.rpartition("/")
+    prefix = folder + slash
+    found = nearest_release(release, [b.removeprefix(prefix) for b in known if b.startswith(prefix)])
+    return f"The nearest release is '{prefix}{found}'." if found is not None else ""

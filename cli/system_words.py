@@ -1,4 +1,6 @@
-"""`dodona select --rulebook vllm/…`: all but dodona's own options is vLLM's, and is read as vLLM reads it."""
+"""`dodona select --rulebook vllm/…`: all words but dodona's own options belong to the system that the book
+describes, and are read as that system reads them.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +10,21 @@ from typing import Any
 from typer.core import TyperCommand
 
 from dodona.oracle.config.flat import flat_names
-from dodona.oracle.machine.environment import Environment
 
-_words: ContextVar[list[str] | None] = ContextVar("vllm_words", default=None)
-_ALSO_VLLMS = ("config",)
-"""Options that vLLM has too: there they are vLLM's."""
+_words: ContextVar[list[str] | None] = ContextVar("system_words", default=None)
+_SHARED = ("config",)
+"""Options that engines have too: there they are the system's."""
 
 
 class SelectCommand(TyperCommand):
-    """Sets vLLM's words aside before the options are parsed: not every flag of vLLM can be an option."""
+    """Sets the system's words aside before options are parsed: not all of its flags can be options."""
 
     # typer may bring a click of its own, so that neither's types can be named here
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse dodona's own options; leave vLLM's words to `vllm_words`."""
+        """Parse dodona's own options; leave the system's words to `system_words`."""
         _words.set(None)
         books = (_option(args, "--compare") or _option(args, "--rulebook") or "").split(",")
-        if any(map(_is_vllm_book, books)) and not {"--help", "-h"} & set(args):
+        if any(map(_reads_words, books)) and not {"--help", "-h"} & set(args):
             args, words = self._split(args)
             _words.set(words)
         return super().parse_args(ctx, args)
@@ -31,7 +32,7 @@ class SelectCommand(TyperCommand):
     def _split(self, args: list[str]) -> tuple[list[str], list[str]]:
         own: dict[str, bool] = {}
         for parameter in self.params:
-            if parameter.name not in (*flat_names(), *_ALSO_VLLMS):
+            if parameter.name not in (*flat_names(), *_SHARED):
                 is_flag = bool(getattr(parameter, "is_flag", False))
                 own.update(dict.fromkeys((*parameter.opts, *parameter.secondary_opts), is_flag))
         mine: list[str] = []
@@ -49,20 +50,9 @@ class SelectCommand(TyperCommand):
         return mine, words
 
 
-def vllm_words() -> list[str] | None:
-    """The words of the command that are vLLM's; None where the rule book isn't one of vLLM's."""
+def system_words() -> list[str] | None:
+    """The words of the command that are the system's; None where it has no command line of its own."""
     return _words.get()
-
-
-def vllm_environment(rulebook: str, assume_gpu: bool) -> Environment | None:
-    """The machine to decide for: None means this one; else a Hopper GPU, and vLLM's environment variable."""
-    if not assume_gpu:
-        return None
-    from dodona.oracle.machine.environment import assumed_gpu
-    from dodona.oracle.systems.books import load_rulebook
-    from dodona.oracle.systems.vllm.select import detected
-
-    return detected(load_rulebook(rulebook), machine=assumed_gpu())
 
 
 def _option(args: list[str], name: str) -> str | None:
@@ -78,16 +68,17 @@ def _option(args: list[str], name: str) -> str | None:
     return found
 
 
-def _is_vllm_book(rulebook: str) -> bool:
-    rulebook = rulebook.strip()
-    if not rulebook.endswith((".yaml", ".yml")):
-        return rulebook.startswith("vllm/")
+def _reads_words(rulebook: str) -> bool:
     from dodona.oracle.errors import DodonaError
     from dodona.oracle.systems.books import load_rulebook
-    from dodona.oracle.systems.registry import VLLM
+    from dodona.oracle.systems.registry import system_of
 
-    try:
-        return load_rulebook(rulebook).system == VLLM
-    except DodonaError:
-        # the command itself reports it
+    rulebook = rulebook.strip()
+    if not rulebook:
         return False
+    try:
+        system = load_rulebook(rulebook).system
+    except DodonaError:
+        # the command itself reports it; a bundled book's folder is named as its system
+        system = rulebook.partition("/")[0]
+    return system_of(system).reads_words

@@ -1,0 +1,100 @@
+"""`dodona select`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dodona.cli.common import (
+    REFUSED,
+    AsJson,
+    ConfigFile,
+    Model,
+    RuleBookName,
+    print_verdict,
+    reporting,
+)
+from dodona.cli.flags import engine_config, with_engine_flags
+from dodona.cli.system_words import system_words
+from dodona.oracle.errors import UnsupportedConfiguration
+
+if TYPE_CHECKING:
+    from dodona.oracle.decide.verdict import Verdict
+    from dodona.oracle.machine.environment import Environment
+
+
+@with_engine_flags()
+def select(
+    engine: Mapping[str, Any],
+    model: Model = None,
+    config: ConfigFile = None,
+    rulebook: RuleBookName = "dodona",
+    assume_gpu: Annotated[
+        bool, typer.Option("--assume-gpu", help="Decide for a machine with a Hopper GPU and Triton.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show every rule, whether it fired, and the facts it read.")
+    ] = False,
+    why_not: Annotated[
+        str | None,
+        typer.Option("--why-not", metavar="RUNNER", help="What would have to change for RUNNER to serve."),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="BOOK,BOOK,...", help="Show several rule books side by side."),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Say which runner would serve a model, and why.
+
+    With a rule book of vLLM (--rulebook vllm/0.25.1), vLLM's own flags or a `vllm serve ...` command line say
+    what to serve.
+    """
+    with reporting():
+        words = system_words()
+        given = engine_config(model, engine, config) if words is None else words
+
+        def environment(book: str) -> Environment | None:
+            return _assumed_gpu(book) if assume_gpu else None
+
+        if compare is not None:
+            from dodona.cli.advice import run_comparison
+
+            run_comparison(
+                given, compare, environment, rulebook=rulebook, asked=explain or why_not, as_json=json_
+            )
+            return
+        verdict = _verdict(given, rulebook, environment(rulebook))
+        if explain or why_not:
+            from dodona.cli.advice import print_advice
+
+            print_advice(verdict, rulebook, explain=explain, why_not=why_not, as_json=json_)
+        else:
+            print_verdict(verdict, json_)
+        if verdict.refusals or verdict.runner is None:
+            raise typer.Exit(REFUSED)
+
+
+def _verdict(config: Any, rulebook: str, environment: Environment | None) -> Verdict:
+    """The verdict, also where it is a refusal."""
+    from dodona.oracle.decision_log import select_and_log
+
+    try:
+        return select_and_log(config, rulebook=rulebook, environment=environment)
+    except UnsupportedConfiguration as refusal:
+        if refusal.verdict is None:
+            raise
+        return refusal.verdict
+
+
+def _assumed_gpu(rulebook: str) -> Environment:
+    """A machine with a Hopper GPU, and the runner that the book's environment variable forces here.
+
+    Raises ConfigError, RuleFileError.
+    """
+    from dodona.oracle.machine.environment import assumed_gpu, forced_runner
+    from dodona.oracle.systems.books import load_rulebook
+
+    return assumed_gpu(forced_runner(load_rulebook(rulebook).environment))

@@ -1,0 +1,86 @@
+"""A configuration of vLLM as it is given: nested sections, from whatever form it has."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import SECTIONS
+from dodona.oracle.errors import ConfigError, did_you_mean
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.system import load_model
+from dodona.oracle.systems.vllm.arguments import Arguments, from_command_line, from_flat
+from dodona.oracle.systems.vllm.facts import VLLM_FACTS
+
+
+def read_config(config: object) -> Arguments:
+    """Nested sections from an EngineConfig, a mapping of sections, a model directory (or hub id), or a
+    `vllm serve …` command line (a text that begins so, or a list of words). Raises ConfigError.
+    """
+    if isinstance(config, EngineConfig):
+        return Arguments(config.to_mapping())
+    if isinstance(config, Mapping):
+        return Arguments(_checked(config))
+    if isinstance(config, str) and config.split(maxsplit=1)[:1] == ["vllm"] and not os.path.isdir(config):
+        return from_command_line(config)
+    if isinstance(config, (str, os.PathLike)):
+        return from_flat({"model": os.fspath(config)})
+    if isinstance(config, Sequence) and all(isinstance(word, str) for word in config):
+        return from_command_line(config)
+    raise ConfigError(
+        "expected an EngineConfig, a mapping, a model directory or a `vllm serve` command line, "
+        f"got {type(config).__name__}"
+    )
+
+
+def model_of(sections: Mapping[str, Any]) -> ModelInfo:
+    """What the config.json of a configuration's model says. Raises ConfigError."""
+    given = sections.get("model_config") or {}
+    name = given.get("model")
+    if not isinstance(name, str) or not name:
+        raise ConfigError("no model: name a model directory or a hub id")
+    return load_model(name, given.get("revision"))
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping of sections in which nothing that rules read looks misspelt. Raises ConfigError."""
+    fields: dict[str, set[str]] = {
+        section: {field.name for field in dataclasses.fields(cls)} for section, cls in SECTIONS.items()
+    }
+    for spec in VLLM_FACTS.values():
+        for path in spec.reads:
+            section, _, rest = path.partition(".")
+            fields.setdefault(section, set()).update({rest.split(".")[0]} - {""})
+    for section, value in config.items():
+        if section not in fields:
+            hint = did_you_mean(str(section), fields)
+            if hint:
+                raise ConfigError(f"{section}: no such section; {hint}")
+        elif value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"{section}: expected a section, got {value!r}")
+        elif value is not None and section in _STRICT:
+            for field in value:
+                hint = "" if field in fields[section] else did_you_mean(str(field), fields[section])
+                if hint:
+                    raise ConfigError(f"{section}.{field}: no such field; {hint}")
+    return dict(config)
+
+
+_STRICT: Final = ("model_config", "parallel_config", "cache_config", "scheduler_config", "speculative_config")
+
+
+def shared_config(sections: Mapping[str, Any]) -> EngineConfig:
+    """The part of a configuration that an EngineConfig can hold."""
+    shared = {
+        section: {f.name: value[f.name] for f in dataclasses.fields(cls) if value.get(f.name) is not None}
+        for section, cls in SECTIONS.items()
+        if isinstance(value := sections.get(section), Mapping)
+    }
+    try:
+        return EngineConfig.from_mapping(shared)
+    except ConfigError:
+        # vLLM's values may be ones that this runtime doesn't have
+        return EngineConfig.from_flat(sections["model_config"]["model"])
