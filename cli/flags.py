@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from dodona.oracle.config import engine_config as config_module
+from dodona.oracle.config import sections as config_module
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, SWITCHES, flat_names
 from dodona.oracle.config.sections import SECTIONS
