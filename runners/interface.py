@@ -8,17 +8,17 @@ sees a tensor.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-
-from dodona.oracle.errors import UnsupportedConfiguration
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dodona.oracle.decide.verdict import Verdict
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.limits import Limits
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -159,11 +159,11 @@ class PendingOutput(Protocol):
 
 
 class Runner(ABC):
-    """What the verdict builds. One instance drives one model on one device.
+    """Drives one model on one device. `runners.build.build_runner` makes it from a verdict.
 
-    Life: `load_model`, `get_kv_cache_spec`, `determine_available_memory`, `initialize_kv_cache`, `warm_up`
-    (through the real step), `capture_graphs`, then steps, then `shutdown`. Only the engine's thread calls a
-    runner.
+    The calls in their order: `load_model`, `get_kv_cache_spec`, `determine_available_memory`,
+    `initialize_kv_cache`, the warm-up's steps, `capture_graphs`, the steps, `shutdown`. Only the engine's
+    thread calls a runner. A call before its time raises RuntimeError that names the call it needs.
     """
 
     name: ClassVar[str]
@@ -173,9 +173,11 @@ class Runner(ABC):
     request_features: ClassVar[frozenset[str]] = frozenset()
     """What requests may ask beyond the common parameters: "structured-outputs", "logits-processors"."""
 
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict = verdict
-        self.config = verdict.config
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+        self.config = config
+        self.model_info = model
+        """config.json of the configuration's model."""
+        self.limits = limits
 
     @abstractmethod
     def load_model(self) -> None:
@@ -194,11 +196,18 @@ class Runner(ABC):
 
     @abstractmethod
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks: measured by a profile run of the largest step."""
+        """Measure, by running the largest step, how many bytes are left for KV blocks.
+
+        Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
+        """
 
     @abstractmethod
-    def initialize_kv_cache(self, num_blocks: int) -> None:
-        """Allocate `num_blocks` KV blocks; their ids are 0 .. num_blocks-1."""
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
+        """Allocate `num_blocks` KV blocks, in place of those allocated before; ids are 0 .. num_blocks-1.
+
+        max_model_len: most tokens of a sequence from here on, at most `limits.max_model_len` (None: that);
+        less where the blocks hold less. What the runner keeps per sequence is allocated to this length.
+        """
 
     @abstractmethod
     def capture_graphs(self) -> None:
@@ -218,25 +227,3 @@ class Runner(ABC):
     @abstractmethod
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
-
-    def take_draft_tokens(self) -> Mapping[int, Sequence[int]]:
-        """Draft tokens by row (speculative decoding)."""
-        raise UnsupportedConfiguration.lacking(self.name, "speculative-decoding")
-
-    def update_config(self, overrides: Mapping[str, Any]) -> None:
-        """Change configuration sections of a running model."""
-        raise UnsupportedConfiguration.lacking(self.name, "update-config")
-
-    def apply_sparse_weight_patches(self, patches: Iterable[Any]) -> None:
-        """Overwrite parts of weights in place."""
-        raise UnsupportedConfiguration.lacking(self.name, "sparse-weight-patches")
-
-    def embed(self, prompts: Sequence[Sequence[int]]) -> Any:
-        """Embeddings of prompts (pooling models)."""
-        raise UnsupportedConfiguration.lacking(self.name, "pooling")
-
-    def warm_up(self) -> None:
-        """Run prefill, decode and clean-up through the real step, by reserved request ids; leave no state."""
-        from dodona.runners.warm_up import warm_up
-
-        warm_up(self)

@@ -35,11 +35,10 @@ def warm_up(runner: Runner) -> None:
     Each has its prompt computed in two chunks, decodes a token, and gives its row back, the last one in a
     step that does nothing else. The KV they leave in the first block can't be found by anybody.
     """
-    config = runner.config
-    block_size = config.cache_config.block_size
-    budget = config.scheduler_config.max_num_batched_tokens or _LONGEST
-    max_model_len = config.model_config.max_model_len or _LONGEST
-    length = max(1, min(_LONGEST, block_size, budget, max_model_len) - 1)
+    limits = runner.limits
+    block_size = limits.block_size
+    # Within one block: then it is also within a length that was lowered to what the blocks hold.
+    length = max(1, min(_LONGEST, block_size, limits.max_num_batched_tokens, limits.max_model_len) - 1)
     first = max(1, length // 2)
     freed_rows: list[int] = []
     step = 0

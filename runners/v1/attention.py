@@ -63,7 +63,7 @@ def forward_state(state: ForwardState) -> Iterator[ForwardState]:
         raise RuntimeError(f"the model made {state.calls} attention calls, but {len(state.patterns)} at load")
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -91,8 +91,10 @@ def paged_attention(
         scaling = query.shape[-1] ** -0.5
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     cache.write(call, layout.slots, k, v)
+    tokens, heads, head_size = q.shape
     kv_heads = k.shape[1]
-    q = q.unflatten(1, (kv_heads, -1))  # [T, Hkv, G, Dk]: head h reads KV head h // G
+    # [T, Hkv, G, Dk]: query head h reads KV head h // G.
+    q = q.view(tokens, kv_heads, heads // kv_heads, head_size)
     sinks = None if s_aux is None else s_aux.reshape(kv_heads, -1)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
 

@@ -78,13 +78,14 @@ def _no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing a bar on stderr, which belongs to whoever called us."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars: Any = logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[str, Any]) -> torch.nn.Module:
@@ -94,7 +95,9 @@ def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[
     # Made where it will live: drawing billions of weights on a CPU takes minutes.
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, **common)
+        factory: Any = AutoModelForCausalLM
+        model: torch.nn.Module = factory.from_config(config, **common)
+        return model
 
 
 def _check_complete(path: Path, info: Mapping[str, Any]) -> None:
@@ -102,16 +105,17 @@ def _check_complete(path: Path, info: Mapping[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConfigError(
-            f"{path}: the safetensors lack {len(missing)} weights of the model: {_some(missing)}"
+            f"{path}: the safetensors lack {len(missing)} weights of the model: {_first_names(missing)}"
         )
     mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"])
     if mismatched:
         raise ConfigError(
-            f"{path}: {len(mismatched)} weights have other shapes than config.json says: {_some(mismatched)}"
+            f"{path}: {len(mismatched)} weights have other shapes than config.json says: "
+            f"{_first_names(mismatched)}"
         )
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 

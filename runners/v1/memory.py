@@ -1,4 +1,4 @@
-"""How many bytes are left for KV blocks, by measuring what the largest step needs."""
+"""Measures how many bytes the largest step leaves for KV blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from dodona.runners.limits import Limits
+from dodona.runners.sampling import reference as sampling
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.step_layout import MAX_GATHERED_TOKENS, StepLayout
+
+_PROFILE_ROW = sampling.SamplingRow(
+    params=SamplingParams(temperature=1.0, top_p=0.9), prompt_token_ids=(0,), output_token_ids=(), seed=0
+)
 
 CPU_KV_LIMIT = 4 << 30
 """Most bytes that KV blocks take on a CPU unless `kv_cache_memory_bytes` says otherwise."""
@@ -28,6 +39,28 @@ def measure_available_memory(
     else:
         available = min(_cpu(profile, utilization), CPU_KV_LIMIT)
     return max(0, min(available, most_useful))
+
+
+def run_largest_step(model: PackedModel, limits: Limits) -> None:
+    """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
+
+    All rows share one KV block: only the sizes of what is computed matter.
+    """
+    device, block_size, longest = model.device, limits.block_size, limits.max_model_len
+    cache = model.make_cache(1, block_size)
+    whole, rest = divmod(limits.max_num_batched_tokens, longest)
+    prompts = ([longest] * whole + [rest] * (rest > 0))[: limits.max_num_seqs]
+    # A chunk at the end of a full context reads the most; on a CPU that would take minutes.
+    computed = [longest - n if device.type == "cuda" else 0 for n in prompts]
+    decodes = max(1, min(limits.max_num_seqs, MAX_GATHERED_TOKENS // longest))
+    for num_tokens, num_computed in ((prompts, computed), ([1] * decodes, [longest - 1] * decodes)):
+        tables = np.zeros((len(num_tokens), -(-longest // block_size)), dtype=np.int64)
+        layout = StepLayout(num_tokens, num_computed, tables, block_size, device)
+        ids = torch.zeros(layout.total_tokens, dtype=torch.int64, device=device)
+        sampled = min(layout.total_tokens, limits.max_num_seqs)
+        logits = model.forward(ids, layout, cache, torch.arange(sampled, device=device))
+        with torch.inference_mode():
+            sampling.sample(logits, [_PROFILE_ROW] * sampled)
 
 
 def _cuda(profile: Callable[[], None], device: torch.device, utilization: float) -> int:

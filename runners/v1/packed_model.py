@@ -74,7 +74,7 @@ class PackedModel:
             output = self._forward(
                 input_ids=token_ids[None], position_ids=layout.positions[None], use_cache=False, **keep
             )
-        logits = output.logits[0]
+        logits: torch.Tensor = output.logits[0]
         return logits if keep else logits.index_select(0, positions)
 
     @contextmanager

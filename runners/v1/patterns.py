@@ -41,7 +41,8 @@ class AttentionPattern:
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Boolean mask, by broadcasting query positions against key positions."""
-        return (key <= query) & (key >= self.first_visible(query))
+        first: torch.Tensor = self.first_visible(query)
+        return (key <= query) & (key >= first)
 
 
 CAUSAL = AttentionPattern()

@@ -82,7 +82,8 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
 def _plain_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
     """[n, vocab] fp32 on the host, by transformers without a cache."""
     with torch.inference_mode(), model.plain() as plain:
-        return plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0].float().cpu()
+        logits: torch.Tensor = plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0]
+        return logits.float().cpu()
 
 
 def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
@@ -145,7 +146,7 @@ def _step(
     layout = StepLayout(num_tokens, [done[r] for r in rows], tables[rows], _BLOCK_SIZE, model.device)
     ids = torch.cat([prompts[r][done[r] : done[r] + counts[r]] for r in rows]).to(model.device)
     everything = to_device(np.arange(layout.total_tokens), model.device)
-    return model.forward(ids, layout, cache, everything).float().cpu().split(num_tokens)
+    return torch.split(model.forward(ids, layout, cache, everything).float().cpu(), num_tokens)
 
 
 def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
