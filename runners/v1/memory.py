@@ -29,10 +29,10 @@ def measure_available_memory(
 ) -> int:
     """Bytes for KV blocks after running `profile` (the largest step) once.
 
-    CUDA: `utilization` of the device's memory, less what is taken on it now, less the step's measured peak
-    above that. CPU: `utilization` of the memory that the system (or the control group) still has, less the
-    measured growth of the resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, what all
-    requests at full length take.
+    CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
+    that. CPU: `utilization` of the memory that the system (or the control group) still has, less the measured
+    growth of the resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, the bytes of all
+    requests at full length.
     """
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
@@ -84,9 +84,9 @@ def _cpu(profile: Callable[[], None], utilization: float) -> int:
 
 
 def _reset_peak() -> int:
-    """Start to measure the peak resident set anew where the system allows; gives the present size.
+    """Reset the measured peak of the resident set, where the system allows it; returns the present size.
 
-    Where it does not, the peak is that since the process began, and less is taken for KV than could be.
+    Where it doesn't, the peak is that since the process began, and KV gets less than it could.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -94,7 +94,7 @@ def _reset_peak() -> int:
 
 
 def _status_bytes(name: str) -> int:
-    """A size in /proc/self/status; 0 on systems that don't have it."""
+    """A size of /proc/self/status; 0 on systems without that file."""
     try:
         found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -103,12 +103,12 @@ def _status_bytes(name: str) -> int:
 
 
 def _available_bytes() -> int:
-    """What processes can still take: MemAvailable, or less where a control group sets a limit."""
+    """Bytes that processes can still take: MemAvailable, or less where a control group sets a limit."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
-    # Systems without /proc/meminfo say nothing that is cheap to read; assume that the documented limit fits.
+    # Without /proc/meminfo there is no cheap way to ask; assume that the documented limit fits.
     available = int(found[1]) * 1024 if found else 2 * CPU_KV_LIMIT
     group = Path("/sys/fs/cgroup")
     try:

@@ -18,6 +18,7 @@ from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
+from dodona.runners.v1.packed_model import PackedModel
 from tests.support.tiny_models import make_model
 from tests.v1.driver import GREEDY, Driver, make_runner
 
@@ -138,6 +139,35 @@ def test_available_memory_is_capped_by_what_requests_can_use(tiny_models):
     runner = make_runner(tiny_models.path("llama"), max_num_seqs=3, max_model_len=50, block_size=16)
     spec = runner.get_kv_cache_spec()
     assert runner.determine_available_memory() == 3 * 4 * spec.bytes_per_block
+
+
+def test_the_largest_step_is_that_of_the_limits(tiny_models, monkeypatch):
+    runner = make_runner(
+        tiny_models.path("llama"), max_num_seqs=3, max_model_len=24, max_num_batched_tokens=64
+    )
+    rows: list[list[tuple[int, int]]] = []
+    forward = PackedModel.forward
+
+    def note(model, token_ids, layout, cache, positions):
+        lengths = layout.last_tokens - layout.starts + 1
+        ends = layout.positions[layout.last_tokens] + 1
+        rows.append(list(zip(lengths.tolist(), ends.tolist(), strict=True)))
+        return forward(model, token_ids, layout, cache, positions)
+
+    monkeypatch.setattr(PackedModel, "forward", note)
+    runner.determine_available_memory()
+    assert rows == [[(24, 24), (24, 24), (16, 16)], [(1, 24)] * 3]
+
+
+def test_a_new_kv_cache_forgets_the_requests_of_the_old_one(tiny_models):
+    runner = make_runner(tiny_models.path("llama"))
+    step = _step([_request(0)], [0], [3], [0], [True])
+    tokens = []
+    for _ in range(2):
+        runner.initialize_kv_cache(8, 32)
+        runner.execute_model(step)
+        tokens.append(list(runner.sample_tokens().result().token_ids))
+    assert tokens[0] == tokens[1]
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak can't be reset here")
