@@ -6,11 +6,11 @@ from dodona.oracle.errors import DodonaError
 
 
 class InvalidRequestError(DodonaError, ValueError):
-    """One request asks for what can't be served: a parameter out of range, an empty or too long prompt, …"""
+    """A request can't be served: a parameter is out of range, the prompt is empty or too long, …"""
 
 
 class EngineDeadError(DodonaError, RuntimeError):
-    """The engine has ended, by `shutdown` or by an error of the runner, which is then its `__cause__`."""
+    """The engine has ended: by `shutdown`, or by an error of the runner, which is the `__cause__`."""
 
 
 class EngineSetupError(DodonaError, ValueError):

@@ -1,24 +1,23 @@
-"""What the engine needs of a runner, and the values that pass between them.
+"""The interface between the engine and a runner: `Runner`, and the values that pass between them.
 
-Data flows one way: the scheduler makes a `SchedulerOutput`, the runner turns it into a `PendingOutput`,
-whose `result()` is a `StepOutput`. A runner never sees a request object of the engine, and the engine never
-sees a tensor.
+The scheduler makes a `SchedulerOutput`; the runner turns it into a `PendingOutput`, whose `result()` is a
+`StepOutput`. A runner never sees a request object of the engine, and the engine never sees a tensor.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-
-from dodona.oracle.errors import UnsupportedConfiguration
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dodona.oracle.decide.verdict import Verdict
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.limits import Limits
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -27,7 +26,7 @@ RESERVED_REQUEST_ID_PREFIX = "__dodona_"
 
 @dataclass(frozen=True, slots=True)
 class LayerKVSpec:
-    """One attention layer's share of a KV block: num_kv_heads * (head_size_k + head_size_v) per token."""
+    """KV of one attention layer: num_kv_heads * (head_size_k + head_size_v) elements per token."""
 
     num_kv_heads: int
     head_size_k: int
@@ -38,7 +37,7 @@ class LayerKVSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """What one KV block (of `block_size` tokens, over all layers) holds."""
+    """Layers, tokens and element size of a KV block."""
 
     layers: tuple[LayerKVSpec, ...]
     block_size: int
@@ -53,54 +52,52 @@ class KVCacheSpec:
 
 @dataclass(frozen=True, slots=True)
 class NewRequest:
-    """A request that gets a state row: a new one, or one that resumes after preemption.
-
-    The latter's outputs so far are part of `token_ids`.
-    """
+    """A request that gets a state row: a new one, or one that resumes after preemption."""
 
     request_id: str
     row: int
-    """Stable state row in [0, max_num_seqs); it stays the request's until it appears in `freed_rows`."""
+    """State row in [0, max_num_seqs); the request keeps it until the row appears in `freed_rows`."""
     token_ids: Sequence[int]
-    """All tokens known: the prompt, then what was generated before a preemption."""
+    """The prompt, then the tokens generated before a preemption."""
     num_prompt_tokens: int
     num_computed_tokens: int
-    """Leading tokens whose KV is in `block_ids` already (prefix cache hits)."""
+    """Leading tokens whose KV is in `block_ids` already, found in the prefix cache."""
     block_ids: Sequence[int]
     sampling_params: SamplingParams
     seed: int
-    """The request's random seed in [0, 2**63), resolved: never None."""
+    """Random seed in [0, 2**63)."""
     stop_token_ids: tuple[int, ...] = ()
-    """All ids that end the request (EOS unless ignored, and its own); masked before `min_tokens`."""
+    """Ids that end the request: EOS unless ignored, and those it gave. Masked before `min_tokens`."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """One step. A runner applies freed_rows, new_requests, new_blocks in this order, then the forward pass.
+    """One step. A runner applies freed_rows, new_requests and new_blocks, in this order, then runs the
+    forward pass.
 
     `rows`, `num_tokens`, `num_computed_tokens` and `samples` are parallel, in batch order: rows that decode
-    (one token, and it samples) come first, so that the decode part of a batch is a prefix of it.
-    A decode's token was sampled in the row's step before; a prompt's last chunk of one token is no decode.
+    (one token, and it samples) come first: they are a prefix of the batch. A decode's token was sampled in
+    the row's previous step; a prompt's last chunk of one token is not a decode.
 
-    A row may read KV that a row before it in the batch writes in the same step: a prefix that both begin
-    with. A step may have no rows: then it only applies the rest, and its output is empty.
+    A row may read KV that an earlier row of the batch writes in the same step, where both share a prefix.
+    A step may have no rows: then the runner only applies the changes, and the output is empty.
     """
 
     step: int
     freed_rows: Sequence[int]
     new_requests: Sequence[NewRequest]
     new_blocks: Sequence[tuple[int, Sequence[int]]]
-    """(row, block ids appended to its table); rows in `new_requests` carry their blocks themselves."""
+    """(row, block ids to append to its table); not for rows of `new_requests`, which have `block_ids`."""
     rows: Sequence[int]
     num_tokens: Sequence[int]
     """Tokens of the row computed in this step, >= 1."""
     num_computed_tokens: Sequence[int]
-    """Tokens of the row computed before this step: the position of its first token in this step."""
+    """Tokens of the row computed before this step: also the position of its first token in this step."""
     samples: Sequence[bool]
-    """Whether the row's last token in this step yields a next token (False: its prompt goes on)."""
+    """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
-    """Length of the decode prefix."""
+    """How many of `rows`, from the first on, decode."""
 
     @property
     def total_tokens(self) -> int:
@@ -112,38 +109,38 @@ class SchedulerOutput:
 class TokenLogprobs:
     """Log-probabilities at one position, from the raw logits (before temperature, penalties and masks).
 
-    `token_ids[0]` is the token itself (sampled, or of the prompt) and `rank` its 1-based rank; then come the
-    top-n, most probable first, and last the tokens asked for by id, with their ranks in `given_ranks`.
+    `token_ids[0]` is the sampled or prompt token, and `rank` its rank from 1. Then come the top-n tokens,
+    most probable first, and last the tokens of `SamplingParams.logprob_token_ids`.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     rank: int
     given_ranks: tuple[int, ...] = ()
-    """One per token of `SamplingParams.logprob_token_ids`."""
+    """Ranks of the tokens of `SamplingParams.logprob_token_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarOutput:
-    """What the grammars of a step's rows allow, made by the host from all tokens that the rows have."""
+    """The next tokens that the grammars of a step's rows allow."""
 
     rows: Sequence[int]
-    """State rows: of those that sample in the step, all whose request has `structured_outputs`."""
+    """The state rows that sample in the step and whose request has `structured_outputs`."""
     bitmask: npt.NDArray[np.int32]
-    """[len(rows), ceil(vocab / 32)], C-contiguous: bit t % 32 of word t // 32 says whether token t may come
-    next."""
+    """[len(rows), ceil(vocab / 32)], C-contiguous: bit t % 32 of word t // 32 is set where token t is
+    allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step yields, on the host."""
+    """The results of a step, on the host."""
 
     rows: Sequence[int]
     """The rows that sampled, in batch order (`SchedulerOutput.rows` where `samples`)."""
     token_ids: Sequence[int]
     """One token per entry of `rows`."""
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
-    """By row, for rows whose sampling parameters ask."""
+    """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
     """By row: for each prompt token whose log-probability this step computed, in order.
 
@@ -152,34 +149,36 @@ class StepOutput:
 
 
 class PendingOutput(Protocol):
-    """A step under way on the device."""
+    """The results of a step that may still run on the device."""
 
     def result(self) -> StepOutput:
-        """Wait for the step and return it; raises what the device raised."""
+        """Wait for the step and return its results; raises what the device raised."""
 
 
 class Runner(ABC):
-    """What the verdict builds. One instance drives one model on one device.
+    """Drives one model on one device. `runners.build.build_runner` makes it from a verdict.
 
-    Life: `load_model`, `get_kv_cache_spec`, `determine_available_memory`, `initialize_kv_cache`, `warm_up`
-    (through the real step), `capture_graphs`, then steps, then `shutdown`. Only the engine's thread calls a
-    runner.
+    The calls in their order: `load_model`, `get_kv_cache_spec`, `determine_available_memory`,
+    `initialize_kv_cache`, the warm-up's steps, `capture_graphs`, the steps, `shutdown`. Only the engine's
+    thread calls a runner. A call before its time raises RuntimeError that names the call it needs.
     """
 
     name: ClassVar[str]
-    """"v1" or "v2", as in the rule book."""
+    """The runner's name in the rule book, such as "v1"."""
     max_steps_in_flight: ClassVar[int]
-    """Steps the engine may submit before it must read the oldest one's result."""
+    """Steps that the engine may submit before it must read the oldest one's result."""
     request_features: ClassVar[frozenset[str]] = frozenset()
-    """What requests may ask beyond the common parameters: "structured-outputs", "logits-processors"."""
+    """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict = verdict
-        self.config = verdict.config
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+        self.config = config
+        self.model_info = model
+        """config.json of the configuration's model."""
+        self.limits = limits
 
     @abstractmethod
     def load_model(self) -> None:
-        """Read the weights onto the device. Raises UnsupportedConfiguration naming each feature it lacks."""
+        """Read the weights onto the device. Raises UnsupportedConfiguration for what the runner lacks."""
 
     @abstractmethod
     def reload_weights(self) -> None:
@@ -190,19 +189,26 @@ class Runner(ABC):
 
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """What a KV block holds; known once the model is loaded."""
+        """What a KV block holds. Needs the loaded model."""
 
     @abstractmethod
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks: measured by a profile run of the largest step."""
+        """Measure, by running the largest step, how many bytes are left for KV blocks.
+
+        Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
+        """
 
     @abstractmethod
-    def initialize_kv_cache(self, num_blocks: int) -> None:
-        """Allocate `num_blocks` KV blocks; their ids are 0 .. num_blocks-1."""
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
+        """Allocate `num_blocks` KV blocks, in place of those allocated before; ids are 0 .. num_blocks-1.
+
+        max_model_len: most tokens of a sequence from here on, at most `limits.max_model_len` (None: that);
+        less where the blocks hold less. What the runner keeps per sequence is allocated to this length.
+        """
 
     @abstractmethod
     def capture_graphs(self) -> None:
-        """Capture device graphs where the runner uses them; else nothing."""
+        """Capture device graphs, where the runner uses them."""
 
     @abstractmethod
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
@@ -218,25 +224,3 @@ class Runner(ABC):
     @abstractmethod
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
-
-    def take_draft_tokens(self) -> Mapping[int, Sequence[int]]:
-        """Draft tokens by row (speculative decoding)."""
-        raise UnsupportedConfiguration.lacking(self.name, "speculative-decoding")
-
-    def update_config(self, overrides: Mapping[str, Any]) -> None:
-        """Change configuration sections of a running model."""
-        raise UnsupportedConfiguration.lacking(self.name, "update-config")
-
-    def apply_sparse_weight_patches(self, patches: Iterable[Any]) -> None:
-        """Overwrite parts of weights in place."""
-        raise UnsupportedConfiguration.lacking(self.name, "sparse-weight-patches")
-
-    def embed(self, prompts: Sequence[Sequence[int]]) -> Any:
-        """Embeddings of prompts (pooling models)."""
-        raise UnsupportedConfiguration.lacking(self.name, "pooling")
-
-    def warm_up(self) -> None:
-        """Run prefill, decode and clean-up through the real step, by reserved request ids; leave no state."""
-        from dodona.runners.warm_up import warm_up
-
-        warm_up(self)

@@ -1,12 +1,19 @@
-"""Sizes that follow from configuration, model and memory: sequence length, tokens of a step, KV blocks."""
+"""The sizes, device and type that a runner works with, resolved once from configuration and config.json.
+
+`resolve_limits` is the only place where "auto" and unset values of these become values: start-up calls it
+before it builds the runner, and hands the result down. `size_kv_cache` counts the KV blocks once the model is
+loaded.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.systems.own.facts import DTYPES, resolved_dtype
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
@@ -15,40 +22,94 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dodona.engine")
 
-DEFAULT_BATCHED_TOKENS = {"cuda": 16384, "cpu": 2048}
-"""Most tokens of a step where the configuration doesn't say, by device."""
+DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 16384, "cpu": 2048}
+"""`max_num_batched_tokens` where the configuration leaves it unset, by device."""
 
 
-def resolve_max_model_len(config: EngineConfig, model: ModelInfo) -> int:
-    """Longest sequence in tokens: as configured, else config.json's `max_position_embeddings`.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a runner may use and must hold. Made by `resolve_limits`; every value is final."""
 
-    Raises ConfigError when more is asked than the model has positions for, or when neither says.
+    device: str
+    """"cpu" or "cuda"."""
+    dtype: str
+    """Type of weights, activations and KV: "float32", "bfloat16" or "float16"."""
+    max_model_len: int
+    """Most tokens of a sequence, prompt and output together."""
+    max_num_seqs: int
+    """Most sequences in a step, and state rows."""
+    max_num_batched_tokens: int
+    """Most tokens of a step."""
+    block_size: int
+    """Tokens per KV block."""
+    kv_cache_memory_bytes: int | None
+    """Bytes for KV blocks; None: what the runner measures."""
+    gpu_memory_utilization: float
+    """Share of the device's memory, in (0, 1], that weights, activations and KV may take together."""
+
+
+def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
+    """The limits of a configuration for a model, on the machine as torch sees it.
+
+    device: as configured; "auto" is "cuda" where torch sees a GPU.
+    dtype: as configured; "auto" is the fact `model_config.dtype`: config.json's type, but float32 on a CPU.
+    max_model_len: as configured, else config.json's `max_position_embeddings`.
+    max_num_batched_tokens: as configured, else 16384 on a GPU and 2048 on a CPU.
+
+    Raises ConfigError for a type that can't be computed in, for a `max_model_len` beyond the model's
+    positions, and where neither configuration nor config.json gives one; EngineSetupError where a step can't
+    hold a whole prompt and prompts may not be chunked.
     """
-    asked, possible = config.model_config.max_model_len, model.max_position_embeddings
-    if asked is None:
-        if possible is None:
-            raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
-        return possible
-    if possible is not None and asked > possible:
-        raise ConfigError(
-            f"max_model_len={asked} is over the {possible} positions (max_position_embeddings) of "
-            f"{model.file}; give at most {possible}"
+    device = _device(config)
+    scheduler, cache = config.scheduler_config, config.cache_config
+    limits = Limits(
+        device=device,
+        dtype=_dtype(config, model, device),
+        max_model_len=_max_model_len(config, model),
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=(scheduler.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[device]),
+        block_size=cache.block_size,
+        kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
+        gpu_memory_utilization=cache.gpu_memory_utilization,
+    )
+    if not scheduler.enable_chunked_prefill and limits.max_num_batched_tokens < limits.max_model_len:
+        raise EngineSetupError(
+            f"without chunked prefill a step must hold a whole prompt, but max_num_batched_tokens="
+            f"{limits.max_num_batched_tokens} is below max_model_len={limits.max_model_len}; raise the one, "
+            "lower the other, or set enable_chunked_prefill=True"
         )
-    return asked
+    return limits
 
 
-def resolve_max_num_batched_tokens(config: EngineConfig, device_type: str) -> int:
-    """Most tokens of a step: as configured, else 16384 on a GPU and 2048 on a CPU."""
-    return config.scheduler_config.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[device_type]
-
-
-def resolve_device_type(config: EngineConfig) -> str:
-    """ "cuda" or "cpu": as configured; "auto" is a GPU if torch sees one."""
+def _device(config: EngineConfig) -> str:
     if config.device_config.device != "auto":
         return config.device_config.device
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(config: EngineConfig, model: ModelInfo, device: str) -> str:
+    dtype = resolved_dtype(config, model, device)
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"{model.file}: field 'dtype': no computing in {dtype!r}; set dtype to bfloat16 or float32"
+        )
+    return dtype
+
+
+def _max_model_len(config: EngineConfig, model: ModelInfo) -> int:
+    configured, possible = config.model_config.max_model_len, model.max_position_embeddings
+    if configured is None:
+        if possible is None:
+            raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
+        return possible
+    if possible is not None and configured > possible:
+        raise ConfigError(
+            f"max_model_len={configured} is over the {possible} positions (max_position_embeddings) of "
+            f"{model.file}; give at most {possible}"
+        )
+    return configured
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,36 +121,44 @@ class KVSize:
 
 
 def size_kv_cache(
-    config: EngineConfig, *, max_model_len: int, bytes_per_block: int, available_bytes: int | None
+    config: EngineConfig,
+    limits: Limits,
+    *,
+    bytes_per_block: int,
+    determine_available_memory: Callable[[], int],
 ) -> KVSize:
-    """KV blocks: `num_gpu_blocks_override`, or as many as fit into `available_bytes`.
+    """KV blocks: `num_gpu_blocks_override`, else as many as fit into `kv_cache_memory_bytes`, else into the
+    bytes that `determine_available_memory` returns, which is called only then.
 
     They must hold one sequence of `max_model_len`. Where they don't and max_model_len was not configured,
     it is lowered, with a warning; else EngineSetupError.
     """
-    cache = config.cache_config
-    if cache.num_gpu_blocks_override is not None:
-        num_blocks = cache.num_gpu_blocks_override
+    if config.cache_config.num_gpu_blocks_override is not None:
+        num_blocks = config.cache_config.num_gpu_blocks_override
         source = f"num_gpu_blocks_override={num_blocks}"
         mend = "raise num_gpu_blocks_override"
+    elif limits.kv_cache_memory_bytes is not None:
+        num_blocks, source = _blocks_in(limits.kv_cache_memory_bytes, bytes_per_block)
+        source = f"kv_cache_memory_bytes={limits.kv_cache_memory_bytes} ({source})"
+        mend = "raise kv_cache_memory_bytes"
     else:
-        assert available_bytes is not None
-        num_blocks = max(0, available_bytes) // bytes_per_block
-        given = cache.kv_cache_memory_bytes is not None
-        source = f"{available_bytes / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
-        source = f"kv_cache_memory_bytes={available_bytes} ({source})" if given else source
-        mend = (
-            "raise kv_cache_memory_bytes"
-            if given
-            else "raise gpu_memory_utilization, or lower max_num_batched_tokens"
-        )
-    room = num_blocks * cache.block_size
-    if room >= max_model_len:
-        return KVSize(num_blocks, max_model_len)
+        num_blocks, source = _blocks_in(determine_available_memory(), bytes_per_block)
+        mend = "raise gpu_memory_utilization, or lower max_num_batched_tokens"
+    room = num_blocks * limits.block_size
+    if room >= limits.max_model_len:
+        return KVSize(num_blocks, limits.max_model_len)
     if config.model_config.max_model_len is not None or room < 2:
         raise EngineSetupError(
-            f"{source} hold {room} tokens, less than one sequence of max_model_len={max_model_len}; "
+            f"{source} hold {room} tokens, less than one sequence of max_model_len={limits.max_model_len}; "
             f"{mend}, or lower max_model_len"
         )
-    logger.warning("max_model_len is lowered from %d to %d: %s hold no more", max_model_len, room, source)
+    logger.warning(
+        "max_model_len is lowered from %d to %d: %s hold no more", limits.max_model_len, room, source
+    )
     return KVSize(num_blocks, room)
+
+
+def _blocks_in(available_bytes: int, bytes_per_block: int) -> tuple[int, str]:
+    """How many blocks fit, and the two sizes as text."""
+    sizes = f"{available_bytes / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
+    return max(0, available_bytes) // bytes_per_block, sizes

@@ -41,7 +41,7 @@ PROGRESS_BAR_DELAY = 2.0
 _REDRAW_AFTER = 0.5
 """Seconds without news after which the bar is drawn anew: the first prompts may take long."""
 
-CHANGE_WEIGHTS = frozenset({"reload_weights", "apply_sparse_weight_patches"})
+CHANGE_WEIGHTS = frozenset({"reload_weights"})
 """Methods of a runner after which KV that was computed before is of no use."""
 
 

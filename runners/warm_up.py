@@ -1,4 +1,4 @@
-"""The first steps of a runner's life: prefill, decode and clean-up, by requests that no user can have."""
+"""Warm-up: a runner's first steps, by requests whose ids are reserved."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ _EVERY_STAGE = SamplingParams(
     prompt_logprobs=1,
     max_tokens=None,
 )
-"""Uses each stage of the sampler, so that none is compiled in a user's request."""
+"""Uses every stage of the sampler, so that no user's request waits for one to be compiled."""
 
 
 def warm_up(runner: Runner) -> None:
-    """Step `runner`, whose KV cache is initialised, through the lives of two requests, one after the other.
+    """Run two requests, one after the other, on a runner whose KV cache is initialised.
 
-    Each has its prompt computed in two chunks, decodes a token, and gives its row back, the last one in a
-    step that does nothing else. The KV they leave in the first block can't be found by anybody.
+    Each one's prompt is computed in two chunks; then it decodes one token and its row is freed, the last row
+    by a step that does nothing else. The prefix cache is not told of the KV that stays in the first block.
     """
-    config = runner.config
-    block_size = config.cache_config.block_size
-    budget = config.scheduler_config.max_num_batched_tokens or _LONGEST
-    max_model_len = config.model_config.max_model_len or _LONGEST
-    length = max(1, min(_LONGEST, block_size, budget, max_model_len) - 1)
+    limits = runner.limits
+    block_size = limits.block_size
+    # Within one block: then it is also within a length that was lowered to what the blocks hold.
+    length = max(1, min(_LONGEST, block_size, limits.max_num_batched_tokens, limits.max_model_len) - 1)
     first = max(1, length // 2)
     freed_rows: list[int] = []
     step = 0

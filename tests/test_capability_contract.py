@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import firings
-from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.books import load_rulebook
@@ -97,23 +96,6 @@ def test_both_runners_have_one_surface() -> None:
         for cls in (V1Runner, V2Runner):
             assert [p.name for p in public(cls)[name].parameters.values()] == parameters, (cls, name)
     assert {cls.name for cls in (V1Runner, V2Runner)} == set(BOOK.runners)
-
-
-@pytest.mark.parametrize("cls", [V1Runner, V2Runner])
-@pytest.mark.parametrize(
-    ("method", "arguments", "feature"),
-    [
-        ("take_draft_tokens", (), "speculative-decoding"),
-        ("update_config", ({},), "update-config"),
-        ("apply_sparse_weight_patches", ([],), "sparse-weight-patches"),
-        ("embed", ([[1]],), "pooling"),
-    ],
-)
-def test_a_method_without_its_feature_names_the_feature(cls, method, arguments, feature) -> None:
-    runner = cls.__new__(cls)  # these methods read nothing of an instance
-    with pytest.raises(UnsupportedConfiguration, match=cls.name) as error:
-        getattr(runner, method)(*arguments)
-    assert error.value.features == (feature,)
 
 
 @pytest.mark.parametrize("override", ["v1", "v2"])

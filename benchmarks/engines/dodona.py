@@ -47,14 +47,16 @@ class _Dodona(BenchmarkEngine):
         return {"dodona": dodona.__version__}
 
     def settings(self) -> dict[str, Any]:
-        from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
+        from dodona.oracle.models.model_info import ModelInfo
+        from dodona.runners.limits import resolve_limits
 
         config = self.llm.config
+        limits = resolve_limits(config, ModelInfo.load(config.model_config.model))
         return {
-            "max_num_seqs": config.scheduler_config.max_num_seqs,
-            "max_num_batched_tokens": resolve_max_num_batched_tokens(config, resolve_device_type(config)),
+            "max_num_seqs": limits.max_num_seqs,
+            "max_num_batched_tokens": limits.max_num_batched_tokens,
             "max_model_len": self.llm.max_model_len,
-            "block_size": config.cache_config.block_size,
+            "block_size": limits.block_size,
             "num_kv_blocks": self.llm.num_kv_blocks,
             "enable_prefix_caching": config.cache_config.enable_prefix_caching,
             "enforce_eager": config.model_config.enforce_eager,

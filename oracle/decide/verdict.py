@@ -16,11 +16,10 @@ from dodona.oracle.config.sections import JsonObject
 from dodona.oracle.decide.choice_log import choice_log
 from dodona.oracle.decide.evaluate import Evaluation
 from dodona.oracle.decide.outcome import Firing
-from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import UNKNOWN, Unknown
 from dodona.oracle.language.rule import RunnerName
-from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook
+from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
 
 if TYPE_CHECKING:
@@ -162,21 +161,9 @@ class Verdict(BaseModel):
         """Make the runner. Raises UnsupportedConfiguration where there are refusals, or where the book
         describes another system.
         """
-        if self.rulebook.system != OWN_SYSTEM:
-            raise UnsupportedConfiguration(
-                f"rule book {self.rulebook.name} describes {self.rulebook.system}, whose runners are not "
-                "built here; select with rulebook='dodona'",
-                verdict=self,
-            )
-        if self.refusals or self.runner is None:
-            raise UnsupportedConfiguration.from_verdict(self)
-        if self.runner == "v1":
-            from dodona.runners.v1.runner import V1Runner
+        from dodona.runners.build import build_runner
 
-            return V1Runner(self)
-        from dodona.runners.v2.runner import V2Runner
-
-        return V2Runner(self)
+        return build_runner(self)
 
 
 def make_verdict(

@@ -24,7 +24,6 @@ class Request:
     """
 
     __slots__ = (
-        "adapter",
         "bad_words_token_ids",
         "block_hashes",
         "block_ids",
@@ -75,7 +74,6 @@ class Request:
         grammar: Grammar | None = None,
         parent_id: str | None = None,
         index: int = 0,
-        adapter: str | None = None,
     ) -> None:
         """`limit` is the most tokens it may have, prompt included; `text` is given with stop strings, and
         `grammar` with structured outputs.
@@ -83,7 +81,6 @@ class Request:
         self.request_id = request_id
         self.parent_id = request_id if parent_id is None else parent_id
         self.index = index
-        self.adapter = adapter
         self.params = params
         self.seed = seed
         self.limit = limit

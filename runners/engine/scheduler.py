@@ -264,7 +264,7 @@ class Scheduler:
         """Hashes of the request's leading blocks, at least `count` of them."""
         hashes, size = request.block_hashes, self.block_size
         for begin in range(len(hashes) * size, count * size, size):
-            previous = hashes[-1] if hashes else root_hash(self._weights_version, request.adapter)
+            previous = hashes[-1] if hashes else root_hash(self._weights_version)
             hashes.append(block_hash(previous, request.token_ids[begin : begin + size]))
         return hashes
 

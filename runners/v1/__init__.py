@@ -1,1 +1,1 @@
-"""Runner V1, the general one: transformers' own modelling code over a paged KV cache, on CPU and GPU."""
+"""Runner V1, the general runner: transformers' own modelling code over a paged KV cache, on CPU and GPU."""

@@ -1,9 +1,9 @@
 """Attention over the paged KV cache, as an implementation of transformers' attention interface.
 
-A model calls it with packed queries, keys and values [1, heads, T, head_size]. What lies where is in the
-`ForwardState` of the current forward pass, found by a context variable, because the modelling code has no
-argument to pass it through. The n-th call of a forward pass owns the n-th entry of the cache: `layer_idx` is
-not used, for models number their layers in their own ways.
+A model calls it with packed queries, keys and values [1, heads, T, head_size]. The step's layout and the
+cache come from the `ForwardState` of the current forward pass, by a context variable: the modelling code has
+no argument to pass them through. The n-th call of a forward pass uses the n-th entry of the cache.
+`layer_idx` is not used, because models number their layers in different ways.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dodona.runners.v1.patterns import AttentionPattern
 from dodona.runners.v1.step_layout import Chunk, StepLayout
 
 PAGED_ATTENTION = "dodona_paged"
-"""Its name in transformers' registry; not in the mask registry, so that models make no masks for it."""
+"""Name in transformers' attention registry. It has none in the mask registry, so models make no masks."""
 
 MAX_SCORES = 1 << 26
-"""Most attention scores, over all heads, that one call makes (256 MiB in fp32); longer chunks are cut."""
+"""Most attention scores, over all heads, of one product (256 MiB in fp32); longer chunks are split."""
 
 
 class ForwardState:
-    """What the attention calls of one forward pass share. Made anew for each pass."""
+    """The layout, cache and patterns that the attention calls of one forward pass share."""
 
     def __init__(self, layout: StepLayout, cache: PagedKVCache, patterns: Sequence[AttentionPattern]) -> None:
         self.layout = layout
@@ -38,7 +38,7 @@ class ForwardState:
         self.calls = 0
 
     def next_call(self) -> int:
-        """Number the attention call that begins, from 0."""
+        """Index, from 0, of the attention call that begins. Raises RuntimeError after the last one."""
         call = self.calls
         if call >= len(self.patterns):
             raise RuntimeError(
@@ -53,7 +53,10 @@ _current: ContextVar[ForwardState | None] = ContextVar("dodona_v1_forward", defa
 
 @contextmanager
 def forward_state(state: ForwardState) -> Iterator[ForwardState]:
-    """Make `state` what attention calls of this thread see; checks at the end that all calls were made."""
+    """Give `state` to the attention calls that this thread makes inside.
+
+    Raises RuntimeError at the end where the model made fewer calls than at load.
+    """
     token = _current.set(state)
     try:
         yield state
@@ -63,7 +66,7 @@ def forward_state(state: ForwardState) -> Iterator[ForwardState]:
         raise RuntimeError(f"the model made {state.calls} attention calls, but {len(state.patterns)} at load")
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -79,8 +82,8 @@ def paged_attention(
 
     query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None). `softcap`:
     scores become softcap * tanh(score / softcap). `s_aux` [H]: one sink logit per head in the softmax's
-    denominator. The window is the one recorded for this call at load; the remaining keyword arguments only
-    restate it or concern training.
+    denominator. The window is the one recorded for this call at load; the other keyword arguments repeat it
+    or are for training.
     """
     state = _current.get()
     if state is None:
@@ -91,8 +94,10 @@ def paged_attention(
         scaling = query.shape[-1] ** -0.5
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     cache.write(call, layout.slots, k, v)
+    tokens, heads, head_size = q.shape
     kv_heads = k.shape[1]
-    q = q.unflatten(1, (kv_heads, -1))  # [T, Hkv, G, Dk]: head h reads KV head h // G
+    # [T, Hkv, G, Dk]: query head h reads KV head h // G.
+    q = q.view(tokens, kv_heads, heads // kv_heads, head_size)
     sinks = None if s_aux is None else s_aux.reshape(kv_heads, -1)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
 

@@ -1,25 +1,20 @@
-"""What V1 lacks, by hand, and how it reads those parts of a configuration that depend on the device.
+"""The features that V1 lacks, and the check of a configuration for them before a model is loaded.
 
-The rule book's vetoes on v1 say the same; a test holds the two to each other. `check_supported` does not ask
-the rules.
+Both are written by hand and don't read the rules. The rule book's vetoes on v1 say the same; a test compares
+the two.
 """
 
 from __future__ import annotations
 
-import torch
-
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
     outgrows_rope,
-    resolved_dtype,
     resolved_quantization,
     resolved_runner_type,
 )
-from dodona.runners.limits import resolve_device_type
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -82,25 +77,3 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
 def compiles(config: EngineConfig) -> bool:
     """Whether the model goes through `torch.compile`; its attention stays outside of what is traced."""
     return config.compilation_config is not None and config.compilation_config.mode == "STOCK_TORCH_COMPILE"
-
-
-def choose_device(config: EngineConfig) -> torch.device:
-    """`device_config.device`; "auto" is the current CUDA device if there is one, else the CPU."""
-    if resolve_device_type(config) == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-
-
-def choose_dtype(config: EngineConfig, model: ModelInfo, device: torch.device) -> torch.dtype:
-    """The type of weights, activations and KV, as the rules' fact `model_config.dtype` has it.
-
-    "auto" is config.json's type on CUDA, and float32 on a CPU: most CPUs have no fast half-precision matrix
-    products, float32 holds every half-precision weight exactly, and rounding then hardly depends on what
-    shares a batch. Raises ConfigError for a type that can't be computed in.
-    """
-    name = resolved_dtype(config, model, device.type)
-    if name not in ("float32", "bfloat16", "float16"):
-        raise ConfigError(
-            f"{model.file}: field 'dtype': no computing in {name!r}; set dtype to bfloat16 or float32"
-        )
-    return getattr(torch, name)

@@ -1,4 +1,4 @@
-"""Recording, at load, which attention calls a model makes: their KV shapes and what each lets a query see."""
+"""Records the attention calls of a model at load: their KV shapes and masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.patterns import CAUSAL, AttentionPattern, MaskFunction, recognise
 
 RECORDING_ATTENTION = "dodona_recording"
-"""Its name in transformers' registries. It has a mask function, so that models say which masks they want."""
+"""Name in transformers' registries. It has a mask function, so that models say which masks they want."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class AttentionCall:
     spec: LayerKVSpec
     pattern: AttentionPattern
     dtype: torch.dtype
-    """Of its keys."""
+    """Type of the keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ForeignMask:
-    """Stands for a mask that is none of our patterns."""
+    """In place of a mask that is not an `AttentionPattern`."""
 
     local_size: int | None
 
@@ -39,7 +39,7 @@ class _ForeignMask:
 @dataclass(frozen=True, slots=True)
 class _Recording:
     device: torch.device
-    """Where the model lives: its mask functions may hold tensors there."""
+    """The model's device: its mask functions may use tensors there."""
     calls: list[AttentionCall]
 
 
@@ -48,7 +48,7 @@ _recorded: ContextVar[_Recording | None] = ContextVar("dodona_v1_recorded", defa
 
 @contextmanager
 def recording(device: torch.device) -> Iterator[list[AttentionCall]]:
-    """A list that receives the attention calls made inside, in order, by a model on `device`."""
+    """A list of the attention calls that a model on `device` makes inside, in order."""
     calls: list[AttentionCall] = []
     token = _recorded.set(_Recording(device, calls))
     try:
@@ -60,7 +60,7 @@ def recording(device: torch.device) -> Iterator[list[AttentionCall]]:
 def _record_mask(
     *args: Any, mask_function: MaskFunction | None = None, local_size: int | None = None, **kwargs: Any
 ) -> AttentionPattern | _ForeignMask:
-    """In place of a mask tensor, the pattern that the model asks for."""
+    """The pattern that the model asks for, in place of a mask tensor."""
     recorded = _recorded.get()
     device = torch.device("cpu") if recorded is None else recorded.device
     pattern = None if mask_function is None else recognise(mask_function, local_size, device)
@@ -82,14 +82,14 @@ def _record_call(
     calls = recorded.calls
     where = f"attention call {len(calls)} ({type(module).__name__})"
     if kwargs.get("position_bias") is not None:
-        raise _refuse(f"{where} adds a position bias to its scores")
+        raise _refusal(f"{where} adds a position bias to its scores")
     if query.shape[2] != key.shape[2] or query.shape[1] % key.shape[1] or key.shape[:3] != value.shape[:3]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (query, key, value))
-        raise _refuse(f"{where} is no self-attention over the step's tokens: query, key, value are {shapes}")
+        raise _refusal(f"{where} is no self-attention over the step's tokens: query, key, value are {shapes}")
     if isinstance(attention_mask, AttentionPattern):
         pattern = attention_mask
     elif attention_mask is not None:
-        raise _refuse(f"{where} uses a mask that is neither causal, nor sliding-window, nor chunked")
+        raise _refusal(f"{where} uses a mask that is neither causal, nor sliding-window, nor chunked")
     else:
         pattern = AttentionPattern("sliding", sliding_window) if sliding_window else CAUSAL
     window = pattern.size if pattern.kind == "sliding" else None
@@ -98,7 +98,7 @@ def _record_call(
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
 
-def _refuse(why: str) -> UnsupportedConfiguration:
+def _refusal(why: str) -> UnsupportedConfiguration:
     return UnsupportedConfiguration.lacking("v1", "attention", why=why)
 
 

@@ -42,7 +42,8 @@ class PagedKVCache:
 
     def gather(self, call: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at `slots` (any shape S): S + [kv_heads, head_size]."""
-        flat = slots.reshape(-1)
-        keys = self.keys[call].index_select(0, flat).unflatten(0, slots.shape)
-        values = self.values[call].index_select(0, flat).unflatten(0, slots.shape)
-        return keys, values
+        flat, keys, values = slots.reshape(-1), self.keys[call], self.values[call]
+        return (
+            keys.index_select(0, flat).view(*slots.shape, *keys.shape[1:]),
+            values.index_select(0, flat).view(*slots.shape, *values.shape[1:]),
+        )

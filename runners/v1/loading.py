@@ -1,4 +1,4 @@
-"""Making the Hugging Face model: from a directory's safetensors, or with random weights."""
+"""Loads the Hugging Face model of a directory, from its safetensors or with random weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def load_model(
     """The causal LM of a model directory, in evaluation mode on `device`.
 
     `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights
-    from `seed` as the architecture initialises them (the same on every call, but not the same on CPU and
-    CUDA).
+    from `seed` as the architecture initialises them (the same on every call; CPU and CUDA draw different
+    ones).
+
     Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
     transformers has no causal LM for the configuration.
     """
@@ -75,46 +76,50 @@ def load_model(
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing a bar on stderr, which belongs to whoever called us."""
+    """Keep transformers from drawing a bar on stderr, which is the caller's."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars: Any = logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[str, Any]) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
-    # Made where it will live: drawing billions of weights on a CPU takes minutes.
+    # On the target device: drawing billions of weights on a CPU takes minutes.
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, **common)
+        factory: Any = AutoModelForCausalLM
+        model: torch.nn.Module = factory.from_config(config, **common)
+        return model
 
 
 def _check_complete(path: Path, info: Mapping[str, Any]) -> None:
-    """transformers draws random numbers for weights it doesn't find; a served model must have them all."""
+    """Raise ConfigError for weights that transformers did not find, and so drew at random."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConfigError(
-            f"{path}: the safetensors lack {len(missing)} weights of the model: {_some(missing)}"
+            f"{path}: the safetensors lack {len(missing)} weights of the model: {_first_names(missing)}"
         )
     mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"])
     if mismatched:
         raise ConfigError(
-            f"{path}: {len(mismatched)} weights have other shapes than config.json says: {_some(mismatched)}"
+            f"{path}: {len(mismatched)} weights have other shapes than config.json says: "
+            f"{_first_names(mismatched)}"
         )
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Overwrite `target`'s weights in place by `source`'s: whatever holds the tensors sees the new ones."""
+    """Overwrite `target`'s weights in place with `source`'s."""
     target.load_state_dict(source.state_dict(), strict=True, assign=False)

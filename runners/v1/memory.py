@@ -1,4 +1,4 @@
-"""How many bytes are left for KV blocks, by measuring what the largest step needs."""
+"""Measures how many bytes the largest step leaves for KV blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from dodona.runners.limits import Limits
+from dodona.runners.sampling import reference as sampling
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.step_layout import MAX_GATHERED_TOKENS, StepLayout
+
+_PROFILE_ROW = sampling.SamplingRow(
+    params=SamplingParams(temperature=1.0, top_p=0.9), prompt_token_ids=(0,), output_token_ids=(), seed=0
+)
 
 CPU_KV_LIMIT = 4 << 30
 """Most bytes that KV blocks take on a CPU unless `kv_cache_memory_bytes` says otherwise."""
@@ -18,16 +29,38 @@ def measure_available_memory(
 ) -> int:
     """Bytes for KV blocks after running `profile` (the largest step) once.
 
-    CUDA: `utilization` of the device's memory, less what is taken on it now, less the step's measured peak
-    above that. CPU: `utilization` of the memory that the system (or the control group) still has, less the
-    measured growth of the resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, what all
-    requests at full length take.
+    CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
+    that. CPU: `utilization` of the memory that the system (or the control group) still has, less the measured
+    growth of the resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, the bytes of all
+    requests at full length.
     """
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
     else:
         available = min(_cpu(profile, utilization), CPU_KV_LIMIT)
     return max(0, min(available, most_useful))
+
+
+def run_largest_step(model: PackedModel, limits: Limits) -> None:
+    """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
+
+    All rows share one KV block: only the sizes of what is computed matter.
+    """
+    device, block_size, longest = model.device, limits.block_size, limits.max_model_len
+    cache = model.make_cache(1, block_size)
+    whole, rest = divmod(limits.max_num_batched_tokens, longest)
+    prompts = ([longest] * whole + [rest] * (rest > 0))[: limits.max_num_seqs]
+    # A chunk at the end of a full context reads the most; on a CPU that would take minutes.
+    computed = [longest - n if device.type == "cuda" else 0 for n in prompts]
+    decodes = max(1, min(limits.max_num_seqs, MAX_GATHERED_TOKENS // longest))
+    for num_tokens, num_computed in ((prompts, computed), ([1] * decodes, [longest - 1] * decodes)):
+        tables = np.zeros((len(num_tokens), -(-longest // block_size)), dtype=np.int64)
+        layout = StepLayout(num_tokens, num_computed, tables, block_size, device)
+        ids = torch.zeros(layout.total_tokens, dtype=torch.int64, device=device)
+        sampled = min(layout.total_tokens, limits.max_num_seqs)
+        logits = model.forward(ids, layout, cache, torch.arange(sampled, device=device))
+        with torch.inference_mode():
+            sampling.sample(logits, [_PROFILE_ROW] * sampled)
 
 
 def _cuda(profile: Callable[[], None], device: torch.device, utilization: float) -> int:
@@ -51,9 +84,9 @@ def _cpu(profile: Callable[[], None], utilization: float) -> int:
 
 
 def _reset_peak() -> int:
-    """Start to measure the peak resident set anew where the system allows; gives the present size.
+    """Reset the measured peak of the resident set, where the system allows it; returns the present size.
 
-    Where it does not, the peak is that since the process began, and less is taken for KV than could be.
+    Where it doesn't, the peak is that since the process began, and KV gets less than it could.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -61,7 +94,7 @@ def _reset_peak() -> int:
 
 
 def _status_bytes(name: str) -> int:
-    """A size in /proc/self/status; 0 on systems that don't have it."""
+    """A size of /proc/self/status; 0 on systems without that file."""
     try:
         found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -70,12 +103,12 @@ def _status_bytes(name: str) -> int:
 
 
 def _available_bytes() -> int:
-    """What processes can still take: MemAvailable, or less where a control group sets a limit."""
+    """Bytes that processes can still take: MemAvailable, or less where a control group sets a limit."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
-    # Systems without /proc/meminfo say nothing that is cheap to read; assume that the documented limit fits.
+    # Without /proc/meminfo there is no cheap way to ask; assume that the documented limit fits.
     available = int(found[1]) * 1024 if found else 2 * CPU_KV_LIMIT
     group = Path("/sys/fs/cgroup")
     try:

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM behind one function: a packed step in, logits at the asked positions out."""
+"""A Hugging Face causal LM that computes packed steps: `PackedModel`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.step_layout import StepLayout
 
 PLAIN_ATTENTION = "eager"
-"""transformers' own attention: the meaning that the paged one is held to."""
+"""transformers' own attention, the reference of the paged one."""
 
 
 class PackedModel:
-    """The model and what recording its attention calls told.
+    """A model and the attention calls that it makes, recorded by a forward pass over four tokens.
 
-    Raises UnsupportedConfiguration where the model can't take packed rows: no `position_ids`, no attention
-    through transformers' attention interface, an unknown mask.
+    Raises UnsupportedConfiguration where the model can't compute packed rows: it takes no `position_ids`,
+    makes no call through transformers' attention interface, or uses an unknown mask.
     """
 
     def __init__(self, model: torch.nn.Module, *, compiled: bool = False) -> None:
@@ -47,7 +47,7 @@ class PackedModel:
 
     @property
     def name(self) -> str:
-        """The model's class."""
+        """Name of the model's class."""
         return type(self.model).__name__
 
     @property
@@ -58,7 +58,7 @@ class PackedModel:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the input embedding: ids below this can be put in."""
+        """Rows of the input embedding: input ids are below this."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
     def make_cache(self, num_blocks: int, block_size: int) -> PagedKVCache:
@@ -68,18 +68,21 @@ class PackedModel:
     def forward(
         self, token_ids: torch.Tensor, layout: StepLayout, cache: PagedKVCache, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Run token_ids [T] int64 and fill the cache; logits [n, vocab] at packed indices `positions` [n]."""
+        """Run the model on packed tokens and write their keys and values to the cache.
+
+        token_ids: [T] int64. positions: [n] int64, packed indices. Returns logits [n, vocab] at `positions`.
+        """
         keep = {"logits_to_keep": positions} if self._takes_logits_to_keep else {}
         with torch.inference_mode(), forward_state(ForwardState(layout, cache, self._patterns)):
             output = self._forward(
                 input_ids=token_ids[None], position_ids=layout.positions[None], use_cache=False, **keep
             )
-        logits = output.logits[0]
+        logits: torch.Tensor = output.logits[0]
         return logits if keep else logits.index_select(0, positions)
 
     @contextmanager
     def plain(self) -> Iterator[torch.nn.Module]:
-        """The model with transformers' own attention, for comparison."""
+        """The model with transformers' own attention, which the self-check compares with."""
         set_attention(self.model, PLAIN_ATTENTION)
         try:
             yield self.model
@@ -109,8 +112,8 @@ class PackedModel:
 
 
 def set_attention(model: torch.nn.Module, implementation: str) -> None:
-    """Choose the attention implementation for all modules of a model, by name in transformers' registry."""
-    # Parts of a model may hold configurations of their own, so the top one alone does not reach them all.
+    """Set the attention implementation of all modules of a model, by its name in transformers' registry."""
+    # Parts of a model may have configurations of their own.
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     for config in configs.values():
         if hasattr(config, "_attn_implementation"):

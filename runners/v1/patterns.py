@@ -1,4 +1,4 @@
-"""Which earlier positions a query position sees: the shape of a causal attention mask as a value."""
+"""Causal attention masks as values: which earlier positions a query position sees."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MaskFunction = Callable[[Any, Any, Any, Any], Any]
 class AttentionPattern:
     """A query at position p sees the positions `first_visible(p) .. p`.
 
-    `causal`: from 0. `sliding`: the `size` most recent ones, itself included. `chunked`: from the start of
-    its chunk of `size` positions.
+    `causal`: all from 0. `sliding`: the `size` most recent ones, p included. `chunked`: from the start of p's
+    chunk of `size` positions.
     """
 
     kind: Literal["causal", "sliding", "chunked"] = "causal"
@@ -40,8 +40,9 @@ class AttentionPattern:
         return first * (first > 0)
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Boolean mask, by broadcasting query positions against key positions."""
-        return (key <= query) & (key >= self.first_visible(query))
+        """Boolean mask: which key positions the query positions see. The two broadcast."""
+        first: torch.Tensor = self.first_visible(query)
+        return (key <= query) & (key >= first)
 
 
 CAUSAL = AttentionPattern()
@@ -53,11 +54,10 @@ _CPU = torch.device("cpu")
 def recognise(
     mask_function: MaskFunction, local_size: int | None, device: torch.device = _CPU
 ) -> AttentionPattern | None:
-    """The pattern that `mask_function` (its tensors on `device`) computes, or None if it is none of ours.
+    """The pattern that `mask_function` computes on `device`, or None where it is not an `AttentionPattern`.
 
-    The function is evaluated at positions on both sides of every edge that a window or chunk of `local_size`
-    (None: no local attention) has, so the answer holds for every prompt length, also beyond what a self-check
-    can afford to run.
+    The function is evaluated on both sides of every edge of a window or chunk of `local_size` (None: no local
+    attention). So the result holds for every prompt length, also beyond that of the self-check.
     """
     if local_size is not None and local_size < 1:
         return None
@@ -74,6 +74,6 @@ def recognise(
     try:
         seen = torch.as_tensor(mask_function(zero, zero, query, key)).to(device, torch.bool)
         seen = seen.expand(len(positions), len(positions))
-    except Exception:  # a mask of the model's own that indexes its tensors: not elementwise, so none of ours
+    except Exception:  # the model's own mask, which indexes its tensors: not elementwise, so not a pattern
         return None
     return next((p for p in candidates if torch.equal(p.visible(query, key), seen)), None)

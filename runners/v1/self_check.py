@@ -1,15 +1,15 @@
-"""The check at load that the paged path computes what the plain model computes.
+"""Self-check at load: the paged path must compute the same logits as the plain model.
 
-That a model accepts our attention proves little: it may keep state between steps, share keys and values
-between layers, derive positions from lengths, or mask in its own way. So two random prompts are run four
-ways: by transformers alone, without and with its own cache, and through packed, paged steps in which one row
-is chunked while the other is starting and both then decode side by side. All logits must agree.
+A model that accepts our attention may still keep state between steps, share keys and values between layers,
+derive positions from lengths, or mask in its own way. So two random prompts are run three ways: by
+transformers without a cache, by transformers with its own cache, and through packed, paged steps, in which
+one row is chunked while the other starts and both then decode side by side. All logits must agree.
 
-What this proves: chunked prefill, packing, block tables, decode, positions and masks are right for these
-weights on this device, up to the prompts' length. What only matters beyond it is covered otherwise: windows
-by `patterns.recognise`, which evaluates the model's mask functions themselves; further states (an indexer's
-keys, compressed keys) by `WatchedCache`, which sees the model ask for them at any length; rotary embeddings
-that change with length by the veto `length-dependent-rope`.
+This proves that chunked prefill, packing, block tables, decode, positions and masks are right for these
+weights on this device, up to the prompts' length. Other checks cover longer sequences: `patterns.recognise`
+evaluates the model's mask functions, for windows; `WatchedCache` notes at any length where a model asks for
+other states (an indexer's keys, compressed keys); the veto `length-dependent-rope` excludes rotary embeddings
+that change with length.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _SEED = 0x0D0D0A
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """The relative differences found; each is at most `tolerance`."""
+    """The relative differences found, each at most `tolerance`."""
 
     paged: float
-    """Paged path against the plain model without a cache."""
+    """Between the paged path and the plain model without a cache."""
     plain_cached: float
-    """The plain model with its cache against itself without: the noise of rounding."""
+    """Between the plain model with and without its cache: the noise of rounding."""
     tolerance: float
     prompt_lengths: tuple[int, int]
 
@@ -63,17 +63,17 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     except UnsupportedConfiguration:
         raise
     except Exception as error:
-        raise _refuse(model, f"it failed with {type(error).__name__}: {error}") from error
+        raise _refusal(model, f"it failed with {type(error).__name__}: {error}") from error
 
     tolerance = TOLERANCE[model.kv_dtype]
     noise = max(_difference(a, b) for a, b in zip(plain, cached, strict=True))
     found = max(_difference(a, b) for a, b in zip(plain, paged, strict=True))
     if not noise <= tolerance:
-        raise _refuse(
+        raise _refusal(
             model, f"the plain model differs from itself with a cache by {noise:.2g} (limit {tolerance:g})"
         )
     if not found <= tolerance:
-        raise _refuse(
+        raise _refusal(
             model, f"the paged path differs from the plain model by {found:.2g} (limit {tolerance:g})"
         )
     return SelfCheck(found, noise, tolerance, lengths)
@@ -82,7 +82,8 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
 def _plain_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
     """[n, vocab] fp32 on the host, by transformers without a cache."""
     with torch.inference_mode(), model.plain() as plain:
-        return plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0].float().cpu()
+        logits: torch.Tensor = plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0]
+        return logits.float().cpu()
 
 
 def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
@@ -105,7 +106,7 @@ def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
             logits.append(output.logits[0])
     found = unusual_uses(cache)
     if found:
-        raise _refuse(
+        raise _refusal(
             model, f"its layers use more of a cache than attention's keys and values: {', '.join(found)}"
         )
     return torch.cat(logits).float().cpu()
@@ -145,7 +146,7 @@ def _step(
     layout = StepLayout(num_tokens, [done[r] for r in rows], tables[rows], _BLOCK_SIZE, model.device)
     ids = torch.cat([prompts[r][done[r] : done[r] + counts[r]] for r in rows]).to(model.device)
     everything = to_device(np.arange(layout.total_tokens), model.device)
-    return model.forward(ids, layout, cache, everything).float().cpu().split(num_tokens)
+    return torch.split(model.forward(ids, layout, cache, everything).float().cpu(), num_tokens)
 
 
 def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
@@ -160,7 +161,7 @@ def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
     return found if math.isfinite(found) else float("inf")
 
 
-def _refuse(model: PackedModel, what: str) -> UnsupportedConfiguration:
+def _refusal(model: PackedModel, what: str) -> UnsupportedConfiguration:
     return UnsupportedConfiguration.lacking(
         "v1", "architecture", why=f"self-check of {model.name} at load: {what}"
     )

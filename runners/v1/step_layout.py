@@ -1,4 +1,4 @@
-"""How one step's rows lie in a packed batch, and what each attention call must read for them."""
+"""The layout of a step's rows in a packed batch, and the KV slots that attention reads for each row."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from dodona.runners.v1.patterns import AttentionPattern
 
 MAX_GATHERED_TOKENS = 1 << 16
-"""Tokens whose KV one padded decode call gathers at most (a longer row is gathered alone); bounds activation
-memory.
+"""Most tokens whose KV one padded decode call gathers, to bound activation memory; a longer row is gathered
+alone.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A row that computes several tokens: packed tokens [start, start + num_tokens) at positions from
-    num_computed on.
+    """A row that computes several tokens: the packed tokens [start, start + num_tokens), which are at the
+    positions from num_computed on.
     """
 
     row: int
@@ -40,16 +40,16 @@ class DecodeGroup:
     tokens: torch.Tensor
     """[g] int64: packed index of each row's token."""
     slots: torch.Tensor
-    """[g, L] int64: the KV slots it sees; padding repeats the row's last slot."""
+    """[g, L] int64: the KV slots that each row sees; padding repeats the row's last slot."""
     mask: torch.Tensor | None
-    """[g, 1, 1, L] bool: True where not padding; None if no row is padded."""
+    """[g, 1, 1, L] bool: False for padding; None where no row is padded."""
 
 
 class StepLayout:
     """A packed step: `positions` and `slots` [T] on the device, rows split into chunks and single tokens.
 
-    Rows are packed in the order given. `block_tables` [R, N] int64 (host) has each row's block ids from its
-    first position on; entries beyond a row's length are not read.
+    Rows are packed in the order given. `block_tables` [R, N] int64, on the host, has each row's block ids;
+    entries beyond a row's length are not read.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class StepLayout:
         self._chunk_slots: dict[tuple[int, int], torch.Tensor] = {}
 
     def decode_groups(self, pattern: AttentionPattern) -> tuple[DecodeGroup, ...]:
-        """The single-token rows, grouped so that padding at most doubles what is gathered."""
+        """The rows of one token, grouped so that padding at most doubles the KV that is gathered."""
         if pattern not in self._groups:
             self._groups[pattern] = tuple(self._make_groups(pattern))
         return self._groups[pattern]
@@ -123,7 +123,7 @@ class StepLayout:
 
 
 def _by_size(spans: np.ndarray) -> list[np.ndarray]:
-    """Index arrays into `spans`; the longest span of a group is below twice its shortest, or at most 64."""
+    """Groups of indices into `spans`. A group's longest span is below twice its shortest, or at most 64."""
     order = np.argsort(spans, kind="stable")[::-1]
     groups: list[np.ndarray] = []
     begin = 0
@@ -140,7 +140,7 @@ def _by_size(spans: np.ndarray) -> list[np.ndarray]:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array on the device; on CUDA by way of pinned memory, so that the host does not wait."""
+    """The array on the device. On CUDA it is copied from pinned memory, so that the host does not wait."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""A transformers cache that notes what a model does with it beyond storing attention's keys and values."""
+"""A transformers cache that notes uses other than storing attention's keys and values."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _PLAIN_USES = frozenset(
 
 
 class WatchedCache(DynamicCache):
-    """Notes uses that paged KV can't stand for; behaves as a DynamicCache otherwise.
+    """A DynamicCache that notes the uses which paged KV can't serve.
 
     Such uses are other states (convolutions, compressed keys, an indexer's keys), which often matter only
-    beyond a length that no short comparison reaches; and layers that ask how many tokens are cached, in place
-    of reading their position from `position_ids`.
+    beyond the length of the self-check, and layers that ask how many tokens are cached, instead of reading
+    their position from `position_ids`.
     """
 
     def __init__(self, config: Any) -> None:
@@ -47,7 +47,7 @@ class WatchedCache(DynamicCache):
         own = object.__getattribute__
         if name.startswith("_") or name == "begin_pass" or not own(self, "_watching"):
             return own(self, name)
-        # What the cache does inside its own methods and properties is no use by the model.
+        # The cache's own methods and properties read its attributes too; those are not uses by the model.
         object.__setattr__(self, "_watching", False)
         try:
             value = own(self, name)
@@ -56,7 +56,7 @@ class WatchedCache(DynamicCache):
         if name == "update":
             object.__setattr__(self, "_updated", True)
         elif name == "get_seq_length":
-            # Before the first layer it may only serve to make masks and positions, which are given here.
+            # Before the first layer it only serves to make masks and positions, and these are given.
             if own(self, "_updated"):
                 own(self, "_unusual").add(name)
         elif name not in _PLAIN_USES:

@@ -17,9 +17,7 @@ import torch
 import triton
 
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.hub import resolve_model
-from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -27,7 +25,7 @@ from dodona.runners.interface import (
     Runner,
     SchedulerOutput,
 )
-from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
+from dodona.runners.machine import torch_environment
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2 import capabilities, rehearsal
 from dodona.runners.v2.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
@@ -45,7 +43,9 @@ from dodona.runners.v2.step import StepRunner
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dodona.oracle.decide.verdict import Verdict
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,11 +71,11 @@ class V2Runner(Runner):
     max_steps_in_flight: ClassVar[int] = 2
     request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict)
-        self._max_num_seqs = self.config.scheduler_config.max_num_seqs
-        self._device = torch.device(resolve_device_type(self.config))
-        self._max_num_tokens = resolve_max_num_batched_tokens(self.config, self._device.type)
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+        super().__init__(config, model, limits)
+        self._max_num_seqs = limits.max_num_seqs
+        self._device = torch.device(limits.device)
+        self._max_num_tokens = limits.max_num_batched_tokens
         self._spec: ModelSpec | None = None
         self._model: DenseModel | None = None
         self._state: RequestState | None = None
@@ -99,14 +99,15 @@ class V2Runner(Runner):
         Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError
         where config.json or the weights are not as they must be.
         """
-        model_config = self.config.model_config
-        info = ModelInfo.load(resolve_model(model_config.model, revision=model_config.revision))
         lacking = capabilities.check_supported(
-            self.config, info, self._environment(), interpreted=_interpreted() and self._device.type == "cpu"
+            self.config,
+            self.model_info,
+            torch_environment(self.limits.device),
+            interpreted=_interpreted() and self._device.type == "cpu",
         )
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        spec = make_spec(self.config, info, self._device.type)
+        spec = make_spec(self.model_info, self.limits)
         weights = allocate_weights(spec, self._device)
         self._spec = spec
         self._model = DenseModel(spec, weights)
@@ -114,7 +115,7 @@ class V2Runner(Runner):
         self._state = RequestState(
             max_num_seqs=self._max_num_seqs,
             max_model_len=spec.max_model_len,
-            block_size=self.config.cache_config.block_size,
+            block_size=self.limits.block_size,
             device=self._device,
         )
         self._sampler = V2Sampler(
@@ -131,21 +132,18 @@ class V2Runner(Runner):
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds over all layers."""
-        return self._loaded_spec().kv_cache_spec(self.config.cache_config.block_size)
+        return self._loaded_spec().kv_cache_spec(self.limits.block_size)
 
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks: `kv_cache_memory_bytes`, or what is left beside the largest steps, which are
-        run here.
+        """Bytes for KV blocks: what is left beside the largest steps, which are run here.
 
         Never more than all rows at full length take.
         """
-        cache_config, spec = self.config.cache_config, self._loaded_spec()
-        if cache_config.kv_cache_memory_bytes is not None:
-            return cache_config.kv_cache_memory_bytes
+        spec = self._loaded_spec()
         self.initialize_kv_cache(1)
         available = measure_available_memory(
             self._device,
-            utilization=cache_config.gpu_memory_utilization,
+            utilization=self.limits.gpu_memory_utilization,
             largest_step=lambda: self._rehearse(
                 rehearsal.largest_prompts(self._max_num_seqs, self._max_num_tokens)
             ),
@@ -153,11 +151,11 @@ class V2Runner(Runner):
         )
         self._steps = None
         self._prompt_logprobs = PromptLogprobs()
-        block_size = cache_config.block_size
+        block_size = self.limits.block_size
         blocks = self._max_num_seqs * -(-spec.max_model_len // block_size)
         return min(available, blocks * self.get_kv_cache_spec().bytes_per_block)
 
-    def initialize_kv_cache(self, num_blocks: int) -> None:
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate `num_blocks` KV blocks, in place of those allocated before, and the buffers that steps
         work in."""
         spec = self._loaded_spec()
@@ -166,7 +164,7 @@ class V2Runner(Runner):
         assert self._sampler is not None
         self._steps = None
         self._graphs = None
-        shape = (num_blocks, 2, spec.num_kv_heads, self.config.cache_config.block_size, spec.head_size)
+        shape = (num_blocks, 2, spec.num_kv_heads, self.limits.block_size, spec.head_size)
         # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
         kv_caches = [
             torch.zeros(shape, dtype=spec.dtype, device=self._device) for _ in range(spec.num_layers)
@@ -377,12 +375,6 @@ class V2Runner(Runner):
     # -- parts
     # -----------------------------------------------------------------------------------------------------
 
-    def _environment(self) -> Environment:
-        if self._device.type != "cuda":
-            return Environment(has_triton=False, platform="cpu")
-        major, minor = torch.cuda.get_device_capability(self._device)
-        return Environment(has_triton=True, platform="cuda", compute_capability=10 * major + minor)
-
     def _read_weights(self) -> None:
         spec, model_config = self._loaded_spec(), self.config.model_config
         assert self._model is not None
@@ -430,7 +422,7 @@ class V2Runner(Runner):
             context=context,
             max_model_len=spec.max_model_len,
             vocab_size=spec.vocab_size,
-            block_size=self.config.cache_config.block_size,
+            block_size=self.limits.block_size,
         )
 
     def _sizes_to_capture(self) -> FixedSizes | None:

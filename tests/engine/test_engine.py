@@ -20,7 +20,7 @@ from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
 from dodona.runners.sampling.params import SamplingParams
-from tests.support.fake_runner import FakeRunner, fake_verdict, solo_run
+from tests.support.fake_runner import FakeRunner, fake_runner, solo_run
 
 PATIENCE = 30.0
 
@@ -57,8 +57,8 @@ class Opened:
     """An engine over a fake runner, and what tests want to see of the two."""
 
     def __init__(self, *, max_steps_in_flight: int = 1, on_step: Callable[[int], None] | None = None) -> None:
-        self.runner = FakeRunner(
-            fake_verdict(block_size=4, max_num_seqs=6, max_num_batched_tokens=24),
+        self.runner = fake_runner(
+            {"block_size": 4, "max_num_seqs": 6, "max_num_batched_tokens": 24},
             max_steps_in_flight=max_steps_in_flight,
             on_step=on_step,
         )

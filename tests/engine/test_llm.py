@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 import torch
 
 import dodona
-from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.errors import ConfigError
 from dodona.runners.errors import EngineDeadError, EngineSetupError, InvalidRequestError
 from dodona.runners.llm import LLM
 from dodona.runners.outputs import RequestOutput
@@ -36,9 +37,7 @@ PATIENCE = 30.0
 
 def verdict_for(model_dir: Path, runner: dict[str, Any] | None = None, **flat: Any) -> SimpleNamespace:
     sizes = {"block_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16}
-    return fake_verdict(
-        str(model_dir), lambda verdict: FakeRunner(verdict, **(runner or {})), **{**sizes, **flat}
-    )
+    return fake_verdict(str(model_dir), partial(FakeRunner, **(runner or {})), **{**sizes, **flat})
 
 
 def fake_llm(model_dir: Path, runner: dict[str, Any] | None = None, **flat: Any) -> LLM:
@@ -328,12 +327,17 @@ def test_a_stream_keeps_its_engine_alive(model_dir: Path) -> None:
     assert no_engine_thread()
 
 
-def test_whatever_changes_weights_ends_the_life_of_cached_prefixes(model_dir: Path) -> None:
+def test_a_change_of_weights_that_fails_ends_the_life_of_cached_prefixes(model_dir: Path) -> None:
     with fake_llm(model_dir) as llm:
         llm.generate([1] * 10, GREEDY)
-        with pytest.raises(UnsupportedConfiguration, match="sparse-weight-patches"):
-            llm.collective_rpc("apply_sparse_weight_patches", ([],))
+        llm._engine.call(lambda runner, _: setattr(runner, "reload_weights", fail_to_load))
+        with pytest.raises(ConfigError, match="half of the weights"):
+            llm.collective_rpc("reload_weights")
         assert llm.generate([1] * 10, GREEDY)[0].num_cached_tokens == 0
+
+
+def fail_to_load() -> None:
+    raise ConfigError("half of the weights are missing")
 
 
 def test_a_process_that_forgets_to_shut_down_ends(model_dir: Path) -> None:
@@ -395,6 +399,7 @@ def test_too_few_blocks_for_one_request(model_dir: Path, caplog: pytest.LogCaptu
         fake_llm(model_dir, kv_cache_memory_bytes=100)
     with fake_llm(model_dir, num_gpu_blocks_override=5) as llm:
         assert llm.max_model_len == 20
+        assert llm._engine.call(lambda runner, _: runner.max_model_len) == 20
         assert "max_model_len is lowered from 64 to 20" in caplog.text
         (output,) = llm.generate([1] * 15, GREEDY)
         assert len(output.outputs[0].token_ids) == 5

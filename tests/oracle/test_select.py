@@ -151,7 +151,6 @@ def test_the_decision_is_made_once(value: str | None, runner: str, monkeypatch: 
         set_variable(later)
         built = verdict.build()
         assert built.name == runner == verdict.runner
-        assert built.verdict is verdict
         assert built.config is verdict.config
         assert verdict.model_dump_json() == before
         received = Verdict.model_validate_json(before)

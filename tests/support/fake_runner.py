@@ -8,6 +8,7 @@ the seed, unless greedy), so each output can be compared with `solo_run`.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.language.rulebook import OWN_SYSTEM
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.build import RUNNERS
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -27,6 +31,7 @@ from dodona.runners.interface import (
     StepOutput,
     TokenLogprobs,
 )
+from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.sampling.params import SamplingParams
 
 _MASK = (1 << 64) - 1
@@ -145,20 +150,23 @@ class FakeRunner(Runner):
 
     def __init__(
         self,
-        verdict: Any,
+        config: EngineConfig,
+        model: ModelInfo,
+        limits: Limits,
         *,
         vocab_size: int = 97,
         max_steps_in_flight: int = 1,
         available_bytes: int = 1 << 20,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__(verdict)
+        super().__init__(config, model, limits)
         self.max_steps_in_flight = max_steps_in_flight  # type: ignore[misc]
         self.vocab_size = vocab_size
         self.available_bytes = available_bytes
         self.on_step = on_step
-        self.block_size = self.config.cache_config.block_size
+        self.block_size = limits.block_size
         self.num_blocks = 0
+        self.max_model_len = 0
         self.weights = 0
         self.rows: dict[int, _Row] = {}
         self.slots: dict[tuple[int, int], _Slot] = {}
@@ -188,9 +196,11 @@ class FakeRunner(Runner):
         self._note("determine_available_memory")
         return self.available_bytes
 
-    def initialize_kv_cache(self, num_blocks: int) -> None:
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         self._note("initialize_kv_cache")
         self.num_blocks = num_blocks
+        self.max_model_len = self.limits.max_model_len if max_model_len is None else max_model_len
+        assert 1 <= self.max_model_len <= self.limits.max_model_len
 
     def capture_graphs(self) -> None:
         self._note("capture_graphs")
@@ -288,7 +298,7 @@ class FakeRunner(Runner):
             assert row in self.rows, f"row {row} is freed, but holds no request"
             del self.rows[row]
         for request in step.new_requests:
-            assert 0 <= request.row < self.config.scheduler_config.max_num_seqs
+            assert 0 <= request.row < self.limits.max_num_seqs
             assert request.row not in self.rows, f"row {request.row} is given twice"
             assert request.num_computed_tokens < len(request.token_ids)
             assert 0 <= request.seed < 2**63
@@ -305,14 +315,14 @@ class FakeRunner(Runner):
 
     def _check_batch(self, step: SchedulerOutput) -> None:
         assert len(set(step.rows)) == len(step.rows)
-        budget = self.config.scheduler_config.max_num_batched_tokens
-        assert budget is None or step.total_tokens <= budget
+        assert step.total_tokens <= self.limits.max_num_batched_tokens
         for index, row in enumerate(step.rows):
             state = self.rows[row]
             end = step.num_computed_tokens[index] + step.num_tokens[index]
             assert step.num_tokens[index] >= 1
             assert step.num_computed_tokens[index] == state.num_computed, "computed tokens out of step"
             assert end <= len(state.tokens), "a token that isn't there yet"
+            assert len(state.tokens) <= self.max_model_len, "a sequence beyond max_model_len"
             assert step.samples[index] == (end == len(state.tokens))
             decodes = state.sampled_last and step.num_tokens[index] == 1 and step.samples[index]
             assert decodes == (index < step.num_decodes), "decodes are not the batch's prefix"
@@ -344,10 +354,35 @@ class FakeRunner(Runner):
         return contexts
 
 
-def fake_verdict(
-    model: str = "fake", build: Callable[[Any], Runner] | None = None, **flat: Any
-) -> SimpleNamespace:
-    """Stands for a verdict: it has a configuration and builds a runner (FakeRunner unless given)."""
-    verdict = SimpleNamespace(config=EngineConfig.from_flat(model, **flat), runner="v1")
-    verdict.build = lambda: (build or FakeRunner)(verdict)
-    return verdict
+FAKE_MODEL = ModelInfo.from_mapping(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 97,
+        "max_position_embeddings": 4096,
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+    }
+)
+
+
+def fake_runner(flat: dict[str, Any], **settings: Any) -> FakeRunner:
+    """A FakeRunner with these flat arguments of the configuration and these settings of its own."""
+    config = EngineConfig.from_flat("fake", device="cpu", **flat)
+    return FakeRunner(config, FAKE_MODEL, resolve_limits(config, FAKE_MODEL), **settings)
+
+
+_numbers = itertools.count()
+
+
+def fake_verdict(model: str = "fake", build: Callable[..., Runner] = FakeRunner, **flat: Any) -> Any:
+    """Stands for a verdict that chose a runner of its own, which `build(config, model, limits)` makes."""
+    name = f"fake-{next(_numbers)}"
+    RUNNERS[name] = lambda: build
+    return SimpleNamespace(
+        config=EngineConfig.from_flat(model, **{"device": "cpu", **flat}),
+        runner=name,
+        refusals=(),
+        rulebook=SimpleNamespace(name="fake", system=OWN_SYSTEM),
+    )

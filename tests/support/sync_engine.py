@@ -9,7 +9,7 @@ from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import PendingOutput
 from dodona.runners.warm_up import warm_up
-from tests.support.fake_runner import FakeRunner, fake_verdict
+from tests.support.fake_runner import fake_runner
 
 
 class SyncEngine:
@@ -27,12 +27,12 @@ class SyncEngine:
         max_steps_in_flight: int = 1,
         vocab_size: int = 97,
     ) -> None:
-        self.runner = FakeRunner(
-            fake_verdict(
-                block_size=block_size,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
-            ),
+        self.runner = fake_runner(
+            {
+                "block_size": block_size,
+                "max_num_seqs": max_num_seqs,
+                "max_num_batched_tokens": max_num_batched_tokens,
+            },
             max_steps_in_flight=max_steps_in_flight,
             vocab_size=vocab_size,
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.interface import NewRequest, Runner, SchedulerOutput, StepOutput, TokenLogprobs
+from dodona.runners.limits import resolve_limits
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner
 
@@ -19,7 +20,8 @@ GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 def make_runner(path: Path, *, num_blocks: int = 64, load: bool = True, **flat: Any) -> V1Runner:
     """A V1 runner of the model directory on the CPU, loaded, with a KV cache."""
     settings = {"device": "cpu", "block_size": 4, "max_num_batched_tokens": 64, "max_num_seqs": 8, **flat}
-    runner = V1Runner(SimpleNamespace(config=EngineConfig.from_flat(str(path), **settings)))
+    config, model = EngineConfig.from_flat(str(path), **settings), ModelInfo.load(path)
+    runner = V1Runner(config, model, resolve_limits(config, model))
     if load:
         runner.load_model()
         runner.initialize_kv_cache(num_blocks)

@@ -18,6 +18,7 @@ from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
+from dodona.runners.v1.packed_model import PackedModel
 from tests.support.tiny_models import make_model
 from tests.v1.driver import GREEDY, Driver, make_runner
 
@@ -52,7 +53,7 @@ ASKS = {
 @pytest.mark.parametrize("feature", ASKS)
 def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypatch, feature):
     runner = make_runner(tiny_models.path("llama"), load=False, **ASKS[feature])
-    monkeypatch.setattr(runner, "_make_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(runner, "_read_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UnsupportedConfiguration, match=feature) as caught:
         runner.load_model()
     assert feature in caught.value.features
@@ -138,8 +139,35 @@ def test_available_memory_is_capped_by_what_requests_can_use(tiny_models):
     runner = make_runner(tiny_models.path("llama"), max_num_seqs=3, max_model_len=50, block_size=16)
     spec = runner.get_kv_cache_spec()
     assert runner.determine_available_memory() == 3 * 4 * spec.bytes_per_block
-    asked = make_runner(tiny_models.path("llama"), kv_cache_memory_bytes=12345)
-    assert asked.determine_available_memory() == 12345
+
+
+def test_the_largest_step_is_that_of_the_limits(tiny_models, monkeypatch):
+    runner = make_runner(
+        tiny_models.path("llama"), max_num_seqs=3, max_model_len=24, max_num_batched_tokens=64
+    )
+    rows: list[list[tuple[int, int]]] = []
+    forward = PackedModel.forward
+
+    def note(model, token_ids, layout, cache, positions):
+        lengths = layout.last_tokens - layout.starts + 1
+        ends = layout.positions[layout.last_tokens] + 1
+        rows.append(list(zip(lengths.tolist(), ends.tolist(), strict=True)))
+        return forward(model, token_ids, layout, cache, positions)
+
+    monkeypatch.setattr(PackedModel, "forward", note)
+    runner.determine_available_memory()
+    assert rows == [[(24, 24), (24, 24), (16, 16)], [(1, 24)] * 3]
+
+
+def test_a_new_kv_cache_forgets_the_requests_of_the_old_one(tiny_models):
+    runner = make_runner(tiny_models.path("llama"))
+    step = _step([_request(0)], [0], [3], [0], [True])
+    tokens = []
+    for _ in range(2):
+        runner.initialize_kv_cache(8, 32)
+        runner.execute_model(step)
+        tokens.append(list(runner.sample_tokens().result().token_ids))
+    assert tokens[0] == tokens[1]
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak can't be reset here")
@@ -163,11 +191,11 @@ def test_reload_is_in_place(tiny_models, tmp_path):
     shutil.copytree(tiny_models.path("llama"), path)
     runner = make_runner(path)
     before = _tokens(runner)
-    held = [p.data_ptr() for p in runner._model.model.parameters()]
+    held = [p.data_ptr() for p in runner._loaded.model.model.parameters()]
     other = tiny_models.path("llama", seed=1)
     shutil.copy(other / "model.safetensors", path / "model.safetensors")
     runner.reload_weights()
-    assert [p.data_ptr() for p in runner._model.model.parameters()] == held
+    assert [p.data_ptr() for p in runner._loaded.model.model.parameters()] == held
     after = _tokens(runner)
     assert after != before
     assert after == _tokens(make_runner(other))
@@ -238,10 +266,10 @@ def _step(new=(), rows=(), num_tokens=(), computed=(), samples=(), freed=(), blo
 def test_freed_rows_keep_nothing(tiny_models):
     runner = make_runner(tiny_models.path("llama"))
     _tokens(runner)
-    assert len(runner._batch) == 0
+    assert len(runner._ready.batch) == 0
     first = _tokens(runner)
     # The KV of former requests lies where new ones are written; poison shows whether any of it is read.
-    for tensor in (*runner._cache.keys, *runner._cache.values):
+    for tensor in (*runner._ready.cache.keys, *runner._ready.cache.values):
         tensor.fill_(float("nan"))
     assert _tokens(runner) == first
 
@@ -282,7 +310,7 @@ def test_exceptions_of_a_forward_pass_reach_the_caller(tiny_models):
     def fail(*_):
         raise FloatingPointError("overflow in the third layer")
 
-    runner._model.model.get_input_embeddings().register_forward_hook(fail)
+    runner._loaded.model.model.get_input_embeddings().register_forward_hook(fail)
     with pytest.raises(FloatingPointError, match="third layer"):
         runner.execute_model(_step([_request(0)], [0], [3], [0], [True]))
 
@@ -312,20 +340,6 @@ def test_shutdown_releases_and_can_be_repeated(tiny_models):
     runner.shutdown()
     with pytest.raises(RuntimeError, match="load_model first"):
         runner.get_kv_cache_spec()
-
-
-@pytest.mark.parametrize(
-    ("call", "feature"),
-    [
-        (lambda r: r.take_draft_tokens(), "speculative-decoding"),
-        (lambda r: r.update_config({}), "update-config"),
-        (lambda r: r.apply_sparse_weight_patches([]), "sparse-weight-patches"),
-        (lambda r: r.embed([[1]]), "pooling"),
-    ],
-)
-def test_methods_v1_does_not_have_yet_name_the_feature(tiny_models, call, feature):
-    with pytest.raises(UnsupportedConfiguration, match=feature):
-        call(make_runner(tiny_models.path("llama"), load=False))
 
 
 def test_models_differ_by_seed():

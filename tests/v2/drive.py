@@ -6,14 +6,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.limits import resolve_limits
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2.graphs import FixedSizes, FixedStep
 from dodona.runners.v2.runner import V2Runner
@@ -31,8 +32,8 @@ def make_runner(path: Path, *, num_blocks: int = 40, load: bool = True, **flat: 
     kernels.
     """
     settings = {"device": DEVICE, "max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 256}
-    config = EngineConfig.from_flat(str(path), **{**settings, **flat})
-    runner = V2Runner(SimpleNamespace(config=config))
+    config, model = EngineConfig.from_flat(str(path), **{**settings, **flat}), ModelInfo.load(path)
+    runner = V2Runner(config, model, resolve_limits(config, model))
     if load:
         runner.load_model()
         runner.initialize_kv_cache(num_blocks)

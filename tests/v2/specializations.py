@@ -19,6 +19,7 @@ import tests.v2.test_sampled_tokens as sampled
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2 import runner as runner_module
 from dodona.runners.v2.graphs import FixedStep, decode_sizes, prompt_sizes
+from dodona.runners.warm_up import warm_up
 from tests.kernels.sm90.compile_only import LAUNCH_OPTIONS
 from tests.support.tiny_models import TinyModels
 from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner
@@ -77,7 +78,7 @@ def main() -> int:
         runner.load_model()
         runner.determine_available_memory()
         runner.initialize_kv_cache(400)
-        runner.warm_up()
+        warm_up(runner)
         runner._rehearse_all()
         graphs = EagerGraphs(runner._steps, decodes=decode_sizes(24), prompts=prompt_sizes(2000))
         kinds = (

@@ -11,6 +11,7 @@ from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2.graphs import LONGEST_PROMPT, FixedSizes, FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.v2.runner import V2Runner
+from dodona.runners.warm_up import warm_up
 from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner
 from tests.v2.test_greedy_tokens import Reference, prompts_of
 from tests.v2.test_sampled_tokens import MIXED
@@ -168,7 +169,7 @@ def test_host_and_device_count_steps_alike(tiny_models):
     runner.load_model()
     runner.determine_available_memory()
     runner.initialize_kv_cache(40)
-    runner.warm_up()
+    warm_up(runner)
     runner.capture_graphs()
     ring = runner._steps._ring
     assert ring.num_slots > V2Runner.max_steps_in_flight

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.limits import resolve_limits
 from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
 from dodona.runners.v2.models.spec import make_spec
 from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
@@ -21,7 +22,8 @@ CPU = torch.device("cpu")
 
 
 def views_of(path):
-    spec = make_spec(EngineConfig.from_flat(str(path)), ModelInfo.load(path), "cpu")
+    config, model = EngineConfig.from_flat(str(path), device="cpu"), ModelInfo.load(path)
+    spec = make_spec(model, resolve_limits(config, model))
     weights = allocate_weights(spec, CPU)
     return spec, weights, checkpoint_views(spec, weights)
 

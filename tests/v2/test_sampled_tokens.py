@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v1.runner import V1Runner
+from tests.v1.driver import make_runner as make_v1_runner
 from tests.v2.drive import DEVICE, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 
@@ -27,12 +26,7 @@ class OneStepAtATime:
     """V1 under the driver that V2's tests use."""
 
     def __init__(self, path):
-        from types import SimpleNamespace
-
-        settings = {"device": "cpu", "max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 256}
-        self.runner = V1Runner(SimpleNamespace(config=EngineConfig.from_flat(str(path), **settings)))
-        self.runner.load_model()
-        self.runner.initialize_kv_cache(40)
+        self.runner = make_v1_runner(path, num_blocks=40, block_size=16, max_num_seqs=4, max_model_len=256)
 
 
 def test_mixed_parameters_give_v1s_tokens(tiny_models):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.warm_up import warm_up
 from tests.v2.drive import GREEDY, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 from tests.v2.test_sampled_tokens import MIXED
@@ -24,7 +25,7 @@ def test_profile_and_warm_up_leave_no_state_behind(tiny_models):
     available = runner.determine_available_memory()
     assert available == 2 * 64 // 16 * runner.get_kv_cache_spec().bytes_per_block  # all rows at full length
     runner.initialize_kv_cache(8)
-    runner.warm_up()
+    warm_up(runner)
     runner.capture_graphs()
     assert generate(runner, prompts, max_tokens=3, num_blocks=8).outputs == expected
 
@@ -103,7 +104,7 @@ def test_memory_is_measured_and_given_back(tiny_models):
     _, total = torch.cuda.mem_get_info()
     assert available < total // 2
     runner.initialize_kv_cache(available // runner.get_kv_cache_spec().bytes_per_block)
-    runner.warm_up()
+    warm_up(runner)
     runner.capture_graphs()
     assert generate(runner, prompts_of(5, 9), max_tokens=3).outputs
     runner.shutdown()

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import resolved_dtype
 from dodona.runners.interface import KVCacheSpec, LayerKVSpec
-from dodona.runners.limits import resolve_max_model_len
+from dodona.runners.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +60,11 @@ class ModelSpec:
         return KVCacheSpec((layer,) * self.num_layers, block_size, self.dtype.itemsize)
 
 
-def make_spec(config: EngineConfig, model: ModelInfo, device_type: str) -> ModelSpec:
-    """The spec of a supported model (see `capabilities.check_supported`) on "cuda" or "cpu".
+def make_spec(model: ModelInfo, limits: Limits) -> ModelSpec:
+    """The spec of a supported model (see `capabilities.check_supported`).
 
     Raises ConfigError that names file and field where config.json lacks a number, or asks for what can't be.
     """
-    dtype = resolved_dtype(config, model, device_type)
     # transformers' Llama has no sliding window, whatever its config.json holds.
     slides = "LlamaForCausalLM" not in model.architectures
     return ModelSpec(
@@ -83,8 +80,8 @@ def make_spec(config: EngineConfig, model: ModelInfo, device_type: str) -> Model
         tie_word_embeddings=model.tie_word_embeddings,
         window=model.sliding_window if slides else None,
         rope=_rope(model),
-        dtype=getattr(torch, str(dtype)),
-        max_model_len=resolve_max_model_len(config, model),
+        dtype=getattr(torch, limits.dtype),
+        max_model_len=limits.max_model_len,
     )
 
 

@@ -1,0 +1,72 @@
+"""From a verdict to its runner, which is not loaded yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.registry import system_of
+from dodona.runners.limits import Limits, resolve_limits
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.decide.verdict import Verdict
+    from dodona.runners.interface import Runner
+
+    RunnerClass = Callable[[EngineConfig, ModelInfo, Limits], Runner]
+
+
+def _v1() -> RunnerClass:
+    from dodona.runners.v1.runner import V1Runner
+
+    return V1Runner
+
+
+def _v2() -> RunnerClass:
+    from dodona.runners.v2.runner import V2Runner
+
+    return V2Runner
+
+
+RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1, "v2": _v2}
+"""By a runner's name in the rule book, a function that imports and returns its class.
+
+A runner is imported when it is built: V2 needs Triton, which is not installed everywhere.
+"""
+
+
+def build_runner(verdict: Verdict, model: ModelInfo | None = None, limits: Limits | None = None) -> Runner:
+    """Make the runner that the verdict chose.
+
+    model: config.json of the verdict's model; None reads it.
+    limits: those of the verdict's configuration; None resolves them.
+
+    Raises UnsupportedConfiguration where there are refusals, where the book describes another system, or
+    where it names a runner that there is none of; and what `resolve_limits` raises.
+    """
+    if not system_of(verdict.rulebook.system).builds_runners:
+        raise UnsupportedConfiguration(
+            f"rule book {verdict.rulebook.name} describes {verdict.rulebook.system}, whose runners are not "
+            "built here; select with rulebook='dodona'",
+            verdict=verdict,
+        )
+    if verdict.refusals or verdict.runner is None:
+        raise UnsupportedConfiguration.from_verdict(verdict)
+    if verdict.runner not in RUNNERS:
+        raise UnsupportedConfiguration(
+            f"rule book {verdict.rulebook.name} chose runner {verdict.runner!r}, and only "
+            f"{', '.join(RUNNERS)} can be built; select with rulebook='dodona'",
+            verdict=verdict,
+        )
+    config = verdict.config
+    if model is None:
+        model = ModelInfo.load(
+            resolve_model(config.model_config.model, revision=config.model_config.revision)
+        )
+    if limits is None:
+        limits = resolve_limits(config, model)
+    runner_class = RUNNERS[verdict.runner]()
+    return runner_class(config, model, limits)
