@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 
+from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.interface import NewRequest, SchedulerOutput, StepOutput
@@ -30,8 +31,8 @@ class ScheduledStep:
     """The requests whose rows sample, in batch order."""
     prompt_chunks: list[tuple[Request, int, int]]
     """(request, its row, position of its first token here) where prompt log-probabilities are due."""
-    structured: list[Request]
-    """Those of `sampling` that have a grammar."""
+    structured: list[tuple[int, Grammar]]
+    """(row, grammar) for those of `sampling` that have one."""
 
 
 class Scheduler:
@@ -118,7 +119,9 @@ class Scheduler:
         )
         self._num_steps += 1
         self._freed_rows = []
-        structured = [r for r in batch.sampling if r.grammar is not None] if self._num_structured else []
+        structured: list[tuple[int, Grammar]] = []
+        if self._num_structured:
+            structured = [(r.row, r.grammar) for r in batch.sampling if r.grammar is not None]
         return ScheduledStep(output, batch.sampling, batch.prompt_chunks, structured)
 
     def update(self, step: ScheduledStep, result: StepOutput) -> list[Request]:
@@ -139,8 +142,7 @@ class Scheduler:
                 continue  # it ended while this step was under way
             if request.wants_logprobs:
                 request.logprobs.append(result.logprobs[row])
-            request.append(token_id)
-            if len(request.token_ids) > request.next_block_end:
+            if request.append(token_id) > request.next_block_end:
                 self._remember_full_blocks(request)
             if request.finish_reason is not None:
                 finished.append(request)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from dodona.runners.engine.engine import Engine
+from dodona.runners.engine.events import Event
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
@@ -63,6 +64,8 @@ class Opened:
             on_step=on_step,
         )
         self.scheduler = Scheduler(num_blocks=40, block_size=4, max_num_seqs=6, max_num_batched_tokens=24)
+        self.events: dict[str, SimpleQueue[Event]] = {}
+        """By request id."""
         self.engine = Engine(self.start)
 
     def start(self) -> tuple[FakeRunner, Scheduler]:
@@ -71,14 +74,18 @@ class Opened:
 
     def submit(self, name: str, prompt: list[int], **params: Any) -> Request:
         sampling = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **params})
-        request = Request(name, prompt, sampling, seed=0, limit=len(prompt) + (sampling.max_tokens or 100))
-        request.events = SimpleQueue()
+        events = SimpleQueue[Event]()
+        limit = len(prompt) + (sampling.max_tokens or 100)
+        request = Request(name, prompt, sampling, seed=0, limit=limit, sink=events.put)
         self.engine.submit([request])
+        self.events[name] = events
         return request
 
+    def next_event(self, request: Request) -> Event:
+        return self.events[request.request_id].get(timeout=PATIENCE)
+
     def finish(self, request: Request) -> Request:
-        assert request.events is not None
-        progress = request.events.get(timeout=PATIENCE)
+        progress = self.next_event(request)
         assert progress is not None
         assert progress.finish_reason is not None
         return request
@@ -161,8 +168,7 @@ def test_an_error_in_a_step_reaches_everybody_who_waits() -> None:
     session = Opened(on_step=fail_at(3))
     requests = [session.submit(str(i), [1, 2], max_tokens=50) for i in range(3)]
     for request in requests:
-        assert request.events is not None
-        assert request.events.get(timeout=PATIENCE) is None
+        assert session.next_event(request) is None
     error = session.engine.dead_error()
     assert "ValueError: the device is on fire" in str(error)
     assert isinstance(error.__cause__, ValueError)
@@ -184,8 +190,8 @@ def test_an_error_while_a_call_waits_answers_the_call() -> None:
     gate.wait_until_entered()
     with ThreadPoolExecutor(2) as pool:
         calls = [
-            pool.submit(session.engine.call, lambda runner, scheduler: None, alone=alone)
-            for alone in (True, False)
+            pool.submit(session.engine.call, lambda runner, scheduler: None, drain=drain)
+            for drain in (True, False)
         ]
         wait_for(lambda: len(session.engine._inbox) == 2)
         gate.open()
@@ -209,8 +215,7 @@ def test_a_dead_engine_keeps_nothing_of_the_step_alive() -> None:
 
     session = Opened(on_step=on_step)
     request = session.submit("x", [1])
-    assert request.events is not None
-    request.events.get(timeout=PATIENCE)
+    assert session.next_event(request) is None
     session.engine.shutdown()
     gc.collect()
     assert session.engine.dead_error().__cause__ is not None
@@ -225,10 +230,9 @@ def test_shutdown_reaches_everybody_who_waits() -> None:
     cause = KeyboardInterrupt()
     stopper = threading.Thread(target=session.engine.shutdown, args=(cause,))
     stopper.start()
-    wait_for(lambda: session.engine._stopping)
+    wait_for(lambda: session.engine._end is not None)
     gate.open()
-    assert request.events is not None
-    while (progress := request.events.get(timeout=PATIENCE)) is not None:
+    while (progress := session.next_event(request)) is not None:
         assert progress.finish_reason is None
     stopper.join(PATIENCE)
     assert session.engine.dead_error().__cause__ is cause
@@ -256,7 +260,7 @@ def test_a_call_that_wants_to_be_alone_waits_and_lets_nobody_past() -> None:
         alone = pool.submit(
             session.engine.call,
             lambda runner, scheduler: order.append(f"alone, {scheduler.num_unfinished} unfinished"),
-            alone=True,
+            drain=True,
         )
         wait_for(lambda: len(session.engine._inbox) == 1)
         after = session.submit("after", [1], max_tokens=2)
