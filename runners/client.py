@@ -148,8 +148,8 @@ class EngineClient:
         return Submission(admitted, refused)
 
     def abort(self, *request_ids: str) -> None:
-        """End requests with the tokens that they have; their finish reason is "abort". Unknown ids, and those of
-        finished requests, are ignored."""
+        """End requests with the tokens that they have; their finish reason is "abort". Ignores ids that are
+        unknown, and those of finished requests."""
         self._engine.abort(*request_ids)
 
     def call(self, function: Callable[[Runner, Scheduler], Any], *, drain: bool = False) -> Any:

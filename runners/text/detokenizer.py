@@ -16,6 +16,10 @@ MOST_HELD = 16
 """Tokens after which text that still ends within a character is taken for bytes that are no characters."""
 
 
+MAX_BYTES_PER_CHARACTER = 4
+"""In UTF-8."""
+
+
 class Detokenizer:
     """Decodes with a transformers tokenizer: the same text from the same ids, no tidying of spaces."""
 
@@ -101,14 +105,14 @@ class IncrementalText:
 
     def _give_part(self, text: str) -> str:
         """Give out what is certain of the window's `text`, whose end is not: all but the last tokens."""
-        keep, bytes_of_character = MOST_HELD // 2, 4
+        keep = MOST_HELD // 2
         head = self._decode(self._window[:-keep])
         new, rest = head[len(self._given_text) :], text[len(head) :]
         window = self._window[self._num_given :]
         given_text = self._decode(window[:-keep])
         # A character that lies across the cut is decided by the bytes beside it, and each character that is
         # shown has one at least.
-        certain = text.startswith(head) and min(len(new), len(rest)) >= bytes_of_character
+        certain = text.startswith(head) and min(len(new), len(rest)) >= MAX_BYTES_PER_CHARACTER
         if not certain or self._decode(window) != given_text + rest:
             return ""
         self._window, self._num_given, self._given_text = window, len(window) - keep, given_text
