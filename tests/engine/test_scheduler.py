@@ -216,6 +216,27 @@ def test_without_chunked_prefill_a_prompt_is_computed_whole() -> None:
         assert all(count in (1, 9) for count in step.num_tokens)
 
 
+def test_without_chunked_prefill_only_tokens_that_are_not_cached_must_fit() -> None:
+    engine = SyncEngine(max_num_batched_tokens=20, enable_chunked_prefill=False)
+    engine.scheduler.add(make_request("first", [1] * 17))
+    engine.run()
+    engine.runner.trace.steps.clear()
+    again, other = make_request("again", [1] * 17), make_request("other", [3] * 17)
+    for request in (make_request("fresh", [2] * 10), again, other):
+        engine.scheduler.add(request)
+    engine.run()
+    # After the fresh prompt's 10 tokens, there is room for 10 more: for 1 of 17 tokens, but not for 17.
+    first, second = engine.runner.trace.steps[:2]
+    assert [(r.request_id, r.num_computed_tokens) for r in first.new_requests] == [
+        ("fresh", 0),
+        ("again", 16),
+    ]
+    assert list(first.num_tokens) == [10, 1]
+    assert [(r.request_id, r.num_computed_tokens) for r in second.new_requests] == [("other", 0)]
+    assert_solo(again)
+    assert_solo(other)
+
+
 def test_the_request_that_came_last_is_preempted_and_comes_back() -> None:
     engine = SyncEngine(num_blocks=6, enable_prefix_caching=False)
     first = make_request("first", [1] * 4, max_tokens=18, ignore_eos=True)
