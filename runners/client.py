@@ -110,9 +110,9 @@ class EngineClient:
         """Hand prompts over to the engine, as many at a time as fill a step.
 
         sampling_params: one for all, or one per prompt; None is `default_sampling_params`.
-        sink: takes their news, and None when the engine ends before they do; see `Sink`. The first news may
-            come before this returns.
-        request_ids: one per prompt; None makes them up.
+        sink: takes their news, and None for each sequence that is unfinished when the engine ends. The first
+            news may come before this returns.
+        request_ids: one per prompt, all different, such as `request_ids` gives; None makes them up.
         streaming: news after each token, rather than once per sequence.
 
         Raises InvalidRequestError for `sampling_params` that don't fit the prompts, and for a request id that

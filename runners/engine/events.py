@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 
 
 Event = Progress | None
-"""None: the engine has ended, and nothing more will come."""
+"""None: the engine has ended, and nothing more of this sequence will come."""
 
 Sink = Callable[[Event], object]
 """Takes the events of a request, in order, in the engine's thread: it must not block, and must not raise.

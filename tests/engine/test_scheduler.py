@@ -371,6 +371,34 @@ def test_never_a_step_past_max_tokens() -> None:
     assert sum(sum(step.samples) for step in engine.runner.trace.steps) == 5
 
 
+def test_steps_are_numbered() -> None:
+    engine = SyncEngine()
+    engine.scheduler.add(make_request("x", [1, 2], max_tokens=5, ignore_eos=True))
+    engine.run()
+    assert [step.step for step in engine.runner.trace.steps] == list(range(5))
+
+
+def test_cached_tokens_are_counted_when_a_request_first_starts() -> None:
+    """Not again when it comes back after a preemption, and finds its own tokens."""
+    engine = SyncEngine(num_blocks=8)
+    requests = [make_request(name, [i] * 5, max_tokens=18, ignore_eos=True) for i, name in enumerate("ab", 1)]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    assert engine.scheduler.num_preemptions > 0
+    resumed = [r for step in engine.runner.trace.steps for r in step.new_requests if len(r.token_ids) > 5]
+    assert any(r.num_computed_tokens for r in resumed)
+    assert [request.num_cached_tokens for request in requests] == [0, 0]
+
+
+@pytest.mark.parametrize(("ignore_eos", "stop_reason"), [(False, None), (True, 0)])
+def test_the_models_own_end_is_no_stop_reason(ignore_eos: bool, stop_reason: int | None) -> None:
+    (eos,) = EOS
+    request = make_request("x", [1], stop_token_ids=[eos], ignore_eos=ignore_eos)
+    request.append(eos)
+    assert (request.finish_reason, request.stop_reason) == ("stop", stop_reason)
+
+
 def test_what_an_eos_made_moot_is_dropped() -> None:
     engine = SyncEngine(max_steps_in_flight=2)
     probe, _ = solo_run([1, 2], SamplingParams(temperature=0.0), vocab_size=VOCAB, max_model_len=99)
