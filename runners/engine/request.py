@@ -100,8 +100,8 @@ class Request:
         self.token_ids = list(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens
         self.schedulable_until = limit if grammar is None else min(limit, self.num_tokens + 1)
-        """Most tokens it may have, those in flight counted. What a grammar allows depends on the token
-        before, so that one must be read first."""
+        """Most tokens it may have, those in flight included. With a grammar, one more than those that were
+        read: what the grammar allows depends on the token before."""
         self.num_computed_tokens = 0
         """Leading tokens whose KV exists, or will once the steps under way are done."""
         self.num_cached_tokens: int | None = None
@@ -115,9 +115,10 @@ class Request:
         self.block_hashes: list[bytes] = []
         """Chained hashes of the leading full blocks, as far as they were needed."""
         self.num_remembered_blocks = 0
-        """Leading blocks of `block_ids` that the prefix cache was told of."""
+        """Leading blocks of `block_ids` that the prefix cache knows."""
         self.next_block_end = 0
-        """Where the next block to tell it of ends: in tokens, and never reached without prefix caching."""
+        """Tokens at which the next block is full and goes into the prefix cache; without prefix caching, more
+        than any request has."""
 
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs] = []

@@ -1,4 +1,4 @@
-"""What runs in the next step, and what becomes of its result.
+"""Decides what the next step computes, and takes its result.
 
 Requests run in order of arrival. A step decodes every running request first, then goes on with prompts that
 are partly computed, then admits new ones, within `max_num_batched_tokens` tokens and `max_num_seqs`
@@ -24,11 +24,12 @@ from dodona.runners.interface import NewRequest, SchedulerOutput, StepOutput
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """A step, and the requests its result is for: by the time it is read, a row may be another request's."""
+    """A step and the requests that its result belongs to: when it is read, a row may have gone to another
+    request."""
 
     output: SchedulerOutput
     sampling: list[Request]
-    """The requests whose rows sample, in batch order."""
+    """Requests whose rows sample, in batch order."""
     prompt_chunks: list[tuple[Request, int, int]]
     """(request, its row, position of its first token here) where prompt log-probabilities are due."""
     structured: list[tuple[int, Grammar]]
@@ -85,7 +86,8 @@ class Scheduler:
         self._retire([request])
 
     def new_weights(self) -> None:
-        """No KV computed before may be found any more. There must be no unfinished request."""
+        """Forget cached prefixes: their KV belongs to the old weights. Raises RuntimeError while requests are
+        unfinished."""
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
@@ -253,7 +255,7 @@ class Scheduler:
         request.row = NO_ROW
 
     def _remember_full_blocks(self, request: Request) -> None:
-        """Tell the prefix cache of the blocks whose tokens are all known, and computed or about to be."""
+        """Put blocks into the prefix cache whose tokens are all known, and computed or about to be."""
         first = request.num_remembered_blocks
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)
