@@ -188,3 +188,32 @@ def test_log_probabilities_of_given_tokens_are_checked() -> None:
         admit([1], logprob_token_ids=range(6))
     with pytest.raises(InvalidRequestError, match="logprob_token_ids: token id 100"):
         admit([1], logprob_token_ids=[100])
+
+
+def test_special_tokens_in_the_text_that_is_searched(word_tokenizer: Any) -> None:
+    def text(**params: Any) -> str:
+        (request,) = admission(word_tokenizer, eos_token_ids=()).admit(
+            Prompt(token_ids=[2]), SamplingParams(stop="?", skip_special_tokens=False, **params)
+        )
+        for token_id in (0, 1, 2):
+            request.append(token_id)
+        request.abort()
+        return request.take_progress().text or ""
+
+    assert text().strip() == "<a> <b> word"
+    assert text(spaces_between_special_tokens=False).strip() == "<a><b>word"
+
+
+class BeginsText:
+    """A tokenizer that puts a special token before each text, unless told not to."""
+
+    all_special_ids = (1,)
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text]}
+
+
+def test_bad_words_have_no_special_tokens() -> None:
+    (request,) = admission(BeginsText(), vocab_size=500).admit(Prompt("a"), SamplingParams(bad_words=["b"]))
+    assert request.token_ids == [1, ord("a")]
+    assert set(request.bad_words_token_ids) == {(ord("b"),), (ord(" "), ord("b"))}

@@ -145,3 +145,14 @@ def test_text_that_the_engine_made_is_taken_as_it_is(tokenizer: Any) -> None:
 def test_no_text_without_detokenize(tokenizer: Any) -> None:
     one = tokenizer("one")["input_ids"]
     assert assembler(tokenizer, detokenize=False).add(progress(*one, finish_reason="length")).text == ""
+
+
+def test_special_tokens_in_the_text(word_tokenizer: Any) -> None:
+    def text(**params: Any) -> str:
+        return assembler(word_tokenizer, **params).add(progress(0, 1, 2, 1, finish_reason="length")).text
+
+    # " word" comes after the prompt's text.
+    assert text().strip() == "word"
+    assert text(skip_special_tokens=False).strip() == "<a> <b> word <b>"
+    shown = text(skip_special_tokens=False, spaces_between_special_tokens=False)
+    assert shown.strip() == "<a><b>word<b>"

@@ -198,13 +198,8 @@ def test_a_space_between_prompt_and_output_stays(metaspace: Any) -> None:
     assert "".join(text.add([i]) for i in output) + text.finish() == " two three"
 
 
-def test_spaces_between_special_tokens() -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    # A tokenizer without a decoder puts a space between any two tokens.
-    backend = Tokenizer(models.WordLevel({"<a>": 0, "<b>": 1, "word": 2, "?": 3}, unk_token="?"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<a>", eos_token="<b>")
-    detokenizer = Detokenizer(tokenizer)
+def test_spaces_between_special_tokens(word_tokenizer: Any) -> None:
+    detokenizer = Detokenizer(word_tokenizer)
     ids = [0, 1, 2, 2, 1]
     assert detokenizer.decode(ids, skip_special_tokens=False) == "<a> <b> word word <b>"
     closed = detokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=False)
