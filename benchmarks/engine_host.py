@@ -12,7 +12,6 @@ import time
 from collections import deque
 from queue import SimpleQueue
 
-from dodona.runners.engine.events import Progress
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import StepOutput
@@ -39,12 +38,12 @@ def measure(batch: int, steps: int, prompt: int, *, streaming: bool) -> dict[str
     blocks = batch * ((prompt + steps) // 16 + 4)
     scheduler = Scheduler(num_blocks=blocks, block_size=16, max_num_seqs=batch, max_num_batched_tokens=8192)
     for index in range(batch):
-        request = Request(
-            str(index), [index, *range(prompt - 1)], params, seed=index, limit=prompt + steps + 100
-        )
-        request.events = SimpleQueue()
-        request.streaming = streaming
-        scheduler.add(request)
+        scheduler.add(
+            Request(
+                str(index), [index, *range(prompt - 1)], params, seed=index, limit=prompt + steps + 100,
+                sink=SimpleQueue().put, streaming=streaming,
+            )
+        )  # fmt: skip
     in_flight: deque[ScheduledStep] = deque()
     spent = {"schedule": 0.0, "update": 0.0, "outputs": 0.0}
     counted = 0
@@ -66,8 +65,7 @@ def measure(batch: int, steps: int, prompt: int, *, streaming: bool) -> dict[str
         news = scheduler.update(oldest, result)
         updated = time.perf_counter()
         for request in news:
-            assert request.events is not None
-            request.events.put(Progress.of(request))
+            request.sink(request.take_progress())
         end = time.perf_counter()
         if steady:
             counted += 1

@@ -77,8 +77,10 @@ class Loop:
             stops = tuple(asked.pop("stop_token_ids", ()))
             params = SamplingParams(max_tokens=None, ignore_eos=True, stop_token_ids=stops, **asked)
             tokens = [(7 * self._number + 13 * i) % self._vocab_size for i in range(context)]
-            request = Request(f"profile-{self._number}", tokens, params, seed=self._number, limit=limit)
-            request.events = SimpleQueue()
+            request = Request(
+                f"profile-{self._number}", tokens, params, seed=self._number, limit=limit,
+                sink=SimpleQueue().put,
+            )  # fmt: skip
             self._requests.append(request)
             self.scheduler.add(request)
         while any(request.num_tokens <= context for request in self._requests):
@@ -102,8 +104,6 @@ class Loop:
 
     def step(self) -> dict[str, float]:
         """One turn of the engine's loop. Returns seconds by part; empty where it was not a whole turn."""
-        from dodona.runners.engine.events import Progress
-
         times = [time.perf_counter()]
         step = self.scheduler.schedule()
         if step is None:
@@ -123,7 +123,7 @@ class Loop:
         news = self.scheduler.update(oldest, output)
         times.append(time.perf_counter())
         for request in news:
-            request.events.put(Progress.of(request))
+            request.sink(request.take_progress())
         times.append(time.perf_counter())
         return {name: times[i + 1] - times[i] for i, name in enumerate(PARTS)}
 

@@ -1,4 +1,4 @@
-"""What callers get, in vLLM's shape."""
+"""The outputs that callers get, in vLLM's shape."""
 
 from __future__ import annotations
 

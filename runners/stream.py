@@ -1,48 +1,46 @@
-"""Outputs of one request, or of several, as they come."""
+"""An iterator over the outputs of one request, or of several, as they come."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 
+from dodona.runners.client import EngineClient
 from dodona.runners.engine.assembler import OutputAssembler
-from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.events import Event
 from dodona.runners.outputs import RequestOutput
 
 
 class OutputStream(Iterator[RequestOutput]):
-    """Iterator over what is new of its requests; it ends when all are finished. One that is closed, or
-    dropped, before that aborts those that are not.
+    """Iterates over the news of its requests, and ends when all are finished. Closing or dropping it before
+    that aborts the unfinished ones.
 
-    All requests have one queue, so that a step that brings news of hundreds wakes one thread once.
+    All requests share one queue, so that a step with news of hundreds of them wakes one thread once. A stream
+    keeps its engine alive.
 
     Raises EngineDeadError when the engine ends before the requests do. Ctrl-C while waiting ends the engine.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        client: EngineClient,
         events: SimpleQueue[Event],
-        assemblers: Mapping[str, OutputAssembler],
+        assemblers: Iterable[OutputAssembler],
         *,
         request_ids: Sequence[str],
         refused: Iterable[RequestOutput] = (),
-        keep_alive: object,
     ) -> None:
-        """`assemblers` are those of the submitted requests by id, whose news come to `events`; `refused` are
-        outputs that are there already. `keep_alive` is what would end the engine if it were collected while
-        the stream goes on."""
+        """`assemblers` are those of the submitted requests, whose news come to `events`; `refused` are the
+        outputs of prompts that were not admitted, which come first."""
         self.request_ids = tuple(request_ids)
         """The requests' ids, in the order of their prompts."""
-        self._engine = engine
+        self._client = client
         self._events = events
-        self._unfinished = dict(assemblers)
+        self._unfinished = {assembler.request_id: assembler for assembler in assemblers}
         self._refused = deque(refused)
         self._closed = False
-        self._keep_alive = keep_alive
 
     @property
     def request_id(self) -> str:
@@ -60,24 +58,23 @@ class OutputStream(Iterator[RequestOutput]):
             progress = self._events.get()
         except KeyboardInterrupt as interrupt:
             self._closed = True
-            self._engine.shutdown(interrupt)
+            self._client.shutdown(interrupt)
             raise
         if progress is None:
             self._closed = True
-            raise self._engine.dead_error()
-        request_id = progress.request.parent_id
-        assembler = self._unfinished[request_id]
+            raise self._client.dead_error()
+        assembler = self._unfinished[progress.request_id]
         news = assembler.add(progress)
         if assembler.finished:
-            del self._unfinished[request_id]
+            del self._unfinished[progress.request_id]
             self._closed = not self._unfinished
         return assembler.output([news])
 
     def close(self) -> None:
-        """Abort the requests that are not finished. Iteration is over."""
+        """Abort the unfinished requests. Iteration is over."""
         if not self._closed:
             self._closed = True
-            self._engine.abort(*self._unfinished)
+            self._client.abort(*self._unfinished)
 
     def __enter__(self) -> OutputStream:
         return self

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from dodona.oracle.config.sections import config_errors
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.language.loading import resolve_bundled
 from dodona.oracle.language.rulebook import OWN_SYSTEM, EnvironmentVariable, RuleBook
-from dodona.oracle.systems.books import resolve_rulebook
 
 PLATFORMS: Final = ("cuda", "rocm", "xpu", "cpu", "tpu", "unspecified")
 ASSUMED_COMPUTE_CAPABILITY: Final = 90
@@ -106,7 +106,7 @@ def check_override(environment: Environment, book: RuleBook) -> None:
 @functools.cache
 def _own_variable() -> EnvironmentVariable | None:
     """The environment section of Dodona's own book, read without the book's rules."""
-    data = resolve_rulebook(OWN_SYSTEM).document.data
+    data = resolve_bundled(OWN_SYSTEM).document.data
     return None if "environment" not in data else EnvironmentVariable.model_validate(data["environment"])
 
 

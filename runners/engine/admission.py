@@ -1,4 +1,5 @@
-"""From a prompt and its parameters to requests, or to the reason why not. Runs in the caller's thread."""
+"""Makes requests of a prompt and its parameters, or says why they can't be served. Runs in the caller's
+thread."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from dodona.runners.engine.events import Sink, discard
 from dodona.runners.engine.grammar import Grammar, GrammarCompiler
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.engine.request import Request
@@ -20,7 +22,7 @@ _MASK_63 = (1 << 63) - 1
 
 
 class Admission:
-    """Checks requests against what the model and the engine can do."""
+    """Checks prompts and parameters against what the model and the engine can do. Thread-safe."""
 
     def __init__(
         self,
@@ -44,8 +46,17 @@ class Admission:
         self._grammars = GrammarCompiler(tokenizer, vocab_size, self.eos_token_ids)
         self._counter = itertools.count()
 
-    def admit(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> list[Request]:
-        """The `params.n` requests for a prompt. Without a request id, they get one that is unique.
+    def admit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        sink: Sink = discard,
+        streaming: bool = False,
+    ) -> list[Request]:
+        """The `params.n` requests for a prompt, whose news will go to `sink`, token by token if `streaming`.
+        Without a request id, they get one that no other prompt has.
 
         Raises InvalidRequestError that says what can't be served.
         """
@@ -62,7 +73,7 @@ class Admission:
         limit = len(token_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
         seed = derive_seed(self.seed, number) if params.seed is None else params.seed
         bad_words = self._bad_words(params)
-        # One of the sequences brings the prompt's log-probabilities; the others may use the prefix cache.
+        # Only the first sequence brings the prompt's log-probabilities: the others may use the prefix cache.
         others = params if params.prompt_logprobs is None else params.replace(prompt_logprobs=None)
         return [
             Request(
@@ -73,10 +84,12 @@ class Admission:
                 limit=limit,
                 eos_token_ids=self.eos_token_ids,
                 bad_words_token_ids=bad_words,
-                text=self._stop_string_text(token_ids, params),
+                stop_text=self._stop_text(token_ids, params),
                 grammar=self._grammar(params),
                 parent_id=request_id,
                 index=index,
+                sink=sink,
+                streaming=streaming,
             )
             for index in range(params.n)
         ]
@@ -133,7 +146,7 @@ class Admission:
                 )
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        """Each bad word's tokens, both at the beginning of a text and after a space."""
+        """Each bad word's tokens, with and without a space before it."""
         found: dict[tuple[int, ...], None] = {}
         for word in params.bad_words or ():
             for text in (word.lstrip(), " " + word.lstrip()):
@@ -146,7 +159,7 @@ class Admission:
         asked = params.structured_outputs
         return self._grammars.grammar(asked) if isinstance(asked, StructuredOutputsParams) else None
 
-    def _stop_string_text(self, prompt_token_ids: list[int], params: SamplingParams) -> StopStringText | None:
+    def _stop_text(self, prompt_token_ids: list[int], params: SamplingParams) -> StopStringText | None:
         if not params.stop or self.detokenizer is None:
             return None
         text = IncrementalText(
@@ -164,7 +177,8 @@ class Admission:
 
 
 def derive_seed(engine_seed: int, number: int) -> int:
-    """A seed in [0, 2**63) for the `number`-th request: SplitMix64, so that neighbours differ in all bits."""
+    """A seed in [0, 2**63) for the `number`-th prompt, by two rounds of SplitMix64 (Steele, Lea and Flood,
+    2014), so that the seeds of neighbours differ in all bits."""
     value = (engine_seed * 0x9E3779B97F4A7C15 + number) & (2**64 - 1)
     for _ in range(2):
         value = (value + 0x9E3779B97F4A7C15) & (2**64 - 1)

@@ -1,4 +1,4 @@
-"""Makes a request's output from its sequences' progress, in the caller's thread."""
+"""Makes a prompt's output of the progress of its sequences. Runs in the caller's thread."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
 
 
 class OutputAssembler:
-    """The n sequences of one prompt."""
+    """The output of one prompt's n sequences. Reads `requests` when it is made, before they are submitted."""
 
     def __init__(
         self, prompt: str | None, requests: Sequence[Request], detokenizer: Detokenizer | None
     ) -> None:
         first = requests[0]
-        self._request_id = first.parent_id
+        self.request_id = first.parent_id
         self._prompt = prompt
         self._prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
@@ -34,22 +34,21 @@ class OutputAssembler:
         return not self._num_unfinished
 
     def add(self, progress: Progress) -> CompletionOutput:
-        """Take what is new of one sequence."""
-        request = progress.request
-        if request.index == 0 and request.num_cached_tokens is not None:
-            self._num_cached_tokens = request.num_cached_tokens
-        if request.wants_prompt_logprobs and self._prompt_logprobs is None:
-            entries = [readable(entry, self._detokenizer) for entry in request.prompt_logprobs]
+        """The news of one sequence, with text."""
+        if progress.sequence_index == 0:
+            self._num_cached_tokens = progress.num_cached_tokens
+        if progress.prompt_logprobs is not None:
+            entries = [readable(entry, self._detokenizer) for entry in progress.prompt_logprobs]
             self._prompt_logprobs = [None, *entries]
         if progress.finish_reason is not None:
             self._num_unfinished -= 1
-            self._error = self._error or request.error
-        return self._sequences[request.index].add(progress)
+            self._error = self._error or progress.error
+        return self._sequences[progress.sequence_index].add(progress)
 
     def output(self, outputs: list[CompletionOutput]) -> RequestOutput:
-        """These sequences' output, with all that holds of the prompt."""
+        """A prompt's output that holds these sequences."""
         return RequestOutput(
-            request_id=self._request_id,
+            request_id=self.request_id,
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
             prompt_logprobs=self._prompt_logprobs,
@@ -68,7 +67,7 @@ class _Sequence:
         self._cumulative_logprob = 0.0
         self._detokenizer = detokenizer
         self._text: IncrementalText | None = None
-        if request.text is None and request.params.detokenize and detokenizer is not None:
+        if request.stop_text is None and request.params.detokenize and detokenizer is not None:
             self._text = IncrementalText(
                 detokenizer,
                 request.token_ids[: request.num_prompt_tokens],
@@ -96,7 +95,7 @@ class _Sequence:
             return ""
         token_ids = progress.token_ids
         if progress.finish_reason == "stop" and not self._include_stop_token:
-            token_ids = token_ids[:-1]  # without stop strings, it was a token that stopped it
+            token_ids = token_ids[:-1]  # a token ended it, since it has no stop strings
         return self._text.add(token_ids) if progress.finish_reason is None else self._text.finish(token_ids)
 
 

@@ -1,41 +1,53 @@
-"""What the engine's thread tells those who wait for a request."""
+"""What the engine's thread tells a request's caller, and by which way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
-from dodona.runners.engine.request import Request
 from dodona.runners.interface import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What is new of a request; everything in one piece unless it streams."""
+class Progress(NamedTuple):
+    """The news of one sequence since its last Progress; all of it in one piece unless the request streams.
 
-    request: Request
-    token_ids: Sequence[int]
-    logprobs: Sequence[TokenLogprobs]
-    """One per token where the request asks for them."""
+    A plain value: it holds nothing that the engine's thread will change. (A named tuple because a step makes
+    one per streaming request, and a frozen dataclass of as many fields takes twice as long to make.)
+    """
+
+    request_id: str
+    """The id that the caller knows, which is the same for all n sequences of a prompt."""
+    sequence_index: int
+    """Which of the prompt's n sequences."""
+    token_ids: tuple[int, ...]
+    """New tokens."""
+    logprobs: tuple[TokenLogprobs, ...]
+    """One per new token where the request asks for log-probabilities, else empty."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None
+    """One per prompt token but the first: in the sequence's first Progress, where the request asks; else
+    None."""
+    num_cached_tokens: int
+    """Prompt tokens whose KV was found in the prefix cache."""
     text: str | None
-    """The new text, where the engine made it in search of stop strings."""
+    """The new text of a request with stop strings, which the engine looks for; None without stop strings."""
     finish_reason: str | None
+    """None while the sequence goes on; "stop", "length", "abort" or "error"."""
     stop_reason: int | str | None
-
-    @classmethod
-    def of(cls, request: Request) -> Progress:
-        """The request's news since the last time."""
-        first = request.num_delivered_tokens
-        request.num_delivered_tokens = request.num_output_tokens
-        return cls(
-            request=request,
-            token_ids=request.token_ids[request.num_prompt_tokens + first :],
-            logprobs=request.logprobs[first:],
-            text=None if request.text is None else request.text.take(),
-            finish_reason=request.finish_reason,
-            stop_reason=request.stop_reason,
-        )
+    """The stop string or token id that ended the sequence; None at the model's end-of-sequence tokens."""
+    error: str | None
+    """Why the sequence ended, with the finish reason "error"."""
 
 
 Event = Progress | None
-"""None: the engine has ended."""
+"""None: the engine has ended, and nothing more of this sequence will come."""
+
+Sink = Callable[[Event], object]
+"""Takes the events of a request, in order, in the engine's thread: it must not block, and must not raise.
+
+A queue's `put` is one; ``functools.partial(loop.call_soon_threadsafe, callback)`` hands them to an event
+loop.
+"""
+
+
+def discard(event: Event) -> None:
+    """The sink of a request whose news nobody wants."""

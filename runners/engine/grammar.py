@@ -1,7 +1,7 @@
 """Structured outputs on the host: each request's place in its grammar, and the tokens that may come next.
 
-The work is llguidance's, an optional dependency: it knows a tokenizer's tokens as bytes, so that a token may
-end within a character, and it walks all of them at once.
+llguidance, an optional dependency, does the work: it knows a tokenizer's tokens as bytes, so that a token may
+end within a character, and it checks all tokens at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dodona.runners.interface import GrammarOutput
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dodona.runners.engine.request import Request
     from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
 EXTRA = "structured"
@@ -87,7 +86,7 @@ class Vocabulary:
                 "structured_outputs ends with an end-of-sequence token, and the model names none; "
                 "give eos_token_id in its generation_config.json"
             )
-        self._llguidance = llguidance
+        self._llguidance: Any = llguidance  # it takes more than its annotations say
         self.vocab_size = vocab_size
         try:
             self._tokenizer = llguidance.hf.from_tokenizer(
@@ -170,15 +169,15 @@ class Grammar:
         return self.error is None
 
 
-def grammar_output(requests: Sequence[Request]) -> GrammarOutput:
-    """What the grammars of these requests allow next; each has one, and all its tokens have been read.
+def grammar_output(grammars: Sequence[tuple[int, Grammar]]) -> GrammarOutput:
+    """The tokens that may come next, for pairs of state row and grammar, at least one. All tokens of these
+    rows have been read.
 
     A grammar that can't go on allows the end of the sequence, which it will then not accept.
     """
-    grammars = [request.grammar for request in requests if request.grammar is not None]
-    vocabulary = grammars[0].vocabulary
+    vocabulary = grammars[0][1].vocabulary
     return GrammarOutput(
-        [request.row for request in requests], vocabulary.bitmask([grammar.matcher for grammar in grammars])
+        [row for row, _ in grammars], vocabulary.bitmask([grammar.matcher for _, grammar in grammars])
     )
 
 

@@ -1,4 +1,4 @@
-"""KV blocks: who uses which, and which hold a prefix that another request can use again."""
+"""KV blocks: which are in use, and which hold a prefix that another request can share."""
 
 from __future__ import annotations
 

@@ -50,6 +50,14 @@ def as_prompt_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLik
     return listed
 
 
+def is_single_prompt(prompts: PromptLike | Sequence[PromptLike]) -> bool:
+    """Whether this is one prompt, be it one that can't be served, rather than a list of prompts."""
+    if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Sequence) or not len(prompts):
+        return True
+    first: Any = prompts[0]
+    return as_prompt_list([first])[0] is not first  # the integers of one prompt come back in a list
+
+
 def _token_ids(token_ids: Any) -> list[int]:
     try:
         return array("q", token_ids).tolist()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
-
+from dodona.runners.engine.events import Progress, Sink, discard
+from dodona.runners.engine.grammar import Grammar
 from dodona.runners.interface import TokenLogprobs
 from dodona.runners.sampling.params import SamplingParams
-
-if TYPE_CHECKING:
-    from dodona.runners.engine.events import Event
-    from dodona.runners.engine.grammar import Grammar
-    from dodona.runners.text.stop_strings import StopStringText
+from dodona.runners.text.stop_strings import StopStringText
 
 NO_ROW = -1
 
 
 class Request:
-    """State of one sequence. The engine's thread alone changes it once it is submitted.
+    """State of one sequence. Once it is submitted, only the engine's thread reads and changes it.
 
     `token_ids` are the tokens read so far, prompt first; `num_tokens` counts also those that steps under
     way will yield, so `num_tokens - len(token_ids)` tokens are in flight.
@@ -30,7 +25,6 @@ class Request:
         "capacity",
         "eos_token_ids",
         "error",
-        "events",
         "finish_reason",
         "grammar",
         "index",
@@ -51,10 +45,11 @@ class Request:
         "row",
         "schedulable_until",
         "seed",
+        "sink",
         "stop_reason",
+        "stop_text",
         "stop_token_ids",
         "streaming",
-        "text",
         "token_ids",
         "wants_logprobs",
         "wants_prompt_logprobs",
@@ -70,13 +65,19 @@ class Request:
         limit: int,
         eos_token_ids: frozenset[int] = frozenset(),
         bad_words_token_ids: tuple[tuple[int, ...], ...] = (),
-        text: StopStringText | None = None,
+        stop_text: StopStringText | None = None,
         grammar: Grammar | None = None,
         parent_id: str | None = None,
         index: int = 0,
+        sink: Sink = discard,
+        streaming: bool = False,
     ) -> None:
-        """`limit` is the most tokens it may have, prompt included; `text` is given with stop strings, and
-        `grammar` with structured outputs.
+        """
+        limit: most tokens that it may have, prompt included.
+        stop_text: its text, given with stop strings only: the engine must look for them.
+        grammar: its place in its grammar, given with structured outputs only.
+        parent_id: the prompt's request id, where it has several sequences; `index` is this one's number.
+        sink: where its news go; after each token if it is `streaming`, else once it is finished.
         """
         self.request_id = request_id
         self.parent_id = request_id if parent_id is None else parent_id
@@ -87,7 +88,7 @@ class Request:
         self.eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
         self.stop_token_ids = self.eos_token_ids.union(params.stop_token_ids or ())
         self.bad_words_token_ids = bad_words_token_ids
-        self.text = text
+        self.stop_text = stop_text
         self.grammar = grammar
         self.wants_logprobs = params.wants_logprobs
         self.wants_prompt_logprobs = params.prompt_logprobs is not None
@@ -96,8 +97,8 @@ class Request:
         self.token_ids = list(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens
         self.schedulable_until = limit if grammar is None else min(limit, self.num_tokens + 1)
-        """Most tokens it may have, those in flight counted. What a grammar allows depends on the token
-        before, so that one must be read first."""
+        """Most tokens it may have, those in flight included. With a grammar, one more than those that were
+        read: what the grammar allows depends on the token before."""
         self.num_computed_tokens = 0
         """Leading tokens whose KV exists, or will once the steps under way are done."""
         self.num_cached_tokens: int | None = None
@@ -111,9 +112,10 @@ class Request:
         self.block_hashes: list[bytes] = []
         """Chained hashes of the leading full blocks, as far as they were needed."""
         self.num_remembered_blocks = 0
-        """Leading blocks of `block_ids` that the prefix cache was told of."""
+        """Leading blocks of `block_ids` that the prefix cache knows."""
         self.next_block_end = 0
-        """Where the next block to tell it of ends: in tokens, and never reached without prefix caching."""
+        """Tokens at which the next block is full and goes into the prefix cache; without prefix caching, more
+        than any request has."""
 
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
@@ -122,8 +124,8 @@ class Request:
         self.error: str | None = None
         """Why it ended, with the finish reason "error"."""
 
-        self.streaming = False
-        self.events: SimpleQueue[Event] | None = None
+        self.sink = sink
+        self.streaming = streaming
         self.num_delivered_tokens = 0
 
     @property
@@ -136,12 +138,15 @@ class Request:
         """Whether nothing more will come."""
         return self.finish_reason is not None
 
-    def append(self, token_id: int) -> None:
-        """Take a token that was read; sets `finish_reason` and `stop_reason` if it is the last one."""
+    def append(self, token_id: int) -> int:
+        """Take a token that was read; sets `finish_reason` and `stop_reason` if it is the last one.
+
+        Returns how many tokens there are now.
+        """
         grammar = self.grammar
         if grammar is not None and not grammar.accept(token_id):
             self._fail(grammar.error)
-            return
+            return len(self.token_ids)
         self.token_ids.append(token_id)
         num_tokens = len(self.token_ids)
         if token_id in self.stop_token_ids and (
@@ -151,34 +156,54 @@ class Request:
         ):
             self.finish_reason = "stop"
             self.stop_reason = None if token_id in self.eos_token_ids else token_id
-            if self.text is not None:
-                self.text.finish(token_id if self.params.include_stop_str_in_output else None)
-            return
+            if self.stop_text is not None:
+                self.stop_text.finish(token_id if self.params.include_stop_str_in_output else None)
+            return num_tokens
         if grammar is not None:
             self.schedulable_until = min(self.limit, num_tokens + 1)
-        if self.text is not None:
-            stop_string = self.text.add(token_id)
+        if self.stop_text is not None:
+            stop_string = self.stop_text.add(token_id)
             if stop_string is not None:
                 self.finish_reason, self.stop_reason = "stop", stop_string
-                return
+                return num_tokens
         if num_tokens >= self.limit:
             self.finish_reason = "length"
-            if self.text is not None:
-                self.text.finish(None)
+            if self.stop_text is not None:
+                self.stop_text.finish(None)
+        return num_tokens
+
+    def take_progress(self) -> Progress:
+        """What is new since the last call; the prompt's log-probabilities come with the first."""
+        first = self.num_delivered_tokens
+        begin = self.num_prompt_tokens + first
+        self.num_delivered_tokens = len(self.token_ids) - self.num_prompt_tokens
+        return Progress(
+            request_id=self.parent_id,
+            sequence_index=self.index,
+            token_ids=tuple(self.token_ids[begin:]),
+            logprobs=tuple(self.logprobs[first:]) if self.wants_logprobs else (),
+            # Whatever is delivered before the end has a token, so that 0 of them means the first time.
+            prompt_logprobs=tuple(self.prompt_logprobs) if self.wants_prompt_logprobs and not first else None,
+            num_cached_tokens=self.num_cached_tokens or 0,
+            text=None if self.stop_text is None else self.stop_text.take(),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            error=self.error,
+        )
 
     def abort(self) -> None:
         """End it with what there is."""
         self.finish_reason = "abort"
-        if self.text is not None:
-            self.text.finish(None)
+        if self.stop_text is not None:
+            self.stop_text.finish(None)
 
     def _fail(self, error: str | None) -> None:
         """End it without the token just read, whose log-probabilities are here already."""
         self.finish_reason = "error"
         self.error = error
         del self.logprobs[self.num_output_tokens :]
-        if self.text is not None:
-            self.text.finish(None)
+        if self.stop_text is not None:
+            self.stop_text.finish(None)
 
     def __repr__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""What runs in the next step, and what becomes of its result.
+"""Decides what the next step computes, and takes its result.
 
 Requests run in order of arrival. A step decodes every running request first, then goes on with prompts that
 are partly computed, then admits new ones, within `max_num_batched_tokens` tokens and `max_num_seqs`
@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 
+from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.interface import NewRequest, SchedulerOutput, StepOutput
@@ -23,15 +24,16 @@ from dodona.runners.interface import NewRequest, SchedulerOutput, StepOutput
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """A step, and the requests its result is for: by the time it is read, a row may be another request's."""
+    """A step and the requests that its result belongs to: when it is read, a row may have gone to another
+    request."""
 
     output: SchedulerOutput
     sampling: list[Request]
-    """The requests whose rows sample, in batch order."""
+    """Requests whose rows sample, in batch order."""
     prompt_chunks: list[tuple[Request, int, int]]
     """(request, its row, position of its first token here) where prompt log-probabilities are due."""
-    structured: list[Request]
-    """Those of `sampling` that have a grammar."""
+    structured: list[tuple[int, Grammar]]
+    """(row, grammar) for those of `sampling` that have one."""
 
 
 class Scheduler:
@@ -84,7 +86,8 @@ class Scheduler:
         self._retire([request])
 
     def new_weights(self) -> None:
-        """No KV computed before may be found any more. There must be no unfinished request."""
+        """Forget cached prefixes: their KV belongs to the old weights. Raises RuntimeError while requests are
+        unfinished."""
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
@@ -118,7 +121,9 @@ class Scheduler:
         )
         self._num_steps += 1
         self._freed_rows = []
-        structured = [r for r in batch.sampling if r.grammar is not None] if self._num_structured else []
+        structured: list[tuple[int, Grammar]] = []
+        if self._num_structured:
+            structured = [(r.row, r.grammar) for r in batch.sampling if r.grammar is not None]
         return ScheduledStep(output, batch.sampling, batch.prompt_chunks, structured)
 
     def update(self, step: ScheduledStep, result: StepOutput) -> list[Request]:
@@ -139,8 +144,7 @@ class Scheduler:
                 continue  # it ended while this step was under way
             if request.wants_logprobs:
                 request.logprobs.append(result.logprobs[row])
-            request.append(token_id)
-            if len(request.token_ids) > request.next_block_end:
+            if request.append(token_id) > request.next_block_end:
                 self._remember_full_blocks(request)
             if request.finish_reason is not None:
                 finished.append(request)
@@ -251,7 +255,7 @@ class Scheduler:
         request.row = NO_ROW
 
     def _remember_full_blocks(self, request: Request) -> None:
-        """Tell the prefix cache of the blocks whose tokens are all known, and computed or about to be."""
+        """Put blocks into the prefix cache whose tokens are all known, and computed or about to be."""
         first = request.num_remembered_blocks
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)

@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says: default sampling parameters, and EOS tokens."""
+"""Default sampling parameters and end-of-sequence tokens, from a model's generation_config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request asks of sampling and stopping, in vLLM's names."""
+"""A request's parameters of sampling and stopping, in vLLM's names."""
 
 from __future__ import annotations
 

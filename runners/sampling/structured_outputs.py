@@ -1,4 +1,4 @@
-"""What a request asks of the form of its output."""
+"""The form that a request's output must have: a JSON schema, a regular expression, a grammar, or choices."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class StructuredOutputsParams:
     """The whole output must have this form. Exactly one of `json`, `regex`, `choice`, `grammar` and
     `json_object` is given. Immutable, in vLLM's names.
 
-    Raises InvalidRequestError, naming the parameter. Whether a schema, expression or grammar is a good one
-    is found out when the request is admitted.
+    Raises InvalidRequestError, naming the parameter. Schemas, expressions
+    and grammars are compiled, and refused if they are wrong, when the request is admitted.
 
     >>> StructuredOutputsParams(choice=["yes", "no"]).choice
     ('yes', 'no')

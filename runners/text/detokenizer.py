@@ -10,10 +10,15 @@ PROMPT_CONTEXT = 6
 """Prompt tokens that the output's text is decoded after: some tokenizers drop a space at the beginning."""
 
 REPLACEMENT = "\ufffd"
-"""What decoders put for bytes that are no character, or not yet."""
+"""Decoders write this for bytes that are not, or not yet, a character."""
 
 MOST_HELD = 16
-"""Tokens after which text that still ends within a character is taken for bytes that are no characters."""
+"""Most tokens whose text is held back because it ends within a character; after that, such bytes count as
+invalid."""
+
+
+MAX_BYTES_PER_CHARACTER = 4
+"""In UTF-8."""
 
 
 class Detokenizer:
@@ -60,10 +65,11 @@ class Detokenizer:
 
 
 class IncrementalText:
-    """Text of a growing sequence. What is given out joins up to the text of all tokens decoded at once.
+    """Text of a growing sequence. The pieces that are given out add up to the text of all tokens decoded at
+    once.
 
-    A token may end in the middle of a character; then its text waits for the next tokens. Each addition costs
-    the same, however long the text is.
+    A token may end within a character; then its text waits for the next tokens. Each addition costs the same,
+    however long the text is.
     """
 
     def __init__(
@@ -100,15 +106,15 @@ class IncrementalText:
         return new
 
     def _give_part(self, text: str) -> str:
-        """Give out what is certain of the window's `text`, whose end is not: all but the last tokens."""
-        keep, bytes_of_character = MOST_HELD // 2, 4
+        """Give out the certain part of the window's `text`: that of all tokens but the last ones."""
+        keep = MOST_HELD // 2
         head = self._decode(self._window[:-keep])
         new, rest = head[len(self._given_text) :], text[len(head) :]
         window = self._window[self._num_given :]
         given_text = self._decode(window[:-keep])
-        # A character that lies across the cut is decided by the bytes beside it, and each character that is
-        # shown has one at least.
-        certain = text.startswith(head) and min(len(new), len(rest)) >= bytes_of_character
+        # With as many bytes as a character may have on both sides, none that lies across the cut is open any
+        # more; and each character that is shown has at least one byte.
+        certain = text.startswith(head) and min(len(new), len(rest)) >= MAX_BYTES_PER_CHARACTER
         if not certain or self._decode(window) != given_text + rest:
             return ""
         self._window, self._num_given, self._given_text = window, len(window) - keep, given_text

@@ -33,6 +33,16 @@ def tokenizer() -> Any:
     return fast
 
 
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Any:
+    """One token per word, ids 0 to 3: the special ones <a> and <b>, "word", "?". It has no decoder, so that a
+    space comes between any two tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<a>": 0, "<b>": 1, "word": 2, "?": 3}, unk_token="?"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<a>", eos_token="<b>")
+
+
 @pytest.fixture
 def model_dir(tmp_path: Path) -> Path:
     """A model of 97 tokens and 64 positions, as far as config.json goes."""

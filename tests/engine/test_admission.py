@@ -146,3 +146,74 @@ def test_text_prompts(tokenizer: Any) -> None:
     assert request.token_ids == tokenizer("one two")["input_ids"]
     with pytest.raises(InvalidRequestError, match="the prompt is empty"):
         admit("", tokenizer=tokenizer)
+
+
+def test_stop_strings_come_with_the_parameters_of_their_text(tokenizer: Any) -> None:
+    (request,) = admission(tokenizer, vocab_size=500).admit(Prompt("one"), SamplingParams())
+    assert request.stop_text is None
+
+    def text(*token_ids: int, **params: Any) -> tuple[str, str | None]:
+        (request,) = admission(tokenizer, vocab_size=500).admit(
+            Prompt("one"), SamplingParams(stop="x", ignore_eos=True, **params)
+        )
+        for token_id in token_ids:
+            if not request.finished:
+                request.append(token_id)
+        if not request.finished:
+            request.abort()
+        progress = request.take_progress()
+        assert progress.text is not None
+        return progress.text, progress.finish_reason
+
+    (a,), (x,) = (tokenizer(letter)["input_ids"] for letter in "ax")
+    special = tokenizer.convert_tokens_to_ids("<|user|>")
+    assert text(a, x, a) == ("a", "stop")
+    assert text(a, x, a, include_stop_str_in_output=True) == ("ax", "stop")
+    assert text(x, a, x, a, min_tokens=2) == ("xa", "stop")
+    assert text(a, special) == ("a", "abort")
+    assert text(a, special, skip_special_tokens=False) == ("a<|user|>", "abort")
+    # A stop token's text is shown or not as a stop string's.
+    assert text(x, a, min_tokens=1, stop_token_ids=[a]) == ("x", "stop")
+    assert text(x, a, min_tokens=1, stop_token_ids=[a], include_stop_str_in_output=True) == ("xa", "stop")
+    # What is held back comes with the last token.
+    ids = tokenizer("🧭")["input_ids"]
+    assert text(*ids[:-1], max_tokens=len(ids) - 1) == ("\ufffd", "length")
+    assert text(*ids[:-1]) == ("\ufffd", "abort")
+
+
+def test_log_probabilities_of_given_tokens_are_checked() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="logprob_token_ids holds 6 ids, which is over max_logprobs=5"
+    ):
+        admit([1], logprob_token_ids=range(6))
+    with pytest.raises(InvalidRequestError, match="logprob_token_ids: token id 100"):
+        admit([1], logprob_token_ids=[100])
+
+
+def test_special_tokens_in_the_text_that_is_searched(word_tokenizer: Any) -> None:
+    def text(**params: Any) -> str:
+        (request,) = admission(word_tokenizer, eos_token_ids=()).admit(
+            Prompt(token_ids=[2]), SamplingParams(stop="?", skip_special_tokens=False, **params)
+        )
+        for token_id in (0, 1, 2):
+            request.append(token_id)
+        request.abort()
+        return request.take_progress().text or ""
+
+    assert text().strip() == "<a> <b> word"
+    assert text(spaces_between_special_tokens=False).strip() == "<a><b>word"
+
+
+class BeginsText:
+    """A tokenizer that puts a special token before each text, unless told not to."""
+
+    all_special_ids = (1,)
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text]}
+
+
+def test_bad_words_have_no_special_tokens() -> None:
+    (request,) = admission(BeginsText(), vocab_size=500).admit(Prompt("a"), SamplingParams(bad_words=["b"]))
+    assert request.token_ids == [1, ord("a")]
+    assert set(request.bad_words_token_ids) == {(ord("b"),), (ord(" "), ord("b"))}

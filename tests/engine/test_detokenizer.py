@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dodona.runners.text.detokenizer import MOST_HELD, Detokenizer, IncrementalText
+from dodona.runners.text.detokenizer import MOST_HELD, REPLACEMENT, Detokenizer, IncrementalText
 
 within_fixture = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -85,6 +86,74 @@ def test_bytes_that_are_no_characters_are_not_held_back_for_long(tokenizer: Any,
     assert shown + text.finish() == decode(tokenizer, ids) == data.decode(errors="replace")
 
 
+class Bytes:
+    """A tokenizer of bytes and of one special token. Its decoder puts one replacement per byte where they are
+    not UTF-8 as a whole, as the ByteFallback of SentencePiece's tokenizers does. It is not a fast one."""
+
+    special = 256
+    all_special_ids = (special,)
+
+    def __init__(self) -> None:
+        self.longest = 0
+        """Most tokens that were decoded at once."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool, **_: object) -> str:
+        self.longest = max(self.longest, len(token_ids))
+        data = bytes(i for i in token_ids if i != self.special)
+        specials = "" if skip_special_tokens else "<|end|>" * list(token_ids).count(self.special)
+        try:
+            return data.decode() + specials
+        except UnicodeDecodeError:
+            return REPLACEMENT * len(data) + specials
+
+
+def test_a_tokenizer_that_is_not_fast() -> None:
+    ids = list("né🧭".encode())
+    text = IncrementalText(Detokenizer(Bytes()), ids[:1])
+    assert [text.add([i]) for i in ids[1:]] == ["", "é", "", "", "", "🧭"]
+    assert Detokenizer(Bytes()).token(Bytes.special) == "<|end|>"
+    assert Detokenizer(Bytes()).decode([97, Bytes.special]) == "a"
+
+
+@pytest.mark.parametrize("tail", [[0x95], [0x95, *[Bytes.special] * 7]])
+def test_a_character_among_tokens_without_text_is_not_given_out_in_parts(tail: list[int]) -> None:
+    """Of the tokens that are held back, few may bring bytes: less than one character's are not enough to say
+    that the text before them is certain."""
+    ids = [0xE6, *[Bytes.special] * 8, *tail, 0xB0]
+    text = IncrementalText(Detokenizer(Bytes()), [])
+    assert "".join(text.add([i]) for i in ids) + text.finish() == "数"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"), [(9, 4, 9), (9, 3, 0), (4, 8, 4), (3, 8, 0), (4, 4, 4), (3, 3, 0)]
+)
+def test_text_is_given_out_with_a_characters_bytes_on_both_sides_of_the_cut(
+    before: int, after: int, shown: int
+) -> None:
+    """A character has four bytes at most, and each byte that is shown here is one replacement."""
+    keep = MOST_HELD // 2
+    ids = [0xFF] * before + [Bytes.special] * (MOST_HELD + 1 - before - after) + [0xFF] * after
+    # All of `before` comes before the last `keep` tokens, and all of `after` is among them.
+    assert before <= len(ids) - keep
+    assert after <= keep
+    text = IncrementalText(Detokenizer(Bytes()), [])
+    pieces = [text.add([i]) for i in ids]
+    assert pieces[:-1] == [""] * MOST_HELD
+    assert pieces[-1] == REPLACEMENT * shown
+    assert "".join(pieces) + text.finish() == REPLACEMENT * (before + after)
+
+
+def test_each_addition_decodes_few_tokens_however_long_the_text_is() -> None:
+    tokenizer = Bytes()
+    text = IncrementalText(Detokenizer(tokenizer), [])
+    for i in b"text \xc3\xa9" * 40:
+        text.add([i])
+    assert tokenizer.longest <= 4
+    for _ in range(100):
+        text.add([0xFF])
+    assert tokenizer.longest <= 2 * MOST_HELD
+
+
 def bytes_of(tokenizer: Any) -> list[int]:
     """The id of each byte's own token."""
     found = tokenizer.get_vocab()
@@ -129,13 +198,8 @@ def test_a_space_between_prompt_and_output_stays(metaspace: Any) -> None:
     assert "".join(text.add([i]) for i in output) + text.finish() == " two three"
 
 
-def test_spaces_between_special_tokens() -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    # A tokenizer without a decoder puts a space between any two tokens.
-    backend = Tokenizer(models.WordLevel({"<a>": 0, "<b>": 1, "word": 2, "?": 3}, unk_token="?"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<a>", eos_token="<b>")
-    detokenizer = Detokenizer(tokenizer)
+def test_spaces_between_special_tokens(word_tokenizer: Any) -> None:
+    detokenizer = Detokenizer(word_tokenizer)
     ids = [0, 1, 2, 2, 1]
     assert detokenizer.decode(ids, skip_special_tokens=False) == "<a> <b> word word <b>"
     closed = detokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=False)

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from dodona.runners.engine.engine import Engine
+from dodona.runners.engine.events import Event
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
+from dodona.runners.interface import GrammarOutput, PendingOutput, StepOutput
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import FakeRunner, fake_runner, solo_run
 
@@ -63,6 +65,8 @@ class Opened:
             on_step=on_step,
         )
         self.scheduler = Scheduler(num_blocks=40, block_size=4, max_num_seqs=6, max_num_batched_tokens=24)
+        self.events: dict[str, SimpleQueue[Event]] = {}
+        """By request id."""
         self.engine = Engine(self.start)
 
     def start(self) -> tuple[FakeRunner, Scheduler]:
@@ -71,14 +75,29 @@ class Opened:
 
     def submit(self, name: str, prompt: list[int], **params: Any) -> Request:
         sampling = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **params})
-        request = Request(name, prompt, sampling, seed=0, limit=len(prompt) + (sampling.max_tokens or 100))
-        request.events = SimpleQueue()
+        events = SimpleQueue[Event]()
+        limit = len(prompt) + (sampling.max_tokens or 100)
+        request = Request(name, prompt, sampling, seed=0, limit=limit, sink=events.put)
         self.engine.submit([request])
+        self.events[name] = events
         return request
 
+    def submit_together(self, names: Sequence[str]) -> list[Request]:
+        """Requests of one token each, as one command."""
+        params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=2)
+        queues = {name: SimpleQueue[Event]() for name in names}
+        requests = [
+            Request(name, [1], params, seed=0, limit=3, sink=events.put) for name, events in queues.items()
+        ]
+        self.engine.submit(requests)
+        self.events.update(queues)
+        return requests
+
+    def next_event(self, request: Request) -> Event:
+        return self.events[request.request_id].get(timeout=PATIENCE)
+
     def finish(self, request: Request) -> Request:
-        assert request.events is not None
-        progress = request.events.get(timeout=PATIENCE)
+        progress = self.next_event(request)
         assert progress is not None
         assert progress.finish_reason is not None
         return request
@@ -161,8 +180,7 @@ def test_an_error_in_a_step_reaches_everybody_who_waits() -> None:
     session = Opened(on_step=fail_at(3))
     requests = [session.submit(str(i), [1, 2], max_tokens=50) for i in range(3)]
     for request in requests:
-        assert request.events is not None
-        assert request.events.get(timeout=PATIENCE) is None
+        assert session.next_event(request) is None
     error = session.engine.dead_error()
     assert "ValueError: the device is on fire" in str(error)
     assert isinstance(error.__cause__, ValueError)
@@ -184,8 +202,8 @@ def test_an_error_while_a_call_waits_answers_the_call() -> None:
     gate.wait_until_entered()
     with ThreadPoolExecutor(2) as pool:
         calls = [
-            pool.submit(session.engine.call, lambda runner, scheduler: None, alone=alone)
-            for alone in (True, False)
+            pool.submit(session.engine.call, lambda runner, scheduler: None, drain=drain)
+            for drain in (True, False)
         ]
         wait_for(lambda: len(session.engine._inbox) == 2)
         gate.open()
@@ -209,8 +227,7 @@ def test_a_dead_engine_keeps_nothing_of_the_step_alive() -> None:
 
     session = Opened(on_step=on_step)
     request = session.submit("x", [1])
-    assert request.events is not None
-    request.events.get(timeout=PATIENCE)
+    assert session.next_event(request) is None
     session.engine.shutdown()
     gc.collect()
     assert session.engine.dead_error().__cause__ is not None
@@ -225,10 +242,9 @@ def test_shutdown_reaches_everybody_who_waits() -> None:
     cause = KeyboardInterrupt()
     stopper = threading.Thread(target=session.engine.shutdown, args=(cause,))
     stopper.start()
-    wait_for(lambda: session.engine._stopping)
+    wait_for(lambda: session.engine._end is not None)
     gate.open()
-    assert request.events is not None
-    while (progress := request.events.get(timeout=PATIENCE)) is not None:
+    while (progress := session.next_event(request)) is not None:
         assert progress.finish_reason is None
     stopper.join(PATIENCE)
     assert session.engine.dead_error().__cause__ is cause
@@ -256,7 +272,7 @@ def test_a_call_that_wants_to_be_alone_waits_and_lets_nobody_past() -> None:
         alone = pool.submit(
             session.engine.call,
             lambda runner, scheduler: order.append(f"alone, {scheduler.num_unfinished} unfinished"),
-            alone=True,
+            drain=True,
         )
         wait_for(lambda: len(session.engine._inbox) == 1)
         after = session.submit("after", [1], max_tokens=2)
@@ -271,6 +287,165 @@ def test_a_call_that_wants_to_be_alone_waits_and_lets_nobody_past() -> None:
         assert order == ["alone, 0 unfinished"]
         assert session.runner.trace.request_ids == ["before", "after"]
     assert before.token_ids == expected(before)
+
+
+def test_what_was_aborted_while_it_was_deferred_never_reaches_the_scheduler() -> None:
+    gate = Gate()
+    with opened(on_step=gate) as session, ThreadPoolExecutor(1) as pool:
+        session.submit("before", [1], max_tokens=5)
+        gate.wait_until_entered()
+        seen = pool.submit(
+            session.engine.call,
+            lambda runner, scheduler: (list(runner.trace.request_ids), scheduler.num_unfinished),
+            drain=True,
+        )
+        wait_for(lambda: len(session.engine._inbox) == 1)
+        dropped, kept = session.submit_together(["dropped", "kept"])
+        session.engine.abort("dropped")
+        gate.open()
+        assert seen.result(PATIENCE) == (["before"], 0), "nobody gets past a call that drains"
+        session.finish(dropped)
+        session.finish(kept)
+        # The engine lives, and counts no request that it doesn't have.
+        assert session.engine.call(lambda _, scheduler: scheduler.num_unfinished) == 0
+        session.finish(session.submit("after", [1]))
+        assert session.runner.trace.request_ids == ["before", "kept", "after"]
+    assert (dropped.finish_reason, dropped.num_output_tokens) == ("abort", 0)
+    assert kept.token_ids == expected(kept)
+
+
+def test_a_call_that_drains_is_answered_when_the_engine_dies_before() -> None:
+    gate = Gate()
+
+    def on_step(step: int) -> None:
+        gate(step)
+        if step == 4:
+            raise ValueError("the device is on fire")
+
+    session = Opened(on_step=on_step)
+    session.submit("x", [1], max_tokens=50)
+    gate.wait_until_entered()
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(session.engine.call, lambda runner, scheduler: None, drain=True)]
+        wait_for(lambda: len(session.engine._inbox) == 1)
+        calls.append(pool.submit(session.engine.call, lambda runner, scheduler: None))
+        wait_for(lambda: len(session.engine._inbox) == 2)
+        gate.open()  # both are deferred during four steps, then the fifth fails
+        for call in calls:
+            with pytest.raises(EngineDeadError, match="on fire"):
+                call.result(PATIENCE)
+    session.engine.shutdown()
+
+
+class Unreadable:
+    """A step under way whose result can't be had."""
+
+    def result(self) -> StepOutput:
+        raise ValueError("the device is on fire")
+
+
+def test_an_error_while_a_call_is_executed_answers_the_call() -> None:
+    gate = Gate()
+    session = Opened(max_steps_in_flight=2, on_step=gate)
+    sample_tokens = session.runner.sample_tokens
+
+    def unreadable(grammar_output: GrammarOutput | None = None) -> PendingOutput:
+        sample_tokens(grammar_output)
+        return Unreadable()
+
+    session.runner.sample_tokens = unreadable  # type: ignore[method-assign]
+    request = session.submit("x", [1], max_tokens=50)
+    gate.wait_until_entered()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(session.engine.call, lambda runner, scheduler: None)
+        wait_for(lambda: len(session.engine._inbox) == 1)
+        gate.open()  # the first step stays under way, so that the call has to read it
+        with pytest.raises(EngineDeadError, match="on fire"):
+            call.result(PATIENCE)
+    assert session.next_event(request) is None
+    session.engine.shutdown()
+
+
+def test_no_step_is_under_way_during_a_call() -> None:
+    gate = Gate()
+    with opened(max_steps_in_flight=2, on_step=gate) as session, ThreadPoolExecutor(1) as pool:
+        request = session.submit("x", [1], max_tokens=9)
+        gate.wait_until_entered()
+        call = pool.submit(session.engine.call, lambda runner, _: len(runner.in_flight))
+        wait_for(lambda: len(session.engine._inbox) == 1)
+        gate.open()
+        assert call.result(PATIENCE) == 0
+        session.finish(request)
+    assert request.token_ids == expected(request)
+
+
+def test_requests_of_which_none_can_run_end_the_engine() -> None:
+    session = Opened()
+    request = session.submit("too long", [1] * 161)  # 40 blocks of 4 tokens hold 160
+    assert session.next_event(request) is None
+    assert "1 requests are unfinished and none can run" in str(session.engine.dead_error())
+    session.engine.shutdown()
+
+
+def test_nothing_is_queued_of_a_submission_with_an_id_in_use() -> None:
+    gate = Gate()
+    with opened(on_step=gate) as session:
+        first = session.submit("x", [1])
+        gate.wait_until_entered()
+        with pytest.raises(InvalidRequestError, match="'x' is in use"):
+            session.submit_together(["y", "x"])
+        gate.open()
+        session.finish(first)
+        session.finish(session.submit("y", [1]))
+        assert session.runner.trace.request_ids == ["x", "y"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_sink_that_raises_ends_its_own_request_only(
+    streaming: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[Event] = []
+
+    def broken(event: Event) -> None:
+        calls.append(event)
+        raise RuntimeError("Event loop is closed")
+
+    with opened() as session:
+        params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=None)
+        request = Request("broken", [2], params, seed=0, limit=30, sink=broken, streaming=streaming)
+        session.engine.submit([request])
+        other = session.submit("other", [1], max_tokens=40)
+        session.finish(other)
+        assert session.engine.call(lambda _, scheduler: scheduler.num_unfinished) == 0
+        session.finish(session.submit("broken", [1]))  # its id is free again
+    assert other.token_ids == expected(other)
+    assert "the sink of request broken failed" in caplog.text
+    last = calls[-1]
+    assert last is not None
+    if streaming:
+        assert last.finish_reason == "abort"
+        assert request.num_output_tokens < 5
+    else:
+        assert last.finish_reason == "length"
+
+
+def test_everybody_hears_of_the_end_though_a_sink_raises() -> None:
+    gate = Gate()
+    session = Opened(on_step=gate)
+
+    def broken(event: Event) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    params = SamplingParams(max_tokens=None)
+    session.engine.submit([Request("broken", [2], params, seed=0, limit=90, sink=broken)])
+    request = session.submit("x", [1], max_tokens=None)
+    gate.wait_until_entered()
+    stopper = threading.Thread(target=session.engine.shutdown)
+    stopper.start()
+    wait_for(lambda: session.engine._end is not None)
+    gate.open()
+    assert session.next_event(request) is None
+    stopper.join(PATIENCE)
 
 
 def test_an_error_in_a_call_is_the_callers_alone() -> None:

@@ -103,10 +103,12 @@ def calls_per_step(batch: int, *, streaming: bool, prefix_caching: bool = False)
             prompt = [index, *range(index % BLOCK_SIZE + 1)]
             limit = len(prompt) + COUNTED_STEPS + 8
             params = SamplingParams(max_tokens=None, ignore_eos=True)
-            request = Request(f"request-{index}", prompt, params, seed=index, limit=limit)
-            request.events = events
-            request.streaming = streaming
-            requests.append(request)
+            requests.append(
+                Request(
+                    f"request-{index}", prompt, params, seed=index, limit=limit,
+                    sink=events.put, streaming=streaming,
+                )
+            )  # fmt: skip
         engine.submit(requests)
         finished = 0
         while finished < batch:
@@ -150,8 +152,8 @@ def test_counting_sees_one_call_more_per_row(monkeypatch: pytest.MonkeyPatch) ->
     before = calls_per_step(16, streaming=False)
     append = Request.append
 
-    def slower_append(request: Request, token_id: int) -> None:
-        append(request, token_id)
+    def slower_append(request: Request, token_id: int) -> int:
+        return append(request, token_id)
 
     monkeypatch.setattr(Request, "append", slower_append)
     after = calls_per_step(16, streaming=False)

@@ -137,7 +137,7 @@ def test_an_error_among_the_prompts_aborts_those_that_began(model_dir: Path) -> 
     with fake_llm(model_dir, {"on_step": lambda _: time.sleep(0.01)}) as llm:
         with pytest.raises(RuntimeError, match="not readable"):
             llm.generate([[1] * 20, Watched([3], fail)], forever)
-        unfinished = llm._engine.call(lambda _, scheduler: scheduler.num_unfinished)
+        unfinished = llm._client.call(lambda _, scheduler: scheduler.num_unfinished)
     assert unfinished == 0
 
 
@@ -198,7 +198,7 @@ def test_a_stream_that_is_closed_aborts_its_request(model_dir: Path) -> None:
         dropped = llm.stream([2], GREEDY.replace(max_tokens=None))
         del dropped
         gc.collect()
-        left = llm._engine.call(lambda runner, scheduler: scheduler.num_unfinished)
+        left = llm._client.call(lambda runner, scheduler: scheduler.num_unfinished)
         assert left == 0
 
 
@@ -330,7 +330,7 @@ def test_a_stream_keeps_its_engine_alive(model_dir: Path) -> None:
 def test_a_change_of_weights_that_fails_ends_the_life_of_cached_prefixes(model_dir: Path) -> None:
     with fake_llm(model_dir) as llm:
         llm.generate([1] * 10, GREEDY)
-        llm._engine.call(lambda runner, _: setattr(runner, "reload_weights", fail_to_load))
+        llm._client.call(lambda runner, _: setattr(runner, "reload_weights", fail_to_load))
         with pytest.raises(ConfigError, match="half of the weights"):
             llm.collective_rpc("reload_weights")
         assert llm.generate([1] * 10, GREEDY)[0].num_cached_tokens == 0
@@ -368,7 +368,7 @@ def test_collective_rpc(model_dir: Path) -> None:
 
 def test_the_order_of_the_start(model_dir: Path) -> None:
     with fake_llm(model_dir) as llm:
-        trace = llm._engine.call(lambda runner, _: runner.trace)
+        trace = llm._client.call(lambda runner, _: runner.trace)
     assert trace.calls[:4] == [
         "load_model",
         "determine_available_memory",
@@ -428,12 +428,12 @@ def test_defaults_and_eos_of_generation_config(model_dir: Path) -> None:
     with fake_llm(model_dir) as llm:
         params = llm.get_default_sampling_params()
         assert (params.temperature, params.top_k, params.max_tokens) == (0.5, 7, 9)
-        assert llm._admission.eos_token_ids == {0, 5, 6}
+        assert llm._client.admission.eos_token_ids == {0, 5, 6}
         (output,) = llm.generate([1])
         assert len(output.outputs[0].token_ids) <= 9
     with fake_llm(model_dir, generation_config="vllm") as llm:
         assert llm.get_default_sampling_params() == SamplingParams()
-        assert llm._admission.eos_token_ids == {0}
+        assert llm._client.admission.eos_token_ids == {0}
     for text, expected in (
         ("{", "can't be read as JSON"),
         ('{"top_p": 7}', "top_p must be above 0"),
@@ -546,7 +546,7 @@ def test_generates_with_the_runner_of_the_verdict(name: str) -> None:
         outputs = llm.generate(prompts, params)
         streamed = "".join(output.outputs[0].text for output in llm.stream(prompts[0], params))
         assert streamed == outputs[0].outputs[0].text
-        assert llm._engine.call(lambda runner, scheduler: scheduler.num_unfinished) == 0
+        assert llm._client.call(lambda runner, scheduler: scheduler.num_unfinished) == 0
     for prompt, output in zip(prompts, outputs, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")
         expected = reference.generate(**ids, max_new_tokens=12, do_sample=False)[
@@ -579,7 +579,7 @@ def test_batches_that_are_chunked_preempted_and_cached_equal_transformers(
         **sizes,
     ) as llm:
         outputs = llm.generate(prompts, params)
-        preemptions, free = llm._engine.call(
+        preemptions, free = llm._client.call(
             lambda runner, scheduler: (scheduler.num_preemptions, scheduler.blocks.num_free)
         )
     assert preemptions > 0

@@ -216,6 +216,27 @@ def test_without_chunked_prefill_a_prompt_is_computed_whole() -> None:
         assert all(count in (1, 9) for count in step.num_tokens)
 
 
+def test_without_chunked_prefill_only_tokens_that_are_not_cached_must_fit() -> None:
+    engine = SyncEngine(max_num_batched_tokens=20, enable_chunked_prefill=False)
+    engine.scheduler.add(make_request("first", [1] * 17))
+    engine.run()
+    engine.runner.trace.steps.clear()
+    again, other = make_request("again", [1] * 17), make_request("other", [3] * 17)
+    for request in (make_request("fresh", [2] * 10), again, other):
+        engine.scheduler.add(request)
+    engine.run()
+    # After the fresh prompt's 10 tokens, there is room for 10 more: for 1 of 17 tokens, but not for 17.
+    first, second = engine.runner.trace.steps[:2]
+    assert [(r.request_id, r.num_computed_tokens) for r in first.new_requests] == [
+        ("fresh", 0),
+        ("again", 16),
+    ]
+    assert list(first.num_tokens) == [10, 1]
+    assert [(r.request_id, r.num_computed_tokens) for r in second.new_requests] == [("other", 0)]
+    assert_solo(again)
+    assert_solo(other)
+
+
 def test_the_request_that_came_last_is_preempted_and_comes_back() -> None:
     engine = SyncEngine(num_blocks=6, enable_prefix_caching=False)
     first = make_request("first", [1] * 4, max_tokens=18, ignore_eos=True)
@@ -345,6 +366,34 @@ def test_never_a_step_past_max_tokens() -> None:
     engine.scheduler.add(make_request("x", [1, 2], max_tokens=5, ignore_eos=True))
     engine.run()
     assert sum(sum(step.samples) for step in engine.runner.trace.steps) == 5
+
+
+def test_steps_are_numbered() -> None:
+    engine = SyncEngine()
+    engine.scheduler.add(make_request("x", [1, 2], max_tokens=5, ignore_eos=True))
+    engine.run()
+    assert [step.step for step in engine.runner.trace.steps] == list(range(5))
+
+
+def test_cached_tokens_are_counted_when_a_request_first_starts() -> None:
+    """Not again when it comes back after a preemption, and finds its own tokens."""
+    engine = SyncEngine(num_blocks=8)
+    requests = [make_request(name, [i] * 5, max_tokens=18, ignore_eos=True) for i, name in enumerate("ab", 1)]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    assert engine.scheduler.num_preemptions > 0
+    resumed = [r for step in engine.runner.trace.steps for r in step.new_requests if len(r.token_ids) > 5]
+    assert any(r.num_computed_tokens for r in resumed)
+    assert [request.num_cached_tokens for request in requests] == [0, 0]
+
+
+@pytest.mark.parametrize(("ignore_eos", "stop_reason"), [(False, None), (True, 0)])
+def test_the_models_own_end_is_no_stop_reason(ignore_eos: bool, stop_reason: int | None) -> None:
+    (eos,) = EOS
+    request = make_request("x", [1], stop_token_ids=[eos], ignore_eos=ignore_eos)
+    request.append(eos)
+    assert (request.finish_reason, request.stop_reason) == ("stop", stop_reason)
 
 
 def test_what_an_eos_made_moot_is_dropped() -> None:

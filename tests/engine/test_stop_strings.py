@@ -95,3 +95,28 @@ def test_text_held_back_comes_at_the_end(tokenizer: Any) -> None:
     assert stopping.take() == "a"
     stopping.finish(None)
     assert stopping.take() == "xy"
+
+
+def test_a_stop_string_in_the_first_token_counts(tokenizer: Any) -> None:
+    stopping = StopStringText(IncrementalText(Detokenizer(tokenizer), []), ["x"])
+    assert stopping.add(tokenizer("x")["input_ids"][0]) == "x"
+
+
+def test_nothing_is_held_back_where_the_stop_string_stays(tokenizer: Any) -> None:
+    stopping = StopStringText(IncrementalText(Detokenizer(tokenizer), []), ["xyz"], include_stop_string=True)
+    shown = []
+    for letter in "axyz":
+        stopping.add(tokenizer(letter)["input_ids"][0])
+        shown.append(stopping.take())
+    assert shown == ["a", "x", "y", "z"]
+
+
+def test_the_end_brings_the_last_token_and_an_incomplete_character(tokenizer: Any) -> None:
+    first, *rest = tokenizer("🧭")["input_ids"]
+    for last, expected in ((None, "\ufffd"), (tokenizer("a")["input_ids"][0], "\ufffda")):
+        stopping = StopStringText(IncrementalText(Detokenizer(tokenizer), []), ["xyz"])
+        stopping.add(first)
+        assert stopping.take() == ""
+        stopping.finish(last)
+        assert stopping.take() == expected
+    assert rest

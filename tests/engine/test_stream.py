@@ -25,7 +25,7 @@ SLOW = {"on_step": lambda _: time.sleep(0.002)}
 
 
 def num_unfinished(llm: LLM) -> int:
-    return llm._engine.call(lambda _, scheduler: scheduler.num_unfinished)
+    return llm._client.call(lambda _, scheduler: scheduler.num_unfinished)
 
 
 def tokens_by_id(outputs: Iterable[RequestOutput]) -> dict[str, dict[int, list[int]]]:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.runners.engine.events import Progress
 from dodona.runners.engine.request import Request
 from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_scheduler import EOS, VOCAB, assert_solo, make_request
@@ -165,7 +164,7 @@ def test_a_grammar_that_breaks_ends_its_request_only(steps: int) -> None:
     engine.check_idle()
     assert (broken.finish_reason, broken.error) == ("error", "it broke")
     assert broken.num_output_tokens == 2
-    assert len(Progress.of(broken).logprobs) == len(outputs(broken)) == 2
+    assert len(broken.take_progress().logprobs) == len(outputs(broken)) == 2
     assert outputs(whole) == outputs(solo([1, 2]))
 
 

@@ -148,7 +148,7 @@ def check_stress(
     few = {"block_size": block_size, "num_gpu_blocks_override": num_blocks}
     with make_llm(**sizes, **few, max_num_seqs=12, max_num_batched_tokens=96) as llm:
         together = run_together(llm, todo)
-        scheduler = llm._engine.call(lambda _, scheduler: scheduler)
+        scheduler = llm._client.call(lambda _, scheduler: scheduler)
         assert scheduler.num_unfinished == 0
         assert scheduler.num_free_rows == 12
         assert scheduler.blocks.num_free == num_blocks
@@ -159,7 +159,7 @@ def check_stress(
 
     with make_llm(**sizes, max_num_seqs=1, num_gpu_blocks_override=20, enable_prefix_caching=False) as llm:
         alone = [llm.generate({"prompt_token_ids": p.prompt}, p.params, use_tqdm=False)[0] for p in todo]
-        admission = llm._admission
+        admission = llm._client.admission
     equal = EqualTokens(logits)
     for plan, (sequences, last), reference in zip(todo, together, alone, strict=True):
         assert reference.error is None

@@ -133,7 +133,7 @@ def test_preempted_requests_keep_to_their_form(random_model: Path) -> None:
         expected = [summary(output) for output in roomy.generate(prompts, params)]
     with make_llm(random_model, num_gpu_blocks_override=30, max_model_len=110) as tight:
         outputs = tight.generate(prompts, params)
-        assert tight._engine.call(lambda _, scheduler: scheduler.num_preemptions) > 0
+        assert tight._client.call(lambda _, scheduler: scheduler.num_preemptions) > 0
     assert [summary(output) for output in outputs] == expected
     assert all(conforms(json.loads(output.outputs[0].text), schema) for output in outputs)
 

@@ -1,0 +1,216 @@
+"""The engine's client: prompts and parameters go in, and each request's news come out by a sink.
+
+`LLM` and its streams stand on this; so can a server, whose sinks call back into its event loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.assembler import OutputAssembler
+from dodona.runners.engine.engine import Engine
+from dodona.runners.engine.events import Sink
+from dodona.runners.engine.prompts import PromptLike, parse_prompt
+from dodona.runners.engine.request import Request
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.errors import EngineDeadError, InvalidRequestError
+from dodona.runners.interface import Runner
+from dodona.runners.limits import KVSize
+from dodona.runners.sampling.generation_defaults import GenerationDefaults
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.startup import start
+from dodona.runners.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from dodona.oracle.decide.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of a list of prompts, by a prompt's index in the list: each is in one of the two."""
+
+    admitted: Mapping[int, OutputAssembler]
+    """Turns the news of the prompt's request into outputs."""
+    refused: Mapping[int, str]
+    """Why the prompt can't be served."""
+
+
+class EngineClient:
+    """An engine over a verdict's model and runner. All methods may be called from several threads at once.
+
+    Everything that can be refused is refused in the caller's thread, before the engine's thread sees it. When
+    the client is dropped, its engine is shut down. Once the engine has ended, methods raise EngineDeadError
+    with the cause.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        """Loads the tokenizer, and starts the engine in its thread; returns when it can take requests.
+
+        Raises ConfigError, EngineSetupError, and what the runner raises.
+        """
+        config = verdict.config
+        directory = resolve_model(config.model_config.model, revision=config.model_config.revision)
+        model = ModelInfo.load(directory)
+        self.tokenizer: Any | None = load_tokenizer(config, directory)
+        """transformers' tokenizer; None where there is none."""
+        defaults = GenerationDefaults.load(config, directory, _eos_token_ids(model, self.tokenizer))
+        self.default_sampling_params = defaults.sampling_params
+        """What prompts without sampling parameters get: generation_config.json's, else the usual ones."""
+
+        vocab_size = _vocab_size(model, self.tokenizer)
+        size: Future[KVSize] = Future()
+
+        def start_runner() -> tuple[Runner, Scheduler]:
+            runner, scheduler, kv_size = start(verdict, model)
+            size.set_result(kv_size)
+            return runner, scheduler
+
+        self._engine = Engine(start_runner)
+        self._finalizer = weakref.finalize(self, self._engine.shutdown)
+        try:
+            self._engine.wait_until_ready()
+        except BaseException:
+            self.shutdown()
+            raise
+        self.max_model_len = size.result().max_model_len
+        """Most tokens of prompt and output together."""
+        self.num_kv_blocks = size.result().num_blocks
+        request_features, self._max_num_batched_tokens = self._engine.call(
+            lambda runner, scheduler: (runner.request_features, scheduler.max_num_batched_tokens)
+        )
+        self.admission = Admission(
+            vocab_size=vocab_size,
+            max_model_len=self.max_model_len,
+            max_logprobs=config.model_config.max_logprobs,
+            seed=config.model_config.seed,
+            eos_token_ids=defaults.eos_token_ids,
+            tokenizer=self.tokenizer,
+            request_features=request_features,
+        )
+        self._id_numbers = itertools.count()
+
+    def submit(
+        self,
+        prompts: Sequence[PromptLike],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        sink: Sink,
+        *,
+        request_ids: Sequence[str] | None = None,
+        streaming: bool = False,
+    ) -> Submission:
+        """Hand prompts over to the engine, as many at a time as fill a step.
+
+        sampling_params: one for all, or one per prompt; None is `default_sampling_params`.
+        sink: takes their news, and None for each sequence that is unfinished when the engine ends. The first
+            news may come before this returns.
+        request_ids: one per prompt, all different, such as `request_ids` gives; None makes them up.
+        streaming: news after each token, rather than once per sequence.
+
+        Raises InvalidRequestError for `sampling_params` that don't fit the prompts, and for a request id that
+        is in use; EngineDeadError. After an error none of the prompts goes on.
+        """
+        params_list = self._params_list(sampling_params, len(prompts))
+        ids = [None] * len(prompts) if request_ids is None else request_ids
+        admitted: dict[int, OutputAssembler] = {}
+        refused: dict[int, str] = {}
+        submitted: list[str] = []
+        batch: list[Request] = []
+        num_tokens = 0
+        try:
+            for index, (prompt, params, given_id) in enumerate(zip(prompts, params_list, ids, strict=True)):
+                try:
+                    parsed = parse_prompt(prompt)
+                    requests = self.admission.admit(parsed, params, given_id, sink=sink, streaming=streaming)
+                except InvalidRequestError as error:
+                    refused[index] = str(error)
+                    continue
+                admitted[index] = OutputAssembler(parsed.text, requests, self.admission.detokenizer)
+                batch += requests
+                num_tokens += sum(request.num_prompt_tokens for request in requests)
+                # The engine begins with as much as fills a step, while the others are still looked at.
+                if num_tokens >= self._max_num_batched_tokens:
+                    self._engine.submit(batch)
+                    submitted = [assembler.request_id for assembler in admitted.values()]
+                    batch, num_tokens = [], 0
+            self._engine.submit(batch)
+        except BaseException:
+            self._engine.abort(*submitted)  # not all: an id may be refused because it is somebody else's
+            raise
+        return Submission(admitted, refused)
+
+    def abort(self, *request_ids: str) -> None:
+        """End requests with the tokens that they have; their finish reason is "abort". Ignores ids that are
+        unknown, and those of finished requests."""
+        self._engine.abort(*request_ids)
+
+    def call(self, function: Callable[[Runner, Scheduler], Any], *, drain: bool = False) -> Any:
+        """Run `function(runner, scheduler)` in the engine's thread between two steps; see `Engine.call`."""
+        return self._engine.call(function, drain=drain)
+
+    def shutdown(self, cause: BaseException | None = None) -> None:
+        """End the engine and release the model. Waiting callers get EngineDeadError. Idempotent."""
+        self._finalizer.detach()
+        self._engine.shutdown(cause)
+
+    def dead_error(self) -> EngineDeadError:
+        """The error for who was told None by its sink."""
+        return self._engine.dead_error()
+
+    def request_ids(self, given: str | Sequence[str] | None, count: int) -> list[str]:
+        """Ids for `count` prompts: those given, or new ones.
+
+        Raises InvalidRequestError unless each prompt has its own.
+        """
+        if given is None:
+            number = next(self._id_numbers)
+            return [f"stream-{number}-{index}" for index in range(count)]
+        ids = [given] if isinstance(given, str) else list(given)
+        if len(ids) != count or len(set(ids)) != count or not all(isinstance(each, str) for each in ids):
+            raise InvalidRequestError(
+                f"request_id must be text, different for each of {count} prompts; got {given!r:.80}"
+            )
+        return ids
+
+    def _params_list(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if params is None:
+            params = self.default_sampling_params
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        several = isinstance(params, Iterable) and not isinstance(params, (str, Mapping))
+        listed: list[Any] = list(params) if several else [params]
+        for given in listed:
+            if not isinstance(given, SamplingParams):
+                raise InvalidRequestError(
+                    f"sampling_params must be SamplingParams, or one for each prompt; got {given!r:.80}"
+                )
+        if len(listed) != count:
+            raise InvalidRequestError(
+                f"{len(listed)} sampling_params for {count} prompts; give one, or one for each"
+            )
+        return listed
+
+
+def _eos_token_ids(model: ModelInfo, tokenizer: Any) -> tuple[int, ...]:
+    """config.json's end-of-sequence tokens, else the tokenizer's."""
+    if model.eos_token_ids or tokenizer is None or tokenizer.eos_token_id is None:
+        return model.eos_token_ids
+    return (tokenizer.eos_token_id,)
+
+
+def _vocab_size(model: ModelInfo, tokenizer: Any) -> int:
+    if model.vocab_size is not None:
+        return model.vocab_size
+    if tokenizer is None:
+        raise ConfigError("config.json has no vocab_size, and there is no tokenizer to count tokens of")
+    return len(tokenizer)
