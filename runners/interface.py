@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dodona.oracle.decide.verdict import Verdict
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.limits import Limits
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -173,9 +175,13 @@ class Runner(ABC):
     request_features: ClassVar[frozenset[str]] = frozenset()
     """What requests may ask beyond the common parameters: "structured-outputs", "logits-processors"."""
 
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict = verdict
-        self.config = verdict.config
+    warm_up_params: ClassVar[Mapping[str, Any]] = {}
+    """Sampling parameters, beyond log-probabilities, that a request of warm-up asks for."""
+
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+        self.config = config
+        self.model_info = model
+        self.limits = limits
 
     @abstractmethod
     def load_model(self) -> None:
@@ -197,8 +203,11 @@ class Runner(ABC):
         """Bytes for KV blocks: measured by a profile run of the largest step."""
 
     @abstractmethod
-    def initialize_kv_cache(self, num_blocks: int) -> None:
-        """Allocate `num_blocks` KV blocks; their ids are 0 .. num_blocks-1."""
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
+        """Allocate `num_blocks` KV blocks; their ids are 0 .. num_blocks-1.
+
+        `max_model_len` is the longest sequence that the blocks hold; None: that of the limits.
+        """
 
     @abstractmethod
     def capture_graphs(self) -> None:

@@ -52,6 +52,45 @@ def resolve_device_type(config: EngineConfig) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Device, dtype and sizes that a runner and its scheduler work with, resolved once."""
+
+    device: str
+    """"cuda" or "cpu"."""
+    dtype: str
+    """"float32", "bfloat16" or "float16"."""
+    max_model_len: int
+    """Longest sequence in tokens."""
+    max_num_seqs: int
+    """Most sequences of a step: the number of state rows."""
+    max_num_batched_tokens: int
+    """Most tokens of a step."""
+    block_size: int
+    """Tokens of a KV block."""
+    kv_cache_memory_bytes: int | None
+    """Bytes for KV blocks; None: what a profile run leaves."""
+    gpu_memory_utilization: float
+    """Fraction of the device's memory that the runner may take."""
+
+
+def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
+    """The limits of a configuration and its model. Raises ConfigError for a length that the model lacks."""
+    from dodona.oracle.systems.own.facts import resolved_dtype
+
+    device = resolve_device_type(config)
+    return Limits(
+        device=device,
+        dtype=str(resolved_dtype(config, model, device)),
+        max_model_len=resolve_max_model_len(config, model),
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(config, device),
+        block_size=config.cache_config.block_size,
+        kv_cache_memory_bytes=config.cache_config.kv_cache_memory_bytes,
+        gpu_memory_utilization=config.cache_config.gpu_memory_utilization,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class KVSize:
     """How many KV blocks there are, and the longest sequence that they hold."""
 

@@ -50,7 +50,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
             bytes_per_block=spec.bytes_per_block,
             available_bytes=available,
         )
-        runner.initialize_kv_cache(size.num_blocks)
+        runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
         runner.warm_up()
         runner.capture_graphs()
     except BaseException:

@@ -214,7 +214,13 @@ class Verdict(BaseModel):
             return V1Runner(self)
         from dodona.runners.v2.runner import V2Runner
 
-        return V2Runner(self)
+        from dodona.oracle.models.hub import resolve_model
+        from dodona.oracle.models.model_info import ModelInfo
+        from dodona.runners.limits import resolve_limits
+
+        model_config = self.config.model_config
+        model = ModelInfo.load(resolve_model(model_config.model, revision=model_config.revision))
+        return V2Runner(self.config, model, resolve_limits(self.config, model))
 
 
 def make_verdict(

@@ -77,7 +77,7 @@ class V1Runner(Runner):
     request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict)
+        self.config = verdict.config
         self.device: torch.device = capabilities.choose_device(self.config)
         self.check: SelfCheck | None = None
         """What the self-check at load found."""
@@ -133,7 +133,7 @@ class V1Runner(Runner):
             most_useful=blocks * spec.bytes_per_block,
         )
 
-    def initialize_kv_cache(self, num_blocks: int) -> None:
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate `num_blocks` blocks, in place of those allocated before."""
         self._cache = None
         self._cache = self._loaded().make_cache(num_blocks, self.config.cache_config.block_size)

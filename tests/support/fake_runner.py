@@ -152,7 +152,7 @@ class FakeRunner(Runner):
         available_bytes: int = 1 << 20,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__(verdict)
+        self.config = verdict.config
         self.max_steps_in_flight = max_steps_in_flight  # type: ignore[misc]
         self.vocab_size = vocab_size
         self.available_bytes = available_bytes
@@ -188,7 +188,7 @@ class FakeRunner(Runner):
         self._note("determine_available_memory")
         return self.available_bytes
 
-    def initialize_kv_cache(self, num_blocks: int) -> None:
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         self._note("initialize_kv_cache")
         self.num_blocks = num_blocks
 
