@@ -1,0 +1,66 @@
+"""A model in memory: what `load_model` makes, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.v2 import capabilities
+from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
+from dodona.runners.v2.models.dense import DenseModel
+from dodona.runners.v2.models.spec import ModelSpec, make_spec
+from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A model whose weights are on the device."""
+
+    spec: ModelSpec
+    model: DenseModel
+
+
+def load(config: EngineConfig, info: ModelInfo, device: torch.device) -> Loaded:
+    """Read a model's weights onto the device.
+
+    Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
+    config.json or the weights are not as they must be.
+    """
+    lacking = capabilities.check_supported(
+        config, info, _environment(device), interpreted=_interpreted() and device.type == "cpu"
+    )
+    if lacking:
+        raise UnsupportedConfiguration.lacking("v2", *lacking)
+    spec = make_spec(config, info, device.type)
+    loaded = Loaded(spec, DenseModel(spec, allocate_weights(spec, device)))
+    read_weights(loaded, config)
+    return loaded
+
+
+def read_weights(loaded: Loaded, config: EngineConfig) -> None:
+    """Read the weights, again or for the first time, in place."""
+    model_config = config.model_config
+    views = checkpoint_views(loaded.spec, loaded.model.weights)
+    if config.load_config.load_format == "dummy":
+        fill_randomly(views, seed=model_config.seed)
+        return
+    path = resolve_model(model_config.model, revision=model_config.revision, weights=True)
+    load_safetensors(path, views, tied=loaded.spec.tie_word_embeddings)
+
+
+def _environment(device: torch.device) -> Environment:
+    if device.type != "cuda":
+        return Environment(has_triton=False, platform="cpu")
+    major, minor = torch.cuda.get_device_capability(device)
+    return Environment(has_triton=True, platform="cuda", compute_capability=10 * major + minor)
+
+
+def _interpreted() -> bool:
+    return bool(triton.knobs.runtime.interpret)
