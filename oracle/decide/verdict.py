@@ -212,11 +212,10 @@ class Verdict(BaseModel):
             from dodona.runners.v1.runner import V1Runner
 
             return V1Runner(self)
-        from dodona.runners.v2.runner import V2Runner
-
         from dodona.oracle.models.hub import resolve_model
         from dodona.oracle.models.model_info import ModelInfo
         from dodona.runners.limits import resolve_limits
+        from dodona.runners.v2.runner import V2Runner
 
         model_config = self.config.model_config
         model = ModelInfo.load(resolve_model(model_config.model, revision=model_config.revision))

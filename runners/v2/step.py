@@ -97,7 +97,7 @@ class StepRunner:
             )
 
     def forget_runs(self) -> None:
-        """Count steps anew, after calls of `run` outside `launch`. All earlier results must be read by then."""
+        """Count steps anew after calls of `run` outside `launch`. All earlier results must be read."""
         self._ring.restart()
 
     def logits(self, count: int) -> torch.Tensor:

@@ -33,8 +33,8 @@ To add one:
    after the draw, and an example; and the class in this list, at its place in the order;
 3. what it means, in `runners/sampling/reference.py`, which is V1's sampler.
 
-The sampler, warm-up, rehearsal, the benchmarks (`benchmarks/sampling_cases.py`, "all" of
-`benchmarks/profile_step.py`) and the tests of the sampler iterate over this list.
+The sampler, warm-up, rehearsal, `benchmarks/sampling_cases.py` and the sampler's tests iterate over this
+list.
 """
 
 
