@@ -58,9 +58,9 @@ def main() -> int:
 
     JITFunction.__getitem__ = getitem  # type: ignore[method-assign]
     for name, module in list(sys.modules.items()):
-        for answer in ("supports_dependent_launch", "is_hopper"):
-            if name.startswith("dodona.kernels.") and hasattr(module, answer):
-                setattr(module, answer, lambda device: True)
+        for predicate in ("supports_dependent_launch", "is_hopper"):
+            if name.startswith("dodona.kernels.") and hasattr(module, predicate):
+                setattr(module, predicate, lambda device: True)
     capabilities.check_supported = lambda *args, **kwargs: ()
     lengths = [1, 2, 17, 100, 250, 600, 1100]
     random = SamplingParams(temperature=0.9, seed=5, ignore_eos=True)
