@@ -1,6 +1,8 @@
-"""The sampler's stages at a batch and vocabulary; see `benchmarks.kernel_cases`.
+"""The sampler's kernels, and the sampler with each of its stages, at a batch and vocabulary; see
+`benchmarks.kernel_cases`.
 
-The least bytes of a stage are one pass over the logits (two where it writes them).
+The least bytes of a kernel are one pass over the logits (two where it writes them); those of the sampler are
+one pass.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.kernel_cases import Case, Inputs, Scene
@@ -17,6 +20,13 @@ from dodona.kernels.sampling.gumbel import gumbel_sample, gumbel_sample_referenc
 from dodona.kernels.sampling.logprobs import token_logprobs
 from dodona.kernels.sampling.masks import prepare_scores, prepare_scores_reference
 from dodona.kernels.sampling.penalties import apply_penalties, apply_penalties_reference
+from dodona.runners.interface import GrammarOutput, NewRequest
+from dodona.runners.sampling import reference
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.reference import SamplingRow
+from dodona.runners.v2.sampling.sampler import V2Sampler
+from dodona.runners.v2.sampling.stage import SamplingBatch, Stage
+from dodona.runners.v2.sampling.stages import STAGES
 
 TEMPERATURE = 0.6
 
@@ -30,8 +40,9 @@ FILTERS: Mapping[str, tuple[float, int, float]] = {
 
 
 def sampling_cases(scene: Scene, vocab: int, batches: Sequence[int]) -> Iterator[Case]:
-    """Every stage at each batch."""
+    """Every kernel and stage at each batch."""
     for batch in batches:
+        yield from _stages(scene, vocab, batch)
         yield from _draw(scene, vocab, batch)
         yield from _filters(scene, vocab, batch)
         yield from _logprobs(scene, vocab, batch)
@@ -45,6 +56,63 @@ def _logits(scene: Scene, batch: int, vocab: int) -> torch.Tensor:
 
 def _column(scene: Scene, batch: int, value: float, dtype: torch.dtype) -> torch.Tensor:
     return torch.full((batch,), value, dtype=dtype, device=scene.device)
+
+
+def _stages(scene: Scene, vocab: int, batch: int) -> Iterator[Case]:
+    """V2's sampler for rows that all ask for one stage."""
+    for stage in STAGES:
+
+        def make(stage: type[Stage] = stage) -> Inputs:
+            logits = _logits(scene, batch, vocab)
+            params = SamplingParams(temperature=TEMPERATURE, max_tokens=None, **stage.example.params)
+            prompt, allowed = (1, 2, 3), np.full((batch, -(-vocab // 32)), 0x5A5A5A5A, dtype=np.int32)
+            history = torch.zeros(batch, 8, dtype=torch.int32, device=scene.device)
+            history[:, :3] = scene.ints(prompt)
+            sampler = V2Sampler(max_num_seqs=batch, vocab_size=vocab, token_ids=history)
+            for row in range(batch):
+                sampler.add_request(
+                    NewRequest(
+                        str(row),
+                        row,
+                        prompt,
+                        len(prompt),
+                        0,
+                        (),
+                        params,
+                        row,
+                        stage.example.stop_token_ids,
+                        stage.example.bad_words_token_ids,
+                    )
+                )
+            sampler.apply_staged_writes()
+            has_grammar = params.structured_outputs is not None
+            sampling = SamplingBatch(
+                range(batch),
+                scene.ints(torch.arange(batch)),
+                scene.ints([len(prompt)] * batch),
+                GrammarOutput(range(batch), allowed) if has_grammar else None,
+            )
+
+            def verify() -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+                rows = [
+                    SamplingRow(
+                        params,
+                        prompt,
+                        (),
+                        row,
+                        stage.example.stop_token_ids,
+                        stage.example.bad_words_token_ids,
+                        allowed[row] if has_grammar else None,
+                    )
+                    for row in range(batch)
+                ]
+                tokens = sampler.sample(logits, sampling).token_ids
+                return [(tokens, scene.ints(reference.sample(logits, rows).token_ids))]
+
+            return Inputs(lambda: sampler.sample(logits, sampling), None, verify)
+
+        size = batch * vocab * scene.dtype.itemsize
+        yield Case("V2Sampler.sample", f"{stage.name} {batch} × {vocab}", size, 0, make)
 
 
 def _draw(scene: Scene, vocab: int, batch: int) -> Iterator[Case]:

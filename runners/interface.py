@@ -170,6 +170,10 @@ class Runner(ABC):
     request_features: ClassVar[frozenset[str]] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
+    warm_up_params: ClassVar[Mapping[str, Any]] = {}
+    """Sampling parameters, beyond log-probabilities, of a warm-up request: those whose stages the runner would
+    otherwise compile in a user's request."""
+
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
         self.config = config
         self.model_info = model

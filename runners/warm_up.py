@@ -11,23 +11,6 @@ _TOKEN = 0
 _LONGEST = 8
 """Most tokens of a warm-up request."""
 
-_EVERY_STAGE = SamplingParams(
-    temperature=0.7,
-    top_p=0.9,
-    top_k=8,
-    min_p=0.01,
-    presence_penalty=0.1,
-    frequency_penalty=0.1,
-    repetition_penalty=1.1,
-    min_tokens=1,
-    logit_bias={_TOKEN: 1.0},
-    logprobs=1,
-    logprob_token_ids=(_TOKEN,),
-    prompt_logprobs=1,
-    max_tokens=None,
-)
-"""Uses every stage of the sampler, so that no user's request waits for one to be compiled."""
-
 
 def warm_up(runner: Runner) -> None:
     """Run two requests, one after the other, on a runner whose KV cache is initialised.
@@ -42,7 +25,18 @@ def warm_up(runner: Runner) -> None:
     first = max(1, length // 2)
     freed_rows: list[int] = []
     step = 0
-    for number, params in enumerate((SamplingParams(temperature=0.0, max_tokens=None), _EVERY_STAGE)):
+    greedy = SamplingParams(temperature=0.0, max_tokens=None)
+    # What the runner would otherwise compile in a user's request.
+    every_stage = SamplingParams(
+        **{
+            "temperature": 0.7,
+            "logprobs": 1,
+            "prompt_logprobs": 1,
+            "max_tokens": None,
+            **runner.warm_up_params,
+        }
+    )
+    for number, params in enumerate((greedy, every_stage)):
         request = NewRequest(
             request_id=f"{RESERVED_REQUEST_ID_PREFIX}warm_up_{number}",
             row=0,

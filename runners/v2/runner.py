@@ -8,59 +8,34 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
-import triton
 
-from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.models.hub import resolve_model
-from dodona.runners.interface import (
-    GrammarOutput,
-    KVCacheSpec,
-    PendingOutput,
-    Runner,
-    SchedulerOutput,
-)
-from dodona.runners.machine import torch_environment
-from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2 import capabilities, rehearsal
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.interface import GrammarOutput, KVCacheSpec, PendingOutput, Runner, SchedulerOutput
+from dodona.runners.limits import Limits
+from dodona.runners.v2 import rehearsal
+from dodona.runners.v2.batches import Batch
 from dodona.runners.v2.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
-from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
+from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
 from dodona.runners.v2.loading.memory import measure_available_memory
-from dodona.runners.v2.models.dense import DenseModel
-from dodona.runners.v2.models.spec import ModelSpec, make_spec
-from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
-from dodona.runners.v2.outputs import AsyncOutput, HostCopier
-from dodona.runners.v2.sampling.prompt_logprobs import PromptLogprobs, compute_prompt_logprobs
-from dodona.runners.v2.sampling.sampler import NOTHING, V2Sampler
-from dodona.runners.v2.state import RequestState
-from dodona.runners.v2.step import StepRunner
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dodona.oracle.config.engine_config import EngineConfig
-    from dodona.oracle.models.model_info import ModelInfo
-    from dodona.runners.limits import Limits
+from dodona.runners.v2.outputs import AsyncOutput, StepResults
+from dodona.runners.v2.ready import Ready, make_ready
+from dodona.runners.v2.sampling.prompt_logprobs import PromptHidden, compute_prompt_logprobs
+from dodona.runners.v2.sampling.stages import example_params
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Executed:
-    """A forward pass that waits for `sample_tokens`."""
+    """A batch that waits for `sample_tokens`."""
 
-    step: SchedulerOutput
-    sampled_rows: Sequence[int]
-    """State rows that sample, in batch order."""
-    fixed: FixedStep | None
-    """The step of fixed form that it was run as, or None for other batches."""
-    hidden: torch.Tensor | None
-    logits: torch.Tensor | None
-    """What to sample from; None where the step has sampled and updated the state already."""
-    prompt_plan: Mapping[int, tuple[int, int, int, int]]
+    batch: Batch
+    prompt: PromptHidden | None
 
 
 class V2Runner(Runner):
@@ -70,22 +45,13 @@ class V2Runner(Runner):
     name: ClassVar[str] = "v2"
     max_steps_in_flight: ClassVar[int] = 2
     request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
+    warm_up_params: ClassVar[Mapping[str, Any]] = example_params(grammar=False)
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
         super().__init__(config, model, limits)
-        self._max_num_seqs = limits.max_num_seqs
         self._device = torch.device(limits.device)
-        self._max_num_tokens = limits.max_num_batched_tokens
-        self._spec: ModelSpec | None = None
-        self._model: DenseModel | None = None
-        self._state: RequestState | None = None
-        self._sampler: V2Sampler | None = None
-        self._steps: StepRunner | None = None
-        self._graphs: StepGraphs | None = None
-        self._copier: HostCopier | None = None
-        self._prompt_logprobs = PromptLogprobs()
-        self._base_stage_only = False
-        """Whether no row of the decode batch asks the sampler for more than its base stage."""
+        self._loaded: Loaded | None = None
+        self._ready: Ready | None = None
         self._executed: _Executed | None = None
         self._under_way: deque[AsyncOutput] = deque()
         """Results of the latest steps, the oldest first; those at its beginning may have been read."""
@@ -93,90 +59,80 @@ class V2Runner(Runner):
     # -- life
     # ------------------------------------------------------------------------------------------------------
 
+    @property
+    def loaded(self) -> Loaded:
+        """The model. Raises RuntimeError before `load_model`."""
+        if self._loaded is None:
+            raise RuntimeError("the model is not loaded: call load_model first")
+        return self._loaded
+
+    @property
+    def ready(self) -> Ready:
+        """What steps work with. Raises RuntimeError before `initialize_kv_cache`."""
+        if self._ready is None:
+            raise RuntimeError("there is no KV cache: call initialize_kv_cache first")
+        return self._ready
+
     def load_model(self) -> None:
         """Read the weights onto the device.
 
         Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError
         where config.json or the weights are not as they must be.
         """
-        lacking = capabilities.check_supported(
-            self.config,
-            self.model_info,
-            torch_environment(self.limits.device),
-            interpreted=_interpreted() and self._device.type == "cpu",
-        )
-        if lacking:
-            raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        spec = make_spec(self.model_info, self.limits)
-        weights = allocate_weights(spec, self._device)
-        self._spec = spec
-        self._model = DenseModel(spec, weights)
-        self._read_weights()
-        self._state = RequestState(
-            max_num_seqs=self._max_num_seqs,
-            max_model_len=spec.max_model_len,
-            block_size=self.limits.block_size,
-            device=self._device,
-        )
-        self._sampler = V2Sampler(
-            max_num_seqs=self._max_num_seqs, vocab_size=spec.vocab_size, token_ids=self._state.token_ids
-        )
-        self._copier = HostCopier(self._device)
+        self._loaded = load(self.config, self.model_info, self.limits)
 
     def reload_weights(self) -> None:
         """Read the weights again, in place: captured graphs see the new ones. KV computed before belongs to
         the old."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._read_weights()
+        read_weights(self.loaded, self.config)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds over all layers."""
-        return self._loaded_spec().kv_cache_spec(self.limits.block_size)
+        return self.loaded.spec.kv_cache_spec(self.limits.block_size)
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks: what is left beside the largest steps, which are run here.
 
         Never more than all rows at full length take.
         """
-        spec = self._loaded_spec()
+        limits = self.limits
         self.initialize_kv_cache(1)
+        sizes = self._sizes_to_capture()
+        largest = [] if sizes is None else [
+            FixedStep(sizes.decodes[-1], True), FixedStep(sizes.prompts[-1], True, is_prompt=True)
+        ]  # fmt: skip
         available = measure_available_memory(
             self._device,
-            utilization=self.limits.gpu_memory_utilization,
+            utilization=limits.gpu_memory_utilization,
             largest_step=lambda: self._rehearse(
-                rehearsal.largest_prompts(self._max_num_seqs, self._max_num_tokens)
+                rehearsal.largest_step(limits.max_num_seqs, limits.max_num_batched_tokens)
             ),
-            captured=[partial(self._run_padding, step) for step in self._largest_captured()],
+            captured=[partial(self._launch_padding, step) for step in largest],
         )
-        self._steps = None
-        self._prompt_logprobs = PromptLogprobs()
-        block_size = self.limits.block_size
-        blocks = self._max_num_seqs * -(-spec.max_model_len // block_size)
+        self._release_ready()
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
         return min(available, blocks * self.get_kv_cache_spec().bytes_per_block)
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
-        """Allocate `num_blocks` KV blocks, in place of those allocated before, and the buffers that steps
-        work in."""
-        spec = self._loaded_spec()
-        assert self._model is not None
-        assert self._state is not None
-        assert self._sampler is not None
-        self._steps = None
-        self._graphs = None
-        shape = (num_blocks, 2, spec.num_kv_heads, self.limits.block_size, spec.head_size)
-        # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
-        kv_caches = [
-            torch.zeros(shape, dtype=spec.dtype, device=self._device) for _ in range(spec.num_layers)
-        ]
-        self._steps = StepRunner(
-            model=self._model,
-            state=self._state,
-            sampler=self._sampler,
-            kv_caches=kv_caches,
-            max_num_seqs=self._max_num_seqs,
-            max_num_tokens=max(self._max_num_tokens, self._max_num_seqs),
+        """Allocate `num_blocks` KV blocks, in place of those allocated before, and what steps work in.
+
+        Args:
+            num_blocks: number of blocks.
+            max_model_len: most tokens of a sequence, for which the requests' state is allocated; None: that
+                of the limits.
+
+        Raises ValueError where the requests' state would be too large to index.
+        """
+        self._release_ready()
+        self._ready = make_ready(
+            self.loaded,
+            self.limits,
+            num_blocks=num_blocks,
+            max_model_len=self.limits.max_model_len if max_model_len is None else max_model_len,
             max_steps_in_flight=self.max_steps_in_flight,
+            device=self._device,
         )
 
     def capture_graphs(self) -> None:
@@ -187,32 +143,26 @@ class V2Runner(Runner):
         """
         if self._device.type != "cuda":
             return
-        steps = self._ready()
         self._rehearse_all()
         sizes = self._sizes_to_capture()
         if sizes is None:
             return
+        ready = self.ready
         with torch.inference_mode():
             graphs = StepGraphs(sizes)
             for prompts in (False, True):
-                self._set_padding(prompts=prompts)
-                graphs.capture(steps.run, prompts=prompts)
-            steps.forget_runs()
-        self._graphs = graphs
+                ready.steps.set_padding(prompts=prompts)
+                graphs.capture(ready.steps.run, prompts=prompts)
+            ready.steps.forget_runs()
+        self._ready = replace(ready, graphs=graphs)
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
         self._executed = None
         self._under_way.clear()
-        self._graphs = None
-        self._steps = None
-        self._sampler = None
-        self._state = None
-        self._copier = None
-        self._model = None
-        self._spec = None
-        self._prompt_logprobs = PromptLogprobs()
-        if self._device.type == "cuda" and torch.cuda.is_initialized():
+        self._ready = None
+        self._loaded = None
+        if self._device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             gc.collect()
             torch.cuda.empty_cache()
 
@@ -224,62 +174,14 @@ class V2Runner(Runner):
         """Launch one step: what changed in the state, then the forward pass. Never waits for the device.
 
         Raises RuntimeError where `max_steps_in_flight` results were not read: the next step's tokens would
-        take the place of theirs.
+        overwrite theirs.
         """
-        step, steps = scheduler_output, self._ready()
-        state, sampler = self._state, self._sampler
-        assert state is not None
-        assert sampler is not None
+        ready = self.ready
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
         self._check_under_way()
-        self._prompt_logprobs.remove(step.freed_rows)
-        for request in step.new_requests:
-            state.add_request(request)
-            sampler.add_request(request)
-            self._prompt_logprobs.add_request(request)
-        for row, block_ids in step.new_blocks:
-            state.append_blocks(row, block_ids)
-        batch = len(step.rows)
-        fixed: FixedStep | None = None
-        num_samples = batch
-        if (size := self._decode_size(step)) is not None:
-            changed = state.set_decode_batch(step.rows, step.num_computed_tokens, size)
-            if changed or step.new_requests:
-                self._base_stage_only = sampler.stages(step.rows) == NOTHING
-            fixed = FixedStep(size, self._base_stage_only)
-        elif batch:
-            num_samples = state.set_mixed_batch(
-                step.rows, step.num_computed_tokens, step.num_tokens, step.samples
-            )
-            if (size := self._prompt_size(step)) is not None:
-                fixed = FixedStep(size, sampler.stages(step.rows) == NOTHING, is_prompt=True)
-        state.flush()
-        if step.new_requests:
-            sampler.apply_staged_writes()
-        if not batch:
-            self._executed = _Executed(step, (), None, None, None, {})
-            return
-        if fixed is not None:
-            steps.launch(fixed, self._graphs)
-            logits = None if fixed.samples else steps.logits(batch)
-            self._executed = _Executed(step, step.rows, fixed, None, logits, {})
-            return
-        plan = self._prompt_logprobs.plan(step)
-        lengths = step.num_tokens[step.num_decodes :]
-        contexts = step.num_computed_tokens[step.num_decodes :]
-        chunks = list(zip(lengths, contexts, strict=True))
-        hidden, logits = steps.mixed(
-            batch,
-            step.total_tokens,
-            step.num_decodes,
-            max((length for length, context in chunks if not context), default=0),
-            max((length for length, context in chunks if context), default=0),
-            num_samples,
-            keep_hidden=bool(plan),
-        )
-        sampled_rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
-        self._executed = _Executed(step, sampled_rows, None, hidden, logits, plan)
+        batch = ready.builder.build(scheduler_output, ready.graphs)
+        self._executed = _Executed(batch, batch.launch(ready.steps, ready.graphs))
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
@@ -287,62 +189,15 @@ class V2Runner(Runner):
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        steps, state, sampler, copier = self._ready(), self._state, self._sampler, self._copier
-        assert state is not None
-        assert sampler is not None
-        assert copier is not None
-        rows, count = executed.sampled_rows, len(executed.sampled_rows)
-        logprobs, logprob_rows, logprob_counts = None, (), ()
-        given, given_counts = None, ()
-        if executed.logits is None:
-            token_ids = steps.sampled(count)
-        else:
-            token_ids = steps.sampled(0)
-            decodes = executed.fixed is not None and not executed.fixed.is_prompt
-            if count:
-                output = sampler.sample(
-                    executed.logits,
-                    idx_mapping=(state.rows if decodes else state.sample_rows)[:count],
-                    positions=steps.decode_positions(count) if decodes else state.sample_positions[:count],
-                    rows=rows,
-                    grammar_output=grammar_output,
-                )
-                token_ids, logprobs = output.token_ids, output.logprobs
-                logprob_rows = tuple(rows[i] for i in output.logprob_rows)
-                logprob_counts = output.logprob_counts
-                given, given_counts = output.given_logprobs, output.given_counts
-            if decodes:
-                steps.update_decodes(count, token_ids)
-            else:
-                steps.update_mixed(len(executed.step.rows), token_ids)
-        prompt, ranges = None, ()
-        if executed.hidden is not None:
-            prompt, ranges = compute_prompt_logprobs(
-                executed.prompt_plan, model=steps.model, hidden=executed.hidden, token_ids=state.token_ids
+        ready, batch, prompt = self.ready, executed.batch, executed.prompt
+        sampled = batch.sample(ready.steps, grammar_output)
+        prompt_logprobs = None
+        if prompt is not None:
+            prompt_logprobs = compute_prompt_logprobs(
+                prompt, model=self.loaded.model, token_ids=ready.state.token_ids
             )
-        sources = [token_ids]
-        for tensors in (logprobs, given, prompt):
-            if tensors is not None:
-                sources += [tensors.token_ids, tensors.logprobs, tensors.ranks]
-        copies, event = copier.copy(sources)
-        first, *rest = copies
-        host = [
-            type(t)(*[rest.pop(0) for _ in range(3)]) if t is not None else None
-            for t in (logprobs, given, prompt)
-        ]
-        pending = AsyncOutput(
-            rows=rows,
-            token_ids=first,
-            logprobs=host[0],
-            logprob_rows=logprob_rows,
-            logprob_counts=logprob_counts,
-            given_logprobs=host[1],
-            given_counts=given_counts,
-            prompt_logprobs=host[2],
-            prompt_ranges=ranges,
-            event=event,
-            sources=sources,
-        )
+        results = StepResults(batch.rows, sampled.token_ids, sampled.logprobs, prompt_logprobs)
+        pending = AsyncOutput(results, ready.copier)
         self._under_way.append(pending)
         return pending
 
@@ -355,105 +210,42 @@ class V2Runner(Runner):
                 "may be: read the result of the oldest before the next execute_model"
             )
 
-    def _decode_size(self, step: SchedulerOutput) -> int | None:
-        """Entries to run a decode-only batch with, padding included; None for other batches."""
-        batch = len(step.rows)
-        if not batch or step.num_decodes != batch:
-            return None
-        if self._graphs is None:
-            return batch
-        return self._graphs.sizes.for_decodes(batch)
-
-    def _prompt_size(self, step: SchedulerOutput) -> int | None:
-        """Tokens to run a step of one fresh prompt with, padding included, where a graph can; else None."""
-        if self._graphs is None or len(step.rows) != 1 or step.num_computed_tokens[0] or not step.samples[0]:
-            return None
-        if self._prompt_logprobs.plan(step):  # it takes the hidden states of all tokens
-            return None
-        return self._graphs.sizes.for_prompt(step.num_tokens[0])
-
     # -- parts
     # -----------------------------------------------------------------------------------------------------
 
-    def _read_weights(self) -> None:
-        spec, model_config = self._loaded_spec(), self.config.model_config
-        assert self._model is not None
-        views = checkpoint_views(spec, self._model.weights)
-        if self.config.load_config.load_format == "dummy":
-            fill_randomly(views, seed=model_config.seed)
+    def _release_ready(self) -> None:
+        """Give back the memory of the KV cache and of all that steps work in, so that the next fits."""
+        if self._ready is None:
             return
-        path = resolve_model(model_config.model, revision=model_config.revision, weights=True)
-        load_safetensors(path, views, tied=spec.tie_word_embeddings)
-
-    def _loaded_spec(self) -> ModelSpec:
-        if self._spec is None:
-            raise RuntimeError("the model is not loaded: call load_model first")
-        return self._spec
-
-    def _ready(self) -> StepRunner:
-        if self._steps is None:
-            raise RuntimeError("there is no KV cache: call initialize_kv_cache first")
-        return self._steps
+        self._ready = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _rehearse_all(self) -> None:
         """Run a step of each kind, so that no request waits for a compiler."""
-        for decodes, prompts, params, context in rehearsal.small_steps(
-            self._max_num_seqs, self._max_num_tokens
-        ):
-            self._rehearse(prompts, decodes, params, context)
-        self._prompt_logprobs = PromptLogprobs()
-        if self._sizes_to_capture() is None:  # what is captured is run for that
-            for size in decode_sizes(self._max_num_seqs):
-                self._run_padding(FixedStep(size, True))
+        limits = self.limits
+        for step in rehearsal.small_steps(limits.max_num_seqs, limits.max_num_batched_tokens):
+            self._rehearse(step)
+        if self._sizes_to_capture() is None:  # else a capture runs every size
+            for size in decode_sizes(limits.max_num_seqs):
+                self._launch_padding(FixedStep(size, True))
 
-    def _rehearse(
-        self,
-        prompts: Sequence[int],
-        decodes: int = 0,
-        params: Sequence[SamplingParams] = (rehearsal.HEAVIEST,),
-        context: int = 0,
-    ) -> None:
-        spec = self._loaded_spec()
+    def _rehearse(self, step: rehearsal.RehearsalStep) -> None:
         rehearsal.run_step(
             self,
-            prompts,
-            decodes=decodes,
-            params=params,
-            context=context,
-            max_model_len=spec.max_model_len,
-            vocab_size=spec.vocab_size,
+            step,
+            max_model_len=self.ready.max_model_len,
+            vocab_size=self.loaded.spec.vocab_size,
             block_size=self.limits.block_size,
         )
+
+    @torch.inference_mode()
+    def _launch_padding(self, step: FixedStep) -> None:
+        self.ready.steps.launch_padding(step)
 
     def _sizes_to_capture(self) -> FixedSizes | None:
         """Sizes of the steps that will be captured, or None for no graphs."""
         if self._device.type != "cuda" or self.config.model_config.enforce_eager:
             return None
-        longest = min(self._max_num_tokens, self._loaded_spec().max_model_len)
-        return FixedSizes(decode_sizes(self._max_num_seqs), prompt_sizes(longest))
-
-    def _largest_captured(self) -> list[FixedStep]:
-        sizes = self._sizes_to_capture()
-        if sizes is None:
-            return []
-        return [FixedStep(sizes.decodes[-1], True), FixedStep(sizes.prompts[-1], True, is_prompt=True)]
-
-    def _set_padding(self, *, prompts: bool) -> None:
-        """Describe a batch of padding alone, for a step of fixed form that touches no request."""
-        state = self._state
-        assert state is not None
-        if prompts:
-            state.set_empty_prompt()
-        else:
-            state.set_decode_batch([], [], self._max_num_seqs)
-        state.flush()
-
-    @torch.inference_mode()
-    def _run_padding(self, step: FixedStep) -> None:
-        """A step over padding alone, as a graph of it would run."""
-        self._set_padding(prompts=step.is_prompt)
-        self._ready().launch(step, None)
-
-
-def _interpreted() -> bool:
-    return bool(triton.knobs.runtime.interpret)
+        longest = min(self.limits.max_num_batched_tokens, self.ready.max_model_len)
+        return FixedSizes(decode_sizes(self.limits.max_num_seqs), prompt_sizes(longest))

@@ -62,8 +62,21 @@ class StepRunner:
         else:
             graphs.replay(step)
 
+    def launch_padding(self, step: FixedStep) -> None:
+        """A step over padding alone, as a graph of it would run; it changes no request's state."""
+        self.set_padding(prompts=step.is_prompt)
+        self.launch(step, None)
+
+    def set_padding(self, *, prompts: bool) -> None:
+        """Describe a batch of padding alone in the state, for steps of one kind and any size."""
+        if prompts:
+            self.state.set_empty_prompt()
+        else:
+            self.state.set_decode_batch([], [], len(self._seq_lens))
+        self.state.flush()
+
     def run(self, step: FixedStep) -> None:
-        """The launches of such a step, for `launch` and to be captured. Who calls it otherwise calls
+        """The launches of such a step, for `launch` and for a capture. Any other caller must call
         `forget_runs` before the next `launch`."""
         size, state = step.size, self.state
         if step.is_prompt:
@@ -74,7 +87,7 @@ class StepRunner:
             inputs = self._inputs(size, size, size, 0, 0, self._decode_starts, ring=self._ring)
             logits = self.model.decode(inputs, self.kv_caches, out=self._logits[:size])
         if step.samples:
-            self.sampler.sample_base_and_append(
+            self.sampler.base.sample_and_append(
                 logits,
                 idx_mapping=inputs.rows,
                 positions=inputs.seq_lens,
@@ -84,16 +97,18 @@ class StepRunner:
             )
 
     def forget_runs(self) -> None:
-        """Count steps anew, after some that were not launched. All earlier results must have been read."""
+        """Count steps anew after calls of `run` outside `launch`. All earlier results must be read."""
         self._ring.restart()
 
     def logits(self, count: int) -> torch.Tensor:
-        """[count, vocab], what the latest `launch` left."""
+        """[count, vocab], what the latest `launch` or `launch_mixed` left."""
         return self._logits[:count]
 
     def sampled(self, count: int) -> torch.Tensor:
-        """[count], what the latest `launch` with sampling left: for the host, until as many more as may be
-        under way were launched."""
+        """[count], the tokens that the latest `launch` with sampling drew.
+
+        They are overwritten once as many later steps were launched as may be under way.
+        """
         return self._ring.launched(count)
 
     def decode_positions(self, size: int) -> torch.Tensor:
@@ -111,7 +126,7 @@ class StepRunner:
             token_ids=self.state.token_ids,
         )
 
-    def mixed(
+    def launch_mixed(
         self,
         batch: int,
         num_tokens: int,
@@ -121,19 +136,20 @@ class StepRunner:
         num_samples: int,
         *,
         keep_hidden: bool,
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Any batch, as described in the state. Returns hidden states [tokens, hidden] where `keep_hidden`,
-        and logits [samples, vocab]."""
+    ) -> torch.Tensor | None:
+        """Any batch, as described in the state. Leaves logits of its `num_samples` sampled entries.
+
+        Returns the hidden states [tokens, hidden] where `keep_hidden`.
+        """
         last = self.state.sample_tokens[:num_samples]
         inputs = self._inputs(
             batch, num_tokens, num_decodes, max_fresh_len, max_continued_len, self.state.query_start
         )
         hidden = self.model.forward(inputs, self.kv_caches, wanted=None if keep_hidden else last)
         sampled = torch.index_select(hidden, 0, last) if keep_hidden else hidden
-        logits = self._logits[:num_samples]
         if num_samples:
-            self.model.logits(sampled, out=logits)
-        return hidden if keep_hidden else None, logits
+            self.model.logits(sampled, out=self._logits[:num_samples])
+        return hidden if keep_hidden else None
 
     def update_mixed(self, batch: int, sampled: torch.Tensor) -> None:
         """Advance the batch's rows, and append the sampled tokens."""

@@ -129,6 +129,19 @@ class _Sized(tuple):
         return super().__len__() + self.extra
 
 
+def test_prompt_tokens_do_not_begin_a_bad_word():
+    """A word's first tokens count where they were generated, not where they end the prompt."""
+    row = {"temperature": 0.0, "bad_words": ((3, 4), (2, 3, 1))}
+    rows = [
+        make_row(**row, prompt=(1, 2, 3)),
+        make_row(**row, prompt=(1, 2, 3), output=(3,)),
+        make_row(**row, prompt=(1, 2, 3), output=(2, 3)),
+        make_row(**row, prompt=(1, 2), output=(3,)),
+    ]
+    assert sample(torch.tensor([[0.0, 1.0, 0.0, 0.0, 5.0]] * 4), rows).token_ids == [4, 1, 0, 1]
+    assert sample(torch.tensor([[0.0, 5.0, 0.0, 0.0, 1.0]] * 4), rows).token_ids == [1, 1, 0, 1]
+
+
 def test_noise_is_uniform_and_independent():
     """Over seeds, positions and tokens each: uniform bits, and no correlation between neighbours."""
     many = torch.arange(20_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ import torch
 from dodona.kernels.sampling.logprobs import LogprobTensors
 from dodona.runners.interface import GrammarOutput, NewRequest
 from dodona.runners.sampling.reference import SamplingRow, sample
-from dodona.runners.v2.sampling.sampler import NOTHING, Stage, V2Sampler, host_logprobs
-from tests.sampling.support import ENORMOUS_ROWS, make_row, random_row
+from dodona.runners.v2.sampling.logprob_values import host_logprobs
+from dodona.runners.v2.sampling.sampler import V2Sampler
+from dodona.runners.v2.sampling.stage import SamplingBatch
+from dodona.runners.v2.sampling.stages import STAGES, example_params
+from tests.sampling.support import ENORMOUS_ROWS, grammar_words, make_row, random_row
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -66,21 +70,15 @@ class Requests:
         idx_mapping = torch.tensor(states, dtype=torch.int32, device=DEVICE)
         before = logits.clone()
         output = self.sampler.sample(
-            logits,
-            idx_mapping=idx_mapping,
-            positions=positions,
-            rows=states,
-            grammar_output=grammar_output(states, rows),
+            logits, SamplingBatch(states, idx_mapping, positions, grammar_output(states, rows))
         )
         assert torch.equal(logits.nan_to_num(7.5), before.nan_to_num(7.5))
         tokens = output.token_ids.tolist()
         logprobs: list = [None] * len(states)
         if output.logprobs is not None:
-            entries = host_logprobs(
-                output.logprobs, output.logprob_counts, output.given_logprobs, output.given_counts
-            )
-            for i, entry in zip(output.logprob_rows, entries, strict=True):
-                logprobs[i] = entry
+            by_row = output.logprobs.by_row()
+            assert set(by_row) <= set(states)
+            logprobs = [by_row.get(state) for state in states]
         expected = sample(logits, rows)
         differing = [i for i, token in enumerate(tokens) if token != expected.token_ids[i]]
         self.differing += len(differing)
@@ -132,25 +130,27 @@ def test_random_requests_step_by_step(vocab, dtype):
         requests.step(states, _logits(rng, len(states), vocab, dtype))
 
 
-FEATURES = {
-    Stage.ALLOWED_IDS: {"allowed_token_ids": (1, 5, 30)},
-    Stage.MIN_TOKENS: {"min_tokens": 4, "stop": (2, 3, 4)},
-    Stage.BAD_WORDS: {"bad_words": ((1,), (2, 3), (4, 5, 6))},
-    Stage.LOGIT_BIAS: {"logit_bias": {7: 5.0, 8: -5.0}},
-    Stage.PENALTIES: {"repetition_penalty": 1.4, "frequency_penalty": 0.5},
-    Stage.FILTERS: {"top_k": 5, "top_p": 0.9, "min_p": 0.01},
-    Stage.LOGPROBS: {"logprobs": 3, "logprob_token_ids": [5, 39]},
-    Stage.GRAMMAR: {"grammar": (2, 33, 39), "vocab": 40},
-}
+def example_row(stage, seed):
+    """A row that asks for the stage alone."""
+    example = stage.example
+    row = make_row(
+        seed=seed, stop=example.stop_token_ids, bad_words=example.bad_words_token_ids, **example.params
+    )
+    if row.params.structured_outputs is None:
+        return row
+    return replace(row, grammar_words=grammar_words((2, 33, 39), 40))
 
 
-@pytest.mark.parametrize("stage", FEATURES, ids=lambda stage: stage.name)
+every_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+
+
+@every_stage
 def test_a_stage_is_asked_for_by_its_rows_only(stage):
     requests = Requests(40)
     requests.add(0, make_row(seed=1))
-    requests.add(1, make_row(seed=2, **FEATURES[stage]))
-    assert requests.sampler.stages([0]) is NOTHING
-    assert requests.sampler.stages([0, 1]) is stage
+    requests.add(1, example_row(stage, 2))
+    assert requests.sampler.asked_stages([0]) == 0
+    assert requests.sampler.asked_stages([0, 1]) == 1 << STAGES.index(stage)
     rng = np.random.default_rng(0)
     plain = Requests(40)
     plain.add(0, make_row(seed=1))
@@ -161,16 +161,61 @@ def test_a_stage_is_asked_for_by_its_rows_only(stage):
         assert mixed[1] == alone[0]
 
 
-@pytest.mark.parametrize("stage", FEATURES, ids=lambda stage: stage.name)
+@every_stage
 def test_a_row_keeps_nothing_of_its_former_request(stage):
     requests = Requests(40)
     rng = np.random.default_rng(1)
-    requests.add(3, make_row(seed=9, **FEATURES[stage]))
-    requests.add(4, make_row(seed=8, **FEATURES[stage]))
+    requests.add(3, example_row(stage, 9))
+    requests.add(4, example_row(stage, 8))
     requests.step([3, 4], _logits(rng, 2, 40, torch.float32))
     requests.add(3, make_row(seed=10))
     for _ in range(4):
         requests.step([3, 4], _logits(rng, 2, 40, torch.float32))
+
+
+def test_a_stage_that_does_not_ask_ignores_lists_of_the_former_request():
+    """`min_tokens` without stop tokens masks nothing, not even where another row makes the stage run."""
+    requests = Requests(5)
+    requests.add(0, make_row(temperature=0.0, min_tokens=3, stop=(2,)))
+    requests.add(1, make_row(temperature=0.0, min_tokens=3, stop=(2,)))
+    logits = torch.tensor([[0.0, 1.0, 5.0, 0.0, 0.0]] * 2, device=DEVICE)
+    assert requests.step([0, 1], logits)[0] == [1, 1]
+    requests.add(0, make_row(temperature=0.0, min_tokens=3))
+    assert requests.step([0, 1], logits)[0] == [2, 1]
+
+
+def test_prompt_tokens_do_not_begin_a_bad_word():
+    """A word's first tokens count where they were generated, not where they end the prompt."""
+    words = ((3, 4), (2, 3, 1))  # the prompt ends with 2, 3
+    requests = Requests(5)
+    row = {"temperature": 0.0, "bad_words": words, "prompt": (1, 2, 3)}
+    requests.add(0, make_row(**row))  # nothing generated
+    requests.add(1, make_row(**row, output=(3,)))
+    requests.add(2, make_row(**row, output=(2, 3)))
+    requests.add(3, make_row(temperature=0.0, bad_words=words, prompt=(1, 2), output=(3,)))
+    favours_4 = torch.tensor([[0.0, 1.0, 0.0, 0.0, 5.0]] * 4, device=DEVICE)
+    assert requests.step([0, 1, 2, 3], favours_4)[0] == [4, 1, 0, 1]
+    requests.add(0, make_row(**row))
+    requests.add(1, make_row(**row, output=(3,)))
+    requests.add(2, make_row(**row, output=(2, 3)))
+    requests.add(3, make_row(temperature=0.0, bad_words=words, prompt=(1, 2), output=(3,)))
+    favours_1 = torch.tensor([[0.0, 5.0, 0.0, 0.0, 1.0]] * 4, device=DEVICE)
+    assert requests.step([0, 1, 2, 3], favours_1)[0] == [1, 1, 0, 1]
+
+
+def test_examples_reach_every_stage():
+    for stage in STAGES:
+        example = stage.example
+        asks = NewRequest(
+            "0", 0, (1,), 1, 0, (), make_row(**example.params).params, 0,
+            example.stop_token_ids, example.bad_words_token_ids,
+        )  # fmt: skip
+        assert [other for other in STAGES if other.asks(asks)] == [stage]
+        ids = {*example.stop_token_ids, *(token for word in example.bad_words_token_ids for token in word)}
+        assert all(token < 32 for token in ids)
+    together = example_params(grammar=True)
+    assert sum(len(stage.example.params) for stage in STAGES) == len(together)  # none names another's
+    assert "structured_outputs" not in example_params(grammar=False)
 
 
 def test_a_request_added_and_replaced_before_the_writes_go_out():
@@ -202,11 +247,11 @@ def test_base_stage_alone_equals_sample():
     tokens, _ = requests.step([2, 0, 3, 1], logits)
     padded = torch.cat([logits, logits[:1]])
     arguments = {"idx_mapping": idx_mapping, "positions": positions}
-    assert requests.sampler.sample_base(padded, **arguments)[:4].tolist() == tokens
+    assert requests.sampler.base.sample(padded, **arguments)[:4].tolist() == tokens
     ring = torch.full((2, 5), -5, dtype=torch.int32, device=DEVICE)
     computed, turn = (torch.ones(n, dtype=torch.int32, device=DEVICE) for n in (MAX_ROWS, 1))
     requests.history.fill_(0)
-    requests.sampler.sample_base_and_append(padded, **arguments, num_computed=computed, ring=ring, turn=turn)
+    requests.sampler.base.sample_and_append(padded, **arguments, num_computed=computed, ring=ring, turn=turn)
     assert ring.tolist() == [[-5] * 5, [*tokens, -5]]
     assert computed.tolist() == [3, 3, 3, 3, 1, 1, 1, 1]
     assert requests.history[[2, 0, 3, 1], 3].tolist() == tokens
@@ -247,14 +292,12 @@ def test_all_else_gives_way_to_a_grammar():
 def test_a_grammar_that_nobody_asked():
     requests = Requests(40)
     requests.add(2, make_row(grammar=(1,), vocab=40))
-    arguments = {"idx_mapping": torch.tensor([2], device=DEVICE), "rows": [2]}
+    idx_mapping, positions = torch.tensor([2], device=DEVICE), torch.tensor([3], device=DEVICE)
     logits = torch.zeros(1, 40, device=DEVICE)
     requests.sampler.apply_staged_writes()
     for given in (None, GrammarOutput([1], np.zeros((1, 2), dtype=np.int32))):
         with pytest.raises(ValueError, match=r"rows \[2\] have grammars"):
-            requests.sampler.sample(
-                logits, positions=torch.tensor([3], device=DEVICE), grammar_output=given, **arguments
-            )
+            requests.sampler.sample(logits, SamplingBatch([2], idx_mapping, positions, given))
 
 
 def test_wrong_shape():
@@ -287,10 +330,10 @@ def test_base_stage_in_a_cuda_graph():
     computed, turn = (torch.zeros(n, dtype=torch.int32, device=DEVICE) for n in (MAX_ROWS, 1))
     arguments = {"idx_mapping": idx_mapping, "positions": positions}
     arguments |= {"num_computed": computed, "ring": ring, "turn": turn}
-    requests.sampler.sample_base_and_append(logits, **arguments)
+    requests.sampler.base.sample_and_append(logits, **arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        requests.sampler.sample_base_and_append(logits, **arguments)
+        requests.sampler.base.sample_and_append(logits, **arguments)
     for trial in range(5):
         for state in range(4):
             requests.add(state, make_row(seed=trial * 10 + state, temperature=[0.0, 1.0, 0.5, 2.0][state]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def make_runner(path: Path, *, num_blocks: int = 40, load: bool = True, **flat: Any) -> V2Runner:
     """A V2 runner of a model directory, loaded, with a KV cache and graphs.
 
-    The oracle would refuse V2 on a CPU: there a verdict made by hand stands in for it, and Triton's
-        interpreter runs the
-    kernels.
+    The oracle would refuse V2 on a CPU: there Triton's interpreter runs the kernels.
     """
     settings = {"device": DEVICE, "max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 256}
     config, model = EngineConfig.from_flat(str(path), **{**settings, **flat}), ModelInfo.load(path)
@@ -39,6 +37,11 @@ def make_runner(path: Path, *, num_blocks: int = 40, load: bool = True, **flat: 
         runner.initialize_kv_cache(num_blocks)
         runner.capture_graphs()
     return runner
+
+
+def set_graphs(runner: V2Runner, graphs: EagerGraphs | None) -> None:
+    """Let steps of fixed form run by `graphs`."""
+    runner._ready = replace(runner.ready, graphs=graphs)
 
 
 class EagerGraphs:

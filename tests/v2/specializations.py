@@ -17,12 +17,12 @@ from triton.runtime.jit import JITFunction
 
 import tests.v2.test_sampled_tokens as sampled
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2 import runner as runner_module
+from dodona.runners.v2 import capabilities
 from dodona.runners.v2.graphs import FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.warm_up import warm_up
 from tests.kernels.sm90.compile_only import LAUNCH_OPTIONS
 from tests.support.tiny_models import TinyModels
-from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner
+from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import prompts_of
 
 
@@ -59,10 +59,10 @@ def main() -> int:
 
     JITFunction.__getitem__ = getitem  # type: ignore[method-assign]
     for name, module in list(sys.modules.items()):
-        for answer in ("supports_dependent_launch", "is_hopper"):
-            if name.startswith("dodona.kernels.") and hasattr(module, answer):
-                setattr(module, answer, lambda device: True)
-    runner_module.capabilities.check_supported = lambda *args, **kwargs: ()
+        for predicate in ("supports_dependent_launch", "is_hopper"):
+            if name.startswith("dodona.kernels.") and hasattr(module, predicate):
+                setattr(module, predicate, lambda device: True)
+    capabilities.check_supported = lambda *args, **kwargs: ()
     lengths = [1, 2, 17, 100, 250, 600, 1100]
     random = SamplingParams(temperature=0.9, seed=5, ignore_eos=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def main() -> int:
         runner.initialize_kv_cache(400)
         warm_up(runner)
         runner._rehearse_all()
-        graphs = EagerGraphs(runner._steps, decodes=decode_sizes(24), prompts=prompt_sizes(2000))
+        graphs = EagerGraphs(runner.ready.steps, decodes=decode_sizes(24), prompts=prompt_sizes(2000))
         kinds = (
             [random],
             [GREEDY],
@@ -110,12 +110,12 @@ def main() -> int:
         serve()
         with torch.inference_mode():
             for prompts, sizes in ((False, graphs.sizes.decodes), (True, graphs.sizes.prompts)):
-                runner._set_padding(prompts=prompts)
+                runner.ready.steps.set_padding(prompts=prompts)
                 for size in sizes:  # as captured
                     for samples in (True, False):
-                        runner._steps.run(FixedStep(size, samples, prompts))
-            runner._steps.forget_runs()
-        runner._graphs = graphs
+                        runner.ready.steps.run(FixedStep(size, samples, prompts))
+            runner.ready.steps.forget_runs()
+        set_graphs(runner, graphs)
         serve()
     return 0
 

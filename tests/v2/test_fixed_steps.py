@@ -12,7 +12,7 @@ from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2.graphs import LONGEST_PROMPT, FixedSizes, FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.v2.runner import V2Runner
 from dodona.runners.warm_up import warm_up
-from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner
+from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import Reference, prompts_of
 from tests.v2.test_sampled_tokens import MIXED
 
@@ -67,7 +67,7 @@ def do_step(runner, row, prompt=(), *, blocks=(), computed=0, params=GREEDY):
 
 def kv_of(runner, blocks):
     """[layers, blocks, ...]: what the KV cache holds there."""
-    return torch.stack([cache[list(blocks)] for cache in runner._steps.kv_caches])
+    return torch.stack([cache[list(blocks)] for cache in runner.ready.steps.kv_caches])
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def test_a_padded_prompt_gives_its_tokens_and_spares_others(tiny_models, length,
     first, second = (tuple(prompt) for prompt in prompts_of(30, length))
     blocks, others = (3, 5, 0), (7, 2)
     outputs, caches = [], []
-    for graphs in (None, EagerGraphs(runner._steps, decodes=(1, 4), prompts=(16, 24))):
-        runner._graphs = graphs
-        for cache in runner._steps.kv_caches:
+    for graphs in (None, EagerGraphs(runner.ready.steps, decodes=(1, 4), prompts=(16, 24))):
+        set_graphs(runner, graphs)
+        for cache in runner.ready.steps.kv_caches:
             cache.zero_()
         tokens = [do_step(runner, 1, first, blocks=blocks)]
         before = kv_of(runner, blocks)
@@ -117,17 +117,19 @@ def test_lone_prompts_take_the_smallest_size_that_holds_them(tiny_models):
     expected, sizes = [], []
     for prompt, asked in zip(prompts_of(*lengths), params, strict=False):
         expected.append(generate(runner, [prompt], max_tokens=2, params=asked).outputs)
-    runner._graphs = EagerGraphs(runner._steps, decodes=(1, 4), prompts=(16, 32))
+    graphs = EagerGraphs(runner.ready.steps, decodes=(1, 4), prompts=(16, 32))
+    set_graphs(runner, graphs)
     for prompt, asked, outputs in zip(prompts_of(*lengths), params, expected, strict=False):
-        runner._graphs.replayed.clear()
+        graphs.replayed.clear()
         assert generate(runner, [prompt], max_tokens=2, params=asked).outputs == outputs
-        sizes.append([step.size for step in runner._graphs.replayed if step.is_prompt])
+        sizes.append([step.size for step in graphs.replayed if step.is_prompt])
     assert sizes == [[16], [16], [32], [32], []]
 
 
 def test_other_steps_are_no_lone_prompts(tiny_models):
     runner = make_runner(tiny_models.path("llama", head_dim=16), max_num_batched_tokens=24)
-    graphs = runner._graphs = EagerGraphs(runner._steps, decodes=(1, 4), prompts=(16, 24))
+    graphs = EagerGraphs(runner.ready.steps, decodes=(1, 4), prompts=(16, 24))
+    set_graphs(runner, graphs)
     asks = SamplingParams(temperature=0.0, prompt_logprobs=1, ignore_eos=True)
     generate(runner, prompts_of(8, 9), max_tokens=3)  # two
     generate(runner, prompts_of(40), max_tokens=3)  # in two chunks, of which the first doesn't sample
@@ -147,11 +149,11 @@ def test_steps_over_padding_change_nothing(tiny_models):
     runner = make_runner(tiny_models.path("qwen3", head_dim=16))
     prompt = tuple(prompts_of(20)[0])
     token = do_step(runner, 1, prompt, blocks=(3, 4))
-    steps, state = runner._steps, runner._state
+    steps, state = runner.ready.steps, runner.ready.state
     kept = [state.token_ids, state.num_computed, state.block_table, *steps.kv_caches]
     before = [tensor.clone() for tensor in kept]
     for prompts in (True, False):
-        runner._set_padding(prompts=prompts)
+        steps.set_padding(prompts=prompts)
         for size in (1, 4) if not prompts else (16, 64):
             for samples in (True, False):
                 with torch.inference_mode():
@@ -171,12 +173,12 @@ def test_host_and_device_count_steps_alike(tiny_models):
     runner.initialize_kv_cache(40)
     warm_up(runner)
     runner.capture_graphs()
-    ring = runner._steps._ring
+    ring = runner.ready.steps._ring
     assert ring.num_slots > V2Runner.max_steps_in_flight
     for params, lengths in ((GREEDY, (5,)), (FILTERED, (3, 1)), (RANDOM, (9, 20))):
         for _ in range(2):
             run = generate(runner, prompts_of(*lengths), max_tokens=3, params=params)
-            state = runner._state.token_ids
+            state = runner.ready.state.token_ids
             assert all(
                 request.token_ids in state[:, : len(request.token_ids)].tolist() for request in run.requests
             )
@@ -204,13 +206,13 @@ def test_captured_prompts_and_eager_ones_agree(tiny_models, monkeypatch, family,
     path = tiny_models.path(family, head_dim=64, max_position_embeddings=1024)
     sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 1024, "max_model_len": 600}
     captured, eager = (make_runner(path, enforce_eager=e, num_blocks=100, **sizes) for e in (False, True))
-    replay, prompt_steps = captured._graphs.replay, []
+    replay, prompt_steps = captured.ready.graphs.replay, []
 
     def note(step):
         prompt_steps.extend([step.size] * step.is_prompt)
         replay(step)
 
-    monkeypatch.setattr(captured._graphs, "replay", note)
+    monkeypatch.setattr(captured.ready.graphs, "replay", note)
     # Long ones before short ones: what they leave behind must not be seen.
     lengths = [512, 1, 300, 16, 17, 511, 2, 129, 128, 127, 250, 64, 65, 383, 31, 513, 90, 5]
     for prompt in prompts_of(*lengths):
@@ -220,7 +222,7 @@ def test_captured_prompts_and_eager_ones_agree(tiny_models, monkeypatch, family,
         )
         assert ours == theirs, len(prompt)
     assert len(prompt_steps) == sum(length <= LONGEST_PROMPT for length in lengths)
-    assert set(prompt_steps) == set(captured._graphs.sizes.prompts)
+    assert set(prompt_steps) == set(captured.ready.graphs.sizes.prompts)
 
 
 @pytest.mark.gpu
@@ -243,10 +245,10 @@ def test_padding_that_is_no_number_stays_padding(tiny_models, length):
     )  # fmt: skip
     prompt = tuple(prompts_of(length)[0])
     logits = []
-    for graphs in (None, EagerGraphs(runner._steps, decodes=(1, 4), prompts=(384,))):
-        runner._graphs = graphs
+    for graphs in (None, EagerGraphs(runner.ready.steps, decodes=(1, 4), prompts=(384,))):
+        set_graphs(runner, graphs)
         do_step(runner, 1, prompt, blocks=range(-(-length // 16)))
-        logits.append(runner._steps.logits(1).float())
+        logits.append(runner.ready.steps.logits(1).float())
     assert graphs.replayed == [FixedStep(384, True, True)]
     assert (logits[1] - logits[0]).norm() < 0.1 * logits[0].norm()
 
@@ -259,7 +261,7 @@ def test_no_step_waits_for_the_copies_of_those_before(tiny_models, monkeypatch):
     params = [SamplingParams(temperature=1.5, seed=seed, ignore_eos=True) for seed in range(4)]
     expected = generate(runner, prompts, max_tokens=12, params=params, in_flight=1).outputs
     assert all(len(set(output)) > 3 for output in expected)  # steps differ
-    copier = runner._copier
+    copier = runner.ready.copier
     copy, overtaken = copier.copy, []
 
     def late_copy(tensors):

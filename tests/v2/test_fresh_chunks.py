@@ -8,14 +8,14 @@ from tests.v2.test_greedy_tokens import prompts_of
 
 def test_chunks_that_begin_are_told_from_those_that_go_on(tiny_models, monkeypatch):
     runner = make_runner(tiny_models.path("llama", head_dim=16), max_num_batched_tokens=16)
-    steps, told = runner._steps, []
-    mixed = steps.mixed
+    steps, told = runner.ready.steps, []
+    mixed = steps.launch_mixed
 
     def note(batch, num_tokens, num_decodes, max_fresh_len, max_continued_len, *rest, **options):
         told.append((num_decodes, max_fresh_len, max_continued_len))
         return mixed(batch, num_tokens, num_decodes, max_fresh_len, max_continued_len, *rest, **options)
 
-    monkeypatch.setattr(steps, "mixed", note)
+    monkeypatch.setattr(steps, "launch_mixed", note)
     generate(runner, prompts_of(20, 9, 30), max_tokens=2)
     # 16 tokens a step: the first prompt's beginning; its end, the second, the third's beginning; the rest of
     # the third, beside decodes.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
 
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v2 import ready
+from dodona.runners.v2 import runner as runner_module
+from dodona.runners.v2.rehearsal import PLAIN, RehearsalStep
+from dodona.runners.v2.sampling.prompt_logprobs import PromptLogprobRequests
 from dodona.runners.warm_up import warm_up
-from tests.v2.drive import GREEDY, generate, make_runner
+from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import prompts_of
 from tests.v2.test_sampled_tokens import MIXED
 
@@ -39,6 +44,63 @@ def test_steps_before_their_time_are_refused(tiny_models):
         runner.execute_model(None)
     with pytest.raises(RuntimeError, match="without execute_model"):
         runner.sample_tokens()
+
+
+def test_state_is_allocated_for_the_length_that_the_blocks_hold(tiny_models):
+    runner = make_runner(tiny_models.path("llama", head_dim=16), load=False, max_num_seqs=2)
+    runner.load_model()
+    runner.initialize_kv_cache(4)
+    assert runner.ready.max_model_len == runner.ready.state.token_ids.shape[1] == 256
+    runner.initialize_kv_cache(3, 48)
+    state = runner.ready.state
+    assert (state.token_ids.shape[1], state.block_table.shape[1]) == (48, 3)
+    assert runner.ready.steps.kv_caches[0].shape[0] == 3
+    prompts = prompts_of(20)
+    expected = generate(make_runner(tiny_models.path("llama", head_dim=16)), prompts, max_tokens=2).outputs
+    assert generate(runner, prompts, max_tokens=2, num_blocks=3).outputs == expected
+
+
+def test_rehearsed_steps_fit_the_length_that_the_blocks_hold(tiny_models):
+    """Prompts that are longer than a row would spoil its neighbours."""
+    runner = make_runner(tiny_models.path("llama", head_dim=16), load=False, max_num_seqs=2)
+    runner.load_model()
+    runner.initialize_kv_cache(1, 16)
+    runner._rehearse(RehearsalStep([64], kinds=(PLAIN,)))
+    state = runner.ready.state
+    assert int(state.num_computed[0]) == 15
+    assert not state.token_ids[1].any()
+
+
+def test_a_kv_cache_is_released_before_the_next_is_allocated(tiny_models, monkeypatch):
+    runner = make_runner(tiny_models.path("llama", head_dim=16))
+    generate(runner, prompts_of(5), max_tokens=2)
+    held = [weakref.ref(tensor) for tensor in (*runner.ready.steps.kv_caches, runner.ready.state.token_ids)]
+    alive = []
+
+    def make_ready(*args, **kwargs):
+        alive.extend(tensor() is not None for tensor in held)
+        return ready.make_ready(*args, **kwargs)
+
+    monkeypatch.setattr(runner_module, "make_ready", make_ready)
+    gc.disable()  # what only the collector finds is not released in time
+    try:
+        runner.initialize_kv_cache(8)
+    finally:
+        gc.enable()
+    assert alive == [False] * len(held)
+
+
+def test_prompt_logprobs_are_planned_once_a_step(tiny_models, monkeypatch):
+    runner = make_runner(tiny_models.path("llama", head_dim=16))
+    set_graphs(runner, EagerGraphs(runner.ready.steps, decodes=(1, 4), prompts=(16,)))
+    chunks, calls = PromptLogprobRequests.chunks, []
+    monkeypatch.setattr(
+        PromptLogprobRequests, "chunks", lambda self, step: calls.append(step.step) or chunks(self, step)
+    )
+    asks = SamplingParams(temperature=0.0, prompt_logprobs=1, ignore_eos=True)
+    run = generate(runner, prompts_of(9), max_tokens=2, params=asks)
+    assert len(run.requests[0].prompt_logprobs) == 8
+    assert len(calls) == 1  # the step of decodes has no prompt
 
 
 @pytest.mark.gpu
@@ -123,5 +185,5 @@ def test_reloaded_weights_reach_captured_graphs(tiny_models):
     from dodona.runners.v2.loading.loader import load_safetensors
     from dodona.runners.v2.models.weights import checkpoint_views
 
-    load_safetensors(other, checkpoint_views(runner._spec, runner._model.weights), tied=False)
+    load_safetensors(other, checkpoint_views(runner.loaded.spec, runner.loaded.model.weights), tied=False)
     assert generate(runner, prompts, max_tokens=6).outputs == expected != before

@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from dodona.kernels.sampling.logprobs import LogprobTensors, token_logprobs
-from dodona.runners.interface import NewRequest, SchedulerOutput
+from dodona.runners.interface import NewRequest, SchedulerOutput, TokenLogprobs
 from dodona.runners.v2.models.dense import DenseModel
-from dodona.runners.v2.outputs import PromptLogprobRange
+from dodona.runners.v2.sampling.logprob_values import host_logprobs
 
 ROWS_AT_ONCE = 512
 """Positions whose logits exist at the same time: [512, 152k] in bf16 are 156 MB."""
 
 
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """Prompt positions of one row in a step, whose next tokens' log-probabilities are asked for."""
+
+    row: int
+    start: int
+    """Packed index of the first position in the step."""
+    position: int
+    """The first position in the sequence."""
+    length: int
+    top_n: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptHidden:
+    """What prompt log-probabilities are computed from, once the step's forward pass is launched."""
+
+    chunks: Sequence[PromptChunk]
+    """At least one."""
+    hidden: torch.Tensor
+    """[tokens, hidden]: the step's final hidden states."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PromptLogprobs:
-    """Which rows ask for log-probabilities of their prompt, and the computation of a step's share of them."""
+    """Log-probabilities of a step's prompt tokens, on the device or on the host."""
+
+    chunks: Sequence[PromptChunk]
+    tensors: LogprobTensors
+    """One entry per position of all chunks, one chunk after the other, each with the largest top n of the
+    step."""
+
+    def by_row(self) -> dict[int, list[TokenLogprobs]]:
+        """State row → its entries, in order. Waits for tensors on a device."""
+        counts = [chunk.top_n for chunk in self.chunks for _ in range(chunk.length)]
+        entries = iter(host_logprobs(self.tensors, counts))
+        return {chunk.row: [next(entries) for _ in range(chunk.length)] for chunk in self.chunks}
+
+
+class PromptLogprobRequests:
+    """Which rows ask for log-probabilities of their prompt."""
 
     def __init__(self) -> None:
         self._asking: dict[int, tuple[int, int]] = {}
         """Row → (prompt tokens, top n)."""
 
     def add_request(self, request: NewRequest) -> None:
-        """Remember what the request asks; a request that doesn't ask takes its row out."""
+        """Note what the request asks for; a request that does not ask takes its row out."""
         top_n = request.sampling_params.prompt_logprobs
         if top_n is None:
             self._asking.pop(request.row, None)
@@ -36,59 +76,47 @@ class PromptLogprobs:
             for row in rows:
                 self._asking.pop(row, None)
 
-    def plan(self, step: SchedulerOutput) -> Mapping[int, tuple[int, int, int, int]]:
-        """Row → (packed index of its first position, that position, positions, top n), for rows with any."""
+    def chunks(self, step: SchedulerOutput) -> Sequence[PromptChunk]:
+        """The positions of a step whose hidden states are needed."""
         if not self._asking:
-            return {}
-        plan, start = {}, 0
+            return ()
+        chunks, start = [], 0
         for row, first, count in zip(step.rows, step.num_computed_tokens, step.num_tokens, strict=True):
             if row in self._asking:
                 num_prompt_tokens, top_n = self._asking[row]
-                positions = min(first + count, num_prompt_tokens - 1) - first
-                if positions > 0:
-                    plan[row] = (start, first, positions, top_n)
+                length = min(first + count, num_prompt_tokens - 1) - first
+                if length > 0:
+                    chunks.append(PromptChunk(row, start, first, length, top_n))
             start += count
-        return plan
+        return chunks
 
 
 def compute_prompt_logprobs(
-    plan: Mapping[int, tuple[int, int, int, int]],
-    *,
-    model: DenseModel,
-    hidden: torch.Tensor,
-    token_ids: torch.Tensor,
-) -> tuple[LogprobTensors | None, tuple[PromptLogprobRange, ...]]:
-    """Log-probabilities of the tokens that follow the planned positions.
+    prompt: PromptHidden, *, model: DenseModel, token_ids: torch.Tensor
+) -> PromptLogprobs:
+    """Log-probabilities of the tokens that follow the chunks' positions, on the device.
 
     Args:
-        plan: see `PromptLogprobs.plan`.
+        prompt: the step's hidden states, and which of them are asked for.
         model: for its head.
-        hidden: [tokens, hidden], the step's final hidden states.
         token_ids: [state rows, max_model_len], int32, on the device: the next tokens are prompt tokens, known
             there.
-
-    Returns:
-        (the log-probabilities of all rows, one after the other, each position with the largest top n of the
-        step; where each row's are), or (None, ()) where the plan is empty.
     """
-    if not plan:
-        return None, ()
-    widest = max(top_n for *_, top_n in plan.values())
-    parts: list[LogprobTensors] = []
-    ranges, total = [], 0
-    for row, (start, first, positions, top_n) in plan.items():
-        ranges.append(PromptLogprobRange(row, total, total + positions, top_n))
-        total += positions
-        for offset in range(0, positions, ROWS_AT_ONCE):
-            count = min(ROWS_AT_ONCE, positions - offset)
-            logits = model.logits(hidden[start + offset : start + offset + count])
-            following = token_ids[row, first + offset + 1 : first + offset + 1 + count]
-            parts.append(token_logprobs(logits, following, top_n=widest))
-    return (
+    widest = max(chunk.top_n for chunk in prompt.chunks)
+    pieces: list[LogprobTensors] = []
+    for chunk in prompt.chunks:
+        for offset in range(0, chunk.length, ROWS_AT_ONCE):
+            count = min(ROWS_AT_ONCE, chunk.length - offset)
+            start, following = chunk.start + offset, chunk.position + offset + 1
+            logits = model.logits(prompt.hidden[start : start + count])
+            pieces.append(
+                token_logprobs(logits, token_ids[chunk.row, following : following + count], top_n=widest)
+            )
+    return PromptLogprobs(
+        prompt.chunks,
         LogprobTensors(
-            torch.cat([part.token_ids for part in parts]),
-            torch.cat([part.logprobs for part in parts]),
-            torch.cat([part.ranks for part in parts]),
+            torch.cat([piece.token_ids for piece in pieces]),
+            torch.cat([piece.logprobs for piece in pieces]),
+            torch.cat([piece.ranks for piece in pieces]),
         ),
-        tuple(ranges),
     )

@@ -42,8 +42,13 @@ class ScalarTable:
         return self._values[self._columns[column]]
 
     def stage(self, row: int, **values: float) -> None:
-        """Set all of a row's numbers."""
-        self._staged[row] = [values[name] for name in self._columns]
+        """Set some of a row's numbers; the first call since the last writes must be followed by others until
+        all of them are set."""
+        numbers = self._staged.get(row)
+        if numbers is None:
+            numbers = self._staged[row] = [0] * len(self._columns)
+        for name, value in values.items():
+            numbers[self._columns[name]] = value
 
     def apply_staged_writes(self) -> None:
         """Send what was staged to the device."""
