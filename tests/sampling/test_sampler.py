@@ -9,15 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from dodona.runners.sampling.reference import (
-    SamplingRow,
-    gumbel_noise,
-    process_row,
-    prompt_logprobs,
-    sample,
-    sanitize,
-    uniform_noise,
-)
+from dodona.kernels.sampling.reference import gumbel_noise, sanitize, uniform_noise
+from dodona.runners.sampling.reference import SamplingRow, process_row, prompt_logprobs, sample
 from tests.sampling.support import ENORMOUS_ROWS, make_row, random_row
 
 INF = math.inf
