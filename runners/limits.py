@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.systems.own.facts import resolved_dtype
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
@@ -49,6 +50,35 @@ def resolve_device_type(config: EngineConfig) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a configuration leaves open, resolved for one model and machine."""
+
+    device: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    kv_cache_memory_bytes: int | None
+    gpu_memory_utilization: float
+
+
+def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
+    """The limits of a configuration with one model."""
+    device = resolve_device_type(config)
+    return Limits(
+        device=device,
+        dtype=str(resolved_dtype(config, model, device)),
+        max_model_len=resolve_max_model_len(config, model),
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(config, device),
+        block_size=config.cache_config.block_size,
+        kv_cache_memory_bytes=config.cache_config.kv_cache_memory_bytes,
+        gpu_memory_utilization=config.cache_config.gpu_memory_utilization,
+    )
 
 
 @dataclass(frozen=True, slots=True)

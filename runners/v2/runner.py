@@ -27,15 +27,16 @@ from dodona.runners.interface import (
     Runner,
     SchedulerOutput,
 )
-from dodona.runners.limits import resolve_device_type, resolve_max_num_batched_tokens
+from dodona.runners.limits import resolve_device_type, resolve_limits, resolve_max_num_batched_tokens
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2 import capabilities, rehearsal
 from dodona.runners.v2.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
 from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
 from dodona.runners.v2.loading.memory import measure_available_memory
 from dodona.runners.v2.models.dense import DenseModel
-from dodona.runners.v2.models.spec import ModelSpec, make_spec
-from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
+from dodona.runners.v2.models.registry import checkpoint_views, make_spec
+from dodona.runners.v2.models.spec import ModelSpec
+from dodona.runners.v2.models.weights import allocate_weights
 from dodona.runners.v2.outputs import AsyncOutput, HostCopier
 from dodona.runners.v2.sampling.prompt_logprobs import PromptLogprobs, compute_prompt_logprobs
 from dodona.runners.v2.sampling.sampler import NOTHING, V2Sampler
@@ -106,7 +107,7 @@ class V2Runner(Runner):
         )
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        spec = make_spec(self.config, info, self._device.type)
+        spec = make_spec(info, resolve_limits(self.config, info))
         weights = allocate_weights(spec, self._device)
         self._spec = spec
         self._model = DenseModel(spec, weights)

@@ -11,8 +11,9 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.limits import resolve_limits
 from dodona.runners.v2.capabilities import LACKS, check_supported
-from dodona.runners.v2.models.spec import make_spec
+from dodona.runners.v2.models.registry import make_spec
 from tests.v2.drive import make_runner
 
 GPU = Environment(has_triton=True, platform="cuda", compute_capability=90)
@@ -158,5 +159,6 @@ def test_the_loader_refuses_by_itself(tiny_models, tmp_path):
     ],
 )
 def test_windows_are_those_of_transformers(raw, window):
-    spec = make_spec(EngineConfig.from_flat("some-model"), ModelInfo.from_mapping(raw), "cuda")
+    model = ModelInfo.from_mapping(raw)
+    spec = make_spec(model, resolve_limits(EngineConfig.from_flat("some-model"), model))
     assert spec.window == window

@@ -12,16 +12,18 @@ from safetensors.torch import load_file, save_file
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.limits import resolve_limits
 from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
-from dodona.runners.v2.models.spec import make_spec
-from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
+from dodona.runners.v2.models.registry import checkpoint_views, make_spec
+from dodona.runners.v2.models.weights import allocate_weights
 from tests.v2.drive import generate, make_runner
 
 CPU = torch.device("cpu")
 
 
 def views_of(path):
-    spec = make_spec(EngineConfig.from_flat(str(path)), ModelInfo.load(path), "cpu")
+    model = ModelInfo.load(path)
+    spec = make_spec(model, resolve_limits(EngineConfig.from_flat(str(path), device="cpu"), model))
     weights = allocate_weights(spec, CPU)
     return spec, weights, checkpoint_views(spec, weights)
 
