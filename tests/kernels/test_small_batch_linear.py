@@ -1,4 +1,4 @@
-"""Linear layers of a few tokens against torch, on the GPU: Gluon has no interpreter."""
+"""Linear layers of small batches against torch, on the GPU: Gluon has no interpreter."""
 
 from __future__ import annotations
 

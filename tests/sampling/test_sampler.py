@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from dodona.runners.sampling.reference import SamplingRow, process_row, prompt_l
 from tests.sampling.support import ENORMOUS_ROWS, make_row, random_row
 
 INF = math.inf
+SOURCES = Path(__file__).parents[2] / "src"
 
 
 def brute_force_scores(logits: np.ndarray, row: SamplingRow) -> np.ndarray:
@@ -318,3 +323,9 @@ class TestDegenerateRows:
     def test_wrong_shape(self):
         with pytest.raises(ValueError, match=r"\[1 rows, vocab\]; got shape \(2, 10\)"):
             sample(torch.zeros(2, 10), [make_row()])
+
+
+def test_sampling_needs_no_triton():
+    program = "import sys; sys.modules['triton'] = None; import dodona.runners.sampling.reference"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
