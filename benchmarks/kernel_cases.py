@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.roofline import Shape
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
 from dodona.kernels.attention.decode import paged_decode_attention, paged_decode_attention_reference
 from dodona.kernels.attention.decode_plan import plan_decode_attention
 from dodona.kernels.attention.prefill import paged_prefill_attention, paged_prefill_attention_reference
@@ -122,26 +123,26 @@ def _rotary_case(scene: Scene, name: str, shape: Shape, count: int) -> Case:
 
     def make() -> Inputs:
         qkv = scene.random(count, (q_heads + 2 * kv_heads) * dim)
-        q_weight, k_weight = scene.random(dim), scene.random(dim)
+        norm = QKNorm(scene.random(dim), scene.random(dim), EPS)
         positions = scene.ints(torch.arange(count))
         slots = scene.ints(torch.randperm(blocks * BLOCK_SIZE)[:count])
         angles = torch.rand(count, dim // 2, device=scene.device) * 6
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        new = NewTokens(positions, slots, cos_sin)
         kv_cache = torch.zeros((blocks, 2, kv_heads, BLOCK_SIZE, dim), dtype=scene.dtype, device=scene.device)
         block, offset = slots.long() // BLOCK_SIZE, slots.long() % BLOCK_SIZE
 
         def kernel() -> torch.Tensor:
             return qk_norm_rope_kv_write(
-                qkv=qkv, positions=positions, slots=slots, cos_sin=cos_sin, kv_cache=kv_cache,
-                num_q_heads=q_heads, q_weight=q_weight, k_weight=k_weight, eps=EPS,
-            )  # fmt: skip
+                qkv=qkv, tokens=new, norm=norm, kv_cache=kv_cache, shape=attention_shape(shape)
+            )
 
         def in_torch() -> None:
             heads = qkv.view(count, -1, dim)
             q, k, v = heads.split([q_heads, kv_heads, kv_heads], dim=1)
             cos, sin = cos_sin[positions].to(scene.dtype).unsqueeze(1).chunk(2, dim=-1)
             rotated = []
-            for x, weight in ((q, q_weight), (k, k_weight)):
+            for x, weight in ((q, norm.q_weight), (k, norm.k_weight)):
                 first, second = functional.rms_norm(x, (dim,), weight, EPS).chunk(2, dim=-1)
                 rotated.append(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
             q.copy_(rotated[0])
@@ -150,7 +151,7 @@ def _rotary_case(scene: Scene, name: str, shape: Shape, count: int) -> Case:
 
         def verify() -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
             expected = qk_norm_rope_kv_write_reference(
-                qkv.clone(), positions, slots, cos_sin, kv_cache, q_heads, q_weight, k_weight, EPS
+                qkv.clone(), new, norm, kv_cache, attention_shape(shape)
             )
             return [(kernel(), expected[0]), (kv_cache, expected[1])]
 
@@ -170,13 +171,10 @@ def decode_attention_cases(
         def make(batch: int = batch, context: int = context) -> Inputs:
             pages = Pages(scene, batch, context, kv_heads, dim)
             q = scene.random(batch, q_heads, dim)
-            seq_lens = scene.ints([context] * batch)
             plan = plan_decode_attention(
-                rows=pages.rows,
-                seq_lens=seq_lens,
+                sequences=pages.sequences,
+                shape=attention_shape(shape),
                 row_bytes=dim * scene.dtype.itemsize,
-                num_kv_heads=kv_heads,
-                window=None,
                 includes_new_key=True,
                 num_multiprocessors=scene.num_multiprocessors,
                 can_stream=supports_streams(device=scene.device, dtype=scene.dtype, head_size=dim),
@@ -187,8 +185,8 @@ def decode_attention_cases(
 
             def kernel() -> torch.Tensor:
                 return paged_decode_attention(
-                    q=q, kv_cache=pages.kv_cache, block_table=pages.table, rows=pages.rows, seq_lens=seq_lens,
-                    scale=dim**-0.5, plan=plan,
+                    q=q, kv_cache=pages.kv_cache, sequences=pages.sequences, shape=attention_shape(shape),
+                    plan=plan,
                 )  # fmt: skip
 
             return Inputs(
@@ -198,7 +196,7 @@ def decode_attention_cases(
                     (
                         kernel(),
                         paged_decode_attention_reference(
-                            q, pages.kv_cache, pages.table, pages.rows, seq_lens, dim**-0.5, None
+                            q, pages.kv_cache, pages.sequences, attention_shape(shape)
                         ),
                     )
                 ],
@@ -221,14 +219,13 @@ def prefill_attention_cases(
             pages = Pages(scene, batch, length, kv_heads, dim)
             q = scene.random(batch * length, q_heads, dim)
             starts = scene.ints([i * length for i in range(batch + 1)])
-            seq_lens = scene.ints([length] * batch)
             k, v = pages.contiguous()
             query = q.view(batch, length, q_heads, dim).transpose(1, 2)
 
             def kernel() -> torch.Tensor:
                 return paged_prefill_attention(
-                    q=q, kv_cache=pages.kv_cache, block_table=pages.table, rows=pages.rows,
-                    query_start=starts, seq_lens=seq_lens, max_query_len=length, scale=dim**-0.5, window=None,
+                    q=q, kv_cache=pages.kv_cache, sequences=pages.sequences, query_start=starts,
+                    max_query_len=length, shape=attention_shape(shape),
                 )  # fmt: skip
 
             return Inputs(
@@ -238,7 +235,7 @@ def prefill_attention_cases(
                     (
                         kernel(),
                         paged_prefill_attention_reference(
-                            q, pages.kv_cache, pages.table, pages.rows, starts, seq_lens, dim**-0.5, None
+                            q, pages.kv_cache, pages.sequences, starts, attention_shape(shape)
                         ),
                     )
                 ],
@@ -272,14 +269,22 @@ def linear_cases(scene: Scene, label: str, shape: Shape, tokens: Sequence[int]) 
             yield Case("torch linear", name, moved, 2 * count * rows * columns, make)
 
 
+def attention_shape(shape: Shape) -> AttentionShape:
+    """The attention of a model of that shape, without a window."""
+    return AttentionShape(shape.num_q_heads, shape.num_kv_heads, shape.head_size, scale=shape.head_size**-0.5)
+
+
 class Pages:
     """Keys and values of `batch` sequences in blocks whose order is random, as after some time of service."""
 
     def __init__(self, scene: Scene, batch: int, context: int, kv_heads: int, dim: int) -> None:
         each = -(-context // BLOCK_SIZE)
         self.kv_cache = scene.random(batch * each, 2, kv_heads, BLOCK_SIZE, dim)
-        self.table = scene.ints(torch.randperm(batch * each).view(batch, each))
-        self.rows = scene.ints(torch.arange(batch))
+        self.sequences = PagedSequences(
+            block_table=scene.ints(torch.randperm(batch * each).view(batch, each)),
+            rows=scene.ints(torch.arange(batch)),
+            seq_lens=scene.ints([context] * batch),
+        )
         self._shape = (batch, kv_heads, context, dim)
 
     def contiguous(self) -> tuple[torch.Tensor, torch.Tensor]:

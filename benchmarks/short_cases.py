@@ -1,4 +1,4 @@
-"""Kernels of the short ways: prompts without context, and few tokens. See `kernel_cases`."""
+"""Kernels of prompts without context, and of small batches. See `kernel_cases`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn import functional
 
-from benchmarks.kernel_cases import BLOCK_SIZE, EPS, Case, Inputs, Pages, Scene
+from benchmarks.kernel_cases import BLOCK_SIZE, EPS, Case, Inputs, Pages, Scene, attention_shape
 from benchmarks.roofline import Shape
+from dodona.kernels.attention.arguments import NewTokens, QKNorm
 from dodona.kernels.attention.decode import paged_decode_attention_reference
-from dodona.kernels.attention.few import few_sequences_attention
 from dodona.kernels.attention.fresh import fresh_prefill_attention, supports_fresh_prefill
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
-from dodona.kernels.linear.few_linear import few_linear, supports_few_linear
-from dodona.kernels.linear.fused_linear import fused_linear, fused_linear_reference
+from dodona.kernels.attention.small_batch import small_batch_attention
+from dodona.kernels.linear.single_token_linear import fused_linear_reference, single_token_linear
+from dodona.kernels.linear.small_batch_linear import small_batch_linear, supports_small_batch_linear
 
 
 def fresh_prefill_cases(
@@ -34,8 +35,8 @@ def fresh_prefill_cases(
             q, k, v = heads.split([q_heads, kv_heads, kv_heads], dim=1)
             return Inputs(
                 lambda: fresh_prefill_attention(
-                    qkv=qkv, query_start=starts, seq_lens=seq_lens, max_query_len=length, num_q_heads=q_heads,
-                    num_kv_heads=kv_heads, scale=dim**-0.5, num_multiprocessors=scene.num_multiprocessors,
+                    qkv=qkv, query_start=starts, seq_lens=seq_lens, max_query_len=length,
+                    shape=attention_shape(shape), num_multiprocessors=scene.num_multiprocessors,
                 ),
                 lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
                 None,
@@ -46,17 +47,17 @@ def fresh_prefill_cases(
         yield Case("fresh_prefill_attention", f"{label} {batch} × {length} tokens", moved, flops, make)
 
 
-def few_token_cases(scene: Scene, label: str, shape: Shape, contexts: Sequence[int]) -> Iterator[Case]:
+def small_batch_cases(scene: Scene, label: str, shape: Shape, contexts: Sequence[int]) -> Iterator[Case]:
     """Attention of one token straight from the projection; products with what is fused to them, of one token
-    and of a few where the GPU can."""
+    and, where the GPU can, of 4 and 16."""
     yield from _product_cases(scene, label, shape, 1)
-    if supports_few_linear(device=scene.device, dtype=scene.dtype, sizes=[shape.hidden_size]):
+    if supports_small_batch_linear(device=scene.device, dtype=scene.dtype, sizes=[shape.hidden_size]):
         for tokens in (4, 16):
             yield from _product_cases(scene, label, shape, tokens)
     for context in contexts:
         moved = (2 * context * shape.num_kv_heads + 2 * shape.num_q_heads) * shape.head_size
         yield Case(
-            "few_sequences_attention",
+            "small_batch_attention",
             f"{label} batch 1 context {context}",
             moved * scene.dtype.itemsize,
             4 * context * shape.num_q_heads * shape.head_size,
@@ -67,7 +68,7 @@ def few_token_cases(scene: Scene, label: str, shape: Shape, contexts: Sequence[i
 def _product_cases(scene: Scene, label: str, shape: Shape, tokens: int) -> Iterator[Case]:
     hidden, size = shape.hidden_size, shape.intermediate_size
     q, kv = shape.num_q_heads * shape.head_size, shape.num_kv_heads * shape.head_size
-    linear = fused_linear if tokens == 1 else few_linear
+    linear = single_token_linear if tokens == 1 else small_batch_linear
     for part, rows, columns, norm, gate, add in (
         ("qkv", q + 2 * kv, hidden, True, False, False),
         ("o", hidden, q, False, False, True),
@@ -97,7 +98,7 @@ def _product_cases(scene: Scene, label: str, shape: Shape, tokens: int) -> Itera
             return Inputs(kernel, lambda: functional.linear(x, weight), verify)
 
         moved = (rows * columns + tokens * (columns + rows)) * scene.dtype.itemsize
-        name = "fused_linear" if tokens == 1 else "few_linear"
+        name = "single_token_linear" if tokens == 1 else "small_batch_linear"
         case = f"{label} {part} {tokens} tokens"
         yield Case(name, case, moved, 2 * tokens * rows * columns, make)
 
@@ -106,28 +107,27 @@ def _one_token_attention(scene: Scene, shape: Shape, context: int) -> Inputs:
     q_heads, kv_heads, dim = shape.num_q_heads, shape.num_kv_heads, shape.head_size
     pages = Pages(scene, 1, context, kv_heads, dim)
     qkv = scene.random(1, (q_heads + 2 * kv_heads) * dim)
-    q_weight, k_weight = scene.random(dim), scene.random(dim)
-    seq_lens, positions = scene.ints([context]), scene.ints([context - 1])
+    norm = QKNorm(scene.random(dim), scene.random(dim), EPS)
     block, offset = divmod(context - 1, BLOCK_SIZE)
-    slots = pages.table[:, block] * BLOCK_SIZE + offset
     angles = torch.rand(context, dim // 2, device=scene.device) * 6
-    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    new = NewTokens(
+        positions=scene.ints([context - 1]),
+        slots=pages.sequences.block_table[:, block] * BLOCK_SIZE + offset,
+        cos_sin=torch.cat([angles.cos(), angles.sin()], dim=-1),
+    )
     arrivals = scene.ints([0] * kv_heads)
 
     def kernel() -> torch.Tensor:
-        return few_sequences_attention(
-            qkv=qkv, positions=positions, slots=slots, cos_sin=cos_sin, q_weight=q_weight, k_weight=k_weight,
-            eps=EPS, num_q_heads=q_heads, kv_cache=pages.kv_cache, block_table=pages.table, rows=pages.rows,
-            seq_lens=seq_lens, scale=dim**-0.5, window=None, arrivals=arrivals,
+        return small_batch_attention(
+            qkv=qkv, tokens=new, norm=norm, kv_cache=pages.kv_cache, sequences=pages.sequences,
+            shape=attention_shape(shape), arrivals=arrivals,
         )  # fmt: skip
 
     def verify() -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
         queries, cache = qk_norm_rope_kv_write_reference(
-            qkv, positions, slots, cos_sin, pages.kv_cache, q_heads, q_weight, k_weight, EPS
+            qkv, new, norm, pages.kv_cache, attention_shape(shape)
         )
-        expected = paged_decode_attention_reference(
-            queries, cache, pages.table, pages.rows, seq_lens, dim**-0.5, None
-        )
+        expected = paged_decode_attention_reference(queries, cache, pages.sequences, attention_shape(shape))
         return [(kernel(), expected)]
 
     return Inputs(kernel, None, verify)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,8 +171,8 @@ class Runner(ABC):
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
     warm_up_params: ClassVar[Mapping[str, Any]] = {}
-    """Sampling parameters, beyond log-probabilities, of a warm-up request: those whose stages the runner would
-    otherwise compile in a user's request."""
+    """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
+    compiled in a user's request."""
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
         self.config = config

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.evaluate import firings
+from dodona.oracle.language.condition_text import to_data
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.books import load_rulebook
@@ -19,6 +20,7 @@ from dodona.runners.interface import Runner
 from dodona.runners.v1 import capabilities as v1
 from dodona.runners.v1.runner import V1Runner
 from dodona.runners.v2 import capabilities as v2
+from dodona.runners.v2.models.registry import MODEL_FAMILIES
 from dodona.runners.v2.runner import V2Runner
 
 BOOK = load_rulebook("dodona")
@@ -63,6 +65,11 @@ def spoken_of(runner: str) -> set[str]:
 @pytest.mark.parametrize(("runner", "lacks"), [("v1", v1.LACKS), ("v2", v2.LACKS)])
 def test_a_runner_lacks_a_feature_just_where_a_rule_names_it(runner: str, lacks: frozenset[str]) -> None:
     assert set(lacks) == spoken_of(runner)
+
+
+def test_the_book_lists_the_architectures_that_v2_has_code_for() -> None:
+    condition = to_data(BOOK.by_id["architecture"].when)
+    assert condition == {"model_config.architectures": {"any_in": list(MODEL_FAMILIES)}}
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)

@@ -8,7 +8,7 @@ What comes before attention may be part of it: queries and keys straight from th
 normalised and rotated here, and the new key and value are written to the cache by the program that has the
 sequence's end, which takes them from registers.
 
-A plan says by which of two kernels: this module's, which runs everywhere, or that of `attention_stream`.
+A plan chooses between two kernels: this module's, which runs everywhere, and that of `stream`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
 from dodona.kernels.attention.decode_plan import DecodePlan, plan_width
 from dodona.kernels.attention.stream import stream_decode_kernel
 from dodona.kernels.dependent_launch import (
@@ -25,8 +26,6 @@ from dodona.kernels.dependent_launch import (
     supports_dependent_launch,
     wait_for_inputs,
 )
-
-LOG2_E = 1.4426950408889634
 
 LEAST_SHARE = 64
 """Fewest keys that a program takes: so many cost about as much as it costs to begin."""
@@ -72,7 +71,10 @@ def _reduce_parts(
     HEAD_SIZE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Weigh the partial results of `GROUP` heads by `parts` programs into `out`, `PARTS` at a time."""
+    """Weigh the partial results of `GROUP` heads by `parts` programs into `out`, `PARTS` at a time.
+
+    The copy of this function in `stream` is Gluon, where layouts are explicit.
+    """
     dim = tl.arange(0, HEAD_SIZE)
     for member in tl.static_range(GROUP):
         largest = float("-inf")
@@ -280,10 +282,8 @@ def paged_decode_attention(
     *,
     q: torch.Tensor,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
+    sequences: PagedSequences,
+    shape: AttentionShape,
     plan: DecodePlan,
     arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
@@ -293,11 +293,9 @@ def paged_decode_attention(
     Args:
         q: [batch, num_q_heads, head_size]; the last two dimensions are contiguous.
         kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_size], dtype of `q`.
-        block_table: [state rows, max blocks], int32: the block ids of each state row.
-        rows: [batch], int32: each sequence's state row; -1 for a padded entry, whose result is zeros.
-        seq_lens: [batch], int32: keys of each sequence, the query's own among them.
-        scale: factor of the scores.
-        plan: of `rows` and `seq_lens`, with the new key included.
+        sequences: of the batch. The result of a padded entry is zeros.
+        shape: the model's attention.
+        plan: of `sequences` and `shape`, with the new key included.
         arrivals: [batch * num_kv_heads or more], int32, zeros before and after; None for new ones.
         out: [batch, num_q_heads, head_size], contiguous, to write into, or None for a new one.
 
@@ -307,25 +305,26 @@ def paged_decode_attention(
     if not plan.includes_new_key:
         raise ValueError("plan: expected one that includes the new key, which is in the cache here")
     return _launch(
-        q, q.stride(0), q.shape[1], kv_cache, block_table, rows, seq_lens, scale, plan, arrivals, out
+        q=q,
+        tokens=None,
+        norm=None,
+        kv_cache=kv_cache,
+        sequences=sequences,
+        shape=shape,
+        plan=plan,
+        arrivals=arrivals,
+        out=out,
     )
 
 
 def decode_attention_from_qkv(
     *,
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    cos_sin: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    num_q_heads: int,
+    tokens: NewTokens,
+    norm: QKNorm | None,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
+    sequences: PagedSequences,
+    shape: AttentionShape,
     plan: DecodePlan,
     arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
@@ -335,9 +334,9 @@ def decode_attention_from_qkv(
     Args:
         qkv: [batch, (num_q_heads + 2 * num_kv_heads) * head_size], contiguous: one token per sequence; not
             modified.
-        positions, slots, cos_sin, q_weight, k_weight, eps: see `rotary.qk_norm_rope_kv_write`.
-        num_q_heads: query heads.
-        plan: of `rows` and `seq_lens`, without the new key.
+        tokens: one per sequence.
+        norm: the layer's norm of queries and keys; None where the model has none.
+        plan: of `sequences` and `shape`, without the new key.
 
     The rest are those of `paged_decode_attention`.
 
@@ -346,90 +345,107 @@ def decode_attention_from_qkv(
     """
     if plan.includes_new_key:
         raise ValueError("plan: expected one without the new key, which is not in the cache yet")
-    step = {
-        "positions": positions, "slots": slots, "cos_sin": cos_sin, "q_weight": q_weight,
-        "k_weight": k_weight, "eps": eps,
-    }  # fmt: skip
     return _launch(
-        qkv, qkv.stride(0), num_q_heads, kv_cache, block_table, rows, seq_lens, scale, plan, arrivals, out,
-        **step,
-    )  # fmt: skip
+        q=qkv,
+        tokens=tokens,
+        norm=norm,
+        kv_cache=kv_cache,
+        sequences=sequences,
+        shape=shape,
+        plan=plan,
+        arrivals=arrivals,
+        out=out,
+    )
 
 
 def _launch(
+    *,
     q: torch.Tensor,
-    stride_q: int,
-    num_q_heads: int,
+    tokens: NewTokens | None,
+    norm: QKNorm | None,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
+    sequences: PagedSequences,
+    shape: AttentionShape,
     plan: DecodePlan,
     arrivals: torch.Tensor | None,
     out: torch.Tensor | None,
-    *,
-    positions: torch.Tensor | None = None,
-    slots: torch.Tensor | None = None,
-    cos_sin: torch.Tensor | None = None,
-    q_weight: torch.Tensor | None = None,
-    k_weight: torch.Tensor | None = None,
-    eps: float = 0.0,
 ) -> torch.Tensor:
-    batch = q.shape[0]
-    _, _, num_kv_heads, block_size, head_size = kv_cache.shape
-    group = num_q_heads // num_kv_heads
+    """Launch the plan's kernel over queries, or over the whole qkv projection where there are `tokens`."""
+    batch, num_kv_heads, head_size, group = q.shape[0], shape.num_kv_heads, shape.head_size, shape.group
+    tiles = plan.tiles
+    members = triton.next_power_of_2(group)
+    if tiles.streams:
+        if group > 16:
+            raise ValueError(f"num_q_heads: expected at most 16 per KV head, got {group}")
+        kernel, of_kernel = stream_decode_kernel, {"MEMBERS": members, "STAGES": tiles.num_stages}
+    else:
+        kernel, of_kernel = (
+            _paged_decode_kernel,
+            {"BLOCK_M": max(16, members), "num_stages": tiles.num_stages},
+        )
     if out is None:
-        out = torch.empty((batch, num_q_heads, head_size), dtype=q.dtype, device=q.device)
+        out = torch.empty((batch, shape.num_q_heads, head_size), dtype=q.dtype, device=q.device)
     if arrivals is None:
         arrivals = torch.zeros(batch * num_kv_heads, dtype=torch.int32, device=q.device)
     entries = 2 * plan.num_programs * group
     partial_out = torch.empty((entries, head_size), dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(entries, dtype=torch.float32, device=q.device)
     dependent = supports_dependent_launch(q.device)
-    arguments = {
-        "q": q, "kv_cache": kv_cache, "block_table": block_table, "rows": rows, "seq_lens": seq_lens,
-        "tile_ends": plan.tile_ends, "positions": positions, "slots": slots, "cos_sin": cos_sin,
-        "q_weight": q_weight, "k_weight": k_weight, "eps": eps, "out": out, "partial_out": partial_out,
-        "partial_lse": partial_lse, "arrivals": arrivals, "scale_log2": scale * LOG2_E, "batch": batch,
-        "stride_q": stride_q, "stride_kv_block": kv_cache.stride(0), "stride_table": block_table.stride(0),
-        "WINDOW": plan.window or 0, "NUM_KV_HEADS": num_kv_heads, "GROUP": group, "HEAD_SIZE": head_size,
-        "BLOCK_SIZE": block_size, "FROM_QKV": positions is not None, "HAS_NORM": q_weight is not None,
-        "DEPENDENT": dependent, "LEAST_TILES": max(1, LEAST_SHARE // plan.tiles.n), "BLOCK_N": plan.tiles.n,
-        "WIDTH": plan_width(batch), "num_warps": plan.tiles.num_warps, **launch_options(dependent),
-    }  # fmt: skip
-    members = triton.next_power_of_2(group)
-    if plan.tiles.streams:
-        if group > 16:
-            raise ValueError(f"num_q_heads: expected at most 16 per KV head, got {group}")
-        stream_decode_kernel[(plan.num_programs,)](**arguments, MEMBERS=members, STAGES=plan.tiles.num_stages)
-    else:
-        _paged_decode_kernel[(plan.num_programs,)](
-            **arguments, BLOCK_M=max(16, members), num_stages=plan.tiles.num_stages
-        )
+    kernel[(plan.num_programs,)](
+        q=q,
+        kv_cache=kv_cache,
+        block_table=sequences.block_table,
+        rows=sequences.rows,
+        seq_lens=sequences.seq_lens,
+        tile_ends=plan.tile_ends,
+        positions=None if tokens is None else tokens.positions,
+        slots=None if tokens is None else tokens.slots,
+        cos_sin=None if tokens is None else tokens.cos_sin,
+        q_weight=None if norm is None else norm.q_weight,
+        k_weight=None if norm is None else norm.k_weight,
+        eps=0.0 if norm is None else norm.eps,
+        out=out,
+        partial_out=partial_out,
+        partial_lse=partial_lse,
+        arrivals=arrivals,
+        scale_log2=shape.scale_log2,
+        batch=batch,
+        stride_q=q.stride(0),
+        stride_kv_block=kv_cache.stride(0),
+        stride_table=sequences.block_table.stride(0),
+        WINDOW=shape.window or 0,
+        NUM_KV_HEADS=num_kv_heads,
+        GROUP=group,
+        HEAD_SIZE=head_size,
+        BLOCK_SIZE=kv_cache.shape[3],
+        FROM_QKV=tokens is not None,
+        HAS_NORM=norm is not None,
+        DEPENDENT=dependent,
+        LEAST_TILES=max(1, LEAST_SHARE // tiles.n),
+        BLOCK_N=tiles.n,
+        WIDTH=plan_width(batch),
+        num_warps=tiles.num_warps,
+        **of_kernel,
+        **launch_options(dependent),
+    )
     return out
 
 
 def paged_decode_attention_reference(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    window: int | None,
+    q: torch.Tensor, kv_cache: torch.Tensor, sequences: PagedSequences, shape: AttentionShape
 ) -> torch.Tensor:
     """`paged_decode_attention` in torch, one sequence after the other, in fp32."""
     _, _, num_kv_heads, block_size, head_size = kv_cache.shape
-    group = q.shape[1] // num_kv_heads
     out = torch.zeros_like(q)
-    for i, (row, seq_len) in enumerate(zip(rows.tolist(), seq_lens.tolist(), strict=True)):
+    for i, (row, seq_len) in enumerate(
+        zip(sequences.rows.tolist(), sequences.seq_lens.tolist(), strict=True)
+    ):
         if row < 0:
             continue
-        blocks = block_table[row, : -(-seq_len // block_size)].long()
+        blocks = sequences.block_table[row, : -(-seq_len // block_size)].long()
         kv = kv_cache[blocks].float().permute(1, 2, 0, 3, 4).reshape(2, num_kv_heads, -1, head_size)
-        first = max(0, seq_len - window) if window else 0
-        k, v = kv[:, :, first:seq_len].repeat_interleave(group, dim=1)
-        probabilities = torch.softmax(torch.einsum("hd,hnd->hn", q[i].float(), k) * scale, dim=-1)
+        first = max(0, seq_len - shape.window) if shape.window else 0
+        k, v = kv[:, :, first:seq_len].repeat_interleave(shape.group, dim=1)
+        probabilities = torch.softmax(torch.einsum("hd,hnd->hn", q[i].float(), k) * shape.scale, dim=-1)
         out[i] = torch.einsum("hn,hnd->hd", probabilities, v).to(q.dtype)
     return out

@@ -1,4 +1,4 @@
-"""Who computes what of decode attention: the keys of all sequences, cut into equal shares.
+"""How programs share decode attention: the keys of all sequences, cut into equal shares.
 
 Sequences differ in length, and one per program would leave multiprocessors idle at the end. So the keys are
 counted in tiles, sequence after sequence and KV head after KV head, and each of a fixed number of programs
@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.attention.arguments import AttentionShape, PagedSequences
+
 SHARED_MEMORY = 232_448 - 4096
 """Bytes of shared memory that programs on one multiprocessor may take together, on an H100 or H200. A GPU
 with less holds fewer at a time, and the others follow: slower, not wrong."""
@@ -22,19 +24,19 @@ with less holds fewer at a time, and the others follow: slower, not wrong."""
 
 @dataclass(frozen=True, slots=True)
 class DecodeTiles:
-    """How decode attention runs: keys per tile, warps, pipeline stages, programs per multiprocessor."""
+    """How decode attention is run: keys per tile, warps, pipeline stages, programs per multiprocessor."""
 
     n: int
     num_warps: int
     num_stages: int
     programs: int
     streams: bool = False
-    """Whether by the kernel of `attention_stream`, which counts the new key among those of the cache."""
+    """Whether the kernel is that of `stream`, which counts the new key among those of the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodePlan:
-    """Made by `plan_decode_attention`, for `attention_decode`."""
+    """Made by `plan_decode_attention`, for the wrappers of `decode`."""
 
     tile_ends: torch.Tensor
     """[batch], int32: tiles of each sequence and all before it, per KV head; each one's first has no keys."""
@@ -43,7 +45,6 @@ class DecodePlan:
     includes_new_key: bool
     """Whether the key of each sequence's last token is in the cache already. It is counted then, and by a
     plan for a stream also if it is not."""
-    window: int | None
 
 
 MANY_PAIRS = 3072
@@ -96,11 +97,9 @@ def _plan_kernel(
 
 def plan_decode_attention(
     *,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
+    sequences: PagedSequences,
+    shape: AttentionShape,
     row_bytes: int,
-    num_kv_heads: int,
-    window: int | None,
     includes_new_key: bool,
     num_multiprocessors: int,
     num_programs: int | None = None,
@@ -109,25 +108,24 @@ def plan_decode_attention(
     """Plan one step's decode attention.
 
     Args:
-        rows: [batch], int32: each sequence's state row; -1 for a padded entry.
-        seq_lens: [batch], int32: keys of each sequence, that of its last token among them.
+        sequences: one token each; padded entries have no keys.
+        shape: the model's attention.
         row_bytes: bytes of a key of one head.
-        num_kv_heads: key and value heads.
-        window: most recent keys that a query sees; None for all.
         includes_new_key: whether the last token's key is in the cache already.
         num_multiprocessors: the GPU's.
         num_programs: None for as many as the GPU holds at a time.
-        can_stream: whether `attention_stream` serves such a model there.
+        can_stream: whether `stream` serves such a model there (see `stream.supports_streams`).
     """
+    rows = sequences.rows
     batch = rows.shape[0]
-    tiles = choose_decode_tiles(row_bytes, batch * num_kv_heads, can_stream=can_stream)
+    tiles = choose_decode_tiles(row_bytes, batch * shape.num_kv_heads, can_stream=can_stream)
     tile_ends = torch.empty(batch, dtype=torch.int32, device=rows.device)
     _plan_kernel[(1,)](
         rows=rows,
-        seq_lens=seq_lens,
+        seq_lens=sequences.seq_lens,
         tile_ends=tile_ends,
         batch=batch,
-        WINDOW=window or 0,
+        WINDOW=shape.window or 0,
         NEW=int(not includes_new_key and not tiles.streams),
         BLOCK_N=tiles.n,
         WIDTH=plan_width(batch),
@@ -138,7 +136,6 @@ def plan_decode_attention(
         num_programs=num_programs or num_multiprocessors * tiles.programs,
         tiles=tiles,
         includes_new_key=includes_new_key,
-        window=window,
     )
 
 

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from dodona.kernels.attention.decode import LOG2_E
+from dodona.kernels.attention.arguments import AttentionShape
 from dodona.kernels.devices import is_hopper
 
 BLOCK_M = 128
@@ -315,9 +315,7 @@ def fresh_prefill_attention(
     query_start: torch.Tensor,
     seq_lens: torch.Tensor,
     max_query_len: int,
-    num_q_heads: int,
-    num_kv_heads: int,
-    scale: float,
+    shape: AttentionShape,
     num_multiprocessors: int,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -331,9 +329,7 @@ def fresh_prefill_attention(
         seq_lens: [batch], int32: tokens of each sequence. Sequences that have more tokens than are in `qkv`
             are skipped.
         max_query_len: the most tokens of a fresh sequence, on the host.
-        num_q_heads: query heads, a multiple of `num_kv_heads`.
-        num_kv_heads: key and value heads.
-        scale: factor of the scores; positive.
+        shape: the model's attention; without a window.
         num_multiprocessors: of the device.
         out: [tokens, num_q_heads, head_size], contiguous, to write into, or None for a new one. Tokens
             outside every fresh sequence are left as they are.
@@ -341,10 +337,11 @@ def fresh_prefill_attention(
     Returns:
         `out`.
     """
-    tokens = qkv.shape[0]
-    head_size = qkv.shape[1] // (num_q_heads + 2 * num_kv_heads)
+    if shape.window is not None:
+        raise ValueError(f"shape: expected no window, got one of {shape.window} keys")
+    num_q_heads, head_size = shape.num_q_heads, shape.head_size
     if out is None:
-        out = torch.empty((tokens, num_q_heads, head_size), dtype=qkv.dtype, device=qkv.device)
+        out = torch.empty((qkv.shape[0], num_q_heads, head_size), dtype=qkv.dtype, device=qkv.device)
     num_sequences = seq_lens.shape[0]
     max_tiles = triton.cdiv(max_query_len, BLOCK_M)
     work = max_tiles * num_sequences * num_q_heads
@@ -355,12 +352,12 @@ def fresh_prefill_attention(
         query_start=query_start,
         seq_lens=seq_lens,
         out=out,
-        scale_log2=scale * LOG2_E,
+        scale_log2=shape.scale_log2,
         num_sequences=num_sequences,
         max_tiles=max_tiles,
         turns=triton.cdiv(work, programs),
         NUM_Q_HEADS=num_q_heads,
-        NUM_KV_HEADS=num_kv_heads,
+        NUM_KV_HEADS=shape.num_kv_heads,
         Q_STAGES=2,
         STAGES=2,
         num_warps=4,
@@ -369,25 +366,19 @@ def fresh_prefill_attention(
 
 
 def fresh_prefill_attention_reference(
-    qkv: torch.Tensor,
-    query_start: torch.Tensor,
-    seq_lens: torch.Tensor,
-    num_q_heads: int,
-    num_kv_heads: int,
-    scale: float,
+    qkv: torch.Tensor, query_start: torch.Tensor, seq_lens: torch.Tensor, shape: AttentionShape
 ) -> torch.Tensor:
     """`fresh_prefill_attention` in torch, one sequence after the other, in fp32; zeros for tokens outside
     every fresh sequence."""
-    tokens = qkv.shape[0]
-    heads = qkv.view(tokens, num_q_heads + 2 * num_kv_heads, -1)
-    q, k, v = heads.split([num_q_heads, num_kv_heads, num_kv_heads], dim=1)
-    k, v = (x.repeat_interleave(num_q_heads // num_kv_heads, dim=1) for x in (k, v))
+    heads = qkv.view(qkv.shape[0], -1, shape.head_size)
+    q, k, v = heads.split([shape.num_q_heads, shape.num_kv_heads, shape.num_kv_heads], dim=1)
+    k, v = (x.repeat_interleave(shape.group, dim=1) for x in (k, v))
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     starts = query_start.tolist()
     for begin, end, seq_len in zip(starts[:-1], starts[1:], seq_lens.tolist(), strict=True):
         if seq_len != end - begin or not seq_len:
             continue
-        scores = torch.einsum("mhd,nhd->hmn", q[begin:end].float(), k[begin:end].float()) * scale
+        scores = torch.einsum("mhd,nhd->hmn", q[begin:end].float(), k[begin:end].float()) * shape.scale
         hidden = torch.ones(seq_len, seq_len, dtype=torch.bool, device=q.device).triu(1)
         probabilities = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
         out[begin:end] = torch.einsum("hmn,nhd->mhd", probabilities, v[begin:end].float()).to(q.dtype)

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dodona.kernels.attention.decode import LOG2_E
+from dodona.kernels.attention.arguments import AttentionShape, PagedSequences
 
 
 @triton.jit
@@ -190,13 +190,10 @@ def paged_prefill_attention(
     *,
     q: torch.Tensor,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
+    sequences: PagedSequences,
     query_start: torch.Tensor,
-    seq_lens: torch.Tensor,
     max_query_len: int,
-    scale: float,
-    window: int | None,
+    shape: AttentionShape,
     skip_fresh: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -206,14 +203,11 @@ def paged_prefill_attention(
         q: [tokens, num_q_heads, head_size]; the last two dimensions are contiguous.
         kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_size], dtype of `q`; the chunks' own keys are
             in it.
-        block_table: [state rows, max blocks], int32: the block ids of each state row.
-        rows: [batch], int32: each sequence's state row.
+        sequences: of the batch, none of them padding; a chunk is the end of its sequence.
         query_start: [batch + 1], int32: where each sequence's queries start in `q`, and where the last ones
             end.
-        seq_lens: [batch], int32: keys of each sequence, those of the chunk among them; the chunk is its end.
         max_query_len: the longest chunk, on the host.
-        scale: factor of the scores.
-        window: most recent keys that a query sees, its own among them; None for all.
+        shape: the model's attention.
         skip_fresh: leave out sequences without context: `fresh_prefill_attention` serves them.
         out: [tokens, num_q_heads, head_size], contiguous, to write into, or None for a new one. Tokens
             outside every chunk that is served are left as they are.
@@ -221,34 +215,32 @@ def paged_prefill_attention(
     Returns:
         `out`.
     """
-    tokens, num_q_heads, head_size = q.shape
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    group = num_q_heads // num_kv_heads
+    head_size, group, block_table = shape.head_size, shape.group, sequences.block_table
     if out is None:
-        out = torch.empty((tokens, num_q_heads, head_size), dtype=q.dtype, device=q.device)
+        out = torch.empty((q.shape[0], shape.num_q_heads, head_size), dtype=q.dtype, device=q.device)
     wanted_m = triton.next_power_of_2(max_query_len * group)
     block_m, block_n, num_warps, num_stages = _tile_sizes(
         head_size * q.element_size(), wanted_m, max_query_len, _shared_memory(q.device)
     )
     block_m = max(block_m, triton.next_power_of_2(group))
-    grid = (triton.cdiv(max_query_len, block_m // group), rows.shape[0], num_kv_heads)
+    grid = (triton.cdiv(max_query_len, block_m // group), sequences.rows.shape[0], shape.num_kv_heads)
     _paged_prefill_kernel[grid](
         q=q,
         kv_cache=kv_cache,
         block_table=block_table,
-        rows=rows,
+        rows=sequences.rows,
         query_start=query_start,
-        seq_lens=seq_lens,
+        seq_lens=sequences.seq_lens,
         out=out,
-        scale_log2=scale * LOG2_E,
+        scale_log2=shape.scale_log2,
         stride_q=q.stride(0),
         stride_kv_block=kv_cache.stride(0),
         stride_table=block_table.stride(0),
         skip_fresh=int(skip_fresh),
-        WINDOW=window or 0,
+        WINDOW=shape.window or 0,
         GROUP=group,
         HEAD_SIZE=head_size,
-        BLOCK_SIZE=block_size,
+        BLOCK_SIZE=kv_cache.shape[3],
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=num_warps,
@@ -260,32 +252,30 @@ def paged_prefill_attention(
 def paged_prefill_attention_reference(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
+    sequences: PagedSequences,
     query_start: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    window: int | None,
+    shape: AttentionShape,
 ) -> torch.Tensor:
     """`paged_prefill_attention` in torch, one sequence after the other, in fp32; zeros for tokens outside
     every chunk."""
     _, _, num_kv_heads, block_size, head_size = kv_cache.shape
-    group = q.shape[1] // num_kv_heads
     out = torch.zeros_like(q)
     starts = query_start.tolist()
-    for i, (row, seq_len) in enumerate(zip(rows.tolist(), seq_lens.tolist(), strict=True)):
+    for i, (row, seq_len) in enumerate(
+        zip(sequences.rows.tolist(), sequences.seq_lens.tolist(), strict=True)
+    ):
         begin, end = starts[i], starts[i + 1]
         if begin == end:
             continue
-        blocks = block_table[row, : -(-seq_len // block_size)].long()
+        blocks = sequences.block_table[row, : -(-seq_len // block_size)].long()
         kv = kv_cache[blocks].float().permute(1, 2, 0, 3, 4).reshape(2, num_kv_heads, -1, head_size)
-        k, v = kv[:, :, :seq_len].repeat_interleave(group, dim=1)
+        k, v = kv[:, :, :seq_len].repeat_interleave(shape.group, dim=1)
         key_position = torch.arange(seq_len, device=q.device)
         query_position = torch.arange(seq_len - (end - begin), seq_len, device=q.device)[:, None]
         seen = key_position <= query_position
-        if window:
-            seen &= key_position > query_position - window
-        scores = torch.einsum("mhd,hnd->hmn", q[begin:end].float(), k) * scale
+        if shape.window:
+            seen &= key_position > query_position - shape.window
+        scores = torch.einsum("mhd,hnd->hmn", q[begin:end].float(), k) * shape.scale
         probabilities = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
         out[begin:end] = torch.einsum("hmn,hnd->mhd", probabilities, v).to(q.dtype)
     return out

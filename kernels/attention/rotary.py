@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, QKNorm
+
 
 @triton.jit
 def _qk_norm_rope_kv_write_kernel(
@@ -92,14 +94,10 @@ def _qk_norm_rope_kv_write_kernel(
 def qk_norm_rope_kv_write(
     *,
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    cos_sin: torch.Tensor,
+    tokens: NewTokens,
+    norm: QKNorm | None,
     kv_cache: torch.Tensor,
-    num_q_heads: int,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
+    shape: AttentionShape,
     keys_in_place: bool = False,
 ) -> torch.Tensor:
     """Normalise and rotate queries in place; normalise and rotate keys, and write keys and values to their
@@ -112,82 +110,71 @@ def qk_norm_rope_kv_write(
             query part is overwritten, and the key part where `keys_in_place`; the rest is left as it was.
             All of a token without a slot becomes zeros: attention reads tiles that reach past a sequence's
             end, and what padding comes to be, layer after layer, need not be finite.
-        positions: [tokens], int32 or int64: each token's position in its sequence.
-        slots: [tokens], int32: block id * block_size + offset in the block, or -1: then nothing is written to
-            the cache for the token.
-        cos_sin: [max positions, head_size], float32: cosines in the first half of a row, sines in the second.
+        tokens: where they are in their sequences and in the cache.
+        norm: the layer's norm of queries and keys; None where the model has none.
         kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_size], contiguous after the first dimension,
             dtype of `qkv`.
-        num_q_heads: query heads.
-        q_weight: [head_size], the query norm's weight, or None for no query and key norms.
-        k_weight: [head_size], the key norm's weight; None exactly where `q_weight` is.
-        eps: the norms' epsilon.
+        shape: the model's attention.
         keys_in_place: also overwrite the keys in `qkv`, for `fresh_prefill_attention`.
 
     Returns:
         The query part: a view [tokens, num_q_heads, head_size] of `qkv`.
     """
-    tokens = qkv.shape[0]
-    _, _, num_kv_heads, block_size, head_size = kv_cache.shape
-    num_heads = num_q_heads + 2 * num_kv_heads
+    num_tokens, head_size = qkv.shape[0], shape.head_size
+    num_heads = shape.num_q_heads + 2 * shape.num_kv_heads
     heads_per_program = min(triton.next_power_of_2(num_heads), max(1, 1024 // head_size))
-    _qk_norm_rope_kv_write_kernel[(tokens, triton.cdiv(num_heads, heads_per_program))](
+    _qk_norm_rope_kv_write_kernel[(num_tokens, triton.cdiv(num_heads, heads_per_program))](
         qkv=qkv,
-        q_weight=q_weight,
-        k_weight=k_weight,
-        cos_sin=cos_sin,
-        positions=positions,
-        slots=slots,
+        q_weight=None if norm is None else norm.q_weight,
+        k_weight=None if norm is None else norm.k_weight,
+        cos_sin=tokens.cos_sin,
+        positions=tokens.positions,
+        slots=tokens.slots,
         kv_cache=kv_cache,
         stride_kv_block=kv_cache.stride(0),
-        eps=eps,
-        NUM_Q_HEADS=num_q_heads,
-        NUM_KV_HEADS=num_kv_heads,
+        eps=0.0 if norm is None else norm.eps,
+        NUM_Q_HEADS=shape.num_q_heads,
+        NUM_KV_HEADS=shape.num_kv_heads,
         HEAD_SIZE=head_size,
-        BLOCK_SIZE=block_size,
-        HAS_QK_NORM=q_weight is not None,
+        BLOCK_SIZE=kv_cache.shape[3],
+        HAS_QK_NORM=norm is not None,
         KEYS_IN_PLACE=keys_in_place,
         HEADS_PER_PROGRAM=heads_per_program,
         num_warps=4,
     )
-    return qkv.view(tokens, num_heads, head_size)[:, :num_q_heads]
+    return qkv.view(num_tokens, num_heads, head_size)[:, : shape.num_q_heads]
 
 
 def qk_norm_rope_kv_write_reference(
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    cos_sin: torch.Tensor,
+    tokens: NewTokens,
+    norm: QKNorm | None,
     kv_cache: torch.Tensor,
-    num_q_heads: int,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
+    shape: AttentionShape,
     keys_in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`qk_norm_rope_kv_write` in torch: (queries, new KV cache), nothing in place; a token without a slot has
     zeros. Where `keys_in_place`, (queries and keys along dimension 1, new KV cache)."""
-    tokens = qkv.shape[0]
-    _, _, num_kv_heads, block_size, head_size = kv_cache.shape
-    heads = qkv.view(tokens, -1, head_size)
-    q, k, v = heads.split([num_q_heads, num_kv_heads, num_kv_heads], dim=1)
-
-    def norm(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        x = x.float()
-        if weight is None:
-            return x
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+    block_size = kv_cache.shape[3]
+    heads = qkv.view(qkv.shape[0], -1, shape.head_size)
+    q, k, v = heads.split([shape.num_q_heads, shape.num_kv_heads, shape.num_kv_heads], dim=1)
+    q, k = q.float(), k.float()
+    if norm is not None:
+        q, k = (
+            x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * weight.float()
+            for x, weight in ((q, norm.q_weight), (k, norm.k_weight))
+        )
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
-        cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+        cos, sin = tokens.cos_sin[tokens.positions.long()].unsqueeze(1).chunk(2, dim=-1)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(qkv.dtype)
 
-    live = slots >= 0
-    overwritten = rotate(norm(q, q_weight)).masked_fill(~live[:, None, None], 0)
-    keys = rotate(norm(k, k_weight))
+    live = tokens.slots >= 0
+    overwritten = rotate(q).masked_fill(~live[:, None, None], 0)
+    keys = rotate(k)
     cache = kv_cache.clone()
-    slot = slots[live].long()
+    slot = tokens.slots[live].long()
     cache[slot // block_size, 0, :, slot % block_size] = keys[live]
     cache[slot // block_size, 1, :, slot % block_size] = v[live]
     if keys_in_place:

@@ -1,4 +1,4 @@
-"""Decode attention as one stream of keys and values: `attention_decode` for GPUs with asynchronous copies.
+"""Decode attention as one stream of keys and values, for GPUs with asynchronous copies.
 
 What a program has to read, over all the sequences it shares in, is one sequence of tiles, and tiles are
 copied to a ring in shared memory several ahead of their use. Where a sequence ends, the copies of the next

@@ -1,9 +1,10 @@
-"""The output projection of one token, which weighs the parts that attention leaves (see `attention_few`).
+"""The output projection of one token, which also weighs the parts that attention leaves (see
+`attention.splits`).
 
     residual + attended @ weight.T
 
-Every program weighs all parts for itself: they are some kilobytes in the L2 cache, and the one round trip
-that reading them takes is that of reading the attended vector.
+Every program weighs all parts for itself. They are some kilobytes in the L2 cache, and reading them takes one
+round trip, as reading the attended vector would.
 """
 
 # ruff: noqa: RUF005 - kernels can't unpack tuples
@@ -13,20 +14,15 @@ import torch
 import triton
 import triton.language as tl
 
-from dodona.kernels.attention.decode import LOG2_E
-from dodona.kernels.attention.few import (
-    NO_SCORE,
-    AttentionParts,
-    split_keys,
-    split_weights,
-)
+from dodona.kernels.attention.arguments import LOG2_E
+from dodona.kernels.attention.splits import NO_SCORE, AttentionParts, split_keys, split_weights
 from dodona.kernels.dependent_launch import (
     launch_options,
     let_next_start,
     supports_dependent_launch,
     wait_for_inputs,
 )
-from dodona.kernels.linear.fused_linear import as_words, first_of, second_of
+from dodona.kernels.linear.single_token_linear import as_words, first_of, second_of
 
 LARGEST_ATTENDED = 4096
 """Bytes of an attended vector up to which its parts fit in registers beside the weights."""
@@ -97,12 +93,12 @@ def attended_linear(
     n: int = 8,
     num_warps: int = 8,
 ) -> torch.Tensor:
-    """`residual + attended @ weight.T` of one sequence, where `attended` is what its parts weigh up to.
+    """`residual + attended @ weight.T` of one sequence, where `attended` is the weighed sum of its parts.
 
     Args:
         parts: of a batch of one.
         weight: [columns, num_q_heads * head_size], contiguous, dtype of the parts.
-        residual: [1, columns], contiguous: overwritten by the sum, and it is what returns.
+        residual: [1, columns], contiguous: overwritten by the sum, and returned.
         n: output columns per program.
         num_warps: warps per program.
 
@@ -118,8 +114,8 @@ def attended_linear(
     _attended_linear_kernel[(triton.cdiv(columns, n),)](
         parts=as_words(parts.values, pairs),
         parts_lse=parts.lse,
-        rows=parts.rows,
-        seq_lens=parts.seq_lens,
+        rows=parts.sequences.rows,
+        seq_lens=parts.sequences.seq_lens,
         weight=as_words(weight, pairs),
         residual=residual,
         N=columns,
@@ -142,7 +138,7 @@ def attended_linear_reference(
     parts: AttentionParts, weight: torch.Tensor, residual: torch.Tensor
 ) -> torch.Tensor:
     """`attended_linear` in torch, in fp32; nothing in place."""
-    row, seq_len = int(parts.rows[0]), int(parts.seq_lens[0])
+    row, seq_len = int(parts.sequences.rows[0]), int(parts.sequences.seq_lens[0])
     end = max(0, seq_len - 1) if row >= 0 else 0
     tiles = -(-min(end, parts.window - 1 if parts.window else end) // parts.tile)
     per_split = max(1, -(-tiles // parts.values.shape[2]))

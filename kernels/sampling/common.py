@@ -5,7 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOGIT_CAP = tl.constexpr(1e30)
+from dodona.kernels.sampling import reference
+
+LOGIT_CAP = tl.constexpr(reference.LOGIT_CAP)
 NOTHING = tl.constexpr(float("-inf"))
 
 WIDE_BLOCK = 4096

@@ -1,6 +1,6 @@
 """Drawing a token per row: temperature, Gumbel noise and argmax in one pass over the logits.
 
-The noise is a pure function of (seed, position, token); `dodona.runners.sampling.reference` describes it. Two
+The noise is a pure function of (seed, position, token); `reference.gumbel_noise` defines it. Two
 launches: blocks of the vocabulary, then a reduction over a row's blocks, which can also end the step. Both
 read only device tensors, so they can be captured in a graph.
 """
@@ -19,8 +19,8 @@ from dodona.kernels.dependent_launch import (
     supports_dependent_launch,
     wait_for_inputs,
 )
+from dodona.kernels.sampling import reference
 from dodona.kernels.sampling.common import load_scores, vocab_block
-from dodona.runners.sampling import reference as sampling
 
 
 def gumbel_sample(
@@ -160,11 +160,11 @@ def gumbel_sample_reference(
     """What `gumbel_sample` computes, in plain torch."""
     state = idx_mapping.long()
     inverse = inverse_temperatures[state]
-    scores = sampling.sanitize(logits)
+    scores = reference.sanitize(logits)
     if cuts is not None:
         drawn = (scores * inverse[:, None] >= cuts[:, None]) | (inverse == 0)[:, None]
         scores = scores.masked_fill(~drawn, -torch.inf)
-    tokens = sampling.gumbel_argmax(scores, inverse, seeds[state], positions.long(), fallback[state])
+    tokens = reference.gumbel_argmax(scores, inverse, seeds[state], positions.long(), fallback[state])
     return tokens.int()
 
 

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dodona.kernels.sampling import reference
 from dodona.kernels.sampling.common import load_scores, order_keys, vocab_block
-from dodona.runners.sampling import reference as sampling
 
 MOST_BY_KERNEL = 64
 """Up to this many best tokens are picked one after another in the kernel; beyond it torch's top-k does it."""
@@ -83,7 +83,7 @@ def _logprobs(
     best = keys
     if top_n > picked:
         chosen = logits if rows is None else logits[rows.long()]
-        best = torch.topk(sampling.order_keys(sampling.sanitize(chosen)), top_n, dim=1).values
+        best = torch.topk(reference.order_keys(reference.sanitize(chosen)), top_n, dim=1).values
     _logprob_reduce_kernel[(m,)](
         logits, logits.stride(0), rows, token_ids, partial, best, ids, logprobs, ranks, m, num_blocks,
         top_n, num_blocks * picked if picked else top_n,
@@ -104,13 +104,8 @@ def token_logprobs_reference(
     """What `token_logprobs` computes, in plain torch."""
     if rows is not None:
         logits, token_ids = logits[rows.long()], token_ids[rows.long()]
-    entries = sampling.token_logprobs(logits, token_ids.long(), top_n)
-    device = logits.device
-    return LogprobTensors(
-        torch.tensor([e.token_ids for e in entries], dtype=torch.int32, device=device),
-        torch.tensor([e.logprobs for e in entries], dtype=torch.float32, device=device),
-        torch.tensor([e.rank for e in entries], dtype=torch.int32, device=device),
-    )
+    ids, logprobs, ranks = reference.logprobs_and_ranks(logits, token_ids.long(), top_n)
+    return LogprobTensors(ids.int(), logprobs, ranks.int())
 
 
 def given_logprobs_reference(logits: Tensor, *, rows: Tensor, token_ids: Tensor) -> LogprobTensors:

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dodona.kernels.sampling import reference
 from dodona.kernels.sampling.common import load_scores, vocab_block
-from dodona.runners.sampling import reference as sampling
 
 NO_TOKEN = -1
 """Fills the unused places of id tables."""
@@ -72,7 +72,7 @@ def prepare_scores_reference(
     is_restricted: Tensor | None = None,
 ) -> Tensor:
     """What `prepare_scores` computes, in plain torch."""
-    scores = sampling.sanitize(logits)
+    scores = reference.sanitize(logits)
     if allowed_bits is None or is_restricted is None:
         return scores
     state = idx_mapping.long()

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dodona.kernels.sampling import reference
 from dodona.kernels.sampling.common import LOGIT_CAP, vocab_block
 from dodona.kernels.sampling.masks import unpack_token_bits
-from dodona.runners.sampling import reference as sampling
 
 
 def apply_penalties(
@@ -37,7 +37,7 @@ def apply_penalties(
         idx_mapping: [n] integer, state row of each batch row.
         is_penalized: [rows] integer; rows with 0 are left alone.
         repetition, frequency, presence: [rows] fp32.
-        prompt_bits: [rows, ceil(vocab / 32)] int32, see `sampling_masks.pack_token_bits`.
+        prompt_bits: [rows, ceil(vocab / 32)] int32, see `masks.pack_token_bits`.
         output_counts: [rows, vocab] int16 or int32.
     """
     n, vocab = scores.shape
@@ -66,7 +66,7 @@ def apply_penalties_reference(
     counts = output_counts[state].float()
     seen = unpack_token_bits(prompt_bits[state], scores.shape[1]) | (counts > 0)
     factor = repetition[state, None]
-    repeated = torch.where(scores > 0, scores / factor, scores * factor).clamp(max=sampling.LOGIT_CAP)
+    repeated = torch.where(scores > 0, scores / factor, scores * factor).clamp(max=reference.LOGIT_CAP)
     result = torch.where(seen, repeated, scores)
     result = result - frequency[state, None] * counts - presence[state, None] * (counts > 0)
     scores.copy_(torch.where(is_penalized[state, None] != 0, result, scores))

@@ -15,8 +15,8 @@ from dodona.oracle.systems.own.facts import (
     resolved_quantization,
     resolved_runner_type,
 )
+from dodona.runners.v2.models.registry import MODEL_FAMILIES
 
-ARCHITECTURES = ("Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 HEAD_SIZES = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ROPE_TYPES = ("default", "llama3")
@@ -97,7 +97,7 @@ def _machine(device: str, environment: Environment, capability: int | None) -> d
 def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, bool]:
     kinds = set(model.layer_kinds)
     return {
-        "architecture": not set(model.architectures) & set(ARCHITECTURES),
+        "architecture": not set(model.architectures) & MODEL_FAMILIES.keys(),
         "generate": resolved_runner_type(config, model) != "generate",
         "head-size": model.head_size not in HEAD_SIZES,
         "query-groups": model.num_queries_per_kv is None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
 from dodona.kernels.attention.decode import (
     decode_attention_from_qkv,
     paged_decode_attention,
@@ -21,7 +22,8 @@ from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
 
 
 def make_cache(seq_lens, num_kv_heads, head_size, block_size, dtype, device, generator):
-    """A cache whose blocks are handed out in random order to state rows in random order."""
+    """A cache whose blocks are handed out in random order to state rows in random order: the cache, and the
+    sequences."""
     per_row = [-(-max(n, 1) // block_size) for n in seq_lens]
     num_blocks = sum(per_row) + 3
     shape = (num_blocks, 2, num_kv_heads, block_size, head_size)
@@ -36,14 +38,30 @@ def make_cache(seq_lens, num_kv_heads, head_size, block_size, dtype, device, gen
         used += count
     unused = order[used:].long()
     kv_cache[unused] = float("nan")
-    return kv_cache, table, rows, torch.tensor(seq_lens, dtype=torch.int32, device=device)
+    lens = torch.tensor(seq_lens, dtype=torch.int32, device=device)
+    return kv_cache, PagedSequences(table, rows, lens)
 
 
-def make_plan(case, window, num_programs, *, includes_new_key=True):
-    """A plan for the keys of `case["kv_cache"]`."""
+def make_new_tokens(sequences, block_size, head_size, max_len, device, generator):
+    """Each sequence's last token, and angles of positions below `max_len`; padded entries have no slot."""
+    rows, positions = sequences.rows, sequences.seq_lens - 1
+    blocks = sequences.block_table[rows.clamp(min=0).long(), (positions // block_size).long()]
+    slots = torch.where(rows >= 0, blocks * block_size + positions % block_size, -1).int()
+    cos_sin = torch.randn(max_len, head_size, generator=generator, device=device)
+    return NewTokens(positions, slots, cos_sin)
+
+
+def make_norm(head_size, dtype, device, generator):
+    """Norm weights between 0.5 and 1.5."""
+    weights = [torch.rand(head_size, generator=generator, device=device).to(dtype) + 0.5 for _ in range(2)]
+    return QKNorm(*weights, eps=1e-6)
+
+
+def make_plan(case, num_programs, *, includes_new_key=True):
+    """A plan for the sequences and the shape of `case`."""
     return plan_decode_attention(
-        rows=case["rows"], seq_lens=case["seq_lens"], row_bytes=512, num_kv_heads=1, window=window,
-        includes_new_key=includes_new_key, num_multiprocessors=1, num_programs=num_programs,
+        sequences=case["sequences"], shape=case["shape"], row_bytes=512, includes_new_key=includes_new_key,
+        num_multiprocessors=1, num_programs=num_programs,
     )  # fmt: skip
 
 
@@ -52,7 +70,9 @@ def make_plan(case, window, num_programs, *, includes_new_key=True):
 def test_plans_count_the_tiles_that_are_seen(window, includes_new_key, device):
     rows = torch.tensor([5, 0, -1, 3, 2, 7], dtype=torch.int32, device=device)
     lens = torch.tensor([1, 16, 99, 17, 1000, 0], dtype=torch.int32, device=device)
-    plan = make_plan({"rows": rows, "seq_lens": lens}, window, 3, includes_new_key=includes_new_key)
+    table = torch.empty((8, 0), dtype=torch.int32, device=device)
+    case = {"sequences": PagedSequences(table, rows, lens), "shape": AttentionShape(1, 1, 128, 1.0, window)}
+    plan = make_plan(case, 3, includes_new_key=includes_new_key)
     assert plan.tile_ends.tolist() == plan_reference(rows, lens, plan.tiles.n, window, includes_new_key)
 
 
@@ -66,42 +86,37 @@ def test_decode_agrees_with_torch(
     num_q_heads, num_kv_heads, head_size, window, num_programs, dtype, device, tolerance, generator
 ):
     seq_lens = [1, 150, 64, 17, 900]
-    kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
+    kv_cache, sequences = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
     q = torch.randn(5, num_q_heads, head_size, generator=generator, device=device).to(dtype)
-    case = {
-        "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "seq_lens": lens,
-        "scale": head_size**-0.5,
-    }  # fmt: skip
-    actual = paged_decode_attention(**case, plan=make_plan(case, window, num_programs))
-    torch.testing.assert_close(actual, paged_decode_attention_reference(**case, window=window), **tolerance)
+    shape = AttentionShape(num_q_heads, num_kv_heads, head_size, head_size**-0.5, window)
+    case = {"q": q, "kv_cache": kv_cache, "sequences": sequences, "shape": shape}
+    actual = paged_decode_attention(**case, plan=make_plan(case, num_programs))
+    torch.testing.assert_close(actual, paged_decode_attention_reference(**case), **tolerance)
 
 
 @pytest.mark.parametrize("num_programs", [1, 8])
 def test_padded_decode_entries_are_zero(num_programs, device, generator):
-    kv_cache, table, rows, lens = make_cache([40, 9], 2, 32, 16, torch.float32, device, generator)
-    rows[1] = -1
+    kv_cache, sequences = make_cache([40, 9], 2, 32, 16, torch.float32, device, generator)
+    sequences.rows[1] = -1
     q = torch.randn(2, 4, 32, generator=generator, device=device)
     q[1] = float("nan")
-    case = {
-        "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "seq_lens": lens,
-        "scale": 0.2,
-    }  # fmt: skip
-    actual = paged_decode_attention(**case, plan=make_plan(case, None, num_programs))
-    expected = paged_decode_attention_reference(**case, window=None)
+    case = {"q": q, "kv_cache": kv_cache, "sequences": sequences, "shape": AttentionShape(4, 2, 32, 0.2)}
+    actual = paged_decode_attention(**case, plan=make_plan(case, num_programs))
+    expected = paged_decode_attention_reference(**case)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert (actual[1] == 0).all()
 
 
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_decode_block_sizes(block_size, device, generator):
-    kv_cache, table, rows, lens = make_cache([130, 5], 1, 64, block_size, torch.float32, device, generator)
+    kv_cache, sequences = make_cache([130, 5], 1, 64, block_size, torch.float32, device, generator)
     case = {
         "q": torch.randn(2, 7, 64, generator=generator, device=device), "kv_cache": kv_cache,
-        "block_table": table, "rows": rows, "seq_lens": lens, "scale": 0.125,
+        "sequences": sequences, "shape": AttentionShape(7, 1, 64, 0.125),
     }  # fmt: skip
     torch.testing.assert_close(
-        paged_decode_attention(**case, plan=make_plan(case, None, 2)),
-        paged_decode_attention_reference(**case, window=None),
+        paged_decode_attention(**case, plan=make_plan(case, 2)),
+        paged_decode_attention_reference(**case),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -115,29 +130,22 @@ def test_decode_from_qkv_agrees_with_the_separate_steps(
     num_q_heads, num_kv_heads, head_size, norm, window, num_programs, dtype, device, tolerance, generator
 ):
     seq_lens = [1, 150, 64, 17, 600, 33]
-    kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
-    rows[3] = -1  # padding
-    count, positions = len(seq_lens), lens - 1
-    slots = torch.where(
-        rows >= 0, table[rows.clamp(min=0).long(), (positions // 16).long()] * 16 + positions % 16, -1
-    ).int()
+    kv_cache, sequences = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
+    sequences.rows[3] = -1  # padding
+    count = len(seq_lens)
+    shape = AttentionShape(num_q_heads, num_kv_heads, head_size, head_size**-0.5, window)
     qkv = torch.randn(count, (num_q_heads + 2 * num_kv_heads) * head_size, generator=generator, device=device)
-    weights = [torch.rand(head_size, generator=generator, device=device).to(dtype) + 0.5 for _ in range(2)]
     before = {
-        "qkv": qkv.to(dtype), "positions": positions, "slots": slots, "num_q_heads": num_q_heads,
-        "cos_sin": torch.randn(700, head_size, generator=generator, device=device),
-        "q_weight": weights[0] if norm else None, "k_weight": weights[1] if norm else None, "eps": 1e-6,
+        "qkv": qkv.to(dtype), "norm": make_norm(head_size, dtype, device, generator) if norm else None,
+        "tokens": make_new_tokens(sequences, 16, head_size, 700, device, generator),
+        "kv_cache": kv_cache, "shape": shape,
     }  # fmt: skip
-    attend = {
-        "block_table": table, "rows": rows, "seq_lens": lens, "scale": head_size**-0.5
-    }  # fmt: skip
-    queries, expected_cache = qk_norm_rope_kv_write_reference(**before, kv_cache=kv_cache)
-    expected = paged_decode_attention_reference(queries, expected_cache, **attend, window=window)
+    queries, expected_cache = qk_norm_rope_kv_write_reference(**before)
+    expected = paged_decode_attention_reference(queries, expected_cache, sequences, shape)
     arrivals = torch.zeros(count * num_kv_heads, dtype=torch.int32, device=device)
-    actual = decode_attention_from_qkv(
-        **before, **attend, kv_cache=kv_cache, arrivals=arrivals,
-        plan=make_plan(attend, window, num_programs, includes_new_key=False),
-    )  # fmt: skip
+    case = before | {"sequences": sequences}
+    plan = make_plan(case, num_programs, includes_new_key=False)
+    actual = decode_attention_from_qkv(**case, arrivals=arrivals, plan=plan)
     torch.testing.assert_close(actual, expected, **tolerance)
     torch.testing.assert_close(kv_cache, expected_cache, equal_nan=True, **tolerance)
     assert not arrivals.any()
@@ -154,26 +162,24 @@ def test_prefill_agrees_with_torch(
     # (cached or earlier tokens, chunk): a whole prompt, a chunk after a prefix, one token, an unaligned pair.
     contexts, chunks = [0, 100, 33, 7], [70, 40, 1, 13]
     seq_lens = [a + b for a, b in zip(contexts, chunks, strict=True)]
-    kv_cache, table, rows, lens = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
+    kv_cache, sequences = make_cache(seq_lens, num_kv_heads, head_size, 16, dtype, device, generator)
     starts = torch.tensor([0, *torch.tensor(chunks).cumsum(0).tolist()], dtype=torch.int32, device=device)
     q = torch.randn(sum(chunks), num_q_heads, head_size, generator=generator, device=device).to(dtype)
-    case = {
-        "q": q, "kv_cache": kv_cache, "block_table": table, "rows": rows, "query_start": starts,
-        "seq_lens": lens, "scale": head_size**-0.5, "window": window,
-    }  # fmt: skip
+    shape = AttentionShape(num_q_heads, num_kv_heads, head_size, head_size**-0.5, window)
+    case = {"q": q, "kv_cache": kv_cache, "sequences": sequences, "query_start": starts, "shape": shape}
     actual = paged_prefill_attention(**case, max_query_len=max(chunks))
     torch.testing.assert_close(actual, paged_prefill_attention_reference(**case), **tolerance)
 
 
 def test_prefill_is_scaled_dot_product_attention(device, generator):
-    kv_cache, table, rows, lens = make_cache([50], 2, 32, 16, torch.float32, device, generator)
+    kv_cache, sequences = make_cache([50], 2, 32, 16, torch.float32, device, generator)
     q = torch.randn(50, 4, 32, generator=generator, device=device)
     actual = paged_prefill_attention(
-        q=q, kv_cache=kv_cache, block_table=table, rows=rows,
+        q=q, kv_cache=kv_cache, sequences=sequences,
         query_start=torch.tensor([0, 50], dtype=torch.int32, device=device),
-        seq_lens=lens, max_query_len=50, scale=32**-0.5, window=None,
+        max_query_len=50, shape=AttentionShape(4, 2, 32, 32**-0.5),
     )  # fmt: skip
-    blocks = table[rows[0].item(), :4].long()
+    blocks = sequences.block_table[sequences.rows[0].item(), :4].long()
     k, v = kv_cache[blocks].permute(1, 2, 0, 3, 4).reshape(2, 1, 2, 64, 32)[:, :, :, :50]
     expected = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(0, 1)[None], k, v, is_causal=True, enable_gqa=True
@@ -182,12 +188,12 @@ def test_prefill_is_scaled_dot_product_attention(device, generator):
 
 
 def test_prefill_leaves_other_tokens_of_out_alone(device, generator):
-    kv_cache, table, rows, lens = make_cache([9], 1, 16, 16, torch.float32, device, generator)
+    kv_cache, sequences = make_cache([9], 1, 16, 16, torch.float32, device, generator)
     out = torch.full((12, 2, 16), 7.0, device=device)
     paged_prefill_attention(
-        q=torch.randn(12, 2, 16, generator=generator, device=device), kv_cache=kv_cache, block_table=table,
-        rows=rows, query_start=torch.tensor([2, 11], dtype=torch.int32, device=device), seq_lens=lens,
-        max_query_len=9, scale=0.25, window=None, out=out,
+        q=torch.randn(12, 2, 16, generator=generator, device=device), kv_cache=kv_cache,
+        sequences=sequences, query_start=torch.tensor([2, 11], dtype=torch.int32, device=device),
+        max_query_len=9, shape=AttentionShape(2, 1, 16, 0.25), out=out,
     )  # fmt: skip
     assert (out[:2] == 7).all()
     assert (out[11:] == 7).all()

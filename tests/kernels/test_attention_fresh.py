@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dodona.kernels.attention.arguments import AttentionShape
 from dodona.kernels.attention.fresh import (
     fresh_prefill_attention,
     fresh_prefill_attention_reference,
@@ -31,8 +32,8 @@ def fresh_case(starts, seq_lens, num_q_heads, num_kv_heads, head_size, dtype, ge
         "qkv": torch.randn(tokens, width, generator=generator, device=device).to(dtype),
         "query_start": starts,
         "seq_lens": torch.tensor(seq_lens, dtype=torch.int32, device=device),
-        "num_q_heads": num_q_heads, "num_kv_heads": num_kv_heads, "scale": head_size**-0.5,
-    }  # fmt: skip
+        "shape": AttentionShape(num_q_heads, num_kv_heads, head_size, head_size**-0.5),
+    }
 
 
 def launch(case, max_query_len, out):
@@ -46,7 +47,7 @@ def launch(case, max_query_len, out):
 
 
 def poisoned(case, head_size):
-    shape = (case["qkv"].shape[0], case["num_q_heads"], head_size)
+    shape = (case["qkv"].shape[0], case["shape"].num_q_heads, head_size)
     return torch.full(shape, float("nan"), dtype=case["qkv"].dtype, device=case["qkv"].device)
 
 
@@ -97,17 +98,17 @@ def test_both_kernels_together_serve_a_mixed_batch(head_size, hopper, generator)
     seq_lens = [a + b for a, b in zip(contexts, lengths, strict=True)]
     starts = starts_of(lengths, hopper)
     case = fresh_case(starts, seq_lens, 8, 4, head_size, torch.bfloat16, generator)
-    kv_cache, table, rows, lens = make_cache(seq_lens, 4, head_size, 16, torch.bfloat16, hopper, generator)
+    kv_cache, sequences = make_cache(seq_lens, 4, head_size, 16, torch.bfloat16, hopper, generator)
     heads = case["qkv"].view(case["qkv"].shape[0], 16, head_size)
-    for i, row in enumerate(rows.tolist()):
+    for i, row in enumerate(sequences.rows.tolist()):
         position = torch.arange(contexts[i], seq_lens[i], device=hopper)
-        block = table[row, position // 16].long()
+        block = sequences.block_table[row, position // 16].long()
         mine = heads[starts[i] : starts[i + 1]]
         kv_cache[block, 0, :, position % 16] = mine[:, 8:12]
         kv_cache[block, 1, :, position % 16] = mine[:, 12:]
     paged = {
-        "q": heads[:, :8], "kv_cache": kv_cache, "block_table": table, "rows": rows, "query_start": starts,
-        "seq_lens": lens, "scale": case["scale"], "window": None,
+        "q": heads[:, :8], "kv_cache": kv_cache, "sequences": sequences, "query_start": starts,
+        "shape": case["shape"],
     }  # fmt: skip
     out = launch(case, 300, poisoned(case, head_size))
     for i, context in enumerate(contexts):
@@ -120,12 +121,11 @@ def test_both_kernels_together_serve_a_mixed_batch(head_size, hopper, generator)
 def test_the_paged_kernel_skips_fresh_sequences(contexts, device, generator):
     lengths = [20, 40, 1, 13]
     seq_lens = [a + b for a, b in zip(contexts, lengths, strict=True)]
-    kv_cache, table, rows, lens = make_cache(seq_lens, 2, 32, 16, torch.float32, device, generator)
+    kv_cache, sequences = make_cache(seq_lens, 2, 32, 16, torch.float32, device, generator)
     starts = starts_of(lengths, device)
     case = {
         "q": torch.randn(sum(lengths), 4, 32, generator=generator, device=device), "kv_cache": kv_cache,
-        "block_table": table, "rows": rows, "query_start": starts, "seq_lens": lens, "scale": 0.2,
-        "window": None,
+        "sequences": sequences, "query_start": starts, "shape": AttentionShape(4, 2, 32, 0.2),
     }  # fmt: skip
     out = torch.full((sum(lengths), 4, 32), 7.0, device=device)
     paged_prefill_attention(**case, max_query_len=40, skip_fresh=True, out=out)
@@ -153,6 +153,15 @@ def test_the_reference_is_scaled_dot_product_attention(device, generator):
 )
 def test_other_models_are_not_supported(dtype, head_size, window, device):
     assert not supports_fresh_prefill(device=device, dtype=dtype, head_size=head_size, window=window)
+
+
+def test_a_window_is_refused(device):
+    with pytest.raises(ValueError, match="expected no window, got one of 64 keys"):
+        fresh_prefill_attention(
+            qkv=torch.zeros(5, 8 * 64, device=device), query_start=starts_of([5], device),
+            seq_lens=torch.tensor([5], dtype=torch.int32, device=device), max_query_len=5,
+            shape=AttentionShape(4, 2, 64, 0.125, window=64), num_multiprocessors=1,
+        )  # fmt: skip
 
 
 def test_a_cpu_is_not_supported():

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from dodona.kernels.attention.arguments import AttentionShape
 from dodona.kernels.attention.decode import (
     decode_attention_from_qkv,
     paged_decode_attention,
@@ -15,7 +16,7 @@ from dodona.kernels.attention.decode import (
 from dodona.kernels.attention.decode_plan import plan_decode_attention
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
 from dodona.kernels.attention.stream import supports_streams
-from tests.kernels.test_attention import make_cache
+from tests.kernels.test_attention import make_cache, make_new_tokens, make_norm
 
 LENGTHS = [
     [1, 150, 64, 17, 900, 33],
@@ -27,11 +28,10 @@ LENGTHS = [
 SHAPES = [(16, 8, 128), (32, 8, 128), (3, 1, 128), (14, 2, 64), (4, 4, 64)]
 
 
-def stream_plan(case, head_size, num_kv_heads, window, num_programs, *, includes_new_key):
+def stream_plan(sequences, shape, num_programs, *, includes_new_key):
     plan = plan_decode_attention(
-        rows=case["rows"], seq_lens=case["seq_lens"], row_bytes=2 * head_size, num_kv_heads=num_kv_heads,
-        window=window, includes_new_key=includes_new_key, num_multiprocessors=132, num_programs=num_programs,
-        can_stream=True,
+        sequences=sequences, shape=shape, row_bytes=2 * shape.head_size, includes_new_key=includes_new_key,
+        num_multiprocessors=132, num_programs=num_programs, can_stream=True,
     )  # fmt: skip
     assert plan.tiles.streams
     return plan
@@ -47,37 +47,33 @@ def test_agrees_with_the_separate_steps(
     lengths, num_q_heads, num_kv_heads, head_size, half, window, norm, hopper, generator
 ):
     block_size = 16 if num_kv_heads > 1 else 64
-    kv_cache, table, rows, lens = make_cache(
-        lengths, num_kv_heads, head_size, block_size, half, hopper, generator
-    )
+    kv_cache, sequences = make_cache(lengths, num_kv_heads, head_size, block_size, half, hopper, generator)
     if len(lengths) > 3:
-        rows[3] = -1  # padding
-    count, positions = len(lengths), lens - 1
-    blocks = table[rows.clamp(min=0).long(), (positions // block_size).long()]
-    slots = torch.where(rows >= 0, blocks * block_size + positions % block_size, -1).int()
+        sequences.rows[3] = -1  # padding
+    count = len(lengths)
     width = (num_q_heads + 2 * num_kv_heads) * head_size
     qkv = torch.randn(count, width, generator=generator, device=hopper).to(half)
-    weights = [torch.rand(head_size, generator=generator, device=hopper).to(half) + 0.5 for _ in range(2)]
+    shape = AttentionShape(num_q_heads, num_kv_heads, head_size, head_size**-0.5, window)
     before = {
-        "qkv": qkv, "positions": positions, "slots": slots, "num_q_heads": num_q_heads,
-        "cos_sin": torch.randn(max(lengths), head_size, generator=generator, device=hopper),
-        "q_weight": weights[0] if norm else None, "k_weight": weights[1] if norm else None, "eps": 1e-6,
+        "qkv": qkv, "norm": make_norm(head_size, half, hopper, generator) if norm else None, "shape": shape,
+        "tokens": make_new_tokens(sequences, block_size, head_size, max(lengths), hopper, generator),
     }  # fmt: skip
-    attend = {"block_table": table, "rows": rows, "seq_lens": lens, "scale": head_size**-0.5}
     queries, expected_cache = qk_norm_rope_kv_write_reference(**before, kv_cache=kv_cache)
-    expected = paged_decode_attention_reference(queries, expected_cache, **attend, window=window)
+    expected = paged_decode_attention_reference(queries, expected_cache, sequences, shape)
     arrivals = torch.zeros(count * num_kv_heads, dtype=torch.int32, device=hopper)
     tolerance = {"rtol": 2e-2, "atol": 2e-2}
     for num_programs in (1, 7, None):
         cache = kv_cache.clone()
-        plan = stream_plan(attend, head_size, num_kv_heads, window, num_programs, includes_new_key=False)
-        actual = decode_attention_from_qkv(**before, **attend, kv_cache=cache, arrivals=arrivals, plan=plan)
+        plan = stream_plan(sequences, shape, num_programs, includes_new_key=False)
+        actual = decode_attention_from_qkv(
+            **before, sequences=sequences, kv_cache=cache, arrivals=arrivals, plan=plan
+        )
         torch.testing.assert_close(actual, expected, **tolerance)
         torch.testing.assert_close(cache, expected_cache, equal_nan=True, **tolerance)
         # And with all keys in the cache, as in a step that has prompts too.
-        plan = stream_plan(attend, head_size, num_kv_heads, window, num_programs, includes_new_key=True)
+        plan = stream_plan(sequences, shape, num_programs, includes_new_key=True)
         actual = paged_decode_attention(
-            **attend, q=queries, kv_cache=expected_cache, arrivals=arrivals, plan=plan
+            q=queries, sequences=sequences, shape=shape, kv_cache=expected_cache, arrivals=arrivals, plan=plan
         )
         torch.testing.assert_close(actual, expected, **tolerance)
         assert not arrivals.any()

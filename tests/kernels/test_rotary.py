@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, QKNorm
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write, qk_norm_rope_kv_write_reference
 
 
@@ -15,16 +16,20 @@ def make_case(tokens, num_q_heads, num_kv_heads, head_size, block_size, dtype, d
     slots = torch.randperm(num_blocks * block_size, generator=generator, device=device)[:tokens].int()
     return {
         "qkv": qkv.to(dtype),
-        "positions": torch.randint(0, 64, (tokens,), generator=generator, device=device).int(),
-        "slots": slots,
-        "cos_sin": torch.cat([angles.cos(), angles.sin()], dim=-1),
+        "tokens": NewTokens(
+            positions=torch.randint(0, 64, (tokens,), generator=generator, device=device).int(),
+            slots=slots,
+            cos_sin=torch.cat([angles.cos(), angles.sin()], dim=-1),
+        ),
         "kv_cache": torch.randn(
             num_blocks, 2, num_kv_heads, block_size, head_size, generator=generator, device=device
         ).to(dtype),
-        "num_q_heads": num_q_heads,
-        "q_weight": torch.randn(head_size, generator=generator, device=device).to(dtype),
-        "k_weight": torch.randn(head_size, generator=generator, device=device).to(dtype),
-        "eps": 1e-6,
+        "norm": QKNorm(
+            q_weight=torch.randn(head_size, generator=generator, device=device).to(dtype),
+            k_weight=torch.randn(head_size, generator=generator, device=device).to(dtype),
+            eps=1e-6,
+        ),
+        "shape": AttentionShape(num_q_heads, num_kv_heads, head_size, head_size**-0.5),
     }
 
 
@@ -39,8 +44,8 @@ def test_agrees_with_torch(
 ):
     case = make_case(5, num_q_heads, num_kv_heads, head_size, 16, dtype, device, generator)
     if not with_norm:
-        case |= {"q_weight": None, "k_weight": None}
-    case["slots"][1] = -1
+        case["norm"] = None
+    case["tokens"].slots[1] = -1
     case["qkv"][1, ::3] = float("nan")
     case["keys_in_place"] = keys_in_place
     expected, expected_cache = qk_norm_rope_kv_write_reference(**case)
@@ -61,16 +66,16 @@ def test_rotation_is_that_of_transformers(device, generator):
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     case = make_case(4, 2, 2, 32, 16, torch.float32, device, generator)
-    case |= {"q_weight": None, "k_weight": None}
+    case["norm"], tokens = None, case["tokens"]
     heads = case["qkv"].clone().view(4, 6, 32)
-    cos, sin = case["cos_sin"][case["positions"].long()].chunk(2, dim=-1)
+    cos, sin = tokens.cos_sin[tokens.positions.long()].chunk(2, dim=-1)
     cos, sin = (torch.cat([t, t], dim=-1)[None] for t in (cos, sin))
     expected_q, expected_k = apply_rotary_pos_emb(
         heads[:, :2].transpose(0, 1)[None], heads[:, 2:4].transpose(0, 1)[None], cos, sin
     )
     q = qk_norm_rope_kv_write(**case)
     torch.testing.assert_close(q, expected_q[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
-    slots = case["slots"].long()
+    slots = tokens.slots.long()
     k = case["kv_cache"][slots // 16, 0, :, slots % 16]
     torch.testing.assert_close(k, expected_k[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
     v = case["kv_cache"][slots // 16, 1, :, slots % 16]

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from dodona.runners.sampling.reference import (
-    SamplingRow,
-    gumbel_noise,
-    process_row,
-    prompt_logprobs,
-    sample,
-    sanitize,
-    uniform_noise,
-)
+from dodona.kernels.sampling.reference import gumbel_noise, sanitize, uniform_noise
+from dodona.runners.sampling.reference import SamplingRow, process_row, prompt_logprobs, sample
 from tests.sampling.support import ENORMOUS_ROWS, make_row, random_row
 
 INF = math.inf
+SOURCES = Path(__file__).parents[2] / "src"
 
 
 def brute_force_scores(logits: np.ndarray, row: SamplingRow) -> np.ndarray:
@@ -338,3 +336,9 @@ class TestDegenerateRows:
     def test_wrong_shape(self):
         with pytest.raises(ValueError, match=r"\[1 rows, vocab\]; got shape \(2, 10\)"):
             sample(torch.zeros(2, 10), [make_row()])
+
+
+def test_sampling_needs_no_triton():
+    program = "import sys; sys.modules['triton'] = None; import dodona.runners.sampling.reference"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)

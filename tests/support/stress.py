@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from checkpoints.evaluate import held_out_prompts
+from dodona.kernels.sampling import reference as definitions
 from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.llm import LLM
@@ -216,20 +217,22 @@ def _scores(logits: Logits, plan: Plan, admission: Admission, index: int) -> Log
             stop_token_ids=sorted(request.stop_token_ids),
             bad_words_token_ids=request.bad_words_token_ids,
         )
-        found = sampling.sanitize(logits(token_ids)[None])
+        found = definitions.sanitize(logits(token_ids)[None])
         sampling.process_row(found[0], row)
         if plan.params.greedy:
             return found[0]
         found *= sampling.inverse_temperature(plan.params.temperature)
         params = plan.params
-        cut = sampling.thresholds(
+        cut = definitions.thresholds(
             found,
             torch.tensor([sampling.log_min_p(params.min_p)]),
             torch.tensor([params.top_k]),
             torch.tensor([params.top_p]),
         )
         found[found < cut[:, None]] = -torch.inf
-        noise = sampling.gumbel_noise(torch.tensor([row.seed]), torch.tensor([row.position]), found.shape[1])
+        noise = definitions.gumbel_noise(
+            torch.tensor([row.seed]), torch.tensor([row.position]), found.shape[1]
+        )
         return (found + noise)[0]
 
     return scores

@@ -13,7 +13,7 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.limits import resolve_limits
 from dodona.runners.v2.capabilities import LACKS, check_supported
-from dodona.runners.v2.models.spec import make_spec
+from dodona.runners.v2.models.registry import make_spec
 from tests.v2.drive import make_runner
 
 GPU = Environment(has_triton=True, platform="cuda", compute_capability=90)

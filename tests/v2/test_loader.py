@@ -14,8 +14,8 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.limits import resolve_limits
 from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
-from dodona.runners.v2.models.spec import make_spec
-from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
+from dodona.runners.v2.models.registry import checkpoint_views, make_spec
+from dodona.runners.v2.models.weights import allocate_weights
 from tests.v2.drive import generate, make_runner
 
 CPU = torch.device("cpu")

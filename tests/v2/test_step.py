@@ -183,7 +183,7 @@ def test_reloaded_weights_reach_captured_graphs(tiny_models):
     before = generate(runner, prompts, max_tokens=6).outputs
     expected = generate(make_runner(other), prompts, max_tokens=6).outputs
     from dodona.runners.v2.loading.loader import load_safetensors
-    from dodona.runners.v2.models.weights import checkpoint_views
+    from dodona.runners.v2.models.registry import checkpoint_views
 
     load_safetensors(other, checkpoint_views(runner.loaded.spec, runner.loaded.model.weights), tied=False)
     assert generate(runner, prompts, max_tokens=6).outputs == expected != before

@@ -16,8 +16,9 @@ from dodona.runners.machine import torch_environment
 from dodona.runners.v2 import capabilities
 from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
 from dodona.runners.v2.models.dense import DenseModel
-from dodona.runners.v2.models.spec import ModelSpec, make_spec
-from dodona.runners.v2.models.weights import allocate_weights, checkpoint_views
+from dodona.runners.v2.models.registry import checkpoint_views, make_spec
+from dodona.runners.v2.models.spec import ModelSpec
+from dodona.runners.v2.models.weights import allocate_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

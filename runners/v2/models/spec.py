@@ -1,5 +1,4 @@
-"""`ModelSpec`: the numbers of one model that V2's code works with, resolved from config.json and the
-configuration."""
+"""`ModelSpec`: the numbers of one model that V2's code works with, from config.json and the limits."""
 
 from __future__ import annotations
 
@@ -32,6 +31,8 @@ class ModelSpec:
     """A dense decoder: RMSNorm before attention and MLP, rotary positions, grouped queries, gated SiLU MLP,
     no biases."""
 
+    architecture: str
+    """Its name in the registry of models."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -60,14 +61,22 @@ class ModelSpec:
         return KVCacheSpec((layer,) * self.num_layers, block_size, self.dtype.itemsize)
 
 
-def make_spec(model: ModelInfo, limits: Limits) -> ModelSpec:
-    """The spec of a supported model (see `capabilities.check_supported`).
+def make_dense_spec(
+    architecture: str, model: ModelInfo, limits: Limits, *, qk_norm: bool = False, has_window: bool = True
+) -> ModelSpec:
+    """The spec of a dense decoder.
 
     Raises ConfigError that names file and field where config.json lacks a number, or asks for what can't be.
+
+    Args:
+        architecture: its name in the registry of models.
+        model: its config.json.
+        limits: what dtype and max_model_len were resolved to.
+        qk_norm: whether queries and keys are normalised per head.
+        has_window: whether config.json's sliding window counts.
     """
-    # transformers' Llama has no sliding window, whatever its config.json holds.
-    slides = "LlamaForCausalLM" not in model.architectures
     return ModelSpec(
+        architecture=architecture,
         vocab_size=_size(model, "vocab_size"),
         hidden_size=_size(model, "hidden_size"),
         intermediate_size=_size(model, "intermediate_size"),
@@ -76,9 +85,9 @@ def make_spec(model: ModelInfo, limits: Limits) -> ModelSpec:
         num_kv_heads=_size(model, "num_key_value_heads"),
         head_size=_size(model, "head_size"),
         norm_eps=_number(model, model.text, "rms_norm_eps"),
-        qk_norm="Qwen3ForCausalLM" in model.architectures,
+        qk_norm=qk_norm,
         tie_word_embeddings=model.tie_word_embeddings,
-        window=model.sliding_window if slides else None,
+        window=model.sliding_window if has_window else None,
         rope=_rope(model),
         dtype=getattr(torch, limits.dtype),
         max_model_len=limits.max_model_len,

@@ -70,16 +70,16 @@ def allocate_weights(spec: ModelSpec, device: torch.device) -> ModelWeights:
     )
 
 
-def checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, torch.Tensor]:
-    """Each tensor name of a checkpoint → the part of the fused weights that it fills."""
+def dense_checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, torch.Tensor]:
+    """Each tensor name of a dense decoder's checkpoint → the part of the fused weights that it fills."""
     views = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.final_norm}
     if not spec.tie_word_embeddings:
         views["lm_head.weight"] = weights.lm_head
     q_size, kv_size = spec.num_q_heads * spec.head_size, spec.num_kv_heads * spec.head_size
     for i, layer in enumerate(weights.layers):
         prefix = f"model.layers.{i}."
-        q, k, v = layer.qkv.split([q_size, kv_size, kv_size])
-        gate, up = layer.gate_up.split(spec.intermediate_size)
+        q, k, v = torch.split(layer.qkv, [q_size, kv_size, kv_size])
+        gate, up = torch.split(layer.gate_up, spec.intermediate_size)
         views |= {
             prefix + "input_layernorm.weight": layer.input_norm,
             prefix + "self_attn.q_proj.weight": q,

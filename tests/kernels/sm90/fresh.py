@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, QKNorm
 from dodona.kernels.attention.fresh import fresh_prefill_attention
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
 
@@ -21,9 +22,7 @@ def prefill(dtype: torch.dtype, head_size: int, group: int) -> None:
         query_start=ints(3),
         seq_lens=ints(2),
         max_query_len=200,
-        num_q_heads=2 * group,
-        num_kv_heads=2,
-        scale=0.1,
+        shape=AttentionShape(2 * group, 2, head_size, 0.1),
         num_multiprocessors=132,
     )
 
@@ -31,14 +30,10 @@ def prefill(dtype: torch.dtype, head_size: int, group: int) -> None:
 def rotary() -> None:
     qk_norm_rope_kv_write(
         qkv=torch.zeros(2, 8 * 128, dtype=torch.bfloat16),
-        positions=ints(2),
-        slots=ints(2),
-        cos_sin=torch.zeros(8, 128),
+        tokens=NewTokens(ints(2), ints(2), torch.zeros(8, 128)),
+        norm=QKNorm(torch.zeros(128, dtype=torch.bfloat16), torch.zeros(128, dtype=torch.bfloat16), 1e-6),
         kv_cache=torch.zeros(2, 2, 2, 16, 128, dtype=torch.bfloat16),
-        num_q_heads=4,
-        q_weight=torch.zeros(128, dtype=torch.bfloat16),
-        k_weight=torch.zeros(128, dtype=torch.bfloat16),
-        eps=1e-6,
+        shape=AttentionShape(4, 2, 128, 0.1),
         keys_in_place=True,
     )
 

@@ -7,13 +7,14 @@ from functools import partial
 
 import torch
 
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
 from dodona.kernels.attention.decode import decode_attention_from_qkv, paged_decode_attention
 from dodona.kernels.attention.decode_plan import DecodePlan, plan_decode_attention
 from dodona.kernels.attention.prefill import paged_prefill_attention
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
 from dodona.kernels.linear.activation import silu_and_mul
-from dodona.kernels.linear.fused_linear import fused_linear
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
+from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.state.staged_writes import scatter_ragged
 from dodona.kernels.state.step_state import prepare_inputs, update_state
 
@@ -37,57 +38,48 @@ def norms(dtype: torch.dtype, hidden: int) -> None:
 
 
 def rotary(dtype: torch.dtype, head_size: int, q_heads: int, kv_heads: int, norm: bool) -> None:
-    weight = torch.zeros(head_size, dtype=dtype) if norm else None
+    weight = torch.zeros(head_size, dtype=dtype)
     qk_norm_rope_kv_write(
         qkv=torch.zeros(2, (q_heads + 2 * kv_heads) * head_size, dtype=dtype),
-        positions=ints(2),
-        slots=ints(2),
-        cos_sin=torch.zeros(8, head_size),
+        tokens=NewTokens(ints(2), ints(2), torch.zeros(8, head_size)),
+        norm=QKNorm(weight, weight, 1e-6) if norm else None,
         kv_cache=torch.zeros(2, 2, kv_heads, 16, head_size, dtype=dtype),
-        num_q_heads=q_heads,
-        q_weight=weight,
-        k_weight=weight,
-        eps=1e-6,
+        shape=AttentionShape(q_heads, kv_heads, head_size, 0.1),
     )
 
 
-def make_plan(
-    dtype: torch.dtype, head_size: int, batch: int, window: int | None, *, includes_new_key: bool
-) -> DecodePlan:
+def make_sequences(batch: int) -> PagedSequences:
+    return PagedSequences(ints(batch, 32), ints(batch), ints(batch))
+
+
+def make_plan(dtype: torch.dtype, batch: int, shape: AttentionShape, *, includes_new_key: bool) -> DecodePlan:
     return plan_decode_attention(
-        rows=ints(batch), seq_lens=ints(batch), row_bytes=head_size * dtype.itemsize,
-        num_kv_heads=2, window=window, includes_new_key=includes_new_key, num_multiprocessors=132,
+        sequences=make_sequences(batch), shape=shape, row_bytes=shape.head_size * dtype.itemsize,
+        includes_new_key=includes_new_key, num_multiprocessors=132,
     )  # fmt: skip
 
 
 def decode(dtype: torch.dtype, head_size: int, group: int, window: int | None) -> None:
+    shape = AttentionShape(2 * group, 2, head_size, 0.1, window)
     paged_decode_attention(
         q=torch.zeros(2, 2 * group, head_size, dtype=dtype),
         kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
-        block_table=ints(2, 32),
-        rows=ints(2),
-        seq_lens=ints(2),
-        scale=0.1,
-        plan=make_plan(dtype, head_size, 2, window, includes_new_key=True),
+        sequences=make_sequences(2),
+        shape=shape,
+        plan=make_plan(dtype, 2, shape, includes_new_key=True),
     )
 
 
 def decode_from_qkv(dtype: torch.dtype, head_size: int, batch: int) -> None:
+    shape = AttentionShape(4, 2, head_size, 0.1)
     decode_attention_from_qkv(
         qkv=torch.zeros(batch, 8 * head_size, dtype=dtype),
-        positions=ints(batch),
-        slots=ints(batch),
-        cos_sin=torch.zeros(8, head_size),
-        q_weight=torch.zeros(head_size, dtype=dtype),
-        k_weight=torch.zeros(head_size, dtype=dtype),
-        eps=1e-6,
-        num_q_heads=4,
+        tokens=NewTokens(ints(batch), ints(batch), torch.zeros(8, head_size)),
+        norm=QKNorm(torch.zeros(head_size, dtype=dtype), torch.zeros(head_size, dtype=dtype), 1e-6),
         kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
-        block_table=ints(batch, 32),
-        rows=ints(batch),
-        seq_lens=ints(batch),
-        scale=0.1,
-        plan=make_plan(dtype, head_size, batch, None, includes_new_key=False),
+        sequences=make_sequences(batch),
+        shape=shape,
+        plan=make_plan(dtype, batch, shape, includes_new_key=False),
     )
 
 
@@ -95,22 +87,21 @@ def one_row(dtype: torch.dtype) -> None:
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
 
-    fused_linear(x=zeros(1, 1024), weight=zeros(4096, 1024), norm_weight=zeros(1024), eps=1e-6)
-    fused_linear(x=zeros(1, 3072), weight=zeros(1024, 3072), residual=zeros(1, 1024))
-    fused_linear(x=zeros(1, 1024), weight=zeros(6144, 1024), norm_weight=zeros(1024), eps=1e-6, silu_mul=True)
+    single_token_linear(x=zeros(1, 1024), weight=zeros(4096, 1024), norm_weight=zeros(1024), eps=1e-6)
+    single_token_linear(x=zeros(1, 3072), weight=zeros(1024, 3072), residual=zeros(1, 1024))
+    single_token_linear(
+        x=zeros(1, 1024), weight=zeros(6144, 1024), norm_weight=zeros(1024), eps=1e-6, silu_mul=True
+    )
 
 
 def prefill(dtype: torch.dtype, head_size: int, group: int, window: int | None, longest: int) -> None:
     paged_prefill_attention(
         q=torch.zeros(2, 2 * group, head_size, dtype=dtype),
         kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
-        block_table=ints(2, 32),
-        rows=ints(2),
+        sequences=make_sequences(2),
         query_start=ints(3),
-        seq_lens=ints(2),
         max_query_len=longest,
-        scale=0.1,
-        window=window,
+        shape=AttentionShape(2 * group, 2, head_size, 0.1, window),
     )
 
 

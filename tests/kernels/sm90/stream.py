@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
 from dodona.kernels.attention.decode import decode_attention_from_qkv, paged_decode_attention
 from dodona.kernels.attention.decode_plan import DecodePlan, plan_decode_attention
 
@@ -15,10 +16,12 @@ def ints(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int32)
 
 
-def make_plan(dtype: torch.dtype, head_size: int, batch: int, window: int | None, new: bool) -> DecodePlan:
+def make_plan(
+    dtype: torch.dtype, sequences: PagedSequences, shape: AttentionShape, *, includes_new_key: bool
+) -> DecodePlan:
     plan = plan_decode_attention(
-        rows=ints(batch), seq_lens=ints(batch), row_bytes=head_size * dtype.itemsize, num_kv_heads=2,
-        window=window, includes_new_key=new, num_multiprocessors=132, can_stream=True,
+        sequences=sequences, shape=shape, row_bytes=shape.head_size * dtype.itemsize,
+        includes_new_key=includes_new_key, num_multiprocessors=132, can_stream=True,
     )  # fmt: skip
     assert plan.tiles.streams
     return plan
@@ -32,20 +35,26 @@ def attention(
     norm: bool = True,
     window: int | None = None,
 ) -> None:
-    weight = torch.zeros(head_size, dtype=dtype) if norm else None
-    case = {
-        "kv_cache": torch.zeros(2, 2, 2, 16, head_size, dtype=dtype), "block_table": ints(batch, 32),
-        "rows": ints(batch), "seq_lens": ints(batch), "scale": 0.1,
-    }  # fmt: skip
+    weight = torch.zeros(head_size, dtype=dtype)
+    sequences = PagedSequences(ints(batch, 32), ints(batch), ints(batch))
+    shape = AttentionShape(2 * group, 2, head_size, 0.1, window)
+    kv_cache = torch.zeros(2, 2, 2, 16, head_size, dtype=dtype)
     decode_attention_from_qkv(
-        **case, qkv=torch.zeros(batch, (2 * group + 4) * head_size, dtype=dtype), positions=ints(batch),
-        slots=ints(batch), cos_sin=torch.zeros(8, head_size), q_weight=weight, k_weight=weight, eps=1e-6,
-        num_q_heads=2 * group, plan=make_plan(dtype, head_size, batch, window, False),
-    )  # fmt: skip
+        qkv=torch.zeros(batch, (2 * group + 4) * head_size, dtype=dtype),
+        tokens=NewTokens(ints(batch), ints(batch), torch.zeros(8, head_size)),
+        norm=QKNorm(weight, weight, 1e-6) if norm else None,
+        kv_cache=kv_cache,
+        sequences=sequences,
+        shape=shape,
+        plan=make_plan(dtype, sequences, shape, includes_new_key=False),
+    )
     paged_decode_attention(
-        **case, q=torch.zeros(batch, 2 * group, head_size, dtype=dtype),
-        plan=make_plan(dtype, head_size, batch, window, True),
-    )  # fmt: skip
+        q=torch.zeros(batch, 2 * group, head_size, dtype=dtype),
+        kv_cache=kv_cache,
+        sequences=sequences,
+        shape=shape,
+        plan=make_plan(dtype, sequences, shape, includes_new_key=True),
+    )
 
 
 BF16 = torch.bfloat16

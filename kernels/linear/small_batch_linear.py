@@ -1,4 +1,6 @@
-"""Linear layers of a few tokens, fused with what comes before and after them: `fused_linear` for more rows.
+"""Linear layers of up to 16 tokens, fused with what comes before and after them.
+
+As `single_token_linear`, for more rows:
 
     out = epilogue(norm(x) @ weight.T)
 
@@ -28,7 +30,7 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs_gluon,
 )
 from dodona.kernels.devices import is_hopper
-from dodona.kernels.linear.fused_linear import ADD, PLAIN, SILU_MUL
+from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
 
 COLUMNS = gl.constexpr(16)
 """Columns of a program: rows of the matrix instruction."""
@@ -38,7 +40,7 @@ NUM_WARPS = 4
 
 
 @gluon.jit(do_not_specialize=["tokens"])
-def _few_linear_kernel(
+def _small_batch_linear_kernel(
     x,
     weight,
     norm_weight,
@@ -139,19 +141,19 @@ def _few_linear_kernel(
     gl.store(out + target, product.to(out.dtype.element_ty), mask=exists)
 
 
-def most_tokens(inner: int) -> int:
-    """Up to how many tokens `few_linear` is faster than a plain product and kernels around it, in a model of
-    hidden size `inner`; as measured on an H100."""
+def max_small_batch_tokens(inner: int) -> int:
+    """The most tokens for which `small_batch_linear` is faster than a plain product and kernels around it, in
+    a model of hidden size `inner`; as measured on an H100."""
     return 16 if inner < 2048 else 8
 
 
-def supports_few_linear(*, device: torch.device, dtype: torch.dtype, sizes: Sequence[int]) -> bool:
-    """Whether `few_linear` serves products of such inner sizes there. Not in float16: `x` is multiplied by
-    the norm's weight before it is divided by its own size, which float16 may not hold."""
+def supports_small_batch_linear(*, device: torch.device, dtype: torch.dtype, sizes: Sequence[int]) -> bool:
+    """Whether `small_batch_linear` serves products of such inner sizes there. Not in float16: `x` times the
+    norm's weight is computed before the division by the size of `x`, and float16 may not hold it."""
     return is_hopper(device) and dtype == torch.bfloat16 and not any(size % 8 for size in sizes)
 
 
-def few_linear(
+def small_batch_linear(
     *,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -161,13 +163,13 @@ def few_linear(
     silu_mul: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`norm(x) @ weight.T`, then added to the residual, or gated; where `supports_few_linear`.
+    """`norm(x) @ weight.T`, then added to the residual, or gated; where `supports_small_batch_linear`.
 
     Args:
         x: [tokens, inner], bfloat16, contiguous; at most 16 tokens, `inner` a multiple of 8.
         weight: [columns, inner], contiguous, dtype of `x`.
         norm_weight: [inner]: the weight of an RMS norm of `x` with `eps`; None for no norm.
-        residual: [tokens, columns], contiguous: the product is added to it in place, and it is what returns.
+        residual: [tokens, columns], contiguous: the product is added to it in place, and it is returned.
         silu_mul: `weight` is [2 * size, inner], gate and up, and `silu(gate) * up` returns.
         out: [tokens, columns] or with `silu_mul` [tokens, size], contiguous, to write into; None for a new
             one. Not with `residual`.
@@ -188,7 +190,7 @@ def few_linear(
         out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
     tiles = triton.cdiv(inner, NUM_WARPS * INNER.value)
     dependent = supports_dependent_launch(x.device)
-    _few_linear_kernel[(triton.cdiv(columns, COLUMNS.value),)](
+    _small_batch_linear_kernel[(triton.cdiv(columns, COLUMNS.value),)](
         x=x,
         weight=weight,
         norm_weight=norm_weight,

@@ -1,12 +1,16 @@
-"""Linear layers of a few tokens against torch, on the GPU: Gluon has no interpreter."""
+"""Linear layers of small batches against torch, on the GPU: Gluon has no interpreter."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from dodona.kernels.linear.few_linear import few_linear, most_tokens, supports_few_linear
-from dodona.kernels.linear.fused_linear import fused_linear_reference
+from dodona.kernels.linear.single_token_linear import fused_linear_reference
+from dodona.kernels.linear.small_batch_linear import (
+    max_small_batch_tokens,
+    small_batch_linear,
+    supports_small_batch_linear,
+)
 
 
 @pytest.mark.gpu
@@ -32,10 +36,10 @@ def test_agrees_with_torch(tokens, columns, inner, norm, epilogue, hopper, gener
     # What is beyond the tokens is another's.
     whole = torch.full((tokens + 1, columns), 7.0, device=hopper, dtype=torch.bfloat16)
     if residual is None:
-        actual = few_linear(**case, out=whole[:tokens])
+        actual = small_batch_linear(**case, out=whole[:tokens])
     else:
         whole[:tokens] = residual
-        actual = few_linear(**case, residual=whole[:tokens])
+        actual = small_batch_linear(**case, residual=whole[:tokens])
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
     assert (actual.float() - expected.float()).norm() < 6e-3 * expected.float().norm()
     assert (whole[tokens] == 7).all()
@@ -44,13 +48,13 @@ def test_agrees_with_torch(tokens, columns, inner, norm, epilogue, hopper, gener
 def test_unfit_operands_are_refused():
     x, weight = torch.zeros(17, 64), torch.zeros(8, 64)
     with pytest.raises(ValueError, match="at most 16 rows, got 17"):
-        few_linear(x=x, weight=weight)
+        small_batch_linear(x=x, weight=weight)
     with pytest.raises(ValueError, match="multiple of 8 elements, got 60"):
-        few_linear(x=x[:2, :60], weight=weight[:, :60])
-    assert most_tokens(1024) <= 16
+        small_batch_linear(x=x[:2, :60], weight=weight[:, :60])
+    assert max_small_batch_tokens(1024) <= 16
 
 
 def test_float16_and_other_devices_are_left_to_other_kernels():
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    assert not supports_few_linear(device=device, dtype=torch.float16, sizes=[64])
-    assert not supports_few_linear(device=torch.device("cpu"), dtype=torch.bfloat16, sizes=[64])
+    assert not supports_small_batch_linear(device=device, dtype=torch.float16, sizes=[64])
+    assert not supports_small_batch_linear(device=torch.device("cpu"), dtype=torch.bfloat16, sizes=[64])

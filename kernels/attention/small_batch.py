@@ -1,16 +1,19 @@
-"""Attention of one query token per sequence where sequences are so few that only latency counts.
+"""Attention of one query token per sequence for small batches, where latency is all that counts.
 
-`attention_decode` is made for bandwidth; here a launch's work is a microsecond or two, and what counts is how
-often a program waits for memory or for its other warps. So:
+The kernel of `decode` is made for bandwidth. Here a launch takes a microsecond or two, and most of that is
+waiting: of a program for memory, and of its warps for one another. So:
 
-- all that does not come from the qkv projection is read before the wait for it: the step's inputs, angles,
-  norm weights, and as many keys and values as one tile holds;
-- every tensor has one layout, in which a head's vector lies within a warp: [lane rows, head size], where lane
-  rows are as many vectors as one load in every lane covers, and longer tiles are tuples of such tensors.
-  Scores are multiply-adds and shuffles; each lane row has its own running softmax, and the warps meet once,
-  at the end;
-- the splits' results can be left to the output projection, which reads the attended vector anyway
-  (`attended_linear`), instead of one more round through the L2 cache and an atomic.
+- Everything that does not come from the qkv projection is read before the kernel waits for the projection:
+  the step's inputs, angles, norm weights, and the first tile of keys and values.
+- All tensors have one layout, [lane rows, head size]: a warp holds whole heads. One load in every lane covers
+  as many vectors as there are lane rows; a tile of more keys is a tuple of such tensors, `TILE_ROWS` of them.
+  Scores are multiply-adds and shuffles within a warp. Each lane row has its own running softmax, and the
+  warps exchange their sums once, at the end.
+- A sequence's keys are split among programs (see `splits`). The output projection can weigh the splits'
+  results (`small_batch_attention_parts`), which saves one more round through the L2 cache and an atomic.
+
+A group is the query heads that share a KV head. The kernel handles them as a tuple of `MEMBERS` tensors,
+where `MEMBERS` is the group's size rounded up to a power of two.
 """
 
 # ruff: noqa: RUF005 - kernels can't unpack tuples
@@ -22,7 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dodona.kernels.attention.decode import LOG2_E
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
+from dodona.kernels.attention.splits import NO_SCORE, AttentionParts, split_keys, split_weights
 from dodona.kernels.dependent_launch import (
     launch_options,
     let_next_start,
@@ -32,14 +36,12 @@ from dodona.kernels.dependent_launch import (
 
 LARGEST_GROUP = 8
 """Most query heads per KV head."""
-MOST_FEW_SEQUENCES = 2
-"""Up to how many sequences it is worth while: more of them, `attention_stream` shares out evenly."""
-NO_SCORE = tl.constexpr(-1e30)
-"""Below every score, and finite, so that differences of it are numbers."""
+MAX_SMALL_BATCH = 2
+"""Most sequences that this kernel is the fastest for; with more, that of `stream` is."""
 
 
 @dataclass(frozen=True, slots=True)
-class FewTiles:
+class SmallBatchTiles:
     """How the kernel is run: keys per tile, warps per program, most splits of a sequence's keys."""
 
     n: int
@@ -47,47 +49,16 @@ class FewTiles:
     num_splits: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionParts:
-    """Results of the splits of one sequence's keys, to be weighed by whoever reads them."""
-
-    values: torch.Tensor
-    """[batch, num_q_heads, num_splits, head_size]: each split's attention over its own keys."""
-    lse: torch.Tensor
-    """[batch, num_q_heads, num_splits], float32: base-2 logarithm of each split's sum of exponentials."""
-    rows: torch.Tensor
-    """[batch], int32: what attention was given; with the next two it says how many splits there are."""
-    seq_lens: torch.Tensor
-    """[batch], int32."""
-    tile: int
-    """Keys per tile."""
-    window: int
-    """Most recent keys that are seen, or 0 for all."""
-
-
 @triton.jit
-def split_keys(row, known_len, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """How a sequence's keys in the cache are split, the new one not among them: (first key, end, tiles per
-    split, splits). A padded entry of the batch, row -1, has one split without keys."""
-    seq_len = tl.where(row < 0, 0, known_len)
-    start = 0
-    if WINDOW > 0:
-        start = tl.maximum(seq_len - WINDOW, 0)
-    end = tl.maximum(seq_len - 1, 0)
-    tiles = tl.cdiv(end - start, BLOCK_N)
-    tiles_per_split = tl.maximum(tl.cdiv(tiles, MAX_SPLITS), 1)
-    return start, end, tiles_per_split, tl.maximum(tl.cdiv(tiles, tiles_per_split), 1)
-
-
-@triton.jit
-def _rotated(own, other, cos, sin, eps, HAS_NORM: tl.constexpr, HEAD_SIZE: tl.constexpr):
-    """Normalise and rotate a head's vectors, [lane rows, head size], in fp32; `other` is `own` with its
-    halves swapped, the sine has the sign of each half, and a norm's weight is in cosine and sine."""
-    own = own.to(tl.float32)
-    rotated = own * cos + other.to(tl.float32) * sin
-    if HAS_NORM:
-        rotated *= tl.rsqrt(tl.sum(own * own, axis=1) / HEAD_SIZE + eps)[:, None]
-    return rotated
+def _load_blocks(
+    table_row, position, high, BLOCK_SIZE: tl.constexpr, TILE_ROWS: tl.constexpr, LANE_ROWS: tl.constexpr
+):
+    """Block ids for `_load_tile`."""
+    blocks = ()
+    for i in tl.static_range(TILE_ROWS):
+        at = position + i * LANE_ROWS
+        blocks = blocks + (tl.load(table_row + at // BLOCK_SIZE, mask=at < high, other=0),)
+    return blocks
 
 
 @triton.jit
@@ -110,15 +81,18 @@ def _load_tile(
 
 
 @triton.jit
-def _load_blocks(
-    table_row, position, high, BLOCK_SIZE: tl.constexpr, TILE_ROWS: tl.constexpr, LANE_ROWS: tl.constexpr
-):
-    """Block ids for `_load_tile`."""
-    blocks = ()
-    for i in tl.static_range(TILE_ROWS):
-        at = position + i * LANE_ROWS
-        blocks = blocks + (tl.load(table_row + at // BLOCK_SIZE, mask=at < high, other=0),)
-    return blocks
+def _rotated(own, other, cos, sin, eps, HAS_NORM: tl.constexpr, HEAD_SIZE: tl.constexpr):
+    """Normalise and rotate a head's vectors, [lane rows, head size], in fp32.
+
+    `other` is `own` with its halves swapped, and the sine has the sign of each half. Cosine and sine include
+    the norm's weight, a product computed before the wait. `decode._rotated` multiplies in another order,
+    so its results can differ in the last bit.
+    """
+    own = own.to(tl.float32)
+    rotated = own * cos + other.to(tl.float32) * sin
+    if HAS_NORM:
+        rotated *= tl.rsqrt(tl.sum(own * own, axis=1) / HEAD_SIZE + eps)[:, None]
+    return rotated
 
 
 @triton.jit
@@ -189,7 +163,36 @@ def _merge_sums(largest, total, other_largest, other_total):
 
 
 @triton.jit
-def _few_kernel(
+def _reduce_parts(
+    parts, parts_lse, out, first_head, active,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, HEAD_SIZE: tl.constexpr, MAX_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Weigh the results of a group's `active` splits into `out`.
+
+    There are at most `MAX_SPLITS` parts, so each thread loads all parts of its own elements at once;
+    `decode._reduce_parts` goes through any number of parts in a loop.
+    """
+    element = tl.arange(0, MEMBERS * HEAD_SIZE)
+    inside = element < GROUP * HEAD_SIZE
+    head = first_head + element // HEAD_SIZE
+    lse = ()
+    values = ()
+    for i in tl.static_range(MAX_SPLITS):
+        exists = inside & (i < active)
+        # Other programs wrote them during this launch: they must come from the L2.
+        loaded = tl.load(parts_lse + head * MAX_SPLITS + i, mask=exists, other=NO_SCORE, cache_modifier=".cg")
+        lse = lse + (loaded,)
+        source = parts + (head * MAX_SPLITS + i) * HEAD_SIZE + element % HEAD_SIZE
+        values = values + (tl.load(source, mask=exists, other=0.0, cache_modifier=".cg"),)
+    weight = split_weights(lse, active, MAX_SPLITS)
+    result = weight[0] * values[0].to(tl.float32)
+    for i in tl.static_range(1, MAX_SPLITS):
+        result += weight[i] * values[i].to(tl.float32)
+    tl.store(out + first_head * HEAD_SIZE + element, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _small_batch_attention_kernel(
     qkv,
     kv_cache,
     block_table,
@@ -229,6 +232,8 @@ def _few_kernel(
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
+
+    # -- The split: its keys are at positions [low, high).
     row = tl.load(rows + sequence)
     known_len = tl.load(seq_lens + sequence)
     slot = tl.load(slots + sequence)
@@ -240,6 +245,7 @@ def _few_kernel(
     low = start + split * tiles_per_split * BLOCK_N
     high = tl.minimum(end, low + tiles_per_split * BLOCK_N)
 
+    # -- Before the wait: all that does not come from the qkv projection.
     dim = tl.arange(0, HEAD_SIZE)[None, :]
     swapped = (dim + HALF) % HEAD_SIZE
     lane_row = tl.arange(0, LANE_ROWS)
@@ -252,7 +258,7 @@ def _few_kernel(
         blocks, position, high, keys, value_offset, stride_kv_block,
         HEAD_SIZE, BLOCK_SIZE, TILE_ROWS, LANE_ROWS,
     )  # fmt: skip
-    # Every lane row reads such vectors for itself: a value that one had to pass on would cost a barrier.
+    # Each lane row reads such vectors for itself: to pass a value on from one to the others takes a barrier.
     every_row = tl.zeros((LANE_ROWS, 1), tl.int32)
     angles = cos_sin + rope_position * HEAD_SIZE + every_row
     cos = tl.load(angles + dim % HALF)
@@ -269,12 +275,12 @@ def _few_kernel(
     if DEPENDENT:
         wait_for_inputs()
 
-    # All that the qkv projection wrote is asked for at once.
+    # -- After the wait: all reads of what the qkv projection wrote are issued at once.
     token = qkv + sequence.to(tl.int64) * stride_qkv
     own_queries = ()
     other_queries = ()
     for g in tl.static_range(MEMBERS):
-        # A group's size need not be a power of two: members beyond it repeat the last one.
+        # Where the group's size is no power of two, members beyond it repeat the last one.
         query = token + (kv_head * GROUP + min(g, GROUP - 1)) * HEAD_SIZE + every_row
         own_queries = own_queries + (tl.load(query + dim),)
         other_queries = other_queries + (tl.load(query + swapped),)
@@ -285,6 +291,7 @@ def _few_kernel(
     k_other = tl.load(new_key + swapped, mask=has_new, other=0.0)
     v_new = tl.load(new_key + num_kv_heads * HEAD_SIZE + dim, mask=has_new, other=0.0)
 
+    # -- The new key and value: to the cache, and as the first term of lane row 0's sums.
     own = (lane_row == 0) & has_new
     k_new = _rotated(k_new, k_other, k_cos, k_sin, eps, HAS_NORM, HEAD_SIZE)
     place = keys + (slot // BLOCK_SIZE).to(tl.int64) * stride_kv_block + (slot % BLOCK_SIZE) * HEAD_SIZE
@@ -302,6 +309,8 @@ def _few_kernel(
         largest = largest + (tl.where(own, tl.sum(query * k_new, axis=1), NO_SCORE),)
         total = total + (tl.where(own, 1.0, 0.0),)
         accumulator = accumulator + (tl.where(own[:, None], v_new.to(tl.float32), 0.0),)
+
+    # -- The keys and values of the cache, tile by tile; the first tile is in registers already.
     largest, total, accumulator = _attend(
         queries, k, v, position, high, largest, total, accumulator, MEMBERS, TILE_ROWS, LANE_ROWS
     )
@@ -316,7 +325,7 @@ def _few_kernel(
             queries, k, v, position, high, largest, total, accumulator, MEMBERS, TILE_ROWS, LANE_ROWS
         )
 
-    # The lane rows, and with them the warps, meet: once for the sums of all heads, once for their vectors.
+    # -- Lane rows, and so warps, are reduced: once for the sums of all heads, once for their vectors.
     PLACES: tl.constexpr = max(MEMBERS, 2)
     all_largest = tl.reshape(_stacked(largest, MEMBERS), (LANE_ROWS, PLACES))
     all_totals = tl.reshape(_stacked(total, MEMBERS), (LANE_ROWS, PLACES))
@@ -326,6 +335,7 @@ def _few_kernel(
     result = tl.sum(attended * share[:, None, :], axis=0)
     lse = tl.where(totals > 0, top + tl.log2(totals), NO_SCORE)
 
+    # -- The result: as a part for `attended_linear`, as the whole, or as a part that the last program weighs.
     member = tl.arange(0, PLACES)
     in_group = member < GROUP
     first_head = (sequence * num_kv_heads + kv_head).to(tl.int64) * GROUP
@@ -349,79 +359,28 @@ def _few_kernel(
             _reduce_parts(parts, parts_lse, out, first_head, active, GROUP, MEMBERS, HEAD_SIZE, MAX_SPLITS)
 
 
-@triton.jit
-def _reduce_parts(
-    parts, parts_lse, out, first_head, active,
-    GROUP: tl.constexpr, MEMBERS: tl.constexpr, HEAD_SIZE: tl.constexpr, MAX_SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Weigh the results of a group's `active` splits into `out`: every thread reads what its own elements
-    take."""
-    element = tl.arange(0, MEMBERS * HEAD_SIZE)
-    inside = element < GROUP * HEAD_SIZE
-    head = first_head + element // HEAD_SIZE
-    lse = ()
-    values = ()
-    for i in tl.static_range(MAX_SPLITS):
-        exists = inside & (i < active)
-        # Other programs wrote them during this launch: they must come from the L2.
-        loaded = tl.load(parts_lse + head * MAX_SPLITS + i, mask=exists, other=NO_SCORE, cache_modifier=".cg")
-        lse = lse + (loaded,)
-        source = parts + (head * MAX_SPLITS + i) * HEAD_SIZE + element % HEAD_SIZE
-        values = values + (tl.load(source, mask=exists, other=0.0, cache_modifier=".cg"),)
-    weight = split_weights(lse, active, MAX_SPLITS)
-    result = weight[0] * values[0].to(tl.float32)
-    for i in tl.static_range(1, MAX_SPLITS):
-        result += weight[i] * values[i].to(tl.float32)
-    tl.store(out + first_head * HEAD_SIZE + element, result.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def split_weights(lse, active, MAX_SPLITS: tl.constexpr):
-    """The weight of each split's result from a tuple of their log-sum-exps; 0 from `active` on."""
-    top = lse[0]
-    for i in tl.static_range(1, MAX_SPLITS):
-        top = tl.maximum(top, lse[i])
-    weights = ()
-    total = tl.zeros_like(top)
-    for i in tl.static_range(MAX_SPLITS):
-        weight = tl.where(i < active, tl.exp2(lse[i] - top), 0.0)
-        total += weight
-        weights = weights + (weight,)
-    scaled = ()
-    for i in tl.static_range(MAX_SPLITS):
-        scaled = scaled + (weights[i] / total,)
-    return scaled
-
-
-def choose_few_tiles(group: int) -> FewTiles:
+def choose_small_batch_tiles(group: int) -> SmallBatchTiles:
     """Tiles for `group` query heads per KV head. They depend on no length of a sequence, so that a captured
     graph stays valid; a short sequence has fewer splits."""
-    return FewTiles(n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=16)
+    return SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=16)
 
 
-def few_sequences_attention(
+def small_batch_attention(
     *,
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    cos_sin: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    num_q_heads: int,
+    tokens: NewTokens,
+    norm: QKNorm | None,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    window: int | None,
+    sequences: PagedSequences,
+    shape: AttentionShape,
     arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
-    tiles: FewTiles | None = None,
+    tiles: SmallBatchTiles | None = None,
 ) -> torch.Tensor:
-    """What `attention_decode.decode_attention_from_qkv` computes, for few sequences.
+    """What `decode.decode_attention_from_qkv` computes, for small batches.
 
     Args:
+        shape: with at most `LARGEST_GROUP` query heads per KV head.
         tiles: how to cut the work up; None to choose.
 
     The rest are those of `decode_attention_from_qkv`.
@@ -430,102 +389,102 @@ def few_sequences_attention(
         `out`: [batch, num_q_heads, head_size].
     """
     if out is None:
-        out = torch.empty((qkv.shape[0], num_q_heads, kv_cache.shape[4]), dtype=qkv.dtype, device=qkv.device)
+        out = torch.empty(
+            (qkv.shape[0], shape.num_q_heads, shape.head_size), dtype=qkv.dtype, device=qkv.device
+        )
+    if arrivals is None:
+        arrivals = torch.zeros(qkv.shape[0] * shape.num_kv_heads, dtype=torch.int32, device=qkv.device)
     _launch(
-        qkv, positions, slots, cos_sin, q_weight, k_weight, eps, num_q_heads, kv_cache, block_table, rows,
-        seq_lens, scale, window, arrivals, out, tiles,
-    )  # fmt: skip
+        qkv=qkv,
+        tokens=tokens,
+        norm=norm,
+        kv_cache=kv_cache,
+        sequences=sequences,
+        shape=shape,
+        arrivals=arrivals,
+        out=out,
+        tiles=tiles,
+    )
     return out
 
 
-def few_sequences_attention_parts(
+def small_batch_attention_parts(
     *,
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    cos_sin: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    num_q_heads: int,
+    tokens: NewTokens,
+    norm: QKNorm | None,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    window: int | None,
-    tiles: FewTiles | None = None,
+    sequences: PagedSequences,
+    shape: AttentionShape,
+    tiles: SmallBatchTiles | None = None,
 ) -> AttentionParts:
-    """`few_sequences_attention` whose splits are left to be weighed: `attended_linear` does so."""
+    """`small_batch_attention` up to the splits' results, which `attended_linear` weighs."""
     return _launch(
-        qkv, positions, slots, cos_sin, q_weight, k_weight, eps, num_q_heads, kv_cache, block_table, rows,
-        seq_lens, scale, window, None, None, tiles,
-    )  # fmt: skip
+        qkv=qkv,
+        tokens=tokens,
+        norm=norm,
+        kv_cache=kv_cache,
+        sequences=sequences,
+        shape=shape,
+        arrivals=None,
+        out=None,
+        tiles=tiles,
+    )
 
 
 def _launch(
+    *,
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    cos_sin: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    num_q_heads: int,
+    tokens: NewTokens,
+    norm: QKNorm | None,
     kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    window: int | None,
+    sequences: PagedSequences,
+    shape: AttentionShape,
     arrivals: torch.Tensor | None,
     out: torch.Tensor | None,
-    tiles: FewTiles | None,
+    tiles: SmallBatchTiles | None,
 ) -> AttentionParts:
-    batch = qkv.shape[0]
-    _, _, num_kv_heads, block_size, head_size = kv_cache.shape
-    group = num_q_heads // num_kv_heads
+    """Launch the kernel, which weighs the parts into `out` where there is one."""
+    batch, head_size, group = qkv.shape[0], shape.head_size, shape.group
     if group > LARGEST_GROUP:
         raise ValueError(f"num_q_heads: expected at most {LARGEST_GROUP} per KV head, got {group}")
     if tiles is None:
-        tiles = choose_few_tiles(group)
-    if out is not None and arrivals is None:
-        arrivals = torch.zeros(batch * num_kv_heads, dtype=torch.int32, device=qkv.device)
+        tiles = choose_small_batch_tiles(group)
     values = torch.empty(
-        (batch, num_q_heads, tiles.num_splits, head_size),
+        (batch, shape.num_q_heads, tiles.num_splits, head_size),
         dtype=qkv.dtype if out is None else torch.float32,
         device=qkv.device,
     )
-    lse = torch.empty((batch, num_q_heads, tiles.num_splits), dtype=torch.float32, device=qkv.device)
+    lse = torch.empty((batch, shape.num_q_heads, tiles.num_splits), dtype=torch.float32, device=qkv.device)
     # The rows of a tile that one load of 16 bytes in every lane covers.
     lane_rows = max(1, 32 * tiles.num_warps * 16 // (head_size * qkv.element_size()))
     lane_rows = min(lane_rows, tiles.n)
     dependent = supports_dependent_launch(qkv.device)
-    _few_kernel[(batch, num_kv_heads, tiles.num_splits)](
+    _small_batch_attention_kernel[(batch, shape.num_kv_heads, tiles.num_splits)](
         qkv=qkv,
         kv_cache=kv_cache,
-        block_table=block_table,
-        rows=rows,
-        seq_lens=seq_lens,
-        positions=positions,
-        slots=slots,
-        cos_sin=cos_sin,
-        q_weight=q_weight,
-        k_weight=k_weight,
-        eps=eps,
+        block_table=sequences.block_table,
+        rows=sequences.rows,
+        seq_lens=sequences.seq_lens,
+        positions=tokens.positions,
+        slots=tokens.slots,
+        cos_sin=tokens.cos_sin,
+        q_weight=None if norm is None else norm.q_weight,
+        k_weight=None if norm is None else norm.k_weight,
+        eps=0.0 if norm is None else norm.eps,
         out=out,
         parts=values,
         parts_lse=lse,
         arrivals=arrivals,
-        scale_log2=scale * LOG2_E,
+        scale_log2=shape.scale_log2,
         stride_qkv=qkv.stride(0),
         stride_kv_block=kv_cache.stride(0),
-        stride_table=block_table.stride(0),
-        WINDOW=window or 0,
+        stride_table=sequences.block_table.stride(0),
+        WINDOW=shape.window or 0,
         GROUP=group,
         HEAD_SIZE=head_size,
-        BLOCK_SIZE=block_size,
-        HAS_NORM=q_weight is not None,
+        BLOCK_SIZE=kv_cache.shape[3],
+        HAS_NORM=norm is not None,
         DEPENDENT=dependent,
         LEAVE_PARTS=out is None,
         MAX_SPLITS=tiles.num_splits,
@@ -535,4 +494,4 @@ def _launch(
         num_warps=tiles.num_warps,
         **launch_options(dependent),
     )
-    return AttentionParts(values, lse, rows, seq_lens, tiles.n, window or 0)
+    return AttentionParts(values, lse, sequences, tiles.n, shape.window or 0)

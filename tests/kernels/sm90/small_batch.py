@@ -1,4 +1,4 @@
-"""The kernels of one token and of few sequences."""
+"""The kernels of one token and of small batches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from functools import partial
 
 import torch
 
-from dodona.kernels.attention.few import (
-    FewTiles,
-    few_sequences_attention,
-    few_sequences_attention_parts,
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
+from dodona.kernels.attention.small_batch import (
+    SmallBatchTiles,
+    small_batch_attention,
+    small_batch_attention_parts,
 )
 from dodona.kernels.linear.attended_linear import attended_linear
-from dodona.kernels.linear.few_linear import few_linear
-from dodona.kernels.linear.fused_linear import Tiles, fused_linear
+from dodona.kernels.linear.single_token_linear import Tiles, single_token_linear
+from dodona.kernels.linear.small_batch_linear import small_batch_linear
 from dodona.kernels.state.step_state import prepare_inputs
 
 
@@ -24,19 +25,21 @@ def ints(*shape: int) -> torch.Tensor:
 
 def attention(
     dtype: torch.dtype, head_size: int, group: int, batch: int, norm: bool = True, window: int | None = None,
-    tiles: FewTiles | None = None,
+    tiles: SmallBatchTiles | None = None,
 ) -> None:  # fmt: skip
-    weight = torch.zeros(head_size, dtype=dtype) if norm else None
+    weight = torch.zeros(head_size, dtype=dtype)
     case = {
-        "qkv": torch.zeros(batch, (2 * group + 4) * head_size, dtype=dtype), "positions": ints(batch),
-        "slots": ints(batch), "cos_sin": torch.zeros(8, head_size), "q_weight": weight, "k_weight": weight,
-        "eps": 1e-6, "num_q_heads": 2 * group, "kv_cache": torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
-        "block_table": ints(batch, 32), "rows": ints(batch), "seq_lens": ints(batch), "scale": 0.1,
-        "window": window, "tiles": tiles,
-    }  # fmt: skip
-    few_sequences_attention(**case)
+        "qkv": torch.zeros(batch, (2 * group + 4) * head_size, dtype=dtype),
+        "tokens": NewTokens(ints(batch), ints(batch), torch.zeros(8, head_size)),
+        "norm": QKNorm(weight, weight, 1e-6) if norm else None,
+        "kv_cache": torch.zeros(2, 2, 2, 16, head_size, dtype=dtype),
+        "sequences": PagedSequences(ints(batch, 32), ints(batch), ints(batch)),
+        "shape": AttentionShape(2 * group, 2, head_size, 0.1, window),
+        "tiles": tiles,
+    }
+    small_batch_attention(**case)
     if batch == 1:
-        parts = few_sequences_attention_parts(**case)
+        parts = small_batch_attention_parts(**case)
         attended_linear(
             parts=parts,
             weight=torch.zeros(64, 2 * group * head_size, dtype=dtype),
@@ -49,20 +52,20 @@ def one_row(dtype: torch.dtype, warps: int) -> None:
         return torch.zeros(shape, dtype=dtype)
 
     tiles = Tiles(n=4, k=256 * warps, num_warps=warps, ahead=4)
-    fused_linear(x=zeros(1, 1024), weight=zeros(4096, 1024), norm_weight=zeros(1024), tiles=tiles)
-    fused_linear(x=zeros(1, 3072), weight=zeros(1024, 3072), residual=zeros(1, 1024), tiles=tiles)
-    fused_linear(
+    single_token_linear(x=zeros(1, 1024), weight=zeros(4096, 1024), norm_weight=zeros(1024), tiles=tiles)
+    single_token_linear(x=zeros(1, 3072), weight=zeros(1024, 3072), residual=zeros(1, 1024), tiles=tiles)
+    single_token_linear(
         x=zeros(1, 1024), weight=zeros(6144, 1024), norm_weight=zeros(1024), silu_mul=True, tiles=tiles
     )
 
 
-def few_rows(tokens: int, hidden: int, size: int) -> None:
+def small_batch(tokens: int, hidden: int, size: int) -> None:
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.bfloat16)
 
-    few_linear(x=zeros(tokens, hidden), weight=zeros(4096, hidden), norm_weight=zeros(hidden))
-    few_linear(x=zeros(tokens, size), weight=zeros(hidden, size), residual=zeros(tokens, hidden))
-    few_linear(
+    small_batch_linear(x=zeros(tokens, hidden), weight=zeros(4096, hidden), norm_weight=zeros(hidden))
+    small_batch_linear(x=zeros(tokens, size), weight=zeros(hidden, size), residual=zeros(tokens, hidden))
+    small_batch_linear(
         x=zeros(tokens, hidden), weight=zeros(2 * size, hidden), norm_weight=zeros(hidden), silu_mul=True
     )
 
@@ -94,4 +97,4 @@ for dtype in (BF16, FP16, FP32):
         CASES[f"one row {dtype}, {warps} warps"] = partial(one_row, dtype, warps)
 for tokens in (3, 16):
     for hidden, size in ((1024, 3072), (2048, 8192), (4096, 12288)):
-        CASES[f"{tokens} rows, hidden size {hidden}"] = partial(few_rows, tokens, hidden, size)
+        CASES[f"{tokens} rows, hidden size {hidden}"] = partial(small_batch, tokens, hidden, size)

@@ -181,7 +181,7 @@ def choose_tiles(columns: int, inner: int, *, silu_mul: bool) -> Tiles:
     return Tiles(n=4 if silu_mul else 8, k=1024, num_warps=4)
 
 
-def fused_linear(
+def single_token_linear(
     *,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -198,7 +198,7 @@ def fused_linear(
         x: [1, inner], float, contiguous.
         weight: [columns, inner], contiguous, dtype of `x`.
         norm_weight: [inner]: the weight of an RMS norm of `x` with `eps`; None for no norm.
-        residual: [1, columns], contiguous: the product is added to it in place, and it is what returns.
+        residual: [1, columns], contiguous: the product is added to it in place, and it is returned.
         silu_mul: `weight` is [2 * size, inner], gate and up, and `silu(gate) * up` returns.
         out: [1, columns] or with `silu_mul` [1, size], contiguous, to write into; None for a new one.
             Not with `residual`.
@@ -251,7 +251,7 @@ def fused_linear_reference(
     residual: torch.Tensor | None = None,
     silu_mul: bool = False,
 ) -> torch.Tensor:
-    """`fused_linear` in torch, in fp32; nothing in place."""
+    """`single_token_linear` in torch, in fp32; nothing in place."""
     wide = x.float()
     if norm_weight is not None:
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * norm_weight.float()

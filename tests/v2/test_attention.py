@@ -1,0 +1,106 @@
+"""Which kernels a step's attention is planned for, and with what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dodona.kernels.attention.arguments import AttentionShape
+from dodona.runners.v2 import attention as v2_attention
+from dodona.runners.v2.attention import (
+    Attention,
+    DecodeAttention,
+    MixedAttention,
+    SingleTokenAttention,
+    SmallBatchAttention,
+)
+from dodona.runners.v2.forward_inputs import ForwardInputs
+
+SHAPE = AttentionShape(num_q_heads=4, num_kv_heads=2, head_size=16, scale=0.25)
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def make_attention(shape: AttentionShape = SHAPE) -> Attention:
+    return Attention(shape=shape, dtype=torch.float32, cos_sin=torch.zeros(64, shape.head_size))
+
+
+def make_inputs(decodes: int, fresh: tuple[int, ...] = (), continued: tuple[int, ...] = ()) -> ForwardInputs:
+    """Inputs of so many decodes, and of chunks of such lengths without and with tokens before them."""
+    chunks = [*fresh, *continued]
+    batch, tokens = decodes + len(chunks), decodes + sum(chunks)
+    return ForwardInputs(
+        input_ids=ints(tokens), positions=ints(tokens), slots=ints(tokens),
+        rows=torch.arange(batch, dtype=torch.int32), query_start=torch.arange(batch + 1, dtype=torch.int32),
+        seq_lens=10 + torch.arange(batch, dtype=torch.int32), block_table=ints(batch, 4),
+        arrivals=ints(2 * batch), num_decodes=decodes, max_fresh_len=max(fresh, default=0),
+        max_continued_len=max(continued, default=0),
+    )  # fmt: skip
+
+
+def test_decodes_alone() -> None:
+    inputs = make_inputs(5)
+    planned = make_attention().plan(inputs)
+    assert isinstance(planned, DecodeAttention)
+    assert not planned.plan.includes_new_key  # attention itself writes it
+    assert planned.sequences.rows is inputs.rows
+    assert planned.arrivals is inputs.arrivals
+
+
+def test_a_mixed_step_is_cut_where_its_decodes_end() -> None:
+    inputs = make_inputs(3, fresh=(20,), continued=(7, 30))
+    planned = make_attention().plan(inputs)
+    assert isinstance(planned, MixedAttention)
+    assert planned.decodes is not None
+    assert planned.decodes.count == 3
+    assert planned.decodes.plan.includes_new_key  # all keys are written before attention
+    assert planned.decodes.sequences.rows.tolist() == [0, 1, 2]
+    assert planned.sequences.rows.tolist() == [3, 4, 5]
+    assert planned.sequences.seq_lens.tolist() == [13, 14, 15]
+    assert planned.query_start.tolist() == [3, 4, 5, 6]
+    # A CPU has no kernel for fresh prompts: all chunks attend over the cache.
+    assert (planned.max_fresh_len, planned.max_paged_len) == (0, 30)
+    assert not planned.keys_in_place
+
+
+def test_prompts_alone_have_no_decodes() -> None:
+    planned = make_attention().plan(make_inputs(0, fresh=(20,)))
+    assert isinstance(planned, MixedAttention)
+    assert planned.decodes is None
+    assert planned.max_paged_len == 20
+
+
+@pytest.mark.parametrize(
+    ("fresh", "continued", "lengths"),
+    [
+        ((200,), (), (200, 0)),  # nothing is left for the paged kernel
+        ((200, 9), (7, 300), (200, 300)),
+        ((127,), (7,), (0, 127)),  # too short to be worth while
+        ((128,), (7,), (128, 7)),
+        ((), (300,), (0, 300)),
+    ],
+)
+def test_long_fresh_prompts_attend_over_the_projection_on_hopper(fresh, continued, lengths, monkeypatch):
+    monkeypatch.setattr(v2_attention, "supports_fresh_prefill", lambda **kwargs: True)
+    planned = make_attention().plan(make_inputs(1, fresh, continued))
+    assert isinstance(planned, MixedAttention)
+    assert (planned.max_fresh_len, planned.max_paged_len) == lengths
+    assert planned.keys_in_place
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shape", "kind"),
+    [
+        (1, SHAPE, SingleTokenAttention),
+        (2, SHAPE, SmallBatchAttention),
+        (3, SHAPE, DecodeAttention),
+        (1, AttentionShape(9, 1, 16, 0.25), DecodeAttention),  # a group that the kernel does not hold
+        (1, AttentionShape(8, 1, 128, 0.25), SingleTokenAttention),  # 4096 bytes of fp32
+        (1, AttentionShape(16, 2, 128, 0.25), SmallBatchAttention),  # too many for the output projection
+    ],
+    ids=str,
+)
+def test_small_batches(tokens, shape, kind) -> None:
+    assert type(make_attention(shape).plan_small_batch(make_inputs(tokens))) is kind
