@@ -516,7 +516,7 @@ def validate_rulebook(resolved: Resolved, facts: Mapping[str, FactSpec] | None =
         document.fail((), "a rule book is a mapping", "Begin with `rulebook: NAME`.")
     try:
         data = document.data
-        registry = facts_of(data.get("system"), data.get("runners")) if facts is None else facts
+        registry = facts_of(data.get("system"), data.get("runners", ())) if facts is None else facts
         return RuleBook.model_validate(data, context=registry)
     except ValidationError as error:
         if resolved.parent is not None:
