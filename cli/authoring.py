@@ -214,7 +214,7 @@ def rules_new(
             feature=feature,
             because=because,
             precedence=precedence,
-            registry=facts_of(of, names),
+            registry=facts_of(of, list(dict.fromkeys(names))),
         )
         text = checked_rule(rule, of, list(dict.fromkeys((*names, *rule["runners"]))))
         if append is None:

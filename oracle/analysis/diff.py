@@ -179,7 +179,7 @@ class _Comparison:
         self.a, self.b = a, b
         compared = [c for s in (a, b) for rule in s.book.rules for c in comparisons(rule.when)]
         # a runner of either book may be forced
-        facts = facts_of(a.book.system, (*a.book.runners, *b.book.runners))
+        facts = facts_of(a.book.system, list(dict.fromkeys((*a.book.runners, *b.book.runners))))
         self.space = Space(facts, compared, baseline_of(a.book), unknown=True)
         self.before = Regions(self.space, a.book)
         self.after = Regions(self.space, b.book)

@@ -8,7 +8,6 @@ book inherits is seen by loading it (`dodona rules check`).
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import inspect
 import itertools
@@ -25,8 +24,7 @@ from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rule import Examples, Rule
 from dodona.oracle.language.rulebook import DeclaredException, RuleBook
 from dodona.oracle.language.yaml_source import MAX_INTEGER
-from dodona.oracle.systems.registry import facts_of, registered_systems
-from dodona.oracle.systems.system import OVERRIDE
+from dodona.oracle.systems.registry import registered_systems, system_of
 
 Schema = dict[str, Any]
 
@@ -134,7 +132,9 @@ def _system_definitions(system: str, shapes: _Shapes) -> dict[str, Schema]:
     if system == _ANY:
         # of a rule that the extended book has, only what differs
         rule["required"] = ["id"]
-    registries = [_any_runner(facts_of(s)) for s in (registered_systems() if system == _ANY else (system,))]
+    registries = [
+        system_of(s).facts_for(None) for s in (registered_systems() if system == _ANY else (system,))
+    ]
     names = sorted({name for registry in registries for name in registry})
     compared, valued = {}, {}
     for name in names:
@@ -167,11 +167,6 @@ def _system_definitions(system: str, shapes: _Shapes) -> dict[str, Schema]:
         f"{system}.exception": exception,
         f"{system}.rule": rule,
     }
-
-
-def _any_runner(facts: Mapping[str, FactSpec]) -> Mapping[str, FactSpec]:
-    """The facts for books of whatever runners: each is a value of `environment.override`."""
-    return {**facts, OVERRIDE: dataclasses.replace(facts[OVERRIDE], domain=None)}
 
 
 def _by_kind(*, complete: bool) -> list[Schema]:

@@ -65,7 +65,7 @@ def make_rulebook(resolved: Resolved, registries: Registries) -> RuleBook:
     if not isinstance(document.data, dict):
         document.fail((), "a rule book is a mapping", "Begin with `rulebook: NAME`.")
     try:
-        registry = registries(document.data.get("system"), document.data.get("runners"))
+        registry = registries(document.data.get("system"), document.data.get("runners", ()))
         return RuleBook.model_validate(document.data, context=registry)
     except ValidationError as error:
         if resolved.parent is not None:

@@ -37,17 +37,23 @@ def system_of(name: str) -> System:
 def facts_of(system: object, runners: object = None) -> Mapping[str, FactSpec]:
     """The facts that books of a system may read.
 
-    Both arguments may be as they are written in a malformed book. runners: the book's runners, which are the
-    values of `environment.override`; without them it has those of the system's own books.
+    runners: the book's runners, which are the values of `environment.override`; None: those of the system's
+    own books. Both arguments may be as they are written in a malformed book: where `runners` is not a list of
+    two or more distinct names, any text is a value, so that the book is refused for its runners and not for
+    the rules that name them.
     """
-    names = [name for name in runners if isinstance(name, str)] if isinstance(runners, (list, tuple)) else []
-    return _facts_of(system if isinstance(system, str) else "dodona", tuple(sorted(set(names))))
+    name = system if isinstance(system, str) else "dodona"
+    if runners is None:
+        return system_of(name).facts
+    names = [r for r in runners if isinstance(r, str)] if isinstance(runners, (list, tuple)) else []
+    if len(names) < 2 or len(set(names)) < len(names):
+        return _facts_for(name, None)
+    return _facts_for(name, tuple(sorted(names)))
 
 
 @functools.lru_cache(maxsize=64)
-def _facts_of(system: str, runners: tuple[str, ...]) -> Mapping[str, FactSpec]:
-    found = system_of(system)
-    return found.facts_for(runners) if runners else found.facts
+def _facts_for(system: str, runners: tuple[str, ...] | None) -> Mapping[str, FactSpec]:
+    return system_of(system).facts_for(runners)
 
 
 def nearest_book(name: str, known: Iterable[str]) -> str:

@@ -63,9 +63,12 @@ class System(ABC):
     def facts(self) -> Mapping[str, FactSpec]:
         """Every fact by its name."""
 
-    def facts_for(self, runners: Sequence[str]) -> Mapping[str, FactSpec]:
-        """The same for a book with these runners: they are the values of `environment.override`."""
-        domain = tuple(sorted(set(runners)))
+    def facts_for(self, runners: Sequence[str] | None) -> Mapping[str, FactSpec]:
+        """The same for a book with these runners: they are the values of `environment.override`.
+
+        runners: None: any text is a value.
+        """
+        domain = None if runners is None else tuple(sorted(runners))
         override = self.facts[OVERRIDE]
         if override.domain == domain:
             return self.facts

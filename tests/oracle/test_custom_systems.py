@@ -543,6 +543,13 @@ def test_the_systems() -> None:
         "The nearest release is 'vllm/0.33.0'."
     )
     assert system_of("my-engine").nearest_book("my-engine/1", ["dodona"]) == ""
-    # as a malformed book may write it
-    for system, runners in ((None, None), (["vllm"], "fast"), (3, [1, None])):
-        assert facts_of(system, runners) is facts_of("dodona")
+    assert facts_of(["vllm"]) is facts_of(None) is facts_of("dodona")
+    for malformed in ("fast", 3, [], ["fast"], ["fast", "fast"], [1, None]):
+        assert facts_of(3, malformed)[OVERRIDE].domain is None
+
+
+@pytest.mark.parametrize("runners", ["[fast]", "[fast, fast]", "fast", "3"])
+def test_a_book_is_refused_for_its_runners_and_not_for_rules_that_name_them(runners: str) -> None:
+    with pytest.raises(RuleFileError) as caught:
+        parse_rulebook(VERSIONS.replace("[v2, v1]", runners))
+    assert "environment.override" not in str(caught.value)
