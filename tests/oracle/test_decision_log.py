@@ -147,7 +147,7 @@ import sys
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decision_log import log_decision
 from dodona.oracle.machine.environment import assumed_gpu
-from dodona.oracle.language.rulebook import bundled_rulebook
+from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.select import verdict_for
 verdict = verdict_for(EngineConfig.from_flat("m"), None, assumed_gpu(), bundled_rulebook("dodona"))
 for _ in range(300):
