@@ -296,6 +296,21 @@ def test_a_preempted_request_goes_on_with_all_its_tokens(max_steps_in_flight: in
         check_logprobs(request)
 
 
+def test_a_preempted_request_waits_for_its_tokens_in_flight() -> None:
+    """Here its blocks are free again, by the other's end, before its last token was read."""
+    engine = SyncEngine(num_blocks=7, block_size=2, max_steps_in_flight=3, enable_prefix_caching=False)
+    requests = [
+        make_request("first", [1] * 4, max_tokens=3, ignore_eos=True),
+        make_request("last", [2] * 5, max_tokens=9, ignore_eos=True),
+    ]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    assert engine.scheduler.num_preemptions == 1
+    for request in requests:
+        assert_solo(request)
+
+
 def test_the_request_that_came_last_is_preempted_and_comes_back() -> None:
     engine = SyncEngine(num_blocks=6, enable_prefix_caching=False)
     first = make_request("first", [1] * 4, max_tokens=18, ignore_eos=True)
@@ -448,6 +463,14 @@ def test_cached_tokens_are_counted_when_a_request_first_starts() -> None:
     resumed = [r for step in engine.runner.trace.steps for r in step.new_requests if len(r.token_ids) > 5]
     assert any(r.num_computed_tokens for r in resumed)
     assert [request.num_cached_tokens for request in requests] == [0, 0]
+
+
+def test_a_stop_token_counts_from_min_tokens_on() -> None:
+    request = make_request("x", [1], stop_token_ids=[7], min_tokens=2)
+    request.append(7)
+    assert not request.finished
+    request.append(7)
+    assert (request.finish_reason, request.stop_reason) == ("stop", 7)
 
 
 @pytest.mark.parametrize(("ignore_eos", "stop_reason"), [(False, None), (True, 0)])
