@@ -237,6 +237,80 @@ def test_without_chunked_prefill_only_tokens_that_are_not_cached_must_fit() -> N
     assert_solo(other)
 
 
+def test_without_chunked_prefill_a_prompt_that_fits_exactly_is_computed() -> None:
+    engine = SyncEngine(max_num_batched_tokens=20, enable_chunked_prefill=False)
+    for name, token in (("a", 1), ("b", 2)):
+        engine.scheduler.add(make_request(name, [token] * 10))
+    engine.step()
+    assert list(engine.runner.trace.steps[0].num_tokens) == [10, 10]
+
+
+def test_no_more_requests_run_than_can_decode_in_a_step() -> None:
+    engine = SyncEngine(max_num_seqs=4, max_num_batched_tokens=2)
+    assert engine.scheduler.num_free_rows == 2
+    requests = [make_request(str(i), [1 + i], ignore_eos=True) for i in range(4)]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    for request in requests:
+        assert_solo(request)
+
+
+def test_a_request_that_is_aborted_while_it_waits_never_starts() -> None:
+    engine = SyncEngine(max_num_seqs=1)
+    first, aborted, last = (make_request(name, [1], ignore_eos=True) for name in ("first", "aborted", "last"))
+    for request in (first, aborted, last):
+        engine.scheduler.add(request)
+    engine.step()
+    engine.scheduler.abort(aborted)
+    engine.runner.trace.request_ids.clear()
+    engine.run()
+    engine.check_idle()
+    assert engine.runner.trace.request_ids == ["last"]
+    assert (aborted.finish_reason, aborted.num_output_tokens) == ("abort", 0)
+    assert_solo(last)
+
+
+def test_prompt_logprobs_whose_last_chunk_is_one_token() -> None:
+    engine = SyncEngine(max_num_batched_tokens=4)
+    request = make_request("x", [1, 2, 3, 4, 5], prompt_logprobs=1)
+    engine.scheduler.add(request)
+    engine.run()
+    assert list(engine.runner.trace.steps[1].num_tokens) == [1]
+    check_logprobs(request)
+
+
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2, 3])
+def test_a_preempted_request_goes_on_with_all_its_tokens(max_steps_in_flight: int) -> None:
+    """Those in flight when it lost its row included; and no log-probability comes twice."""
+    engine = SyncEngine(num_blocks=6, enable_prefix_caching=False, max_steps_in_flight=max_steps_in_flight)
+    params = {"max_tokens": 18, "ignore_eos": True, "logprobs": 1, "prompt_logprobs": 1}
+    requests = [make_request(name, [i] * 4, **params) for i, name in enumerate("ab", 1)]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    engine.check_idle()
+    assert engine.scheduler.num_preemptions > 0
+    for request in requests:
+        assert_solo(request)
+        check_logprobs(request)
+
+
+def test_a_preempted_request_waits_for_its_tokens_in_flight() -> None:
+    """Here its blocks are free again, by the other's end, before its last token was read."""
+    engine = SyncEngine(num_blocks=7, block_size=2, max_steps_in_flight=3, enable_prefix_caching=False)
+    requests = [
+        make_request("first", [1] * 4, max_tokens=3, ignore_eos=True),
+        make_request("last", [2] * 5, max_tokens=9, ignore_eos=True),
+    ]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    assert engine.scheduler.num_preemptions == 1
+    for request in requests:
+        assert_solo(request)
+
+
 def test_the_request_that_came_last_is_preempted_and_comes_back() -> None:
     engine = SyncEngine(num_blocks=6, enable_prefix_caching=False)
     first = make_request("first", [1] * 4, max_tokens=18, ignore_eos=True)
@@ -386,6 +460,14 @@ def test_cached_tokens_are_counted_when_a_request_first_starts() -> None:
     resumed = [r for step in engine.runner.trace.steps for r in step.new_requests if len(r.token_ids) > 5]
     assert any(r.num_computed_tokens for r in resumed)
     assert [request.num_cached_tokens for request in requests] == [0, 0]
+
+
+def test_a_stop_token_counts_from_min_tokens_on() -> None:
+    request = make_request("x", [1], stop_token_ids=[7], min_tokens=2)
+    request.append(7)
+    assert not request.finished
+    request.append(7)
+    assert (request.finish_reason, request.stop_reason) == ("stop", 7)
 
 
 @pytest.mark.parametrize(("ignore_eos", "stop_reason"), [(False, None), (True, 0)])
