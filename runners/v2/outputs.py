@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -92,14 +93,18 @@ def map_tensors(tree: Tree, function: Callable[[torch.Tensor], torch.Tensor]) ->
     are."""
     if isinstance(tree, torch.Tensor):
         return function(tree)  # type: ignore[return-value]
-    if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
+    names = _field_names(type(tree))
+    if not names:
         return tree
-    changed: dict[str, object] = {}
-    for field in dataclasses.fields(tree):
-        value: object = getattr(tree, field.name)
-        if isinstance(value, torch.Tensor) or dataclasses.is_dataclass(value):
-            changed[field.name] = map_tensors(value, function)
-    return dataclasses.replace(tree, **changed)
+    return type(tree)(*[map_tensors(getattr(tree, name), function) for name in names])
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    """A dataclass's fields, in the order of its arguments; none for other types."""
+    if not dataclasses.is_dataclass(kind):
+        return ()
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def _start_copy(tensor: torch.Tensor) -> torch.Tensor:
