@@ -2,37 +2,41 @@
 
     python -m benchmarks.mutants runners/engine/scheduler.py --tests tests/engine/test_scheduler.py
     python -m benchmarks.mutants oracle/decide/verdict.py --within decide --tests tests/oracle/test_verdict.py
-    python -m benchmarks.mutants runners/engine/*.py --tests tests/engine --sample 40 --seed 1 --output mutants.jsonl
+    python -m benchmarks.mutants runners/engine/*.py --tests tests/engine --sample 40 --output mutants.jsonl
 
 Each mutant is one change of the file's syntax tree:
 
-- a comparison: `<` becomes `<=` and `>=`, `==` becomes `!=`, `in` becomes `not in`, `is` becomes `is not`, and back
+- a comparison: `<` becomes `<=` and `>=`, `==` becomes `!=`, `in` becomes `not in`, `is` becomes `is not`,
+  and back
 - `and` becomes `or` and back; `not` is removed; a condition without operators is negated
 - `+` becomes `-`, `*` becomes `//`, and back, in augmented assignments too
 - an integer is one more and one less; True becomes False and back
-- `min` becomes `max` and back (their arguments swapped would give the same); `break` becomes `continue` and back
-- a statement is dropped: a call, an assignment to an attribute or an entry, an augmented assignment, a `raise`
+- `min` becomes `max` and back (with swapped arguments they give the same); `break` becomes `continue`, and
+  back
+- a statement is dropped: a call, an assignment to an attribute or an entry, an augmented assignment,
+  a `raise`
 - a returned value becomes None; a returned condition is negated
 
-Annotations, decorators, f-strings (the text of messages) and `strict=` of `zip` are left as they are.
+Annotations, decorators, f-strings (the text of messages) and `strict=` of `zip` stay as they are.
 
-The tree is copied to a temporary folder and only the copy is changed. Each mutant gets a process of its own,
-forked from one that has imported the modules of `--preload`, and runs `pytest -x -q -p no:cacheprovider` on
-the given tests. A mutant is killed when pytest fails, and when it takes longer than the time limit (five times
-as long as the tests without a mutant, and ten seconds). First the tests must pass without a mutant, and fail
-when the file can't be parsed: else they don't test the copy.
+The tree is copied to a temporary folder, and only the copy is changed. The tests run on each mutant in a new
+process, as `pytest -x -q -p no:cacheprovider`; it is forked from a process that has imported the modules of
+`--preload`, which saves their import. A mutant is killed when pytest fails, and when pytest takes longer than
+the time limit (five times as long as the tests without a mutant, and ten seconds). Before the first mutant,
+the tests must pass on the unchanged copy and fail when the file can't be parsed: else they don't test the
+copy.
 
 `benchmarks/equivalent_mutants.txt` lists mutants that no test can tell from the original, each with a reason.
-They are not run and don't count. An entry names the function and the changed line, not the line's number:
+They are not run and don't count. An entry names the function and the changed line, but no line number:
 
     runners/engine/scheduler.py Scheduler._admit
     - if blocks.num_free < needed:
     + if blocks.num_free <= needed:
     because one block is always kept back
 
-The result is a table, the survivors as differences in the same form, and with `--output` a JSON line for each
-mutant: file, line, function, before, after, outcome ("killed", "timeout", "survived" or "equivalent"), seconds.
-The exit status is 0 when each file's share of killed mutants is at least `--at-least` percent.
+The result is a table, the survivors in the same form, and with `--output` a JSON line for each mutant: file,
+line, function, before, after, outcome ("killed", "timeout", "survived" or "equivalent"), seconds. The exit
+status is 0 when each file's share of killed mutants is at least `--at-least` percent.
 """
 
 from __future__ import annotations
@@ -102,7 +106,8 @@ class Outcome:
 # ---------------------------------------------------------------------------------------------------------
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
-    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
+    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
     ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
     ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,),
 }  # fmt: skip
@@ -341,21 +346,24 @@ class Workshop:
         try:
             os.setsid()
             os.chdir(self.tree)
-            with (Path(self._folder.name) / "log").open("w") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
+            log = (Path(self._folder.name) / "log").open("w")
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            sys.stdout = sys.stderr = log
             others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != "src"]
             os.environ["PYTHONPATH"] = os.pathsep.join([str(self.tree / "src"), *others])
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+            sys.dont_write_bytecode = False  # else the whole project is compiled for each mutant
             sys.path[:] = [str(self.tree / "src"), *(p for p in sys.path if p not in ("", str(ROOT), "src"))]
-            for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "dodona", "tests")]:
-                del sys.modules[name]
+            for name in list(sys.modules):
+                if name.split(".")[0] in ("benchmarks", "dodona", "tests"):
+                    del sys.modules[name]
             pytest = importlib.import_module("pytest")
             status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *self._tests]))
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(status)
 
     def log(self) -> str:

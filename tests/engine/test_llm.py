@@ -26,6 +26,7 @@ from dodona import LLM, SamplingParams
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.errors import EngineDeadError, EngineSetupError, InvalidRequestError
 from dodona.runners.outputs import RequestOutput
+from tests.support.child_interpreter import child_environment
 from tests.support.fake_runner import FakeRunner, context_hash, fake_verdict, solo_run, token_logprobs
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -345,7 +346,7 @@ stream = llm.stream([1], GREEDY.replace(max_tokens=None))
 next(stream)
 """
     root = CHECKPOINTS.parent
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    environment = child_environment(root / "src", root)
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True, timeout=60
     )
