@@ -358,6 +358,8 @@ class Workshop:
             for name in list(sys.modules):
                 if name.split(".")[0] in ("benchmarks", "dodona", "tests"):
                     del sys.modules[name]
+            if "hypothesis" in sys.modules:
+                _draw_the_same_examples()
             pytest = importlib.import_module("pytest")
             status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *self._tests]))
         except BaseException:
@@ -376,6 +378,14 @@ class Workshop:
         path.write_text(text)
         moment = 1_000_000_000 + self._changes
         os.utime(path, (moment, moment))
+
+
+def _draw_the_same_examples() -> None:
+    """Hypothesis draws the same examples for every mutant, and doesn't look for the least that fails."""
+    hypothesis = importlib.import_module("hypothesis")
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
+    hypothesis.settings.load_profile("mutants")
 
 
 def check_tests(workshop: Workshop, files: Iterable[str]) -> float:
