@@ -231,7 +231,7 @@ def test_prompt_logprobs_come_from_chunks_that_hold_a_token_before_the_last(
 
 
 def preempted(enable_prefix_caching: bool = True) -> tuple[SyncEngine, Request, Request]:
-    """Two requests whose prompts fill six blocks together with what they generate; the second is preempted."""
+    """Two requests that outgrow six blocks together: the second one was just preempted."""
     engine = SyncEngine(num_blocks=6, enable_prefix_caching=enable_prefix_caching)
     first = make_request("first", [1] * 4, max_tokens=18, ignore_eos=True)
     last = make_request("last", [2] * 4, max_tokens=18, ignore_eos=True)

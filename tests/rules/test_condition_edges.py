@@ -1,4 +1,4 @@
-"""Conditions at their edges: every operator on every value, every connective, and the bounds of the language."""
+"""Conditions at their edges: operators on all kinds of values, connectives, and the language's bounds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def error(data: Any) -> ConditionError:
 
 
 COMPARISONS = [
-    ("name", "str", ("x", "y", *NULLABLE), ["x", {"eq": "y"}, {"ne": "x"}, {"in": ["x", "z"]}, {"not_in": ["x"]}]),
+    ("name", "str", ("x", "y", *NULLABLE), ["x", {"eq": "y"}, {"ne": "x"}]),
+    ("name", "str", ("x", "y", *NULLABLE), [{"in": ["x", "z"]}, {"not_in": ["x"]}]),
     ("any_count", "int", (1, 2, 3, *NULLABLE), [{op: 2} for op in ("eq", "ne", "lt", "le", "gt", "ge")]),
     ("any_count", "int", (1, 2, 3, *NULLABLE), [{"in": [1, 3]}, {"not_in": [1, 3]}]),
     ("section.kind", "str", ("x", "", *NULLABLE), [{"is_set": True}, {"is_set": False}, {"ne": "x"}]),
@@ -208,7 +209,10 @@ def test_errors_lead_to_the_culprit(data: Any, path: tuple[Any, ...], key: bool,
         ({"count": 0}, "It goes from 1 to 9."),
         ({"few": "v12"}, "It is one of: v00, v01, v02, v03, v04, v05, v06, v07, v08, v09, v10, v11."),
         ({"many": "v1"}, "Did you mean 'v1"),
-        ({"many": "zzzzzz"}, "Known values begin with: v00, v01, v02, v03, v04, v05, v06, v07, v08, v09, v10, v11."),
+        (
+            {"many": "zzzzzz"},
+            "Known values begin with: v00, v01, v02, v03, v04, v05, v06, v07, v08, v09, v10, v11.",
+        ),
     ],
 )  # fmt: skip
 def test_how_to_mend_it(data: Any, hint: str) -> None:
@@ -223,7 +227,7 @@ def test_numbers_go_to_the_ends_of_their_range(value: int) -> None:
 
 
 def test_numbers_without_a_range_go_to_the_largest_whole_numbers() -> None:
-    largest = 2**53
+    largest = 2**53 - 1
     for value in (largest, -largest):
         assert condition({"any_count": value}) == Compare("any_count", "eq", value)
     for value in (largest + 1, -largest - 1):
@@ -247,7 +251,8 @@ def test_texts_have_at_most_200_characters() -> None:
         ({"any_count": {"gt": 3}}, "any_count > 3", "any_count <= 3 (or is unset)"),
         ({"name": {"in": ["x", "y"]}}, "name is one of x, y", "name is none of x, y"),
         ({"section.kind": "x"}, "section.kind is x", "section.kind is not x (or is unset)"),
-        ({"section.kind": {"not_in": ["x"]}}, "section.kind is none of x (or is unset)", "section.kind is one of x"),
+        ({"section.kind": {"not_in": ["x"]}}, "section.kind is none of x (or is unset)",
+         "section.kind is one of x"),
         ({"section.kind": {"is_set": True}}, "section.kind is set", "section.kind is unset"),
         ({"section.kind": {"is_set": False}}, "section.kind is unset", "section.kind is set"),
         ({"kinds": {"any_in": ["x", "y"]}}, "kinds has one of x, y", "kinds has none of x, y"),
