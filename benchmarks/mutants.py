@@ -384,7 +384,9 @@ def _draw_the_same_examples() -> None:
     """Hypothesis draws the same examples for every mutant, and doesn't look for the least that fails."""
     hypothesis = importlib.import_module("hypothesis")
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-    hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
+    hypothesis.settings.register_profile(
+        "mutants", derandomize=True, database=None, deadline=None, phases=phases
+    )
     hypothesis.settings.load_profile("mutants")
 
 

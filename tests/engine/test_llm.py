@@ -348,7 +348,12 @@ next(stream)
     root = CHECKPOINTS.parent
     environment = child_environment(root / "src", root)
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == solo([1])
