@@ -69,7 +69,7 @@ def test_every_operator_on_every_value(name: str, kind: str, values: Any, condit
     assert evaluate(parsed, {}) is None
 
 
-@pytest.mark.parametrize("values", itertools.product([True, False, UNKNOWN], repeat=3))
+@pytest.mark.parametrize("values", list(itertools.product([True, False, UNKNOWN], repeat=3)))
 def test_the_connectives(values: tuple[Any, ...]) -> None:
     facts = dict(zip("abc", values, strict=True))
     parts = [{"a": True}, {"b": True}, {"c": True}]
