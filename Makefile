@@ -29,15 +29,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: install
 	@$(BIN)/python -m examples.demo
 
+# One process per core, and one where there is a GPU: its tests measure the memory that is free on it.
+WORKERS := $(if $(wildcard /dev/nvidiactl),0,auto)
+
 # One thread per process: two threads of a busy two-core machine wait for each other more than they work.
 test: export OMP_NUM_THREADS := 1
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict src/dodona/oracle src/dodona/cli src/dodona/runners/interface.py
+	$(BIN)/mypy --strict src/dodona/oracle src/dodona/cli src/dodona/runners
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

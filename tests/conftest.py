@@ -1,4 +1,6 @@
-"""Chooses how Triton kernels run in this session, and skips GPU tests where there is no GPU."""
+"""Chooses how Triton kernels run in this session, skips GPU tests where there is no GPU, and takes the time
+limit off hypothesis' examples.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 def _has_nvidia_gpu() -> bool:
@@ -17,6 +20,13 @@ def _has_nvidia_gpu() -> bool:
 HAS_GPU = _has_nvidia_gpu()
 if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# No example has a time limit: on a busy machine any can take long. Profiles without one, such as hypothesis'
+# own for CI, stay.
+if settings().deadline is not None:
+    settings.register_profile("no deadline", deadline=None)
+    settings.load_profile("no deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

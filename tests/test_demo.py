@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,14 @@ import pytest
 from checkpoints.task import sum_question
 from examples.demo import answer_table, unseen_conversations
 from tests.conftest import HAS_GPU
+from tests.support.child_interpreter import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
 def test_the_demo_decides_generates_and_is_right() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = child_environment(ROOT / "src")
     environment.pop("TRITON_INTERPRET", None)
     environment.pop("DODONA_USE_V2_MODEL_RUNNER", None)
     done = subprocess.run(

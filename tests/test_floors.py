@@ -32,9 +32,9 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.attention", "kernels.linear", "kernels.sampling", "kernels.state", "kernels.reference"),
     ("runners.errors", "runners.outputs"),
     ("runners.sampling",),
+    ("runners.limits",),
     ("runners.interface",),
     ("runners.warm_up",),
-    ("runners.limits",),
     ("runners.text",),
     ("runners.engine", "runners.v1", "runners.v2"),
     ("runners.build",),
@@ -64,35 +64,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
 }
 """Imports that go up, each with its reason; none of them happens when a module is imported."""
 
-NOT_YET: frozenset[tuple[str, str]] = frozenset(
-    [
-        # Verdict.build is to be a shorthand for runners.build.build_runner: that is then an exception
-        ("oracle.decide.verdict", "runners.v1.runner"),
-        ("oracle.decide.verdict", "runners.v2.runner"),
-        ("oracle.systems.deployment", "oracle.systems.vllm.deployment"),
-        ("kernels.linear.attended_linear", "kernels.attention.decode"),
-        ("kernels.linear.attended_linear", "kernels.attention.few"),
-        ("kernels.sampling.filters", "runners.sampling.reference"),
-        ("kernels.sampling.gumbel", "runners.sampling.reference"),
-        ("kernels.sampling.logprobs", "runners.sampling.reference"),
-        ("kernels.sampling.masks", "runners.sampling.reference"),
-        ("kernels.sampling.penalties", "runners.sampling.reference"),
-        ("runners.interface", "runners.warm_up"),
-        ("runners.llm", "runners.stream"),
-        ("runners.sampling.reference", "runners.interface"),
-        ("runners.engine.request", "runners.engine.events"),
-        ("runners.engine.grammar", "runners.engine.request"),
-        ("cli.app", "cli.advice"),
-        ("cli.app", "cli.analysis"),
-        ("cli.app", "cli.authoring"),
-        ("cli.app", "cli.generation"),
-        ("cli.app", "cli.matrix"),
-        ("cli.app", "cli.benchmark"),
-        ("cli.app", "cli.replay"),
-        ("cli.app", "cli.rules"),
-    ]
-)
-"""Imports that are still to be turned around."""
+NOT_YET: frozenset[tuple[str, str]] = frozenset()
 
 
 def modules() -> dict[str, str]:

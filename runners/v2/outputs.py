@@ -93,7 +93,7 @@ def map_tensors(tree: Tree, function: Callable[[torch.Tensor], torch.Tensor]) ->
     are."""
     if isinstance(tree, torch.Tensor):
         return function(tree)  # type: ignore[return-value]
-    names = _field_names(type(tree))
+    names = _field_names(tree.__class__)
     if not names:
         return tree
     return type(tree)(*[map_tensors(getattr(tree, name), function) for name in names])

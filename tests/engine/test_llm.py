@@ -28,6 +28,7 @@ from dodona.runners.errors import EngineDeadError, EngineSetupError, InvalidRequ
 from dodona.runners.llm import LLM
 from dodona.runners.outputs import RequestOutput
 from dodona.runners.sampling.params import SamplingParams
+from tests.support.child_interpreter import child_environment
 from tests.support.fake_runner import FakeRunner, context_hash, fake_verdict, solo_run, token_logprobs
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -350,9 +351,14 @@ stream = llm.stream([1], GREEDY.replace(max_tokens=None))
 next(stream)
 """
     root = CHECKPOINTS.parent
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    environment = child_environment(root / "src", root)
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == solo([1])

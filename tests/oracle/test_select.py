@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import select_runner
 from dodona.oracle.systems.books import bundled_rulebook, parse_rulebook
 from dodona.oracle.testing import engine_config_mappings, environments
+from tests.support.child_interpreter import child_environment
 
 OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -255,9 +255,8 @@ def test_import_is_light() -> None:
         "import sys, dodona.oracle, dodona.oracle.select; import json;"
         "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
     )
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=child_environment()
     )
     heavy = {
         "torch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dodona.cli.app import app
+from tests.support.child_interpreter import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "authoring.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_the_commands_say_what_the_document_says(steps: Path) -> None:
 
 
 def test_an_outside_project_gets_the_properties_in_a_few_lines(steps: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = child_environment(ROOT / "src")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"],
         cwd=steps,
@@ -83,7 +83,7 @@ def test_an_outside_project_gets_the_properties_in_a_few_lines(steps: Path) -> N
 
 def test_its_tests_fail_where_its_book_is_wrong(steps: Path) -> None:
     (steps / "mine.yaml").write_text((steps / "next.yaml").read_text())
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = child_environment(ROOT / "src")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", "-k", "examples"],
         cwd=steps,

@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from dodona.cli.app import app
+from tests.support.child_interpreter import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW: dict[Any, Any] = yaml.safe_load((ROOT / ".github/workflows/rules.yml").read_text(encoding="utf-8"))
@@ -47,14 +48,13 @@ def test_the_difference_is_the_summary(tmp_path: Path) -> None:
     (tmp_path / "rules").mkdir()
     book = (ROOT / "docs/history/0-opt-in.yaml").read_text(encoding="utf-8")
     (tmp_path / "rules" / "book.yaml").write_text(book)
-    environment = {
-        **os.environ,
-        "BASE": "main",
-        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT / "src"),
-    }
+    environment = child_environment(
+        ROOT / "src",
+        BASE="main",
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"),
+        GIT_CONFIG_GLOBAL=os.devnull,
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    )
     (tmp_path / "bin").mkdir()
     dodona = tmp_path / "bin" / "dodona"
     dodona.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from dodona.cli import main; main()" "$@"\n')

@@ -1,0 +1,183 @@
+"""A request by itself: which token is its last, why, and what its text is then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.prompts import Prompt
+from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.sampling.params import SamplingParams
+
+
+def admitted(tokenizer: Any = None, *, prompt: list[int] | None = None, **params: Any) -> Request:
+    admission = Admission(
+        vocab_size=500, max_model_len=20, max_logprobs=5, seed=1, eos_token_ids=(0,), tokenizer=tokenizer
+    )
+    (request,) = admission.admit(Prompt(token_ids=prompt or [5, 6, 7]), SamplingParams(**params))
+    return request
+
+
+def text_of(request: Request) -> str:
+    stopping = getattr(request, "stop_text", None) or request.text
+    return stopping.take()
+
+
+def append(request: Request, token_ids: list[int]) -> list[str | None]:
+    reasons = []
+    for token_id in token_ids:
+        request.append(token_id)
+        reasons.append(request.finish_reason)
+    return reasons
+
+
+def test_a_request_begins_with_its_prompt_and_nothing_else() -> None:
+    request = admitted(max_tokens=4)
+    assert request.token_ids == [5, 6, 7]
+    assert (request.num_prompt_tokens, request.num_tokens, request.num_output_tokens) == (3, 3, 0)
+    assert (request.limit, request.schedulable_until) == (7, 7)
+    assert (request.row, request.block_ids, request.capacity) == (NO_ROW, [], 0)
+    assert (request.num_computed_tokens, request.num_cached_tokens, request.num_delivered_tokens) == (
+        0,
+        None,
+        0,
+    )
+    assert (request.finished, request.stop_reason, request.error) == (False, None, None)
+    assert (request.logprobs, request.prompt_logprobs, request.index) == ([], [], 0)
+    assert repr(request) == "Request('0', 3/7 tokens, None)"
+
+
+def test_which_log_probabilities_are_wanted() -> None:
+    for params, wanted in (
+        ({}, (False, False)),
+        ({"logprobs": 0}, (True, False)),
+        ({"prompt_logprobs": 0}, (False, True)),
+    ):
+        request = admitted(**params)
+        assert (request.wants_logprobs, request.wants_prompt_logprobs) == wanted
+
+
+def test_the_limit_is_the_last_token() -> None:
+    request = admitted(max_tokens=2)
+    assert append(request, [9, 9]) == [None, "length"]
+    assert (request.num_output_tokens, request.stop_reason) == (2, None)
+
+
+def test_the_end_of_text_stops_and_gives_no_reason_of_its_own() -> None:
+    request = admitted(max_tokens=9)
+    assert append(request, [9, 0]) == [None, "stop"]
+    assert (request.stop_reason, request.token_ids) == (None, [5, 6, 7, 9, 0])
+    assert append(admitted(max_tokens=9, ignore_eos=True), [9, 0]) == [None, None]
+
+
+def test_a_stop_token_is_the_reason() -> None:
+    request = admitted(max_tokens=9, stop_token_ids=[8])
+    assert append(request, [9, 8]) == [None, "stop"]
+    assert request.stop_reason == 8
+    request = admitted(max_tokens=9, stop_token_ids=[0], ignore_eos=True)
+    assert append(request, [0]) == ["stop"]
+    assert request.stop_reason == 0
+
+
+def test_stop_tokens_count_from_the_last_of_min_tokens_on() -> None:
+    for params in ({"stop_token_ids": [8]}, {}):
+        token = 8 if params else 0
+        request = admitted(max_tokens=9, min_tokens=3, **params)
+        assert append(request, [token, token, token]) == [None, None, "stop"]
+
+
+def test_a_stop_token_at_the_limit_is_a_stop() -> None:
+    assert append(admitted(max_tokens=1), [0]) == ["stop"]
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    return [tokenizer(letter)["input_ids"][0] for letter in text]
+
+
+def test_a_stop_string_ends_it_and_is_the_reason(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=9, stop="xy")
+    assert append(request, ids_of(tokenizer, "axy")) == [None, None, "stop"]
+    assert (request.stop_reason, text_of(request)) == ("xy", "a")
+
+
+def test_a_stop_string_with_the_last_token_is_a_stop(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=2, stop="xy")
+    assert append(request, ids_of(tokenizer, "xy")) == [None, "stop"]
+
+
+def test_at_the_limit_all_text_is_there(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=2, stop="xyz")
+    assert append(request, ids_of(tokenizer, "xy")) == [None, "length"]
+    assert text_of(request) == "xy"
+
+
+def test_an_abort_gives_out_the_text_so_far(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=9, stop="xyz")
+    append(request, ids_of(tokenizer, "axy"))
+    request.abort()
+    assert (request.finished, request.finish_reason, text_of(request)) == (True, "abort", "axy")
+    request = admitted(max_tokens=9)
+    request.abort()
+    assert request.finish_reason == "abort"
+
+
+@pytest.mark.parametrize(("include", "expected"), [(False, "ax"), (True, "axb")])
+def test_the_stop_tokens_own_text(tokenizer: Any, include: bool, expected: str) -> None:
+    (b,) = ids_of(tokenizer, "b")
+    request = admitted(
+        tokenizer, max_tokens=9, stop="xyz", stop_token_ids=[b], include_stop_str_in_output=include
+    )
+    assert append(request, ids_of(tokenizer, "axb")) == [None, None, "stop"]
+    assert (request.stop_reason, text_of(request)) == (b, expected)
+
+
+class Grammar:
+    """Allows tokens below 100."""
+
+    error = "it broke"
+
+    def accept(self, token_id: int) -> bool:
+        return token_id < 100
+
+
+def structured(**changes: Any) -> Request:
+    params = SamplingParams(**{"max_tokens": 5, "logprobs": 0, **changes})
+    return Request(
+        "a",
+        [1, 2],
+        params,
+        seed=1,
+        limit=7,
+        eos_token_ids=frozenset({0}),
+        grammar=Grammar(),  # type: ignore[arg-type]
+    )
+
+
+def test_with_a_grammar_one_token_at_a_time_may_be_under_way() -> None:
+    request = structured()
+    ahead = []
+    for token_id in (5, 6, 7):
+        ahead.append(request.schedulable_until)
+        request.append(token_id)
+    assert ahead == [3, 4, 5]
+    assert append(request, [8]) == [None]
+    assert request.schedulable_until == 7
+    assert append(request, [9]) == ["length"]
+    assert request.schedulable_until == 7
+
+
+def test_a_grammars_end_ends_it_whatever_min_tokens_says() -> None:
+    assert append(structured(min_tokens=4), [5, 0]) == [None, "stop"]
+    # A stop token of the user's is not the grammar's end.
+    assert append(structured(min_tokens=3, stop_token_ids=[5]), [5, 5, 5]) == [None, None, "stop"]
+
+
+def test_a_token_that_the_grammar_refuses_is_dropped_with_its_log_probabilities() -> None:
+    request = structured()
+    for token_id in (5, 100):
+        request.logprobs.append(token_id)  # type: ignore[arg-type]
+        request.append(token_id)
+    assert (request.finish_reason, request.error, request.stop_reason) == ("error", "it broke", None)
+    assert (request.token_ids, request.logprobs) == ([1, 2, 5], [5])
