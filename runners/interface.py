@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -103,21 +105,6 @@ class SchedulerOutput:
     def total_tokens(self) -> int:
         """Tokens over all rows."""
         return sum(self.num_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log-probabilities at one position, from the raw logits (before temperature, penalties and masks).
-
-    `token_ids[0]` is the sampled or prompt token, and `rank` its rank from 1. Then come the top-n tokens,
-    most probable first, and last the tokens of `SamplingParams.logprob_token_ids`.
-    """
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    rank: int
-    given_ranks: tuple[int, ...] = ()
-    """Ranks of the tokens of `SamplingParams.logprob_token_ids`."""
 
 
 @dataclass(frozen=True, slots=True)

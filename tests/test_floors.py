@@ -29,8 +29,9 @@ FLOORS: Sequence[Sequence[str]] = (
     ("oracle.select",),
     ("oracle.decision_log",),
     ("kernels.devices", "kernels.dependent_launch"),
-    ("kernels.attention", "kernels.linear", "kernels.sampling", "kernels.state", "kernels.reference"),
-    ("runners.errors", "runners.outputs"),
+    ("kernels.linear", "kernels.sampling", "kernels.state"),
+    ("kernels.attention",),
+    ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar"),
     ("runners.sampling",),
     ("runners.limits",),
     ("runners.interface",),
@@ -40,7 +41,8 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.build",),
     ("runners.startup",),
     ("runners.client",),
-    ("runners.llm", "runners.stream", "runners.chat"),
+    ("runners.stream", "runners.chat"),
+    ("runners.llm",),
     ("cli",),
 )
 """Folders and modules from the lowest floor up. Each may import from lower floors and from itself, but not
@@ -56,6 +58,7 @@ first used, so that importing the package imports nothing of them."""
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("oracle.decide.verdict", "oracle.explain.text"): "Verdict.explain is a shorthand for explain(verdict)",
     ("oracle.decide.verdict", "oracle.explain.counterfactuals"): "Verdict.counterfactuals is a shorthand too",
+    ("oracle.decide.verdict", "runners.build"): "Verdict.build is a shorthand for build_runner(verdict)",
     ("oracle.decide.verdict", "runners.interface"): "the type that Verdict.build returns",
     (
         "oracle.errors",

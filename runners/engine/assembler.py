@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dodona.runners.engine.events import Progress
 from dodona.runners.engine.request import Request
-from dodona.runners.interface import TokenLogprobs
 from dodona.runners.outputs import CompletionOutput, Logprob, RequestOutput
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dodona.runners.interface import TokenLogprobs
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 
 class Progress(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dodona.runners.engine.events import Progress, Sink, discard
 from dodona.runners.engine.grammar import Grammar
-from dodona.runners.interface import TokenLogprobs
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.text.stop_strings import StopStringText
 
 NO_ROW = -1

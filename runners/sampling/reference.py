@@ -47,8 +47,8 @@ from dodona.kernels.sampling.reference import (
     sanitize,
     thresholds,
 )
-from dodona.runners.interface import TokenLogprobs
 from dodona.runners.sampling.params import GREEDY_BELOW
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
     import numpy.typing as npt

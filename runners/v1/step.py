@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dodona.runners.interface import GrammarOutput, SchedulerOutput, StepOutput, TokenLogprobs
+from dodona.runners.interface import GrammarOutput, SchedulerOutput, StepOutput
 from dodona.runners.sampling import reference as sampling
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.packed_model import PackedModel

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
+from dodona.kernels.attention.attended_linear import LARGEST_ATTENDED
 from dodona.kernels.attention.decode import decode_attention_from_qkv, paged_decode_attention
 from dodona.kernels.attention.decode_plan import DecodePlan, plan_decode_attention
 from dodona.kernels.attention.fresh import SHORTEST, fresh_prefill_attention, supports_fresh_prefill
@@ -32,7 +33,6 @@ from dodona.kernels.attention.small_batch import (
 )
 from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.attention.stream import supports_streams
-from dodona.kernels.linear.attended_linear import LARGEST_ATTENDED
 from dodona.runners.v2.forward_inputs import ForwardInputs
 
 

@@ -93,7 +93,8 @@ def map_tensors(tree: Tree, function: Callable[[torch.Tensor], torch.Tensor]) ->
     are."""
     if isinstance(tree, torch.Tensor):
         return function(tree)  # type: ignore[return-value]
-    names = _field_names(tree.__class__)
+    kind: type = type(tree)
+    names = _field_names(kind)
     if not names:
         return tree
     return type(tree)(*[map_tensors(getattr(tree, name), function) for name in names])

@@ -10,8 +10,8 @@ from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.assembler import OutputAssembler, readable
 from dodona.runners.engine.events import Progress
 from dodona.runners.engine.prompts import Prompt
-from dodona.runners.interface import TokenLogprobs
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.text.detokenizer import Detokenizer
 
 PROMPT = [1, 2, 3]

@@ -17,8 +17,8 @@ from dodona.runners.client import EngineClient, Submission
 from dodona.runners.engine.events import Event, Progress
 from dodona.runners.engine.request import Request
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
-from dodona.runners.interface import TokenLogprobs
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from tests.engine.test_llm import GREEDY, PATIENCE, fake_llm, no_engine_thread, solo, verdict_for
 
 

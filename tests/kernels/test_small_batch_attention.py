@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dodona.kernels.attention.arguments import AttentionShape
+from dodona.kernels.attention.attended_linear import attended_linear, attended_linear_reference
 from dodona.kernels.attention.decode import paged_decode_attention_reference
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
 from dodona.kernels.attention.small_batch import (
@@ -13,7 +14,6 @@ from dodona.kernels.attention.small_batch import (
     small_batch_attention,
     small_batch_attention_parts,
 )
-from dodona.kernels.linear.attended_linear import attended_linear, attended_linear_reference
 from tests.kernels.test_attention import make_cache, make_new_tokens, make_norm
 
 SHAPES = [(1, 1, 16), (4, 2, 16), (3, 1, 32), (8, 1, 64), (8, 2, 128), (4, 2, 256)]

@@ -29,10 +29,10 @@ from dodona.runners.interface import (
     Runner,
     SchedulerOutput,
     StepOutput,
-    TokenLogprobs,
 )
 from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 _MASK = (1 << 64) - 1
 

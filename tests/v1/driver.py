@@ -9,9 +9,10 @@ from typing import Any
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.runners.interface import NewRequest, Runner, SchedulerOutput, StepOutput, TokenLogprobs
+from dodona.runners.interface import NewRequest, Runner, SchedulerOutput, StepOutput
 from dodona.runners.limits import resolve_limits
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.runner import V1Runner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from dodona.kernels.attention.arguments import AttentionShape, QKNorm
+from dodona.kernels.attention.attended_linear import attended_linear
 from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.linear.activation import silu_and_mul
-from dodona.kernels.linear.attended_linear import attended_linear
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.linear.small_batch_linear import (

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dodona.kernels.sampling.logprobs import LogprobTensors
-from dodona.runners.interface import TokenLogprobs
 from dodona.runners.sampling.reference import with_given
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from dodona.kernels.sampling.logprobs import LogprobTensors, token_logprobs
-from dodona.runners.interface import NewRequest, SchedulerOutput, TokenLogprobs
+from dodona.runners.interface import NewRequest, SchedulerOutput
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.sampling.logprob_values import host_logprobs
 

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 
 from dodona.kernels.attention.arguments import AttentionShape, NewTokens, PagedSequences, QKNorm
+from dodona.kernels.attention.attended_linear import attended_linear
 from dodona.kernels.attention.small_batch import (
     SmallBatchTiles,
     small_batch_attention,
     small_batch_attention_parts,
 )
-from dodona.kernels.linear.attended_linear import attended_linear
 from dodona.kernels.linear.single_token_linear import Tiles, single_token_linear
 from dodona.kernels.linear.small_batch_linear import small_batch_linear
 from dodona.kernels.state.step_state import prepare_inputs
