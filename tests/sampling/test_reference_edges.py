@@ -1,0 +1,92 @@
+"""The torch sampler at its edges: which tokens can be drawn at all, and the tokens of rows that have none."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.reference import grammar_fallback_ids, sample
+from tests.sampling.support import grammar_words, make_row
+
+PROBABILITIES = (0.4, 0.3, 0.2, 0.08, 0.02)
+LOGITS = torch.log(torch.tensor(PROBABILITIES))
+
+
+def drawn(draws: int = 400, logits: torch.Tensor = LOGITS, **features: Any) -> set[int]:
+    rows = [make_row(seed=seed, **features) for seed in range(draws)]
+    return set(sample(logits.expand(draws, -1), rows).token_ids)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({}, {0, 1, 2, 3, 4}),
+        ({"top_k": 1}, {0}),
+        ({"top_k": 3}, {0, 1, 2}),
+        ({"top_k": 9}, {0, 1, 2, 3, 4}),
+        ({"top_p": 0.39}, {0}),
+        ({"top_p": 0.41}, {0, 1}),
+        ({"top_p": 0.95}, {0, 1, 2, 3}),
+        ({"min_p": 0.45}, {0, 1, 2}),
+        ({"min_p": 0.8}, {0}),
+        ({"top_k": 3, "top_p": 0.5}, {0, 1}),
+        ({"top_k": 2, "min_p": 0.1}, {0, 1}),
+        ({"min_p": 0.15, "top_p": 0.7}, {0, 1}),
+        ({"temperature": 0.0}, {0}),
+        ({"allowed_token_ids": [1, 4]}, {1, 4}),
+        ({"min_tokens": 1, "stop": (0, 1)}, {2, 3, 4}),
+        ({"min_tokens": 1, "stop": (0, 1), "output": (3,)}, {0, 1, 2, 3, 4}),
+        ({"bad_words": ((0,), (3, 1))}, {1, 2, 3, 4}),
+        ({"bad_words": ((3, 1),), "output": (3,)}, {0, 2, 3, 4}),
+        ({"logit_bias": {0: -100.0, 1: -100.0}}, {2, 3, 4}),
+        ({"logit_bias": {4: 100.0}}, {4}),
+        ({"grammar": (2, 4), "vocab": 5}, {2, 4}),
+        ({"presence_penalty": 2.0, "frequency_penalty": 2.0, "output": (0,) * 9, "top_k": 4}, {1, 2, 3, 4}),
+    ],
+    ids=str,
+)
+def test_which_tokens_can_be_drawn(features: dict[str, Any], expected: set[int]) -> None:
+    assert drawn(**features) == expected
+
+
+def test_equal_tokens_at_the_cut_are_all_kept() -> None:
+    even = torch.zeros(4)
+    for features in ({"top_k": 2}, {"top_p": 0.3}):
+        assert drawn(logits=even, **features) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("token", [0, 1, 31, 32, 33, 62, 63, 64, 95])
+def test_the_lowest_token_of_a_grammar(token: int) -> None:
+    words = grammar_words({token, 95}, 96)[None]
+    assert grammar_fallback_ids(words, [SamplingParams()]).tolist() == [token]
+    # Among the allowed ids, where the grammar allows one of these.
+    allowed = SamplingParams(allowed_token_ids=[95, 30])
+    assert grammar_fallback_ids(words, [allowed]).tolist() == [95]
+    others = SamplingParams(allowed_token_ids=[5, 300])
+    assert grammar_fallback_ids(words, [others]).tolist() == [token]
+    lost = torch.full((1, 96), -math.inf)
+    assert sample(lost, [make_row(grammar={token, 95}, vocab=96)]).token_ids == [token]
+
+
+def test_a_grammar_that_allows_nothing_gives_token_zero() -> None:
+    words = np.zeros((1, 3), dtype=np.int32)
+    assert grammar_fallback_ids(words, [SamplingParams()]).tolist() == [0]
+
+
+def test_the_token_of_a_row_without_any() -> None:
+    lost = torch.full((1, 8), math.nan)
+    assert sample(lost, [make_row()]).token_ids == [0]
+    assert sample(lost, [make_row(stop=(5, 3))]).token_ids == [3]
+    assert sample(lost, [make_row(stop=(5, 3), allowed_token_ids=[7, 6])]).token_ids == [6]
+
+
+def test_wrong_shapes_are_named() -> None:
+    for logits, rows in ((LOGITS, [make_row()]), (LOGITS[None], []), (LOGITS.expand(2, -1), [make_row()])):
+        with pytest.raises(ValueError, match=rf"logits must be \[{len(rows)} rows, vocab\]"):
+            sample(logits, rows)
+    assert sample(torch.zeros(0, 5), []).token_ids == []
