@@ -405,7 +405,7 @@ def test_too_few_blocks_for_one_request(model_dir: Path, caplog: pytest.LogCaptu
         fake_llm(model_dir, kv_cache_memory_bytes=100)
     with fake_llm(model_dir, num_gpu_blocks_override=5) as llm:
         assert llm.max_model_len == 20
-        assert llm._engine.call(lambda runner, _: runner.max_model_len) == 20
+        assert llm._client.call(lambda runner, _: runner.max_model_len) == 20
         assert "max_model_len is lowered from 64 to 20" in caplog.text
         (output,) = llm.generate([1] * 15, GREEDY)
         assert len(output.outputs[0].token_ids) == 5

@@ -120,7 +120,7 @@ def test_the_model_is_loaded_and_the_limits_resolved_once(monkeypatch: pytest.Mo
     monkeypatch.setattr("dodona.runners.startup.resolve_limits", resolve)
     monkeypatch.setattr(build_module, "resolve_limits", resolve)
     with LLM.from_verdict(verdict) as llm:
-        runner = llm._engine.call(lambda runner, _: runner)
+        runner = llm._client.call(lambda runner, _: runner)
     assert sorted(calls) == ["ModelInfo.load", "resolve_limits"]
     assert runner.name == "v1"
 
