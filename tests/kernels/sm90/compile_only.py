@@ -1,7 +1,8 @@
 """Compiles kernels for sm_90 on a machine without a GPU, exactly as their wrappers launch them.
 
-Run as a program (`python -m tests.kernels.sm90.compile_only`), without TRITON_INTERPRET: it calls every case
-in the modules of this folder with launches replaced by `triton.compile`, and prints one JSON line per case.
+Run as a program (`python -m tests.kernels.sm90.compile_only [MODULE ...] [--part I/N]`), without
+TRITON_INTERPRET: it calls every case in the modules of this folder (of each module the I-th, then every N-th,
+counted from 0) with launches replaced by `triton.compile`, and prints one JSON line per case.
 It is a program of its own because a process has either interpreted kernels or compilable ones.
 
 A case module holds `CASES: dict[str, Callable[[], None]]`; a case calls wrappers with CPU tensors.
@@ -9,8 +10,10 @@ A case module holds `CASES: dict[str, Callable[[], None]]`; a case calls wrapper
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -109,12 +112,17 @@ def main() -> int:
     dependent_launch = importlib.import_module("dodona.kernels.dependent_launch")
     dependent_launch.supports_dependent_launch = lambda device: True  # type: ignore[attr-defined]
     package = importlib.import_module("tests.kernels.sm90")
-    chosen = set(sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("modules", nargs="*")
+    parser.add_argument("--part", default="0/1")
+    options = parser.parse_args()
+    chosen = set(options.modules)
+    first, step = map(int, options.part.split("/"))
     for info in pkgutil.iter_modules(package.__path__):
         if info.name == "compile_only" or (chosen and info.name not in chosen):
             continue
         module = importlib.import_module(f"tests.kernels.sm90.{info.name}")
-        for name, case in module.CASES.items():
+        for name, case in itertools.islice(module.CASES.items(), first, None, step):
             report: dict[str, Any] = {"module": info.name, "case": name, "kernels": [], "error": None}
             with launches_compile() as compiled:
                 try:
