@@ -2,8 +2,8 @@
 
 A kernel that takes part calls `let_next_start` at its beginning, and `wait_for_inputs` before it reads or
 writes anything that the kernels shortly before it touch. As some of its programs wait, a kernel that has
-ended implies that all before it have; so not every kernel need take part. What was there before, such as
-weights, may be read ahead of the wait: that is the gain.
+ended implies that all before it have; so not every kernel need take part. Data from before, such as weights,
+may be read before the wait. This is the benefit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`select_runner`: a configuration goes in, a verdict comes out. The one place where the decision is made.
+"""`select_runner` decides which runner serves a configuration. No other code makes this decision.
 
 configuration + environment → system → facts → rules → verdict
 """
@@ -98,5 +98,6 @@ def _evaluate(book: RuleBook, facts: Facts, trusted: bool) -> tuple[Evaluation, 
 
 
 def is_bundled(rulebook: str | os.PathLike[str] | RuleBook) -> bool:
-    """Whether a book comes with Dodona: only then is the rule engine trusted with it untried."""
+    """Whether Dodona contains the book. Other books are tried in a child process before the rule engine
+    evaluates them."""
     return isinstance(rulebook, str) and not rulebook.endswith((".yaml", ".yml"))

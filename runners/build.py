@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.registry import system_of
 from dodona.runners.limits import Limits, resolve_limits
@@ -64,7 +64,7 @@ def build_runner(verdict: Verdict, model: ModelInfo | None = None, limits: Limit
     config = verdict.config
     if model is None:
         model = ModelInfo.load(
-            resolve_model(config.model_config.model, revision=config.model_config.revision)
+            locate_or_download(config.model_config.model, revision=config.model_config.revision)
         )
     if limits is None:
         limits = resolve_limits(config, model)

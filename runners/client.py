@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.assembler import OutputAssembler
@@ -58,7 +58,7 @@ class EngineClient:
         Raises ConfigError, EngineSetupError, and what the runner raises.
         """
         config = verdict.config
-        directory = resolve_model(config.model_config.model, revision=config.model_config.revision)
+        directory = locate_or_download(config.model_config.model, revision=config.model_config.revision)
         model = ModelInfo.load(directory)
         self.tokenizer: Any | None = load_tokenizer(config, directory)
         """transformers' tokenizer; None where there is none."""

@@ -1,4 +1,4 @@
-"""`LLM`: a model directory goes in, the verdict builds the runner, prompts become tokens."""
+"""`LLM` loads a model with the runner of the verdict and generates text for prompts."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.test_floors import imports, modules
 
 ROOT = Path(__file__).resolve().parents[1]
 FOUND_BY_NAME = ("oracle.systems.own.system", "runners.v1.runner", "runners.v2.runner")
-"""Modules that no module of a walk imports: `oracle.systems.registry` and `runners.build` find them by name."""
+"""Modules that no module of a walk imports: `oracle.systems.registry` and `runners.build` name them."""
 
 
 def walks() -> dict[str, list[str]]:

@@ -1,10 +1,9 @@
 """Decode attention as one stream of keys and values, for GPUs with asynchronous copies.
 
-What a program has to read, over all the sequences it shares in, is one sequence of tiles, and tiles are
-copied to a ring in shared memory several ahead of their use. Where a sequence ends, the copies of the next
-one's keys are under way already: memory never waits while a program normalises queries, writes a result or
-begins. A program is one warp, so nothing in it waits for other warps either; several of them share a
-multiprocessor.
+The keys of all sequences of a program form one stream of tiles. Tiles are copied to a ring in shared memory,
+several tiles before their use. Where a sequence ends, the copies of the next one's keys are under way
+already: memory never waits while a program normalises queries, writes a result or begins. A program is one
+warp, so nothing in it waits for other warps either; several of them share a multiprocessor.
 
 The new key and value are put into the tile where they belong, once it has arrived, and written to the cache
 beside it.

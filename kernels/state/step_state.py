@@ -53,8 +53,8 @@ def _prepare_inputs_kernel(
         i = offset + tl.arange(0, BLOCK)
         mask = i < span
         position = computed + i
-        # A request that ended in a step whose result the host has not read may be scheduled once more than it
-        # has room for; what is computed then is thrown away, so it only must not touch memory of others.
+        # A request that ended in an unread step may be scheduled once more than its row has room for. The
+        # result is discarded, but the step must not access memory of other requests.
         inside = (i < length) & live & (position < max_model_len)
         token = tl.load(token_ids + row * stride_tokens + position, mask=inside, other=0)
         block = tl.load(block_table + row * stride_table + position // BLOCK_SIZE, mask=inside, other=0)

@@ -68,7 +68,7 @@ class OutcomeChange:
     before: Kind
     after: Kind
     known: bool
-    """False where only facts that aren't known change so."""
+    """False if the change only occurs with unknown facts."""
     witness: Witness
 
 

@@ -185,8 +185,8 @@ def _idle_runners(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator
 
 
 def _shown_by_a_point(regions: Regions, rule: Rule, runners: tuple[RunnerName, ...]) -> bool:
-    """Whether the plainest facts for which a rule fires, with or without a forced runner, would have another
-    outcome if it ruled out only `runners`. True is a proof; False leaves it open.
+    """Tests one point: the plainest facts for which the rule fires, with and without a forced runner. True if
+    their outcome changes when the rule rules out only `runners`. False proves nothing.
     """
     book, space = regions.book, regions.space
     facts = space.witness(regions.rules[rule.id].fires)

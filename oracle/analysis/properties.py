@@ -80,7 +80,8 @@ def _not_by_default(regions: Regions) -> Broken:
 
 
 def _turned_into_preferred(regions: Regions) -> int:
-    """Facts with one feature more than facts that get another runner, and that get the preferred one."""
+    """The facts that get the preferred runner and have one feature more than facts that get another
+    runner."""
     space, d = regions.space, regions.space.diagrams
     preferred = regions.book.runners[0]
     kinds = regions.outcomes.kinds

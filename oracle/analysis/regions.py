@@ -19,7 +19,7 @@ from dodona.oracle.language.rule import Rule, RunnerName
 from dodona.oracle.language.rulebook import RuleBook
 
 Kind = tuple[RunnerName | None, bool]
-"""What users feel of an outcome: the runner (None where the choice is refused), and whether it is refused."""
+"""The visible part of an outcome: the runner (None if the choice is refused), and whether it is refused."""
 
 _STAGES: Mapping[str, frozenset[str]] = {
     "choice": frozenset({"choice"}),

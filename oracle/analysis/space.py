@@ -1,4 +1,5 @@
-"""The space of all facts, made finite without loss: values that no comparison tells apart count as one.
+"""The space of all facts as a finite set. Values that no comparison separates form one class, so nothing is
+lost.
 
 Of a whole number that is what lies between the constants it is compared with, of a text each constant and
 one other text, of a list which of its constants it has; null and unknown are values of their own. Every

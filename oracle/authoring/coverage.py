@@ -1,8 +1,8 @@
 """The examples of a rule book as tests, and what of its conditions they reach.
 
 A part of `any` is reached by an example in which it holds and no other part does; a part of `all` by one in
-which it fails and no other part does: so the example hangs on that part. Of lists, it is counted how many of
-their values occur in examples.
+which it fails and no other part does: the example then depends on that part. For lists, the values that occur
+in examples are counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The canonical form of a rule file: one layout for one content, with every comment kept.
 
-Keys stand in a fixed order, rules stay in theirs. What fits on a line is
-on a line, but for rules, examples, and `all` and `any`, which have a line for each part. Text is plain where
-YAML reads it back as it is, else in double quotes. Rules are set apart by one blank line.
+Keys have a fixed order; rules keep their order. A value that fits on a line is written on one line, except
+for rules, examples, `all` and `any`, which have one line for each part. Text is plain where YAML reads it
+back as it is, else in double quotes. Rules are set apart by one blank line.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The JSON Schema of rule files, by which editors complete and check them: made from the models of the
 language and from the registries of facts.
 
-It says what can be said of one file by itself. That ids are unique, that `refines` names a rule, and what a
-book inherits is seen by loading it (`dodona rules check`).
+It checks what is visible in a single file. Unique ids, the targets of `refines` and inherited rules are
+checked when a book is loaded (`dodona rules check`).
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ class Outcome:
 def decide(book: RuleBook, fired: Sequence[Firing]) -> Outcome:
     """Fold firings into an outcome. Their order sets only the order of the refusals.
 
-    The override of lowest precedence decides. Where a require or veto speaks against its runner, the book's
-    `forced_refusal` says whether the choice is refused (runner None) or the runner doesn't start; an override
-    without a runner refuses the choice itself. Without an override, the first runner by preference that no
-    require or veto rules out; else the last, with its refusals.
+    The override of lowest precedence decides. If a require or veto rules out the override's runner, the
+    book's `forced_refusal` determines whether the choice is refused (runner None) or the runner does not
+    start. An override without a runner refuses the choice itself. Without an override, the first runner by
+    preference that no require or veto rules out; else the last, with its refusals.
     """
     rules = [book.by_id[firing.rule] for firing in fired]
 

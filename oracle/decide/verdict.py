@@ -112,7 +112,8 @@ class Verdict(BaseModel):
     decided_by: str
     """The id of the override that decided, or "preferred", or "fallback"."""
     reasons: tuple[Reason, ...]
-    """Every rule that fired, also those that an override made moot, in the book's order."""
+    """Every rule that fired, in the book's order, including rules that have no effect because of an
+    override."""
     unsupported: Unsupported
     """Per runner, the features it lacks here."""
     refusals: tuple[Reason, ...]

@@ -6,6 +6,7 @@ A change only takes something away (see `Change`).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -13,12 +14,13 @@ from typing import Any, Final, Literal
 from dodona.oracle.decide.evaluate import Evaluation, evaluate
 from dodona.oracle.decide.outcome import PREFERRED, Firing, Outcome
 from dodona.oracle.decide.verdict import Verdict
-from dodona.oracle.explain.least_changes import OVERRIDE, LeastChanges
+from dodona.oracle.explain.least_changes import LeastChanges
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import UNKNOWN, Unknown, show_value
 from dodona.oracle.language.rule import RunnerName
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.systems.deployment import Change, Deployment
+from dodona.oracle.systems.system import OVERRIDE
 from dodona.oracle.systems.verdict_deployment import deployment_of
 
 Because = Literal["model", "machine", "override", "configuration", "preference"]
@@ -205,7 +207,8 @@ def _forcing(book: RuleBook, runner: RunnerName, deployment: Deployment, facts: 
     if now != runner:
         values = [value for value, means in variable.values.items() if means == runner]
         if not values and variable.otherwise == runner:
-            values = ["1"]
+            # any value that is not listed; a whole number, in case the variable takes nothing else
+            values = [next(text for text in map(str, itertools.count(1)) if text not in variable.values)]
         found += [_forced(book, variable.variable, value, runner, facts) for value in values[:1]]
     if now is not None and now != runner:
         found.append(_forced(book, variable.variable, None, None, facts))

@@ -18,9 +18,6 @@ from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.rule import Rule, RunnerName
 from dodona.oracle.systems.deployment import Change, Deployment
 
-OVERRIDE: Final = "environment.override"
-"""The fact by which the user forces a runner."""
-
 MAX_LOOKAHEAD: Final = 8
 """A rule that depends on more changes than this is not examined: it counts as one that may turn."""
 

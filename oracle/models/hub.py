@@ -1,5 +1,5 @@
-"""From what a user calls a model to a directory: a path as it is, a hub id by way of the local Hugging
-Face cache."""
+"""Resolves the name of a model to a directory. A path is used directly; a hub id is looked up in the local
+Hugging Face cache and downloaded if necessary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _WEIGHT_FILES = ["*.safetensors"]
 
 
-def resolve_model(model: str, *, revision: str | None = None, weights: bool = False) -> Path:
+def locate_or_download(model: str, *, revision: str | None = None, weights: bool = False) -> Path:
     """The directory of `model`: itself, or the snapshot of a hub id.
 
     A snapshot comes from the local cache if it is there with all that is asked for, else it is downloaded:

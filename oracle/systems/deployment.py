@@ -1,5 +1,5 @@
-"""A deployment as one rule book sees it: its facts, and the changes to its configuration that take something
-away.
+"""A configuration, a model and a machine, with the facts of one rule book, and the changes that remove
+something from the configuration.
 """
 
 from __future__ import annotations

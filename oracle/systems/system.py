@@ -15,7 +15,7 @@ from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import FactSpec, FactValue
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
-from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.deployment import Deployment
 
@@ -139,4 +139,4 @@ class System(ABC):
 
 def load_model(name: str, revision: str | None = None) -> ModelInfo:
     """What the config.json of a model directory or hub id says. Raises ConfigError."""
-    return ModelInfo.load(resolve_model(name, revision=revision))
+    return ModelInfo.load(locate_or_download(name, revision=revision))

@@ -6,8 +6,8 @@ requests. A request is admitted when there are blocks for all its tokens; later 
 every `block_size` tokens. When there is none, the request that came last gives its blocks back and waits at
 the head of the queue, to be computed again.
 
-Steps may be under way while the next is scheduled, so counts run ahead of what was read: see
-`Request.num_tokens`.
+The next step may be scheduled before the results of earlier steps have been read. Counts therefore include
+tokens that are still in flight; see `Request.num_tokens`.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ class Scheduler:
         """Put the request's next tokens into the batch, as many as the budget allows."""
         batch.add_chunk(request)
         if request.num_computed_tokens >= request.next_block_end:
-            # Known from now on, though not yet computed: whoever finds them comes later in this step's batch,
-            # or in a later step, and the runner writes KV in that order.
+            # The blocks can be found before they are computed. A request that finds them comes later in this
+            # batch or in a later step, and the runner writes KV in that order.
             self._remember_full_blocks(request)
 
     def _admit(self, budget: int) -> Request | None:

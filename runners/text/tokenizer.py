@@ -31,10 +31,10 @@ def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
     if model_config.skip_tokenizer_init:
         return None
     if model_config.tokenizer is not None:
-        from dodona.oracle.models.hub import resolve_model
+        from dodona.oracle.models.hub import locate_or_download
 
         try:
-            directory = resolve_model(model_config.tokenizer)
+            directory = locate_or_download(model_config.tokenizer)
         except ConfigError as error:
             raise ConfigError(f"tokenizer: {error}") from None
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.hub import locate_or_download
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -160,7 +160,9 @@ class V1Runner(Runner):
         model_config, load_format = self.config.model_config, self.config.load_config.load_format
         dtype: torch.dtype = getattr(torch, self.limits.dtype)
         return loading.load_model(
-            resolve_model(model_config.model, revision=model_config.revision, weights=load_format != "dummy"),
+            locate_or_download(
+                model_config.model, revision=model_config.revision, weights=load_format != "dummy"
+            ),
             load_format=load_format,
             dtype=dtype,
             device=device,

@@ -1,6 +1,6 @@
 """What V2 lacks, by hand, and the check that its loader makes without asking the rules.
 
-The rule book's requires and its vetoes on v2 say the same; a test holds the two to each other.
+A test compares the list with the requires of V2 and the vetoes against V2 in the rule book.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 A step whose launches depend on a size alone, not on what is in the batch, is captured for a few sizes, and
 runs in the smallest that holds it: steps of decodes by the number of entries, and steps of one fresh prompt
-by the number of its tokens. The rest is padding (state row -1, slot -1), which reads and writes nobody's
-state. Two graphs per size share everything but their end: one samples by temperature and Gumbel-max and
-updates the state, so that such a step is one launch; the other stops at the logits, for batches in which some
-row asks for more.
+by the number of its tokens. The remaining entries are padding (state row -1, slot -1) and access no state.
+Two graphs per size share everything but their end: one samples by temperature and Gumbel-max and updates the
+state, so that such a step is one launch; the other stops at the logits, for batches in which some row asks
+for more.
 """
 
 from __future__ import annotations

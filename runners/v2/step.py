@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from dodona.kernels.state.step_state import prepare_inputs, update_state
+from dodona.runners.v2.forward_inputs import ForwardInputs
 from dodona.runners.v2.graphs import FixedStep, StepGraphs
-from dodona.runners.v2.models.dense import DenseModel, ForwardInputs
+from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.sampling.ring import SampleRing
 from dodona.runners.v2.sampling.sampler import V2Sampler
 from dodona.runners.v2.state import RequestState

@@ -553,3 +553,19 @@ def test_a_book_is_refused_for_its_runners_and_not_for_rules_that_name_them(runn
     with pytest.raises(RuleFileError) as caught:
         parse_rulebook(VERSIONS.replace("[v2, v1]", runners))
     assert "environment.override" not in str(caught.value)
+
+
+def test_a_forcing_value_is_one_that_means_the_runner() -> None:
+    # Any value that is not listed asks for `tiny`, and the first numbers are listed.
+    book = parse_rulebook(
+        TEXT.replace("{quick: fast, slow: slow, tiny: tiny}", '{"1": slow, "2": fast}').replace(
+            "otherwise: error", "otherwise: tiny"
+        )
+    )
+    verdict = select_runner(str(QWEN3), rulebook=book, environment=assumed_gpu())
+    assert verdict.runner == "fast"
+    assert book.environment is not None
+    for runner in ("slow", "tiny"):
+        (forcing,) = counterfactuals(deployment_of(verdict, book), runner).forcing
+        assert book.environment.parse(forcing.value) == runner
+        assert forcing.runner == runner

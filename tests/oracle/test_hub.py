@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.hub import locate_or_download
 
 
 @pytest.fixture
@@ -34,26 +34,26 @@ def put(cache: Path, repo: str, files: dict[str, str], revision: str = "main") -
 
 
 def test_a_directory_is_itself(tmp_path: Path) -> None:
-    assert resolve_model(str(tmp_path)) == tmp_path
+    assert locate_or_download(str(tmp_path)) == tmp_path
     with pytest.raises(ConfigError, match="only hub ids have revisions"):
-        resolve_model(str(tmp_path), revision="main")
+        locate_or_download(str(tmp_path), revision="main")
 
 
 @pytest.mark.parametrize("name", ["/no/such/dir", "./nowhere", "~/nowhere-at-all", "a/b/c", "a b"])
 def test_a_path_that_is_not_there(name: str) -> None:
     with pytest.raises(ConfigError, match="no such directory; check the path"):
-        resolve_model(name)
+        locate_or_download(name)
 
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a file"):
-        resolve_model(str(tmp_path / "config.json"))
+        locate_or_download(str(tmp_path / "config.json"))
 
 
 def test_a_hub_id_comes_from_the_cache(hub_cache: Path) -> None:
     snapshot = put(hub_cache, "org/model", {"config.json": "{}"})
-    assert resolve_model("org/model").resolve() == snapshot.resolve()
+    assert locate_or_download("org/model").resolve() == snapshot.resolve()
 
 
 def test_weights_must_be_whole(hub_cache: Path) -> None:
@@ -63,11 +63,11 @@ def test_weights_must_be_whole(hub_cache: Path) -> None:
     )
     (snapshot / "model-1.safetensors").write_text("")
     with pytest.raises(ConfigError, match=r"org/model: .* does not have all of its \*\.safetensors"):
-        resolve_model("org/model", weights=True)
+        locate_or_download("org/model", weights=True)
     (snapshot / "model-2.safetensors").write_text("")
-    assert resolve_model("org/model", weights=True).resolve() == snapshot.resolve()
+    assert locate_or_download("org/model", weights=True).resolve() == snapshot.resolve()
 
 
 def test_an_id_that_is_nowhere(hub_cache: Path) -> None:
     with pytest.raises(ConfigError, match="org/none: no such directory, not in the local Hugging Face cache"):
-        resolve_model("org/none")
+        locate_or_download("org/none")

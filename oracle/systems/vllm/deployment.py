@@ -39,7 +39,8 @@ _STAYS: Final = (
     "speculative_config.model",
     "speculative_config.draft_model_config",
 )
-"""What a section is about isn't reset by itself: without it vLLM would take something else for it."""
+"""Fields that are only removed together with their section: without the field, vLLM would choose another
+value."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import triton
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.models.hub import resolve_model
+from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
@@ -54,5 +54,5 @@ def read_weights(loaded: Loaded, config: EngineConfig) -> None:
     if config.load_config.load_format == "dummy":
         fill_randomly(views, seed=model_config.seed)
         return
-    path = resolve_model(model_config.model, revision=model_config.revision, weights=True)
+    path = locate_or_download(model_config.model, revision=model_config.revision, weights=True)
     load_safetensors(path, views, tied=loaded.spec.tie_word_embeddings)

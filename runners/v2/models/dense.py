@@ -24,8 +24,6 @@ from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
 
-__all__ = ["DenseModel", "ForwardInputs"]
-
 
 class DenseModel:
     """Weights and the computation over them. It holds no state of requests."""

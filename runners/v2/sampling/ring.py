@@ -1,4 +1,4 @@
-"""Sampled tokens on their way to the host, where the device must not wait until they are there."""
+"""Buffers for sampled tokens that are being copied to the host while later steps run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SampleRing:
         return self._slots[self._launched][:size]
 
     def restart(self) -> None:
-        """Bring both counts together again after steps that `advance` was not told of. No tokens of earlier
-        steps may be uncopied."""
+        """Reset the counters of host and device after steps without a call of `advance`. All tokens of
+        earlier steps must have been copied."""
         self.turn.zero_()
         self._launched = 0
