@@ -21,8 +21,8 @@ def admitted(tokenizer: Any = None, *, prompt: list[int] | None = None, **params
 
 
 def text_of(request: Request) -> str:
-    stopping = getattr(request, "stop_text", None) or request.text
-    return stopping.take()
+    assert request.stop_text is not None
+    return request.stop_text.take()
 
 
 def append(request: Request, token_ids: list[int]) -> list[str | None]:

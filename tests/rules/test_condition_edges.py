@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 
-from dodona.oracle.language.conditions import Compare, Condition, ConditionError, compare, evaluate
-from dodona.oracle.language.facts import UNKNOWN, FactSpec
-from tests.rules.test_conditions import (
-    VALUES,
-    describe,
-    disjunctive_normal_form,
+from dodona.oracle.language.condition_parser import parse_condition
+from dodona.oracle.language.condition_text import describe
+from dodona.oracle.language.conditions import (
+    Compare,
+    Condition,
+    ConditionError,
+    compare,
+    evaluate,
     facts_read,
-    parse_condition,
-    read_naively,
 )
+from dodona.oracle.language.facts import UNKNOWN, FactSpec
+from dodona.oracle.language.normal_forms import disjunctive_normal_form
+from tests.rules.test_conditions import VALUES, read_naively
 
 FACTS = {
     spec.name: spec
