@@ -143,6 +143,23 @@ def test_text_is_given_out_with_a_characters_bytes_on_both_sides_of_the_cut(
     assert "".join(pieces) + text.finish() == REPLACEMENT * (before + after)
 
 
+@pytest.mark.parametrize("prompt", [b"", b"a prompt"])
+def test_sixteen_tokens_are_held_back_whatever_comes_before_them(prompt: bytes) -> None:
+    """The prompt's tokens do not count. Of 17 tokens the last eight are kept as context."""
+    text = IncrementalText(Detokenizer(Bytes()), list(prompt))
+    pieces = [text.add([0xFF]) for _ in range(17)]
+    assert pieces == [""] * 16 + [REPLACEMENT * 9]
+    assert text.finish() == REPLACEMENT * 8
+
+
+def test_the_last_six_tokens_of_the_prompt_are_context() -> None:
+    tokenizer = Bytes()
+    text = IncrementalText(Detokenizer(tokenizer), list(b"a long prompt"))
+    assert tokenizer.longest == 6
+    assert text.add(list(b"!")) == "!"
+    assert tokenizer.longest == 7
+
+
 def test_each_addition_decodes_few_tokens_however_long_the_text_is() -> None:
     tokenizer = Bytes()
     text = IncrementalText(Detokenizer(tokenizer), [])

@@ -17,7 +17,7 @@ from dodona.oracle.language.conditions import (
     evaluate,
     facts_read,
 )
-from dodona.oracle.language.facts import UNKNOWN, FactSpec
+from dodona.oracle.language.facts import UNKNOWN, FactSpec, show_value
 from dodona.oracle.language.normal_forms import disjunctive_normal_form
 from tests.rules.test_conditions import VALUES, read_naively
 
@@ -277,6 +277,24 @@ def test_texts_have_at_most_200_characters() -> None:
 def test_the_text_of_conditions(data: Any, text: str, negation: str) -> None:
     assert describe(condition(data), FACTS) == text
     assert describe(condition(data), FACTS, negate=True) == negation
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "unset"),
+        (True, "true"),
+        (False, "false"),
+        (0, "0"),
+        ("x", "x"),
+        (("x",), "x"),
+        (("x", "y"), "x, y"),
+        ((1, 2), "1, 2"),
+        ((), "none"),
+    ],
+)
+def test_the_text_of_values(value: Any, text: str) -> None:
+    assert show_value(value) == text
 
 
 def test_the_values_of_the_other_tests_are_many_enough() -> None:
