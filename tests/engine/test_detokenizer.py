@@ -97,12 +97,15 @@ class Bytes:
         self.longest = 0
         """Most tokens that were decoded at once."""
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool, **_: object) -> str:
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str:
         self.longest = max(self.longest, len(token_ids))
         data = bytes(i for i in token_ids if i != self.special)
         specials = "" if skip_special_tokens else "<|end|>" * list(token_ids).count(self.special)
         try:
-            return data.decode() + specials
+            text = data.decode()
+            return (text.replace(" ,", ",") if clean_up_tokenization_spaces else text) + specials
         except UnicodeDecodeError:
             return REPLACEMENT * len(data) + specials
 
@@ -113,6 +116,7 @@ def test_a_tokenizer_that_is_not_fast() -> None:
     assert [text.add([i]) for i in ids[1:]] == ["", "é", "", "", "", "🧭"]
     assert Detokenizer(Bytes()).token(Bytes.special) == "<|end|>"
     assert Detokenizer(Bytes()).decode([97, Bytes.special]) == "a"
+    assert Detokenizer(Bytes()).decode(list(b"a , b")) == "a , b"
 
 
 @pytest.mark.parametrize("tail", [[0x95], [0x95, *[Bytes.special] * 7]])

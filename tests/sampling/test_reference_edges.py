@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dodona.kernels.sampling import reference
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.reference import grammar_fallback_ids, sample
 from tests.sampling.support import grammar_words, make_row
@@ -52,6 +53,38 @@ def drawn(draws: int = 400, logits: torch.Tensor = LOGITS, **features: Any) -> s
 )
 def test_which_tokens_can_be_drawn(features: dict[str, Any], expected: set[int]) -> None:
     assert drawn(**features) == expected
+
+
+@pytest.mark.parametrize(
+    ("filters", "cut"),
+    [
+        ((-math.inf, 0, 1.0), -math.inf),
+        ((math.log(0.5), 0, 1.0), math.log(0.5)),
+        ((-math.inf, 1, 1.0), 0.0),
+        ((-math.inf, 2, 1.0), -0.5),
+        ((-math.inf, 4, 1.0), -200.0),
+        ((-math.inf, 9, 1.0), -200.0),
+        ((-math.inf, 0, 0.3), 0.0),
+        ((-math.inf, 0, 0.6), -0.5),
+        ((-math.inf, 0, 0.999999), -1.0),
+        ((-math.inf, 2, 0.7), -0.5),
+        ((-0.7, 0, 0.1), 0.0),
+    ],
+)
+def test_the_least_score_that_is_kept(filters: tuple[float, int, float], cut: float) -> None:
+    """The last score has a weight of zero in fp32, and is kept all the same where no filter asks for less."""
+    scores = torch.tensor([[-1.0, 0.0, -200.0, -0.5]])
+    log_min_p, top_k, top_p = (torch.tensor([value]) for value in filters)
+    assert reference.thresholds(scores, log_min_p, top_k, top_p).tolist() == pytest.approx([cut])
+
+
+def test_gumbel_noise_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The series for small draws has six terms: below 1/16 the rest is less than 1e-8 of the whole."""
+    uniform = np.concatenate([np.geomspace(1e-10, 0.0625, 1000), np.linspace(0.0625, 1 - 2**-24, 1000)])
+    monkeypatch.setattr(reference, "uniform_noise", lambda *_: torch.tensor(uniform))
+    still = torch.zeros(1, dtype=torch.int64)
+    found = reference.gumbel_noise(still, still, len(uniform))
+    np.testing.assert_allclose(found.numpy(), -np.log(-np.log1p(-uniform)), rtol=0, atol=2e-8)
 
 
 def test_equal_tokens_at_the_cut_are_all_kept() -> None:
