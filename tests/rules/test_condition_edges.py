@@ -139,6 +139,16 @@ def test_at_most_256_alternatives() -> None:
         assert not caught.value.key
 
 
+def test_at_most_4096_alternatives_before_those_that_others_imply_are_left_out() -> None:
+    def twice(size: int) -> Condition:
+        (one_of_many,) = alternatives(size)["all"]
+        return condition({"all": [one_of_many, one_of_many]})
+
+    assert len(disjunctive_normal_form(twice(64))) == 64
+    with pytest.raises(ConditionError, match="more than 256 alternatives"):
+        disjunctive_normal_form(twice(65))
+
+
 def nested(levels: int) -> Any:
     data: Any = {"a": True}
     for _ in range(levels):

@@ -87,6 +87,44 @@ def test_gumbel_noise_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(found.numpy(), -np.log(-np.log1p(-uniform)), rtol=0, atol=2e-8)
 
 
+def test_keys_order_neighbouring_numbers_and_equals_by_their_ids() -> None:
+    one, inf = np.float32(1), np.float32(math.inf)
+    neighbours = [np.nextafter(one, -inf), one, np.nextafter(one, inf)]
+    upwards = [-inf, -1e30, *(-value for value in neighbours[::-1]), -0.0, 0.0, *neighbours, 1e30]
+    for numbers in (upwards, upwards[::-1], [*upwards, *upwards]):
+        keys = reference.order_keys(torch.tensor(np.array([numbers], dtype=np.float32)))[0]
+        expected = sorted(range(len(numbers)), key=lambda i, numbers=numbers: (-numbers[i], i))
+        assert keys.argsort(descending=True).tolist() == expected
+        assert [0xFFFFFFFF - (key & 0xFFFFFFFF) for key in keys.tolist()] == list(range(len(numbers)))
+
+
+def test_the_greatest_draw_is_below_one() -> None:
+    """This seed's bits for token 443 at position 0 are 2**32 - 48, which fp32 rounds to 2**32."""
+    seeds, positions = torch.tensor([26534]), torch.tensor([0])
+    assert float(reference.uniform_noise(seeds, positions, 444)[0, 443]) == 1 - 2**-24
+    assert float(reference.gumbel_noise(seeds, positions, 444)[0, 443]) == pytest.approx(
+        -math.log(24 * math.log(2))
+    )
+
+
+def test_a_position_counts_prompt_and_output() -> None:
+    rows = [make_row(prompt=(1, 2, 3, 4, 5)), make_row(prompt=(1, 2), output=(3, 4, 5))]
+    assert [row.position for row in rows] == [5, 5]
+
+
+@pytest.mark.parametrize("token", [-1, 5, 300])
+def test_ids_that_are_no_tokens_are_passed_over(token: int) -> None:
+    masked = {
+        "logit_bias": {token: 100.0, 0: -100.0},
+        "min_tokens": 1,
+        "stop": (token, 1),
+        "bad_words": ((token,), (2,)),
+        "repetition_penalty": 2.0,
+        "prompt": (token,),
+    }
+    assert drawn(**masked) == {3, 4}
+
+
 def test_equal_tokens_at_the_cut_are_all_kept() -> None:
     even = torch.zeros(4)
     for features in ({"top_k": 2}, {"top_p": 0.3}):
