@@ -10,6 +10,7 @@ import pytest
 from dodona.oracle.language.condition_parser import parse_condition
 from dodona.oracle.language.condition_text import describe
 from dodona.oracle.language.conditions import (
+    OPERATORS,
     Compare,
     Condition,
     ConditionError,
@@ -70,6 +71,16 @@ def test_every_operator_on_every_value(name: str, kind: str, values: Any, condit
         assert compare(parsed, value) is expected, (written, value)
         assert evaluate(parsed, {name: value}) is expected
     assert evaluate(parsed, {}) is None
+
+
+def test_an_operator_by_itself_says_what_a_comparison_says() -> None:
+    for name, _, values, conditions in COMPARISONS:
+        for written, value in itertools.product(conditions, values):
+            ((op, constant),) = (written if isinstance(written, dict) else {"eq": written}).items()
+            if value is None and (op, constant) != ("is_set", False):
+                assert OPERATORS[op].on_null is compare(Compare(name, op, constant), None)
+            elif value is not None and value is not UNKNOWN:
+                assert OPERATORS[op].holds(value, constant) is compare(Compare(name, op, constant), value)
 
 
 @pytest.mark.parametrize("values", list(itertools.product([True, False, UNKNOWN], repeat=3)))

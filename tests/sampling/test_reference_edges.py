@@ -115,7 +115,7 @@ def test_a_position_counts_prompt_and_output() -> None:
 @pytest.mark.parametrize("token", [-1, 5, 300])
 def test_ids_that_are_no_tokens_are_passed_over(token: int) -> None:
     masked = {
-        "logit_bias": {token: 100.0, 0: -100.0},
+        "logit_bias": {abs(token) + 4: 100.0, 0: -100.0},
         "min_tokens": 1,
         "stop": (token, 1),
         "bad_words": ((token,), (2,)),
