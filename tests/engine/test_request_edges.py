@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.events import Event, discard
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.sampling.params import SamplingParams
@@ -47,6 +48,22 @@ def test_a_request_begins_with_its_prompt_and_nothing_else() -> None:
     assert (request.finished, request.stop_reason, request.error) == (False, None, None)
     assert (request.logprobs, request.prompt_logprobs, request.index) == ([], [], 0)
     assert repr(request) == "Request('0', 3/7 tokens, None)"
+
+
+def test_a_request_has_what_it_was_made_with() -> None:
+    def sink(event: Event) -> None:
+        del event
+
+    params = SamplingParams(stop_token_ids=[8])
+    given = {"seed": 7, "limit": 9, "index": 2, "bad_words_token_ids": ((5,), (6, 7)), "streaming": True}
+    request = Request("a/2", [1, 2], params, eos_token_ids=frozenset({0}), parent_id="a", sink=sink, **given)  # type: ignore[arg-type]
+    assert {name: getattr(request, name) for name in given} == given
+    assert (request.request_id, request.parent_id, request.sink) == ("a/2", "a", sink)
+    assert (request.params, request.stop_token_ids, request.eos_token_ids) == (params, {0, 8}, {0})
+    assert (request.grammar, request.stop_text, request.num_prefill_tokens) == (None, None, 0)
+    plain = Request("b", [1], params, seed=1, limit=9)
+    assert (plain.parent_id, plain.index, plain.bad_words_token_ids) == ("b", 0, ())
+    assert (plain.sink, plain.streaming, plain.stop_token_ids) == (discard, False, {8})
 
 
 def test_which_log_probabilities_are_wanted() -> None:
