@@ -40,6 +40,7 @@ def test_a_request_begins_with_its_prompt_and_nothing_else() -> None:
     assert (request.num_prompt_tokens, request.num_tokens, request.num_output_tokens) == (3, 3, 0)
     assert (request.limit, request.schedulable_until) == (7, 7)
     assert (request.row, request.block_ids, request.capacity) == (NO_ROW, [], 0)
+    assert (request.block_hashes, request.next_block_end) == ([], 0)
     assert (request.num_computed_tokens, request.num_cached_tokens, request.num_delivered_tokens) == (
         0,
         None,

@@ -288,7 +288,8 @@ def test_texts_have_at_most_200_characters() -> None:
             "c is true or (a is true and b is true)",
             "c is false and (a is false or b is false)",
         ),
-        ({"any": [{"c": True}, {"all": [{"a": True}]}]}, "c is true or a is true", "c is false and a is false"),
+        ({"any": [{"c": True}, {"all": [{"a": True}]}]}, "c is true or a is true",
+         "c is false and a is false"),
         (
             {"all": [{"any": [{"a": True}, {"b": True}]}]},
             "a is true or b is true",

@@ -107,6 +107,18 @@ def test_the_greatest_draw_is_below_one() -> None:
     )
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 10, 34, 35])
+def test_rows_are_drawn_in_chunks_of_noise(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    scores = torch.zeros(7, 5)
+    scores[5] = -math.inf
+    rows = torch.arange(7)
+    inverse = torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0, 1.0, 1.0])
+    whole = reference.gumbel_argmax(scores, inverse, rows, rows, 90 + rows).tolist()
+    assert (len(whole), whole[1], whole[5]) == (7, 0, 95)
+    monkeypatch.setattr(reference, "_NOISE_CHUNK", chunk)
+    assert reference.gumbel_argmax(scores, inverse, rows, rows, 90 + rows).tolist() == whole
+
+
 def test_a_position_counts_prompt_and_output() -> None:
     rows = [make_row(prompt=(1, 2, 3, 4, 5)), make_row(prompt=(1, 2), output=(3, 4, 5))]
     assert [row.position for row in rows] == [5, 5]
