@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dodona.oracle.language.condition_parser import parse_condition
+from dodona.oracle.language.condition_parser import check_value, parse_condition
 from dodona.oracle.language.condition_text import describe
 from dodona.oracle.language.conditions import (
     OPERATORS,
@@ -195,6 +195,11 @@ def test_at_most_twelve_levels(connective: str) -> None:
         ({"a": True, "b": True}, (), False, "exactly one key, not 2 ('a', 'b')"),
         ({}, (), False, "exactly one key, not 0"),
         ({"name": {}}, ("name",), False, "exactly one operator, not 0"),
+        ({"name": {"in": ["x"], "ne": "y"}}, ("name",), False, "exactly one operator, not 2"),
+        ({"name": None}, ("name",), False, "'name' is compared with null"),
+        ({"name": {"in": ["x", None]}}, ("name", "in", 1), False, "'name' is compared with null"),
+        ({"count": 0}, ("count",), False, "0 is outside the range"),
+        ({"few": {"ne": "x"}}, ("few", "ne"), False, "'x' is outside the domain of 'few'"),
         ({"name": ["x"]}, ("name",), False, "compared with a list without an operator"),
         ({"kinds": "x"}, ("kinds",), False, "is a list and can't equal one value"),
         ("x", (), False, "a condition is a mapping, not text ('x')"),
@@ -224,6 +229,7 @@ def test_errors_lead_to_the_culprit(data: Any, path: tuple[Any, ...], key: bool,
         ({"kinds": {"in": ["x"]}}, "Use one of: any_in, is_set."),
         ({"kinds": ["x"]}, "Write `kinds: {any_in: [...]}`."),
         ({"name": ["x"]}, "Write `name: {in: [...]}`."),
+        ({"section.kind": None}, "Write `section.kind: {is_set: false}` for an unset fact."),
         ({"count": "3"}, "Write 3 without quotes."),
         ({"count": "-3"}, "Write -3 without quotes."),
         ({"count": "x"}, "'count' holds a whole number."),
@@ -241,6 +247,42 @@ def test_errors_lead_to_the_culprit(data: Any, path: tuple[Any, ...], key: bool,
 )  # fmt: skip
 def test_how_to_mend_it(data: Any, hint: str) -> None:
     assert error(data).hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("a", True, True),
+        ("count", 9, 9),
+        ("name", "x", "x"),
+        ("kinds", [], ()),
+        ("kinds", ["x", "y"], ("x", "y")),
+        ("kinds", ("x",), ("x",)),
+        ("section.kind", None, None),
+        ("section.kind", "x", "x"),
+    ],
+)
+def test_values_of_facts_as_data(name: str, given: Any, value: Any) -> None:
+    assert check_value(FACTS[name], given) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "path", "message", "hint"),
+    [
+        ("a", None, (), "'a' is never null", "Give a value."),
+        ("kinds", "x", (), "'kinds' is a list", "Write `[...]`."),
+        ("kinds", ["x", 1], (1,), "'kinds' is compared with a whole number (1), but is text", "Write '1'"),
+        ("count", 10, (), "10 is outside the range of 'count'", "It goes from 1 to 9."),
+    ],
+)
+def test_values_that_a_fact_cannot_have(
+    name: str, given: Any, path: tuple[int, ...], message: str, hint: str
+) -> None:
+    with pytest.raises(ConditionError) as caught:
+        check_value(FACTS[name], given, ("facts", name))
+    assert caught.value.path == ("facts", name, *path)
+    assert (caught.value.message, caught.value.key) == (message, False)
+    assert caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("value", [1, 9])
