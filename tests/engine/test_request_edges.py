@@ -11,6 +11,7 @@ from dodona.runners.engine.events import Event, discard
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 
 def admitted(tokenizer: Any = None, *, prompt: list[int] | None = None, **params: Any) -> Request:
@@ -199,3 +200,54 @@ def test_a_token_that_the_grammar_refuses_is_dropped_with_its_log_probabilities(
         request.append(token_id)
     assert (request.finish_reason, request.error, request.stop_reason) == ("error", "it broke", None)
     assert (request.token_ids, request.logprobs) == ([1, 2, 5], [5])
+
+
+def logprobs_of(token_id: int) -> TokenLogprobs:
+    return TokenLogprobs((token_id,), (-1.0,), 1)
+
+
+def test_progress_is_what_is_new() -> None:
+    request = admitted(max_tokens=3, logprobs=0, prompt_logprobs=0)
+    request.prompt_logprobs += [logprobs_of(6), logprobs_of(7)]
+    found = []
+    for token_ids in ([8], [], [9, 10]):
+        request.logprobs += map(logprobs_of, token_ids)
+        append(request, token_ids)
+        found.append(request.take_progress())
+    assert [progress.token_ids for progress in found] == [(8,), (), (9, 10)]
+    assert [progress.logprobs for progress in found] == [
+        (logprobs_of(8),), (), (logprobs_of(9), logprobs_of(10)),
+    ]  # fmt: skip
+    assert [progress.prompt_logprobs for progress in found] == [
+        (logprobs_of(6), logprobs_of(7)), None, None,
+    ]  # fmt: skip
+    assert [progress.finish_reason for progress in found] == [None, None, "length"]
+    assert {(each.request_id, each.sequence_index, each.num_cached_tokens) for each in found} == {("0", 0, 0)}
+    assert {(each.text, each.stop_reason, each.error) for each in found} == {(None, None, None)}
+
+
+def test_progress_without_log_probabilities() -> None:
+    request = admitted(stop_token_ids=[8])
+    request.num_cached_tokens = 2
+    append(request, [8])
+    progress = request.take_progress()
+    assert (progress.logprobs, progress.prompt_logprobs, progress.num_cached_tokens) == ((), None, 2)
+    assert (progress.finish_reason, progress.stop_reason) == ("stop", 8)
+
+
+def test_progress_with_stop_strings_has_their_text(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=9, stop="xyz")
+    texts = []
+    for token_id in ids_of(tokenizer, "axyb"):
+        append(request, [token_id])
+        texts.append(request.take_progress().text)
+    assert texts == ["a", "", "", "xyb"]
+
+
+def test_a_refused_token_gives_out_the_text_so_far(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=9, stop="xyz")
+    append(request, ids_of(tokenizer, "ax"))
+    request.grammar = Grammar()  # type: ignore[assignment]
+    assert append(request, [100]) == ["error"]
+    progress = request.take_progress()
+    assert (progress.text, progress.error, progress.token_ids[2:]) == ("ax", "it broke", ())
