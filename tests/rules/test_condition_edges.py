@@ -199,6 +199,8 @@ def test_at_most_twelve_levels(connective: str) -> None:
         ({"name": None}, ("name",), False, "'name' is compared with null"),
         ({"name": {"in": ["x", None]}}, ("name", "in", 1), False, "'name' is compared with null"),
         ({"count": 0}, ("count",), False, "0 is outside the range"),
+        ({"name": 0}, ("name",), False, "a whole number (0), but is text"),
+        ({"count": ""}, ("count",), False, "text (''), but is a whole number"),
         ({"few": {"ne": "x"}}, ("few", "ne"), False, "'x' is outside the domain of 'few'"),
         ({"name": ["x"]}, ("name",), False, "compared with a list without an operator"),
         ({"kinds": "x"}, ("kinds",), False, "is a list and can't equal one value"),
