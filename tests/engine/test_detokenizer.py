@@ -97,12 +97,15 @@ class Bytes:
         self.longest = 0
         """Most tokens that were decoded at once."""
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool, **_: object) -> str:
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str:
         self.longest = max(self.longest, len(token_ids))
         data = bytes(i for i in token_ids if i != self.special)
         specials = "" if skip_special_tokens else "<|end|>" * list(token_ids).count(self.special)
         try:
-            return data.decode() + specials
+            text = data.decode()
+            return (text.replace(" ,", ",") if clean_up_tokenization_spaces else text) + specials
         except UnicodeDecodeError:
             return REPLACEMENT * len(data) + specials
 
@@ -113,6 +116,7 @@ def test_a_tokenizer_that_is_not_fast() -> None:
     assert [text.add([i]) for i in ids[1:]] == ["", "é", "", "", "", "🧭"]
     assert Detokenizer(Bytes()).token(Bytes.special) == "<|end|>"
     assert Detokenizer(Bytes()).decode([97, Bytes.special]) == "a"
+    assert Detokenizer(Bytes()).decode(list(b"a , b")) == "a , b"
 
 
 @pytest.mark.parametrize("tail", [[0x95], [0x95, *[Bytes.special] * 7]])
@@ -141,6 +145,23 @@ def test_text_is_given_out_with_a_characters_bytes_on_both_sides_of_the_cut(
     assert pieces[:-1] == [""] * MOST_HELD
     assert pieces[-1] == REPLACEMENT * shown
     assert "".join(pieces) + text.finish() == REPLACEMENT * (before + after)
+
+
+@pytest.mark.parametrize("prompt", [b"", b"a prompt"])
+def test_sixteen_tokens_are_held_back_whatever_comes_before_them(prompt: bytes) -> None:
+    """The prompt's tokens do not count. Of 17 tokens the last eight are kept as context."""
+    text = IncrementalText(Detokenizer(Bytes()), list(prompt))
+    pieces = [text.add([0xFF]) for _ in range(17)]
+    assert pieces == [""] * 16 + [REPLACEMENT * 9]
+    assert text.finish() == REPLACEMENT * 8
+
+
+def test_the_last_six_tokens_of_the_prompt_are_context() -> None:
+    tokenizer = Bytes()
+    text = IncrementalText(Detokenizer(tokenizer), list(b"a long prompt"))
+    assert tokenizer.longest == 6
+    assert text.add(list(b"!")) == "!"
+    assert tokenizer.longest == 7
 
 
 def test_each_addition_decodes_few_tokens_however_long_the_text_is() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.events import Event, discard
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 
 def admitted(tokenizer: Any = None, *, prompt: list[int] | None = None, **params: Any) -> Request:
@@ -21,8 +23,8 @@ def admitted(tokenizer: Any = None, *, prompt: list[int] | None = None, **params
 
 
 def text_of(request: Request) -> str:
-    stopping = getattr(request, "stop_text", None) or request.text
-    return stopping.take()
+    assert request.stop_text is not None
+    return request.stop_text.take()
 
 
 def append(request: Request, token_ids: list[int]) -> list[str | None]:
@@ -39,6 +41,7 @@ def test_a_request_begins_with_its_prompt_and_nothing_else() -> None:
     assert (request.num_prompt_tokens, request.num_tokens, request.num_output_tokens) == (3, 3, 0)
     assert (request.limit, request.schedulable_until) == (7, 7)
     assert (request.row, request.block_ids, request.capacity) == (NO_ROW, [], 0)
+    assert (request.block_hashes, request.next_block_end) == ([], 0)
     assert (request.num_computed_tokens, request.num_cached_tokens, request.num_delivered_tokens) == (
         0,
         None,
@@ -47,6 +50,22 @@ def test_a_request_begins_with_its_prompt_and_nothing_else() -> None:
     assert (request.finished, request.stop_reason, request.error) == (False, None, None)
     assert (request.logprobs, request.prompt_logprobs, request.index) == ([], [], 0)
     assert repr(request) == "Request('0', 3/7 tokens, None)"
+
+
+def test_a_request_has_what_it_was_made_with() -> None:
+    def sink(event: Event) -> None:
+        del event
+
+    params = SamplingParams(stop_token_ids=[8])
+    given = {"seed": 7, "limit": 9, "index": 2, "bad_words_token_ids": ((5,), (6, 7)), "streaming": True}
+    request = Request("a/2", [1, 2], params, eos_token_ids=frozenset({0}), parent_id="a", sink=sink, **given)  # type: ignore[arg-type]
+    assert {name: getattr(request, name) for name in given} == given
+    assert (request.request_id, request.parent_id, request.sink) == ("a/2", "a", sink)
+    assert (request.params, request.stop_token_ids, request.eos_token_ids) == (params, {0, 8}, {0})
+    assert (request.grammar, request.stop_text, request.num_prefill_tokens) == (None, None, 0)
+    plain = Request("b", [1], params, seed=1, limit=9)
+    assert (plain.parent_id, plain.index, plain.bad_words_token_ids) == ("b", 0, ())
+    assert (plain.sink, plain.streaming, plain.stop_token_ids) == (discard, False, {8})
 
 
 def test_which_log_probabilities_are_wanted() -> None:
@@ -181,3 +200,54 @@ def test_a_token_that_the_grammar_refuses_is_dropped_with_its_log_probabilities(
         request.append(token_id)
     assert (request.finish_reason, request.error, request.stop_reason) == ("error", "it broke", None)
     assert (request.token_ids, request.logprobs) == ([1, 2, 5], [5])
+
+
+def logprobs_of(token_id: int) -> TokenLogprobs:
+    return TokenLogprobs((token_id,), (-1.0,), 1)
+
+
+def test_progress_is_what_is_new() -> None:
+    request = admitted(max_tokens=3, logprobs=0, prompt_logprobs=0)
+    request.prompt_logprobs += [logprobs_of(6), logprobs_of(7)]
+    found = []
+    for token_ids in ([8], [], [9, 10]):
+        request.logprobs += map(logprobs_of, token_ids)
+        append(request, token_ids)
+        found.append(request.take_progress())
+    assert [progress.token_ids for progress in found] == [(8,), (), (9, 10)]
+    assert [progress.logprobs for progress in found] == [
+        (logprobs_of(8),), (), (logprobs_of(9), logprobs_of(10)),
+    ]  # fmt: skip
+    assert [progress.prompt_logprobs for progress in found] == [
+        (logprobs_of(6), logprobs_of(7)), None, None,
+    ]  # fmt: skip
+    assert [progress.finish_reason for progress in found] == [None, None, "length"]
+    assert {(each.request_id, each.sequence_index, each.num_cached_tokens) for each in found} == {("0", 0, 0)}
+    assert {(each.text, each.stop_reason, each.error) for each in found} == {(None, None, None)}
+
+
+def test_progress_without_log_probabilities() -> None:
+    request = admitted(stop_token_ids=[8])
+    request.num_cached_tokens = 2
+    append(request, [8])
+    progress = request.take_progress()
+    assert (progress.logprobs, progress.prompt_logprobs, progress.num_cached_tokens) == ((), None, 2)
+    assert (progress.finish_reason, progress.stop_reason) == ("stop", 8)
+
+
+def test_progress_with_stop_strings_has_their_text(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=9, stop="xyz")
+    texts = []
+    for token_id in ids_of(tokenizer, "axyb"):
+        append(request, [token_id])
+        texts.append(request.take_progress().text)
+    assert texts == ["a", "", "", "xyb"]
+
+
+def test_a_refused_token_gives_out_the_text_so_far(tokenizer: Any) -> None:
+    request = admitted(tokenizer, max_tokens=9, stop="xyz")
+    append(request, ids_of(tokenizer, "ax"))
+    request.grammar = Grammar()  # type: ignore[assignment]
+    assert append(request, [100]) == ["error"]
+    progress = request.take_progress()
+    assert (progress.text, progress.error, progress.token_ids[2:]) == ("ax", "it broke", ())

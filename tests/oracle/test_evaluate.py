@@ -104,6 +104,12 @@ def test_known_facts_are_left_alone() -> None:
     assert found.outcome.decided_by == "override"
 
 
+def test_the_kind_of_an_outcome_is_its_runner_and_whether_it_starts() -> None:
+    assert Outcome("v1", False, "fallback", ()).kind == ("v1", False)
+    assert Outcome("v1", True, "forced", ("veto", "require")).kind == ("v1", True)
+    assert Outcome(None, True, "none", ("none",)).kind == (None, True)
+
+
 def test_rules_can_be_left_out() -> None:
     facts = {METHOD: "eagle", "model_config.is_moe": True}
     assert [f.rule for f in evaluate(ASSUMING, facts).firings] == ["veto", "override"]

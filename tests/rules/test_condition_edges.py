@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 
-from dodona.oracle.language.conditions import Compare, Condition, ConditionError, compare, evaluate
-from dodona.oracle.language.facts import UNKNOWN, FactSpec
-from tests.rules.test_conditions import (
-    VALUES,
-    describe,
-    disjunctive_normal_form,
+from dodona.oracle.language.condition_parser import check_value, parse_condition
+from dodona.oracle.language.condition_text import describe
+from dodona.oracle.language.conditions import (
+    OPERATORS,
+    Compare,
+    Condition,
+    ConditionError,
+    compare,
+    evaluate,
     facts_read,
-    parse_condition,
-    read_naively,
 )
+from dodona.oracle.language.facts import UNKNOWN, FactSpec, show_value
+from dodona.oracle.language.normal_forms import disjunctive_normal_form
+from tests.rules.test_conditions import VALUES, read_naively
 
 FACTS = {
     spec.name: spec
@@ -67,6 +71,16 @@ def test_every_operator_on_every_value(name: str, kind: str, values: Any, condit
         assert compare(parsed, value) is expected, (written, value)
         assert evaluate(parsed, {name: value}) is expected
     assert evaluate(parsed, {}) is None
+
+
+def test_an_operator_by_itself_says_what_a_comparison_says() -> None:
+    for name, _, values, conditions in COMPARISONS:
+        for written, value in itertools.product(conditions, values):
+            ((op, constant),) = (written if isinstance(written, dict) else {"eq": written}).items()
+            if value is None and (op, constant) != ("is_set", False):
+                assert OPERATORS[op].on_null is compare(Compare(name, op, constant), None)
+            elif value is not None and value is not UNKNOWN:
+                assert OPERATORS[op].holds(value, constant) is compare(Compare(name, op, constant), value)
 
 
 @pytest.mark.parametrize("values", list(itertools.product([True, False, UNKNOWN], repeat=3)))
@@ -136,6 +150,16 @@ def test_at_most_256_alternatives() -> None:
         assert not caught.value.key
 
 
+def test_at_most_4096_alternatives_before_those_that_others_imply_are_left_out() -> None:
+    def twice(size: int) -> Condition:
+        (one_of_many,) = alternatives(size)["all"]
+        return condition({"all": [one_of_many, one_of_many]})
+
+    assert len(disjunctive_normal_form(twice(64))) == 64
+    with pytest.raises(ConditionError, match="more than 256 alternatives"):
+        disjunctive_normal_form(twice(65))
+
+
 def nested(levels: int) -> Any:
     data: Any = {"a": True}
     for _ in range(levels):
@@ -171,6 +195,13 @@ def test_at_most_twelve_levels(connective: str) -> None:
         ({"a": True, "b": True}, (), False, "exactly one key, not 2 ('a', 'b')"),
         ({}, (), False, "exactly one key, not 0"),
         ({"name": {}}, ("name",), False, "exactly one operator, not 0"),
+        ({"name": {"in": ["x"], "ne": "y"}}, ("name",), False, "exactly one operator, not 2"),
+        ({"name": None}, ("name",), False, "'name' is compared with null"),
+        ({"name": {"in": ["x", None]}}, ("name", "in", 1), False, "'name' is compared with null"),
+        ({"count": 0}, ("count",), False, "0 is outside the range"),
+        ({"name": 0}, ("name",), False, "a whole number (0), but is text"),
+        ({"count": ""}, ("count",), False, "text (''), but is a whole number"),
+        ({"few": {"ne": "x"}}, ("few", "ne"), False, "'x' is outside the domain of 'few'"),
         ({"name": ["x"]}, ("name",), False, "compared with a list without an operator"),
         ({"kinds": "x"}, ("kinds",), False, "is a list and can't equal one value"),
         ("x", (), False, "a condition is a mapping, not text ('x')"),
@@ -200,6 +231,7 @@ def test_errors_lead_to_the_culprit(data: Any, path: tuple[Any, ...], key: bool,
         ({"kinds": {"in": ["x"]}}, "Use one of: any_in, is_set."),
         ({"kinds": ["x"]}, "Write `kinds: {any_in: [...]}`."),
         ({"name": ["x"]}, "Write `name: {in: [...]}`."),
+        ({"section.kind": None}, "Write `section.kind: {is_set: false}` for an unset fact."),
         ({"count": "3"}, "Write 3 without quotes."),
         ({"count": "-3"}, "Write -3 without quotes."),
         ({"count": "x"}, "'count' holds a whole number."),
@@ -217,6 +249,42 @@ def test_errors_lead_to_the_culprit(data: Any, path: tuple[Any, ...], key: bool,
 )  # fmt: skip
 def test_how_to_mend_it(data: Any, hint: str) -> None:
     assert error(data).hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("a", True, True),
+        ("count", 9, 9),
+        ("name", "x", "x"),
+        ("kinds", [], ()),
+        ("kinds", ["x", "y"], ("x", "y")),
+        ("kinds", ("x",), ("x",)),
+        ("section.kind", None, None),
+        ("section.kind", "x", "x"),
+    ],
+)
+def test_values_of_facts_as_data(name: str, given: Any, value: Any) -> None:
+    assert check_value(FACTS[name], given) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "path", "message", "hint"),
+    [
+        ("a", None, (), "'a' is never null", "Give a value."),
+        ("kinds", "x", (), "'kinds' is a list", "Write `[...]`."),
+        ("kinds", ["x", 1], (1,), "'kinds' is compared with a whole number (1), but is text", "Write '1'"),
+        ("count", 10, (), "10 is outside the range of 'count'", "It goes from 1 to 9."),
+    ],
+)
+def test_values_that_a_fact_cannot_have(
+    name: str, given: Any, path: tuple[int, ...], message: str, hint: str
+) -> None:
+    with pytest.raises(ConditionError) as caught:
+        check_value(FACTS[name], given, ("facts", name))
+    assert caught.value.path == ("facts", name, *path)
+    assert (caught.value.message, caught.value.key) == (message, False)
+    assert caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("value", [1, 9])
@@ -264,6 +332,8 @@ def test_texts_have_at_most_200_characters() -> None:
             "c is true or (a is true and b is true)",
             "c is false and (a is false or b is false)",
         ),
+        ({"any": [{"c": True}, {"all": [{"a": True}]}]}, "c is true or a is true",
+         "c is false and a is false"),
         (
             {"all": [{"any": [{"a": True}, {"b": True}]}]},
             "a is true or b is true",
@@ -274,6 +344,24 @@ def test_texts_have_at_most_200_characters() -> None:
 def test_the_text_of_conditions(data: Any, text: str, negation: str) -> None:
     assert describe(condition(data), FACTS) == text
     assert describe(condition(data), FACTS, negate=True) == negation
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "unset"),
+        (True, "true"),
+        (False, "false"),
+        (0, "0"),
+        ("x", "x"),
+        (("x",), "x"),
+        (("x", "y"), "x, y"),
+        ((1, 2), "1, 2"),
+        ((), "none"),
+    ],
+)
+def test_the_text_of_values(value: Any, text: str) -> None:
+    assert show_value(value) == text
 
 
 def test_the_values_of_the_other_tests_are_many_enough() -> None:

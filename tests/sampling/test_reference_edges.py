@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dodona.kernels.sampling import reference
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.reference import grammar_fallback_ids, sample
 from tests.sampling.support import grammar_words, make_row
@@ -52,6 +53,88 @@ def drawn(draws: int = 400, logits: torch.Tensor = LOGITS, **features: Any) -> s
 )
 def test_which_tokens_can_be_drawn(features: dict[str, Any], expected: set[int]) -> None:
     assert drawn(**features) == expected
+
+
+@pytest.mark.parametrize(
+    ("filters", "cut"),
+    [
+        ((-math.inf, 0, 1.0), -math.inf),
+        ((math.log(0.5), 0, 1.0), math.log(0.5)),
+        ((-math.inf, 1, 1.0), 0.0),
+        ((-math.inf, 2, 1.0), -0.5),
+        ((-math.inf, 4, 1.0), -200.0),
+        ((-math.inf, 9, 1.0), -200.0),
+        ((-math.inf, 0, 0.3), 0.0),
+        ((-math.inf, 0, 0.6), -0.5),
+        ((-math.inf, 0, 0.999999), -1.0),
+        ((-math.inf, 2, 0.7), -0.5),
+        ((-0.7, 0, 0.1), 0.0),
+    ],
+)
+def test_the_least_score_that_is_kept(filters: tuple[float, int, float], cut: float) -> None:
+    """The last score has a weight of zero in fp32, and is kept all the same where no filter asks for less."""
+    scores = torch.tensor([[-1.0, 0.0, -200.0, -0.5]])
+    log_min_p, top_k, top_p = (torch.tensor([value]) for value in filters)
+    assert reference.thresholds(scores, log_min_p, top_k, top_p).tolist() == pytest.approx([cut])
+
+
+def test_gumbel_noise_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The series for small draws has six terms: below 1/16 the rest is less than 1e-8 of the whole."""
+    uniform = np.concatenate([np.geomspace(1e-10, 0.0625, 1000), np.linspace(0.0625, 1 - 2**-24, 1000)])
+    monkeypatch.setattr(reference, "uniform_noise", lambda *_: torch.tensor(uniform))
+    still = torch.zeros(1, dtype=torch.int64)
+    found = reference.gumbel_noise(still, still, len(uniform))
+    np.testing.assert_allclose(found.numpy(), -np.log(-np.log1p(-uniform)), rtol=0, atol=2e-8)
+
+
+def test_keys_order_neighbouring_numbers_and_equals_by_their_ids() -> None:
+    one, inf = np.float32(1), np.float32(math.inf)
+    neighbours = [np.nextafter(one, -inf), one, np.nextafter(one, inf)]
+    upwards = [-inf, -1e30, *(-value for value in neighbours[::-1]), -0.0, 0.0, *neighbours, 1e30]
+    for numbers in (upwards, upwards[::-1], [*upwards, *upwards]):
+        keys = reference.order_keys(torch.tensor(np.array([numbers], dtype=np.float32)))[0]
+        expected = sorted(range(len(numbers)), key=lambda i, numbers=numbers: (-numbers[i], i))
+        assert keys.argsort(descending=True).tolist() == expected
+        assert [0xFFFFFFFF - (key & 0xFFFFFFFF) for key in keys.tolist()] == list(range(len(numbers)))
+
+
+def test_the_greatest_draw_is_below_one() -> None:
+    """This seed's bits for token 443 at position 0 are 2**32 - 48, which fp32 rounds to 2**32."""
+    seeds, positions = torch.tensor([26534]), torch.tensor([0])
+    assert float(reference.uniform_noise(seeds, positions, 444)[0, 443]) == 1 - 2**-24
+    assert float(reference.gumbel_noise(seeds, positions, 444)[0, 443]) == pytest.approx(
+        -math.log(24 * math.log(2))
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 10, 34, 35])
+def test_rows_are_drawn_in_chunks_of_noise(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    scores = torch.zeros(7, 5)
+    scores[5] = -math.inf
+    rows = torch.arange(7)
+    inverse = torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0, 1.0, 1.0])
+    whole = reference.gumbel_argmax(scores, inverse, rows, rows, 90 + rows).tolist()
+    assert (len(whole), whole[1], whole[5]) == (7, 0, 95)
+    monkeypatch.setattr(reference, "_NOISE_CHUNK", chunk)
+    assert reference.gumbel_argmax(scores, inverse, rows, rows, 90 + rows).tolist() == whole
+
+
+def test_a_position_counts_prompt_and_output() -> None:
+    rows = [make_row(prompt=(1, 2, 3, 4, 5)), make_row(prompt=(1, 2), output=(3, 4, 5))]
+    assert [row.position for row in rows] == [5, 5]
+
+
+@pytest.mark.parametrize("token", [-1, 5, 300])
+def test_ids_that_are_no_tokens_are_passed_over(token: int) -> None:
+    masked = {
+        "logit_bias": {abs(token) + 4: 100.0, 0: -100.0},
+        "min_tokens": 1,
+        "stop": (token, 1),
+        "bad_words": ((token,), (2,)),
+        "repetition_penalty": 2.0,
+        "prompt": (token,),
+    }
+    assert drawn(**masked) == {3, 4}
 
 
 def test_equal_tokens_at_the_cut_are_all_kept() -> None:

@@ -147,6 +147,7 @@ every_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.n
 @every_stage
 def test_a_stage_is_asked_for_by_its_rows_only(stage):
     requests = Requests(40)
+    assert requests.sampler.asked_stages([0, 1]) == 0
     requests.add(0, make_row(seed=1))
     requests.add(1, example_row(stage, 2))
     assert requests.sampler.asked_stages([0]) == 0
