@@ -168,6 +168,17 @@ def test_an_id_in_use_is_refused_and_free_afterwards() -> None:
         session.finish(session.submit("x", [1]))
 
 
+def test_an_idle_engine_takes_aborts_at_once() -> None:
+    """They do not stay until the next request comes, which may have the same id."""
+    with opened() as session:
+        session.finish(session.submit("x", [1], max_tokens=2))
+        session.engine.abort("x", "unknown")
+        wait_for(lambda: not session.engine._inbox)
+        session.engine.call(lambda runner, scheduler: None)
+        again = session.finish(session.submit("x", [1], max_tokens=2))
+    assert (again.finish_reason, again.num_output_tokens) == ("length", 2)
+
+
 def fail_at(number: int) -> Callable[[int], None]:
     def on_step(step: int) -> None:
         if step == number:
