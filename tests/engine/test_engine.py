@@ -262,6 +262,17 @@ def test_shutdown_reaches_everybody_who_waits() -> None:
     session.engine.shutdown()
 
 
+def test_an_engine_that_was_shut_down_says_so() -> None:
+    with opened() as session:
+        session.finish(session.submit("x", [1]))
+    with pytest.raises(EngineDeadError, match=r"^the engine was shut down$") as caught:
+        session.submit("late", [1])
+    assert caught.value.__cause__ is None
+    with pytest.raises(EngineDeadError, match="shut down"):
+        session.engine.call(lambda runner, scheduler: None)
+    session.engine.abort("x")
+
+
 def test_an_error_at_the_start_is_raised_to_the_one_who_starts() -> None:
     def start() -> tuple[FakeRunner, Scheduler]:
         raise ValueError("no such weights")
