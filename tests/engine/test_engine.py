@@ -422,6 +422,19 @@ def test_nothing_is_queued_of_a_submission_with_an_id_in_use() -> None:
         assert session.runner.trace.request_ids == ["x", "y"]
 
 
+def test_a_streaming_request_has_news_of_each_token() -> None:
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=4)
+    events = SimpleQueue[Event]()
+    request = Request("x", [1], params, seed=0, limit=5, sink=events.put, streaming=True)
+    with opened() as session:
+        session.engine.submit([request])
+        news = [events.get(timeout=PATIENCE) for _ in range(4)]
+        session.finish(session.submit("x", [1]))  # the last news set the id free
+    assert events.empty()
+    assert [each.finish_reason for each in news if each] == [None, None, None, "length"]
+    assert [[*each.token_ids] for each in news if each] == [[token] for token in expected(request)[1:]]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_sink_that_raises_ends_its_own_request_only(
     streaming: bool, caplog: pytest.LogCaptureFixture
