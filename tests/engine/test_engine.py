@@ -152,7 +152,8 @@ def test_many_threads_submit_and_abort(max_steps_in_flight: int) -> None:
 def test_only_the_engines_thread_calls_the_runner() -> None:
     with opened() as session:
         session.finish(session.submit("x", [1]))
-        assert session.engine.call(lambda runner, _: threading.current_thread().name) == "dodona-engine"
+        thread = session.engine.call(lambda runner, _: threading.current_thread())
+        assert (thread.name, thread.daemon) == ("dodona-engine", True)  # it keeps no program from its end
     assert session.runner.trace.threads <= {"dodona-engine", "MainThread"}
     assert session.runner.is_shut_down
 

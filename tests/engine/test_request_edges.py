@@ -57,8 +57,14 @@ def test_a_request_has_what_it_was_made_with() -> None:
         del event
 
     params = SamplingParams(stop_token_ids=[8])
-    given = {"seed": 7, "limit": 9, "index": 2, "bad_words_token_ids": ((5,), (6, 7)), "streaming": True}
-    request = Request("a/2", [1, 2], params, eos_token_ids=frozenset({0}), parent_id="a", sink=sink, **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "seed": 7,
+        "limit": 9,
+        "index": 2,
+        "bad_words_token_ids": ((5,), (6, 7)),
+        "streaming": True,
+    }
+    request = Request("a/2", [1, 2], params, eos_token_ids=frozenset({0}), parent_id="a", sink=sink, **given)
     assert {name: getattr(request, name) for name in given} == given
     assert (request.request_id, request.parent_id, request.sink) == ("a/2", "a", sink)
     assert (request.params, request.stop_token_ids, request.eos_token_ids) == (params, {0, 8}, {0})
