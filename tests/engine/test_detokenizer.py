@@ -226,6 +226,11 @@ def test_spaces_between_special_tokens(word_tokenizer: Any) -> None:
     closed = detokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=False)
     assert closed == "<a><b>word word<b>"
     assert detokenizer.decode(ids) == "word word"
+    assert IncrementalText(detokenizer, []).finish(ids) == "word word"
+    shown = IncrementalText(detokenizer, [], skip_special_tokens=False)
+    assert shown.finish(ids) == "<a> <b> word word <b>"
+    shown = IncrementalText(detokenizer, [], skip_special_tokens=False, spaces_between_special_tokens=False)
+    assert shown.finish(ids) == "<a><b>word word<b>"
 
 
 def test_special_tokens_that_the_tokenizer_does_not_list_are_shown_too() -> None:
