@@ -263,6 +263,28 @@ def test_shutdown_reaches_everybody_who_waits() -> None:
     session.engine.shutdown()
 
 
+def test_an_engine_that_has_ended_keeps_no_queued_request_alive() -> None:
+    class Sink:
+        def __call__(self, event: Event) -> None:
+            assert event is None
+
+    gate = Gate()
+    session = Opened(on_step=gate)
+    session.submit("x", [1])
+    gate.wait_until_entered()
+    sink = Sink()
+    seen = weakref.ref(sink)
+    session.engine.submit([Request("queued", [1], SamplingParams(), seed=0, limit=9, sink=sink)])
+    del sink
+    stopper = threading.Thread(target=session.engine.shutdown)
+    stopper.start()
+    wait_for(lambda: session.engine._end is not None)
+    gate.open()
+    stopper.join(PATIENCE)
+    gc.collect()
+    assert seen() is None
+
+
 def test_an_engine_that_was_shut_down_says_so() -> None:
     with opened() as session:
         session.finish(session.submit("x", [1]))
