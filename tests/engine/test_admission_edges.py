@@ -59,6 +59,25 @@ def test_a_runner_with_the_feature_serves_it() -> None:
         able.admit(Prompt(token_ids=[1]), SamplingParams(structured_outputs={"json": {}}))
 
 
+def test_each_sequence_has_its_own_place_in_the_grammar(tokenizer: Any) -> None:
+    pytest.importorskip("llguidance")
+    able = admission(
+        tokenizer,
+        vocab_size=len(tokenizer),
+        eos_token_ids=(0,),
+        request_features=frozenset({"structured-outputs"}),
+    )
+    a, b = tokenizer("a")["input_ids"][0], tokenizer("b")["input_ids"][0]
+    params = SamplingParams(structured_outputs={"regex": "[a]b"}, n=2, max_tokens=5)
+    first, second = (request.grammar for request in able.admit(Prompt(token_ids=[5]), params))
+    assert first is not None
+    assert second is not None
+    assert (first.accept(a), first.accept(b), second.accept(b)) == (True, True, False)
+    assert second.error is not None
+    (plain,) = able.admit(Prompt(token_ids=[5]), SamplingParams())
+    assert plain.grammar is None
+
+
 def test_names_of_requests() -> None:
     admitting = admission()
 

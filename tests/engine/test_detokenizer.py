@@ -91,7 +91,7 @@ class Bytes:
     not UTF-8 as a whole, as the ByteFallback of SentencePiece's tokenizers does. It is not a fast one."""
 
     special = 256
-    all_special_ids = (special,)
+    all_special_ids: tuple[int, ...] = (special,)
 
     def __init__(self) -> None:
         self.longest = 0
@@ -226,6 +226,22 @@ def test_spaces_between_special_tokens(word_tokenizer: Any) -> None:
     closed = detokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=False)
     assert closed == "<a><b>word word<b>"
     assert detokenizer.decode(ids) == "word word"
+    assert IncrementalText(detokenizer, []).finish(ids) == "word word"
+    shown = IncrementalText(detokenizer, [], skip_special_tokens=False)
+    assert shown.finish(ids) == "<a> <b> word word <b>"
+    shown = IncrementalText(detokenizer, [], skip_special_tokens=False, spaces_between_special_tokens=False)
+    assert shown.finish(ids) == "<a><b>word word<b>"
+
+
+def test_special_tokens_that_the_tokenizer_does_not_list_are_shown_too() -> None:
+    class Unlisted(Bytes):
+        all_special_ids = ()
+
+    for spaces in (True, False):
+        shown = Detokenizer(Unlisted()).decode(
+            [97, Bytes.special], skip_special_tokens=False, spaces_between_special_tokens=spaces
+        )
+        assert shown == "a<|end|>"
 
 
 def test_ids_beyond_the_tokenizer_have_no_text(tokenizer: Any) -> None:

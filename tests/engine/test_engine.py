@@ -152,7 +152,8 @@ def test_many_threads_submit_and_abort(max_steps_in_flight: int) -> None:
 def test_only_the_engines_thread_calls_the_runner() -> None:
     with opened() as session:
         session.finish(session.submit("x", [1]))
-        assert session.engine.call(lambda runner, _: threading.current_thread().name) == "dodona-engine"
+        thread = session.engine.call(lambda runner, _: threading.current_thread())
+        assert (thread.name, thread.daemon) == ("dodona-engine", True)  # it keeps no program from its end
     assert session.runner.trace.threads <= {"dodona-engine", "MainThread"}
     assert session.runner.is_shut_down
 
@@ -166,6 +167,17 @@ def test_an_id_in_use_is_refused_and_free_afterwards() -> None:
         gate.open()
         session.finish(first)
         session.finish(session.submit("x", [1]))
+
+
+def test_an_idle_engine_takes_aborts_at_once() -> None:
+    """They do not stay until the next request comes, which may have the same id."""
+    with opened() as session:
+        session.finish(session.submit("x", [1], max_tokens=2))
+        session.engine.abort("x", "unknown")
+        wait_for(lambda: not session.engine._inbox)
+        session.engine.call(lambda runner, scheduler: None)
+        again = session.finish(session.submit("x", [1], max_tokens=2))
+    assert (again.finish_reason, again.num_output_tokens) == ("length", 2)
 
 
 def fail_at(number: int) -> Callable[[int], None]:
@@ -249,6 +261,39 @@ def test_shutdown_reaches_everybody_who_waits() -> None:
     stopper.join(PATIENCE)
     assert session.engine.dead_error().__cause__ is cause
     session.engine.shutdown()
+
+
+def test_an_engine_that_has_ended_keeps_no_queued_request_alive() -> None:
+    class Sink:
+        def __call__(self, event: Event) -> None:
+            assert event is None
+
+    gate = Gate()
+    session = Opened(on_step=gate)
+    session.submit("x", [1])
+    gate.wait_until_entered()
+    sink = Sink()
+    seen = weakref.ref(sink)
+    session.engine.submit([Request("queued", [1], SamplingParams(), seed=0, limit=9, sink=sink)])
+    del sink
+    stopper = threading.Thread(target=session.engine.shutdown)
+    stopper.start()
+    wait_for(lambda: session.engine._end is not None)
+    gate.open()
+    stopper.join(PATIENCE)
+    gc.collect()
+    assert seen() is None
+
+
+def test_an_engine_that_was_shut_down_says_so() -> None:
+    with opened() as session:
+        session.finish(session.submit("x", [1]))
+    with pytest.raises(EngineDeadError, match=r"^the engine was shut down$") as caught:
+        session.submit("late", [1])
+    assert caught.value.__cause__ is None
+    with pytest.raises(EngineDeadError, match="shut down"):
+        session.engine.call(lambda runner, scheduler: None)
+    session.engine.abort("x")
 
 
 def test_an_error_at_the_start_is_raised_to_the_one_who_starts() -> None:
@@ -398,6 +443,19 @@ def test_nothing_is_queued_of_a_submission_with_an_id_in_use() -> None:
         session.finish(first)
         session.finish(session.submit("y", [1]))
         assert session.runner.trace.request_ids == ["x", "y"]
+
+
+def test_a_streaming_request_has_news_of_each_token() -> None:
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=4)
+    events = SimpleQueue[Event]()
+    request = Request("x", [1], params, seed=0, limit=5, sink=events.put, streaming=True)
+    with opened() as session:
+        session.engine.submit([request])
+        news = [events.get(timeout=PATIENCE) for _ in range(4)]
+        session.finish(session.submit("x", [1]))  # the last news set the id free
+    assert events.empty()
+    assert [each.finish_reason for each in news if each] == [None, None, None, "length"]
+    assert [[*each.token_ids] for each in news if each] == [[token] for token in expected(request)[1:]]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

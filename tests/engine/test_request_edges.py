@@ -41,6 +41,7 @@ def test_a_request_begins_with_its_prompt_and_nothing_else() -> None:
     assert (request.num_prompt_tokens, request.num_tokens, request.num_output_tokens) == (3, 3, 0)
     assert (request.limit, request.schedulable_until) == (7, 7)
     assert (request.row, request.block_ids, request.capacity) == (NO_ROW, [], 0)
+    assert NO_ROW < 0  # no row has this number
     assert (request.block_hashes, request.next_block_end) == ([], 0)
     assert (request.num_computed_tokens, request.num_cached_tokens, request.num_delivered_tokens) == (
         0,
@@ -57,8 +58,14 @@ def test_a_request_has_what_it_was_made_with() -> None:
         del event
 
     params = SamplingParams(stop_token_ids=[8])
-    given = {"seed": 7, "limit": 9, "index": 2, "bad_words_token_ids": ((5,), (6, 7)), "streaming": True}
-    request = Request("a/2", [1, 2], params, eos_token_ids=frozenset({0}), parent_id="a", sink=sink, **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "seed": 7,
+        "limit": 9,
+        "index": 2,
+        "bad_words_token_ids": ((5,), (6, 7)),
+        "streaming": True,
+    }
+    request = Request("a/2", [1, 2], params, eos_token_ids=frozenset({0}), parent_id="a", sink=sink, **given)
     assert {name: getattr(request, name) for name in given} == given
     assert (request.request_id, request.parent_id, request.sink) == ("a/2", "a", sink)
     assert (request.params, request.stop_token_ids, request.eos_token_ids) == (params, {0, 8}, {0})
@@ -124,6 +131,15 @@ def test_a_stop_string_ends_it_and_is_the_reason(tokenizer: Any) -> None:
 def test_a_stop_string_with_the_last_token_is_a_stop(tokenizer: Any) -> None:
     request = admitted(tokenizer, max_tokens=2, stop="xy")
     assert append(request, ids_of(tokenizer, "xy")) == [None, "stop"]
+
+
+def test_appending_returns_the_number_of_tokens(tokenizer: Any) -> None:
+    (b,) = ids_of(tokenizer, "b")
+    for last in ([b], [0], ids_of(tokenizer, "xy"), [b, b, b, b]):
+        request = admitted(tokenizer, max_tokens=4, stop="xy")
+        assert [request.append(token_id) for token_id in last] == [4 + i for i in range(len(last))]
+    refused = structured()
+    assert (refused.append(5), refused.append(100)) == (3, 3)
 
 
 def test_at_the_limit_all_text_is_there(tokenizer: Any) -> None:

@@ -47,6 +47,7 @@ def test_fields_are_as_configured_up_to_the_largest_integer() -> None:
         return facts(scheduler_config={"max_num_seqs": value})["scheduler_config.max_num_seqs"]
 
     assert [size(1), size(7), size(MAX_INT + 9)] == [1, 7, MAX_INT]
+    assert size(2**60) == 2**53  # up to there doubles, and so JSON's numbers, are exact
     assert facts(cache_config={"enable_prefix_caching": False})["cache_config.enable_prefix_caching"] is False
     assert facts(lora_config={"max_loras": 3})["lora_config.max_loras"] == 3
     assert facts()["lora_config.max_loras"] is None

@@ -364,5 +364,9 @@ def test_the_text_of_values(value: Any, text: str) -> None:
     assert show_value(value) == text
 
 
+def test_the_unknown_value_is_written_as_its_name() -> None:
+    assert repr(UNKNOWN) == "UNKNOWN"
+
+
 def test_the_values_of_the_other_tests_are_many_enough() -> None:
     assert all(values[-1] is UNKNOWN and len(values) >= 3 for values in VALUES.values())

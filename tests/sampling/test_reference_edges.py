@@ -150,6 +150,8 @@ def test_the_lowest_token_of_a_grammar(token: int) -> None:
     # Among the allowed ids, where the grammar allows one of these.
     allowed = SamplingParams(allowed_token_ids=[95, 30])
     assert grammar_fallback_ids(words, [allowed]).tolist() == [95]
+    both = SamplingParams(allowed_token_ids=[95, token])
+    assert grammar_fallback_ids(words, [both]).tolist() == [token]
     others = SamplingParams(allowed_token_ids=[5, 300])
     assert grammar_fallback_ids(words, [others]).tolist() == [token]
     lost = torch.full((1, 96), -math.inf)

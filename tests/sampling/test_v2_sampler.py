@@ -162,6 +162,25 @@ def test_a_stage_is_asked_for_by_its_rows_only(stage):
         assert mixed[1] == alone[0]
 
 
+def test_rows_that_ask_for_no_stage():
+    """What has no effect on a row asks for nothing."""
+    requests = Requests(40)
+    rows = (
+        {"min_tokens": 3},
+        {"stop": (2, 3)},
+        {"temperature": 0.0, "top_k": 5, "top_p": 0.5, "min_p": 0.1},
+        {"top_p": 1.0, "min_p": 0.0, "top_k": 0},
+        {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0},
+        {"logit_bias": {}},
+    )
+    for features in rows:
+        requests.add(0, make_row(**features))
+        assert requests.sampler.asked_stages([0]) == 0, features
+    for features in ({"top_p": 0.99}, {"min_p": 0.01}, {"top_k": 1}, {"min_tokens": 1, "stop": (2,)}):
+        requests.add(0, make_row(**features))
+        assert requests.sampler.asked_stages([0]).bit_count() == 1, features
+
+
 @every_stage
 def test_a_row_keeps_nothing_of_its_former_request(stage):
     requests = Requests(40)
