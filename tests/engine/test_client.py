@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -181,8 +182,10 @@ def test_sinks_hear_of_the_engines_end(model_dir: Path) -> None:
         assert entered.wait(PATIENCE)
         client.submit([[1], [2]], GREEDY, events.put)
         ended = pool.submit(client.shutdown, ValueError("the power is off"))
-        while client._engine._end is None:
-            pass
+        deadline = time.monotonic() + PATIENCE
+        while client._engine._end is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert client._engine._end is not None
         resume.set()
         ended.result(PATIENCE)
     assert [events.get(timeout=PATIENCE) for _ in range(2)] == [None, None]
