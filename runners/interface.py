@@ -74,6 +74,31 @@ class NewRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class KVConnectorMetadata:
+    """What the scheduler's side of a KV connector tells the worker's side with a step; connectors add to it.
+
+    Requests are named by their transfer id (`runners.kv_transfer.connector.KVRequest`).
+    """
+
+    preempted_req_ids: Sequence[str] = ()
+    """Requests that lost their blocks, which this step may write."""
+    finished_req_ids: Sequence[str] = ()
+    """Requests that ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVConnectorOutput:
+    """What the worker's side of a KV connector tells the scheduler's side with a step's result."""
+
+    finished_sending: frozenset[str]
+    """Finished requests whose blocks are not read any more."""
+    finished_recving: frozenset[str]
+    """Requests whose load has ended."""
+    invalid_block_ids: frozenset[int]
+    """Blocks of requests in `finished_recving` whose load failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerOutput:
     """One step. A runner applies freed_rows, new_requests and new_blocks, in this order, then runs the
     forward pass.
@@ -100,6 +125,8 @@ class SchedulerOutput:
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
     """How many of `rows`, from the first on, decode."""
+    kv_connector_metadata: KVConnectorMetadata | None = None
+    """For the worker's side of the KV connector; None where it has nothing to do."""
 
     @property
     def total_tokens(self) -> int:
@@ -133,6 +160,8 @@ class StepOutput:
 
     A chunk over positions [a, b) gives entries for the tokens at a + 1 .. min(b, num_prompt_tokens - 1).
     """
+    kv_connector_output: KVConnectorOutput | None = None
+    """What the worker's side of the KV connector reports; None where nothing ended."""
 
 
 class PendingOutput(Protocol):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
+from dodona.runners.kv_transfer.factory import make_scheduler_connector
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
 
@@ -26,10 +27,12 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     runner = build_runner(verdict, model, limits)
     try:
         runner.load_model()
+        spec = runner.get_kv_cache_spec()
+        connector = make_scheduler_connector(config, spec)
         size = size_kv_cache(
             config,
             limits,
-            bytes_per_block=runner.get_kv_cache_spec().bytes_per_block,
+            bytes_per_block=spec.bytes_per_block,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -45,5 +48,6 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=config.cache_config.enable_prefix_caching,
+        kv_connector=connector,
     )
     return runner, scheduler, size

@@ -35,6 +35,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.sampling",),
     ("runners.limits",),
     ("runners.interface",),
+    ("runners.kv_transfer",),
     ("runners.warm_up",),
     ("runners.text",),
     ("runners.engine", "runners.v1", "runners.v2"),

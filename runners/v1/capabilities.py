@@ -11,10 +11,15 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
+    has_connector_module,
     outgrows_rope,
+    resolved_connector,
     resolved_quantization,
     resolved_runner_type,
 )
+
+KV_CONNECTORS = ("OffloadingConnector",)
+"""The connectors that V1 has."""
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -34,7 +39,8 @@ LACKS: frozenset[str] = frozenset(
         "speculative-decoding",
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
-        "kv-connector",
+        "unserved-kv-connector",
+        "kv-connector-module",
         "kv-cache-dtype",
         "dynamo-trace-once",
         "vllm-compile",
@@ -66,7 +72,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "eagle3-pipeline-parallelism": speculative is not None
         and speculative.method == "eagle3"
         and parallel.pipeline_parallel_size > 1,
-        "kv-connector": has_active_connector(config),
+        "unserved-kv-connector": has_active_connector(config)
+        and resolved_connector(config) not in KV_CONNECTORS,
+        "kv-connector-module": has_connector_module(config),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

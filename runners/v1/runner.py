@@ -13,11 +13,15 @@ from dodona.oracle.models.hub import locate_or_download
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     PendingOutput,
     Runner,
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import make_worker_connector
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading
 from dodona.runners.v1.batch_state import BatchState
@@ -38,6 +42,14 @@ class Loaded:
 
     model: PackedModel
     self_check: SelfCheck
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A step that waits for `sample_tokens`."""
+
+    step: ExecutedStep
+    transfers: KVConnectorOutput | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,8 @@ class V1Runner(Runner):
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
         self._ready: Ready | None = None
-        self._executed: ExecutedStep | None = None
+        self._executed: Executed | None = None
+        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
 
     # --- Life
 
@@ -78,6 +91,7 @@ class V1Runner(Runner):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        self._kv_connector = make_worker_connector(self.config)
         model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
         self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
 
@@ -115,12 +129,14 @@ class V1Runner(Runner):
         model = self._require_loaded().model
         self._ready = None  # releases the blocks allocated before
         self._ready = Ready(model, model.make_cache(num_blocks, self.limits.block_size), BatchState())
+        self._kv_connector.register_kv_caches(self._ready.cache.layers())
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._kv_connector.shutdown()
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -134,14 +150,19 @@ class V1Runner(Runner):
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
-        self._executed = ready.execute(scheduler_output)
+        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        step = ready.execute(scheduler_output)
+        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._executed = Executed(step, transfers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        return FinishedOutput(self._require_ready().sample(executed, grammar_output))
+        output = self._require_ready().sample(executed.step, grammar_output)
+        return FinishedOutput(with_connector_output(output, executed.transfers))
 
     # --- Parts
 

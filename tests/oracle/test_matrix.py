@@ -39,6 +39,11 @@ ASKED: dict[str, dict[str, Any]] = {
     "parallel-drafting": {"speculative_config": {"parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
+    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
+    "kv-connector-module": {
+        "kv_offloading_size": 1.0,
+        "kv_transfer_config": {"kv_connector_module_path": "module"},
+    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "stock-torch-compile": {"compilation_config": 1},
     "dynamo-trace-once": {"compilation_config": 2},

@@ -222,7 +222,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "connector": (
         QWEN,
         {"kv_transfer_config": {"kv_connector": "AnyName", "kv_role": "kv_both"}},
-        {"kv-connector"},
+        {"kv-connector", "unserved-kv-connector"},
     ),
     "KV offloading": (QWEN, {"cache_config": {"kv_offloading_size": 4.0}}, {"kv-connector"}),
     "KV offloading of nothing": (QWEN, {"cache_config": {"kv_offloading_size": 0.0}}, set()),

@@ -23,6 +23,7 @@ from dodona.runners.build import RUNNERS
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     LayerKVSpec,
     NewRequest,
     PendingOutput,
@@ -30,6 +31,8 @@ from dodona.runners.interface import (
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
@@ -168,6 +171,9 @@ class FakeRunner(Runner):
         self.num_blocks = 0
         self.max_model_len = 0
         self.weights = 0
+        self.kv_connector: KVConnectorWorker = KVConnectorWorker()
+        """A test may put another one in its place."""
+        self.transfers: KVConnectorOutput | None = None
         self.rows: dict[int, _Row] = {}
         self.slots: dict[tuple[int, int], _Slot] = {}
         self.executed: StepOutput | None = None
@@ -223,6 +229,7 @@ class FakeRunner(Runner):
         self.trace.steps.append(step)
         self._apply(step)
         self._check_batch(step)
+        before_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
 
         out_rows: list[int] = []
         out_tokens: list[int] = []
@@ -262,12 +269,13 @@ class FakeRunner(Runner):
             out_rows.append(row)
             out_tokens.append(token)
         self.executed = StepOutput(out_rows, out_tokens, logprobs, prompt_logprobs)
+        self.transfers = after_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         assert self.executed is not None, "sample_tokens without execute_model"
         self._apply_grammars(self.executed, grammar_output)
         requests = [self.rows[row].request for row in self.executed.rows]
-        pending = _Pending(self, self.executed, requests)
+        pending = _Pending(self, with_connector_output(self.executed, self.transfers), requests)
         self.executed = None
         self.in_flight.append(pending)
         return pending

@@ -43,7 +43,11 @@ ASKS = {
     "speculative-decoding": {"speculative_config": {"method": "ngram"}},
     "parallel-drafting": {"speculative_config": {"parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
-    "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "kv-connector-module": {
+        "kv_offloading_size": 1.0,
+        "kv_transfer_config": {"kv_connector_module_path": "module"},
+    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
