@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,17 +17,18 @@ from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
     PendingOutput,
-    Runner,
     SchedulerOutput,
     StepOutput,
 )
 from dodona.runners.machine import torch_environment
-from dodona.runners.v1 import capabilities, loading
+from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.weights.life import WeightLife, WeightViews
+from dodona.runners.weights.source import weights_directory
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -51,7 +55,7 @@ class FinishedOutput:
         return self.output
 
 
-class V1Runner(Runner):
+class V1Runner(WeightLife):
     """The general runner: one step at a time, each read to its end before the next begins."""
 
     name: ClassVar[str] = "v1"
@@ -78,15 +82,20 @@ class V1Runner(Runner):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
+        directory = weights_directory(self.config, self.model_info, None)
+        model = PackedModel(
+            self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
+        )
         self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
 
-    def reload_weights(self) -> None:
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
+        self._require_weights("reload_weights")
+        loaded = self._require_loaded()
+        directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        dummy = self.config.load_config.load_format == "dummy"
-        fresh = self._read_model(self._device if dummy else torch.device("cpu"))
-        loading.copy_weights(fresh, self._require_loaded().model.model)
+        fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
+        model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """One entry per attention call, in the order of the calls."""
@@ -155,15 +164,27 @@ class V1Runner(Runner):
             raise RuntimeError("a step before initialize_kv_cache: there is no KV cache yet")
         return self._ready
 
-    def _read_model(self, device: torch.device) -> torch.nn.Module:
-        """The model on `device`, its weights read from the model directory or drawn at random."""
-        model_config, load_format = self.config.model_config, self.config.load_config.load_format
+    def _weight_views(self) -> WeightViews:
+        return model_weights.views(self._require_loaded().model.model)
+
+    def _weights_to_release(self) -> Iterable[torch.Tensor]:
+        parameters: Iterable[torch.Tensor] = self._require_loaded().model.model.parameters()
+        return parameters
+
+    def _release_kv_cache(self) -> tuple[int, int | None]:
+        num_blocks = self._require_ready().cache.num_blocks
+        self._ready = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return num_blocks, None
+
+    def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, its weights read from a directory or (None) drawn at random."""
+        model_config = self.config.model_config
         dtype: torch.dtype = getattr(torch, self.limits.dtype)
         return loading.load_model(
-            locate_or_download(
-                model_config.model, revision=model_config.revision, weights=load_format != "dummy"
-            ),
-            load_format=load_format,
+            locate_or_download(model_config.model, revision=model_config.revision),
+            weights=directory,
             dtype=dtype,
             device=device,
             seed=model_config.seed,

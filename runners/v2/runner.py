@@ -7,8 +7,9 @@ next step can be launched before the last one's tokens are read.
 from __future__ import annotations
 
 import gc
+import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -17,17 +18,20 @@ import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.runners.interface import GrammarOutput, KVCacheSpec, PendingOutput, Runner, SchedulerOutput
+from dodona.runners.interface import GrammarOutput, KVCacheSpec, PendingOutput, SchedulerOutput
 from dodona.runners.limits import Limits
 from dodona.runners.v2 import rehearsal
 from dodona.runners.v2.batches import Batch
 from dodona.runners.v2.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
 from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
 from dodona.runners.v2.loading.memory import measure_available_memory
+from dodona.runners.v2.models.registry import checkpoint_views
 from dodona.runners.v2.outputs import AsyncOutput, StepResults
 from dodona.runners.v2.ready import Ready, make_ready
 from dodona.runners.v2.sampling.prompt_logprobs import PromptHidden, compute_prompt_logprobs
 from dodona.runners.v2.sampling.stages import example_params
+from dodona.runners.weights.life import WeightLife, WeightViews
+from dodona.runners.weights.source import weights_directory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +42,7 @@ class _Executed:
     prompt: PromptHidden | None
 
 
-class V2Runner(Runner):
+class V2Runner(WeightLife):
     """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
     read."""
 
@@ -81,12 +85,14 @@ class V2Runner(Runner):
         """
         self._loaded = load(self.config, self.model_info, self.limits)
 
-    def reload_weights(self) -> None:
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place: captured graphs see the new ones. KV computed before belongs to
         the old."""
+        self._require_weights("reload_weights")
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        read_weights(self.loaded, self.config)
+        directory = weights_directory(self.config, self.model_info, path)
+        read_weights(self.loaded, directory, seed=self.config.model_config.seed)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds over all layers."""
@@ -212,6 +218,20 @@ class V2Runner(Runner):
 
     # -- parts
     # -----------------------------------------------------------------------------------------------------
+
+    def _weight_views(self) -> WeightViews:
+        spec, weights = self.loaded.spec, self.loaded.model.weights
+        tied = {"lm_head.weight": "model.embed_tokens.weight"} if spec.tie_word_embeddings else {}
+        return WeightViews(checkpoint_views(spec, weights), tied)
+
+    def _weights_to_release(self) -> Iterable[torch.Tensor]:
+        return self._weight_views().views.values()
+
+    def _release_kv_cache(self) -> tuple[int, int | None]:
+        size = len(self.ready.steps.kv_caches[0]), self.ready.max_model_len
+        self._under_way.clear()
+        self._release_ready()
+        return size
 
     def _release_ready(self) -> None:
         """Give back the memory of the KV cache and of all that steps work in, so that the next fits."""
