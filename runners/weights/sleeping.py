@@ -38,7 +38,8 @@ class SleepingWeights:
             # A file that is mapped into memory has no size of its own, and the system takes its pages back.
             if not storage.resizable():
                 continue
-            self._storages.append(_Storage(storage, storage.nbytes(), storage.cpu() if keep else None  # type: ignore[no-untyped-call]))
+            copy = storage.cpu() if keep else None  # type: ignore[no-untyped-call]
+            self._storages.append(_Storage(storage, storage.nbytes(), copy))
         for entry in self._storages:
             entry.storage.resize_(0)
 
