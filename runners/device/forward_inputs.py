@@ -10,8 +10,8 @@ import torch
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardInputs:
     """One step's packed tokens and their sequences: first those with one token each (decodes), then the
-    others (prompts and chunks of them). Tensors are on the device, and int32, but for ids and positions, which
-    are as the model takes them."""
+    others (prompts and chunks of them). Tensors are on the device, and int32; ids and positions are
+    as the model takes them."""
 
     input_ids: torch.Tensor
     """[tokens]."""
