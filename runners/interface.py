@@ -49,11 +49,14 @@ class LayerKVSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """Layers, tokens and element size of a KV block."""
+    """Layers, tokens and element size of a KV block, and the inner states that each row keeps beside it."""
 
     layers: tuple[LayerKVSpec, ...]
     block_size: int
     dtype_bytes: int
+    state_bytes_per_row: int = 0
+    """Bytes of a row's recurrent and convolutional states. Such a model can go on only from a row's last
+    token: not from a cached prefix."""
 
     @property
     def bytes_per_block(self) -> int:
@@ -218,7 +221,7 @@ class Runner(ABC):
 
     @abstractmethod
     def determine_available_memory(self) -> int:
-        """Measure, by running the largest step, how many bytes are left for KV blocks.
+        """Measure, by running the largest step, how many bytes are left for inner states and KV blocks.
 
         Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
         """

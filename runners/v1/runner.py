@@ -98,32 +98,39 @@ class V1Runner(WeightLife):
         model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls."""
-        model = self._require_loaded().model
-        return KVCacheSpec(model.layers, self.limits.block_size, model.kv_dtype.itemsize)
+        """One entry per attention call, in the order of the calls.
+
+        Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
+        """
+        model, limits = self._require_loaded().model, self.limits
+        block_size = limits.block_size if model.layers else limits.max_model_len
+        return KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
 
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks that a run of the largest step leaves.
+        """Bytes for inner states and KV blocks that a run of the largest step leaves.
 
-        See `memory.measure_available_memory`; on a CPU at most 4 GiB.
+        See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
-        blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         return measure_available_memory(
             partial(run_largest_step, self._require_loaded().model, limits),
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
+            state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
-        """Allocate `num_blocks` blocks, in place of those allocated before.
+        """Allocate `num_blocks` blocks and a slot of inner states for each row, in place of those allocated
+        before.
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        model = self._require_loaded().model
-        self._ready = None  # releases the blocks allocated before
-        self._ready = Ready(model, model.make_cache(num_blocks, self.limits.block_size), BatchState())
+        model, block_size = self._require_loaded().model, self.get_kv_cache_spec().block_size
+        self._ready = None  # releases what was allocated before
+        cache = model.make_cache(num_blocks, block_size)
+        self._ready = Ready(model, cache, model.make_state_slots(self.limits.max_num_seqs), BatchState())
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""
