@@ -36,8 +36,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to launch or to read."""
-        scheduler = self.scheduler
-        return bool(self._in_flight or scheduler.num_unfinished or scheduler.transfers.under_way)
+        return bool(self._in_flight) or not self.scheduler.is_idle
 
     def step(self) -> list[Request]:
         """Launch the next step; then read the oldest if no more may be under way, or none could be launched.
@@ -51,7 +50,9 @@ class EngineCore:
                 time.sleep(_POLL_SECONDS)
             self.runner.execute_model(step.output)
             if step.structured:  # their masks are computed while the forward pass runs
-                pending = self.runner.sample_tokens(grammar_output(step.structured))
+                pending = self.runner.sample_tokens(
+                    grammar_output(step.structured, step.output.draft_token_ids)
+                )
             else:
                 pending = self.runner.sample_tokens()
             self._in_flight.append((step, pending))

@@ -46,7 +46,7 @@ class BlockLayout:
 
     def pack(self, block_ids: torch.Tensor, out: torch.Tensor) -> None:
         """Copy blocks of the cache: block_ids [n] int64, out [n, block_elements]; on the current stream."""
-        for tensor, part in zip(self._tensors, out.split(self._sizes, dim=1), strict=True):
+        for tensor, part in zip(self._tensors, torch.split(out, self._sizes, dim=1), strict=True):
             part.unflatten(1, tensor.shape[1:]).copy_(tensor.index_select(0, block_ids))
 
     def unpack(self, block_ids: torch.Tensor, packed: torch.Tensor) -> None:
@@ -54,5 +54,5 @@ class BlockLayout:
 
         Each id must be there once.
         """
-        for tensor, part in zip(self._tensors, packed.split(self._sizes, dim=1), strict=True):
+        for tensor, part in zip(self._tensors, torch.split(packed, self._sizes, dim=1), strict=True):
             tensor.index_copy_(0, block_ids, part.unflatten(1, tensor.shape[1:]))

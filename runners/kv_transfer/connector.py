@@ -93,7 +93,10 @@ class KVConnectorWorker:
     """
 
     def register_kv_caches(self, kv_caches: Sequence[LayerKV]) -> None:
-        """The cache to load into and save from, in the order of the layers; replaces the one before."""
+        """The cache to load into and save from, in the order of the layers."""
+
+    def release_kv_caches(self) -> None:
+        """Wait for transfers and let go of the cache, whose memory is given back; another one may come."""
 
     def handle_preemptions(self, metadata: KVConnectorMetadata) -> None:
         """Make sure that blocks of `metadata.preempted_req_ids` may be written by what follows."""

@@ -25,7 +25,7 @@ LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
-        "hybrid-mamba",
+        "inner-state-family",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
@@ -40,13 +40,38 @@ LACKS: frozenset[str] = frozenset(
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
         "unserved-kv-connector",
-        "kv-connector-module",
+        "kv-connector-inner-states",
         "kv-cache-dtype",
         "dynamo-trace-once",
         "vllm-compile",
     }
 )
 """Rule ids of rules/dodona.yaml that veto V1."""
+
+
+INNER_STATE_FAMILIES: frozenset[str] = frozenset(
+    {
+        "bailing_hybrid",
+        "bamba",
+        "falcon_h1",
+        "falcon_mamba",
+        "granitemoehybrid",
+        "jamba",
+        "kimi_linear",
+        "lfm2",
+        "lfm2_moe",
+        "lfm3",
+        "mamba",
+        "mamba2",
+        "olmo_hybrid",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+        "zaya",
+    }
+)
+"""Model types with an inner state whose tokens were compared with transformers' own
+(tests/v1/test_hybrids.py)."""
 
 
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
@@ -56,7 +81,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "quantization": resolved_quantization(config, model) is not None,
-        "hybrid-mamba": model.has_inner_state or model.is_attention_free,
+        "inner-state-family": model.has_inner_state and model.model_type not in INNER_STATE_FAMILIES,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),
         "encoder-decoder": model.is_encoder_decoder,
@@ -73,8 +98,8 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and speculative.method == "eagle3"
         and parallel.pipeline_parallel_size > 1,
         "unserved-kv-connector": has_active_connector(config)
-        and resolved_connector(config) not in KV_CONNECTORS,
-        "kv-connector-module": has_connector_module(config),
+        and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
+        "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

@@ -39,7 +39,7 @@ class PagedKVCache:
     def layers(self) -> list[LayerKV]:
         """The cache block by block, by attention call, for KV transfer."""
         return [
-            LayerKV(*(tensor.unflatten(0, (self.num_blocks, self.block_size)) for tensor in pair))
+            LayerKV(*(t.view(self.num_blocks, self.block_size, *t.shape[1:]) for t in pair))
             for pair in zip(self.keys, self.values, strict=True)
         ]
 

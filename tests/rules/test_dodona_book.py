@@ -62,12 +62,13 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
 
 
 def witnesses(rule: Rule) -> list[dict[str, Any]]:
-    """GOOD_FACTS, changed in the rule's own facts only so that it surely fires."""
+    """GOOD_FACTS, changed in the rule's own facts, or to one of its examples, so that it surely fires."""
     choices = [candidate_values(FACTS[name], BOOK, unknown=False) for name in rule.reads]
-    found = []
+    examples = [{**GOOD_FACTS, **example} for example in rule.examples.fires]
+    found = [changed for changed in examples if evaluate(rule.fires_when, changed) is True]
     for values in itertools.islice(itertools.product(*choices), 20_000):
         changed = {**GOOD_FACTS, **dict(zip(rule.reads, values, strict=True))}
-        if evaluate(rule.fires_when, changed) is True:
+        if evaluate(rule.fires_when, changed) is True and changed not in found:
             found.append(changed)
     return found
 

@@ -119,7 +119,7 @@ def test_settings_that_cannot_be_are_refused(tiny_models, flat, error):
                     "kv_connector_module_path": "m",
                 }
             },
-            "kv-connector-module",
+            "unserved-kv-connector",
         ),
     ],
 )

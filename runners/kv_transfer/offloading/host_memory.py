@@ -47,8 +47,9 @@ class HostMemory(Protocol):
     def order_before_steps(self, copies: Sequence[Copy]) -> None:
         """Let what the device is told from here on come after these copies."""
 
-    def rebind(self, layout: BlockLayout) -> None:
-        """Copy to and from another cache of the same shapes from here on; what is in the slots stays."""
+    def rebind(self, layout: BlockLayout | None) -> None:
+        """Wait for copies, then copy to and from another cache of the same shapes, or from none; what is in
+        the slots stays."""
 
     def close(self) -> None:
         """Wait for copies and give the memory back. Idempotent."""
@@ -58,7 +59,7 @@ class PlainHostMemory:
     """`HostMemory` on a CPU."""
 
     def __init__(self, layout: BlockLayout, num_slots: int) -> None:
-        self._layout = layout
+        self._cache: BlockLayout | None = layout
         self._memory = layout.empty(num_slots)
 
     def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
@@ -76,20 +77,25 @@ class PlainHostMemory:
     def order_before_steps(self, copies: Sequence[Copy]) -> None:
         """Nothing: copies have ended."""
 
-    def rebind(self, layout: BlockLayout) -> None:
+    def rebind(self, layout: BlockLayout | None) -> None:
         """See `HostMemory`."""
-        self._layout = layout
+        self._cache = layout
 
     def close(self) -> None:
         """Give the memory back."""
-        self._memory = self._layout.empty(0)
+        self._memory = self._memory[:0].clone()
+
+    @property
+    def _layout(self) -> BlockLayout:
+        return bound(self._cache)
 
 
 class PinnedHostMemory:
     """`HostMemory` of a GPU. Raises EngineSetupError where the memory can't be pinned."""
 
     def __init__(self, layout: BlockLayout, num_slots: int) -> None:
-        self._layout = layout
+        self._cache: BlockLayout | None = layout
+        self._device = layout.device
         self._memory = torch.empty(num_slots, layout.block_elements, dtype=layout.dtype)
         size = self._memory.numel() * self._memory.itemsize
         # Not torch's pinned allocator, which rounds sizes up to a power of two.
@@ -112,7 +118,7 @@ class PinnedHostMemory:
     def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
         """See `HostMemory`."""
         stream = self._store_stream
-        stream.wait_stream(torch.cuda.current_stream(self._layout.device))
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream), torch.inference_mode():
             for ids, part, count in self._chunks(block_ids, slots):
                 self._layout.pack(ids, self._store_staging[:count])
@@ -128,7 +134,7 @@ class PinnedHostMemory:
     def load(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
         """See `HostMemory`."""
         stream = self._load_stream
-        stream.wait_stream(torch.cuda.current_stream(self._layout.device))
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         for event, stored in self._stores:
             if not stored.isdisjoint(slots):
                 stream.wait_event(event)
@@ -143,14 +149,16 @@ class PinnedHostMemory:
 
     def order_before_steps(self, copies: Sequence[Copy]) -> None:
         """See `HostMemory`; the host does not wait."""
-        stream = torch.cuda.current_stream(self._layout.device)
+        stream = torch.cuda.current_stream(self._device)
         for copy in copies:
             if isinstance(copy, torch.cuda.Event):
                 stream.wait_event(copy)
 
-    def rebind(self, layout: BlockLayout) -> None:
+    def rebind(self, layout: BlockLayout | None) -> None:
         """See `HostMemory`."""
-        self._layout = layout
+        self._store_stream.synchronize()
+        self._load_stream.synchronize()
+        self._cache = layout
 
     def close(self) -> None:
         """Wait for copies and give the memory back. Idempotent."""
@@ -161,7 +169,11 @@ class PinnedHostMemory:
         self._load_stream.synchronize()
         torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())  # type: ignore[no-untyped-call]
         self._memory = self._memory[:0].clone()
-        self._store_staging = self._load_staging = self._layout.empty(0)
+        self._store_staging = self._load_staging = self._store_staging[:0].clone()
+
+    @property
+    def _layout(self) -> BlockLayout:
+        return bound(self._cache)
 
     def _chunks(
         self, block_ids: Sequence[int], slots: Sequence[int]
@@ -171,6 +183,13 @@ class PinnedHostMemory:
         for start in range(0, len(block_ids), self._chunk):
             part = slots[start : start + self._chunk]
             yield ids[start : start + len(part)], part, len(part)
+
+
+def bound(layout: BlockLayout | None) -> BlockLayout:
+    """The layout; RuntimeError where there is no cache at present."""
+    if layout is None:
+        raise RuntimeError("there is no KV cache: call register_kv_caches first")
+    return layout
 
 
 def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -32,6 +32,11 @@ class OffloadingWorker(KVConnectorWorker):
         else:
             self._memory.rebind(layout)
 
+    def release_kv_caches(self) -> None:
+        """Wait for copies; the host's memory and its content stay."""
+        if self._memory is not None:
+            self._memory.rebind(None)
+
     def handle_preemptions(self, metadata: KVConnectorMetadata) -> None:
         """What the step writes comes after the stores of preempted requests."""
         copies = [copy for name in metadata.preempted_req_ids for copy in self._stores.pop(name, ())]
