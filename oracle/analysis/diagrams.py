@@ -32,9 +32,7 @@ class TooEntangled(DodonaError, ValueError):
 class Diagrams:
     """Makes and combines diagrams over variables 0, 1, …; `sizes[i]` is how many values variable i has."""
 
-    def __init__(
-        self, sizes: Sequence[int], *, max_nodes: int = MAX_NODES, max_work: int = MAX_WORK
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], *, max_nodes: int = MAX_NODES, max_work: int = MAX_WORK) -> None:
         self.sizes = tuple(sizes)
         if len(self.sizes) > MAX_VARIABLES:
             raise TooEntangled(

@@ -54,10 +54,21 @@ def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
     check_folder(directory, suffixes=_READ, limit=MAX_TOKENIZER_BYTES)
     from transformers import AutoTokenizer
 
-    with naming(
-        f"tokenizer: {directory} can't be read", "mend it, or give token ids with skip_tokenizer_init=True"
-    ):
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=model_config.trust_remote_code
-        )
+    trust = model_config.trust_remote_code
+    mend = "mend it, or give token ids with skip_tokenizer_init=True"
+    try:
+        with naming(f"tokenizer: {directory} can't be read", mend):
+            tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
+    except ConfigError:
+        _check_configuration(directory, trust)
+        raise
     return tokenizer
+
+
+def _check_configuration(directory: Path, trust_remote_code: bool) -> None:
+    """Raise ConfigError where a tokenizer can't be made because config.json is at fault."""
+    from transformers import AutoConfig
+
+    if (directory / "config.json").exists():
+        with naming(f"{directory / 'config.json'}: transformers can't read this configuration"):
+            AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
