@@ -25,20 +25,25 @@ CPU_KV_LIMIT = 4 << 30
 
 
 def measure_available_memory(
-    profile: Callable[[], None], device: torch.device, *, utilization: float, most_useful: int
+    profile: Callable[[], None],
+    device: torch.device,
+    *,
+    utilization: float,
+    most_useful: int,
+    reserved: int = 0,
 ) -> int:
     """Bytes for KV blocks after running `profile` (the largest step) once.
 
     CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
     that. CPU: `utilization` of the memory that the system (or the control group) still has, less the measured
-    growth of the resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, the bytes of all
-    requests at full length.
+    growth of the resident set, and at most `CPU_KV_LIMIT`. Less `reserved` bytes, which are allocated beside
+    the blocks. Never more than `most_useful`, the bytes of all requests at full length.
     """
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
     else:
         available = min(_cpu(profile, utilization), CPU_KV_LIMIT)
-    return max(0, min(available, most_useful))
+    return max(0, min(available - reserved, most_useful))
 
 
 def run_largest_step(model: PackedModel, limits: Limits) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -21,6 +20,8 @@ from dodona.runners.interface import (
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
@@ -38,6 +39,7 @@ class Loaded:
 
     model: PackedModel
     self_check: SelfCheck
+    drafting: Drafting | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,18 @@ class V1Runner(Runner):
         """Read the weights, record the attention calls and run the self-check.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json.
+        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        plan = plan_drafting(self.config)
         model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
+        drafting = None if plan is None else NgramDrafting(plan)
+        self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
+        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
 
     def reload_weights(self) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -89,9 +95,11 @@ class V1Runner(Runner):
         loading.copy_weights(fresh, self._require_loaded().model.model)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls."""
-        model = self._require_loaded().model
-        return KVCacheSpec(model.layers, self.limits.block_size, model.kv_dtype.itemsize)
+        """One entry per attention call, in the order of the calls; then those of the draft."""
+        loaded = self._require_loaded()
+        model, drafting = loaded.model, loaded.drafting
+        layers = model.layers if drafting is None else model.layers + drafting.layers
+        return KVCacheSpec(layers, self.limits.block_size, model.kv_dtype.itemsize)
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks that a run of the largest step leaves.
@@ -100,11 +108,19 @@ class V1Runner(Runner):
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
         blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        loaded = self._require_loaded()
+
+        def largest_step() -> None:
+            run_largest_step(loaded.model, limits)
+            if loaded.drafting is not None:
+                loaded.drafting.run_largest_step(limits)
+
         return measure_available_memory(
-            partial(run_largest_step, self._require_loaded().model, limits),
+            largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
+            reserved=0 if loaded.drafting is None else loaded.drafting.fixed_bytes(limits),
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
@@ -112,9 +128,12 @@ class V1Runner(Runner):
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        model = self._require_loaded().model
+        loaded = self._require_loaded()
+        model, drafting = loaded.model, loaded.drafting
         self._ready = None  # releases the blocks allocated before
-        self._ready = Ready(model, model.make_cache(num_blocks, self.limits.block_size), BatchState())
+        cache = model.make_cache(num_blocks, self.limits.block_size)
+        drafter = None if drafting is None else drafting.start(num_blocks)
+        self._ready = Ready(model, cache, BatchState(), drafter)
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""

@@ -35,7 +35,12 @@ ASKED: dict[str, dict[str, Any]] = {
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
-    "speculative-decoding": {"speculative_config": {}},
+    "speculative-method": {"speculative_config": {"method": "medusa"}},
+    "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
+    "draft-tensor-parallelism": {
+        "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
+    },
+    "speculative-decoding": {"speculative_config": {"method": "ngram"}},
     "parallel-drafting": {"speculative_config": {"parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},

@@ -229,19 +229,29 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "EAGLE3 with pipeline": (
         LLAMA,
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
     ),
     "drafting of unknown method with pipeline": (
         LLAMA,
         {"speculative_config": {"model": "draft"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
     ),
     "parallel drafting": (
         LLAMA,
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
-        {"speculative-decoding", "parallel-drafting"},
+        {"speculative-decoding", "speculative-method", "parallel-drafting", "parallel-drafting-method"},
     ),
-    "empty speculation": (QWEN, {"speculative_config": {}}, {"speculative-decoding"}),
+    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, {"speculative-decoding"}),
+    "draft on two devices": (
+        QWEN,
+        {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
+        {"speculative-decoding", "draft-tensor-parallelism"},
+    ),
+    "empty speculation": (
+        QWEN,
+        {"speculative_config": {}},
+        {"speculative-decoding", "speculative-method"},
+    ),
     "empty LoRA": (QWEN, {"lora_config": {}}, {"lora"}),
     "stock compile by number": (QWEN, {"compilation_config": {"mode": 1}}, {"stock-torch-compile"}),
     "stock compile by name": (
