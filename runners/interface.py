@@ -174,8 +174,9 @@ class Runner(ABC):
 
     name: ClassVar[str]
     """The runner's name in the rule book, such as "v1"."""
-    max_steps_in_flight: ClassVar[int]
-    """Steps that the engine may submit before it must read the oldest one's result."""
+    max_steps_in_flight: int
+    """Steps that the engine may submit before it must read the oldest one's result; known once the model is
+    loaded."""
     request_features: ClassVar[frozenset[str]] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 

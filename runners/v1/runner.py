@@ -57,7 +57,7 @@ class V1Runner(Runner):
     """The general runner: one step at a time, each read to its end before the next begins."""
 
     name: ClassVar[str] = "v1"
-    max_steps_in_flight: ClassVar[int] = 1
+    max_steps_in_flight = 1
     request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
