@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -13,12 +16,11 @@ from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
     PendingOutput,
-    Runner,
     SchedulerOutput,
     StepOutput,
 )
 from dodona.runners.machine import torch_environment
-from dodona.runners.v1 import capabilities, loading
+from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.plan import plan_drafting
@@ -26,6 +28,8 @@ from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.weights.life import WeightLife, WeightViews
+from dodona.runners.weights.source import weights_directory
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -53,7 +57,7 @@ class FinishedOutput:
         return self.output
 
 
-class V1Runner(Runner):
+class V1Runner(WeightLife):
     """The general runner: one step at a time, each read to its end before the next begins."""
 
     name: ClassVar[str] = "v1"
@@ -82,32 +86,41 @@ class V1Runner(Runner):
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         plan = plan_drafting(self.config)
-        model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
+        directory = weights_directory(self.config, self.model_info, None)
+        model = PackedModel(
+            self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
+        )
         drafting = None if plan is None else NgramDrafting(plan)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
         self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
 
-    def reload_weights(self) -> None:
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
+        self._require_weights("reload_weights")
+        loaded = self._require_loaded()
+        directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        dummy = self.config.load_config.load_format == "dummy"
-        fresh = self._read_model(self._device if dummy else torch.device("cpu"))
-        loading.copy_weights(fresh, self._require_loaded().model.model)
+        fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
+        model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls; then those of the draft."""
-        loaded = self._require_loaded()
+        """One entry per attention call, in the order of the calls; then those of the draft.
+
+        Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
+        """
+        loaded, limits = self._require_loaded(), self.limits
         model, drafting = loaded.model, loaded.drafting
-        layers = model.layers if drafting is None else model.layers + drafting.layers
-        return KVCacheSpec(layers, self.limits.block_size, model.kv_dtype.itemsize)
+        block_size = limits.block_size if model.layers else limits.max_model_len
+        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        return spec if drafting is None else drafting.extend_spec(spec)
 
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks that a run of the largest step leaves.
+        """Bytes for inner states and KV blocks that a run of the largest step leaves.
 
-        See `memory.measure_available_memory`; on a CPU at most 4 GiB.
+        See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
-        blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         loaded = self._require_loaded()
 
         def largest_step() -> None:
@@ -120,20 +133,21 @@ class V1Runner(Runner):
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
-            reserved=0 if loaded.drafting is None else loaded.drafting.fixed_bytes(limits),
+            state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
-        """Allocate `num_blocks` blocks, in place of those allocated before.
+        """Allocate `num_blocks` blocks and a slot of inner states for each row, in place of those allocated
+        before.
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        loaded = self._require_loaded()
-        model, drafting = loaded.model, loaded.drafting
-        self._ready = None  # releases the blocks allocated before
-        cache = model.make_cache(num_blocks, self.limits.block_size)
-        drafter = None if drafting is None else drafting.start(num_blocks)
-        self._ready = Ready(model, cache, BatchState(), drafter)
+        loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
+        model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
+        self._ready = None  # releases what was allocated before
+        cache = model.make_cache(num_blocks, block_size)
+        drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
+        self._ready = Ready(model, cache, model.make_state_slots(num_rows), BatchState(), drafter)
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""
@@ -174,15 +188,27 @@ class V1Runner(Runner):
             raise RuntimeError("a step before initialize_kv_cache: there is no KV cache yet")
         return self._ready
 
-    def _read_model(self, device: torch.device) -> torch.nn.Module:
-        """The model on `device`, its weights read from the model directory or drawn at random."""
-        model_config, load_format = self.config.model_config, self.config.load_config.load_format
+    def _weight_views(self) -> WeightViews:
+        return model_weights.views(self._require_loaded().model.model)
+
+    def _weights_to_release(self) -> Iterable[torch.Tensor]:
+        parameters: Iterable[torch.Tensor] = self._require_loaded().model.model.parameters()
+        return parameters
+
+    def _release_kv_cache(self) -> tuple[int, int | None]:
+        num_blocks = self._require_ready().cache.num_blocks
+        self._ready = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return num_blocks, None
+
+    def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, its weights read from a directory or (None) drawn at random."""
+        model_config = self.config.model_config
         dtype: torch.dtype = getattr(torch, self.limits.dtype)
         return loading.load_model(
-            locate_or_download(
-                model_config.model, revision=model_config.revision, weights=load_format != "dummy"
-            ),
-            load_format=load_format,
+            locate_or_download(model_config.model, revision=model_config.revision),
+            weights=directory,
             dtype=dtype,
             device=device,
             seed=model_config.seed,

@@ -61,12 +61,22 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
     return {firing.rule for firing in firings(BOOK, values, without=without)}
 
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "speculative-inner-state": {"speculative_config.method": "ngram", "model_config.model_type": "jamba"},
+}
+"""By rule, what must be served for it to be the only reason: a drafter, and the model without drafts."""
+
+
 def witnesses(rule: Rule) -> list[dict[str, Any]]:
-    """GOOD_FACTS, changed in the rule's own facts only so that it surely fires."""
+    """GOOD_FACTS, changed in the rule's own facts only (and those BESIDE it) so that it surely fires."""
     choices = [candidate_values(FACTS[name], BOOK, unknown=False) for name in rule.reads]
     found = []
     for values in itertools.islice(itertools.product(*choices), 20_000):
-        changed = {**GOOD_FACTS, **dict(zip(rule.reads, values, strict=True))}
+        changed = {
+            **GOOD_FACTS,
+            **BESIDE.get(rule.id, {}),
+            **dict(zip(rule.reads, values, strict=True)),
+        }
         if evaluate(rule.fires_when, changed) is True:
             found.append(changed)
     return found
