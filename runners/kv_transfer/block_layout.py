@@ -47,7 +47,7 @@ class BlockLayout:
     def pack(self, block_ids: torch.Tensor, out: torch.Tensor) -> None:
         """Copy blocks of the cache: block_ids [n] int64, out [n, block_elements]; on the current stream."""
         for tensor, part in zip(self._tensors, torch.split(out, self._sizes, dim=1), strict=True):
-            part.unflatten(1, tensor.shape[1:]).copy_(tensor.index_select(0, block_ids))
+            part.view(-1, *tensor.shape[1:]).copy_(tensor.index_select(0, block_ids))
 
     def unpack(self, block_ids: torch.Tensor, packed: torch.Tensor) -> None:
         """Write blocks of the cache: block_ids [n] int64, packed [n, block_elements]; on the current stream.
@@ -55,4 +55,4 @@ class BlockLayout:
         Each id must be there once.
         """
         for tensor, part in zip(self._tensors, torch.split(packed, self._sizes, dim=1), strict=True):
-            tensor.index_copy_(0, block_ids, part.unflatten(1, tensor.shape[1:]))
+            tensor.index_copy_(0, block_ids, part.view(-1, *tensor.shape[1:]))

@@ -16,10 +16,13 @@ from dodona.oracle.systems.own.facts import (
     resolved_connector,
     resolved_quantization,
     resolved_runner_type,
+    resolved_speculative_method,
 )
 
 KV_CONNECTORS = ("OffloadingConnector",)
 """The connectors that V1 has."""
+SPECULATIVE_METHODS = ("ngram",)
+"""Methods of speculative decoding that V1 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -36,9 +39,10 @@ LACKS: frozenset[str] = frozenset(
         "decode-context-parallelism",
         "expert-parallelism",
         "lora",
-        "speculative-decoding",
-        "parallel-drafting",
-        "eagle3-pipeline-parallelism",
+        "speculative-method",
+        "speculative-inner-state",
+        "parallel-drafting-method",
+        "draft-tensor-parallelism",
         "unserved-kv-connector",
         "kv-connector-inner-states",
         "kv-cache-dtype",
@@ -92,11 +96,14 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
         "lora": config.lora_config is not None,
-        "speculative-decoding": speculative is not None,
-        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
-        "eagle3-pipeline-parallelism": speculative is not None
-        and speculative.method == "eagle3"
-        and parallel.pipeline_parallel_size > 1,
+        "speculative-method": speculative is not None
+        and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-inner-state": speculative is not None and model.has_inner_state,
+        "parallel-drafting-method": speculative is not None
+        and speculative.parallel_drafting
+        and resolved_speculative_method(config) != "eagle3",
+        "draft-tensor-parallelism": speculative is not None
+        and (speculative.draft_tensor_parallel_size or 1) > 1,
         "unserved-kv-connector": has_active_connector(config)
         and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,

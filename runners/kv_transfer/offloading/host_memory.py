@@ -108,8 +108,8 @@ class PinnedHostMemory:
         self._is_open = True
         self._chunk = max(1, min(num_slots, STAGING_BYTES // layout.bytes_per_block))
         self._store_stream, self._load_stream = (
-            torch.cuda.Stream(layout.device),
-            torch.cuda.Stream(layout.device),
+            torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call],
+            torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call],
         )
         self._store_staging, self._load_staging = layout.empty(self._chunk), layout.empty(self._chunk)
         self._stores: list[tuple[torch.cuda.Event, frozenset[int]]] = []
@@ -126,8 +126,8 @@ class PinnedHostMemory:
                     self._memory[slot : slot + length].copy_(
                         self._store_staging[first : first + length], non_blocking=True
                     )
-            event = stream.record_event()
-        self._stores = [entry for entry in self._stores if not entry[0].query()]
+            event: torch.cuda.Event = stream.record_event()
+        self._stores = [entry for entry in self._stores if not _ended(entry[0])]
         self._stores.append((event, frozenset(slots)))
         return event
 
@@ -145,7 +145,8 @@ class PinnedHostMemory:
                         self._memory[slot : slot + length], non_blocking=True
                     )
                 self._layout.unpack(ids, self._load_staging[:count])
-            return stream.record_event()
+            done: torch.cuda.Event = stream.record_event()
+        return done
 
     def order_before_steps(self, copies: Sequence[Copy]) -> None:
         """See `HostMemory`; the host does not wait."""
@@ -183,6 +184,10 @@ class PinnedHostMemory:
         for start in range(0, len(block_ids), self._chunk):
             part = slots[start : start + self._chunk]
             yield ids[start : start + len(part)], part, len(part)
+
+
+def _ended(copy: Copy) -> bool:
+    return copy.query()
 
 
 def bound(layout: BlockLayout | None) -> BlockLayout:
