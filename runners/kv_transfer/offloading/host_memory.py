@@ -107,10 +107,8 @@ class PinnedHostMemory:
             )
         self._is_open = True
         self._chunk = max(1, min(num_slots, STAGING_BYTES // layout.bytes_per_block))
-        self._store_stream, self._load_stream = (
-            torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call],
-            torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call],
-        )
+        self._store_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._load_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._store_staging, self._load_staging = layout.empty(self._chunk), layout.empty(self._chunk)
         self._stores: list[tuple[torch.cuda.Event, frozenset[int]]] = []
         """Stores under way and their slots, the oldest first."""
