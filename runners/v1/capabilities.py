@@ -19,7 +19,7 @@ from dodona.oracle.systems.own.facts import (
     resolved_speculative_method,
 )
 
-KV_CONNECTORS = ("OffloadingConnector",)
+KV_CONNECTORS = ("OffloadingConnector", "SharedStorageConnector", "ExampleConnector")
 """The connectors that V1 has."""
 SPECULATIVE_METHODS = ("ngram",)
 """Methods of speculative decoding that V1 has a drafter for."""
