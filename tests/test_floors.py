@@ -32,7 +32,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.linear", "kernels.sampling", "kernels.state"),
     ("kernels.attention",),
     ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar"),
-    ("runners.sampling",),
+    ("runners.sampling", "runners.quantization"),
     ("runners.limits",),
     ("runners.interface",),
     ("runners.warm_up",),

@@ -12,14 +12,15 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
     outgrows_rope,
-    resolved_quantization,
     resolved_runner_type,
 )
+from dodona.oracle.systems.own.quantization import quantization_scheme
 
 LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
+        "quantized-experts",
         "hybrid-mamba",
         "pooling",
         "length-dependent-rope",
@@ -47,9 +48,11 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
+    scheme = quantization_scheme(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "quantization": resolved_quantization(config, model) is not None,
+        "quantization": scheme == "other",
+        "quantized-experts": scheme is not None and model.is_moe,
         "hybrid-mamba": model.has_inner_state or model.is_attention_free,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),

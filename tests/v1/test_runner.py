@@ -31,7 +31,7 @@ def _tokens(runner, **settings):
 
 
 ASKS = {
-    "quantization": {"quantization": "fp8"},
+    "quantization": {"quantization": "awq"},
     "pooling": {"runner": "pooling"},
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
@@ -63,7 +63,7 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
 @pytest.mark.parametrize(
     ("feature", "change"),
     [
-        ("quantization", {"quantization_config": {"quant_method": "awq"}}),
+        ("quantization", {"quantization_config": {"quant_method": "hqq"}}),
         ("hybrid-mamba", {"layer_types": ["linear_attention", "full_attention"]}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
         ("pooling", {"architectures": ["LlamaModel"]}),
