@@ -7,15 +7,21 @@ The scheduler makes a `SchedulerOutput`; the runner turns it into a `PendingOutp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.current_config import CurrentConfig
+from dodona.runners.rpc import call_worker
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
+    import os
+
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
 """Ids that begin with this belong to warm-up requests; admission refuses them from users."""
+
+SLEEP_LEVELS = (1, 2)
+SLEEP_TAGS = ("weights", "kv_cache")
+"""What sleeps, and wakes up by itself or together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +49,14 @@ class LayerKVSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """Layers, tokens and element size of a KV block."""
+    """Layers, tokens and element size of a KV block, and the inner states that each row keeps beside it."""
 
     layers: tuple[LayerKVSpec, ...]
     block_size: int
     dtype_bytes: int
+    state_bytes_per_row: int = 0
+    """Bytes of a row's recurrent and convolutional states. Such a model can go on only from a row's last
+    token: not from a cached prefix."""
 
     @property
     def bytes_per_block(self) -> int:
@@ -82,6 +95,9 @@ class SchedulerOutput:
     (one token, and it samples) come first: they are a prefix of the batch. A decode's token was sampled in
     the row's previous step; a prompt's last chunk of one token is not a decode.
 
+    A row with drafts verifies them: its tokens are the one that was sampled last, then its drafts, and it
+    samples after each of these. It comes after the decodes.
+
     A row may read KV that an earlier row of the batch writes in the same step, where both share a prefix.
     A step may have no rows: then the runner only applies the changes, and the output is empty.
     """
@@ -100,6 +116,9 @@ class SchedulerOutput:
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
     """How many of `rows`, from the first on, decode."""
+    draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
+    the `StepOutput` before; with a grammar, one that it allows."""
 
     @property
     def total_tokens(self) -> int:
@@ -112,10 +131,22 @@ class GrammarOutput:
     """The next tokens that the grammars of a step's rows allow."""
 
     rows: Sequence[int]
-    """The state rows that sample in the step and whose request has `structured_outputs`."""
+    """The state rows that sample in the step and whose request has `structured_outputs`. A row with k drafts
+    stands here 1 + k times in a row: for what may come after its tokens, then after each draft."""
     bitmask: npt.NDArray[np.int32]
     """[len(rows), ceil(vocab / 32)], C-contiguous: bit t % 32 of word t // 32 is set where token t is
     allowed."""
+
+
+class FurtherTokens(NamedTuple):
+    """What a row that verified drafts yields after its first token: one token for each accepted draft.
+
+    The i-th draft is accepted where it and all before it equal the row's i-th token.
+    """
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs] = ()
+    """Parallel to `token_ids` where the request asks for log-probabilities, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +156,18 @@ class StepOutput:
     rows: Sequence[int]
     """The rows that sampled, in batch order (`SchedulerOutput.rows` where `samples`)."""
     token_ids: Sequence[int]
-    """One token per entry of `rows`."""
+    """One token per entry of `rows`; see `further` for rows with drafts."""
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
-    """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`."""
+    """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`: those of `token_ids`."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
     """By row: for each prompt token whose log-probability this step computed, in order.
 
     A chunk over positions [a, b) gives entries for the tokens at a + 1 .. min(b, num_prompt_tokens - 1).
     """
+    further: Mapping[int, FurtherTokens] = field(default_factory=dict)
+    """By row, for rows of which a draft was accepted."""
+    draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By row: at most `Runner.num_speculative_tokens` drafts of what follows the row's tokens."""
 
 
 class PendingOutput(Protocol):
@@ -152,31 +187,33 @@ class Runner(ABC):
 
     name: ClassVar[str]
     """The runner's name in the rule book, such as "v1"."""
-    max_steps_in_flight: ClassVar[int]
-    """Steps that the engine may submit before it must read the oldest one's result."""
+    max_steps_in_flight: int
+    """Steps that the engine may submit before it must read the oldest one's result; known once the model is
+    loaded."""
     request_features: ClassVar[frozenset[str]] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
+
+    num_speculative_tokens: int = 0
+    """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
 
     warm_up_params: ClassVar[Mapping[str, Any]] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
-        self.config = config
+        self.current_config = CurrentConfig(config)
         self.model_info = model
         """config.json of the configuration's model."""
         self.limits = limits
 
+    @property
+    def config(self) -> EngineConfig:
+        """The configuration, with all updates so far."""
+        return self.current_config.value
+
     @abstractmethod
     def load_model(self) -> None:
         """Read the weights onto the device. Raises UnsupportedConfiguration for what the runner lacks."""
-
-    @abstractmethod
-    def reload_weights(self) -> None:
-        """Read the weights again from the model directory, in place.
-
-        KV computed before belongs to the old weights; the engine forgets it.
-        """
 
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -184,7 +221,7 @@ class Runner(ABC):
 
     @abstractmethod
     def determine_available_memory(self) -> int:
-        """Measure, by running the largest step, how many bytes are left for KV blocks.
+        """Measure, by running the largest step, how many bytes are left for inner states and KV blocks.
 
         Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
         """
@@ -215,3 +252,57 @@ class Runner(ABC):
     @abstractmethod
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+
+    # --- While the engine runs, between two steps, with none under way
+
+    def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Call one of `rpc.RPC_METHODS` on every worker. Returns the results in the order of ranks.
+
+        Raises the first exception, with a note of the worker's rank; InvalidRequestError for other methods
+        and for arguments that the method does not take.
+        """
+        return [call_worker(self, method, args, kwargs, rank=0, num_workers=1)]
+
+    def update_config(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change fields of the configuration, {section: {field: value}}; see `CurrentConfig.update`."""
+        self.current_config.update(overrides)
+
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Read all weights again, in place, from `path` or (None) from where the configuration says.
+
+        path: a directory with safetensors of the same model. Raises ConfigError that names the tensor which
+        is missing or has another shape; the old weights then stay as they are. KV computed before belongs to
+        the old weights; the engine forgets it.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "reload_weights")
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Overwrite the weights of the given tensors in place; the others stay.
+
+        weights: (name as in a checkpoint, tensor of its shape); float values are cast. Raises
+        InvalidRequestError that names the tensor, before anything is written.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "load_weights")
+
+    def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Overwrite single elements in place: {name as in a checkpoint: (flat indices [n], values [n])}.
+
+        The same as to patch the checkpoint and reload. Raises InvalidRequestError that names the tensor and
+        what is wrong, before anything is written.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "apply_sparse_weight_patches")
+
+    def sleep(self, level: int = 1) -> None:
+        """Give back the memory of weights, KV cache and graphs. No request may be running.
+
+        level: 1 keeps the weights in host memory; 2 drops them, to be reloaded after `wake_up`. The KV cache
+        is lost in both.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "sleep")
+
+    def wake_up(self, tags: Collection[str] | None = None) -> None:
+        """Take the memory again of "weights", "kv_cache" or (None) both, and capture graphs once all is
+        here. Does nothing for what is awake."""
+        raise UnsupportedConfiguration.lacking(self.name, "wake_up")

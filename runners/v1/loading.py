@@ -21,20 +21,18 @@ from dodona.runners.quantization.replacement import convert_stored, expect_store
 def load_model(
     path: Path,
     *,
-    load_format: str,
+    weights: Path | None,
     dtype: torch.dtype,
     device: torch.device,
     seed: int,
     trust_remote_code: bool,
     quantization: QuantizationConfig | None = None,
 ) -> torch.nn.Module:
-    """The causal LM of a model directory, in evaluation mode on `device`.
+    """The causal LM that `path`/config.json describes, in evaluation mode on `device`.
 
-    `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights
-    from `seed` as the architecture initialises them (the same on every call; CPU and CUDA draw different
-    ones).
-    `quantization`: how the checkpoint's linear layers are quantized, or are to be; random weights are
-    quantized likewise.
+    weights: the directory with its safetensors; None draws random weights from `seed` as the architecture
+    initialises them (the same on every call; CPU and CUDA draw different ones).
+    quantization: how the checkpoint's linear layers are quantized, or are to be; random weights are too.
 
     Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
     transformers has no causal LM for the configuration.
@@ -56,26 +54,26 @@ def load_model(
     _forget_quantization(config)
     is_online = quantization is not None and all(r.scheme.layout == "online" for r in quantization.rules)
     try:
-        if load_format == "dummy":
+        if weights is None:
             model = _random_model(config, device, seed, common)
         else:
             loader: Any = AutoModelForCausalLM
             if quantization is not None and not is_online:
-                loader = _class_of_stored(config, quantization, _stored_shapes(path), trust_remote_code)
+                loader = _class_of_stored(config, quantization, _stored_shapes(weights), trust_remote_code)
             with _no_progress_bar():
                 model, info = loader.from_pretrained(
-                    path,
+                    weights,
                     config=config,
                     use_safetensors=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported below, by name
                     **common,
                 )
-            _check_complete(path, info)
+            _check_complete(weights, info)
             if quantization is not None and not is_online:
-                _check_nothing_ignored(path, info)
+                _check_nothing_ignored(weights, info)
                 convert_stored(model)
-        if quantization is not None and (is_online or load_format == "dummy"):
+        if quantization is not None and (is_online or weights is None):
             quantize_linears(model, quantization)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
@@ -83,10 +81,10 @@ def load_model(
         why = f"transformers has no causal LM for model_type {config.model_type!r} of {path / 'config.json'}"
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
     except OSError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{weights or path}: {error}") from error
     except SafetensorError as error:
         raise ConfigError(
-            f"{path}: a *.safetensors file is damaged or cut off: {error}; fetch the model again"
+            f"{weights}: a *.safetensors file is damaged or cut off: {error}; fetch the model again"
         ) from error
     model.requires_grad_(False)
     return model.eval().to(device)
@@ -196,8 +194,3 @@ def _check_complete(path: Path, info: Mapping[str, Any]) -> None:
 
 def _first_names(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-
-
-def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Overwrite `target`'s weights in place with `source`'s."""
-    target.load_state_dict(source.state_dict(), strict=True, assign=False)

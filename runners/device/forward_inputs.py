@@ -1,0 +1,49 @@
+"""What a model's forward pass takes of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardInputs:
+    """One step's packed tokens and their sequences: first those with one token each (decodes), then the
+    others (prompts and chunks of them). Tensors are on the device, and int32; ids and positions are
+    as the model takes them."""
+
+    input_ids: torch.Tensor
+    """[tokens]."""
+    positions: torch.Tensor
+    """[tokens]: position in the sequence."""
+    slots: torch.Tensor
+    """[tokens]: KV slot, or -1 for padding."""
+    rows: torch.Tensor
+    """[batch]: state row of each sequence, or -1 for padding (among decodes only)."""
+    query_start: torch.Tensor
+    """[batch + 1]: where each sequence's tokens start."""
+    seq_lens: torch.Tensor
+    """[batch]: tokens of each sequence after this step."""
+    block_table: torch.Tensor
+    """[state rows, max blocks]."""
+    arrivals: torch.Tensor
+    """[batch * most KV heads of a layer, or more]: zeros, for decode attention to count in."""
+    num_decodes: int
+    """Leading sequences with one token each."""
+    max_fresh_len: int
+    """Longest chunk of the other sequences that begin in this step; 0 where there are none."""
+    max_continued_len: int
+    """Longest chunk of the other sequences that have tokens before it; 0 where there are none."""
+    embedded: torch.Tensor | None = None
+    """[tokens, hidden], the model's dtype: the tokens' embeddings, where they were looked up already."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step, padding included."""
+        return self.input_ids.shape[0]
+
+    @property
+    def max_prefill_len(self) -> int:
+        """Longest chunk of the sequences after the decodes; 0 where there are none."""
+        return max(self.max_fresh_len, self.max_continued_len)

@@ -1,0 +1,114 @@
+"""Bringing a step's results to the host without making the device, or the host, wait."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from dodona.runners.device.sampling.logprob_values import SampledLogprobs
+from dodona.runners.device.sampling.prompt_logprobs import PromptLogprobs
+from dodona.runners.interface import StepOutput
+
+Tree = TypeVar("Tree")
+"""A tensor, or a dataclass whose fields are trees or values without tensors."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class StepResults:
+    """What a step yields, its tensors all on the device or all on the host."""
+
+    rows: Sequence[int]
+    """The state rows that sampled, in batch order."""
+    token_ids: torch.Tensor
+    """[rows] int32."""
+    logprobs: SampledLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+    def step_output(self) -> StepOutput:
+        """The same in lists. Its tensors must be on the host."""
+        return StepOutput(
+            self.rows,
+            self.token_ids.tolist(),
+            {} if self.logprobs is None else self.logprobs.by_row(),
+            {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row(),
+        )
+
+
+class HostCopier:
+    """Copies device tensors to pinned host memory on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = (
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if device.type == "cuda"
+            else None
+        )
+
+    def copy(self, tree: Tree) -> tuple[Tree, torch.cuda.Event | None]:
+        """The same tree with host tensors, and the event after which they hold the values that those of
+        `tree` have at this point.
+
+        Nothing waits for the copies: until the event, `tree` must be kept, and none of its tensors
+        overwritten. The event is None on a CPU, where the copies are made at once.
+        """
+        if self._stream is None:
+            return map_tensors(tree, torch.clone), None
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            copies = map_tensors(tree, _start_copy)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        return copies, event
+
+
+class AsyncOutput:
+    """A step under way. `result` waits for its copies only, not for steps behind it."""
+
+    def __init__(self, results: StepResults, copier: HostCopier) -> None:
+        """Start the copies of `results`, on the device, which is kept until they are done."""
+        self._on_device: StepResults | None = results
+        self._on_host, self._event = copier.copy(results)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `result` was called: nothing of the step is needed on the device any more."""
+        return self._on_device is None
+
+    def result(self) -> StepOutput:
+        """Wait for the copies and read them."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        # Only now may the device's memory be given to other tensors.
+        self._on_device = None
+        return self._on_host.step_output()
+
+
+def map_tensors(tree: Tree, function: Callable[[torch.Tensor], torch.Tensor]) -> Tree:
+    """The same tree, with `function` of each of its tensors. Values that are no dataclasses stay as they
+    are."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)  # type: ignore[return-value]
+    kind: type = type(tree)
+    names = _field_names(kind)
+    if not names:
+        return tree
+    return type(tree)(*[map_tensors(getattr(tree, name), function) for name in names])
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    """A dataclass's fields, in the order of its arguments; none for other types."""
+    if not dataclasses.is_dataclass(kind):
+        return ()
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _start_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in pinned host memory, once the current stream is there."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -1,0 +1,65 @@
+"""Everything that steps work with, beside the model: made whole once the KV cache's size is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dodona.runners.device.batches import BatchBuilder
+from dodona.runners.device.graphs import StepGraphs
+from dodona.runners.device.model import StepModel
+from dodona.runners.device.outputs import HostCopier
+from dodona.runners.device.sampling.sampler import DeviceSampler
+from dodona.runners.device.state import RequestState
+from dodona.runners.device.step import StepRunner
+from dodona.runners.limits import Limits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """A runner's parts that can step."""
+
+    max_model_len: int
+    """Tokens that a state row has room for."""
+    state: RequestState
+    sampler: DeviceSampler
+    steps: StepRunner
+    """Over `state` and `sampler`."""
+    builder: BatchBuilder
+    copier: HostCopier
+    graphs: StepGraphs | None = None
+    """None: steps are launched kernel by kernel."""
+
+
+def make_ready(
+    model: StepModel, limits: Limits, *, num_blocks: int, max_model_len: int, max_steps_in_flight: int
+) -> Ready:
+    """Allocate `num_blocks` KV blocks, the requests' state for sequences of `max_model_len`, and the buffers
+    that steps work in."""
+    device = model.device
+    state = RequestState(
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=max_model_len,
+        block_size=limits.block_size,
+        device=device,
+    )
+    sampler = DeviceSampler(
+        max_num_seqs=limits.max_num_seqs, vocab_size=model.vocab_size, token_ids=state.token_ids
+    )
+    # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
+    kv_caches = [
+        torch.zeros(shape, dtype=model.kv_dtype, device=device)
+        for shape in model.kv_cache_shapes(num_blocks, limits.block_size)
+    ]
+    steps = StepRunner(
+        model=model,
+        state=state,
+        sampler=sampler,
+        kv_caches=kv_caches,
+        block_size=limits.block_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_tokens=max(limits.max_num_batched_tokens, limits.max_num_seqs),
+        max_steps_in_flight=max_steps_in_flight,
+    )
+    return Ready(max_model_len, state, sampler, steps, BatchBuilder(steps), HostCopier(device))

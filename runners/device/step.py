@@ -1,0 +1,217 @@
+"""The computation of a step: inputs from the state, forward pass, logits, sampling, state update.
+
+All of it is launches on one stream, in order; nothing here reads the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dodona.kernels.state.step_state import prepare_inputs, update_state
+from dodona.runners.device.forward_inputs import ForwardInputs
+from dodona.runners.device.graphs import FixedStep, StepGraphs
+from dodona.runners.device.model import StepModel
+from dodona.runners.device.sampling.ring import SampleRing
+from dodona.runners.device.sampling.sampler import DeviceSampler
+from dodona.runners.device.state import RequestState
+
+
+class StepRunner:
+    """Runs steps over one model and one state, in tensors that stay where they are (graphs hold their
+    addresses)."""
+
+    def __init__(
+        self,
+        *,
+        model: StepModel,
+        state: RequestState,
+        sampler: DeviceSampler,
+        kv_caches: Sequence[torch.Tensor],
+        block_size: int,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        max_steps_in_flight: int,
+    ) -> None:
+        device = model.device
+        self.model = model
+        self.state = state
+        self.sampler = sampler
+        self.kv_caches = kv_caches
+        self._block_size = block_size
+
+        def ints(size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self._input_ids = ints(max_num_tokens, model.index_dtype)
+        self._positions = ints(max_num_tokens, model.index_dtype)
+        self._slots = ints(max_num_tokens)
+        self._seq_lens = ints(max_num_seqs)
+        self._arrivals = ints(max_num_seqs * model.max_kv_heads)
+        self._decode_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
+        self._logits = torch.zeros((max_num_seqs, model.vocab_size), dtype=model.dtype, device=device)
+        self._ring = SampleRing(num_slots=max_steps_in_flight + 1, max_num_seqs=max_num_seqs, device=device)
+
+    def launch(self, step: FixedStep, graphs: StepGraphs | None) -> None:
+        """One token of each of the first `size` batch rows, some of which may be padding, or the whole of one
+        fresh prompt; as the state describes them. By a graph where there are graphs.
+
+        Leaves logits; where the step samples, also tokens, in the state and for `sampled`.
+        """
+        self._ring.advance()
+        if graphs is None:
+            self.run(step)
+        else:
+            graphs.replay(step)
+
+    def launch_padding(self, step: FixedStep) -> None:
+        """A step over padding alone, as a graph of it would run; it changes no request's state."""
+        self.set_padding(prompts=step.is_prompt)
+        self.launch(step, None)
+
+    def set_padding(self, *, prompts: bool) -> None:
+        """Describe a batch of padding alone in the state, for steps of one kind and any size."""
+        if prompts:
+            self.state.set_empty_prompt()
+        else:
+            self.state.set_decode_batch([], [], len(self._seq_lens))
+        self.state.flush()
+
+    def run(self, step: FixedStep) -> None:
+        """The launches of such a step, for `launch` and for a capture. Any other caller must call
+        `forget_runs` before the next `launch`."""
+        size, state = step.size, self.state
+        if step.is_prompt:
+            inputs = self._inputs(1, size, 0, size, 0, state.query_start, ring=self._ring)
+            hidden = self.model.forward(inputs, self.kv_caches, wanted=state.sample_tokens[:1])
+            logits = self.model.logits(hidden, out=self._logits[:1])
+        else:
+            inputs = self._inputs(size, size, size, 0, 0, self._decode_starts, ring=self._ring)
+            logits = self.model.decode(inputs, self.kv_caches, out=self._logits[:size])
+        if step.samples:
+            self.sampler.base.sample_and_append(
+                logits,
+                idx_mapping=inputs.rows,
+                positions=inputs.seq_lens,
+                num_computed=state.num_computed,
+                ring=self._ring.tokens,
+                turn=self._ring.turn,
+            )
+
+    def forget_runs(self) -> None:
+        """Count steps anew after calls of `run` outside `launch`. All earlier results must be read."""
+        self._ring.restart()
+
+    def logits(self, count: int) -> torch.Tensor:
+        """[count, vocab], what the latest `launch` or `launch_mixed` left."""
+        return self._logits[:count]
+
+    def sampled(self, count: int) -> torch.Tensor:
+        """[count], the tokens that the latest `launch` with sampling drew.
+
+        They are overwritten once as many later steps were launched as may be under way.
+        """
+        return self._ring.launched(count)
+
+    def decode_positions(self, size: int) -> torch.Tensor:
+        """[size]: the position of each row's next token."""
+        return self._seq_lens[:size]
+
+    def update_decodes(self, size: int, sampled: torch.Tensor) -> None:
+        """Append a token to each of the first `size` batch rows."""
+        update_state(
+            rows=self.state.rows[:size],
+            seq_lens=self._seq_lens[:size],
+            sample_index=None,
+            sampled=sampled,
+            num_computed=self.state.num_computed,
+            token_ids=self.state.token_ids,
+        )
+
+    def launch_mixed(
+        self,
+        batch: int,
+        num_tokens: int,
+        num_decodes: int,
+        max_fresh_len: int,
+        max_continued_len: int,
+        num_samples: int,
+        *,
+        keep_hidden: bool,
+    ) -> torch.Tensor | None:
+        """Any batch, as described in the state. Leaves logits of its `num_samples` sampled entries.
+
+        Returns the hidden states [tokens, hidden] where `keep_hidden`.
+        """
+        last = self.state.sample_tokens[:num_samples]
+        inputs = self._inputs(
+            batch, num_tokens, num_decodes, max_fresh_len, max_continued_len, self.state.query_start
+        )
+        hidden = self.model.forward(inputs, self.kv_caches, wanted=None if keep_hidden else last)
+        sampled = torch.index_select(hidden, 0, last) if keep_hidden else hidden
+        if num_samples:
+            self.model.logits(sampled, out=self._logits[:num_samples])
+        return hidden if keep_hidden else None
+
+    def update_mixed(self, batch: int, sampled: torch.Tensor) -> None:
+        """Advance the batch's rows, and append the sampled tokens."""
+        update_state(
+            rows=self.state.rows[:batch],
+            seq_lens=self._seq_lens[:batch],
+            sample_index=self.state.sample_index[:batch],
+            sampled=sampled,
+            num_computed=self.state.num_computed,
+            token_ids=self.state.token_ids,
+        )
+
+    def _inputs(
+        self,
+        batch: int,
+        num_tokens: int,
+        num_decodes: int,
+        max_fresh_len: int,
+        max_continued_len: int,
+        query_start: torch.Tensor,
+        *,
+        ring: SampleRing | None = None,
+    ) -> ForwardInputs:
+        """Gather a step's inputs from the state, and go on to the next slot of `ring`."""
+        state = self.state
+        embedding, embedded = None, None
+        if num_tokens == batch == num_decodes:
+            # With one token per sequence, what gathers the tokens can gather their embeddings.
+            embedding = self.model.embedding
+            if embedding is not None:
+                embedded = embedding.new_empty((num_tokens, embedding.shape[1]))
+        inputs = ForwardInputs(
+            input_ids=self._input_ids[:num_tokens],
+            positions=self._positions[:num_tokens],
+            slots=self._slots[:num_tokens],
+            rows=state.rows[:batch],
+            query_start=query_start[: batch + 1],
+            seq_lens=self._seq_lens[:batch],
+            block_table=state.block_table,
+            arrivals=self._arrivals,
+            num_decodes=num_decodes,
+            max_fresh_len=max_fresh_len,
+            max_continued_len=max_continued_len,
+            embedded=embedded,
+        )
+        prepare_inputs(
+            rows=inputs.rows,
+            query_start=inputs.query_start,
+            num_computed=state.num_computed,
+            token_ids=state.token_ids,
+            block_table=state.block_table,
+            block_size=self._block_size,
+            input_ids=inputs.input_ids,
+            positions=inputs.positions,
+            slots=inputs.slots,
+            seq_lens=inputs.seq_lens,
+            embedding=embedding,
+            hidden=embedded,
+            turn=None if ring is None else ring.turn,
+            num_turns=0 if ring is None else ring.num_slots,
+        )
+        return inputs
