@@ -64,6 +64,7 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
     ("feature", "change"),
     [
         ("quantization", {"quantization_config": {"quant_method": "hqq"}}),
+        ("quantized-experts", {"quantization_config": {"quant_method": "fp8"}, "num_local_experts": 4}),
         ("inner-state-family", {"layer_types": ["linear_attention", "full_attention"]}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
         ("pooling", {"architectures": ["LlamaModel"]}),
@@ -93,7 +94,8 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
-    assert set(ASKS) | {"device", "inner-state-family", "encoder-decoder", "length-dependent-rope"} == LACKS
+    others = {"device", "inner-state-family", "encoder-decoder", "length-dependent-rope", "quantized-experts"}
+    assert set(ASKS) | others == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])
