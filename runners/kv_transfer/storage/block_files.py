@@ -154,5 +154,5 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 def _checksum(block: torch.Tensor, path: str) -> str:
     digest = blake2b(f"{path} {block.dtype} {tuple(block.shape)} ".encode(), digest_size=16)
-    digest.update(block.contiguous().view(torch.uint8).numpy())
+    digest.update(block.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
