@@ -14,6 +14,7 @@ from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, recording
 from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.patterns import AttentionPattern
 from dodona.runners.v1.step_layout import StepLayout
 
 PLAIN_ATTENTION = "eager"
@@ -41,7 +42,7 @@ class PackedModel:
         self.calls: tuple[AttentionCall, ...] = self._record_calls()
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
         self.kv_dtype: torch.dtype = self.calls[0].dtype
-        self._patterns = tuple(call.pattern for call in self.calls)
+        self.patterns: tuple[AttentionPattern, ...] = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
 
@@ -73,7 +74,7 @@ class PackedModel:
         token_ids: [T] int64. positions: [n] int64, packed indices. Returns logits [n, vocab] at `positions`.
         """
         keep = {"logits_to_keep": positions} if self._takes_logits_to_keep else {}
-        with torch.inference_mode(), forward_state(ForwardState(layout, cache, self._patterns)):
+        with torch.inference_mode(), forward_state(ForwardState(layout, cache, self.patterns)):
             output = self._forward(
                 input_ids=token_ids[None], position_ids=layout.positions[None], use_cache=False, **keep
             )

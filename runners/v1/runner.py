@@ -10,6 +10,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -21,6 +22,7 @@ from dodona.runners.interface import (
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
@@ -52,10 +54,10 @@ class FinishedOutput:
 
 
 class V1Runner(Runner):
-    """The general runner: one step at a time, each read to its end before the next begins."""
+    """The general runner. On a GPU its steps run from state on the device, two under way; elsewhere, and for
+    what can't run so (see `device_serving`), the host lays out one step at a time and reads it to its end."""
 
     name: ClassVar[str] = "v1"
-    max_steps_in_flight = 1
     request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
@@ -63,8 +65,14 @@ class V1Runner(Runner):
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
+        self._on_device: DeviceServing | None = None
         self._ready: Ready | None = None
         self._executed: ExecutedStep | None = None
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """Two where steps run from state on the device: tokens needn't be read before the next step."""
+        return 1 if self._on_device is None else MAX_STEPS_IN_FLIGHT
 
     # --- Life
 
@@ -80,6 +88,7 @@ class V1Runner(Runner):
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
         self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
+        self._on_device = serve_on_device(model, self.config, self.limits)
 
     def reload_weights(self) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -99,6 +108,8 @@ class V1Runner(Runner):
         See `memory.measure_available_memory`; on a CPU at most 4 GiB.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
+        if self._on_device is not None:
+            return self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
         return measure_available_memory(
             partial(run_largest_step, self._require_loaded().model, limits),
@@ -110,17 +121,24 @@ class V1Runner(Runner):
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate `num_blocks` blocks, in place of those allocated before.
 
-        `max_model_len` makes no difference: a request's tokens are a list that grows with it.
+        `max_model_len` makes no difference on the host: a request's tokens are a list that grows with it.
         """
+        if self._on_device is not None:
+            self._on_device.steps.initialize(num_blocks, max_model_len)
+            return
         model = self._require_loaded().model
         self._ready = None  # releases the blocks allocated before
         self._ready = Ready(model, model.make_cache(num_blocks, self.limits.block_size), BatchState())
 
     def capture_graphs(self) -> None:
-        """Nothing: V1 runs no device graphs."""
+        """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or
+        the model can't be captured; then run the self-check through the graphs. Nothing on a CPU."""
+        if self._on_device is not None:
+            self._on_device.capture_graphs()
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._on_device = None
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -131,6 +149,9 @@ class V1Runner(Runner):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
+        if self._on_device is not None:
+            self._on_device.steps.execute(scheduler_output)
+            return
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
@@ -138,6 +159,8 @@ class V1Runner(Runner):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
+        if self._on_device is not None:
+            return self._on_device.steps.sample(grammar_output)
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
