@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("oracle", "kernels", "runners", "cli")
 
 FLOORS: Sequence[Sequence[str]] = (
-    ("oracle.errors",),
+    ("oracle.errors", "oracle.printable"),
+    ("oracle.files",),
     ("oracle.language",),
     ("oracle.config",),
     ("oracle.models", "oracle.machine"),
@@ -33,12 +34,12 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.attention",),
     ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar"),
     ("runners.sampling",),
-    ("runners.limits",),
+    ("runners.limits", "runners.rpc", "runners.current_config"),
     ("runners.interface",),
-    ("runners.warm_up", "runners.device"),
+    ("runners.warm_up", "runners.device", "runners.weights"),
     ("runners.text",),
     ("runners.engine", "runners.v1", "runners.v2"),
-    ("runners.build",),
+    ("runners.build", "runners.control"),
     ("runners.startup",),
     ("runners.client",),
     ("runners.stream", "runners.chat"),

@@ -16,6 +16,7 @@ from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
 
@@ -23,6 +24,13 @@ _MEND = "correct it or fetch the model again"
 
 MAX_CONFIG_BYTES = 8 << 20
 """A larger config.json is refused."""
+
+MAX_SIZE = 2**31
+MAX_SIZES: Mapping[str, int] = {"num_hidden_layers": 10**5}
+"""Largest size that a field may give; others: `MAX_SIZE`."""
+
+_POSITIVE = frozenset({"num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"})
+"""Sizes that are at least 1 where a file gives them."""
 
 T = TypeVar("T")
 
@@ -208,7 +216,7 @@ class ModelInfo:
             companions = tuple(str(p) for p in map(file.with_name, _COMPANIONS) if p.is_file())
             stamp = _stamp(name, companions)
         except OSError as error:
-            raise ConfigError(_unreadable(Path(name), error)) from None
+            raise ConfigError(_missing(name, error)) from None
         info = cls.from_mapping(
             _read_json(file),
             file=name,
@@ -266,10 +274,12 @@ class _Fields:
         value = self.text.get(field)
         if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
             # Some families give one value for each layer.
-            return max(int(v) for v in value)
-        number = self._typed(field, int, "a whole number")
-        if number is not None and number < 0:
-            raise self.fail(field, "a number >= 0", number)
+            number: int | None = max(int(v) for v in value)
+        else:
+            number = self._typed(field, int, "a whole number")
+        least, most = int(field in _POSITIVE), MAX_SIZES.get(field, MAX_SIZE)
+        if number is not None and not least <= number <= most:
+            raise self.fail(field, f"a whole number from {least} to {most}", number)
         return number
 
     def flag(self, field: str, default: bool = False) -> bool:
@@ -472,7 +482,7 @@ def _token_ids(get: _Fields, field: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _unreadable(file: Path, error: OSError) -> str:
+def _missing(file: str, error: OSError) -> str:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return (
             f"{file}: no such file; a model directory in Hugging Face form has a config.json "
@@ -482,21 +492,10 @@ def _unreadable(file: Path, error: OSError) -> str:
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
-    size = file.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"{file}: {size} bytes is no config.json (at most {MAX_CONFIG_BYTES}); check the path"
-        )
     try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(_unreadable(file, error)) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}; {_MEND}"
-        ) from None
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}; {_MEND}") from None
+        value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_MEND}") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{file}: expected a JSON object, got {type(value).__name__}; fetch the model again"
@@ -517,10 +516,11 @@ def _stamp(name: str, companions: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _companion(file: Path) -> Any:
+    if not file.exists():
+        return None
     try:
-        size = file.stat().st_size
-        return json.loads(file.read_bytes()) if size <= MAX_CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        return read_json(file, limit=MAX_CONFIG_BYTES)
+    except ConfigError:
         return None
 
 

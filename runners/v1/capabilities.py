@@ -20,7 +20,7 @@ LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
-        "hybrid-mamba",
+        "inner-state-family",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
@@ -43,6 +43,31 @@ LACKS: frozenset[str] = frozenset(
 """Rule ids of rules/dodona.yaml that veto V1."""
 
 
+INNER_STATE_FAMILIES: frozenset[str] = frozenset(
+    {
+        "bailing_hybrid",
+        "bamba",
+        "falcon_h1",
+        "falcon_mamba",
+        "granitemoehybrid",
+        "jamba",
+        "kimi_linear",
+        "lfm2",
+        "lfm2_moe",
+        "lfm3",
+        "mamba",
+        "mamba2",
+        "olmo_hybrid",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+        "zaya",
+    }
+)
+"""Model types with an inner state whose tokens were compared with transformers' own
+(tests/v1/test_hybrids.py)."""
+
+
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
@@ -50,7 +75,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "quantization": resolved_quantization(config, model) is not None,
-        "hybrid-mamba": model.has_inner_state or model.is_attention_free,
+        "inner-state-family": model.has_inner_state and model.model_type not in INNER_STATE_FAMILIES,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),
         "encoder-decoder": model.is_encoder_decoder,

@@ -48,10 +48,11 @@ def keys_and_values(
     """Views of a layer's KV cache: [num_blocks, num_kv_heads, block_size, head_size] of keys, and of values;
     in a block all keys come before all values."""
     blocks = kv_cache.view(kv_cache.shape[0], -1)
-    split = spec.num_kv_heads * block_size * spec.head_size_k
+    heads = spec.num_kv_heads
+    split = heads * block_size * spec.head_size_k
     return (
-        blocks[:, :split].unflatten(1, (spec.num_kv_heads, block_size, spec.head_size_k)),
-        blocks[:, split:].unflatten(1, (spec.num_kv_heads, block_size, spec.head_size_v)),
+        blocks[:, :split].view(-1, heads, block_size, spec.head_size_k),
+        blocks[:, split:].view(-1, heads, block_size, spec.head_size_v),
     )
 
 

@@ -51,7 +51,7 @@ class DeviceServing:
             check_device_steps(
                 self.model,
                 self.steps,
-                num_blocks=ready.steps.kv_caches[0].shape[0],
+                num_blocks=ready.num_blocks,
                 prompt_length=_check_length(self.model.packed),
             )
         except UnsupportedConfiguration as error:
@@ -67,19 +67,22 @@ def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) ->
     """
     if not kernels_run_on(model.device):
         return None
-    reasons = _reasons_against(config)
+    reasons = _reasons_against(model, config)
     if reasons:
-        return _on_the_host(model, "; ".join(reasons))
+        _say_on_the_host(model, "; ".join(reasons))
+        return None
     try:
         device_model = DeviceModel(model, limits.block_size)
     except Exception as error:
-        return _on_the_host(model, _first_line(error))
+        _say_on_the_host(model, _first_line(error))
+        return None
     try:
         _check(device_model, limits)
         captures = not config.model_config.enforce_eager and _can_be_captured(device_model, limits)
     except Exception as error:
         device_model.fusions.remove()
-        return _on_the_host(model, _first_line(error))
+        _say_on_the_host(model, _first_line(error))
+        return None
     finally:
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -92,9 +95,15 @@ def _check_length(model: PackedModel) -> int:
     return max(2 * max(windows) + 3 if any(windows) else 0, 21)
 
 
-def _reasons_against(config: EngineConfig) -> Sequence[str]:
-    """What a configuration asks for that steps on the device don't have yet."""
-    return ["torch.compile is on"] if capabilities.compiles(config) else []
+def _reasons_against(model: PackedModel, config: EngineConfig) -> Sequence[str]:
+    """What a model or a configuration needs that steps on the device don't have yet."""
+    found = {
+        "torch.compile is on": capabilities.compiles(config),
+        "it keeps inner states": bool(model.mixers),
+        "it takes no position_ids": not model.takes_positions,
+        "drafts are verified": config.speculative_config is not None,
+    }
+    return [reason for reason, holds in found.items() if holds]
 
 
 def _check(model: DeviceModel, limits: Limits) -> None:
@@ -133,7 +142,7 @@ def _can_be_captured(model: DeviceModel, limits: Limits) -> bool:
     return True
 
 
-def _on_the_host(model: PackedModel, why: str) -> None:
+def _say_on_the_host(model: PackedModel, why: str) -> None:
     logger.warning(
         "V1: the steps of %s are laid out on the host, which makes them many times slower on a GPU: %s",
         model.name,

@@ -81,7 +81,7 @@ def _find(model: nn.Module) -> Iterator[Fusion]:
             yield Fusion(module, forward)
 
 
-def _norm(module: nn.Module) -> Callable[..., Any] | None:
+def _norm(module: Any) -> Callable[..., Any] | None:
     """For a module with a vector of weights and an epsilon: RMS norm by its weight, or 1 + its weight."""
     parameters = dict(module.named_parameters(recurse=False))
     weight = parameters.get("weight")
@@ -110,14 +110,14 @@ def _norm(module: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def _gated_mlp(module: nn.Module) -> Callable[..., Any] | None:
+def _gated_mlp(module: Any) -> Callable[..., Any] | None:
     """For a module of three projections: down(activation(gate(x)) * up(x))."""
     children = dict(module.named_children())
     gate, up, down = (children.get(name) for name in ("gate_proj", "up_proj", "down_proj"))
     if not all(type(part) is nn.Linear for part in (gate, up, down)):
         return None
     assert isinstance(gate, nn.Linear)
-    if gate.weight.dtype not in ROUNDING or any(p for p in module.parameters(recurse=False)):
+    if gate.weight.dtype not in ROUNDING or next(module.parameters(recurse=False), None) is not None:
         return None
     x = _random(3, gate.in_features, like=gate.weight)
 
@@ -125,7 +125,8 @@ def _gated_mlp(module: nn.Module) -> Callable[..., Any] | None:
         def forward(hidden_states: torch.Tensor) -> torch.Tensor:
             g, u = module.gate_proj(hidden_states), module.up_proj(hidden_states)
             product = gated(gate=g.flatten(0, -2), up=u.flatten(0, -2), activation=activation)
-            return module.down_proj(product.view(g.shape))  # type: ignore[no-any-return]
+            down: torch.Tensor = module.down_proj(product.view(g.shape))
+            return down
 
         return forward
 

@@ -15,17 +15,16 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 def load_model(
     path: Path,
     *,
-    load_format: str,
+    weights: Path | None,
     dtype: torch.dtype,
     device: torch.device,
     seed: int,
     trust_remote_code: bool,
 ) -> torch.nn.Module:
-    """The causal LM of a model directory, in evaluation mode on `device`.
+    """The causal LM that `path`/config.json describes, in evaluation mode on `device`.
 
-    `load_format`: "auto" and "safetensors" read the directory's safetensors; "dummy" draws random weights
-    from `seed` as the architecture initialises them (the same on every call; CPU and CUDA draw different
-    ones).
+    weights: the directory with its safetensors; None draws random weights from `seed` as the architecture
+    initialises them (the same on every call; CPU and CUDA draw different ones).
 
     Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
     transformers has no causal LM for the configuration.
@@ -45,30 +44,30 @@ def load_model(
         "trust_remote_code": trust_remote_code,
     }
     try:
-        if load_format == "dummy":
+        if weights is None:
             model = _random_model(config, device, seed, common)
         else:
             loader: Any = AutoModelForCausalLM
             with _no_progress_bar():
                 model, info = loader.from_pretrained(
-                    path,
+                    weights,
                     config=config,
                     use_safetensors=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported below, by name
                     **common,
                 )
-            _check_complete(path, info)
+            _check_complete(weights, info)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         why = f"transformers has no causal LM for model_type {config.model_type!r} of {path / 'config.json'}"
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
     except OSError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{weights or path}: {error}") from error
     except SafetensorError as error:
         raise ConfigError(
-            f"{path}: a *.safetensors file is damaged or cut off: {error}; fetch the model again"
+            f"{weights}: a *.safetensors file is damaged or cut off: {error}; fetch the model again"
         ) from error
     model.requires_grad_(False)
     return model.eval().to(device)
@@ -118,8 +117,3 @@ def _check_complete(path: Path, info: Mapping[str, Any]) -> None:
 
 def _first_names(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-
-
-def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Overwrite `target`'s weights in place with `source`'s."""
-    target.load_state_dict(source.state_dict(), strict=True, assign=False)

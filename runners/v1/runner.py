@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,18 +18,19 @@ from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
     PendingOutput,
-    Runner,
     SchedulerOutput,
     StepOutput,
 )
 from dodona.runners.machine import torch_environment
-from dodona.runners.v1 import capabilities, loading
+from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.weights.life import WeightLife, WeightViews
+from dodona.runners.weights.source import weights_directory
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -53,7 +57,7 @@ class FinishedOutput:
         return self.output
 
 
-class V1Runner(Runner):
+class V1Runner(WeightLife):
     """The general runner. On a GPU its steps run from state on the device, two under way; elsewhere, and for
     what can't run so (see `device_serving`), the host lays out one step at a time and reads it to its end."""
 
@@ -86,49 +90,61 @@ class V1Runner(Runner):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
+        directory = weights_directory(self.config, self.model_info, None)
+        model = PackedModel(
+            self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
+        )
         self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
         self._on_device = serve_on_device(model, self.config, self.limits)
 
-    def reload_weights(self) -> None:
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
+        self._require_weights("reload_weights")
+        loaded = self._require_loaded()
+        directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        dummy = self.config.load_config.load_format == "dummy"
-        fresh = self._read_model(self._device if dummy else torch.device("cpu"))
-        loading.copy_weights(fresh, self._require_loaded().model.model)
+        fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
+        model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls."""
-        model = self._require_loaded().model
-        return KVCacheSpec(model.layers, self.limits.block_size, model.kv_dtype.itemsize)
+        """One entry per attention call, in the order of the calls.
+
+        Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
+        """
+        model, limits = self._require_loaded().model, self.limits
+        block_size = limits.block_size if model.layers else limits.max_model_len
+        return KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
 
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks that a run of the largest step leaves.
+        """Bytes for inner states and KV blocks that a run of the largest step leaves.
 
-        See `memory.measure_available_memory`; on a CPU at most 4 GiB.
+        See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
         if self._on_device is not None:
             return self._on_device.steps.determine_available_memory(spec.bytes_per_block)
-        blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         return measure_available_memory(
             partial(run_largest_step, self._require_loaded().model, limits),
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
+            state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
-        """Allocate `num_blocks` blocks, in place of those allocated before.
+        """Allocate `num_blocks` blocks and a slot of inner states for each row, in place of those allocated
+        before.
 
         `max_model_len` makes no difference on the host: a request's tokens are a list that grows with it.
         """
         if self._on_device is not None:
             self._on_device.steps.initialize(num_blocks, max_model_len)
             return
-        model = self._require_loaded().model
-        self._ready = None  # releases the blocks allocated before
-        self._ready = Ready(model, model.make_cache(num_blocks, self.limits.block_size), BatchState())
+        model, block_size = self._require_loaded().model, self.get_kv_cache_spec().block_size
+        self._ready = None  # releases what was allocated before
+        cache = model.make_cache(num_blocks, block_size)
+        self._ready = Ready(model, cache, model.make_state_slots(self.limits.max_num_seqs), BatchState())
 
     def capture_graphs(self) -> None:
         """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or
@@ -178,15 +194,29 @@ class V1Runner(Runner):
             raise RuntimeError("a step before initialize_kv_cache: there is no KV cache yet")
         return self._ready
 
-    def _read_model(self, device: torch.device) -> torch.nn.Module:
-        """The model on `device`, its weights read from the model directory or drawn at random."""
-        model_config, load_format = self.config.model_config, self.config.load_config.load_format
+    def _weight_views(self) -> WeightViews:
+        return model_weights.views(self._require_loaded().model.model)
+
+    def _weights_to_release(self) -> Iterable[torch.Tensor]:
+        parameters: Iterable[torch.Tensor] = self._require_loaded().model.model.parameters()
+        return parameters
+
+    def _release_kv_cache(self) -> tuple[int, int | None]:
+        if self._on_device is not None:
+            return self._on_device.steps.release_kv_cache()
+        num_blocks = self._require_ready().cache.num_blocks
+        self._ready = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return num_blocks, None
+
+    def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, its weights read from a directory or (None) drawn at random."""
+        model_config = self.config.model_config
         dtype: torch.dtype = getattr(torch, self.limits.dtype)
         return loading.load_model(
-            locate_or_download(
-                model_config.model, revision=model_config.revision, weights=load_format != "dummy"
-            ),
-            load_format=load_format,
+            locate_or_download(model_config.model, revision=model_config.revision),
+            weights=directory,
             dtype=dtype,
             device=device,
             seed=model_config.seed,

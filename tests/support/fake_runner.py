@@ -213,8 +213,27 @@ class FakeRunner(Runner):
     def load_model(self) -> None:
         self._note("load_model")
 
-    def reload_weights(self) -> None:
+    def reload_weights(self, path: Any = None) -> None:
         self._note("reload_weights")
+        self._change_weights()
+
+    def load_weights(self, weights: Any) -> None:
+        self._note("load_weights")
+        self._change_weights()
+
+    def apply_sparse_weight_patches(self, patches: Any) -> None:
+        self._note("apply_sparse_weight_patches")
+        self._change_weights()
+
+    def sleep(self, level: int = 1) -> None:
+        self._note(f"sleep {level}")
+        self._change_weights()
+        self.slots.clear()
+
+    def wake_up(self, tags: Any = None) -> None:
+        self._note(f"wake_up {tags}")
+
+    def _change_weights(self) -> None:
         assert not self.in_flight, "weights change under a step"
         self.weights += 1
 

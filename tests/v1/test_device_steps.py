@@ -1,5 +1,4 @@
-"""V1's steps from state on the device, here by Triton's interpreter: equal tokens to transformers, and what is
-decided at load."""
+"""V1's steps from state on the device, here by Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from tests.support.equal_tokens import EqualTokens
 from tests.v1.driver import Driver, make_runner
 
 FAMILIES = ("qwen3", "gemma2", "gpt-oss", "deepseek-v3", "llama4")
-"""Norms on heads; windows, soft caps and 1 + weight; sinks; differing head sizes; chunks and other rotations."""
+"""Norms on heads; windows, soft caps, 1 + weight; sinks; differing head sizes; chunks, other rotations."""
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [2, 7, 1], [6, 28, 31, 85]]
 

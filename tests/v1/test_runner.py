@@ -64,7 +64,7 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
     ("feature", "change"),
     [
         ("quantization", {"quantization_config": {"quant_method": "awq"}}),
-        ("hybrid-mamba", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("inner-state-family", {"layer_types": ["linear_attention", "full_attention"]}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
         ("pooling", {"architectures": ["LlamaModel"]}),
         (
@@ -93,7 +93,7 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
-    assert set(ASKS) | {"device", "hybrid-mamba", "encoder-decoder", "length-dependent-rope"} == LACKS
+    assert set(ASKS) | {"device", "inner-state-family", "encoder-decoder", "length-dependent-rope"} == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])
@@ -148,11 +148,11 @@ def test_the_largest_step_is_that_of_the_limits(tiny_models, monkeypatch):
     rows: list[list[tuple[int, int]]] = []
     forward = PackedModel.forward
 
-    def note(model, token_ids, layout, cache, positions):
+    def note(model, token_ids, layout, cache, positions, states):
         lengths = layout.last_tokens - layout.starts + 1
         ends = layout.positions[layout.last_tokens] + 1
         rows.append(list(zip(lengths.tolist(), ends.tolist(), strict=True)))
-        return forward(model, token_ids, layout, cache, positions)
+        return forward(model, token_ids, layout, cache, positions, states)
 
     monkeypatch.setattr(PackedModel, "forward", note)
     runner.determine_available_memory()
