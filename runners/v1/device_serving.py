@@ -147,6 +147,7 @@ def _say_on_the_host(model: PackedModel, why: str) -> None:
         "V1: the steps of %s are laid out on the host, which makes them many times slower on a GPU: %s",
         model.name,
         why,
+        exc_info=logger.isEnabledFor(logging.DEBUG),
     )
 
 
