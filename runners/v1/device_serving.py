@@ -15,6 +15,7 @@ import torch
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.device.graphs import FixedStep
+from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import capabilities
@@ -67,7 +68,7 @@ def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) ->
     """
     if not kernels_run_on(model.device):
         return None
-    reasons = _reasons_against(model, config)
+    reasons = _reasons_against(model, config, limits)
     if reasons:
         _say_on_the_host(model, "; ".join(reasons))
         return None
@@ -95,13 +96,18 @@ def _check_length(model: PackedModel) -> int:
     return max(2 * max(windows) + 3 if any(windows) else 0, 21)
 
 
-def _reasons_against(model: PackedModel, config: EngineConfig) -> Sequence[str]:
+def _reasons_against(model: PackedModel, config: EngineConfig, limits: Limits) -> Sequence[str]:
     """What a model or a configuration needs that steps on the device don't have yet."""
     found = {
         "torch.compile is on": capabilities.compiles(config),
         "it keeps inner states": bool(model.mixers),
         "it takes no position_ids": not model.takes_positions,
         "drafts are verified": config.speculative_config is not None,
+        "max_num_seqs × max_model_len is too large for the requests' state": not fits(
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=limits.max_model_len,
+            block_size=limits.block_size,
+        ),
     }
     return [reason for reason, holds in found.items() if holds]
 
