@@ -18,7 +18,7 @@ from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX, NewRequest, SchedulerOutput
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.device_model import DeviceModel
-from dodona.runners.v1.self_check import TOLERANCE, difference, plain_logits
+from dodona.runners.v1.self_check import difference, plain_logits, tolerance_of
 
 NEW_TOKENS = 6
 """Tokens that each request generates, about."""
@@ -74,7 +74,7 @@ def check_device_steps(
             with model.fusions.removed():
                 expected = plain_logits(model.packed, tokens)[len(row.prompt) - 1 :]
             largest = max(largest, difference(expected, torch.stack(row.logits)))
-    tolerance = TOLERANCE[model.kv_dtype]
+    tolerance = tolerance_of(model.packed)
     if not largest <= tolerance:
         raise UnsupportedConfiguration.lacking(
             "v1",

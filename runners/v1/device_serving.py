@@ -14,6 +14,7 @@ import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.device.graphs import FixedStep
 from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
@@ -103,6 +104,8 @@ def _reasons_against(model: PackedModel, config: EngineConfig, limits: Limits) -
         "it keeps inner states": bool(model.mixers),
         "it takes no position_ids": not model.takes_positions,
         "drafts are verified": config.speculative_config is not None,
+        "a KV connector reads its blocks": has_active_connector(config),
+        "LoRA adapters are loaded": config.lora_config is not None,
         "max_num_seqs × max_model_len is too large for the requests' state": not fits(
             max_num_seqs=limits.max_num_seqs,
             max_model_len=limits.max_model_len,

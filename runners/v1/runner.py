@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,18 +12,25 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     PendingOutput,
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import make_worker_connector
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
+from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
@@ -44,6 +50,15 @@ class Loaded:
 
     model: PackedModel
     self_check: SelfCheck
+    drafting: Drafting | None
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A step that waits for `sample_tokens`."""
+
+    step: ExecutedStep
+    transfers: KVConnectorOutput | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +86,8 @@ class V1Runner(WeightLife):
         self._loaded: Loaded | None = None
         self._on_device: DeviceServing | None = None
         self._ready: Ready | None = None
-        self._executed: ExecutedStep | None = None
+        self._executed: Executed | None = None
+        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
 
     @property
     def max_steps_in_flight(self) -> int:
@@ -84,17 +100,22 @@ class V1Runner(WeightLife):
         """Read the weights, record the attention calls and run the self-check.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json.
+        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        self._kv_connector = make_worker_connector(self.config)
+        plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         model = PackedModel(
             self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
         )
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
+        drafting = None if plan is None else NgramDrafting(plan)
+        self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
+        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
         self._on_device = serve_on_device(model, self.config, self.limits)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -107,13 +128,15 @@ class V1Runner(WeightLife):
         model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls.
+        """One entry per attention call, in the order of the calls; then those of the draft.
 
         Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
         """
-        model, limits = self._require_loaded().model, self.limits
+        loaded, limits = self._require_loaded(), self.limits
+        model, drafting = loaded.model, loaded.drafting
         block_size = limits.block_size if model.layers else limits.max_model_len
-        return KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        return spec if drafting is None else drafting.extend_spec(spec)
 
     def determine_available_memory(self) -> int:
         """Bytes for inner states and KV blocks that a run of the largest step leaves.
@@ -124,8 +147,15 @@ class V1Runner(WeightLife):
         if self._on_device is not None:
             return self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
+        loaded = self._require_loaded()
+
+        def largest_step() -> None:
+            run_largest_step(loaded.model, limits)
+            if loaded.drafting is not None:
+                loaded.drafting.run_largest_step(limits)
+
         return measure_available_memory(
-            partial(run_largest_step, self._require_loaded().model, limits),
+            largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
@@ -141,10 +171,14 @@ class V1Runner(WeightLife):
         if self._on_device is not None:
             self._on_device.steps.initialize(num_blocks, max_model_len)
             return
-        model, block_size = self._require_loaded().model, self.get_kv_cache_spec().block_size
+        loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
+        model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
+        self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
         cache = model.make_cache(num_blocks, block_size)
-        self._ready = Ready(model, cache, model.make_state_slots(self.limits.max_num_seqs), BatchState())
+        drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
+        self._ready = Ready(model, cache, model.make_state_slots(num_rows), BatchState(), drafter)
+        self._kv_connector.register_kv_caches(cache.layers())
 
     def capture_graphs(self) -> None:
         """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or
@@ -155,6 +189,7 @@ class V1Runner(WeightLife):
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
         self._on_device = None
+        self._kv_connector.shutdown()
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -171,7 +206,11 @@ class V1Runner(WeightLife):
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
-        self._executed = ready.execute(scheduler_output)
+        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        step = ready.execute(scheduler_output)
+        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._executed = Executed(step, transfers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
@@ -180,7 +219,8 @@ class V1Runner(WeightLife):
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        return FinishedOutput(self._require_ready().sample(executed, grammar_output))
+        output = self._require_ready().sample(executed.step, grammar_output)
+        return FinishedOutput(with_connector_output(output, executed.transfers))
 
     # --- Parts
 
@@ -205,6 +245,7 @@ class V1Runner(WeightLife):
         if self._on_device is not None:
             return self._on_device.steps.release_kv_cache()
         num_blocks = self._require_ready().cache.num_blocks
+        self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -221,4 +262,5 @@ class V1Runner(WeightLife):
             device=device,
             seed=model_config.seed,
             trust_remote_code=model_config.trust_remote_code,
+            quantization=quantization_of(self.config, self.model_info),
         )
