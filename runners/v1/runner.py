@@ -24,7 +24,7 @@ from dodona.runners.interface import (
 )
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
-from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
@@ -54,14 +54,6 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Executed:
-    """A step that waits for `sample_tokens`."""
-
-    step: ExecutedStep
-    transfers: KVConnectorOutput | None
-
-
-@dataclass(frozen=True, slots=True)
 class FinishedOutput:
     """The pending output of a step that has ended already: V1 samples on the host."""
 
@@ -86,8 +78,10 @@ class V1Runner(WeightLife):
         self._loaded: Loaded | None = None
         self._on_device: DeviceServing | None = None
         self._ready: Ready | None = None
-        self._executed: Executed | None = None
-        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
+        self._executed: ExecutedStep | None = None
+        self._kv_connector = KVConnectorWorker()
+        self._transfers: KVConnectorOutput | None = None
+        """What the last `execute_model` heard of them."""
 
     @property
     def max_steps_in_flight(self) -> int:
@@ -168,12 +162,13 @@ class V1Runner(WeightLife):
 
         `max_model_len` makes no difference on the host: a request's tokens are a list that grows with it.
         """
+        self._kv_connector.release_kv_caches()
         if self._on_device is not None:
             self._on_device.steps.initialize(num_blocks, max_model_len)
+            self._kv_connector.register_kv_caches(self._on_device.kv_layers())
             return
         loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
         model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
-        self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
         cache = model.make_cache(num_blocks, block_size)
         drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
@@ -188,8 +183,8 @@ class V1Runner(WeightLife):
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
-        self._on_device = None
         self._kv_connector.shutdown()
+        self._on_device = None
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -200,27 +195,29 @@ class V1Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
+        metadata, num_layers = (
+            scheduler_output.kv_connector_metadata,
+            len(self._require_loaded().model.layers),
+        )
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
         if self._on_device is not None:
             self._on_device.steps.execute(scheduler_output)
-            return
-        ready = self._require_ready()
-        if self._executed is not None:
-            raise RuntimeError("execute_model twice without sample_tokens in between")
-        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
-        before_forward(self._kv_connector, metadata, num_layers=num_layers)
-        step = ready.execute(scheduler_output)
-        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
-        self._executed = Executed(step, transfers)
+        else:
+            ready = self._require_ready()
+            if self._executed is not None:
+                raise RuntimeError("execute_model twice without sample_tokens in between")
+            self._executed = ready.execute(scheduler_output)
+        self._transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         if self._on_device is not None:
-            return self._on_device.steps.sample(grammar_output)
+            return with_transfers(self._on_device.steps.sample(grammar_output), self._transfers)
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        output = self._require_ready().sample(executed.step, grammar_output)
-        return FinishedOutput(with_connector_output(output, executed.transfers))
+        output = self._require_ready().sample(executed, grammar_output)
+        return with_transfers(FinishedOutput(output), self._transfers)
 
     # --- Parts
 
@@ -242,10 +239,10 @@ class V1Runner(WeightLife):
         return parameters
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
+        self._kv_connector.release_kv_caches()
         if self._on_device is not None:
             return self._on_device.steps.release_kv_cache()
         num_blocks = self._require_ready().cache.num_blocks
-        self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
