@@ -145,7 +145,9 @@ class V1Runner(WeightLife):
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
         if self._on_device is not None:
-            return self._on_device.steps.determine_available_memory(spec.bytes_per_block)
+            # The states are allocated while the rest is measured; the engine subtracts them, too.
+            states = limits.max_num_seqs * spec.state_bytes_per_row
+            return states + self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         loaded = self._require_loaded()
 
