@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
@@ -36,6 +37,10 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
             block_size=spec.block_size,
             bytes_per_block=spec.bytes_per_block,
             state_bytes_per_row=spec.state_bytes_per_row,
+            window_groups=[
+                (most, group.bytes_per_block)
+                for most, group in zip(spec.most_window_blocks(limits), spec.window_groups, strict=True)
+            ],
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -59,5 +64,13 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        # A connector may still have to read the blocks of a running request.
+        window=spec.groups[0].window if spec.layers and not has_active_connector(config) else None,
+        window_groups=[
+            (group.window or 0, count)
+            for group, count in zip(
+                spec.window_groups, spec.num_window_blocks(size.num_blocks, limits), strict=True
+            )
+        ],
     )
     return runner, scheduler, size

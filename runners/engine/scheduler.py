@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.engine.window_blocks import WindowBlocks, first_visible_block
 from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
 
 
@@ -56,9 +57,20 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        window: int | None = None,
+        window_groups: Iterable[tuple[int, int]] = (),
     ) -> None:
-        """num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`)."""
+        """
+        num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
+        window: most recent tokens that any layer's query sees, itself included; None for all.
+        window_groups: for each group with window blocks, its window and how many window blocks there are.
+        """
         self.blocks = KVBlocks(num_blocks, block_size)
+        self.window_groups = tuple(WindowBlocks(w, count, block_size) for w, count in window_groups)
+        self._window = window
+        self._slides = window is not None or bool(self.window_groups)
+        self._attached: list[tuple[int, int, int]] = []
+        """Window blocks that the runner has not been told of yet."""
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
@@ -101,6 +113,8 @@ class Scheduler:
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
+        for group in self.window_groups:
+            group.reset()
 
     def schedule(self) -> ScheduledStep | None:
         """The next step, or None when nothing can run (until a step under way was read, or at all)."""
@@ -132,9 +146,11 @@ class Scheduler:
             samples=batch.samples,
             num_decodes=batch.num_decodes,
             draft_token_ids=drafts,
+            window_blocks=self._attached,
         )
         self._num_steps += 1
         self._freed_rows = []
+        self._attached = []
         structured: list[tuple[int, Grammar]] = []
         if self._num_structured:
             structured = [(r.row, r.grammar) for r in batch.sampling if r.grammar is not None]
@@ -198,6 +214,8 @@ class Scheduler:
             if speculates and request.num_tokens > len(request.token_ids):
                 continue  # what comes with them are the drafts to verify
             if request.num_computed_tokens == request.capacity:
+                if self._slides:
+                    self._forget_unseen(request)
                 while not blocks.num_free and self._preempt_latest() is not request:
                     pass
                 if request.row == NO_ROW:
@@ -206,6 +224,8 @@ class Scheduler:
                 request.block_ids.append(block_id)
                 request.capacity += self.block_size
                 new_blocks.append((request.row, [block_id]))
+                if self.window_groups:
+                    self._attach(request, request.capacity)
             request.num_computed_tokens += 1
             request.num_tokens += 1
             if request.draft_token_ids:
@@ -236,6 +256,8 @@ class Scheduler:
             request.block_ids += block_ids
             request.capacity += missing * self.block_size
             new_blocks.append((request.row, block_ids))
+            if self.window_groups:
+                self._attach(request, request.num_computed_tokens)
         return drafts
 
     def _settle_drafts(self, request: Request, num_drafts: int, further: FurtherTokens | None) -> None:
@@ -250,7 +272,11 @@ class Scheduler:
 
     def _compute_chunk(self, request: Request, batch: _Batch) -> None:
         """Put the request's next tokens into the batch, as many as the budget allows."""
+        if self._slides:
+            self._forget_unseen(request)
         batch.add_chunk(request)
+        if self.window_groups:
+            self._attach(request, request.num_computed_tokens)
         if request.num_computed_tokens >= request.next_block_end:
             # The blocks can be found before they are computed. A request that finds them comes later in this
             # batch or in a later step, and the runner writes KV in that order.
@@ -268,21 +294,25 @@ class Scheduler:
             return None  # preempted with a token in flight, which the runner must be given
         blocks = self.blocks
         cached: list[int] = []
+        num_forgotten = 0
         if self.enable_prefix_caching and not request.wants_prompt_logprobs:
             # The last token is always computed, since its logits are needed.
             most = (num_tokens - 1) // self.block_size
-            cached = blocks.find(self._block_hashes(request, most)[:most])
+            hashes = self._block_hashes(request, most)[:most]
+            cached, num_forgotten = self._find_seen(hashes) if self._slides else (blocks.find(hashes), 0)
         num_cached_tokens = len(cached) * self.block_size
         if not self.enable_chunked_prefill and num_tokens - num_cached_tokens > budget:
             return None
         num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
         # A block left for each running request: else a newcomer, or who was just preempted, would not stay.
-        if not blocks.can_allocate(num_new_blocks + len(self.running), cached):
+        shared = cached[num_forgotten:]
+        if not blocks.can_allocate(num_new_blocks + len(self.running), shared):
             return None
 
         self.waiting.popleft()
-        blocks.share(cached)
+        blocks.share(shared)
         request.block_ids = cached + blocks.allocate(num_new_blocks)
+        request.num_forgotten_blocks = num_forgotten
         request.capacity = len(request.block_ids) * self.block_size
         request.row = self._free_rows.pop()
         request.num_prefill_tokens = num_tokens
@@ -293,8 +323,57 @@ class Scheduler:
         request.next_block_end = (
             num_cached_tokens + self.block_size if self.enable_prefix_caching else sys.maxsize
         )
+        if self.window_groups:
+            firsts = [group.first_needed(num_cached_tokens) for group in self.window_groups]
+            request.window_spans = [(first, first) for first in firsts]
+            self._attach(request, num_cached_tokens)
         self.running.append(request)
         return request
+
+    def _find_seen(self, hashes: Sequence[bytes]) -> tuple[list[int], int]:
+        """The blocks of the longest cached prefix. Only those that a query after it sees must be there, in
+        each group. Returns also how many leading blocks need not; their ids mean nothing."""
+        size = self.block_size
+        found = [self.blocks.get(value) for value in hashes]
+        windows = [self._window, *(group.window for group in self.window_groups)]
+        runs = [0] * len(windows)
+        """For each group, how many blocks are there without a gap, up to the last one looked at."""
+        longest = 0
+        for count, block_id in enumerate(found, 1):
+            there = [block_id is not None] * len(windows)
+            if block_id is not None:
+                there[1:] = [group.has(block_id) for group in self.window_groups]
+            runs = [run + 1 if one else 0 for run, one in zip(runs, there, strict=True)]
+            seen = [count - first_visible_block(window, count * size, size) for window in windows]
+            if all(run >= needed for run, needed in zip(runs, seen, strict=True)):
+                longest = count
+        first = first_visible_block(self._window, longest * size, size)
+        return [block_id or 0 for block_id in found[:longest]], first
+
+    def _attach(self, request: Request, num_tokens: int) -> None:
+        """Give the request window blocks up to its token `num_tokens`, for which it has blocks."""
+        end = self.blocks.blocks_for(num_tokens)
+        for number, group in enumerate(self.window_groups):
+            first, done = request.window_spans[number]
+            for block_id in request.block_ids[done:end]:
+                window_block = group.take(block_id)
+                if window_block is not None:
+                    self._attached.append((number, block_id, window_block))
+            request.window_spans[number] = (first, max(done, end))
+
+    def _forget_unseen(self, request: Request) -> None:
+        """Give back what the request's next query does not see."""
+        start, size = request.num_computed_tokens, self.block_size
+        first = first_visible_block(self._window, start, size)
+        if first > request.num_forgotten_blocks:
+            self.blocks.release(request.block_ids[request.num_forgotten_blocks : first])
+            request.num_forgotten_blocks = first
+        for number, group in enumerate(self.window_groups):
+            begin, end = request.window_spans[number]
+            first = group.first_needed(start)
+            for block_id in request.block_ids[begin:first]:
+                group.drop(block_id)
+            request.window_spans[number] = (first, end)
 
     def _preempt_latest(self) -> Request:
         """Take row and blocks from the request that came last; it will be computed again."""
@@ -316,16 +395,21 @@ class Scheduler:
         self.running = [request for request in self.running if request.row != NO_ROW]
 
     def _release(self, request: Request) -> None:
-        self.blocks.release(request.block_ids)
+        for group, (first, end) in zip(self.window_groups, request.window_spans, strict=True):
+            for block_id in reversed(request.block_ids[first:end]):
+                group.drop(block_id)
+        self.blocks.release(request.block_ids[request.num_forgotten_blocks :])
         self._free_rows.append(request.row)
         self._freed_rows.append(request.row)
         request.block_ids = []
+        request.num_forgotten_blocks = 0
+        request.window_spans = []
         request.capacity = 0
         request.row = NO_ROW
 
     def _remember_full_blocks(self, request: Request) -> None:
         """Put blocks into the prefix cache whose tokens are all known, and computed or about to be."""
-        first = request.num_remembered_blocks
+        first = max(request.num_remembered_blocks, request.num_forgotten_blocks)
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)
         for index in range(first, num_full):

@@ -8,9 +8,10 @@ no argument to pass them through. The n-th call of a forward pass uses the n-th 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,11 +32,23 @@ MAX_SCORES = 1 << 26
 class ForwardState:
     """The layout, cache and patterns that the attention calls of one forward pass share."""
 
-    def __init__(self, layout: StepLayout, cache: PagedKVCache, patterns: Sequence[AttentionPattern]) -> None:
-        self.layout = layout
+    def __init__(
+        self,
+        layout: StepLayout,
+        cache: PagedKVCache,
+        patterns: Sequence[AttentionPattern],
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
+    ) -> None:
+        """window_layouts: by attention call, the layout over its window blocks, where it has some."""
+        self._layout = layout
+        self._window_layouts = window_layouts
         self.cache = cache
         self.patterns = patterns
         self.calls = 0
+
+    def layout(self, call: int) -> StepLayout:
+        """The slots of an attention call."""
+        return self._window_layouts.get(call, self._layout)
 
     def next_call(self) -> int:
         """Index, from 0, of the attention call that begins. Raises RuntimeError after the last one."""
@@ -89,7 +102,7 @@ def paged_attention(
     if state is None:
         raise RuntimeError(f"attention {PAGED_ATTENTION!r} was called outside of a step")
     call = state.next_call()
-    layout, cache, pattern = state.layout, state.cache, state.patterns[call]
+    layout, cache, pattern = state.layout(call), state.cache, state.patterns[call]
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))

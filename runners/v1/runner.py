@@ -13,6 +13,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -27,6 +28,7 @@ from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
 
@@ -104,7 +106,14 @@ class V1Runner(WeightLife):
         """
         model, limits = self._require_loaded().model, self.limits
         block_size = limits.block_size if model.layers else limits.max_model_len
-        return KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        return KVCacheSpec(
+            model.layers,
+            block_size,
+            model.kv_dtype.itemsize,
+            model.state_bytes_per_row,
+            # A connector moves whole KV blocks.
+            windows_apart=not has_active_connector(self.config),
+        )
 
     def determine_available_memory(self) -> int:
         """Bytes for inner states and KV blocks that a run of the largest step leaves.
@@ -113,11 +122,13 @@ class V1Runner(WeightLife):
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
+        window_blocks = zip(spec.num_window_blocks(blocks, limits), spec.window_groups, strict=True)
         return measure_available_memory(
             partial(run_largest_step, self._require_loaded().model, limits),
             self._device,
             utilization=limits.gpu_memory_utilization,
-            most_useful=blocks * spec.bytes_per_block,
+            most_useful=blocks * spec.bytes_per_block
+            + sum(count * group.bytes_per_block for count, group in window_blocks),
             state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
@@ -127,10 +138,17 @@ class V1Runner(WeightLife):
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        model, block_size = self._require_loaded().model, self.get_kv_cache_spec().block_size
+        model, spec, limits = self._require_loaded().model, self.get_kv_cache_spec(), self.limits
+        groups = spec.window_groups
+        counts = zip(groups, spec.num_window_blocks(num_blocks, limits), strict=True)
         self._ready = None  # releases what was allocated before
-        cache = model.make_cache(num_blocks, block_size)
-        self._ready = Ready(model, cache, model.make_state_slots(self.limits.max_num_seqs), BatchState())
+        self._ready = Ready(
+            model,
+            model.make_cache(num_blocks, spec.block_size, [(group.layers, count) for group, count in counts]),
+            WindowTables(groups, num_blocks),
+            model.make_state_slots(limits.max_num_seqs),
+            BatchState(),
+        )
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import NO_ROW, Request
@@ -28,6 +29,7 @@ class SyncEngine:
         vocab_size: int = 97,
         num_speculative_tokens: int = 0,
         guess: Guess | None = None,
+        windows: Sequence[int | None] = (None,),
     ) -> None:
         self.runner = fake_runner(
             {
@@ -39,7 +41,10 @@ class SyncEngine:
             vocab_size=vocab_size,
             num_speculative_tokens=num_speculative_tokens,
             guess=guess,
+            windows=windows,
         )
+        spec = self.runner.get_kv_cache_spec()
+        counts = spec.num_window_blocks(num_blocks, self.runner.limits)
         self.runner.initialize_kv_cache(num_blocks)
         warm_up(self.runner)
         self.runner.trace.steps.clear()
@@ -51,6 +56,10 @@ class SyncEngine:
             enable_chunked_prefill=enable_chunked_prefill,
             enable_prefix_caching=enable_prefix_caching,
             num_speculative_tokens=num_speculative_tokens,
+            window=spec.groups[0].window,
+            window_groups=[
+                (group.window or 0, count) for group, count in zip(spec.window_groups, counts, strict=True)
+            ],
         )
         self.num_rows = self.scheduler.num_free_rows
         self.in_flight: deque[tuple[ScheduledStep, PendingOutput]] = deque()
@@ -86,12 +95,17 @@ class SyncEngine:
     def check(self) -> None:
         """The books: users of blocks, free blocks, rows."""
         scheduler = self.scheduler
-        users = Counter(block for request in scheduler.running for block in request.block_ids)
+        users = Counter(
+            block
+            for request in scheduler.running
+            for block in request.block_ids[request.num_forgotten_blocks :]
+        )
         blocks = scheduler.blocks
         assert [blocks.num_users(i) for i in range(blocks.num_blocks)] == [
             users[i] for i in range(blocks.num_blocks)
         ]
         assert blocks.num_free == sum(not users[i] for i in range(blocks.num_blocks))
+        self.check_window_blocks()
         rows = [request.row for request in scheduler.running]
         assert len(set(rows)) == len(rows)
         assert NO_ROW not in rows
@@ -103,6 +117,21 @@ class SyncEngine:
         for request in scheduler.waiting:
             assert request.row == NO_ROW
             assert not request.block_ids
+
+    def check_window_blocks(self) -> None:
+        """The same for window blocks: what requests use, and that they use no more than they may see."""
+        scheduler = self.scheduler
+        for number, group in enumerate(scheduler.window_groups):
+            users: Counter[int] = Counter()
+            for request in scheduler.running:
+                first, end = request.window_spans[number]
+                users.update(request.block_ids[first:end])
+                assert end * scheduler.block_size >= request.num_computed_tokens
+            assert all(group.has(block) for block in users)
+            assert [group.num_users(i) for i in range(scheduler.blocks.num_blocks)] == [
+                users[i] for i in range(scheduler.blocks.num_blocks)
+            ]
+            assert group.num_used == len(users) <= group.num_window_blocks
 
     def check_idle(self) -> None:
         """Nothing is held by anybody."""
