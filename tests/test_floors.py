@@ -32,7 +32,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.devices", "kernels.dependent_launch"),
     ("kernels.linear", "kernels.sampling", "kernels.state"),
     ("kernels.attention",),
-    ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar"),
+    ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar", "runners.third_party"),
     ("runners.sampling",),
     ("runners.limits", "runners.rpc", "runners.current_config"),
     ("runners.interface",),

@@ -219,6 +219,8 @@ class Request:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             error=self.error,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
         )
 
     def abort(self) -> None:

@@ -81,7 +81,8 @@ class Scheduler:
         """In order of arrival."""
         self.num_unfinished = 0
         self.num_preemptions = 0
-        self.draft_stats = DraftStats(num_speculative_tokens)
+        self.draft_stats = DraftStats.zero(num_speculative_tokens)
+        self.num_speculative_tokens = num_speculative_tokens
         self._num_structured = 0
         """Unfinished requests that have a grammar."""
         self._weights_version = 0
@@ -202,7 +203,7 @@ class Scheduler:
         verifying: list[Request] = []
         prefilling: list[Request] = []
         blocks = self.blocks
-        speculates = self.draft_stats.num_speculative_tokens > 0
+        speculates = self.num_speculative_tokens > 0
         # Each running request may compute a token before any draft is verified.
         budget = self.max_num_batched_tokens - len(self.running)
         for request in self.running:  # preemption takes from the list's end, where this loop has not been

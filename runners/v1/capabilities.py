@@ -14,7 +14,11 @@ from dodona.oracle.systems.own.facts import (
     outgrows_rope,
     resolved_quantization,
     resolved_runner_type,
+    resolved_speculative_method,
 )
+
+SPECULATIVE_METHODS = ("ngram",)
+"""Methods of speculative decoding that V1 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -31,9 +35,10 @@ LACKS: frozenset[str] = frozenset(
         "decode-context-parallelism",
         "expert-parallelism",
         "lora",
-        "speculative-decoding",
-        "parallel-drafting",
-        "eagle3-pipeline-parallelism",
+        "speculative-method",
+        "speculative-inner-state",
+        "parallel-drafting-method",
+        "draft-tensor-parallelism",
         "kv-connector",
         "kv-cache-dtype",
         "dynamo-trace-once",
@@ -86,11 +91,14 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
         "lora": config.lora_config is not None,
-        "speculative-decoding": speculative is not None,
-        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
-        "eagle3-pipeline-parallelism": speculative is not None
-        and speculative.method == "eagle3"
-        and parallel.pipeline_parallel_size > 1,
+        "speculative-method": speculative is not None
+        and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-inner-state": speculative is not None and model.has_inner_state,
+        "parallel-drafting-method": speculative is not None
+        and speculative.parallel_drafting
+        and resolved_speculative_method(config) != "eagle3",
+        "draft-tensor-parallelism": speculative is not None
+        and (speculative.draft_tensor_parallel_size or 1) > 1,
         "kv-connector": has_active_connector(config),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",

@@ -10,6 +10,12 @@ from typing import Any
 import torch
 
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.files import check_folder
+from dodona.oracle.models.weight_files import weight_files
+from dodona.runners.third_party import naming
+
+MAX_FILE_BYTES = 256 << 20
+"""Largest file of a model directory that is not weights."""
 
 
 def load_model(
@@ -29,6 +35,23 @@ def load_model(
     Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
     transformers has no causal LM for the configuration.
     """
+    folders = {path, *([] if weights is None else [weights])}
+    for folder in folders:
+        check_folder(folder, suffixes=(".json", ".jinja", ".txt"), limit=MAX_FILE_BYTES)
+    if weights is not None:
+        weight_files(weights)
+    with naming(f"transformers can't make the model of {path / 'config.json'}"):
+        return _load_model(path, weights, dtype, device, seed, trust_remote_code)
+
+
+def _load_model(
+    path: Path,
+    weights: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    trust_remote_code: bool,
+) -> torch.nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -70,7 +93,8 @@ def load_model(
             f"{weights}: a *.safetensors file is damaged or cut off: {error}; fetch the model again"
         ) from error
     model.requires_grad_(False)
-    return model.eval().to(device)
+    loaded: torch.nn.Module = model.eval().to(device)
+    return loaded
 
 
 @contextmanager

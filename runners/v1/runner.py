@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +23,8 @@ from dodona.runners.interface import (
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
@@ -44,6 +45,7 @@ class Loaded:
 
     model: PackedModel
     self_check: SelfCheck
+    drafting: Drafting | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +80,21 @@ class V1Runner(WeightLife):
         """Read the weights, record the attention calls and run the self-check.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json.
+        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         model = PackedModel(
             self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
         )
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
+        drafting = None if plan is None else NgramDrafting(plan)
+        self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
+        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -100,20 +106,19 @@ class V1Runner(WeightLife):
         model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls.
+        """One entry per attention call, in the order of the calls; then those of the draft.
 
         Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
         """
-        model, limits = self._require_loaded().model, self.limits
+        loaded, limits = self._require_loaded(), self.limits
+        model, drafting = loaded.model, loaded.drafting
         block_size = limits.block_size if model.layers else limits.max_model_len
-        return KVCacheSpec(
-            model.layers,
-            block_size,
-            model.kv_dtype.itemsize,
-            model.state_bytes_per_row,
-            # A connector moves whole KV blocks.
-            windows_apart=not has_active_connector(self.config),
-        )
+        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        if drafting is not None:
+            spec = drafting.extend_spec(spec)
+        # A connector moves whole KV blocks, and a draft reads its KV by their ids.
+        apart = not has_active_connector(self.config) and spec.layers == model.layers
+        return replace(spec, windows_apart=apart)
 
     def determine_available_memory(self) -> int:
         """Bytes for inner states and KV blocks that a run of the largest step leaves.
@@ -123,8 +128,15 @@ class V1Runner(WeightLife):
         limits, spec = self.limits, self.get_kv_cache_spec()
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         window_blocks = zip(spec.num_window_blocks(blocks, limits), spec.window_groups, strict=True)
+        loaded = self._require_loaded()
+
+        def largest_step() -> None:
+            run_largest_step(loaded.model, limits)
+            if loaded.drafting is not None:
+                loaded.drafting.run_largest_step(limits)
+
         return measure_available_memory(
-            partial(run_largest_step, self._require_loaded().model, limits),
+            largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block
@@ -138,16 +150,17 @@ class V1Runner(WeightLife):
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        model, spec, limits = self._require_loaded().model, self.get_kv_cache_spec(), self.limits
-        groups = spec.window_groups
-        counts = zip(groups, spec.num_window_blocks(num_blocks, limits), strict=True)
+        loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs
+        model, drafting, groups = loaded.model, loaded.drafting, spec.window_groups
+        counts = zip(groups, spec.num_window_blocks(num_blocks, self.limits), strict=True)
         self._ready = None  # releases what was allocated before
         self._ready = Ready(
             model,
             model.make_cache(num_blocks, spec.block_size, [(group.layers, count) for group, count in counts]),
             WindowTables(groups, num_blocks),
-            model.make_state_slots(limits.max_num_seqs),
+            model.make_state_slots(num_rows),
             BatchState(),
+            None if drafting is None else drafting.start(num_blocks, num_rows),
         )
 
     def capture_graphs(self) -> None:

@@ -61,12 +61,22 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
     return {firing.rule for firing in firings(BOOK, values, without=without)}
 
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "speculative-inner-state": {"speculative_config.method": "ngram", "model_config.model_type": "jamba"},
+}
+"""By rule, what must be served for it to be the only reason: a drafter, and the model without drafts."""
+
+
 def witnesses(rule: Rule) -> list[dict[str, Any]]:
-    """GOOD_FACTS, changed in the rule's own facts only so that it surely fires."""
+    """GOOD_FACTS, changed in the rule's own facts only (and those BESIDE it) so that it surely fires."""
     choices = [candidate_values(FACTS[name], BOOK, unknown=False) for name in rule.reads]
     found = []
     for values in itertools.islice(itertools.product(*choices), 20_000):
-        changed = {**GOOD_FACTS, **dict(zip(rule.reads, values, strict=True))}
+        changed = {
+            **GOOD_FACTS,
+            **BESIDE.get(rule.id, {}),
+            **dict(zip(rule.reads, values, strict=True)),
+        }
         if evaluate(rule.fires_when, changed) is True:
             found.append(changed)
     return found
@@ -229,19 +239,29 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "EAGLE3 with pipeline": (
         LLAMA,
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
     ),
     "drafting of unknown method with pipeline": (
         LLAMA,
         {"speculative_config": {"model": "draft"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
     ),
     "parallel drafting": (
         LLAMA,
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
-        {"speculative-decoding", "parallel-drafting"},
+        {"speculative-decoding", "speculative-method", "parallel-drafting", "parallel-drafting-method"},
     ),
-    "empty speculation": (QWEN, {"speculative_config": {}}, {"speculative-decoding"}),
+    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, {"speculative-decoding"}),
+    "draft on two devices": (
+        QWEN,
+        {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
+        {"speculative-decoding", "draft-tensor-parallelism"},
+    ),
+    "empty speculation": (
+        QWEN,
+        {"speculative_config": {}},
+        {"speculative-decoding", "speculative-method"},
+    ),
     "empty LoRA": (QWEN, {"lora_config": {}}, {"lora"}),
     "stock compile by number": (QWEN, {"compilation_config": {"mode": 1}}, {"stock-torch-compile"}),
     "stock compile by name": (

@@ -100,11 +100,18 @@ def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> Fact
     return UNKNOWN if model is None else model.quant_method
 
 
-def _speculative_method(inputs: Inputs) -> FactValue:
-    speculative = inputs.config.speculative_config
+def resolved_speculative_method(config: EngineConfig) -> str | None:
+    """The method of drafting: as configured, else as the draft model's name says; None where neither says."""
+    speculative = config.speculative_config
     if speculative is None:
         return None
-    return speculative.method or method_by_name(speculative.model or "") or UNKNOWN
+    return speculative.method or method_by_name(speculative.model or "")
+
+
+def _speculative_method(inputs: Inputs) -> FactValue:
+    if inputs.config.speculative_config is None:
+        return None
+    return resolved_speculative_method(inputs.config) or UNKNOWN
 
 
 def _dtype(inputs: Inputs) -> FactValue:
@@ -368,6 +375,12 @@ _FEATURE_SPECS = (
         reads=("speculative_config.method", "speculative_config.model"),
     ),
     _field("speculative_config.num_speculative_tokens", "int", "Tokens drafted at a time.", nullable=True),
+    _field(
+        "speculative_config.draft_tensor_parallel_size",
+        "int",
+        "Devices that the draft model is spread over; null: as the target's.",
+        nullable=True,
+    ),
     _field(
         "speculative_config.parallel_drafting",
         "bool",
