@@ -9,6 +9,7 @@ from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
+from dodona.runners.kv_transfer.factory import make_scheduler_connector
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
 
@@ -31,6 +32,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
+        connector = make_scheduler_connector(config, spec)
         size = size_kv_cache(
             config,
             limits,
@@ -72,5 +74,6 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
                 spec.window_groups, spec.num_window_blocks(size.num_blocks, limits), strict=True
             )
         ],
+        kv_connector=connector,
     )
     return runner, scheduler, size

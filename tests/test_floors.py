@@ -36,6 +36,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.sampling",),
     ("runners.limits", "runners.rpc", "runners.current_config"),
     ("runners.interface",),
+    ("runners.kv_transfer",),
     ("runners.warm_up", "runners.device", "runners.weights"),
     ("runners.text",),
     ("runners.engine", "runners.v1", "runners.v2"),

@@ -6,6 +6,9 @@ requests. A request is admitted when there are blocks for all its tokens; later 
 every `block_size` tokens. When there is none, the request that came last gives its blocks back and waits at
 the head of the queue, to be computed again.
 
+A request whose KV a connector can load gets its blocks and waits without a row until the load ends; then it
+starts before all others. Where nothing else can run, steps without rows hear of it.
+
 The next step may be scheduled before the results of earlier steps have been read. Counts therefore include
 tokens that are still in flight; see `Request.num_tokens`.
 
@@ -25,9 +28,11 @@ from dataclasses import dataclass
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
+from dodona.runners.engine.kv_transfers import KVTransfers
 from dodona.runners.engine.request import NO_ROW, Request
-from dodona.runners.engine.window_blocks import WindowBlocks, first_visible_block
+from dodona.runners.engine.window_blocks import Windows
 from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +62,26 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        kv_connector: KVConnectorScheduler | None = None,
         window: int | None = None,
         window_groups: Iterable[tuple[int, int]] = (),
     ) -> None:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
-        window: most recent tokens that any layer's query sees, itself included; None for all.
-        window_groups: for each group with window blocks, its window and how many window blocks there are.
+        window, window_groups: see `Windows`; none of them with a KV connector, which reads whole blocks.
         """
         self.blocks = KVBlocks(num_blocks, block_size)
-        self.window_groups = tuple(WindowBlocks(w, count, block_size) for w, count in window_groups)
-        self._window = window
-        self._slides = window is not None or bool(self.window_groups)
-        self._attached: list[tuple[int, int, int]] = []
-        """Window blocks that the runner has not been told of yet."""
+        self.windows = Windows(self.blocks, window, window_groups)
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
         self.enable_prefix_caching = enable_prefix_caching
+        self.transfers = KVTransfers(kv_connector or KVConnectorScheduler(), self.blocks)
+        self._hashes_blocks = enable_prefix_caching or self.transfers.connector.needs_block_hashes
         self.waiting: deque[Request] = deque()
         """In order of arrival, preempted ones first; may hold finished requests, which are skipped."""
+        self.loaded: deque[Request] = deque()
+        """Requests whose KV was loaded: they have blocks and wait for a row. May hold finished ones too."""
         self.running: list[Request] = []
         """In order of arrival."""
         self.num_unfinished = 0
@@ -97,6 +102,11 @@ class Scheduler:
         """State rows that no running request holds."""
         return len(self._free_rows)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is unfinished and no block is transferred."""
+        return not (self.num_unfinished or self.transfers.under_way)
+
     def add(self, request: Request) -> None:
         """Put a new request at the end of the queue."""
         self.waiting.append(request)
@@ -114,11 +124,14 @@ class Scheduler:
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
-        for group in self.window_groups:
-            group.reset()
+        self.windows.reset()
+        self.transfers.connector.reset_cache()
 
     def schedule(self) -> ScheduledStep | None:
-        """The next step, or None when nothing can run (until a step under way was read, or at all)."""
+        """The next step, or None when nothing can run (until a step under way was read, or at all).
+
+        While KV is transferred, a step without rows takes the place of None.
+        """
         new_blocks: list[tuple[int, list[int]]] = []
         drafts: dict[int, Sequence[int]] = {}
         decoding, verifying, prefilling = self._decode(new_blocks, drafts)
@@ -134,7 +147,7 @@ class Scheduler:
             new_requests.append(_new_request(newcomer))
             self._compute_chunk(newcomer, batch)
 
-        if not batch.rows:
+        if not batch.rows and not self.transfers.under_way:
             return None
         output = SchedulerOutput(
             step=self._num_steps,
@@ -147,11 +160,11 @@ class Scheduler:
             samples=batch.samples,
             num_decodes=batch.num_decodes,
             draft_token_ids=drafts,
-            window_blocks=self._attached,
+            window_blocks=self.windows.take_attached() if self.windows.groups else (),
+            kv_connector_metadata=self.transfers.metadata(),
         )
         self._num_steps += 1
         self._freed_rows = []
-        self._attached = []
         structured: list[tuple[int, Grammar]] = []
         if self._num_structured:
             structured = [(r.row, r.grammar) for r in batch.sampling if r.grammar is not None]
@@ -192,6 +205,8 @@ class Scheduler:
                 news.append(request)
         if finished:
             self._retire(finished)
+        if result.kv_connector_output is not None:
+            self._take_loaded(self.transfers.update(result.kv_connector_output))
         return news
 
     def _decode(
@@ -215,8 +230,8 @@ class Scheduler:
             if speculates and request.num_tokens > len(request.token_ids):
                 continue  # what comes with them are the drafts to verify
             if request.num_computed_tokens == request.capacity:
-                if self._slides:
-                    self._forget_unseen(request)
+                if self.windows.slide:
+                    self.windows.forget_unseen(request)
                 while not blocks.num_free and self._preempt_latest() is not request:
                     pass
                 if request.row == NO_ROW:
@@ -225,8 +240,8 @@ class Scheduler:
                 request.block_ids.append(block_id)
                 request.capacity += self.block_size
                 new_blocks.append((request.row, [block_id]))
-                if self.window_groups:
-                    self._attach(request, request.capacity)
+                if self.windows.groups:
+                    self.windows.attach(request, request.capacity)
             request.num_computed_tokens += 1
             request.num_tokens += 1
             if request.draft_token_ids:
@@ -257,8 +272,7 @@ class Scheduler:
             request.block_ids += block_ids
             request.capacity += missing * self.block_size
             new_blocks.append((request.row, block_ids))
-            if self.window_groups:
-                self._attach(request, request.num_computed_tokens)
+            self.windows.attach(request, request.num_computed_tokens)
         return drafts
 
     def _settle_drafts(self, request: Request, num_drafts: int, further: FurtherTokens | None) -> None:
@@ -273,113 +287,114 @@ class Scheduler:
 
     def _compute_chunk(self, request: Request, batch: _Batch) -> None:
         """Put the request's next tokens into the batch, as many as the budget allows."""
-        if self._slides:
-            self._forget_unseen(request)
+        if self.windows.slide:
+            self.windows.forget_unseen(request)
         batch.add_chunk(request)
-        if self.window_groups:
-            self._attach(request, request.num_computed_tokens)
+        if self.windows.groups:
+            self.windows.attach(request, request.num_computed_tokens)
         if request.num_computed_tokens >= request.next_block_end:
             # The blocks can be found before they are computed. A request that finds them comes later in this
             # batch or in a later step, and the runner writes KV in that order.
             self._remember_full_blocks(request)
 
     def _admit(self, budget: int) -> Request | None:
-        """Start the first waiting request if there is room for it."""
-        while self.waiting and self.waiting[0].finished:
+        """Start the first request that can run: one whose KV was loaded, else the first waiting one if there
+        is room for it."""
+        while self.loaded and self.loaded[0].finished:
+            self.loaded.popleft()
+        if self.loaded:
+            fits = self._fits(self.loaded[0], self.loaded[0].num_computed_tokens, budget)
+            return self._start(self.loaded.popleft()) if fits else None
+        undecided: list[Request] = []
+        started: Request | None = None
+        while self.waiting and started is None:
+            request = self.waiting[0]
+            if request.finished:
+                self.waiting.popleft()
+                continue
+            cached = self._cached_blocks(request)
+            if cached is None:
+                break
+            num_external = self._external_tokens(request, cached)
+            if num_external is None:
+                undecided.append(self.waiting.popleft())
+                continue
+            if not num_external and not self._fits(request, len(cached) * self.block_size, budget):
+                break
             self.waiting.popleft()
-        if not self.waiting:
-            return None
-        request = self.waiting[0]
+            self._give_blocks(request, cached, num_external)
+            if not num_external:
+                started = self._start(request)
+        self.waiting.extendleft(reversed(undecided))
+        return started
+
+    def _fits(self, request: Request, num_computed_tokens: int, budget: int) -> bool:
+        """Whether what is left to compute may go into a step with this budget."""
+        return self.enable_chunked_prefill or len(request.token_ids) - num_computed_tokens <= budget
+
+    def _cached_blocks(self, request: Request) -> list[int] | None:
+        """The cached blocks that a waiting request begins with, or None where there is no room for it."""
         num_tokens = len(request.token_ids)
         if request.num_tokens != num_tokens:
             return None  # preempted with a token in flight, which the runner must be given
         blocks = self.blocks
         cached: list[int] = []
-        num_forgotten = 0
         if self.enable_prefix_caching and not request.wants_prompt_logprobs:
             # The last token is always computed, since its logits are needed.
             most = (num_tokens - 1) // self.block_size
             hashes = self._block_hashes(request, most)[:most]
-            cached, num_forgotten = self._find_seen(hashes) if self._slides else (blocks.find(hashes), 0)
-        num_cached_tokens = len(cached) * self.block_size
-        if not self.enable_chunked_prefill and num_tokens - num_cached_tokens > budget:
-            return None
+            cached = self.windows.find(hashes) if self.windows.slide else blocks.find(hashes)
         num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
         # A block left for each running request: else a newcomer, or who was just preempted, would not stay.
-        shared = cached[num_forgotten:]
-        if not blocks.can_allocate(num_new_blocks + len(self.running), shared):
-            return None
+        spare = len(self.running) + len(self.loaded) + self.transfers.num_loading
+        shared = cached[self.windows.num_unseen(len(cached) * self.block_size) :]
+        return cached if blocks.can_allocate(num_new_blocks + spare, shared) else None
 
-        self.waiting.popleft()
-        blocks.share(shared)
-        request.block_ids = cached + blocks.allocate(num_new_blocks)
-        request.num_forgotten_blocks = num_forgotten
+    def _external_tokens(self, request: Request, cached: list[int]) -> int | None:
+        """Tokens after the cached ones that the connector can load; None where it doesn't know yet."""
+        if request.wants_prompt_logprobs:
+            return 0
+        if self._hashes_blocks:
+            self._block_hashes(request, (len(request.token_ids) - 1) // self.block_size)
+        return self.transfers.find(request, len(cached) * self.block_size)
+
+    def _give_blocks(self, request: Request, cached: list[int], num_external_tokens: int) -> None:
+        """Give a waiting request the cached blocks, and new ones for the rest of its tokens."""
+        num_tokens = len(request.token_ids)
+        request.num_forgotten_blocks = self.windows.num_unseen(len(cached) * self.block_size)
+        self.blocks.share(cached[request.num_forgotten_blocks :])
+        new = self.blocks.allocate(self.blocks.blocks_for(num_tokens) - len(cached))
+        request.block_ids = cached + new
         request.capacity = len(request.block_ids) * self.block_size
-        request.row = self._free_rows.pop()
-        request.num_prefill_tokens = num_tokens
-        request.num_computed_tokens = num_cached_tokens
-        if request.num_cached_tokens is None:
-            request.num_cached_tokens = num_cached_tokens
+        request.num_computed_tokens = len(cached) * self.block_size + num_external_tokens
         request.num_remembered_blocks = len(cached)
-        request.next_block_end = (
-            num_cached_tokens + self.block_size if self.enable_prefix_caching else sys.maxsize
-        )
-        if self.window_groups:
-            firsts = [group.first_needed(num_cached_tokens) for group in self.window_groups]
-            request.window_spans = [(first, first) for first in firsts]
-            self._attach(request, num_cached_tokens)
+        request.next_block_end = (len(cached) + 1) * self.block_size if self._hashes_blocks else sys.maxsize
+        self.windows.begin(request)
+        self.transfers.give_blocks(request, new, num_external_tokens)
+
+    def _start(self, request: Request) -> Request:
+        """Give a row to a request that has blocks."""
+        request.row = self._free_rows.pop()
+        request.num_prefill_tokens = len(request.token_ids)
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = request.num_computed_tokens
         self.running.append(request)
         return request
 
-    def _find_seen(self, hashes: Sequence[bytes]) -> tuple[list[int], int]:
-        """The blocks of the longest cached prefix. Only those that a query after it sees must be there, in
-        each group. Returns also how many leading blocks need not; their ids mean nothing."""
-        size = self.block_size
-        found = [self.blocks.get(value) for value in hashes]
-        windows = [self._window, *(group.window for group in self.window_groups)]
-        runs = [0] * len(windows)
-        """For each group, how many blocks are there without a gap, up to the last one looked at."""
-        longest = 0
-        for count, block_id in enumerate(found, 1):
-            there = [block_id is not None] * len(windows)
-            if block_id is not None:
-                there[1:] = [group.has(block_id) for group in self.window_groups]
-            runs = [run + 1 if one else 0 for run, one in zip(runs, there, strict=True)]
-            seen = [count - first_visible_block(window, count * size, size) for window in windows]
-            if all(run >= needed for run, needed in zip(runs, seen, strict=True)):
-                longest = count
-        first = first_visible_block(self._window, longest * size, size)
-        return [block_id or 0 for block_id in found[:longest]], first
-
-    def _attach(self, request: Request, num_tokens: int) -> None:
-        """Give the request window blocks up to its token `num_tokens`, for which it has blocks."""
-        end = self.blocks.blocks_for(num_tokens)
-        for number, group in enumerate(self.window_groups):
-            first, done = request.window_spans[number]
-            for block_id in request.block_ids[done:end]:
-                window_block = group.take(block_id)
-                if window_block is not None:
-                    self._attached.append((number, block_id, window_block))
-            request.window_spans[number] = (first, max(done, end))
-
-    def _forget_unseen(self, request: Request) -> None:
-        """Give back what the request's next query does not see."""
-        start, size = request.num_computed_tokens, self.block_size
-        first = first_visible_block(self._window, start, size)
-        if first > request.num_forgotten_blocks:
-            self.blocks.release(request.block_ids[request.num_forgotten_blocks : first])
-            request.num_forgotten_blocks = first
-        for number, group in enumerate(self.window_groups):
-            begin, end = request.window_spans[number]
-            first = group.first_needed(start)
-            for block_id in request.block_ids[begin:first]:
-                group.drop(block_id)
-            request.window_spans[number] = (first, end)
+    def _take_loaded(self, requests: list[Request]) -> None:
+        """Requests whose KV was loaded can start; aborted ones end now."""
+        for request in requests:
+            if request.finished:
+                self._release(request)
+            else:
+                self._remember_full_blocks(request)
+                self.loaded.append(request)
 
     def _preempt_latest(self) -> Request:
         """Take row and blocks from the request that came last; it will be computed again."""
         request = self.running.pop()
-        self._release(request)
+        self.transfers.preempt(request)
+        self._take_back(request)
         request.num_computed_tokens = 0
         request.draft_token_ids = ()
         self.waiting.appendleft(request)
@@ -387,33 +402,35 @@ class Scheduler:
         return request
 
     def _retire(self, requests: list[Request]) -> None:
-        """Take row and blocks from requests that are finished."""
+        """Take row and blocks from requests that are finished; blocks that are being written, later."""
         for request in requests:
-            if request.row != NO_ROW:
+            if request.block_ids and not self.transfers.is_loading(request):
                 self._release(request)
             self._num_structured -= request.grammar is not None
         self.num_unfinished -= len(requests)
         self.running = [request for request in self.running if request.row != NO_ROW]
 
     def _release(self, request: Request) -> None:
-        for group, (first, end) in zip(self.window_groups, request.window_spans, strict=True):
-            for block_id in reversed(request.block_ids[first:end]):
-                group.drop(block_id)
-        self.blocks.release(request.block_ids[request.num_forgotten_blocks :])
-        self._free_rows.append(request.row)
-        self._freed_rows.append(request.row)
+        self.transfers.end(request)
+        self._take_back(request)
+
+    def _take_back(self, request: Request) -> None:
+        if request.row != NO_ROW:
+            self._free_rows.append(request.row)
+            self._freed_rows.append(request.row)
+            request.row = NO_ROW
+        self.windows.end(request)
         request.block_ids = []
         request.num_forgotten_blocks = 0
-        request.window_spans = []
         request.capacity = 0
-        request.row = NO_ROW
 
     def _remember_full_blocks(self, request: Request) -> None:
-        """Put blocks into the prefix cache whose tokens are all known, and computed or about to be."""
+        """Put blocks into the prefix cache whose tokens are all known, and computed or about to be. Without
+        prefix caching, they only get their hashes."""
         first = max(request.num_remembered_blocks, request.num_forgotten_blocks)
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)
-        for index in range(first, num_full):
+        for index in range(first, num_full if self.enable_prefix_caching else first):
             self.blocks.remember(request.block_ids[index], hashes[index])
         request.num_remembered_blocks = num_full
         request.next_block_end = (num_full + 1) * self.block_size

@@ -11,12 +11,16 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
+    has_connector_module,
     outgrows_rope,
+    resolved_connector,
     resolved_quantization,
     resolved_runner_type,
     resolved_speculative_method,
 )
 
+KV_CONNECTORS = ("OffloadingConnector",)
+"""The connectors that V1 has."""
 SPECULATIVE_METHODS = ("ngram",)
 """Methods of speculative decoding that V1 has a drafter for."""
 
@@ -39,7 +43,8 @@ LACKS: frozenset[str] = frozenset(
         "speculative-inner-state",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
-        "kv-connector",
+        "unserved-kv-connector",
+        "kv-connector-inner-states",
         "kv-cache-dtype",
         "dynamo-trace-once",
         "vllm-compile",
@@ -99,7 +104,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and resolved_speculative_method(config) != "eagle3",
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
-        "kv-connector": has_active_connector(config),
+        "unserved-kv-connector": has_active_connector(config)
+        and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
+        "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

@@ -38,8 +38,6 @@ def load_model(
     folders = {path, *([] if weights is None else [weights])}
     for folder in folders:
         check_folder(folder, suffixes=(".json", ".jinja", ".txt"), limit=MAX_FILE_BYTES)
-    if weights is not None:
-        weight_files(weights)
     with naming(f"transformers can't make the model of {path / 'config.json'}"):
         return _load_model(path, weights, dtype, device, seed, trust_remote_code)
 
@@ -70,6 +68,7 @@ def _load_model(
         if weights is None:
             model = _random_model(config, device, seed, common)
         else:
+            weight_files(weights)
             loader: Any = AutoModelForCausalLM
             with _no_progress_bar():
                 model, info = loader.from_pretrained(

@@ -16,10 +16,14 @@ from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     PendingOutput,
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import make_worker_connector
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
@@ -49,6 +53,14 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Executed:
+    """A step that waits for `sample_tokens`."""
+
+    step: ExecutedStep
+    transfers: KVConnectorOutput | None
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedOutput:
     """The pending output of a step that has ended already: V1 samples on the host."""
 
@@ -72,7 +84,8 @@ class V1Runner(WeightLife):
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
         self._ready: Ready | None = None
-        self._executed: ExecutedStep | None = None
+        self._executed: Executed | None = None
+        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
 
     # --- Life
 
@@ -87,6 +100,7 @@ class V1Runner(WeightLife):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        self._kv_connector = make_worker_connector(self.config)
         plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         model = PackedModel(
@@ -153,6 +167,7 @@ class V1Runner(WeightLife):
         loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs
         model, drafting, groups = loaded.model, loaded.drafting, spec.window_groups
         counts = zip(groups, spec.num_window_blocks(num_blocks, self.limits), strict=True)
+        self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
         self._ready = Ready(
             model,
@@ -162,12 +177,14 @@ class V1Runner(WeightLife):
             BatchState(),
             None if drafting is None else drafting.start(num_blocks, num_rows),
         )
+        self._kv_connector.register_kv_caches(self._ready.cache.layers())
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._kv_connector.shutdown()
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -181,14 +198,19 @@ class V1Runner(WeightLife):
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
-        self._executed = ready.execute(scheduler_output)
+        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        step = ready.execute(scheduler_output)
+        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._executed = Executed(step, transfers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        return FinishedOutput(self._require_ready().sample(executed, grammar_output))
+        output = self._require_ready().sample(executed.step, grammar_output)
+        return FinishedOutput(with_connector_output(output, executed.transfers))
 
     # --- Parts
 
@@ -211,6 +233,7 @@ class V1Runner(WeightLife):
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         num_blocks = self._require_ready().cache.num_blocks
+        self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -97,7 +97,7 @@ def test_window_blocks_are_dropped_while_the_request_runs() -> None:
     while engine.scheduler.num_unfinished:
         engine.step()
         if all(r.num_computed_tokens >= 40 for r in engine.scheduler.running):
-            decoding.append([group.num_used for group in engine.scheduler.window_groups])
+            decoding.append([group.num_used for group in engine.scheduler.windows.groups])
     assert engine.scheduler.num_preemptions > 0
     assert max(used for used, _ in decoding) <= 2 * 6
     assert max(used for _, used in decoding) <= 2 * 3
@@ -123,7 +123,7 @@ def test_a_cached_prefix_needs_only_the_blocks_that_are_seen(windows: tuple[int 
     ids = [scheduler.blocks.get(value) for value in hashes]
     if windows[0] is None:
         # The window blocks of the beginning make room: what the queries see is still there.
-        group = scheduler.window_groups[0]
+        group = scheduler.windows.groups[0]
         for block in ids[:6]:
             assert block is not None
             if group.has(block):
@@ -152,7 +152,7 @@ def test_new_weights_detach_window_blocks() -> None:
         assert request.num_cached_tokens == 0
         engine.runner.reload_weights()
         engine.scheduler.new_weights()
-        assert not any(engine.scheduler.window_groups[0].has(block) for block in range(32))
+        assert not any(engine.scheduler.windows.groups[0].has(block) for block in range(32))
 
 
 LAYERS = (LayerKVSpec(1, 4, 4, 9), LayerKVSpec(2, 4, 4), LayerKVSpec(1, 8, 8, 9), LayerKVSpec(1, 4, 4, 3))

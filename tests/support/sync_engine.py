@@ -9,6 +9,7 @@ from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import PendingOutput
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.warm_up import warm_up
 from tests.support.fake_runner import Guess, fake_runner
 
@@ -30,6 +31,7 @@ class SyncEngine:
         num_speculative_tokens: int = 0,
         guess: Guess | None = None,
         windows: Sequence[int | None] = (None,),
+        kv_connector: KVConnectorScheduler | None = None,
     ) -> None:
         self.runner = fake_runner(
             {
@@ -60,6 +62,7 @@ class SyncEngine:
             window_groups=[
                 (group.window or 0, count) for group, count in zip(spec.window_groups, counts, strict=True)
             ],
+            kv_connector=kv_connector,
         )
         self.num_rows = self.scheduler.num_free_rows
         self.in_flight: deque[tuple[ScheduledStep, PendingOutput]] = deque()
@@ -89,17 +92,18 @@ class SyncEngine:
 
     def run(self) -> None:
         """Step until nothing is left to do."""
-        while self.scheduler.num_unfinished or self.in_flight:
+        while self.scheduler.num_unfinished or self.in_flight or self.scheduler.transfers.under_way:
             self.step()
 
     def check(self) -> None:
         """The books: users of blocks, free blocks, rows."""
         scheduler = self.scheduler
-        users = Counter(
-            block
-            for request in scheduler.running
-            for block in request.block_ids[request.num_forgotten_blocks :]
-        )
+        tables = [
+            request.block_ids[request.num_forgotten_blocks :]
+            for request in (*scheduler.running, *scheduler.loaded)
+        ]
+        tables += scheduler.transfers.held_blocks()
+        users = Counter(block for table in tables for block in table)
         blocks = scheduler.blocks
         assert [blocks.num_users(i) for i in range(blocks.num_blocks)] == [
             users[i] for i in range(blocks.num_blocks)
@@ -117,11 +121,14 @@ class SyncEngine:
         for request in scheduler.waiting:
             assert request.row == NO_ROW
             assert not request.block_ids
+        for request in scheduler.loaded:
+            assert request.row == NO_ROW
+            assert bool(request.block_ids) != request.finished
 
     def check_window_blocks(self) -> None:
         """The same for window blocks: what requests use, and that they use no more than they may see."""
         scheduler = self.scheduler
-        for number, group in enumerate(scheduler.window_groups):
+        for number, group in enumerate(scheduler.windows.groups):
             users: Counter[int] = Counter()
             for request in scheduler.running:
                 first, end = request.window_spans[number]

@@ -45,7 +45,7 @@ ASKS = {
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
-    "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
@@ -95,7 +95,10 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
-    of_models = {"inner-state-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state"}
+    of_models = {
+        "inner-state-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
+        "kv-connector-inner-states",
+    }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 
 

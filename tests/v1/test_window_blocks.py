@@ -43,7 +43,7 @@ def test_equal_tokens_with_few_blocks(tiny_models, reference, family, windows, m
         most = []
 
         def look(_, scheduler):
-            groups = scheduler.window_groups
+            groups = scheduler.windows.groups
             most.append([group.num_used for group in groups])
             return scheduler
 
@@ -56,5 +56,5 @@ def test_equal_tokens_with_few_blocks(tiny_models, reference, family, windows, m
     equal.check()
     assert [group.window for group in spec.groups] == windows
     assert scheduler.blocks.num_free == 34
-    assert all(group.num_used == 0 for group in scheduler.window_groups)
+    assert all(group.num_used == 0 for group in scheduler.windows.groups)
     assert any(output.num_cached_tokens for output in outputs)

@@ -65,14 +65,30 @@ def has_active_connector(config: EngineConfig) -> bool:
 
 
 def resolved_connector(config: EngineConfig) -> str | None:
-    """The KV connector's name: the one configured, else the one that KV offloading turns on."""
+    """The KV connector's name: the one configured, else the one that KV offloading turns on.
+
+    "MultiConnector" (vLLM's name for several) where both ask for one, and not for the same. A connector that
+    is named without a role takes no part; its name counts only where there is no other.
+    """
     transfer = config.kv_transfer_config
-    if transfer is not None and transfer.kv_connector is not None:
-        return transfer.kv_connector
-    if config.cache_config.kv_offloading_size:
-        native = config.cache_config.kv_offloading_backend == "native"
-        return "OffloadingConnector" if native else "LMCacheConnectorV1"
-    return None
+    named = None if transfer is None else transfer.kv_connector
+    if not config.cache_config.kv_offloading_size:
+        return named
+    native = config.cache_config.kv_offloading_backend == "native"
+    offloading = "OffloadingConnector" if native else "LMCacheConnectorV1"
+    if transfer is None or transfer.kv_role is None or named in (None, offloading):
+        return offloading
+    return "MultiConnector"
+
+
+def has_connector_module(config: EngineConfig) -> bool:
+    """Whether the connector's code is to come from a module of the user's."""
+    transfer = config.kv_transfer_config
+    return (
+        has_active_connector(config)
+        and transfer is not None
+        and transfer.kv_connector_module_path is not None
+    )
 
 
 def resolved_runner_type(config: EngineConfig, model: ModelInfo | None) -> str | None:
@@ -417,8 +433,22 @@ _FEATURE_SPECS = (
         nullable=True,
         reads=(
             "kv_transfer_config.kv_connector",
+            "kv_transfer_config.kv_role",
             "cache_config.kv_offloading_size",
             "cache_config.kv_offloading_backend",
+        ),
+    ),
+    OwnFact(
+        "kv_transfer_config.has_connector_module",
+        "bool",
+        "The connector that is active is to come from a module of the user's (kv_connector_module_path).",
+        "config",
+        derive=lambda i: has_connector_module(i.config),
+        reads=(
+            "kv_transfer_config.kv_connector_module_path",
+            "kv_transfer_config.kv_connector",
+            "kv_transfer_config.kv_role",
+            "cache_config.kv_offloading_size",
         ),
     ),
     _field(
