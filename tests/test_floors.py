@@ -33,7 +33,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.linear", "kernels.sampling", "kernels.state"),
     ("kernels.attention",),
     ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar", "runners.third_party"),
-    ("runners.sampling",),
+    ("runners.sampling", "runners.quantization"),
     ("runners.limits", "runners.rpc", "runners.current_config"),
     ("runners.interface",),
     ("runners.kv_transfer",),

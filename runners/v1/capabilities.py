@@ -14,10 +14,10 @@ from dodona.oracle.systems.own.facts import (
     has_connector_module,
     outgrows_rope,
     resolved_connector,
-    resolved_quantization,
     resolved_runner_type,
     resolved_speculative_method,
 )
+from dodona.oracle.systems.own.quantization import quantization_scheme
 
 KV_CONNECTORS = ("OffloadingConnector",)
 """The connectors that V1 has."""
@@ -28,6 +28,7 @@ LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
+        "quantized-experts",
         "inner-state-family",
         "pooling",
         "length-dependent-rope",
@@ -82,9 +83,11 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
+    scheme = quantization_scheme(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "quantization": resolved_quantization(config, model) is not None,
+        "quantization": scheme == "other",
+        "quantized-experts": scheme is not None and model.is_moe,
         "inner-state-family": model.has_inner_state and model.model_type not in INNER_STATE_FAMILIES,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),

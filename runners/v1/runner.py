@@ -13,6 +13,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.facts import has_active_connector
+from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -250,4 +251,5 @@ class V1Runner(WeightLife):
             device=device,
             seed=model_config.seed,
             trust_remote_code=model_config.trust_remote_code,
+            quantization=quantization_of(self.config, self.model_info),
         )

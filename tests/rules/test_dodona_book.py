@@ -278,8 +278,17 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, {"rope"}),
     "attention bias": ({**LLAMA, "attention_bias": True}, {}, {"attention-bias"}),
     "head of 80": ({**LLAMA, "head_dim": 80}, {}, {"head-size"}),
-    "quantized weights": ({**QWEN, "quantization_config": {"quant_method": "fp8"}}, {}, {"quantization"}),
-    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantization"}),
+    "quantized weights": (
+        {**QWEN, "quantization_config": {"quant_method": "fp8"}},
+        {},
+        {"quantized-weights"},
+    ),
+    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantized-weights"}),
+    "weights that none reads": (
+        {**QWEN, "quantization_config": {"quant_method": "hqq"}},
+        {},
+        {"quantization"},
+    ),
     "experts": (
         {**QWEN, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8},
         {},

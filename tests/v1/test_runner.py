@@ -31,7 +31,7 @@ def _tokens(runner, **settings):
 
 
 ASKS = {
-    "quantization": {"quantization": "fp8"},
+    "quantization": {"quantization": "awq"},
     "pooling": {"runner": "pooling"},
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
@@ -65,7 +65,8 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
 @pytest.mark.parametrize(
     ("feature", "change"),
     [
-        ("quantization", {"quantization_config": {"quant_method": "awq"}}),
+        ("quantization", {"quantization_config": {"quant_method": "hqq"}}),
+        ("quantized-experts", {"quantization_config": {"quant_method": "fp8"}, "num_local_experts": 4}),
         ("inner-state-family", {"layer_types": ["linear_attention", "full_attention"]}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
         ("pooling", {"architectures": ["LlamaModel"]}),
@@ -97,7 +98,7 @@ def test_a_gpu_that_is_not_there(tiny_models):
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
         "inner-state-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
-        "kv-connector-inner-states",
+        "kv-connector-inner-states", "quantized-experts",
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 

@@ -16,7 +16,9 @@ from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
+from dodona.oracle.models.quantization import SCHEMES
 from dodona.oracle.systems.fact import Fact, registry
+from dodona.oracle.systems.own.quantization import quantization_scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -114,6 +116,12 @@ def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> Fact
     if config.model_config.quantization is not None:
         return config.model_config.quantization.lower()
     return UNKNOWN if model is None else model.quant_method
+
+
+def _scheme(inputs: Inputs) -> FactValue:
+    if inputs.model is None:
+        return UNKNOWN
+    return quantization_scheme(inputs.config, inputs.model)
 
 
 def resolved_speculative_method(config: EngineConfig) -> str | None:
@@ -226,6 +234,17 @@ _MODEL_SPECS = (
         "model",
         derive=lambda i: resolved_quantization(i.config, i.model),
         nullable=True,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.quantization_scheme",
+        "str",
+        "How weights and activations are quantized, and what of it matters to a runner; `other` is what no "
+        "runner reads; null without quantization.",
+        "model",
+        derive=_scheme,
+        nullable=True,
+        domain=SCHEMES,
         reads=("model_config.quantization",),
     ),
     OwnFact(
