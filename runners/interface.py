@@ -267,9 +267,6 @@ class Runner(ABC):
 
     name: ClassVar[str]
     """The runner's name in the rule book, such as "v1"."""
-    max_steps_in_flight: int
-    """Steps that the engine may submit before it must read the oldest one's result; known once the model is
-    loaded."""
     request_features: ClassVar[frozenset[str]] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
@@ -290,6 +287,12 @@ class Runner(ABC):
     def config(self) -> EngineConfig:
         """The configuration, with all updates so far."""
         return self.current_config.value
+
+    @property
+    @abstractmethod
+    def max_steps_in_flight(self) -> int:
+        """Steps that the engine may submit before it must read the oldest one's result; known once the model
+        is loaded."""
 
     @abstractmethod
     def load_model(self) -> None:
