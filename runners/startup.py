@@ -9,7 +9,7 @@ from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
-from dodona.runners.kv_transfer.factory import make_scheduler_connector
+from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
 
@@ -29,10 +29,11 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     config = verdict.config
     limits = resolve_limits(config, model)
     runner = build_runner(verdict, model, limits)
+    kv_transfer = plan_kv_transfer(config, runner.name)
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
-        connector = make_scheduler_connector(config, spec)
+        connector = kv_transfer.scheduler_connector(spec, limits.dtype)
         size = size_kv_cache(
             config,
             limits,
