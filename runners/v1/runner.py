@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.interface import (
@@ -35,6 +36,7 @@ from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
 
@@ -136,7 +138,12 @@ class V1Runner(WeightLife):
         model, drafting = loaded.model, loaded.drafting
         block_size = limits.block_size if model.layers else limits.max_model_len
         spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
-        return spec if drafting is None else drafting.extend_spec(spec)
+        if drafting is not None:
+            spec = drafting.extend_spec(spec)
+        # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
+        # one block table of a row.
+        together = has_active_connector(self.config) or spec.layers != model.layers or self._on_device
+        return replace(spec, windows_apart=not together)
 
     def determine_available_memory(self) -> int:
         """Bytes for inner states and KV blocks that a run of the largest step leaves.
@@ -149,6 +156,7 @@ class V1Runner(WeightLife):
             states = limits.max_num_seqs * spec.state_bytes_per_row
             return states + self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
+        window_blocks = zip(spec.num_window_blocks(blocks, limits), spec.window_groups, strict=True)
         loaded = self._require_loaded()
 
         def largest_step() -> None:
@@ -160,7 +168,8 @@ class V1Runner(WeightLife):
             largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
-            most_useful=blocks * spec.bytes_per_block,
+            most_useful=blocks * spec.bytes_per_block
+            + sum(count * group.bytes_per_block for count, group in window_blocks),
             state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
@@ -173,14 +182,20 @@ class V1Runner(WeightLife):
         if self._on_device is not None:
             self._on_device.steps.initialize(num_blocks, max_model_len)
             return
-        loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
-        model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
+        loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs
+        model, drafting, groups = loaded.model, loaded.drafting, spec.window_groups
+        counts = zip(groups, spec.num_window_blocks(num_blocks, self.limits), strict=True)
         self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
-        cache = model.make_cache(num_blocks, block_size)
-        drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
-        self._ready = Ready(model, cache, model.make_state_slots(num_rows), BatchState(), drafter)
-        self._kv_connector.register_kv_caches(cache.layers())
+        self._ready = Ready(
+            model,
+            model.make_cache(num_blocks, spec.block_size, [(group.layers, count) for group, count in counts]),
+            WindowTables(groups, num_blocks),
+            model.make_state_slots(num_rows),
+            BatchState(),
+            None if drafting is None else drafting.start(num_blocks, num_rows),
+        )
+        self._kv_connector.register_kv_caches(self._ready.cache.layers())
 
     def capture_graphs(self) -> None:
         """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or
