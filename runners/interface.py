@@ -39,11 +39,15 @@ class LayerKVSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """Layers, tokens and element size of a KV block."""
+    """Layers, tokens and element size of a KV block, and what a request takes beside its blocks."""
 
     layers: tuple[LayerKVSpec, ...]
     block_size: int
     dtype_bytes: int
+    state_bytes: int = 0
+    """Bytes that each state row takes whatever its length."""
+    shares_prefixes: bool = True
+    """Whether requests with equal beginnings can share blocks. Where not, prefix caching is off."""
 
     @property
     def bytes_per_block(self) -> int:

@@ -126,9 +126,12 @@ def size_kv_cache(
     *,
     bytes_per_block: int,
     determine_available_memory: Callable[[], int],
+    state_bytes: int = 0,
 ) -> KVSize:
     """KV blocks: `num_gpu_blocks_override`, else as many as fit into `kv_cache_memory_bytes`, else into the
-    bytes that `determine_available_memory` returns, which is called only then.
+    bytes that `determine_available_memory` returns, which is called only then. `state_bytes`, what all state rows
+    take beside blocks, are taken from these bytes first. Where a block takes no bytes, there are as many as
+    `max_num_seqs` sequences of `max_model_len` can use.
 
     They must hold one sequence of `max_model_len`. Where they don't and max_model_len was not configured,
     it is lowered, with a warning; else EngineSetupError.
@@ -138,11 +141,11 @@ def size_kv_cache(
         source = f"num_gpu_blocks_override={num_blocks}"
         mend = "raise num_gpu_blocks_override"
     elif limits.kv_cache_memory_bytes is not None:
-        num_blocks, source = _blocks_in(limits.kv_cache_memory_bytes, bytes_per_block)
+        num_blocks, source = _blocks_in(limits, limits.kv_cache_memory_bytes, bytes_per_block, state_bytes)
         source = f"kv_cache_memory_bytes={limits.kv_cache_memory_bytes} ({source})"
         mend = "raise kv_cache_memory_bytes"
     else:
-        num_blocks, source = _blocks_in(determine_available_memory(), bytes_per_block)
+        num_blocks, source = _blocks_in(limits, determine_available_memory(), bytes_per_block, state_bytes)
         mend = "raise gpu_memory_utilization, or lower max_num_batched_tokens"
     room = num_blocks * limits.block_size
     if room >= limits.max_model_len:
@@ -158,7 +161,17 @@ def size_kv_cache(
     return KVSize(num_blocks, room)
 
 
-def _blocks_in(available_bytes: int, bytes_per_block: int) -> tuple[int, str]:
-    """How many blocks fit, and the two sizes as text."""
-    sizes = f"{available_bytes / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
-    return max(0, available_bytes) // bytes_per_block, sizes
+def _blocks_in(
+    limits: Limits, available_bytes: int, bytes_per_block: int, state_bytes: int
+) -> tuple[int, str]:
+    """How many blocks fit, and the sizes as text."""
+    if state_bytes > max(0, available_bytes):
+        raise EngineSetupError(
+            f"the states of {limits.max_num_seqs} requests take {state_bytes / 2**20:.3f} MiB, more than the "
+            f"{available_bytes / 2**20:.3f} MiB for KV blocks and states; lower max_num_seqs"
+        )
+    if bytes_per_block == 0:
+        return limits.max_num_seqs * -(-limits.max_model_len // limits.block_size), "blocks without KV"
+    rest = available_bytes - state_bytes
+    sizes = f"{rest / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
+    return max(0, rest) // bytes_per_block, sizes

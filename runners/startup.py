@@ -26,10 +26,12 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     runner = build_runner(verdict, model, limits)
     try:
         runner.load_model()
+        spec = runner.get_kv_cache_spec()
         size = size_kv_cache(
             config,
             limits,
-            bytes_per_block=runner.get_kv_cache_spec().bytes_per_block,
+            bytes_per_block=spec.bytes_per_block,
+            state_bytes=limits.max_num_seqs * spec.state_bytes,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -44,7 +46,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
-        enable_prefix_caching=config.cache_config.enable_prefix_caching,
+        enable_prefix_caching=config.cache_config.enable_prefix_caching and spec.shares_prefixes,
         num_speculative_tokens=runner.num_speculative_tokens,
     )
     return runner, scheduler, size

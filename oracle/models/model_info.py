@@ -91,7 +91,15 @@ MATH_MODIFIERS = tuple(sorted(_NEUTRAL))
 
 _DEFAULT_KIND = "full_attention"
 
-_GENERATE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel", "ForSpeechSeq2Seq")
+_GENERATE = (
+    "ForCausalLM",
+    "ForConditionalGeneration",
+    "LMHeadModel",
+    "ModelWithLMHead",
+    "GenerationDecoder",
+    "ChatModel",
+    "ForSpeechSeq2Seq",
+)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 

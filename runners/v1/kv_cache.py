@@ -35,6 +35,9 @@ class PagedKVCache:
             torch.empty(slots, s.num_kv_heads, s.head_size_v, dtype=dtype, device=device) for s in layers
         ]
 
+    def free_rows(self, rows: Sequence[int]) -> None:
+        """Nothing: blocks belong to the scheduler, which may share them."""
+
     def write(self, call: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store key [T, kv_heads, head_size_k] and value [T, kv_heads, head_size_v] at `slots` [T]."""
         self.keys[call].index_copy_(0, slots, key)

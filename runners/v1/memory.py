@@ -13,7 +13,7 @@ import torch
 from dodona.runners.limits import Limits
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step_layout import MAX_GATHERED_TOKENS, StepLayout
 
 _PROFILE_ROW = sampling.SamplingRow(
@@ -41,11 +41,15 @@ def measure_available_memory(
     return max(0, min(available, most_useful))
 
 
-def run_largest_step(model: PackedModel, limits: Limits) -> None:
+def run_largest_step(model: ServedModel, limits: Limits) -> None:
     """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
 
-    All rows share one KV block: only the sizes of what is computed matter.
+    All rows share one KV block: only the sizes of what is computed matter. Row by row, the largest step is that
+    of one row with the longest context, on a CPU with as many tokens as a step may hold.
     """
+    if not model.shares_prefixes:
+        _run_largest_row(model, limits)
+        return
     device, block_size, longest = model.device, limits.block_size, limits.max_model_len
     cache = model.make_cache(1, block_size)
     whole, rest = divmod(limits.max_num_batched_tokens, longest)
@@ -61,6 +65,21 @@ def run_largest_step(model: PackedModel, limits: Limits) -> None:
         logits = model.forward(ids, layout, cache, torch.arange(sampled, device=device))
         with torch.inference_mode():
             sampling.sample(logits, [_PROFILE_ROW] * sampled)
+
+
+def _run_largest_row(model: ServedModel, limits: Limits) -> None:
+    device, size, longest = model.device, limits.max_num_batched_tokens, limits.max_model_len
+    cache = model.make_cache(1, limits.block_size)
+    tables = np.zeros((1, -(-longest // limits.block_size)), dtype=np.int64)
+    last = longest if device.type == "cuda" else min(size, longest)
+    for start in range(0, last, size):
+        count = min(size, last - start)
+        layout = StepLayout([count], [start], tables, limits.block_size, device)
+        ids = torch.zeros(count, dtype=torch.int64, device=device)
+        logits = model.forward(ids, layout, cache, torch.tensor([count - 1], device=device))
+    with torch.inference_mode():
+        rows = min(size, limits.max_num_seqs)
+        sampling.sample(logits.repeat(rows, 1), [_PROFILE_ROW] * rows)
 
 
 def _cuda(profile: Callable[[], None], device: torch.device, utilization: float) -> int:

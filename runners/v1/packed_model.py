@@ -12,8 +12,10 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
-from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, recording
+from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, ForeignMask, recording
 from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.patterns import AttentionPattern
+from dodona.runners.v1.positions import first_position
 from dodona.runners.v1.step_layout import StepLayout
 
 PLAIN_ATTENTION = "eager"
@@ -27,6 +29,9 @@ class PackedModel:
     makes no call through transformers' attention interface, or uses an unknown mask.
     """
 
+    shares_prefixes = True
+    state_bytes = 0
+
     def __init__(self, model: torch.nn.Module, *, compiled: bool = False) -> None:
         self.model: Any = model
         self.device: torch.device = next(model.parameters()).device
@@ -37,6 +42,7 @@ class PackedModel:
                 "architecture",
                 why=f"{type(model).__name__}.forward takes no position_ids, so rows can't be packed",
             )
+        self._first_position = first_position(model)
         self._takes_logits_to_keep = "logits_to_keep" in parameters
         self.calls: tuple[AttentionCall, ...] = self._record_calls()
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
@@ -74,8 +80,9 @@ class PackedModel:
         """
         keep = {"logits_to_keep": positions} if self._takes_logits_to_keep else {}
         with torch.inference_mode(), forward_state(ForwardState(layout, cache, self._patterns)):
+            position_ids = layout.positions + self._first_position if self._first_position else layout.positions
             output = self._forward(
-                input_ids=token_ids[None], position_ids=layout.positions[None], use_cache=False, **keep
+                input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, **keep
             )
         logits: torch.Tensor = output.logits[0]
         return logits if keep else logits.index_select(0, positions)
@@ -92,7 +99,7 @@ class PackedModel:
     def _record_calls(self) -> tuple[AttentionCall, ...]:
         set_attention(self.model, RECORDING_ATTENTION)
         ids = torch.zeros(1, 4, dtype=torch.int64, device=self.device)
-        positions = torch.arange(4, device=self.device)[None]
+        positions = torch.arange(4, device=self.device)[None] + self._first_position
         try:
             with torch.inference_mode(), recording(self.device) as calls:
                 self.model(input_ids=ids, position_ids=positions, use_cache=False)
@@ -102,7 +109,7 @@ class PackedModel:
             raise UnsupportedConfiguration.lacking(
                 "v1",
                 "architecture",
-                why=f"{self.name} does not take the masks and calls of packed rows: {_first_line(error)}",
+                why=f"{self.name} does not take the masks and calls of packed rows: {_what_failed(error)}",
             ) from error
         if not calls:
             raise UnsupportedConfiguration.lacking(
@@ -120,6 +127,9 @@ def set_attention(model: torch.nn.Module, implementation: str) -> None:
             config._attn_implementation = implementation
 
 
-def _first_line(error: BaseException) -> str:
+def _what_failed(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+    line = text[0] if text else ""
+    if AttentionPattern.__name__ in line or ForeignMask.__name__ in line:
+        return "its own code computes with attention masks"
+    return f"{type(error).__name__}: {line}".rstrip(": ")

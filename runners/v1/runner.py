@@ -1,4 +1,4 @@
-"""Runner V1: any Hugging Face causal LM by transformers' own code, with paged KV, on CPU and GPU."""
+"""Runner V1: any Hugging Face causal LM by transformers' own code, packed over paged KV or row by row."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -21,23 +22,14 @@ from dodona.runners.interface import (
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.choice import CheckedModel, choose
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
-from dodona.runners.v1.packed_model import PackedModel
-from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.limits import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model whose weights are on the device and whose paged path was checked."""
-
-    model: PackedModel
-    self_check: SelfCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +54,29 @@ class V1Runner(Runner):
         super().__init__(config, model, limits)
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
-        self._loaded: Loaded | None = None
+        self._loaded: CheckedModel | None = None
         self._ready: Ready | None = None
         self._executed: ExecutedStep | None = None
 
     # --- Life
 
     def load_model(self) -> None:
-        """Read the weights, record the attention calls and run the self-check.
+        """Read the weights and choose how the model computes steps; see `choice.choose`.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json.
+        model's steps can't be trusted; ConfigError where the weights are not those of config.json.
         """
         machine = torch_environment(self.limits.device)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
+        outgrows = outgrows_rope(self.config, self.model_info)
+        self._loaded = choose(
+            self._read_model(self._device),
+            max_model_len=self.limits.max_model_len,
+            compiled=capabilities.compiles(self.config),
+            rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
+        )
 
     def reload_weights(self) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -89,9 +86,15 @@ class V1Runner(Runner):
         loading.copy_weights(fresh, self._require_loaded().model.model)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls."""
+        """Packed: one entry per attention call, in the order of the calls. Row by row: one for all."""
         model = self._require_loaded().model
-        return KVCacheSpec(model.layers, self.limits.block_size, model.kv_dtype.itemsize)
+        return KVCacheSpec(
+            model.layers,
+            self.limits.block_size,
+            model.kv_dtype.itemsize,
+            state_bytes=model.state_bytes,
+            shares_prefixes=model.shares_prefixes,
+        )
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks that a run of the largest step leaves.
@@ -104,7 +107,7 @@ class V1Runner(Runner):
             partial(run_largest_step, self._require_loaded().model, limits),
             self._device,
             utilization=limits.gpu_memory_utilization,
-            most_useful=blocks * spec.bytes_per_block,
+            most_useful=blocks * spec.bytes_per_block + limits.max_num_seqs * spec.state_bytes,
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
@@ -145,7 +148,7 @@ class V1Runner(Runner):
 
     # --- Parts
 
-    def _require_loaded(self) -> Loaded:
+    def _require_loaded(self) -> CheckedModel:
         if self._loaded is None:
             raise RuntimeError("the model is not loaded: call load_model first")
         return self._loaded

@@ -1,4 +1,4 @@
-"""One step of V1: a packed forward pass over the rows that the scheduler names, then sampling."""
+"""One step of V1: the forward pass over the rows that the scheduler names, then sampling."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from dodona.runners.interface import GrammarOutput, SchedulerOutput, StepOutput
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.batch_state import BatchState
-from dodona.runners.v1.kv_cache import PagedKVCache
-from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.served_model import ServedModel, StepCache
 from dodona.runners.v1.step_layout import StepLayout, to_device
 
 if TYPE_CHECKING:
@@ -50,10 +49,10 @@ class ExecutedStep:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A loaded model with a KV cache and the state rows of its requests."""
+    """A loaded model with its cache and the state rows of its requests."""
 
-    model: PackedModel
-    cache: PagedKVCache
+    model: ServedModel
+    cache: StepCache
     batch: BatchState
 
     def execute(self, step: SchedulerOutput) -> ExecutedStep:
@@ -63,6 +62,7 @@ class Ready:
         there yet, or too few KV blocks.
         """
         self.batch.apply(step)
+        self.cache.free_rows(step.freed_rows)
         if not step.rows:
             return ExecutedStep(torch.empty(0, 0), ())
         block_size, device = self.cache.block_size, self.model.device
@@ -72,6 +72,7 @@ class Ready:
             self.batch.block_tables(step, block_size),
             block_size,
             device,
+            step.rows,
         )
         rows, positions = self._rows_with_logits(step, layout)
         # A step of prompt chunks alone needs no logits, but the head must be given a position.

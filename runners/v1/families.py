@@ -1,0 +1,74 @@
+"""Model types that V1 computes row by row, and those that it does not serve, as the rules name them.
+
+docs/models.md has what a run of every type says; a test holds it, this list and rules/dodona.yaml to one another.
+V1 itself does not choose by this list: `choice.choose` tries each model that is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+
+from dodona.oracle.systems.own.facts import outgrows_rope
+
+ROW_BY_ROW: tuple[str, ...] = (
+    "axk2",
+    "bart",
+    "big_bird",
+    "bigbird_pegasus",
+    "blenderbot",
+    "blenderbot-small",
+    "bloom",
+    "codegen",
+    "deepseek_v32",
+    "deepseek_v4",
+    "doge",
+    "falcon",
+    "git",
+    "glm_moe_dsa",
+    "gpt_neo",
+    "gpt_neox_japanese",
+    "gptj",
+    "hy_v4",
+    "inkling2_text",
+    "inkling_text",
+    "marian",
+    "mbart",
+    "megatron-bert",
+    "minimax",
+    "mllama_text_model",
+    "mpt",
+    "mvp",
+    "nemotron_h",
+    "openai-gpt",
+    "pegasus",
+    "plbart",
+    "qwen4_exp_text",
+    "recurrent_gemma",
+    "reformer",
+    "rembert",
+    "roformer",
+    "rwkv",
+    "trocr",
+    "whisper",
+    "xglm",
+    "xlstm",
+    "zamba",
+    "zamba2",
+)
+"""Types of language models that are computed row by row."""
+
+ROW_BY_ROW_WRAPPERS: tuple[str, ...] = ("MossTranscribeDiarizeForConditionalGeneration",)
+"""Architectures that are computed row by row because of the model around the language model."""
+
+UNSERVED: tuple[str, ...] = ("blt", "cpmant", "prophetnet", "xlm", "xlnet")
+"""Types whose logits, row by row, are not those of one pass over all tokens."""
+
+
+def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether the model is of a type that V1 computes row by row, or outgrows its RoPE's fixed length."""
+    listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
+    return listed or outgrows_rope(config, model)

@@ -1,0 +1,69 @@
+"""`ServedModel`: what V1's steps need of a loaded model, packed or row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+from dodona.runners.interface import LayerKVSpec
+from dodona.runners.v1.step_layout import StepLayout
+
+
+class StepCache(Protocol):
+    """What a model keeps of its requests from step to step."""
+
+    block_size: int
+
+    def free_rows(self, rows: Sequence[int]) -> None:
+        """Release what belongs to these state rows alone."""
+
+
+class ServedModel(Protocol):
+    """A Hugging Face causal LM that computes steps. `PackedModel` and `RowModel` are the two ways."""
+
+    @property
+    def model(self) -> Any:
+        """The module."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Type of keys and values."""
+
+    @property
+    def layers(self) -> tuple[LayerKVSpec, ...]:
+        """What a token adds to the cache."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the cache of a request has whatever its length."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether requests with equal beginnings can share KV blocks."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model's class."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding: input ids are below this."""
+
+    def make_cache(self, num_blocks: int, block_size: int) -> Any:
+        """A `StepCache` for `forward`."""
+
+    def forward(
+        self, token_ids: torch.Tensor, layout: StepLayout, cache: Any, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute a step's tokens [T] int64. Returns logits [n, vocab] at `positions` [n] int64, ascending
+        packed indices."""
+
+    def plain(self) -> AbstractContextManager[torch.nn.Module]:
+        """The module as transformers runs it."""
