@@ -39,15 +39,16 @@ class LayerKVSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """Layers, tokens and element size of a KV block, and what a request takes beside its blocks."""
+    """Layers, tokens and element size of a KV block, and the inner states that each row keeps beside it."""
 
     layers: tuple[LayerKVSpec, ...]
     block_size: int
     dtype_bytes: int
-    state_bytes: int = 0
-    """Bytes that each state row takes whatever its length."""
+    state_bytes_per_row: int = 0
+    """Bytes that a row takes beside its blocks, whatever its length: recurrent and convolutional states."""
     shares_prefixes: bool = True
-    """Whether requests with equal beginnings can share blocks. Where not, prefix caching is off."""
+    """Whether requests with equal beginnings can share blocks. Where a model can go on only from a row's last
+    token, prefix caching is off."""
 
     @property
     def bytes_per_block(self) -> int:
@@ -178,8 +179,9 @@ class Runner(ABC):
 
     name: ClassVar[str]
     """The runner's name in the rule book, such as "v1"."""
-    max_steps_in_flight: ClassVar[int]
-    """Steps that the engine may submit before it must read the oldest one's result."""
+    max_steps_in_flight: int
+    """Steps that the engine may submit before it must read the oldest one's result; known once the model is
+    loaded."""
     request_features: ClassVar[frozenset[str]] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
@@ -213,7 +215,7 @@ class Runner(ABC):
 
     @abstractmethod
     def determine_available_memory(self) -> int:
-        """Measure, by running the largest step, how many bytes are left for KV blocks.
+        """Measure, by running the largest step, how many bytes are left for inner states and KV blocks.
 
         Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from dodona.runners.build import build_runner
@@ -13,6 +14,8 @@ from dodona.runners.warm_up import warm_up
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
     from dodona.oracle.models.model_info import ModelInfo
+
+logger = logging.getLogger("dodona.engine")
 
 
 def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize]:
@@ -30,8 +33,9 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         size = size_kv_cache(
             config,
             limits,
+            block_size=spec.block_size,
             bytes_per_block=spec.bytes_per_block,
-            state_bytes=limits.max_num_seqs * spec.state_bytes,
+            state_bytes_per_row=spec.state_bytes_per_row,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -40,13 +44,20 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     except BaseException:
         runner.shutdown()
         raise
+    enable_prefix_caching = config.cache_config.enable_prefix_caching
+    if enable_prefix_caching and not spec.shares_prefixes:
+        enable_prefix_caching = False
+        logger.warning(
+            "prefix caching is off: what %s keeps of a request is not kept per block",
+            "/".join(model.architectures),
+        )
     scheduler = Scheduler(
         num_blocks=size.num_blocks,
-        block_size=limits.block_size,
+        block_size=spec.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
-        enable_prefix_caching=config.cache_config.enable_prefix_caching and spec.shares_prefixes,
+        enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
     )
     return runner, scheduler, size

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("oracle", "kernels", "runners", "cli")
 
 FLOORS: Sequence[Sequence[str]] = (
-    ("oracle.errors",),
+    ("oracle.errors", "oracle.printable"),
+    ("oracle.files",),
     ("oracle.language",),
     ("oracle.config",),
     ("oracle.models", "oracle.machine"),
@@ -35,7 +36,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.sampling",),
     ("runners.limits",),
     ("runners.interface",),
-    ("runners.warm_up",),
+    ("runners.warm_up", "runners.device"),
     ("runners.text",),
     ("runners.engine", "runners.v1", "runners.v2"),
     ("runners.build",),

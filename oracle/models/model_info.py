@@ -16,6 +16,7 @@ from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
 
@@ -23,6 +24,13 @@ _MEND = "correct it or fetch the model again"
 
 MAX_CONFIG_BYTES = 8 << 20
 """A larger config.json is refused."""
+
+MAX_SIZE = 2**31
+MAX_SIZES: Mapping[str, int] = {"num_hidden_layers": 10**5}
+"""Largest size that a field may give; others: `MAX_SIZE`."""
+
+_POSITIVE = frozenset({"num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"})
+"""Sizes that are at least 1 where a file gives them."""
 
 T = TypeVar("T")
 
@@ -152,6 +160,8 @@ class ModelInfo:
     has_inner_state: bool
     """Whether some layer carries a recurrent or convolutional state from token to token."""
     is_attention_free: bool
+    is_causal_lm: bool
+    """Whether transformers has a causal language model of the file's model type."""
     is_encoder_decoder: bool
     is_multimodal: bool
     use_mla: bool
@@ -216,7 +226,7 @@ class ModelInfo:
             companions = tuple(str(p) for p in map(file.with_name, _COMPANIONS) if p.is_file())
             stamp = _stamp(name, companions)
         except OSError as error:
-            raise ConfigError(_unreadable(Path(name), error)) from None
+            raise ConfigError(_missing(name, error)) from None
         info = cls.from_mapping(
             _read_json(file),
             file=name,
@@ -274,10 +284,12 @@ class _Fields:
         value = self.text.get(field)
         if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
             # Some families give one value for each layer.
-            return max(int(v) for v in value)
-        number = self._typed(field, int, "a whole number")
-        if number is not None and number < 0:
-            raise self.fail(field, "a number >= 0", number)
+            number: int | None = max(int(v) for v in value)
+        else:
+            number = self._typed(field, int, "a whole number")
+        least, most = int(field in _POSITIVE), MAX_SIZES.get(field, MAX_SIZE)
+        if number is not None and not least <= number <= most:
+            raise self.fail(field, f"a whole number from {least} to {most}", number)
         return number
 
     def flag(self, field: str, default: bool = False) -> bool:
@@ -327,7 +339,7 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         num_key_value_heads=get.size("num_key_value_heads") or heads,
         head_size=head_size,
         vocab_size=get.size("vocab_size"),
-        max_position_embeddings=get.size("max_position_embeddings"),
+        max_position_embeddings=_positions(get, offset=known.positions_after_padding if known else False),
         hidden_act=get.word("hidden_act") or get.word("hidden_activation") or get.word("activation_function"),
         attention_bias=any(get.flag(key) for key in ("attention_bias", "qkv_bias", "use_qkv_bias")),
         mlp_bias=get.flag("mlp_bias"),
@@ -341,6 +353,7 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         num_experts=_num_experts(get),
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
+        is_causal_lm=_is_causal_lm(raw),
         is_encoder_decoder=get.flag("is_encoder_decoder") or raw.get("is_encoder_decoder") is True,
         is_multimodal=any(isinstance(raw.get(key), (dict, str)) for key in _OTHER_MODALITIES),
         use_mla=use_mla,
@@ -349,6 +362,12 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         math_modifiers=tuple(key for key in MATH_MODIFIERS if not _neutral(text, key)),
         eos_token_ids=_token_ids(get, "eos_token_id"),
     )
+
+
+def _is_causal_lm(raw: Mapping[str, Any]) -> bool:
+    # transformers goes by the file's own type, not by that of a language model inside.
+    known = known_model(str(raw.get("model_type", "")))
+    return known is not None and known.causal
 
 
 def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,6 +400,14 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         # One count under any of its names leaves nothing to the family's default.
         defaults = {field: value for field, value in defaults.items() if field not in _EXPERT_COUNTS}
     return {**defaults, **rope_defaults(known.rope, merged), **merged}
+
+
+def _positions(get: _Fields, *, offset: bool) -> int | None:
+    """Most positions of a sequence. RoBERTa and its kin number them from `pad_token_id` + 1 on."""
+    positions, padding = get.size("max_position_embeddings"), get.text.get("pad_token_id")
+    if positions is None or not offset or not isinstance(padding, int):
+        return positions
+    return max(1, positions - padding - 1)
 
 
 def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla: bool) -> int | None:
@@ -480,7 +507,7 @@ def _token_ids(get: _Fields, field: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _unreadable(file: Path, error: OSError) -> str:
+def _missing(file: str, error: OSError) -> str:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return (
             f"{file}: no such file; a model directory in Hugging Face form has a config.json "
@@ -490,21 +517,10 @@ def _unreadable(file: Path, error: OSError) -> str:
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
-    size = file.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"{file}: {size} bytes is no config.json (at most {MAX_CONFIG_BYTES}); check the path"
-        )
     try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(_unreadable(file, error)) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}; {_MEND}"
-        ) from None
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}; {_MEND}") from None
+        value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_MEND}") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{file}: expected a JSON object, got {type(value).__name__}; fetch the model again"
@@ -525,10 +541,11 @@ def _stamp(name: str, companions: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _companion(file: Path) -> Any:
+    if not file.exists():
+        return None
     try:
-        size = file.stat().st_size
-        return json.loads(file.read_bytes()) if size <= MAX_CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        return read_json(file, limit=MAX_CONFIG_BYTES)
+    except ConfigError:
         return None
 
 

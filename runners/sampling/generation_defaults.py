@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import read_json
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.sampling.params import SamplingParams
 
@@ -51,10 +51,7 @@ class GenerationDefaults:
                     f"generation_config: {file} doesn't exist; give its directory, 'auto' or 'vllm'"
                 )
             return cls(eos_token_ids=frozenset(model_eos))
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file} can't be read as JSON: {error}") from error
+        values = read_json(file)
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: expected an object, got {type(values).__name__}")
         given = {name: values[key] for key, name in _FIELDS.items() if values.get(key) is not None}

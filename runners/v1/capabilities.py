@@ -11,16 +11,19 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
+    has_causal_lm,
     outgrows_rope,
     resolved_quantization,
     resolved_runner_type,
 )
+from dodona.runners.v1.families import is_row_by_row, is_unserved
 
 LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
-        "hybrid-mamba",
+        "causal-lm",
+        "model-family",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
@@ -36,6 +39,7 @@ LACKS: frozenset[str] = frozenset(
         "eagle3-pipeline-parallelism",
         "kv-connector",
         "kv-cache-dtype",
+        "stock-torch-compile-row-by-row",
         "dynamo-trace-once",
         "vllm-compile",
     }
@@ -50,9 +54,10 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "quantization": resolved_quantization(config, model) is not None,
-        "hybrid-mamba": model.has_inner_state or model.is_attention_free,
+        "causal-lm": resolved_runner_type(config, model) == "generate" and not has_causal_lm(config, model),
+        "model-family": is_unserved(model),
         "pooling": resolved_runner_type(config, model) != "generate",
-        "length-dependent-rope": outgrows_rope(config, model),
+        "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": parallel.pipeline_parallel_size > 1,
@@ -68,6 +73,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and parallel.pipeline_parallel_size > 1,
         "kv-connector": has_active_connector(config),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
+        "stock-torch-compile-row-by-row": compiles(config) and is_row_by_row(config, model),
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",
     }

@@ -35,9 +35,9 @@ def choose(
 ) -> CheckedModel:
     """The fastest way to compute steps with `module` that passes its self-check.
 
-    Packed where the model can be packed; else row by row, with a cache that goes on by chunks or by tokens; else
-    row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are others, where
-    sequences may grow beyond it; then rows can't be packed.
+    Packed where the model can be packed; else row by row, with a cache that goes on by chunks or by tokens;
+    else row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are
+    others, where sequences may grow beyond it; then rows can't be packed.
 
     Raises UnsupportedConfiguration with what the model does where no way passes, and where the model would be
     compiled but can't be packed.

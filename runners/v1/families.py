@@ -1,11 +1,12 @@
 """Model types that V1 computes row by row, and those that it does not serve, as the rules name them.
 
-docs/models.md has what a run of every type says; a test holds it, this list and rules/dodona.yaml to one another.
-V1 itself does not choose by this list: `choice.choose` tries each model that is loaded.
+docs/models.md has what a run of every type says; tests hold it, these lists and rules/dodona.yaml to one
+another. V1 itself does not choose by them: `choice.choose` tries each model that is loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ ROW_BY_ROW: tuple[str, ...] = (
     "deepseek_v32",
     "deepseek_v4",
     "doge",
+    "dots3_note_text",
     "falcon",
     "git",
     "glm_moe_dsa",
@@ -56,16 +58,35 @@ ROW_BY_ROW: tuple[str, ...] = (
     "whisper",
     "xglm",
     "xlstm",
-    "zamba",
     "zamba2",
 )
 """Types of language models that are computed row by row."""
 
-ROW_BY_ROW_WRAPPERS: tuple[str, ...] = ("MossTranscribeDiarizeForConditionalGeneration",)
+ROW_BY_ROW_WRAPPERS: tuple[str, ...] = (
+    "Gemma4UnifiedForConditionalGeneration",
+    "MossTranscribeDiarizeForConditionalGeneration",
+)
 """Architectures that are computed row by row because of the model around the language model."""
 
-UNSERVED: tuple[str, ...] = ("blt", "cpmant", "prophetnet", "xlm", "xlnet")
-"""Types whose logits, row by row, are not those of one pass over all tokens."""
+UNSERVED: Mapping[str, str] = {
+    "blt": "reads bytes in patches that a second model cuts; transformers itself can't generate with it",
+    "cpmant": "sees later tokens of the prompt, so its logits differ from pass to pass",
+    "prophetnet": "continues its cache by one token only, and then differs from itself",
+    "xlm": "generates by filling in a mask token after the text",
+    "xlnet": "generates by filling in a token after the text, and sees later tokens of the prompt",
+}
+"""Types of language models that V1 does not serve, and what they do."""
+
+UNSERVED_ARCHITECTURES: Mapping[str, str] = {
+    "Gemma4AssistantForCausalLM": "a draft model, which continues hidden states of another model",
+    "Gemma4UnifiedAssistantForCausalLM": "a draft model, which continues hidden states of another model",
+}
+"""The same for models that share a language model's type with models that V1 serves."""
+
+
+def is_unserved(model: ModelInfo) -> bool:
+    """Whether the model is of a type that V1 does not serve."""
+    return model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)
 
 
 def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:

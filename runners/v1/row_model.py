@@ -1,7 +1,8 @@
 """A Hugging Face causal LM that computes each request of a step by itself: `RowModel`.
 
-It is for models whose attention or states can't be given packed rows. Every request has the cache that the model
-itself makes (a `DynamicCache`, or states of its own), and the model is called once for each row of a step.
+It is for models whose attention or states can't be given packed rows. Every request has the cache that the
+model itself makes (a `DynamicCache`, or states of its own), and the model is called once for each row of a
+step.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -17,14 +19,15 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.positions import first_position, takes_positions
+from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout
 
 _CACHE_NAMES = ("past_key_values", "cache_params", "cache", "state", "mems", "past_buckets_states")
 """Names under which models of transformers take a cache and hand it back."""
 
 _MEASURED_LENGTHS = (4, 16, 144)
-"""Lengths in tokens at which the bytes of a cache are counted: beyond usual windows of convolutions and beyond
-the 128 tokens that some models compress to one."""
+"""Lengths in tokens at which the bytes of a cache are counted: beyond usual windows of convolutions and
+beyond the 128 tokens that some models compress to one."""
 
 
 @dataclass(slots=True)
@@ -74,19 +77,23 @@ class RowBytes:
 
 
 Continuation = Literal["chunks", "tokens", "none"]
-"""What may follow a cache: a chunk of several tokens, one token at a time, or nothing. Where nothing may, each step
-computes the row's whole sequence again, without a cache."""
+"""What may follow a cache: a chunk of several tokens, one token at a time, or nothing. Where nothing may,
+each step computes the row's whole sequence again, without a cache."""
 
 
 class RowModel:
     """A model, the name of its cache and the bytes that a request's cache takes.
 
-    continuation: see `Continuation`. recompute_beyond: the number of tokens beyond which rotary frequencies are
-    others, so that a row which grows beyond it is computed again from its first token; None where nothing changes.
+    continuation: see `Continuation`. recompute_beyond: the number of tokens beyond which rotary frequencies
+    are others, so that a row which grows beyond it is computed again from its first token; None where nothing
+    changes.
 
-    Raises UnsupportedConfiguration where the model does not compute a prompt with a cache (with "none": at all).
+    Raises UnsupportedConfiguration where the model does not compute a prompt with a cache (with "none": at
+    all).
     """
 
+    packs_rows = False
+    has_states = False
     shares_prefixes = False
 
     def __init__(
@@ -106,9 +113,10 @@ class RowModel:
         self._first_position = first_position(model)
         self._cache_names = _accepted_caches(model)
         row_bytes = self._measure([n for n in _MEASURED_LENGTHS if n <= max_model_len] or [1])
-        self.layers = (LayerKVSpec(1, -(-row_bytes.per_token // self.kv_dtype.itemsize), 0),)
-        """What a token adds to a request's cache, as one layer."""
-        self.state_bytes = row_bytes.fixed
+        elements = -(-row_bytes.per_token // self.kv_dtype.itemsize)
+        self.layers = (LayerKVSpec(1, elements, 0),) if elements else ()
+        """What a token adds to a request's cache, as one layer; none where it adds nothing."""
+        self.state_bytes_per_row = row_bytes.fixed
         """Bytes that a request's cache has whatever its length."""
 
     @property
@@ -125,8 +133,17 @@ class RowModel:
         """No rows yet. The blocks only count tokens: each row's cache grows by itself."""
         return RowCaches(block_size)
 
+    def make_state_slots(self, num_slots: int) -> StateSlots:
+        """None: inner states are in the rows' caches."""
+        return StateSlots((), num_slots, self.device)
+
     def forward(
-        self, token_ids: torch.Tensor, layout: StepLayout, cache: RowCaches, positions: torch.Tensor
+        self,
+        token_ids: torch.Tensor,
+        layout: StepLayout,
+        cache: RowCaches,
+        positions: torch.Tensor,
+        states: None = None,
     ) -> torch.Tensor:
         """Run the model once for each row, on its tokens among `token_ids`, and keep the rows' caches.
 
@@ -159,7 +176,9 @@ class RowModel:
             state.length += count
             if not wanted:
                 return ids
-            whole: torch.Tensor = self.model(input_ids=torch.cat(state.token_ids)[None], use_cache=False).logits
+            whole: torch.Tensor = self.model(
+                input_ids=torch.cat(state.token_ids)[None], use_cache=False
+            ).logits
             return whole[0, -count:]
         if limit is not None and state.length <= limit < state.length + count:
             state.cache, state.length = {}, 0
@@ -216,13 +235,13 @@ def _accepted_caches(model: torch.nn.Module) -> tuple[str, ...]:
 def bound(sizes: Mapping[int, int]) -> RowBytes:
     """The line that is nowhere below bytes by length. Its slope is the steepest between neighbours."""
     points = sorted(sizes.items())
-    slopes = [-(-(b - a) // (n - m)) for (m, a), (n, b) in zip(points, points[1:], strict=False)]
+    slopes = [-(-(b - a) // (n - m)) for (m, a), (n, b) in pairwise(points)]
     per_token = max(0, *slopes, *([0] if slopes else [-(-points[0][1] // points[0][0])]))
     return RowBytes(max(0, *(size - per_token * length for length, size in points)), per_token)
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors that an object holds: in attributes, lists, tuples and dicts, each storage once."""
+    """Bytes of all tensors in an object's attributes, lists, tuples and dicts, each storage once."""
     seen: set[int] = set()
     storages: dict[int, int] = {}
     todo: list[Any] = [cache]

@@ -47,7 +47,7 @@ class V1Runner(Runner):
     """The general runner: one step at a time, each read to its end before the next begins."""
 
     name: ClassVar[str] = "v1"
-    max_steps_in_flight: ClassVar[int] = 1
+    max_steps_in_flight = 1
     request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
@@ -86,38 +86,44 @@ class V1Runner(Runner):
         loading.copy_weights(fresh, self._require_loaded().model.model)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """Packed: one entry per attention call, in the order of the calls. Row by row: one for all."""
-        model = self._require_loaded().model
+        """Packed: one entry per attention call, in the order of the calls. Row by row: one for all.
+
+        Where tokens add nothing to a cache, a block counts a whole sequence and takes no bytes.
+        """
+        model, limits = self._require_loaded().model, self.limits
         return KVCacheSpec(
             model.layers,
-            self.limits.block_size,
+            limits.block_size if model.layers else limits.max_model_len,
             model.kv_dtype.itemsize,
-            state_bytes=model.state_bytes,
-            shares_prefixes=model.shares_prefixes,
+            model.state_bytes_per_row,
+            model.shares_prefixes,
         )
 
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks that a run of the largest step leaves.
+        """Bytes for inner states and KV blocks that a run of the largest step leaves.
 
-        See `memory.measure_available_memory`; on a CPU at most 4 GiB.
+        See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
-        blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         return measure_available_memory(
             partial(run_largest_step, self._require_loaded().model, limits),
             self._device,
             utilization=limits.gpu_memory_utilization,
-            most_useful=blocks * spec.bytes_per_block + limits.max_num_seqs * spec.state_bytes,
+            most_useful=blocks * spec.bytes_per_block,
+            state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
-        """Allocate `num_blocks` blocks, in place of those allocated before.
+        """Allocate `num_blocks` blocks and a slot of inner states for each row, in place of those allocated
+        before.
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        model = self._require_loaded().model
-        self._ready = None  # releases the blocks allocated before
-        self._ready = Ready(model, model.make_cache(num_blocks, self.limits.block_size), BatchState())
+        model, block_size = self._require_loaded().model, self.get_kv_cache_spec().block_size
+        self._ready = None  # releases what was allocated before
+        cache = model.make_cache(num_blocks, block_size)
+        self._ready = Ready(model, cache, model.make_state_slots(self.limits.max_num_seqs), BatchState())
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""

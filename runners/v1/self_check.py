@@ -8,8 +8,8 @@ one row is chunked while the other starts and both then decode side by side. All
 This proves that chunked prefill, packing, block tables, decode, positions and masks are right for these
 weights on this device, up to the prompts' length. Other checks cover longer sequences: `patterns.recognise`
 evaluates the model's mask functions, for windows; `WatchedCache` notes at any length where a model asks for
-other states (an indexer's keys, compressed keys); the veto `length-dependent-rope` excludes rotary embeddings
-that change with length.
+other states (an indexer's keys, compressed keys); rows whose rotary embedding changes with length are not
+packed.
 
 A model that computes its rows one by one goes through the same steps, with chunks and with two rows in turn.
 """
@@ -24,10 +24,12 @@ import numpy as np
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.v1.mixers import STATE_API, cache_argument
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.positions import first_position
 from dodona.runners.v1.row_model import RowModel
 from dodona.runners.v1.served_model import ServedModel
+from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout, to_device
 from dodona.runners.v1.watched_cache import WatchedCache, unusual_uses
 
@@ -46,7 +48,7 @@ class SelfCheck:
     paged: float
     """Between the steps and the plain model without a cache."""
     plain_cached: float
-    """Between the plain model with and without its cache: the noise of rounding. Row by row this is `paged`."""
+    """Between the plain model with and without its cache: the noise of rounding; row by row, `paged`."""
     tolerance: float
     prompt_lengths: tuple[int, int]
 
@@ -78,7 +80,7 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
 
 
 def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
-    """Run the check for a model that computes its rows one by one. Raises UnsupportedConfiguration likewise."""
+    """Run the check for a model that computes its rows one by one. Raises as `self_check` does."""
     prompts = _prompts(model, _windows(model.model), max_model_len)
     try:
         plain = [_plain_logits(model, prompt) for prompt in prompts]
@@ -136,18 +138,20 @@ def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
     half = len(prompt) // 2
     parts = [*([slice(0, half)] if half else []), *(slice(i, i + 1) for i in range(half, len(prompt)))]
     cache = WatchedCache(model.text_config)
+    argument = cache_argument(model.model.forward)
     logits = []
     with torch.inference_mode(), model.plain() as plain:
         for part in parts:
             cache.begin_pass()
-            output = plain(
-                input_ids=ids[:, part], position_ids=positions[:, part], past_key_values=cache, use_cache=True
-            )
-            logits.append(output.logits[0])
-    found = unusual_uses(cache)
+            arguments = {argument: cache, "use_cache": True}
+            if model.takes_positions:
+                arguments["position_ids"] = positions[:, part]
+            logits.append(plain(input_ids=ids[:, part], **arguments).logits[0])
+    found = set(unusual_uses(cache)) - (STATE_API if model.mixers else frozenset())
     if found:
         raise _refusal(
-            model, f"its layers use more of a cache than attention's keys and values: {', '.join(found)}"
+            model,
+            f"its layers use more of a cache than attention's keys and values: {', '.join(sorted(found))}",
         )
     return torch.cat(logits).float().cpu()
 
@@ -156,18 +160,20 @@ def _step_logits(model: ServedModel, prompts: list[torch.Tensor]) -> list[torch.
     """The same logits through steps of one or two rows over interleaved blocks."""
     long, short = len(prompts[0]), len(prompts[1])
     blocks = -(-max(long, short) // _BLOCK_SIZE)
-    cache = model.make_cache(2 * blocks, _BLOCK_SIZE)
+    cache, slots = model.make_cache(2 * blocks, _BLOCK_SIZE), model.make_state_slots(2)
     tables = np.arange(2 * blocks).reshape(blocks, 2).T[:, ::-1]
     done = [0, 0]
     logits: list[list[torch.Tensor]] = [[], []]
     first = long // 3
     # (tokens of the first row, tokens of the second row) per step, cut to what is left of each.
-    plan = [(first, 0), (long - first - 3, short // 2), (1, short), (1, 1), (long, short)]
+    plan = [(first, 0), (long - first - 3, short // 2), (1, short - short // 2 - 2), (1, 1), (long, short)]
     for wanted in plan:
         counts = [min(w, n - d) for w, n, d in zip(wanted, (long, short), done, strict=True)]
         rows = [r for r in (0, 1) if counts[r] > 0]
         if rows:
-            for row, part in zip(rows, _step(model, cache, prompts, tables, rows, done, counts), strict=True):
+            for row, part in zip(
+                rows, _step(model, cache, slots, prompts, tables, rows, done, counts), strict=True
+            ):
                 logits[row].append(part)
                 done[row] += counts[row]
     return [torch.cat(parts) for parts in logits]
@@ -176,6 +182,7 @@ def _step_logits(model: ServedModel, prompts: list[torch.Tensor]) -> list[torch.
 def _step(
     model: ServedModel,
     cache: Any,
+    slots: StateSlots,
     prompts: list[torch.Tensor],
     tables: np.ndarray,
     rows: list[int],
@@ -183,12 +190,12 @@ def _step(
     counts: list[int],
 ) -> tuple[torch.Tensor, ...]:
     num_tokens = [counts[r] for r in rows]
-    layout = StepLayout(
-        num_tokens, [done[r] for r in rows], tables[rows], _BLOCK_SIZE, model.device, rows
-    )
+    num_computed = [done[r] for r in rows]
+    layout = StepLayout(num_tokens, num_computed, tables[rows], _BLOCK_SIZE, model.device, rows)
+    states = slots.step(rows, num_tokens, num_computed)
     ids = torch.cat([prompts[r][done[r] : done[r] + counts[r]] for r in rows]).to(model.device)
     everything = to_device(np.arange(layout.total_tokens), model.device)
-    return torch.split(model.forward(ids, layout, cache, everything).float().cpu(), num_tokens)
+    return torch.split(model.forward(ids, layout, cache, everything, states).float().cpu(), num_tokens)
 
 
 def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout
 
 
@@ -41,8 +42,16 @@ class ServedModel(Protocol):
         """What a token adds to the cache."""
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes that the cache of a request has whatever its length."""
+    def state_bytes_per_row(self) -> int:
+        """Bytes that a request takes whatever its length."""
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether one forward pass computes all rows of a step."""
+
+    @property
+    def has_states(self) -> bool:
+        """Whether `forward` is given inner states of `make_state_slots`."""
 
     @property
     def shares_prefixes(self) -> bool:
@@ -59,11 +68,19 @@ class ServedModel(Protocol):
     def make_cache(self, num_blocks: int, block_size: int) -> Any:
         """A `StepCache` for `forward`."""
 
+    def make_state_slots(self, num_slots: int) -> StateSlots:
+        """Slots for inner states, for `forward`."""
+
     def forward(
-        self, token_ids: torch.Tensor, layout: StepLayout, cache: Any, positions: torch.Tensor
+        self,
+        token_ids: torch.Tensor,
+        layout: StepLayout,
+        cache: Any,
+        positions: torch.Tensor,
+        states: Any = None,
     ) -> torch.Tensor:
         """Compute a step's tokens [T] int64. Returns logits [n, vocab] at `positions` [n] int64, ascending
-        packed indices."""
+        packed indices. states: the step's, of the slots (`StepStates`), or None."""
 
     def plain(self) -> AbstractContextManager[torch.nn.Module]:
         """The module as transformers runs it."""

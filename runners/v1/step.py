@@ -14,6 +14,7 @@ from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.served_model import ServedModel, StepCache
+from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout, to_device
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ class Ready:
 
     model: ServedModel
     cache: StepCache
+    states: StateSlots
     batch: BatchState
 
     def execute(self, step: SchedulerOutput) -> ExecutedStep:
         """Apply what the step changes in the state rows, then run the forward pass.
 
         Raises ValueError where the step contradicts the state rows: a row taken twice, tokens that aren't
-        there yet, or too few KV blocks.
+        there yet, too few KV blocks, or inner states of other tokens.
         """
         self.batch.apply(step)
         self.cache.free_rows(step.freed_rows)
@@ -74,11 +76,12 @@ class Ready:
             device,
             step.rows,
         )
+        states = self.states.step(step.rows, step.num_tokens, step.num_computed_tokens)
         rows, positions = self._rows_with_logits(step, layout)
         # A step of prompt chunks alone needs no logits, but the head must be given a position.
         computed = np.asarray(positions or [layout.total_tokens - 1], dtype=np.int64)
         token_ids = to_device(self.batch.input_token_ids(step), device)
-        logits = self.model.forward(token_ids, layout, self.cache, to_device(computed, device))
+        logits = self.model.forward(token_ids, layout, self.cache, to_device(computed, device), states)
         return ExecutedStep(logits[: len(positions)], rows)
 
     def sample(self, executed: ExecutedStep, grammar_output: GrammarOutput | None) -> StepOutput:

@@ -48,8 +48,8 @@ class DecodeGroup:
 class StepLayout:
     """A packed step: `positions` and `slots` [T] on the device, rows split into chunks and single tokens.
 
-    Rows are packed in the order given; `rows` [R] are their state rows. `block_tables` [R, N] int64, on the host, has each row's block ids;
-    entries beyond a row's length are not read.
+    Rows are packed in the order given; `rows` [R] are their state rows. `block_tables` [R, N] int64, on the
+    host, has each row's block ids; entries beyond a row's length are not read.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ LAYERS = 2
 MAX_PARAMETERS = 40_000_000
 TOKENS: Mapping[str, int] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
+# ruff: noqa: E501
 SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("vocab_size", "text_vocab_size", "vocab_size_per_layer_input", "n_vocab"), VOCAB_SIZE),
     **dict.fromkeys(
@@ -78,14 +79,38 @@ SIZES: Mapping[str, Any] = {
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _DECODER = {"is_decoder": True}
-_DOTS3 = {"num_attention_heads": 4, "num_key_value_heads": 4}
-_TEXT = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
-         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": MAX_LENGTH,
-         "initializer_range": 0.25, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
-           "image_size": 28, "patch_size": 14}
-_QWEN4 = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
-          "indexer_compress_ratio": 2, "ngram_vocab_size_base": 32, "split_ngram_parts": 2}
+_LATENT = {"num_key_value_heads": 4}
+_DOTS3 = {"per_layer_config": {}, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 4}
+_TEXT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": MAX_LENGTH,
+    "initializer_range": 0.25,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_QWEN4 = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 4,
+    "indexer_compress_ratio": 2,
+    "ngram_vocab_size_base": 32,
+    "split_ngram_parts": 2,
+}
 
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "bert": _DECODER, "bert-generation": _DECODER, "big_bird": {**_DECODER, "attention_type": "original_full"},
@@ -102,7 +127,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
                     "mlp_layer_types": ["hash_moe", "moe"], "qk_rope_head_dim": 4,
                     "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
-                     "youtu", "hy_v4", "longcat_flash"), {"num_key_value_heads": 4}),
+                     "youtu", "hy_v4", "longcat_flash"), _LATENT),
     "kimi_linear": {"num_key_value_heads": 4, "model_max_length": MAX_LENGTH},
     "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "codegen": {"rotary_dim": 4}, "gptj": {"rotary_dim": 4},
@@ -148,6 +173,13 @@ def model_types() -> list[str]:
     from transformers.models.auto import modeling_auto
 
     return list(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def architecture(model_type: str) -> str:
+    """The name of the type's class."""
+    from transformers.models.auto import modeling_auto
+
+    return str(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
 
 
 def tiny_config(model_type: str, **overrides: Any) -> Any:

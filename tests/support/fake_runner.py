@@ -167,7 +167,7 @@ class FakeRunner(Runner):
     """See the module. `on_step(number)` is called as each forward pass starts, and may raise or wait."""
 
     name: ClassVar[str] = "v1"
-    max_steps_in_flight = 1  # type: ignore[misc]
+    max_steps_in_flight = 1
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class FakeRunner(Runner):
         """guess: makes the drafts that are to be right; None takes the token that will be sampled unless the
         row has a grammar."""
         super().__init__(config, model, limits)
-        self.max_steps_in_flight = max_steps_in_flight  # type: ignore[misc]
+        self.max_steps_in_flight = max_steps_in_flight
         self.vocab_size = vocab_size
         self.available_bytes = available_bytes
         self.on_step = on_step

@@ -1,14 +1,15 @@
-"""Writes docs/models.md: every causal language model type of transformers, run by V1 and compared with `generate`.
+"""Writes docs/models.md: every causal language model type of transformers, run by V1, against `generate`.
 
-``python -m tests.support.models_table`` tries the types that tests/data/models/VERSION.json has no result of for the
-tiny configuration that they have now, and writes the document. With ``--again`` it tries all, with names of types
-only these. ``--document`` only writes the document from the results.
+``python -m tests.support.models_table`` tries the types that tests/data/models/transformers-VERSION.json has
+no result of for the tiny configuration that they have now. With ``--again`` it tries all, with names of types
+only these. ``--document`` writes the document from the results of all versions.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import multiprocessing
 import resource
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.every_family import VOCAB_SIZE, make_model, model_types, tiny_config
+from tests.support.every_family import VOCAB_SIZE, architecture, make_model, model_types, tiny_config
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "data" / "models"
@@ -44,12 +45,15 @@ def prompts() -> list[list[int]]:
 
 
 def try_family(model_type: str) -> dict[str, str]:
-    """The outcome of one type: "packed", "row by row", "refused", "untried" or "wrong", and why."""
+    """The outcome of one type: "packed", "rows, …", "refused", "untried" or "wrong", and why."""
     import torch
 
+    refused = _refused(model_type)
+    if refused:
+        return {"outcome": "refused", "why": refused}
     with tempfile.TemporaryDirectory() as directory:
         try:
-            make_model(tiny_config(model_type)).save_pretrained(directory)
+            _save(model_type, Path(directory))
             plain, expected = _answers(directory)
         except Exception as error:
             return {"outcome": "untried", "why": _first_line(error)}
@@ -76,9 +80,38 @@ def try_family(model_type: str) -> dict[str, str]:
             if own != expected:
                 again = _difference(EqualTokens(logits, max_ties=1), own, actual)
                 if again is None:
-                    return {"outcome": way, "why": why, "note": "equal to forward(), from which generate() differs"}
+                    return {
+                        "outcome": way,
+                        "why": why,
+                        "note": "equal to forward(), from which generate() differs",
+                    }
             return {"outcome": "wrong", "why": failure}
         return {"outcome": way, "why": why}
+
+
+def _refused(model_type: str) -> str:
+    """The rule that refuses the type whatever its configuration, and what the type does; else nothing."""
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.systems.own.facts import has_causal_lm
+    from dodona.runners.v1.families import UNSERVED, UNSERVED_ARCHITECTURES
+
+    info = ModelInfo.from_mapping({"architectures": [architecture(model_type)], "model_type": model_type})
+    if not has_causal_lm(EngineConfig.from_flat("m"), info):
+        return "causal-lm: transformers' own class does not take the configuration of this type"
+    why = UNSERVED.get(info.model_type) or UNSERVED_ARCHITECTURES.get(info.architectures[0])
+    return f"model-family: {why}" if why else ""
+
+
+def _save(model_type: str, directory: Path) -> None:
+    config = tiny_config(model_type)
+    model = make_model(config)
+    model.save_pretrained(directory)
+    file = directory / "config.json"
+    if model.config.model_type != model_type:
+        # A language model that is saved without the model around it; checkpoints have both.
+        whole = {**config.to_dict(), "architectures": [type(model).__name__]}
+        file.write_text(json.dumps(whole, default=str), encoding="utf-8")
 
 
 def _difference(equal: Any, expected: Sequence[Any], actual: Sequence[Any]) -> str | None:
@@ -182,6 +215,21 @@ def run_apart(model_type: str) -> dict[str, str]:
         process.join()
 
 
+def described(model_type: str) -> dict[str, str]:
+    """What rules read of a config.json of the type: the architecture, and the type of the language model."""
+    from dodona.oracle.models.model_info import ModelInfo
+
+    raw = {"architectures": [architecture(model_type)], "model_type": model_type}
+    try:
+        raw = {**tiny_config(model_type).to_dict(), **raw}
+    except Exception:  # a type that can't be made small; its defaults tell enough
+        raw = dict(raw)
+    return {
+        "architecture": architecture(model_type),
+        "language_model": ModelInfo.from_mapping(raw).model_type,
+    }
+
+
 def key(model_type: str) -> str:
     """What a result belongs to: the tiny configuration."""
     try:
@@ -206,7 +254,7 @@ def run(only: Sequence[str], again: bool) -> None:
     """Try what has no result yet, and keep the results."""
     import transformers
 
-    import dodona.runners.v1.runner  # imported once, before the processes fork
+    importlib.import_module("dodona.runners.v1.runner")  # once, before the processes fork
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -223,7 +271,7 @@ def run(only: Sequence[str], again: bool) -> None:
             known[model_type] = found
             _write(version, known)
         if found is not None:
-            results[model_type] = found
+            results[model_type] = {**found, **described(model_type)}
     _write(version, results)
 
 
@@ -231,6 +279,78 @@ def _write(version: str, results: Mapping[str, Mapping[str, str]]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     lines = [f"{json.dumps(t)}: {json.dumps(results[t], sort_keys=True)}" for t in sorted(results)]
     results_file(version).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+WORDS = {
+    "packed": "packed",
+    "rows, chunks": "row by row",
+    "rows, tokens": "row by row, token by token",
+    "rows, none": "row by row, without a cache",
+    "refused": "refused",
+    "untried": "not tried",
+    "wrong": "**wrong**",
+}
+
+HEAD = """# Models
+
+Which causal language models of transformers runner V1 serves. This page is generated by `python -m
+tests.support.models_table`: a tiny model with random weights of every type that transformers' automatic
+class for causal language models knows is run by `dodona.LLM` in fp32 on a CPU (prompts of {prompts} tokens
+together, chunks of {chunk}, KV blocks of {block}, too few blocks for all, {new} greedy tokens each) and
+compared with transformers' own `generate`. Each type runs in a process of its own.
+
+| transformers | types | packed | row by row | refused | not tried | wrong |
+| --- | --: | --: | --: | --: | --: | --: |
+{counts}
+
+- **packed**: all requests of a step are computed in one forward pass, over a paged KV cache; inner states
+  of hybrid and Mamba models are kept in slots.
+- **row by row**: slow. Each request is computed on its own by transformers' plain model, with the cache
+  that the model makes; prefixes are not cached. The rule book reports it as the consequence `row-by-row`.
+  *Token by token*: a prompt that needs several steps goes on one token at a time after the first chunk.
+  *Without a cache*: each token computes the whole sequence again.
+- **refused**: by the rule that is named, before anything loads.
+- **not tried**: no tiny model of the type could be made, or transformers itself could not generate with it.
+
+V1 does not choose by this table. At load it measures each model (`runners.v1.choice.choose`): packed if its
+steps equal the plain model, else row by row if those steps do, else it refuses with the reason. A model
+whose RoPE changes with length (`longrope` beyond its original length) is computed row by row too.
+
+| Model type | {versions} | Why not packed; remarks |
+| --- | {dashes} | --- |
+{rows}
+"""
+
+
+def document() -> str:
+    """The text of docs/models.md, from the results of all versions."""
+    results = {
+        file.stem.removeprefix("transformers-"): json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(RESULTS.glob("transformers-*.json"))
+    }
+    counts, rows = [], []
+    for version, found in results.items():
+        outcomes = [entry["outcome"] for entry in found.values()]
+        numbers = [sum(o.startswith(kind) for o in outcomes) for kind in _KINDS]
+        counts.append(f"| {version} | {len(outcomes)} | " + " | ".join(map(str, numbers)) + " |")
+    for model_type in sorted({t for found in results.values() for t in found}):
+        entries = [found.get(model_type) for found in results.values()]
+        last = next(entry for entry in reversed(entries) if entry)
+        cells = [WORDS[entry["outcome"]] if entry else "–" for entry in entries]
+        remark = "; ".join(filter(None, (_plain(last["why"]), last.get("note"))))
+        rows.append(f"| `{model_type}` | " + " | ".join(cells) + f" | {remark} |")
+    return HEAD.format(
+        prompts=", ".join(map(str, PROMPT_LENGTHS)), chunk=ENGINE["max_num_batched_tokens"],
+        block=ENGINE["block_size"], new=NEW_TOKENS, counts="\n".join(counts), versions=" | ".join(results),
+        dashes=" | ".join("---" for _ in results), rows="\n".join(rows),
+    )  # fmt: skip
+
+
+_KINDS = ("packed", "rows", "refused", "untried", "wrong")
+
+
+def _plain(why: str) -> str:
+    return why.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("*", "\\*")
 
 
 def main() -> None:
@@ -242,6 +362,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.document:
         run(arguments.types, arguments.again)
+    DOCUMENT.write_text(document(), encoding="utf-8")
 
 
 if __name__ == "__main__":

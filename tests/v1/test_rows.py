@@ -90,7 +90,9 @@ def test_rope_that_changes_with_length_changes_for_each_row(saved, reference):
     # Rows that stay below 32 tokens, grow beyond it while decoding, and are beyond it from the first.
     factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 5.0]}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, **factors}
-    path = saved("phi3", rope_parameters=rope, original_max_position_embeddings=32, max_position_embeddings=64)
+    path = saved(
+        "phi3", rope_parameters=rope, original_max_position_embeddings=32, max_position_embeddings=64
+    )
     runner = make_runner(path, max_model_len=64)
     assert isinstance(runner._loaded.model, RowModel)
     plain = reference(path)
@@ -119,7 +121,7 @@ def test_no_cache_is_larger_than_what_is_counted(family):
         with torch.inference_mode():
             for start in range(0, length, 16):
                 model._advance(state, torch.full((min(16, length - start),), 7), True)
-        assert cache_bytes(state.cache) <= model.state_bytes + length * per_token, length
+        assert cache_bytes(state.cache) <= model.state_bytes_per_row + length * per_token, length
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
+from dodona.runners.v1.families import ROW_BY_ROW_WRAPPERS
 from dodona.runners.v1.packed_model import PackedModel
 from tests.support.tiny_models import make_model
 from tests.v1.driver import GREEDY, Driver, make_runner
@@ -64,25 +65,26 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
     ("feature", "change"),
     [
         ("quantization", {"quantization_config": {"quant_method": "awq"}}),
-        ("hybrid-mamba", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("causal-lm", {"model_type": "clip_text_model"}),
+        ("model-family", {"model_type": "xlnet"}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
         ("pooling", {"architectures": ["LlamaModel"]}),
-        (
-            "length-dependent-rope",
-            {
-                "rope_parameters": {
-                    "rope_type": "longrope",
-                    "rope_theta": 1e4,
-                    "original_max_position_embeddings": 64,
-                }
-            },
-        ),
     ],
 )
 def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
     path = tiny_models.path("llama")
     model = ModelInfo.from_mapping({**json.loads((path / "config.json").read_text()), **change})
     assert check_supported(make_runner(path, load=False).config, model, CPU) == (feature,)
+
+
+def test_what_is_computed_row_by_row_is_not_compiled(tiny_models):
+    path = tiny_models.path("llama")
+    raw = json.loads((path / "config.json").read_text())
+    runner = make_runner(path, load=False, compilation_config={"mode": "STOCK_TORCH_COMPILE"})
+    assert check_supported(runner.config, ModelInfo.from_mapping(raw), CPU) == ()
+    for change in ({"model_type": "bloom"}, {"architectures": list(ROW_BY_ROW_WRAPPERS)}):
+        model = ModelInfo.from_mapping({**raw, **change})
+        assert check_supported(runner.config, model, CPU) == ("stock-torch-compile-row-by-row",)
 
 
 def test_a_gpu_that_is_not_there(tiny_models):
@@ -93,7 +95,8 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
-    assert set(ASKS) | {"device", "hybrid-mamba", "encoder-decoder", "length-dependent-rope"} == LACKS
+    of_models = {"causal-lm", "model-family", "encoder-decoder", "length-dependent-rope"}
+    assert set(ASKS) | of_models | {"device", "stock-torch-compile-row-by-row"} == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])
@@ -103,24 +106,14 @@ def test_what_asks_for_nothing_is_not_refused(tiny_models, flat):
 
 
 def test_ropes_that_change_with_length(tiny_models):
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0] * 4,
-    }
-    path = tiny_models.path(
-        "phi3", rope_parameters=rope | {"original_max_position_embeddings": 64},
-        original_max_position_embeddings=64,
-    )  # fmt: skip
-    with pytest.raises(UnsupportedConfiguration, match="length-dependent-rope"):
-        make_runner(path)
-    make_runner(path, max_model_len=64)
-    dynamic = ModelInfo.load(
-        tiny_models.path("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
-    )
-    assert not outgrows_rope(EngineConfig.from_flat("m", max_model_len=256), dynamic)
-    assert outgrows_rope(EngineConfig.from_flat("m", max_model_len=257), dynamic)
+    path = tiny_models.path("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    make_runner(path, max_model_len=256)
+    dynamic = ModelInfo.load(path)
+    within, beyond = (EngineConfig.from_flat("m", device="cpu", max_model_len=n) for n in (256, 257))
+    assert not outgrows_rope(within, dynamic)
+    assert check_supported(within, dynamic, CPU) == ()
+    assert outgrows_rope(beyond, dynamic)
+    assert check_supported(beyond, dynamic, CPU) == ("length-dependent-rope",)
 
 
 def test_kv_spec_and_block_bytes(tiny_models):
@@ -148,11 +141,11 @@ def test_the_largest_step_is_that_of_the_limits(tiny_models, monkeypatch):
     rows: list[list[tuple[int, int]]] = []
     forward = PackedModel.forward
 
-    def note(model, token_ids, layout, cache, positions):
+    def note(model, token_ids, layout, cache, positions, states):
         lengths = layout.last_tokens - layout.starts + 1
         ends = layout.positions[layout.last_tokens] + 1
         rows.append(list(zip(lengths.tolist(), ends.tolist(), strict=True)))
-        return forward(model, token_ids, layout, cache, positions)
+        return forward(model, token_ids, layout, cache, positions, states)
 
     monkeypatch.setattr(PackedModel, "forward", note)
     runner.determine_available_memory()
@@ -247,7 +240,7 @@ def test_weights_of_another_shape_are_an_error(tiny_models, tmp_path):
 def test_an_unknown_architecture_is_refused(tiny_models, tmp_path):
     config = json.loads((tiny_models.path("llama") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
-    with pytest.raises(UnsupportedConfiguration, match="no-such-model"):
+    with pytest.raises(UnsupportedConfiguration, match="causal-lm"):
         make_runner(tmp_path)
 
 

@@ -93,6 +93,13 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
     return fixed is not None and (longest is None or longest > fixed)
 
 
+def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether transformers has a causal language model of this type, or trusted code comes with the model."""
+    auto_map = model.raw.get("auto_map")
+    brings_one = isinstance(auto_map, Mapping) and "AutoModelForCausalLM" in auto_map
+    return model.is_causal_lm or (brings_one and config.model_config.trust_remote_code)
+
+
 def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> FactValue:
     """The quantization method configured, else that of the stored weights; null where there is none."""
     if config.model_config.quantization is not None:
@@ -195,6 +202,13 @@ _MODEL_SPECS = (
         derive=lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
         domain=("generate", "pooling", "draft"),
         reads=("model_config.runner",),
+    ),
+    OwnFact(
+        "model_config.has_causal_lm",
+        "bool",
+        "transformers has a causal language model of this type, or trusted code comes with the model.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else has_causal_lm(i.config, i.model),
     ),
     OwnFact(
         "model_config.quantization",
