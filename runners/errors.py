@@ -15,3 +15,7 @@ class EngineDeadError(DodonaError, RuntimeError):
 
 class EngineSetupError(DodonaError, ValueError):
     """The engine can't start with this configuration, for instance with too little memory for KV blocks."""
+
+
+class EngineAsleepError(DodonaError, RuntimeError):
+    """Something was asked that needs memory which `sleep` gave back; `wake_up` takes it again."""

@@ -9,14 +9,23 @@ from __future__ import annotations
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
     has_causal_lm,
+    has_connector_module,
+    is_row_by_row,
     outgrows_rope,
-    resolved_quantization,
+    resolved_connector,
     resolved_runner_type,
+    resolved_speculative_method,
 )
-from dodona.runners.v1.families import is_row_by_row, is_unserved
+from dodona.oracle.systems.own.quantization import quantization_scheme
+
+KV_CONNECTORS = ("OffloadingConnector",)
+"""The connectors that V1 has."""
+SPECULATIVE_METHODS = ("ngram",)
+"""Methods of speculative decoding that V1 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -24,6 +33,7 @@ LACKS: frozenset[str] = frozenset(
         "quantization",
         "causal-lm",
         "model-family",
+        "quantized-experts",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
@@ -34,12 +44,16 @@ LACKS: frozenset[str] = frozenset(
         "decode-context-parallelism",
         "expert-parallelism",
         "lora",
-        "speculative-decoding",
-        "parallel-drafting",
-        "eagle3-pipeline-parallelism",
-        "kv-connector",
+        "speculative-method",
+        "speculative-inner-state",
+        "parallel-drafting-method",
+        "draft-tensor-parallelism",
+        "unserved-kv-connector",
+        "kv-connector-inner-states",
         "kv-cache-dtype",
-        "stock-torch-compile-row-by-row",
+        "torch-compile-row-by-row",
+        "speculative-row-by-row",
+        "kv-connector-row-by-row",
         "dynamo-trace-once",
         "vllm-compile",
     }
@@ -51,11 +65,14 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
+    scheme = quantization_scheme(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "quantization": resolved_quantization(config, model) is not None,
         "causal-lm": resolved_runner_type(config, model) == "generate" and not has_causal_lm(config, model),
-        "model-family": is_unserved(model),
+        "model-family": model.model_type in UNSERVED
+        or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures),
+        "quantization": scheme == "other",
+        "quantized-experts": scheme is not None and model.is_moe,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
@@ -66,20 +83,35 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
         "lora": config.lora_config is not None,
-        "speculative-decoding": speculative is not None,
-        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
-        "eagle3-pipeline-parallelism": speculative is not None
-        and speculative.method == "eagle3"
-        and parallel.pipeline_parallel_size > 1,
-        "kv-connector": has_active_connector(config),
+        "speculative-method": speculative is not None
+        and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-inner-state": speculative is not None and model.has_inner_state,
+        "parallel-drafting-method": speculative is not None
+        and speculative.parallel_drafting
+        and resolved_speculative_method(config) != "eagle3",
+        "draft-tensor-parallelism": speculative is not None
+        and (speculative.draft_tensor_parallel_size or 1) > 1,
+        "unserved-kv-connector": has_active_connector(config)
+        and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
+        "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
-        "stock-torch-compile-row-by-row": compiles(config) and is_row_by_row(config, model),
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",
     }
-    return tuple(feature for feature, asked in found.items() if asked)
+    features = [feature for feature, asked in found.items() if asked]
+    return (*features, *(need_packing(config) if is_row_by_row(config, model) else ()))
 
 
 def compiles(config: EngineConfig) -> bool:
     """Whether the model goes through `torch.compile`; its attention stays outside of what is traced."""
     return config.compilation_config is not None and config.compilation_config.mode == "STOCK_TORCH_COMPILE"
+
+
+def need_packing(config: EngineConfig) -> tuple[str, ...]:
+    """The features, as in `LACKS`, of a configuration that asks for what only packed rows have."""
+    asked = {
+        "torch-compile-row-by-row": compiles(config),
+        "speculative-row-by-row": config.speculative_config is not None,
+        "kv-connector-row-by-row": has_active_connector(config),
+    }
+    return tuple(feature for feature, is_asked in asked.items() if is_asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,15 +33,17 @@ def choose(
     max_model_len: int,
     compiled: bool = False,
     rope_changes_beyond: int | None = None,
+    need_packing: Sequence[str] = (),
 ) -> CheckedModel:
     """The fastest way to compute steps with `module` that passes its self-check.
 
     Packed where the model can be packed; else row by row, with a cache that goes on by chunks or by tokens;
     else row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are
-    others, where sequences may grow beyond it; then rows can't be packed.
+    others, where sequences may grow beyond it; then rows can't be packed. need_packing: features that only
+    packed rows have.
 
-    Raises UnsupportedConfiguration with what the model does where no way passes, and where the model would be
-    compiled but can't be packed.
+    Raises UnsupportedConfiguration with what the model does where no way passes, and where `need_packing` is
+    not empty but the model can't be packed.
     """
     if rope_changes_beyond is None:
         try:
@@ -50,12 +53,8 @@ def choose(
             why_not_packed = _reason(error)
     else:
         why_not_packed = f"its rotary frequencies change beyond {rope_changes_beyond} tokens"
-    if compiled:
-        raise UnsupportedConfiguration.lacking(
-            "v1",
-            "stock-torch-compile-row-by-row",
-            why=f"only packed rows are compiled: {why_not_packed}; leave compilation_config out",
-        )
+    if need_packing:
+        raise UnsupportedConfiguration.lacking("v1", *need_packing, why=why_not_packed)
     set_attention(module, PLAIN_ATTENTION)
     continuations: tuple[Continuation, ...] = ("chunks", "tokens", "none")
     failures: list[str] = []

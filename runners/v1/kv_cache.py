@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.kv_transfer.block_layout import LayerKV
 
 
 class PagedKVCache:
@@ -37,6 +38,13 @@ class PagedKVCache:
 
     def free_rows(self, rows: Sequence[int]) -> None:
         """Nothing: blocks belong to the scheduler, which may share them."""
+
+    def layers(self) -> list[LayerKV]:
+        """The cache block by block, by attention call, for KV transfer."""
+        return [
+            LayerKV(*(t.view(self.num_blocks, self.block_size, *t.shape[1:]) for t in pair))
+            for pair in zip(self.keys, self.values, strict=True)
+        ]
 
     def write(self, call: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store key [T, kv_heads, head_size_k] and value [T, kv_heads, head_size_v] at `slots` [T]."""

@@ -22,7 +22,7 @@ def first_position(model: torch.nn.Module) -> int:
     for module in model.modules():
         padding = getattr(module, "padding_idx", None)
         table = getattr(module, "position_embeddings", None)
-        numbers = hasattr(module, "create_position_ids_from_input_ids") and isinstance(padding, int)
-        if numbers and isinstance(table, torch.nn.Embedding) and table.padding_idx == padding:
-            return int(table.padding_idx) + 1
+        numbers = hasattr(module, "create_position_ids_from_input_ids")
+        if numbers and isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
+            return padding + 1 if table.padding_idx == padding else 0
     return 0

@@ -18,6 +18,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.v1.positions import first_position, takes_positions
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout
@@ -43,7 +44,8 @@ class RowState:
 class RowCaches:
     """The caches of the requests by state row. A freed row keeps nothing."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self._rows: dict[int, RowState] = {}
 
@@ -61,6 +63,10 @@ class RowCaches:
         if state.length != num_computed:
             raise ValueError(f"row {row} has {state.length} tokens in its cache, expected {num_computed}")
         return state
+
+    def layers(self) -> list[LayerKV]:
+        """Nothing: the rows' caches are not paged."""
+        return []
 
     def free_rows(self, rows: Sequence[int]) -> None:
         """Release the caches of these rows, where they have one."""
@@ -131,7 +137,7 @@ class RowModel:
 
     def make_cache(self, num_blocks: int, block_size: int) -> RowCaches:
         """No rows yet. The blocks only count tokens: each row's cache grows by itself."""
-        return RowCaches(block_size)
+        return RowCaches(num_blocks, block_size)
 
     def make_state_slots(self, num_slots: int) -> StateSlots:
         """None: inner states are in the rows' caches."""
@@ -185,7 +191,7 @@ class RowModel:
             return self._call(state, torch.cat(state.token_ids))[-count:]
         if state.length == 0 or self.continuation == "chunks":
             return self._call(state, ids)
-        return torch.cat([self._call(state, one) for one in ids.split(1)])
+        return torch.cat([self._call(state, one) for one in torch.split(ids, 1)])
 
     def _call(self, state: RowState, ids: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocab] of one forward pass; the state is that after it."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout
 
@@ -17,6 +18,10 @@ class StepCache(Protocol):
     """What a model keeps of its requests from step to step."""
 
     block_size: int
+    num_blocks: int
+
+    def layers(self) -> list[LayerKV]:
+        """The cache block by block, for KV transfer; nothing where it isn't paged."""
 
     def free_rows(self, rows: Sequence[int]) -> None:
         """Release what belongs to these state rows alone."""

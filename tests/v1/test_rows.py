@@ -134,7 +134,7 @@ def test_the_bound_is_nowhere_below_what_was_measured(sizes):
 
 
 def test_a_row_must_go_on_where_its_cache_ends():
-    caches = RowCaches(4)
+    caches = RowCaches(8, 4)
     caches.state(3, 0).length = 5
     assert caches.state(3, 5).length == 5
     with pytest.raises(ValueError, match="row 3 has 5 tokens in its cache, expected 6"):
@@ -160,6 +160,6 @@ def test_no_internals_in_a_reason(caplog):
     assert "slow: each request is computed on its own" in caplog.text
 
 
-def test_only_packed_rows_are_compiled():
-    with pytest.raises(UnsupportedConfiguration, match="stock-torch-compile-row-by-row"):
-        choose(make_model(tiny_config("bloom")), max_model_len=64, compiled=True)
+def test_what_only_packed_rows_have_is_refused_at_load_too():
+    with pytest.raises(UnsupportedConfiguration, match=r"speculative-row-by-row: .*takes no position_ids"):
+        choose(make_model(tiny_config("bloom")), max_model_len=64, need_packing=["speculative-row-by-row"])

@@ -14,11 +14,11 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.row_by_row import ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
-from dodona.runners.v1.families import ROW_BY_ROW_WRAPPERS
 from dodona.runners.v1.packed_model import PackedModel
 from tests.support.tiny_models import make_model
 from tests.v1.driver import GREEDY, Driver, make_runner
@@ -32,7 +32,7 @@ def _tokens(runner, **settings):
 
 
 ASKS = {
-    "quantization": {"quantization": "fp8"},
+    "quantization": {"quantization": "awq"},
     "pooling": {"runner": "pooling"},
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
@@ -41,10 +41,12 @@ ASKS = {
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
-    "speculative-decoding": {"speculative_config": {"method": "ngram"}},
-    "parallel-drafting": {"speculative_config": {"parallel_drafting": True}},
-    "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
-    "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "speculative-method": {"speculative_config": {"method": "medusa"}},
+    "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
+    "draft-tensor-parallelism": {
+        "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
+    },
+    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
@@ -64,7 +66,8 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
 @pytest.mark.parametrize(
     ("feature", "change"),
     [
-        ("quantization", {"quantization_config": {"quant_method": "awq"}}),
+        ("quantization", {"quantization_config": {"quant_method": "hqq"}}),
+        ("quantized-experts", {"quantization_config": {"quant_method": "fp8"}, "num_local_experts": 4}),
         ("causal-lm", {"model_type": "clip_text_model"}),
         ("model-family", {"model_type": "xlnet"}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
@@ -77,14 +80,21 @@ def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
     assert check_supported(make_runner(path, load=False).config, model, CPU) == (feature,)
 
 
-def test_what_is_computed_row_by_row_is_not_compiled(tiny_models):
+ROW_BY_ROW_ASKS = {
+    "torch-compile-row-by-row": {"compilation_config": {"mode": "STOCK_TORCH_COMPILE"}},
+    "speculative-row-by-row": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+    "kv-connector-row-by-row": {"kv_offloading_size": 1.0},
+}
+
+
+@pytest.mark.parametrize("feature", ROW_BY_ROW_ASKS)
+def test_what_only_packed_rows_have(tiny_models, feature):
     path = tiny_models.path("llama")
     raw = json.loads((path / "config.json").read_text())
-    runner = make_runner(path, load=False, compilation_config={"mode": "STOCK_TORCH_COMPILE"})
-    assert check_supported(runner.config, ModelInfo.from_mapping(raw), CPU) == ()
+    config = EngineConfig.from_flat(str(path), device="cpu", **ROW_BY_ROW_ASKS[feature])
+    assert check_supported(config, ModelInfo.from_mapping(raw), CPU) == ()
     for change in ({"model_type": "bloom"}, {"architectures": list(ROW_BY_ROW_WRAPPERS)}):
-        model = ModelInfo.from_mapping({**raw, **change})
-        assert check_supported(runner.config, model, CPU) == ("stock-torch-compile-row-by-row",)
+        assert check_supported(config, ModelInfo.from_mapping({**raw, **change}), CPU) == (feature,)
 
 
 def test_a_gpu_that_is_not_there(tiny_models):
@@ -95,8 +105,11 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
-    of_models = {"causal-lm", "model-family", "encoder-decoder", "length-dependent-rope"}
-    assert set(ASKS) | of_models | {"device", "stock-torch-compile-row-by-row"} == LACKS
+    of_models = {
+        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
+        "kv-connector-inner-states", "quantized-experts", *ROW_BY_ROW_ASKS,
+    }  # fmt: skip
+    assert set(ASKS) | {"device"} | of_models == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])

@@ -1,19 +1,12 @@
-"""Model types that V1 computes row by row, and those that it does not serve, as the rules name them.
+"""Model types that runner V1 computes row by row, and those that it does not serve.
 
 docs/models.md has what a run of every type says; tests hold it, these lists and rules/dodona.yaml to one
-another. V1 itself does not choose by them: `choice.choose` tries each model that is loaded.
+another. V1 itself does not choose by them: it tries each model that is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dodona.oracle.config.engine_config import EngineConfig
-    from dodona.oracle.models.model_info import ModelInfo
-
-from dodona.oracle.systems.own.facts import outgrows_rope
 
 ROW_BY_ROW: tuple[str, ...] = (
     "axk2",
@@ -82,14 +75,3 @@ UNSERVED_ARCHITECTURES: Mapping[str, str] = {
     "Gemma4UnifiedAssistantForCausalLM": "a draft model, which continues hidden states of another model",
 }
 """The same for models that share a language model's type with models that V1 serves."""
-
-
-def is_unserved(model: ModelInfo) -> bool:
-    """Whether the model is of a type that V1 does not serve."""
-    return model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)
-
-
-def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether the model is of a type that V1 computes row by row, or outgrows its RoPE's fixed length."""
-    listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
-    return listed or outgrows_rope(config, model)
