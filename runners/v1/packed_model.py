@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,14 +46,14 @@ class PackedModel:
                 "architecture",
                 why=f"{type(model).__name__}.forward takes no position_ids, so rows can't be packed",
             )
-        self.first_position = first_position(model)
+        self._first_position = first_position(model)
         self._takes_logits_to_keep = "logits_to_keep" in parameters
         self.calls: tuple[AttentionCall, ...] = self._record_calls(attention_free=stateful)
         set_attention(model, PLAIN_ATTENTION)
         self.mixers: tuple[Mixer, ...] = self._find_mixers() if stateful else ()
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
         self.kv_dtype: torch.dtype = self.calls[0].dtype if self.calls else next(model.parameters()).dtype
-        self._patterns = tuple(call.pattern for call in self.calls)
+        self.patterns: tuple[AttentionPattern, ...] = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
 
@@ -72,9 +73,15 @@ class PackedModel:
         """Rows of the input embedding: input ids are below this."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    def make_cache(self, num_blocks: int, block_size: int) -> PagedKVCache:
-        """A KV cache of this model's shapes on its device."""
-        return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device)
+    def make_cache(
+        self, num_blocks: int, block_size: int, window_blocks: Sequence[tuple[Sequence[int], int]] = ()
+    ) -> PagedKVCache:
+        """A KV cache of this model's shapes on its device; see `PagedKVCache` for `window_blocks`."""
+        return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device, window_blocks)
+
+    def position_ids(self, positions: torch.Tensor) -> torch.Tensor:
+        """[1, T]: what the model is given for tokens at `positions` [T], counted from 0."""
+        return (positions + self._first_position if self._first_position else positions)[None]
 
     @property
     def has_states(self) -> bool:
@@ -102,21 +109,23 @@ class PackedModel:
         cache: PagedKVCache,
         positions: torch.Tensor,
         states: StepStates | None = None,
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Run the model on packed tokens; write their keys and values to the cache, and what they make of the
         rows' inner states to their slots.
+
+        window_layouts: by attention call, the layout over its window blocks, where it has some.
 
         token_ids: [T] int64. positions: [n] int64, packed indices. Returns logits [n, vocab] at `positions`.
         """
         arguments: dict[str, torch.Tensor] = {}
         if self.takes_positions:
-            ids = layout.positions + self.first_position if self.first_position else layout.positions
-            arguments["position_ids"] = ids[None]
+            arguments["position_ids"] = self.position_ids(layout.positions)
         if self._takes_logits_to_keep:
             arguments["logits_to_keep"] = positions
         with (
             torch.inference_mode(),
-            forward_state(ForwardState(layout, cache, self._patterns)),
+            forward_state(ForwardState(layout, cache, self.patterns, window_layouts)),
             step_states(states),
         ):
             output = self._forward(input_ids=token_ids[None], use_cache=False, **arguments)
@@ -148,7 +157,7 @@ class PackedModel:
         """attention_free: whether a model without attention calls is no error."""
         set_attention(self.model, RECORDING_ATTENTION)
         ids = torch.zeros(1, 4, dtype=torch.int64, device=self.device)
-        positions = {"position_ids": torch.arange(4, device=self.device)[None] + self.first_position}
+        positions = {"position_ids": self.position_ids(torch.arange(4, device=self.device))}
         try:
             with torch.inference_mode(), recording(self.device) as calls:
                 self.model(input_ids=ids, use_cache=False, **(positions if self.takes_positions else {}))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -135,8 +136,11 @@ class RowModel:
         """Rows of the input embedding: input ids are below this."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    def make_cache(self, num_blocks: int, block_size: int) -> RowCaches:
-        """No rows yet. The blocks only count tokens: each row's cache grows by itself."""
+    def make_cache(self, num_blocks: int, block_size: int, window_blocks: Sequence[Any] = ()) -> RowCaches:
+        """No rows yet. The blocks only count tokens: each row's cache grows by itself.
+
+        window_blocks: empty, since no layer has window blocks.
+        """
         return RowCaches(num_blocks, block_size)
 
     def make_state_slots(self, num_slots: int) -> StateSlots:
@@ -150,6 +154,7 @@ class RowModel:
         cache: RowCaches,
         positions: torch.Tensor,
         states: None = None,
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Run the model once for each row, on its tokens among `token_ids`, and keep the rows' caches.
 

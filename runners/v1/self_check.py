@@ -62,7 +62,7 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     """Run the check. Raises UnsupportedConfiguration with the differences where they exceed the tolerance."""
     prompts = _prompts(model, [call.pattern.size for call in model.calls], max_model_len)
     try:
-        plain = [_plain_logits(model, prompt) for prompt in prompts]
+        plain = [plain_logits(model, prompt) for prompt in prompts]
         cached = [_cached_logits(model, prompt) for prompt in prompts]
         paged = _step_logits(model, prompts)
     except UnsupportedConfiguration:
@@ -70,9 +70,9 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     except Exception as error:
         raise _refusal(model, f"it failed with {type(error).__name__}: {error}") from error
 
-    tolerance = _tolerance(model)
-    noise = max(_difference(a, b) for a, b in zip(plain, cached, strict=True))
-    found = max(_difference(a, b) for a, b in zip(plain, paged, strict=True))
+    tolerance = tolerance_of(model)
+    noise = max(difference(a, b) for a, b in zip(plain, cached, strict=True))
+    found = max(difference(a, b) for a, b in zip(plain, paged, strict=True))
     if not noise <= tolerance:
         raise _refusal(
             model, f"the plain model differs from itself with a cache by {noise:.2g} (limit {tolerance:g})"
@@ -88,15 +88,15 @@ def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
     """Run the check for a model that computes its rows one by one. Raises as `self_check` does."""
     prompts = _prompts(model, _windows(model.model), max_model_len)
     try:
-        plain = [_plain_logits(model, prompt) for prompt in prompts]
+        plain = [plain_logits(model, prompt) for prompt in prompts]
         stepped = _step_logits(model, prompts)
     except UnsupportedConfiguration:
         raise
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0]
         raise _refusal(model, f"row by row it failed with {type(error).__name__}: {text}") from error
-    tolerance = _tolerance(model)
-    found = max(_difference(a, b) for a, b in zip(plain, stepped, strict=True))
+    tolerance = tolerance_of(model)
+    found = max(difference(a, b) for a, b in zip(plain, stepped, strict=True))
     if not found <= tolerance:
         how = "computed again for each token" if model.continuation == "none" else "with its own cache"
         raise _refusal(
@@ -105,7 +105,8 @@ def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
     return SelfCheck(found, found, tolerance, (len(prompts[0]), len(prompts[1])))
 
 
-def _tolerance(model: ServedModel) -> float:
+def tolerance_of(model: ServedModel) -> float:
+    """Largest accepted difference, see `TOLERANCE` and `ROUNDED_TOLERANCE`."""
     tolerance = TOLERANCE[model.kv_dtype]
     if any(layer.activations is not None for layer in quantized_layers(model.model).values()):
         return max(tolerance, ROUNDED_TOLERANCE)
@@ -133,7 +134,7 @@ def _prompts(model: ServedModel, windows: list[int], max_model_len: int) -> list
     return [torch.where(prompt == padding, (padding + 1) % model.vocab_size, prompt) for prompt in prompts]
 
 
-def _plain_logits(model: ServedModel, prompt: torch.Tensor) -> torch.Tensor:
+def plain_logits(model: ServedModel, prompt: torch.Tensor) -> torch.Tensor:
     """[n, vocab] fp32 on the host, by transformers without a cache."""
     with torch.inference_mode(), model.plain() as plain:
         logits: torch.Tensor = plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0]
@@ -210,7 +211,7 @@ def _step(
     return torch.split(model.forward(ids, layout, cache, everything, states).float().cpu(), num_tokens)
 
 
-def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
+def difference(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Root mean square of the difference over the spread of the reference; infinite where one is NaN."""
     # Models that forbid tokens give them the least number there is; it would make any spread huge.
     allowed = reference > -1e30

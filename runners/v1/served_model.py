@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -70,7 +71,9 @@ class ServedModel(Protocol):
     def vocab_size(self) -> int:
         """Rows of the input embedding: input ids are below this."""
 
-    def make_cache(self, num_blocks: int, block_size: int) -> Any:
+    def make_cache(
+        self, num_blocks: int, block_size: int, window_blocks: Sequence[tuple[Sequence[int], int]] = ()
+    ) -> Any:
         """A `StepCache` for `forward`."""
 
     def make_state_slots(self, num_slots: int) -> StateSlots:
@@ -83,6 +86,7 @@ class ServedModel(Protocol):
         cache: Any,
         positions: torch.Tensor,
         states: Any = None,
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Compute a step's tokens [T] int64. Returns logits [n, vocab] at `positions` [n] int64, ascending
         packed indices. states: the step's, of the slots (`StepStates`), or None."""
