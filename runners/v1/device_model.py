@@ -47,7 +47,7 @@ class DeviceModel:
             else 1
         )
         with self.plain(), torch.inference_mode():
-            positions = {"position_ids": self._no_ids} if model.takes_positions else {}
+            positions = {"position_ids": model.position_ids(self._no_ids[0])} if model.takes_positions else {}
             output = self._body(input_ids=self._no_ids, use_cache=False, **positions)
         if not hasattr(output, "last_hidden_state"):
             raise ValueError(f"the body of {model.name} returns no last_hidden_state")
@@ -128,7 +128,7 @@ class DeviceModel:
             block_size=self._block_size,
             num_multiprocessors=self._num_multiprocessors,
         )
-        positions = {"position_ids": inputs.positions[None]} if packed.takes_positions else {}
+        positions = {"position_ids": packed.position_ids(inputs.positions)} if packed.takes_positions else {}
         with forward_state(state), step_states(self._states(inputs, caches[calls:])):
             output = self._body(input_ids=inputs.input_ids[None], use_cache=False, **positions)
         hidden: torch.Tensor = output.last_hidden_state[0]
