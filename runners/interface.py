@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
@@ -150,14 +150,14 @@ class Runner(ABC):
     thread calls a runner. A call before its time raises RuntimeError that names the call it needs.
     """
 
-    name: ClassVar[str]
+    name: str
     """The runner's name in the rule book, such as "v1"."""
-    max_steps_in_flight: ClassVar[int]
+    max_steps_in_flight: int
     """Steps that the engine may submit before it must read the oldest one's result."""
-    request_features: ClassVar[frozenset[str]] = frozenset()
+    request_features: frozenset[str] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
-    warm_up_params: ClassVar[Mapping[str, Any]] = {}
+    warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
 
@@ -211,6 +211,19 @@ class Runner(ABC):
 
         `grammar_output` is given where the request of one of these rows has `structured_outputs`.
         """
+
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled.
+
+        Raises RuntimeError where the runner has no other ranks.
+        """
+        raise RuntimeError(f"runner {self.name} works on one rank, and samples itself")
+
+    def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Call a method of the runner of every rank; the results are in the ranks' order."""
+        return [getattr(self, method)(*args, **(kwargs or {}))]
 
     @abstractmethod
     def shutdown(self) -> None:

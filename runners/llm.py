@@ -185,7 +185,9 @@ class LLM:
     def collective_rpc(
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Call a method of the runner by name, between two steps. Returns one result per worker.
+        """Call a method of the runner by name, between two steps, on every rank.
+
+        Returns the results in the ranks' order.
 
         One that changes weights waits for running requests and ends the life of cached prefixes, see
         `reload_weights`.
@@ -193,12 +195,13 @@ class LLM:
 
         def call(runner: Runner, scheduler: Scheduler) -> Any:
             try:
-                return getattr(runner, method)(*args, **(kwargs or {}))
+                return runner.collective_rpc(method, args, kwargs)
             finally:
                 if method in CHANGE_WEIGHTS:
                     scheduler.new_weights()
 
-        return [self._client.call(call, drain=method in CHANGE_WEIGHTS)]
+        results: list[Any] = self._client.call(call, drain=method in CHANGE_WEIGHTS)
+        return results
 
     def reload_weights(self) -> None:
         """Read the weights again from the model directory.

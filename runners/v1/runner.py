@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -25,6 +26,7 @@ from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.v1.tensor_parallel import shard_model
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -54,12 +56,15 @@ class FinishedOutput:
 class V1Runner(Runner):
     """The general runner: one step at a time, each read to its end before the next begins."""
 
-    name: ClassVar[str] = "v1"
-    max_steps_in_flight: ClassVar[int] = 1
-    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
+    name = "v1"
+    max_steps_in_flight = 1
+    request_features = frozenset({"structured-outputs"})
 
-    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+    def __init__(
+        self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE
+    ) -> None:
         super().__init__(config, model, limits)
+        self._mesh = mesh
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
@@ -78,7 +83,10 @@ class V1Runner(Runner):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        model = PackedModel(self._read_model(self._device), compiled=capabilities.compiles(self.config))
+        # A device holds this rank's share of the weights only.
+        whole = self._read_model(self._device if self._mesh.size == 1 else torch.device("cpu"))
+        shard_model(whole, self._mesh.tensor)
+        model = PackedModel(whole.to(self._device), compiled=capabilities.compiles(self.config))
         self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
 
     def reload_weights(self) -> None:
@@ -86,6 +94,7 @@ class V1Runner(Runner):
         # Random weights depend on the device that draws them.
         dummy = self.config.load_config.load_format == "dummy"
         fresh = self._read_model(self._device if dummy else torch.device("cpu"))
+        shard_model(fresh, self._mesh.tensor)
         loading.copy_weights(fresh, self._require_loaded().model.model)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -142,6 +151,11 @@ class V1Runner(Runner):
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
         return FinishedOutput(self._require_ready().sample(executed, grammar_output))
+
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
+        self._executed = None
+        self._require_ready().take(output)
 
     # --- Parts
 

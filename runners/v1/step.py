@@ -97,10 +97,15 @@ class Ready:
                 logits = logits[[row.prompt_end for row in sampled]]
             result = sampling.sample(logits, self._sampling_rows(sampled, grammar_output))
         rows = [row.row for row in sampled]
-        for row, token_id in zip(rows, result.token_ids, strict=True):
-            self.batch[row].output_token_ids.append(token_id)
         logprobs = {row: entry for row, entry in zip(rows, result.logprobs, strict=True) if entry is not None}
-        return StepOutput(rows, result.token_ids, logprobs, prompt_logprobs)
+        output = StepOutput(rows, result.token_ids, logprobs, prompt_logprobs)
+        self.take(output)
+        return output
+
+    def take(self, output: StepOutput) -> None:
+        """Append what was sampled, here or on another rank, to the state rows."""
+        for row, token_id in zip(output.rows, output.token_ids, strict=True):
+            self.batch[row].output_token_ids.append(token_id)
 
     def _rows_with_logits(
         self, step: SchedulerOutput, layout: StepLayout

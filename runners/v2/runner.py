@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -42,10 +42,10 @@ class V2Runner(Runner):
     """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
     read."""
 
-    name: ClassVar[str] = "v2"
-    max_steps_in_flight: ClassVar[int] = 2
-    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
-    warm_up_params: ClassVar[Mapping[str, Any]] = example_params(grammar=False)
+    name = "v2"
+    max_steps_in_flight = 2
+    request_features = frozenset({"structured-outputs"})
+    warm_up_params = example_params(grammar=False)
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
         super().__init__(config, model, limits)
