@@ -1,4 +1,4 @@
-"""The three architectures: half a million parameters (1 MB in bf16), each with something the others lack."""
+"""The architectures: half a million parameters (1 MB in bf16), each with something the others lack."""
 
 from __future__ import annotations
 
@@ -79,6 +79,24 @@ def _mistral(common: dict[str, Any]) -> Any:
     )
 
 
+def _lfm2(common: dict[str, Any]) -> Any:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    return Lfm2ForCausalLM(
+        Lfm2Config(
+            **common,
+            num_hidden_layers=4,
+            layer_types=["conv", "full_attention", "conv", "full_attention"],
+            intermediate_size=192,
+            block_auto_adjust_ff_dim=False,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )
+    )
+
+
 RECIPES: Mapping[str, Recipe] = {
     "qwen3": Recipe(
         title="Tiny Qwen3",
@@ -99,6 +117,13 @@ RECIPES: Mapping[str, Recipe] = {
         what="MistralForCausalLM: untied embeddings, a sliding window of 28 tokens, one file",
         build=_mistral,
         recall=False,
+        max_shard_size="50GB",
+    ),
+    "lfm2": Recipe(
+        title="Tiny LFM2",
+        what="Lfm2ForCausalLM: short convolutions with an inner state between attention layers, one file",
+        build=_lfm2,
+        recall=True,
         max_shard_size="50GB",
     ),
 }

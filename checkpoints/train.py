@@ -1,4 +1,4 @@
-"""Train the small checkpoints: `python -m checkpoints.train qwen3 llama mistral`.
+"""Train the small checkpoints: `python -m checkpoints.train qwen3 llama mistral lfm2`.
 
 Training is in fp32 on conversations drawn from the training split (checkpoints/task.py), with loss on
 answers only. The weights are then cast to bf16, saved in Hugging Face form, loaded again and measured

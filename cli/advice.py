@@ -225,6 +225,14 @@ def print_comparison(verdicts: Mapping[str, Verdict]) -> None:
                 stop = ", refused" if rule in refused[name] else ""
                 cells.append(Text(f"{verb} {', '.join(reason.runners) or 'any'}{stop}: {reason.feature}"))
         table.add_row(Text(rule), *cells)
+    for name_of in dict.fromkeys(c.consequence for v in verdicts.values() for c in v.consequences):
+        cells = []
+        for verdict in verdicts.values():
+            found = next((c for c in verdict.consequences if c.consequence == name_of), None)
+            cells.append(
+                Text("–", style="dim") if found is None else Text(f"{found.severity}: {found.feature}")
+            )
+        table.add_row(Text(name_of), *cells)
     assumed = [Text("\n".join(v.assumptions) or "–") for v in verdicts.values()]
     if any(v.assumptions for v in verdicts.values()):
         table.add_row("Assumed", *assumed)

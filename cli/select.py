@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dodona.cli.common import (
+    FAILED,
     REFUSED,
     AsJson,
     ConfigFile,
@@ -19,10 +21,19 @@ from dodona.cli.common import (
 from dodona.cli.flags import engine_config, with_engine_flags
 from dodona.cli.system_words import system_words
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.language.consequence import SEVERITIES
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
     from dodona.oracle.machine.environment import Environment
+
+
+class FailOn(enum.Enum):
+    """Severities of consequences, for `--fail-on`."""
+
+    info = "info"
+    warning = "warning"
+    error = "error"
 
 
 @with_engine_flags()
@@ -44,6 +55,10 @@ def select(
     compare: Annotated[
         str | None,
         typer.Option("--compare", metavar="BOOK,BOOK,...", help="Show several rule books side by side."),
+    ] = None,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option("--fail-on", help="Exit with 1 if a consequence is this severe or more."),
     ] = None,
     json_: AsJson = False,
 ) -> None:
@@ -75,6 +90,13 @@ def select(
             print_verdict(verdict, json_)
         if verdict.refusals or verdict.runner is None:
             raise typer.Exit(REFUSED)
+        if fail_on is not None and _worst(verdict) >= SEVERITIES.index(fail_on.value):
+            raise typer.Exit(FAILED)
+
+
+def _worst(verdict: Verdict) -> int:
+    """The index in SEVERITIES of the verdict's most severe consequence; -1 where there is none."""
+    return max((SEVERITIES.index(found.severity) for found in verdict.consequences), default=-1)
 
 
 def _verdict(config: Any, rulebook: str, environment: Environment | None) -> Verdict:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dodona.oracle.analysis.baseline import baseline_of
+from dodona.oracle.analysis.consequences import consequence_findings
 from dodona.oracle.analysis.diagrams import FALSE, TooEntangled
 from dodona.oracle.analysis.findings import Finding, load_finding
 from dodona.oracle.analysis.lint import lint_conditions
@@ -49,7 +50,7 @@ class Report:
 
 def known_regions(book: RuleBook) -> Regions:
     """A book's rules over all known facts."""
-    compared = [comparison for rule in book.rules for comparison in comparisons(rule.when)]
+    compared = [comparison for entry in book.entries for comparison in comparisons(entry.when)]
     return Regions(Space(book.facts, compared, baseline_of(book)), book)
 
 
@@ -77,6 +78,7 @@ def check_sourced(source: SourcedBook) -> Report:
         *rule_findings(source, regions),
         *property_findings(source, regions),
         *example_findings(source, regions),
+        *consequence_findings(source, regions),
         *_unknown_architectures(source),
     ]
     findings.sort(key=lambda f: (f.place.file, f.place.line, f.place.column, f.code))

@@ -9,6 +9,7 @@ from typing import Literal
 
 from dodona.oracle.analysis.baseline import baseline_of
 from dodona.oracle.analysis.blast import Radius, blast_radius
+from dodona.oracle.analysis.consequences import consequence_changes
 from dodona.oracle.analysis.diagrams import FALSE
 from dodona.oracle.analysis.regions import Kind, Outcomes, Regions, RuleRegion, kinds_differ
 from dodona.oracle.analysis.source import Place, SourcedBook, books_of
@@ -350,7 +351,8 @@ class _Comparison:
                 (found if acts else notes).append(f"{name}: {_words(was)} → {_words(now)}")
         texts = ("rulebook", "description", "exceptions")
         notes += [f"{name} differs" for name in texts if getattr(a, name) != getattr(b, name)]
-        return found, notes
+        seen, unseen = consequence_changes(a, b)
+        return found + seen, notes + unseen
 
 
 def _outcomes_differ(space: Space, a: Outcomes, b: Outcomes) -> int:

@@ -207,7 +207,7 @@ def _shown_by_a_point(regions: Regions, rule: Rule, runners: tuple[RunnerName, .
 def example_findings(source: SourcedBook, regions: Regions) -> Iterator[Finding]:
     """Examples whose facts can't occur together."""
     space = regions.space
-    for rule in source.book.rules:
+    for rule in source.book.entries:
         for kind in ("fires", "passes"):
             for i, example in enumerate(getattr(rule.examples, kind)):
                 if space.given(example) == FALSE:

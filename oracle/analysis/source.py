@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not
-from dodona.oracle.language.extends import Resolved, Sibling, resolve
+from dodona.oracle.language.extends import LISTS, Resolved, Sibling, resolve
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.language.yaml_source import MAX_BYTES, DataPath, Document, Position, parse_yaml
 from dodona.oracle.systems.books import resolve_rulebook, validate_rulebook
@@ -41,19 +41,19 @@ class SourcedBook:
     resolved: Resolved
 
     def rule_place(self, rule: str, path: DataPath = (), *, key: bool = False) -> Place:
-        """Where a rule (or what `path` leads to inside it) is written."""
+        """Where a rule or consequence (or what `path` leads to inside it) is written."""
         source: Resolved | None = self.resolved
         nearest: Place | None = None
         while source is not None:
-            index = _index(source.document, rule)
-            if index is None:
+            entry = _entry(source.document, rule)
+            if entry is None:
                 break
             document = source.document
-            full = ("rules", index, *path)
+            full = (*entry, *path)
             known = document.key_positions if key else document.positions
-            if full in known and (path or source.parent is None or ("rules", index, "id") in known):
+            if full in known and (path or source.parent is None or (*entry, "id") in known):
                 return _place(document, known[full])
-            if nearest is None and ("rules", index, "id") in document.positions:
+            if nearest is None and (*entry, "id") in document.positions:
                 nearest = _place(document, document.position(full, key=key))
             source = source.parent
         return nearest or _place(self.resolved.document, Position(1, 1))
@@ -69,10 +69,15 @@ class SourcedBook:
         return _place(self.resolved.document, self.resolved.document.position(path, key=key))
 
 
-def _index(document: Document, rule: str) -> int | None:
-    rules = document.data.get("rules", []) if isinstance(document.data, dict) else []
-    found = (i for i, entry in enumerate(rules) if isinstance(entry, dict) and entry.get("id") == rule)
-    return next(found, None)
+def _entry(document: Document, name: str) -> DataPath | None:
+    """The path to the rule or consequence of an id; None where the document has none."""
+    if not isinstance(document.data, dict):
+        return None
+    for key in LISTS:
+        for i, entry in enumerate(document.data.get(key, [])):
+            if isinstance(entry, dict) and entry.get("id") == name:
+                return (key, i)
+    return None
 
 
 def _place(document: Document, position: Position) -> Place:

@@ -15,9 +15,13 @@ from dodona.oracle.analysis.findings import Finding, show_facts
 from dodona.oracle.analysis.source import Place, SourcedBook, condition_paths
 from dodona.oracle.language.condition_text import describe
 from dodona.oracle.language.conditions import All, AnyOf, Facts, comparisons, evaluate
+from dodona.oracle.language.consequence import Consequence
 from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.yaml_source import DataPath
+
+Entry = Rule | Consequence
+"""What has examples."""
 
 
 @dataclass
@@ -64,8 +68,9 @@ class BookReport:
 
 
 def run_examples(source: SourcedBook) -> BookReport:
-    """Run the examples of every rule of a book."""
-    return BookReport(source.book.rulebook, tuple(_report(source, rule) for rule in source.book.rules))
+    """Run the examples of every rule and consequence of a book."""
+    book = source.book
+    return BookReport(book.rulebook, tuple(_report(source, entry) for entry in book.entries))
 
 
 def distinct(reports: Iterable[BookReport]) -> list[RuleReport]:
@@ -86,7 +91,7 @@ def totals(reports: Iterable[RuleReport]) -> Counts:
     return counts
 
 
-def _report(source: SourcedBook, rule: Rule) -> RuleReport:
+def _report(source: SourcedBook, rule: Entry) -> RuleReport:
     failures = [*_failures(source, rule, "fires", True), *_failures(source, rule, "passes", False)]
     examples: Sequence[Facts] = [*rule.examples.fires, *rule.examples.passes]
     branches = list(_branches(rule, examples))
@@ -111,7 +116,7 @@ def _report(source: SourcedBook, rule: Rule) -> RuleReport:
 
 
 def _failures(
-    source: SourcedBook, rule: Rule, side: Literal["fires", "passes"], expected: bool
+    source: SourcedBook, rule: Entry, side: Literal["fires", "passes"], expected: bool
 ) -> Iterator[Finding]:
     for number, example in enumerate(getattr(rule.examples, side)):
         value = evaluate(rule.fires_when, example)
@@ -133,7 +138,7 @@ def _failures(
         )
 
 
-def _branches(rule: Rule, examples: Sequence[Facts]) -> Iterator[tuple[DataPath, str, bool]]:
+def _branches(rule: Entry, examples: Sequence[Facts]) -> Iterator[tuple[DataPath, str, bool]]:
     """Each part of an `all` or `any`: its path, which of the two, and whether an example hangs on it."""
     for condition, path in condition_paths(rule.when):
         if not isinstance(condition, (All, AnyOf)) or len(condition.parts) < 2:
@@ -146,7 +151,7 @@ def _branches(rule: Rule, examples: Sequence[Facts]) -> Iterator[tuple[DataPath,
             yield (*path, word, number), word, reached
 
 
-def _unreached(source: SourcedBook, rule: Rule, path: DataPath, word: str) -> Finding:
+def _unreached(source: SourcedBook, rule: Entry, path: DataPath, word: str) -> Finding:
     part = {p: c for c, p in condition_paths(rule.when)}[path]
     text = describe(part, source.book.facts)
     others = "no other part does" if word == "any" else "all other parts may hold"
@@ -161,7 +166,7 @@ def _unreached(source: SourcedBook, rule: Rule, path: DataPath, word: str) -> Fi
 
 
 def _listed_values(
-    rule: Rule, examples: Sequence[Facts]
+    rule: Entry, examples: Sequence[Facts]
 ) -> Mapping[str, tuple[list[bool | int | str], list[bool | int | str]]]:
     """By fact: the values of lists that it is compared with, and those of them that examples have."""
     listed: dict[str, list[bool | int | str]] = {}

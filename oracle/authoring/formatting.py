@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from dodona.oracle.authoring.tree import Entry, Node, Scalar, node_of, read_tree
 from dodona.oracle.errors import DodonaError, RuleFileError
+from dodona.oracle.language.consequence import Consequence
 from dodona.oracle.language.extends import Sibling, folder_sibling
 from dodona.oracle.language.rule import Examples
 from dodona.oracle.language.rulebook import DeclaredException, EnvironmentVariable, RuleBook
@@ -48,7 +49,13 @@ RULE_KEYS: Final = (
 )
 """Order of the keys of a rule: what it is and counts for, what it says, and what bears it out."""
 
-_PROSE = ("description", "feature", "because")
+CONSEQUENCE_KEYS: Final = tuple(Consequence.model_fields)
+"""Order of the keys of a consequence."""
+
+_ENTRIES: Final = {"consequences": CONSEQUENCE_KEYS, "rules": RULE_KEYS}
+"""Lists of a book that have a block for each entry, and the order of an entry's keys."""
+
+_PROSE = ("description", "feature", "because", "mend")
 """Keys whose text is read with its spaces and line ends counting as one space."""
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./]*(-[A-Za-z0-9_./]+)*\Z")
@@ -169,7 +176,7 @@ class _Writer:
         for number, entry in enumerate(_ordered(node.entries, path)):
             assert entry.key is not None
             here = (*path, entry.key)
-            apart = entry.key == "rules" or (entry.lead[:1] == [None] and any(entry.lead))
+            apart = entry.key in _ENTRIES or (entry.lead[:1] == [None] and any(entry.lead))
             blank = not path and number > 0 and apart
             lines += self._lead(entry, indent, blank=blank, apart=not path)
             lines += self._entry(f"{' ' * indent}{_key(entry.key)}:", entry, indent, here)
@@ -195,7 +202,7 @@ class _Writer:
         return self._mapping(node, indent, path) if node.kind == "mapping" else self._list(node, indent, path)
 
     def _list(self, node: Node, indent: int, path: DataPath) -> list[str]:
-        rules = path == ("rules",)
+        rules = len(path) == 1 and path[0] in _ENTRIES
         lines: list[str] = []
         for number, entry in enumerate(node.entries):
             body = self._item(entry, indent, (*path, number))
@@ -257,11 +264,11 @@ class _Writer:
 
 def _is_block(path: DataPath, node: Node) -> bool:
     """Whether a collection has a line for each entry, however short it is."""
-    if path in ((), ("rules",), ("exceptions",), ("environment",)):
+    if path in ((), ("exceptions",), ("environment",)) or (len(path) == 1 and path[0] in _ENTRIES):
         return True
-    if len(path) == 2 and path[0] in ("rules", "exceptions"):
+    if len(path) == 2 and (path[0] == "exceptions" or path[0] in _ENTRIES):
         return True
-    if path[:1] != ("rules",) or len(path) < 3:
+    if len(path) < 3 or path[0] not in _ENTRIES:
         return False
     if path[2] == "examples":
         return len(path) == 3
@@ -284,13 +291,13 @@ def _ordered(entries: Sequence[Entry], path: DataPath) -> list[Entry]:
     keys: Sequence[str] = ()
     if not path:
         keys = BOOK_KEYS
-    elif len(path) == 2 and path[0] == "rules":
-        keys = RULE_KEYS
+    elif len(path) == 2 and path[0] in _ENTRIES:
+        keys = _ENTRIES[str(path[0])]
     elif len(path) == 2 and path[0] == "exceptions":
         keys = list(DeclaredException.model_fields)
     elif path == ("environment",):
         keys = list(EnvironmentVariable.model_fields)
-    elif len(path) == 3 and path[0] == "rules" and path[2] == "examples":
+    elif len(path) == 3 and path[0] in _ENTRIES and path[2] == "examples":
         keys = list(Examples.model_fields)
     rank = {key: i for i, key in enumerate(keys)}
     return sorted(entries, key=lambda entry: rank.get(entry.key or "", len(rank)))

@@ -15,10 +15,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from dodona.oracle.language import consequence as consequence_module
 from dodona.oracle.language import rule as rule_module
 from dodona.oracle.language import rulebook
 from dodona.oracle.language.condition_parser import MAX_TEXT
 from dodona.oracle.language.conditions import OPERATORS
+from dodona.oracle.language.consequence import Consequence
 from dodona.oracle.language.extends import NAME_PATTERN
 from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rule import Examples, Rule
@@ -63,7 +65,7 @@ def rule_file_schema() -> Schema:
             "type": "array",
             "items": {"type": "string"},
             "uniqueItems": True,
-            "description": "Ids of rules of the extended book that no longer hold.",
+            "description": "Ids of rules and consequences of the extended book that no longer hold.",
         },
     }
     return {
@@ -72,7 +74,13 @@ def rule_file_schema() -> Schema:
         "description": "docs/rules.md is the reference of the language.",
         "type": "object",
         "additionalProperties": False,
-        "properties": {**top, "rules": {"type": "array"}, "assume": {}, "exceptions": {"type": "array"}},
+        "properties": {
+            **top,
+            "consequences": {"type": "array"},
+            "rules": {"type": "array"},
+            "assume": {},
+            "exceptions": {"type": "array"},
+        },
         "dependencies": {"remove": ["extends"]},
         "if": {"required": ["extends"]},
         "then": _book_of(_ANY),
@@ -106,6 +114,7 @@ def _book_of(system: str) -> Schema:
         rules["minItems"] = 1
     return {
         "properties": {
+            "consequences": {"items": _ref(f"{system}.consequence"), "maxItems": rulebook.MAX_RULES},
             "rules": rules,
             "assume": {"anyOf": [_ref(f"{system}.facts"), {"type": "null"}]},
             "exceptions": {"items": _ref(f"{system}.exception")},
@@ -129,9 +138,15 @@ def _system_definitions(system: str, shapes: _Shapes) -> dict[str, Schema]:
     rule["properties"]["when"] |= condition
     rule["properties"]["examples"] = _ref(f"{system}.examples")
     rule["allOf"] = _by_kind(complete=system != _ANY)
+    consequence = _closed(Consequence, models["Consequence"])
+    for name in ("runners", "refs"):
+        consequence["properties"][name]["uniqueItems"] = True
+    consequence["properties"]["feature"]["pattern"] = _BALANCED
+    consequence["properties"]["when"] |= condition
+    consequence["properties"]["examples"] = _ref(f"{system}.examples")
     if system == _ANY:
         # of a rule that the extended book has, only what differs
-        rule["required"] = ["id"]
+        rule["required"] = consequence["required"] = ["id"]
     registries = [
         system_of(s).facts_for(None) for s in (registered_systems() if system == _ANY else (system,))
     ]
@@ -164,6 +179,7 @@ def _system_definitions(system: str, shapes: _Shapes) -> dict[str, Schema]:
             "properties": valued,
         },
         f"{system}.examples": examples,
+        f"{system}.consequence": consequence,
         f"{system}.exception": exception,
         f"{system}.rule": rule,
     }
@@ -299,7 +315,9 @@ def _text_rules(schema: Schema) -> Schema:
 def _field_docs() -> dict[tuple[str, str], str]:
     """(model, field) → the text below the field, which Python does not keep."""
     docs = {}
-    sources = [ast.parse(inspect.getsource(module)).body for module in (rule_module, rulebook)]
+    sources = [
+        ast.parse(inspect.getsource(module)).body for module in (rule_module, consequence_module, rulebook)
+    ]
     for cls in itertools.chain(*sources):
         if isinstance(cls, ast.ClassDef):
             for statement, after in zip(cls.body, cls.body[1:], strict=False):

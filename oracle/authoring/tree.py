@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from dodona.oracle.language.extends import LISTS
 from dodona.oracle.language.yaml_source import DataPath, Document
 
 Scalar = str | int | bool | None
@@ -120,7 +121,7 @@ class _Reader:
         # deeper down keys change places, and what comes after one isn't what came after it
         self._split_tails(root)
         for entry in root.entries:
-            if entry.key == "rules":
+            if entry.key in LISTS:
                 self._split_tails(entry.node)
         return tree
 

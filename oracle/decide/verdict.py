@@ -6,7 +6,7 @@ A verdict is a plain value. Its methods only call the functions that work on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,7 @@ from dodona.oracle.decide.choice_log import choice_log
 from dodona.oracle.decide.evaluate import Evaluation
 from dodona.oracle.decide.outcome import Firing
 from dodona.oracle.language.conditions import Facts
+from dodona.oracle.language.consequence import Severity
 from dodona.oracle.language.facts import UNKNOWN, Unknown
 from dodona.oracle.language.rule import RunnerName
 from dodona.oracle.language.rulebook import RuleBook
@@ -53,6 +54,24 @@ class Reason(BaseModel):
     """The unknown facts because of which the rule fired; empty where it fired surely."""
     remedy: str
     """What would have to hold for the rule not to fire."""
+
+
+class ReportedConsequence(BaseModel):
+    """What the chosen runner costs, changes or ignores here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    consequence: str
+    """Its id in the book."""
+    severity: Severity
+    feature: str
+    """What is affected, with the facts it shows."""
+    because: str
+    mend: str | None
+    """What can be done about it."""
+    refs: tuple[str, ...]
+    facts: tuple[tuple[str, KnownValue], ...]
+    """The facts that it compares and their values."""
 
 
 class Unsupported(BaseModel):
@@ -118,6 +137,8 @@ class Verdict(BaseModel):
     """Per runner, the features it lacks here."""
     refusals: tuple[Reason, ...]
     """Why the runner that was chosen, or forced, does not start; empty where it does."""
+    consequences: tuple[ReportedConsequence, ...] = ()
+    """What the runner costs, changes or ignores here, in the book's order."""
     assumptions: tuple[str, ...]
     """The values that the book assumed for unknown facts, as text."""
     rulebook: RuleBookName
@@ -198,6 +219,7 @@ def make_verdict(
         reasons=tuple(reasons.values()),
         unsupported=Unsupported.model_validate(lacking),
         refusals=tuple(reasons[rule] for rule in outcome.refusals),
+        consequences=_consequences(book, outcome.runner, facts) if book.consequences else (),
         assumptions=evaluation.assumptions,
         rulebook=RuleBookName(name=book.rulebook, system=book.system, content_hash=book.content_hash),
         evaluated_by=evaluated_by,
@@ -210,16 +232,38 @@ def make_verdict(
     )
 
 
-def _reason(book: RuleBook, facts: Facts, firing: Firing) -> Reason:
-    rule = book.by_id[firing.rule]
+def _consequences(book: RuleBook, runner: RunnerName | None, facts: Facts) -> tuple[ReportedConsequence, ...]:
+    return tuple(
+        ReportedConsequence(
+            consequence=found.id,
+            severity=found.severity,
+            feature=found.show_feature(facts),
+            because=found.because,
+            mend=found.mend,
+            refs=found.refs,
+            facts=_known(found.reads, facts)[0],
+        )
+        for found in book.consequences
+        if found.holds(runner, facts)
+    )
+
+
+def _known(reads: Sequence[str], facts: Facts) -> tuple[tuple[tuple[str, KnownValue], ...], tuple[str, ...]]:
+    """The facts of these names that are known, with their values, and the names of the others."""
     known: list[tuple[str, KnownValue]] = []
     unknown: list[str] = []
-    for name in rule.reads:
+    for name in reads:
         value = facts.get(name, UNKNOWN)
         if isinstance(value, Unknown):
             unknown.append(name)
         else:
             known.append((name, value))
+    return tuple(known), tuple(unknown)
+
+
+def _reason(book: RuleBook, facts: Facts, firing: Firing) -> Reason:
+    rule = book.by_id[firing.rule]
+    known, unknown = _known(rule.reads, facts)
     return Reason(
         rule=rule.id,
         kind=rule.kind,
@@ -228,7 +272,7 @@ def _reason(book: RuleBook, facts: Facts, firing: Firing) -> Reason:
         because=rule.because,
         refs=rule.refs,
         refines=rule.refines,
-        facts=tuple(known),
-        unknown=() if firing.certain else tuple(unknown),
+        facts=known,
+        unknown=() if firing.certain else unknown,
         remedy=rule.remedy(book.facts),
     )

@@ -28,6 +28,8 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         parts.append(_reasons(verdict))
     else:
         parts.append(Text("No rule fired."))
+    if verdict.consequences:
+        parts.append(_consequences(verdict))
     if verdict.assumptions:
         parts.append(Text("Assumed, since it isn't known: " + "; ".join(verdict.assumptions), style="yellow"))
     book = verdict.rulebook
@@ -56,6 +58,30 @@ def _reasons(verdict: Verdict) -> Table:
             Text(reason.feature),
             why,
             Text(_effect(reason, verdict), style="red" if reason.rule in refused else ""),
+        )
+    return table
+
+
+_STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
+
+
+def _consequences(verdict: Verdict) -> Table:
+    table = Table(show_lines=True, expand=False)
+    table.add_column("Consequence", no_wrap=True)
+    table.add_column(f"With {verdict.runner}", overflow="fold")
+    table.add_column("What it means, and what mends it", overflow="fold")
+    table.add_column("Severity", no_wrap=True)
+    for found in verdict.consequences:
+        what = Text(found.because)
+        if found.mend is not None:
+            what.append(f"\n{found.mend}")
+        for ref in found.refs:
+            what.append(f"\n{ref}", style="dim")
+        table.add_row(
+            Text(found.consequence),
+            Text(found.feature),
+            what,
+            Text(found.severity, style=_STYLES[found.severity]),
         )
     return table
 

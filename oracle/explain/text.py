@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from dodona.oracle.decide.outcome import FALLBACK, PREFERRED
-from dodona.oracle.decide.verdict import Reason, Verdict
+from dodona.oracle.decide.verdict import Reason, ReportedConsequence, Verdict
 from dodona.oracle.language.facts import show_value
 from dodona.oracle.language.rulebook import OWN_SYSTEM
 
@@ -35,6 +35,9 @@ def explain(verdict: Verdict) -> str:
         lines += _reasons([override])
     if not verdict.reasons:
         lines += ["No rule fired.", ""]
+    if verdict.consequences:
+        lines.append(f"With {verdict.runner}:")
+        lines += _consequences(verdict.consequences)
     if verdict.assumptions:
         lines.append("Assumed, since it isn't known:")
         lines += [f"  - {assumption}" for assumption in verdict.assumptions]
@@ -87,6 +90,19 @@ def _reasons(reasons: tuple[Reason, ...] | list[Reason]) -> list[str]:
         lines += _wrapped(f"It would not hold if: {reason.remedy}")
         if reason.refs:
             lines += _wrapped(f"See: {', '.join(reason.refs)}")
+    lines.append("")
+    return lines
+
+
+def _consequences(consequences: tuple[ReportedConsequence, ...]) -> list[str]:
+    lines: list[str] = []
+    for found in consequences:
+        lines.append(f"  - {found.severity}: {found.feature}  [{found.consequence}]")
+        lines += _wrapped(found.because)
+        if found.mend is not None:
+            lines += _wrapped(f"To mend it: {found.mend}")
+        if found.refs:
+            lines += _wrapped(f"See: {', '.join(found.refs)}")
     lines.append("")
     return lines
 

@@ -2,19 +2,19 @@
 
     rulebook: vllm/0.23.0
     extends: 0.22.0              # the book 0.22.0.yaml in the same folder
-    remove: [reasoning-budget]   # ids of rules that no longer hold
+    remove: [reasoning-budget]   # ids of rules and consequences that no longer hold
     rules:                       # new rules, and changed ones: of those, the keys that differ
       - id: architecture
         when: ...
 
-Each other top-level key stands in place of the extended book's. Only books of the same folder can be
-extended.
+`consequences` are put together like rules. Each other top-level key stands in place of the extended book's.
+Only books of the same folder can be extended.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -84,39 +84,54 @@ def resolve(document: Document, sibling: Sibling | None, *, depth: int = 0) -> R
     return Resolved(_merged(document, parent.document), parent)
 
 
+LISTS: Final = ("consequences", "rules")
+"""Keys of a book that hold entries with an id each; what a child says of an id changes or adds one."""
+
+
 def _merged(child: Document, parent: Document) -> Document:
     if not isinstance(parent.data, dict) or not isinstance(parent.data.get("rules"), list):
         child.fail(("extends",), f"extends {parent.file}, which is no rule book", "Mend that file first.")
-    own = child.data.get("rules", [])
+    inherited = {key: {_id(entry): entry for entry in parent.data.get(key) or []} for key in LISTS}
+    removed = _removed(child, {name: None for entries in inherited.values() for name in entries})
+    data = {k: v for k, v in {**parent.data, **child.data}.items() if k not in ("extends", "remove", *LISTS)}
+    origins: dict[str, list[int | None]] = {}
+    for key in LISTS:
+        merged, origins[key] = _merged_list(child, key, inherited[key], removed)
+        if merged or key in parent.data or key in child.data:
+            data[key] = merged
+    return _relocated(child, data, origins)
+
+
+def _merged_list(
+    child: Document, key: str, inherited: dict[object, Any], removed: set[object]
+) -> tuple[list[Any], list[int | None]]:
+    """The entries of a list, and for each its index in the child's list (None: wholly inherited)."""
+    own = child.data.get(key, [])
     if not isinstance(own, list):
-        child.fail(("rules",), "'rules' is not a list", "Write `rules:` and a list of rules.")
-    inherited = {_id(rule): rule for rule in parent.data["rules"]}
-    removed = _removed(child, inherited)
+        child.fail((key,), f"'{key}' is not a list", f"Write `{key}:` and a list of {key}.")
     changed: dict[object, tuple[int | None, dict[str, Any]]] = {}
     added: list[tuple[int, Any]] = []
-    for number, rule in enumerate(own):
-        key = _id(rule)
-        if key in removed:
-            child.fail(("rules", number, "id"), f"'{key}' is both removed and changed", "Do one of the two.")
-        if key in inherited and key not in changed:
-            changed[key] = (number, rule)
+    for number, entry in enumerate(own):
+        name = _id(entry)
+        if name in removed:
+            child.fail((key, number, "id"), f"'{name}' is both removed and changed", "Do one of the two.")
+        if name in inherited and name not in changed:
+            changed[name] = (number, entry)
         else:
             # a second entry of one id is kept, so that the check for distinct ids finds it
-            added.append((number, rule))
+            added.append((number, entry))
     origin: list[int | None] = []
-    rules: list[Any] = []
-    for key, rule in inherited.items():
-        if key in removed:
+    entries: list[Any] = []
+    for name, entry in inherited.items():
+        if name in removed:
             continue
-        index, change = changed.get(key, (None, {}))
-        rules.append({**rule, **change} if isinstance(rule, dict) else rule)
+        index, change = changed.get(name, (None, {}))
+        entries.append({**entry, **change} if isinstance(entry, dict) else entry)
         origin.append(index)
-    for position, rule in added:
-        rules.append(rule)
+    for position, entry in added:
+        entries.append(entry)
         origin.append(position)
-    top = {k: v for k, v in child.data.items() if k not in ("extends", "remove", "rules")}
-    data = {**parent.data, **top, "rules": rules}
-    return _relocated(child, data, origin)
+    return entries, origin
 
 
 def _id(rule: Any) -> object:
@@ -137,23 +152,27 @@ def _removed(child: Document, inherited: dict[object, Any]) -> set[object]:
     return set(removed)
 
 
-def _relocated(child: Document, data: Any, origin: list[int | None]) -> Document:
+def _relocated(child: Document, data: Any, origins: Mapping[str, list[int | None]]) -> Document:
     """The merged data with the places of the child's own text; what is inherited lies at its `extends`."""
-    target = {index: i for i, index in enumerate(origin) if index is not None}
+    targets = {
+        key: {index: i for i, index in enumerate(origin) if index is not None}
+        for key, origin in origins.items()
+    }
 
     def moved(path: DataPath) -> DataPath | None:
-        if path[:1] != ("rules",) or len(path) < 2:
+        if len(path) < 2 or path[0] not in targets:
             return path
-        index = path[1]
-        return ("rules", target[index], *path[2:]) if isinstance(index, int) and index in target else None
+        index, target = path[1], targets[str(path[0])]
+        return (path[0], target[index], *path[2:]) if isinstance(index, int) and index in target else None
 
     def relocate(places: Any) -> dict[DataPath, Position]:
         return {new: place for old, place in places.items() if (new := moved(old)) is not None}
 
     positions = relocate(child.positions)
-    for i, index in enumerate(origin):
-        if index is None:
-            positions["rules", i] = child.positions["extends",]
+    for key, origin in origins.items():
+        for i, index in enumerate(origin):
+            if index is None:
+                positions[key, i] = child.positions["extends",]
     return Document(
         child.file, data, MappingProxyType(positions), MappingProxyType(relocate(child.key_positions))
     )

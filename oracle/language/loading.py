@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dodona.oracle.errors import RuleFileError, nearest
+from dodona.oracle.language.consequence import Consequence
 from dodona.oracle.language.extends import Resolved, folder_sibling, resolve
 from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rule import Examples, Rule
@@ -102,8 +103,9 @@ def _explained(document: Document, item: ErrorDetails) -> RuleFileError:
     elif kind == "extra_forbidden":
         message, key = f"unknown key '{name}'", True
         model: type[BaseModel] = RuleBook
-        if path[:1] == ("rules",) and len(path) >= 3:
-            model = Examples if "examples" in path[2:-1] else Rule
+        if path[:1] in (("rules",), ("consequences",)) and len(path) >= 3:
+            owner: type[BaseModel] = Rule if path[0] == "rules" else Consequence
+            model = Examples if "examples" in path[2:-1] else owner
         elif path[:1] == ("environment",):
             model = EnvironmentVariable
         elif path[:1] == ("exceptions",):

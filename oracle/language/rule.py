@@ -243,14 +243,16 @@ class Rule(Model):
 
     def show_feature(self, facts: Facts) -> str:
         """The feature's name with the facts it shows."""
-        return _shown(self.feature, facts)
+        return shown_text(self.feature, facts)
 
     def show_log(self, facts: Facts) -> str | None:
         """What the system logs, with the facts it shows; None where it says nothing."""
-        return None if self.log is None else _shown(self.log, facts)
+        return None if self.log is None else shown_text(self.log, facts)
 
 
-def _shown(text: str, facts: Facts) -> str:
+def shown_text(text: str, facts: Facts) -> str:
+    """A text of a book with the values of the facts that it shows."""
+
     def shown(match: re.Match[str]) -> str:
         value = facts.get(match[1], UNKNOWN)
         return "unknown" if isinstance(value, Unknown) else show_value(value)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from dodona.oracle.errors import ConfigError, nearest
+from dodona.oracle.language.consequence import Consequence
 from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rule import ExampleFacts, Model, Rule, RuleId, RunnerName, Text, rule_error
 from dodona.oracle.language.yaml_source import DataPath
@@ -106,6 +107,8 @@ class RuleBook(Model):
     """Values that stand in for facts that aren't known; the verdict lists those used."""
     exceptions: Annotated[tuple[DeclaredException, ...], Field(strict=False)] = ()
     """Properties that the book breaks on purpose."""
+    consequences: Annotated[tuple[Consequence, ...], Field(max_length=MAX_RULES, strict=False)] = ()
+    """What the chosen runner costs, changes or ignores; they have no part in the choice."""
     rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=MAX_RULES, strict=False)]
 
     _facts: Mapping[str, FactSpec] = PrivateAttr()
@@ -148,6 +151,9 @@ class RuleBook(Model):
                 self._check_runner(runner, ("rules", i, "runners", j))
             if rule.unless_vetoed is not None:
                 self._check_runner(rule.unless_vetoed, ("rules", i, "unless_vetoed"))
+        for i, consequence in enumerate(self.consequences):
+            for j, runner in enumerate(consequence.runners):
+                self._check_runner(runner, ("consequences", i, "runners", j))
 
     def _check_runner(self, name: str, path: DataPath, *others: str) -> None:
         if name not in self.runners:
@@ -173,6 +179,15 @@ class RuleBook(Model):
                         "Give each override its own.",
                     )
                 precedences[rule.precedence] = rule.id
+        taken = set(index)
+        for i, consequence in enumerate(self.consequences):
+            if consequence.id in taken:
+                raise rule_error(
+                    ("consequences", i, "id"),
+                    f"the id '{consequence.id}' is used twice",
+                    "Ids of rules and consequences are unique: rename one.",
+                )
+            taken.add(consequence.id)
 
     def _check_refines(self) -> None:
         """A rule refines rules of the book that speak of the same runners, and never itself."""
@@ -205,6 +220,11 @@ class RuleBook(Model):
                 hint = nearest(exception.rule, ids) or "Name the id of a rule of this book."
                 raise rule_error(("exceptions", i, "rule"), f"there is no rule '{exception.rule}'", hint)
 
+    @property
+    def entries(self) -> tuple[Rule | Consequence, ...]:
+        """Rules, then consequences: all that has a condition and examples."""
+        return (*self.rules, *self.consequences)
+
     @functools.cached_property
     def by_id(self) -> Mapping[str, Rule]:
         """Rules by id."""
@@ -224,11 +244,14 @@ class RuleBook(Model):
 
     @functools.cached_property
     def reads(self) -> tuple[str, ...]:
-        """Facts that any rule compares, sorted."""
+        """Facts that any rule compares, sorted; not those of consequences."""
         return tuple(sorted({name for rule in self.rules for name in rule.reads}))
 
     @functools.cached_property
     def content_hash(self) -> str:
         """SHA-256 of the book's content: comments, layout and the order of keys don't change it."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        data = self.model_dump(mode="json")
+        if not self.consequences:
+            del data["consequences"]  # a book without them is what it was before there were any
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -17,7 +17,7 @@ from checkpoints.recipes import RECIPES
 from checkpoints.task import chat_messages, sum_question
 
 CHECKPOINTS = Path(train.__file__).parent
-NAMES = tuple(RECIPES)
+NAMES = tuple(name for name in RECIPES if (CHECKPOINTS / name / "config.json").exists())
 
 
 def load(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, Any]:

@@ -195,4 +195,4 @@ def test_a_verdict_that_an_earlier_version_wrote_is_read() -> None:
     found = Verdict.model_validate_json(text)
     assert found.unsupported["v1"] == found.unsupported.v1
     assert "tensor parallelism (2 devices)" in found.unsupported.v2
-    assert json.loads(found.model_dump_json()) == json.loads(text)
+    assert json.loads(found.model_dump_json()) == {**json.loads(text), "consequences": []}
