@@ -36,7 +36,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.limits",),
     ("runners.interface",),
     ("runners.warm_up",),
-    ("runners.text",),
+    ("runners.text", "runners.distributed"),
     ("runners.engine", "runners.v1", "runners.v2"),
     ("runners.build",),
     ("runners.startup",),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.ranks import RankSizes
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.interface import GrammarOutput, Runner, SchedulerOutput, StepOutput
     from dodona.runners.limits import Limits
+
+
+def _reduce_mapping(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
+    return _read_only, (dict(mapping),)
+
+
+def _read_only(values: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(values)
+
+
+# A ModelInfo holds read-only mappings, which don't pickle by themselves.
+copyreg.pickle(MappingProxyType, _reduce_mapping)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,3 @@ class RankSizes:
         """The ranks that hold consecutive layers, first stage first."""
         stage = self.context * self.tensor
         return [tuple(range(offset, self.world, stage)) for offset in range(stage)]
-
-
-def uses_workers(config: ParallelConfig) -> bool:
-    """Whether the runner works in processes of its own, in place of the engine's process."""
-    return RankSizes.of(config).world > 1 or config.distributed_executor_backend == "mp"

@@ -121,7 +121,9 @@ class DistributedRunner(Runner):
         return blocks * max(spec.bytes_per_block for spec in specs)
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
-        """Allocate the same number of blocks on every rank."""
+        """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
+        if self._sampled is not None:
+            self._sampled = StepOutput((), ())
         self._call_all("initialize_kv_cache", num_blocks, max_model_len)
 
     def capture_graphs(self) -> None:

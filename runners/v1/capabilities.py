@@ -10,10 +10,13 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
+    exceeds_devices,
     has_active_connector,
     outgrows_rope,
     resolved_quantization,
     resolved_runner_type,
+    splits_evenly,
+    uses_workers,
 )
 
 LACKS: frozenset[str] = frozenset(
@@ -24,7 +27,11 @@ LACKS: frozenset[str] = frozenset(
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
-        "tensor-parallelism",
+        "device-count",
+        "executor-backend",
+        "tensor-parallel-families",
+        "tensor-parallel-sizes",
+        "workers-combinations",
         "pipeline-parallelism",
         "data-parallelism",
         "prefill-context-parallelism",
@@ -43,6 +50,17 @@ LACKS: frozenset[str] = frozenset(
 """Rule ids of rules/dodona.yaml that veto V1."""
 
 
+TENSOR_PARALLEL_FAMILIES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+"""Architectures that `tensor_parallel.shard_model` splits by their plan, each backed by a run."""
+
+
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
@@ -54,7 +72,21 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),
         "encoder-decoder": model.is_encoder_decoder,
-        "tensor-parallelism": parallel.tensor_parallel_size > 1,
+        "device-count": exceeds_devices(config, environment),
+        "executor-backend": parallel.distributed_executor_backend in ("ray", "external_launcher")
+        or (parallel.distributed_executor_backend == "uni" and parallel.world_size_across_dp > 1),
+        "tensor-parallel-families": parallel.tensor_parallel_size > 1
+        and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
+        "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "workers-combinations": uses_workers(config)
+        and bool(
+            resolved_quantization(config, model) is not None
+            or model.has_inner_state
+            or config.lora_config is not None
+            or speculative is not None
+            or has_active_connector(config)
+            or compilation == "STOCK_TORCH_COMPILE"
+        ),
         "pipeline-parallelism": parallel.pipeline_parallel_size > 1,
         "data-parallelism": parallel.data_parallel_size > 1,
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,

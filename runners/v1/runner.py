@@ -83,8 +83,10 @@ class V1Runner(Runner):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        # A device holds this rank's share of the weights only.
-        whole = self._read_model(self._device if self._mesh.size == 1 else torch.device("cpu"))
+        # Of several ranks, each device is to hold its share of the weights only. Random weights depend on the
+        # device that draws them.
+        direct = self._mesh.size == 1 or self.config.load_config.load_format == "dummy"
+        whole = self._read_model(self._device if direct else torch.device("cpu"))
         shard_model(whole, self._mesh.tensor)
         model = PackedModel(whole.to(self._device), compiled=capabilities.compiles(self.config))
         self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
