@@ -20,13 +20,13 @@ from dodona.kernels.sampling.gumbel import gumbel_sample, gumbel_sample_referenc
 from dodona.kernels.sampling.logprobs import token_logprobs
 from dodona.kernels.sampling.masks import prepare_scores, prepare_scores_reference
 from dodona.kernels.sampling.penalties import apply_penalties, apply_penalties_reference
+from dodona.runners.device.sampling.sampler import DeviceSampler
+from dodona.runners.device.sampling.stage import SamplingBatch, Stage
+from dodona.runners.device.sampling.stages import STAGES
 from dodona.runners.interface import GrammarOutput, NewRequest
 from dodona.runners.sampling import reference
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.reference import SamplingRow
-from dodona.runners.v2.sampling.sampler import V2Sampler
-from dodona.runners.v2.sampling.stage import SamplingBatch, Stage
-from dodona.runners.v2.sampling.stages import STAGES
 
 TEMPERATURE = 0.6
 
@@ -68,7 +68,7 @@ def _stages(scene: Scene, vocab: int, batch: int) -> Iterator[Case]:
             prompt, allowed = (1, 2, 3), np.full((batch, -(-vocab // 32)), 0x5A5A5A5A, dtype=np.int32)
             history = torch.zeros(batch, 8, dtype=torch.int32, device=scene.device)
             history[:, :3] = scene.ints(prompt)
-            sampler = V2Sampler(max_num_seqs=batch, vocab_size=vocab, token_ids=history)
+            sampler = DeviceSampler(max_num_seqs=batch, vocab_size=vocab, token_ids=history)
             for row in range(batch):
                 sampler.add_request(
                     NewRequest(
@@ -112,7 +112,7 @@ def _stages(scene: Scene, vocab: int, batch: int) -> Iterator[Case]:
             return Inputs(lambda: sampler.sample(logits, sampling), None, verify)
 
         size = batch * vocab * scene.dtype.itemsize
-        yield Case("V2Sampler.sample", f"{stage.name} {batch} × {vocab}", size, 0, make)
+        yield Case("DeviceSampler.sample", f"{stage.name} {batch} × {vocab}", size, 0, make)
 
 
 def _draw(scene: Scene, vocab: int, batch: int) -> Iterator[Case]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
@@ -82,6 +82,9 @@ class SchedulerOutput:
     (one token, and it samples) come first: they are a prefix of the batch. A decode's token was sampled in
     the row's previous step; a prompt's last chunk of one token is not a decode.
 
+    A row with drafts verifies them: its tokens are the one that was sampled last, then its drafts, and it
+    samples after each of these. It comes after the decodes.
+
     A row may read KV that an earlier row of the batch writes in the same step, where both share a prefix.
     A step may have no rows: then the runner only applies the changes, and the output is empty.
     """
@@ -100,6 +103,9 @@ class SchedulerOutput:
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
     """How many of `rows`, from the first on, decode."""
+    draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
+    the `StepOutput` before; with a grammar, one that it allows."""
 
     @property
     def total_tokens(self) -> int:
@@ -112,10 +118,22 @@ class GrammarOutput:
     """The next tokens that the grammars of a step's rows allow."""
 
     rows: Sequence[int]
-    """The state rows that sample in the step and whose request has `structured_outputs`."""
+    """The state rows that sample in the step and whose request has `structured_outputs`. A row with k drafts
+    stands here 1 + k times in a row: for what may come after its tokens, then after each draft."""
     bitmask: npt.NDArray[np.int32]
     """[len(rows), ceil(vocab / 32)], C-contiguous: bit t % 32 of word t // 32 is set where token t is
     allowed."""
+
+
+class FurtherTokens(NamedTuple):
+    """What a row that verified drafts yields after its first token: one token for each accepted draft.
+
+    The i-th draft is accepted where it and all before it equal the row's i-th token.
+    """
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs] = ()
+    """Parallel to `token_ids` where the request asks for log-probabilities, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +143,18 @@ class StepOutput:
     rows: Sequence[int]
     """The rows that sampled, in batch order (`SchedulerOutput.rows` where `samples`)."""
     token_ids: Sequence[int]
-    """One token per entry of `rows`."""
+    """One token per entry of `rows`; see `further` for rows with drafts."""
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
-    """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`."""
+    """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`: those of `token_ids`."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
     """By row: for each prompt token whose log-probability this step computed, in order.
 
     A chunk over positions [a, b) gives entries for the tokens at a + 1 .. min(b, num_prompt_tokens - 1).
     """
+    further: Mapping[int, FurtherTokens] = field(default_factory=dict)
+    """By row, for rows of which a draft was accepted."""
+    draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By row: at most `Runner.num_speculative_tokens` drafts of what follows the row's tokens."""
 
 
 class PendingOutput(Protocol):
@@ -153,9 +175,13 @@ class Runner(ABC):
     name: str
     """The runner's name in the rule book, such as "v1"."""
     max_steps_in_flight: int
-    """Steps that the engine may submit before it must read the oldest one's result."""
+    """Steps that the engine may submit before it must read the oldest one's result; known once the model is
+    loaded."""
     request_features: frozenset[str] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
+
+    num_speculative_tokens: int = 0
+    """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
 
     warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be

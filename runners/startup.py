@@ -45,5 +45,6 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=config.cache_config.enable_prefix_caching,
+        num_speculative_tokens=runner.num_speculative_tokens,
     )
     return runner, scheduler, size

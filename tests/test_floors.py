@@ -35,7 +35,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.sampling",),
     ("runners.limits",),
     ("runners.interface",),
-    ("runners.warm_up",),
+    ("runners.warm_up", "runners.device"),
     ("runners.text", "runners.distributed"),
     ("runners.engine", "runners.v1", "runners.v2"),
     ("runners.build",),

@@ -98,8 +98,8 @@ def prepare_inputs(
         token_ids: [state rows, max_model_len], int32: all tokens known of each row.
         block_table: [state rows, max blocks], int32.
         block_size: tokens of a KV block.
-        input_ids, positions, slots: [tokens], int32, written: token, position in its sequence, and KV slot
-            (block id * block_size + offset).
+        input_ids, positions: [tokens], int32 or int64, written: token, and position in its sequence.
+        slots: [tokens], int32, written: KV slot (block id * block_size + offset).
         seq_lens: [batch], int32, written: tokens of each entry after this step.
         embedding: [vocab, hidden], contiguous, for a step with one token per entry: its rows for the tokens
             are gathered, too; None for not.

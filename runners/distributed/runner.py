@@ -14,6 +14,7 @@ from dodona.runners.distributed.messages import Call, Execute, Sample, Start
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.interface import (
+    FurtherTokens,
     GrammarOutput,
     KVCacheSpec,
     PendingOutput,
@@ -142,7 +143,8 @@ class DistributedRunner(Runner):
         """Send the step to every rank, with what was sampled in the step before."""
         sampled, self._sampled = self._sampled, None
         if sampled is not None:
-            sampled = StepOutput(sampled.rows, sampled.token_ids)
+            further = {row: FurtherTokens(more.token_ids) for row, more in sampled.further.items()}
+            sampled = StepOutput(sampled.rows, sampled.token_ids, further=further)
         self._require_workers().tell(Execute(scheduler_output, sampled))
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:

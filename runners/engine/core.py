@@ -44,7 +44,9 @@ class EngineCore:
         if step is not None:
             self.runner.execute_model(step.output)
             if step.structured:  # their masks are computed while the forward pass runs
-                pending = self.runner.sample_tokens(grammar_output(step.structured))
+                pending = self.runner.sample_tokens(
+                    grammar_output(step.structured, step.output.draft_token_ids)
+                )
             else:
                 pending = self.runner.sample_tokens()
             self._in_flight.append((step, pending))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -168,17 +168,37 @@ class Grammar:
             self.error = f"structured_outputs: {_message(self.matcher)}"
         return self.error is None
 
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens, from the first on, it would accept."""
+        return 0 if self.error is not None else int(self.matcher.validate_tokens(list(token_ids)))
 
-def grammar_output(grammars: Sequence[tuple[int, Grammar]]) -> GrammarOutput:
+    def lookahead(self, token_ids: Sequence[int]) -> list[Any]:
+        """Matchers at its place and after each of these tokens, which it allows. It stays where it is."""
+        matchers = [self.matcher]
+        for token_id in token_ids:
+            matchers.append(matchers[-1].deep_copy())
+            matchers[-1].consume_token(token_id)
+        return matchers
+
+
+def grammar_output(
+    grammars: Sequence[tuple[int, Grammar]], draft_token_ids: Mapping[int, Sequence[int]]
+) -> GrammarOutput:
     """The tokens that may come next, for pairs of state row and grammar, at least one. All tokens of these
     rows have been read.
+
+    draft_token_ids: by row, drafts that its grammar allows.
 
     A grammar that can't go on allows the end of the sequence, which it will then not accept.
     """
     vocabulary = grammars[0][1].vocabulary
-    return GrammarOutput(
-        [row for row, _ in grammars], vocabulary.bitmask([grammar.matcher for _, grammar in grammars])
-    )
+    rows: list[int] = []
+    matchers: list[Any] = []
+    for row, grammar in grammars:
+        found = grammar.lookahead(draft_token_ids.get(row, ()))
+        rows += [row] * len(found)
+        matchers += found
+    return GrammarOutput(rows, vocabulary.bitmask(matchers))
 
 
 def _message(matcher: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dodona.runners.engine.events import Progress, Sink, discard
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.sampling.params import SamplingParams
@@ -15,7 +17,8 @@ class Request:
     """State of one sequence. Once it is submitted, only the engine's thread reads and changes it.
 
     `token_ids` are the tokens read so far, prompt first; `num_tokens` counts also those that steps under
-    way will yield, so `num_tokens - len(token_ids)` tokens are in flight.
+    way will yield, so `num_tokens - len(token_ids)` tokens are in flight. A step that verifies drafts may
+    yield less than it was counted for; then the counts go back when it is read.
     """
 
     __slots__ = (
@@ -23,6 +26,7 @@ class Request:
         "block_hashes",
         "block_ids",
         "capacity",
+        "draft_token_ids",
         "eos_token_ids",
         "error",
         "finish_reason",
@@ -31,9 +35,11 @@ class Request:
         "limit",
         "logprobs",
         "next_block_end",
+        "num_accepted_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_delivered_tokens",
+        "num_draft_tokens",
         "num_prefill_tokens",
         "num_prompt_tokens",
         "num_remembered_blocks",
@@ -101,6 +107,12 @@ class Request:
         read: what the grammar allows depends on the token before."""
         self.num_computed_tokens = 0
         """Leading tokens whose KV exists, or will once the steps under way are done."""
+        self.draft_token_ids: Sequence[int] = ()
+        """What the runner proposes to follow `token_ids`, until it is scheduled next."""
+        self.num_draft_tokens = 0
+        """Drafts that were verified."""
+        self.num_accepted_tokens = 0
+        """Those of them that were accepted."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when first admitted; None before that."""
         self.num_prefill_tokens = 0
@@ -171,6 +183,17 @@ class Request:
             if self.stop_text is not None:
                 self.stop_text.finish(None)
         return num_tokens
+
+    def extend(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> int:
+        """Take tokens that one step yielded, up to the one that is the last, with their log-probabilities if
+        it wants them. Returns how many tokens there are now."""
+        self.logprobs.extend(logprobs)
+        for token_id in token_ids:
+            self.append(token_id)
+            if self.finish_reason is not None:
+                del self.logprobs[self.num_output_tokens :]
+                break
+        return len(self.token_ids)
 
     def take_progress(self) -> Progress:
         """What is new since the last call; the prompt's log-probabilities come with the first."""

@@ -8,18 +8,25 @@ the head of the queue, to be computed again.
 
 The next step may be scheduled before the results of earlier steps have been read. Counts therefore include
 tokens that are still in flight; see `Request.num_tokens`.
+
+Where the runner drafts, a request is scheduled when all its tokens have been read, with as many drafts as fit
+into what is left of its length, of the step's tokens and of the free blocks: drafts preempt nobody. Counts
+include all drafts until the step is read; then those of rejected drafts are taken back. Their blocks stay,
+and their KV is overwritten by the tokens that come in their place.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.request import NO_ROW, Request
-from dodona.runners.interface import NewRequest, SchedulerOutput, StepOutput
+from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,9 @@ class Scheduler:
         max_num_batched_tokens: int,
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool = True,
+        num_speculative_tokens: int = 0,
     ) -> None:
+        """num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`)."""
         self.blocks = KVBlocks(num_blocks, block_size)
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -60,6 +69,7 @@ class Scheduler:
         """In order of arrival."""
         self.num_unfinished = 0
         self.num_preemptions = 0
+        self.draft_stats = DraftStats(num_speculative_tokens)
         self._num_structured = 0
         """Unfinished requests that have a grammar."""
         self._weights_version = 0
@@ -95,9 +105,12 @@ class Scheduler:
     def schedule(self) -> ScheduledStep | None:
         """The next step, or None when nothing can run (until a step under way was read, or at all)."""
         new_blocks: list[tuple[int, list[int]]] = []
-        decoding, prefilling = self._decode(new_blocks)
+        drafts: dict[int, Sequence[int]] = {}
+        decoding, verifying, prefilling = self._decode(new_blocks, drafts)
 
         batch = _Batch(decoding, self.max_num_batched_tokens)
+        for request in verifying:
+            batch.add_drafts(request, len(drafts[request.row]))
         for request in prefilling:
             if batch.budget:
                 self._compute_chunk(request, batch)
@@ -118,6 +131,7 @@ class Scheduler:
             num_computed_tokens=batch.num_computed_tokens,
             samples=batch.samples,
             num_decodes=batch.num_decodes,
+            draft_token_ids=drafts,
         )
         self._num_steps += 1
         self._freed_rows = []
@@ -139,13 +153,21 @@ class Scheduler:
             request.prompt_logprobs.extend(
                 result.prompt_logprobs[row][len(request.prompt_logprobs) - start :]
             )
+        drafts, proposed = step.output.draft_token_ids, result.draft_token_ids
         for request, row, token_id in zip(step.sampling, result.rows, result.token_ids, strict=True):
             if request.finish_reason is not None:
                 continue  # it ended while this step was under way
+            if row in drafts:
+                self._settle_drafts(request, len(drafts[row]), result.further.get(row))
             if request.wants_logprobs:
                 request.logprobs.append(result.logprobs[row])
-            if request.append(token_id) > request.next_block_end:
+            num_tokens = request.append(token_id)
+            if row in result.further and request.finish_reason is None:
+                num_tokens = request.extend(*result.further[row])
+            if num_tokens > request.next_block_end:
                 self._remember_full_blocks(request)
+            if row in proposed and request.row != NO_ROW:
+                request.draft_token_ids = proposed[row]
             if request.finish_reason is not None:
                 finished.append(request)
                 news.append(request)
@@ -155,17 +177,26 @@ class Scheduler:
             self._retire(finished)
         return news
 
-    def _decode(self, new_blocks: list[tuple[int, list[int]]]) -> tuple[list[Request], list[Request]]:
-        """Count one more token for each request that decodes. Returns these, and those that prefill."""
+    def _decode(
+        self, new_blocks: list[tuple[int, list[int]]], drafts: dict[int, Sequence[int]]
+    ) -> tuple[list[Request], list[Request], list[Request]]:
+        """Count one more token for each request that decodes, and its drafts. Returns those that decode one
+        token, those that verify drafts, which go into `drafts` by row, and those that prefill."""
         decoding: list[Request] = []
+        verifying: list[Request] = []
         prefilling: list[Request] = []
         blocks = self.blocks
+        speculates = self.draft_stats.num_speculative_tokens > 0
+        # Each running request may compute a token before any draft is verified.
+        budget = self.max_num_batched_tokens - len(self.running)
         for request in self.running:  # preemption takes from the list's end, where this loop has not been
             if request.num_computed_tokens < request.num_prefill_tokens:
                 prefilling.append(request)
                 continue
             if request.num_tokens >= request.schedulable_until:
                 continue  # its last tokens, or those that its grammar waits for, are under way
+            if speculates and request.num_tokens > len(request.token_ids):
+                continue  # what comes with them are the drafts to verify
             if request.num_computed_tokens == request.capacity:
                 while not blocks.num_free and self._preempt_latest() is not request:
                     pass
@@ -177,8 +208,45 @@ class Scheduler:
                 new_blocks.append((request.row, [block_id]))
             request.num_computed_tokens += 1
             request.num_tokens += 1
+            if request.draft_token_ids:
+                taken = self._take_drafts(request, budget, new_blocks)
+                if taken:
+                    budget -= len(taken)
+                    drafts[request.row] = taken
+                    verifying.append(request)
+                    continue
             decoding.append(request)
-        return decoding, prefilling
+        return decoding, verifying, prefilling
+
+    def _take_drafts(
+        self, request: Request, budget: int, new_blocks: list[tuple[int, list[int]]]
+    ) -> Sequence[int]:
+        """The request's drafts for this step, counted, with blocks; it keeps none for a later one."""
+        drafts, request.draft_token_ids = request.draft_token_ids, ()
+        room = request.capacity + self.blocks.num_free * self.block_size - request.num_computed_tokens
+        most = min(budget, request.limit - request.num_tokens, room)
+        drafts = drafts[: max(0, most)]
+        if request.grammar is not None:
+            drafts = drafts[: request.grammar.num_allowed(drafts)]
+        request.num_computed_tokens += len(drafts)
+        request.num_tokens += len(drafts)
+        missing = self.blocks.blocks_for(request.num_computed_tokens) - len(request.block_ids)
+        if missing > 0:
+            block_ids = self.blocks.allocate(missing)
+            request.block_ids += block_ids
+            request.capacity += missing * self.block_size
+            new_blocks.append((request.row, block_ids))
+        return drafts
+
+    def _settle_drafts(self, request: Request, num_drafts: int, further: FurtherTokens | None) -> None:
+        """Take back what was counted for the drafts of a step that were rejected."""
+        accepted = 0 if further is None else len(further.token_ids)
+        request.num_draft_tokens += num_drafts
+        request.num_accepted_tokens += accepted
+        self.draft_stats.add(num_drafts, accepted)
+        request.num_tokens -= num_drafts - accepted
+        if request.row != NO_ROW:  # else it was preempted, and nothing of it counts as computed
+            request.num_computed_tokens -= num_drafts - accepted
 
     def _compute_chunk(self, request: Request, batch: _Batch) -> None:
         """Put the request's next tokens into the batch, as many as the budget allows."""
@@ -233,6 +301,7 @@ class Scheduler:
         request = self.running.pop()
         self._release(request)
         request.num_computed_tokens = 0
+        request.draft_token_ids = ()
         self.waiting.appendleft(request)
         self.num_preemptions += 1
         return request
@@ -274,7 +343,8 @@ class Scheduler:
 
 
 class _Batch:
-    """A step's rows while it is put together: all that decode, then chunks within the budget that is left."""
+    """A step's rows while it is put together: all that decode, those that verify drafts, then chunks within
+    the budget that is left."""
 
     def __init__(self, decoding: list[Request], max_num_batched_tokens: int) -> None:
         self.num_decodes = len(decoding)
@@ -285,6 +355,15 @@ class _Batch:
         self.samples = [True] * self.num_decodes
         self.sampling = decoding
         self.prompt_chunks: list[tuple[Request, int, int]] = []
+
+    def add_drafts(self, request: Request, num_drafts: int) -> None:
+        """Verify the request's drafts, which are counted already."""
+        self.rows.append(request.row)
+        self.num_computed_tokens.append(request.num_computed_tokens - 1 - num_drafts)
+        self.num_tokens.append(1 + num_drafts)
+        self.samples.append(True)
+        self.budget -= 1 + num_drafts
+        self.sampling.append(request)
 
     def add_chunk(self, request: Request) -> None:
         """Compute the request's next tokens, as many as the budget allows; it samples after its last one."""

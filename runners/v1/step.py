@@ -106,6 +106,8 @@ class Ready:
         """Append what was sampled, here or on another rank, to the state rows."""
         for row, token_id in zip(output.rows, output.token_ids, strict=True):
             self.batch[row].output_token_ids.append(token_id)
+        for row, further in output.further.items():
+            self.batch[row].output_token_ids.extend(further.token_ids)
 
     def _rows_with_logits(
         self, step: SchedulerOutput, layout: StepLayout

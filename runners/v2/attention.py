@@ -33,7 +33,7 @@ from dodona.kernels.attention.small_batch import (
 )
 from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.attention.stream import supports_streams
-from dodona.runners.v2.forward_inputs import ForwardInputs
+from dodona.runners.device.forward_inputs import ForwardInputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -82,6 +82,7 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, object], int, list[Job]]:
         "enable_chunked_prefill": chunked,
         "enable_prefix_caching": draw(st.booleans()),
         "max_steps_in_flight": draw(st.integers(1, 3)),
+        "num_speculative_tokens": draw(st.sampled_from([0, 1, 4])),
     }
     return sizes, max_model_len, draw(st.lists(jobs(max_model_len), min_size=1, max_size=8))
 
@@ -143,8 +144,9 @@ def check_logprobs(request: Request) -> None:
 
 @pytest.mark.parametrize("max_steps_in_flight", [1, 2, 3])
 @pytest.mark.parametrize("enable_prefix_caching", [True, False])
+@pytest.mark.parametrize("num_speculative_tokens", [0, 3])
 def test_two_hundred_random_requests_with_aborts(
-    max_steps_in_flight: int, enable_prefix_caching: bool
+    max_steps_in_flight: int, enable_prefix_caching: bool, num_speculative_tokens: int
 ) -> None:
     rng = random.Random(max_steps_in_flight)
     engine = SyncEngine(
@@ -153,6 +155,7 @@ def test_two_hundred_random_requests_with_aborts(
         max_num_batched_tokens=32,
         enable_prefix_caching=enable_prefix_caching,
         max_steps_in_flight=max_steps_in_flight,
+        num_speculative_tokens=num_speculative_tokens,
     )
     waiting = []
     for i in range(200):

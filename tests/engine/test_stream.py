@@ -63,7 +63,7 @@ def test_streamed_together_is_what_generate_gives(model_dir: Path, seed: int) ->
         )
         for _ in prompts
     ]
-    runner = {"max_steps_in_flight": rng.choice([1, 2])}
+    runner = {"max_steps_in_flight": rng.choice([1, 2]), "num_speculative_tokens": rng.choice([0, 3])}
     few_blocks: dict[str, Any] = {"num_gpu_blocks_override": rng.choice([None, 16])}  # some are preempted
     with fake_llm(model_dir, runner, seed=seed, **few_blocks) as llm:
         expected = llm.generate(prompts, params, use_tqdm=False)

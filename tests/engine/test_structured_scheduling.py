@@ -4,6 +4,7 @@ happens."""
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,12 +47,33 @@ class Counting:
         self.tokens.append(token_id)
         return True
 
+    def after(self, token_ids: Sequence[int]) -> Counting:
+        """The same grammar with these tokens more."""
+        copy = Counting()
+        copy.tokens = [*self.tokens, *token_ids]
+        return copy
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        for count, token_id in enumerate(token_ids):
+            before = self.after(token_ids[:count])
+            if before.tokens[-1:] in [[token] for token in EOS] or token_id not in before.allowed():
+                return count
+        return len(token_ids)
+
+    def lookahead(self, token_ids: Sequence[int]) -> list[Counting]:
+        return [self.after(token_ids[:count]) for count in range(len(token_ids) + 1)]
+
     @staticmethod
     def bitmask(matchers: list[Counting]) -> Any:
         bits = np.zeros((len(matchers), 128), dtype=np.uint8)
         for row, matcher in zip(bits, matchers, strict=True):
             row[sorted(matcher.allowed())] = 1
         return np.packbits(bits, axis=1, bitorder="little").view("<i4")
+
+
+def guess(token_ids: Sequence[int]) -> int:
+    """One of the tokens that may follow, the end aside."""
+    return 1 + token_ids[-1] * 7 % (VOCAB - 1)
 
 
 def counting_request(name: str, prompt: list[int], *, break_at: int | None = None, **changes: Any) -> Request:
@@ -84,14 +106,21 @@ def solo(prompt: list[int], **changes: Any) -> Request:
     budget=st.integers(3, 16),
     prefix_caching=st.booleans(),
     seed=st.integers(0, 1 << 30),
+    drafts=st.sampled_from([0, 3]),
 )
 def test_among_others_as_alone(
-    prompts: list[list[int]], steps: int, num_blocks: int, budget: int, prefix_caching: bool, seed: int
+    prompts: list[list[int]],
+    steps: int,
+    num_blocks: int,
+    budget: int,
+    prefix_caching: bool,
+    seed: int,
+    drafts: int,
 ) -> None:
     rng = random.Random(seed)
     engine = SyncEngine(
         num_blocks=num_blocks, max_steps_in_flight=steps, max_num_batched_tokens=budget,
-        enable_prefix_caching=prefix_caching,
+        enable_prefix_caching=prefix_caching, num_speculative_tokens=drafts, guess=guess,
     )  # fmt: skip
     requests = []
     for i, prompt in enumerate(prompts):
@@ -111,6 +140,20 @@ def test_among_others_as_alone(
             assert request.finish_reason == "stop"
             assert request.token_ids[-1] in EOS
             assert request.grammar.tokens == outputs(request)  # type: ignore[attr-defined]
+
+
+def test_drafts_of_a_grammar_are_accepted_up_to_its_end() -> None:
+    engine = SyncEngine(num_speculative_tokens=4, guess=guess, num_blocks=64)
+    requests = [counting_request(str(i), [i + 1] * 3) for i in range(30)]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
+    for request in requests:
+        assert outputs(request) == outputs(solo(request.token_ids[:3]))
+    stats = engine.scheduler.draft_stats
+    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+    assert stats.num_draft_tokens == sum(request.num_draft_tokens for request in requests)
+    assert stats.num_accepted_tokens == sum(request.num_accepted_tokens for request in requests)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

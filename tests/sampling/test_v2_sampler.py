@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dodona.kernels.sampling.logprobs import LogprobTensors
+from dodona.runners.device.sampling.logprob_values import host_logprobs
+from dodona.runners.device.sampling.sampler import DeviceSampler
+from dodona.runners.device.sampling.stage import SamplingBatch
+from dodona.runners.device.sampling.stages import STAGES, example_params
 from dodona.runners.interface import GrammarOutput, NewRequest
 from dodona.runners.sampling.reference import SamplingRow, sample
-from dodona.runners.v2.sampling.logprob_values import host_logprobs
-from dodona.runners.v2.sampling.sampler import V2Sampler
-from dodona.runners.v2.sampling.stage import SamplingBatch
-from dodona.runners.v2.sampling.stages import STAGES, example_params
 from tests.sampling.support import ENORMOUS_ROWS, grammar_words, make_row, random_row
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -31,7 +31,7 @@ class Requests:
     def __init__(self, vocab: int) -> None:
         self.vocab = vocab
         self.history = torch.zeros(MAX_ROWS, MAX_LEN, dtype=torch.int32, device=DEVICE)
-        self.sampler = V2Sampler(max_num_seqs=MAX_ROWS, vocab_size=vocab, token_ids=self.history)
+        self.sampler = DeviceSampler(max_num_seqs=MAX_ROWS, vocab_size=vocab, token_ids=self.history)
         self.rows: dict[int, SamplingRow] = {}
         self.differing = 0
         """Tokens that were not the torch sampler's."""

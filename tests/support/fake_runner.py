@@ -4,6 +4,8 @@ Its KV cache holds, for each block and slot, which token at which position was w
 prefix and with which weights. Before it samples, it reads a row's whole context through the row's block
 table, and fails unless that is exactly the row's tokens. The next token is a hash of the context (and of
 the seed, unless greedy), so each output can be compared with `solo_run`.
+
+With `num_speculative_tokens` it drafts: a random number of tokens, each of them right or wrong at random.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,6 +23,7 @@ from dodona.oracle.language.rulebook import OWN_SYSTEM
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.build import RUNNERS
 from dodona.runners.interface import (
+    FurtherTokens,
     GrammarOutput,
     KVCacheSpec,
     LayerKVSpec,
@@ -33,6 +36,9 @@ from dodona.runners.interface import (
 from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
+
+Guess = Callable[[Sequence[int]], int]
+"""A row's tokens to the one that may follow."""
 
 _MASK = (1 << 64) - 1
 
@@ -112,6 +118,21 @@ class _Row:
 
 
 @dataclass
+class _Sampled:
+    """A row that samples: a context hash after its tokens and after each of its drafts."""
+
+    row: int
+    contexts: list[int]
+    drafts: Sequence[int]
+
+
+@dataclass
+class _Executed:
+    rows: list[_Sampled]
+    prompt_logprobs: dict[int, list[TokenLogprobs]]
+
+
+@dataclass
 class _Pending:
     runner: FakeRunner
     output: StepOutput
@@ -146,7 +167,7 @@ class FakeRunner(Runner):
     """See the module. `on_step(number)` is called as each forward pass starts, and may raise or wait."""
 
     name: ClassVar[str] = "v1"
-    max_steps_in_flight = 1  # type: ignore[misc]
+    max_steps_in_flight = 1
 
     def __init__(
         self,
@@ -158,19 +179,27 @@ class FakeRunner(Runner):
         max_steps_in_flight: int = 1,
         available_bytes: int = 1 << 20,
         on_step: Callable[[int], None] | None = None,
+        num_speculative_tokens: int = 0,
+        guess: Guess | None = None,
     ) -> None:
+        """guess: makes the drafts that are to be right; None takes the token that will be sampled unless the
+        row has a grammar."""
         super().__init__(config, model, limits)
-        self.max_steps_in_flight = max_steps_in_flight  # type: ignore[misc]
+        self.max_steps_in_flight = max_steps_in_flight
         self.vocab_size = vocab_size
         self.available_bytes = available_bytes
         self.on_step = on_step
+        self.num_speculative_tokens = num_speculative_tokens
+        self.guess = guess
+        self.proposed: dict[int, Sequence[int]] = {}
+        """By row: what it proposed last."""
         self.block_size = limits.block_size
         self.num_blocks = 0
         self.max_model_len = 0
         self.weights = 0
         self.rows: dict[int, _Row] = {}
         self.slots: dict[tuple[int, int], _Slot] = {}
-        self.executed: StepOutput | None = None
+        self.executed: _Executed | None = None
         self.in_flight: deque[_Pending] = deque()
         self.trace = Trace()
         self.is_shut_down = False
@@ -224,69 +253,119 @@ class FakeRunner(Runner):
         self._apply(step)
         self._check_batch(step)
 
-        out_rows: list[int] = []
-        out_tokens: list[int] = []
-        logprobs: dict[int, TokenLogprobs] = {}
-        prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        executed = _Executed([], {})
         for row, count, computed, samples in zip(
             step.rows, step.num_tokens, step.num_computed_tokens, step.samples, strict=True
         ):
             state = self.rows[row]
+            drafts = step.draft_token_ids.get(row, ())
+            assert list(drafts) == list(self.proposed.pop(row, ()))[: len(drafts)], "drafts nobody proposed"
+            state.tokens.extend(drafts)
             self._write(state, computed, count)
             contexts = self._read_context(state)
+            del state.tokens[len(state.tokens) - len(drafts) :]
             params = state.request.sampling_params
             if params.prompt_logprobs is not None:
                 end = min(computed + count, state.request.num_prompt_tokens - 1)
                 if computed < end:
-                    prompt_logprobs[row] = [
+                    executed.prompt_logprobs[row] = [
                         token_logprobs(
                             contexts[i], state.tokens[i + 1], params.prompt_logprobs, self.vocab_size
                         )
                         for i in range(computed, end)
                     ]
             state.sampled_last = samples
-            if not samples:
-                continue
-            length = len(state.tokens)
-            token = next_token(
-                contexts[-1],
-                length,
-                state.request.num_prompt_tokens,
-                state.request,
-                self.vocab_size,
-                self.weights,
-            )
-            if params.logprobs is not None:
-                logprobs[row] = token_logprobs(contexts[-1], token, params.logprobs, self.vocab_size)
-            state.tokens.append(token)
-            out_rows.append(row)
-            out_tokens.append(token)
-        self.executed = StepOutput(out_rows, out_tokens, logprobs, prompt_logprobs)
+            if samples:
+                executed.rows.append(_Sampled(row, contexts[-1 - len(drafts) :], drafts))
+        self.executed = executed
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
-        assert self.executed is not None, "sample_tokens without execute_model"
-        self._apply_grammars(self.executed, grammar_output)
-        requests = [self.rows[row].request for row in self.executed.rows]
-        pending = _Pending(self, self.executed, requests)
-        self.executed = None
+        executed, self.executed = self.executed, None
+        assert executed is not None, "sample_tokens without execute_model"
+        masks = self._masks(executed, grammar_output)
+        rows: list[int] = []
+        token_ids: list[int] = []
+        logprobs: dict[int, TokenLogprobs] = {}
+        further: dict[int, FurtherTokens] = {}
+        proposed: dict[int, Sequence[int]] = {}
+        for sampled in executed.rows:
+            state = self.rows[sampled.row]
+            found, entries = self._sample(state, sampled, masks.get(sampled.row, ()))
+            state.num_computed += len(found) - 1 - len(sampled.drafts)
+            rows.append(sampled.row)
+            token_ids.append(found[0])
+            if entries:
+                logprobs[sampled.row] = entries[0]
+            if len(found) > 1:
+                further[sampled.row] = FurtherTokens(found[1:], entries[1:])
+            if drafts := self._draft(state):
+                proposed[sampled.row] = drafts
+        self.proposed.update(proposed)
+        output = StepOutput(rows, token_ids, logprobs, executed.prompt_logprobs, further, proposed)
+        pending = _Pending(self, output, [self.rows[row].request for row in rows])
         self.in_flight.append(pending)
         return pending
 
-    def _apply_grammars(self, output: StepOutput, grammar_output: GrammarOutput | None) -> None:
-        """Take, for each row with a grammar, the first allowed token from the sampled one on."""
-        asking = [r for r in output.rows if self.rows[r].request.sampling_params.structured_outputs]
-        assert asking == ([] if grammar_output is None else list(grammar_output.rows))
+    def _sample(
+        self, state: _Row, sampled: _Sampled, masks: Sequence[Any]
+    ) -> tuple[list[int], list[TokenLogprobs]]:
+        """The row's tokens, appended to it, with log-probabilities if it wants them: one, and one more for
+        each draft while that is what was sampled."""
+        tokens: list[int] = []
+        entries: list[TokenLogprobs] = []
+        for index, context in enumerate(sampled.contexts):
+            token = self._next_token(context, state)
+            if masks:
+                while not (masks[index][token // 32] >> (token % 32)) & 1:
+                    token = (token + 1) % self.vocab_size
+            top_n = state.request.sampling_params.logprobs
+            if top_n is not None:
+                entries.append(token_logprobs(context, token, top_n, self.vocab_size))
+            tokens.append(token)
+            state.tokens.append(token)
+            if [token] != list(sampled.drafts[index : index + 1]):
+                break
+        return tokens, entries
+
+    def _next_token(self, context: int, state: _Row) -> int:
+        request, length = state.request, len(state.tokens)
+        return next_token(context, length, request.num_prompt_tokens, request, self.vocab_size, self.weights)
+
+    def _draft(self, state: _Row) -> Sequence[int]:
+        tokens = list(state.tokens)
+        known = len(tokens)
+        context = context_hash(tokens)
+        count = mix(context, 3) % (self.num_speculative_tokens + 1)
+        for _ in range(count):
+            draft = mix(context, 5) % self.vocab_size
+            if mix(context, 7) % 4:
+                if self.guess is not None:
+                    draft = self.guess(tokens)
+                elif state.request.sampling_params.structured_outputs is None:
+                    request = state.request
+                    draft = next_token(
+                        context, len(tokens), request.num_prompt_tokens, request, self.vocab_size,
+                        self.weights,
+                    )  # fmt: skip
+            tokens.append(draft)
+            context = mix(context, draft)
+        return tokens[known:]
+
+    def _masks(self, executed: _Executed, grammar_output: GrammarOutput | None) -> Mapping[int, list[Any]]:
+        """By row with a grammar: the words of what it allows after its tokens and after each draft."""
+        counts = {s.row: 1 + len(s.drafts) for s in executed.rows}
+        asking = [r for r in counts if self.rows[r].request.sampling_params.structured_outputs]
+        due = [row for row in asking for _ in range(counts[row])]
+        assert due == ([] if grammar_output is None else list(grammar_output.rows))
         if grammar_output is None:
-            return
+            return {}
         unread = {id(request) for pending in self.in_flight for request in pending.requests}
         requests = {id(self.rows[row].request) for row in asking}
         assert not unread & requests, "a grammar was asked before all its tokens were read"
-        for row, words in zip(asking, grammar_output.bitmask, strict=True):
-            place = list(output.rows).index(row)
-            token = output.token_ids[place]
-            while not (words[token // 32] >> (token % 32)) & 1:
-                token = (token + 1) % self.vocab_size
-            output.token_ids[place] = self.rows[row].tokens[-1] = token  # type: ignore[index]
+        masks: dict[int, list[Any]] = {}
+        for row, words in zip(due, grammar_output.bitmask, strict=True):
+            masks.setdefault(row, []).append(words)
+        return masks
 
     def read(self, pending: _Pending) -> None:
         assert not pending.read, "a result was read twice"
@@ -297,6 +376,7 @@ class FakeRunner(Runner):
         for row in step.freed_rows:
             assert row in self.rows, f"row {row} is freed, but holds no request"
             del self.rows[row]
+            self.proposed.pop(row, None)
         for request in step.new_requests:
             assert 0 <= request.row < self.limits.max_num_seqs
             assert request.row not in self.rows, f"row {request.row} is given twice"
@@ -316,14 +396,19 @@ class FakeRunner(Runner):
     def _check_batch(self, step: SchedulerOutput) -> None:
         assert len(set(step.rows)) == len(step.rows)
         assert step.total_tokens <= self.limits.max_num_batched_tokens
+        assert set(step.draft_token_ids) <= set(step.rows)
         for index, row in enumerate(step.rows):
             state = self.rows[row]
             end = step.num_computed_tokens[index] + step.num_tokens[index]
             assert step.num_tokens[index] >= 1
             assert step.num_computed_tokens[index] == state.num_computed, "computed tokens out of step"
-            assert end <= len(state.tokens), "a token that isn't there yet"
-            assert len(state.tokens) <= self.max_model_len, "a sequence beyond max_model_len"
-            assert step.samples[index] == (end == len(state.tokens))
+            length = len(state.tokens) + len(step.draft_token_ids.get(row, ()))
+            assert end <= length, "a token that isn't there yet"
+            assert length <= self.max_model_len, "a sequence beyond max_model_len"
+            assert step.samples[index] == (end == length)
+            verifies = row in step.draft_token_ids
+            assert not verifies or step.num_tokens[index] == 1 + len(step.draft_token_ids[row]) > 1
+            assert not verifies or state.sampled_last, "drafts for a row that doesn't decode"
             decodes = state.sampled_last and step.num_tokens[index] == 1 and step.samples[index]
             assert decodes == (index < step.num_decodes), "decodes are not the batch's prefix"
 

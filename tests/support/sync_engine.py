@@ -9,7 +9,7 @@ from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import PendingOutput
 from dodona.runners.warm_up import warm_up
-from tests.support.fake_runner import fake_runner
+from tests.support.fake_runner import Guess, fake_runner
 
 
 class SyncEngine:
@@ -26,6 +26,8 @@ class SyncEngine:
         enable_prefix_caching: bool = True,
         max_steps_in_flight: int = 1,
         vocab_size: int = 97,
+        num_speculative_tokens: int = 0,
+        guess: Guess | None = None,
     ) -> None:
         self.runner = fake_runner(
             {
@@ -35,6 +37,8 @@ class SyncEngine:
             },
             max_steps_in_flight=max_steps_in_flight,
             vocab_size=vocab_size,
+            num_speculative_tokens=num_speculative_tokens,
+            guess=guess,
         )
         self.runner.initialize_kv_cache(num_blocks)
         warm_up(self.runner)
@@ -46,6 +50,7 @@ class SyncEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             enable_chunked_prefill=enable_chunked_prefill,
             enable_prefix_caching=enable_prefix_caching,
+            num_speculative_tokens=num_speculative_tokens,
         )
         self.num_rows = self.scheduler.num_free_rows
         self.in_flight: deque[tuple[ScheduledStep, PendingOutput]] = deque()
@@ -57,7 +62,9 @@ class SyncEngine:
         self.check()
         if step is not None:
             self.runner.execute_model(step.output)
-            allowed = grammar_output(step.structured) if step.structured else None
+            allowed = (
+                grammar_output(step.structured, step.output.draft_token_ids) if step.structured else None
+            )
             self.in_flight.append((step, self.runner.sample_tokens(allowed)))
         if self.in_flight and (step is None or len(self.in_flight) >= self.runner.max_steps_in_flight):
             self.read()

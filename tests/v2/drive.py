@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.device.graphs import FixedSizes, FixedStep
+from dodona.runners.device.step import StepRunner
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.limits import resolve_limits
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2.graphs import FixedSizes, FixedStep
 from dodona.runners.v2.runner import V2Runner
-from dodona.runners.v2.step import StepRunner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +41,7 @@ def make_runner(path: Path, *, num_blocks: int = 40, load: bool = True, **flat: 
 
 def set_graphs(runner: V2Runner, graphs: EagerGraphs | None) -> None:
     """Let steps of fixed form run by `graphs`."""
-    runner._ready = replace(runner.ready, graphs=graphs)
+    runner.steps.use_graphs(graphs)
 
 
 class EagerGraphs:

@@ -16,9 +16,9 @@ import torch
 from triton.runtime.jit import JITFunction
 
 import tests.v2.test_sampled_tokens as sampled
+from dodona.runners.device.graphs import FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2 import capabilities
-from dodona.runners.v2.graphs import FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.warm_up import warm_up
 from tests.kernels.sm90.compile_only import LAUNCH_OPTIONS
 from tests.support.tiny_models import TinyModels
@@ -79,7 +79,7 @@ def main() -> int:
         runner.determine_available_memory()
         runner.initialize_kv_cache(400)
         warm_up(runner)
-        runner._rehearse_all()
+        runner.steps.rehearse_all()
         graphs = EagerGraphs(runner.ready.steps, decodes=decode_sizes(24), prompts=prompt_sizes(2000))
         kinds = (
             [random],

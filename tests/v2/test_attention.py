@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dodona.kernels.attention.arguments import AttentionShape
+from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2 import attention as v2_attention
 from dodona.runners.v2.attention import (
     Attention,
@@ -14,7 +15,6 @@ from dodona.runners.v2.attention import (
     SingleTokenAttention,
     SmallBatchAttention,
 )
-from dodona.runners.v2.forward_inputs import ForwardInputs
 
 SHAPE = AttentionShape(num_q_heads=4, num_kv_heads=2, head_size=16, scale=0.25)
 

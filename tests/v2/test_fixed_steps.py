@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from dodona.runners.device.graphs import LONGEST_PROMPT, FixedSizes, FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2.graphs import LONGEST_PROMPT, FixedSizes, FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.v2.runner import V2Runner
 from dodona.runners.warm_up import warm_up
 from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from dodona.kernels.sampling.logprobs import LogprobTensors
-from dodona.runners.v2.outputs import AsyncOutput, HostCopier, StepResults
-from dodona.runners.v2.sampling.logprob_values import SampledLogprobs
-from dodona.runners.v2.sampling.prompt_logprobs import PromptChunk, PromptLogprobs
+from dodona.runners.device.outputs import AsyncOutput, HostCopier, StepResults
+from dodona.runners.device.sampling.logprob_values import SampledLogprobs
+from dodona.runners.device.sampling.prompt_logprobs import PromptChunk, PromptLogprobs
 from tests.v2.drive import DEVICE
 
 

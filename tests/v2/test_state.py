@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dodona.kernels.state.staged_writes import CHUNK
+from dodona.runners.device import state as state_module
+from dodona.runners.device.state import RequestState
 from dodona.runners.interface import NewRequest
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2 import state as state_module
-from dodona.runners.v2.state import RequestState
 from tests.v2.drive import DEVICE
 
 

@@ -8,11 +8,11 @@ import weakref
 import pytest
 import torch
 
+from dodona.runners.device import ready
+from dodona.runners.device import steps as steps_module
+from dodona.runners.device.rehearsal import PLAIN, RehearsalStep
+from dodona.runners.device.sampling.prompt_logprobs import PromptLogprobRequests
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2 import ready
-from dodona.runners.v2 import runner as runner_module
-from dodona.runners.v2.rehearsal import PLAIN, RehearsalStep
-from dodona.runners.v2.sampling.prompt_logprobs import PromptLogprobRequests
 from dodona.runners.warm_up import warm_up
 from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import prompts_of
@@ -65,7 +65,7 @@ def test_rehearsed_steps_fit_the_length_that_the_blocks_hold(tiny_models):
     runner = make_runner(tiny_models.path("llama", head_dim=16), load=False, max_num_seqs=2)
     runner.load_model()
     runner.initialize_kv_cache(1, 16)
-    runner._rehearse(RehearsalStep([64], kinds=(PLAIN,)))
+    runner.steps.rehearse(RehearsalStep([64], kinds=(PLAIN,)))
     state = runner.ready.state
     assert int(state.num_computed[0]) == 15
     assert not state.token_ids[1].any()
@@ -81,7 +81,7 @@ def test_a_kv_cache_is_released_before_the_next_is_allocated(tiny_models, monkey
         alive.extend(tensor() is not None for tensor in held)
         return ready.make_ready(*args, **kwargs)
 
-    monkeypatch.setattr(runner_module, "make_ready", make_ready)
+    monkeypatch.setattr(steps_module, "make_ready", make_ready)
     gc.disable()  # what only the collector finds is not released in time
     try:
         runner.initialize_kv_cache(8)

@@ -18,8 +18,8 @@ from dodona.kernels.linear.small_batch_linear import (
     small_batch_linear,
     supports_small_batch_linear,
 )
+from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
-from dodona.runners.v2.forward_inputs import ForwardInputs
 from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
@@ -47,6 +47,46 @@ class DenseModel:
         sizes = (spec.hidden_size, spec.num_q_heads * spec.head_size, spec.intermediate_size)
         has_small_batch_linear = supports_small_batch_linear(device=device, dtype=spec.dtype, sizes=sizes)
         self._max_small_batch = max_small_batch_tokens(spec.hidden_size) if has_small_batch_linear else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and logits."""
+        return self.spec.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.spec.vocab_size
+
+    @property
+    def max_kv_heads(self) -> int:
+        """KV heads of every layer."""
+        return self.spec.num_kv_heads
+
+    @property
+    def index_dtype(self) -> torch.dtype:
+        """Type of token ids and positions."""
+        return torch.int32
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """[vocab, hidden]."""
+        return self.weights.embedding
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Type of keys and values."""
+        return self.spec.dtype
+
+    def kv_cache_shapes(self, num_blocks: int, block_size: int) -> Sequence[tuple[int, ...]]:
+        """[num_blocks, 2, num_kv_heads, block_size, head_size] for each layer."""
+        spec = self.spec
+        return [(num_blocks, 2, spec.num_kv_heads, block_size, spec.head_size)] * spec.num_layers
 
     def forward(
         self,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from dodona.kernels.sampling.logprobs import LogprobTensors, token_logprobs
+from dodona.runners.device.model import StepModel
+from dodona.runners.device.sampling.logprob_values import host_logprobs
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
-from dodona.runners.v2.models.dense import DenseModel
-from dodona.runners.v2.sampling.logprob_values import host_logprobs
 
 ROWS_AT_ONCE = 512
 """Positions whose logits exist at the same time: [512, 152k] in bf16 are 156 MB."""
@@ -93,7 +93,7 @@ class PromptLogprobRequests:
 
 
 def compute_prompt_logprobs(
-    prompt: PromptHidden, *, model: DenseModel, token_ids: torch.Tensor
+    prompt: PromptHidden, *, model: StepModel, token_ids: torch.Tensor
 ) -> PromptLogprobs:
     """Log-probabilities of the tokens that follow the chunks' positions, on the device.
 

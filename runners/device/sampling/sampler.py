@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dodona.runners.device.sampling.base_draw import BaseDraw
+from dodona.runners.device.sampling.logprob_values import SampledLogprobs
+from dodona.runners.device.sampling.stage import Draw, SamplerRows, SamplingBatch, Stage
+from dodona.runners.device.sampling.stages import STAGES
 from dodona.runners.interface import NewRequest
-from dodona.runners.v2.sampling.base_draw import BaseDraw
-from dodona.runners.v2.sampling.logprob_values import SampledLogprobs
-from dodona.runners.v2.sampling.stage import Draw, SamplerRows, SamplingBatch, Stage
-from dodona.runners.v2.sampling.stages import STAGES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,7 @@ class SampledTokens:
     """None where no row asks."""
 
 
-class V2Sampler:
+class DeviceSampler:
     """Samples for requests that live in stable rows.
 
     Args:

@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from dodona.kernels.sampling.masks import NO_TOKEN, mask_bad_words
+from dodona.runners.device.sampling.stage import Draw, Example, SamplerRows, Stage
+from dodona.runners.device.sampling.tables import RowTable
 from dodona.runners.interface import NewRequest
-from dodona.runners.v2.sampling.stage import Draw, Example, SamplerRows, Stage
-from dodona.runners.v2.sampling.tables import RowTable
 
 
 class BadWords(Stage):

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import torch
 
+from dodona.runners.device.sampling.logprob_values import SampledLogprobs
+from dodona.runners.device.sampling.prompt_logprobs import PromptLogprobs
 from dodona.runners.interface import StepOutput
-from dodona.runners.v2.sampling.logprob_values import SampledLogprobs
-from dodona.runners.v2.sampling.prompt_logprobs import PromptLogprobs
 
 Tree = TypeVar("Tree")
 """A tensor, or a dataclass whose fields are trees or values without tensors."""

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 
 from dodona.kernels.sampling.grammar import mask_by_grammar
+from dodona.runners.device.sampling.stage import Draw, Example, SamplerRows, Stage
+from dodona.runners.device.sampling.tables import upload
 from dodona.runners.interface import NewRequest
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.reference import grammar_fallback_ids
-from dodona.runners.v2.sampling.stage import Draw, Example, SamplerRows, Stage
-from dodona.runners.v2.sampling.tables import upload
 
 
 class Grammar(Stage):

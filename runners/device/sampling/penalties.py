@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from dodona.kernels.sampling.penalties import apply_penalties, count_tokens
+from dodona.runners.device.sampling.stage import Draw, Example, SamplerRows, Stage
+from dodona.runners.device.sampling.tables import CountTable, RowTable
 from dodona.runners.interface import NewRequest
 from dodona.runners.sampling.reference import repetition_factor
-from dodona.runners.v2.sampling.stage import Draw, Example, SamplerRows, Stage
-from dodona.runners.v2.sampling.tables import CountTable, RowTable
 
 
 class Penalties(Stage):

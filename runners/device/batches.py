@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dodona.runners.device.graphs import FixedStep, StepGraphs
+from dodona.runners.device.sampling.prompt_logprobs import PromptChunk, PromptHidden, PromptLogprobRequests
+from dodona.runners.device.sampling.sampler import SampledTokens
+from dodona.runners.device.sampling.stage import SamplingBatch
+from dodona.runners.device.step import StepRunner
 from dodona.runners.interface import GrammarOutput, SchedulerOutput
-from dodona.runners.v2.graphs import FixedStep, StepGraphs
-from dodona.runners.v2.sampling.prompt_logprobs import PromptChunk, PromptHidden, PromptLogprobRequests
-from dodona.runners.v2.sampling.sampler import SampledTokens
-from dodona.runners.v2.sampling.stage import SamplingBatch
-from dodona.runners.v2.step import StepRunner
 
 
 class Batch(Protocol):

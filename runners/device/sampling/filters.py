@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dodona.kernels.sampling.filters import filter_cuts
+from dodona.runners.device.sampling.stage import Draw, Example, SamplerRows, Stage
 from dodona.runners.interface import NewRequest
 from dodona.runners.sampling.reference import log_min_p
-from dodona.runners.v2.sampling.stage import Draw, Example, SamplerRows, Stage
 
 
 class Filters(Stage):

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dodona.runners.device.sampling.stage import Example
+from dodona.runners.device.sampling.stages import STAGES, example_params
 from dodona.runners.interface import (
     RESERVED_REQUEST_ID_PREFIX,
     GrammarOutput,
     NewRequest,
-    Runner,
     SchedulerOutput,
 )
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2.sampling.stage import Example
-from dodona.runners.v2.sampling.stages import STAGES, example_params
 
 PROMPT_LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 """Chunks between which attention's tiles change."""
@@ -55,10 +54,8 @@ class RehearsalStep:
     """Tokens of each prompt that are computed already."""
 
 
-def run_step(
-    runner: Runner, step: RehearsalStep, *, max_model_len: int, vocab_size: int, block_size: int
-) -> None:
-    """Run one step, and return when its result was read.
+def scheduler_output(step: RehearsalStep, *, max_model_len: int, block_size: int) -> SchedulerOutput:
+    """The step as a scheduler would give it.
 
     All rows share KV block 0: only the sizes of what is computed matter.
     """
@@ -82,21 +79,23 @@ def run_step(
         for row, n in zip(rows, tokens, strict=True)
         for kind in (step.kinds[row % len(step.kinds)],)
     ]
-    runner.execute_model(
-        SchedulerOutput(
-            step=0,
-            freed_rows=(),
-            new_requests=new,
-            new_blocks=(),
-            rows=rows,
-            num_tokens=[1] * step.decodes + lengths,
-            num_computed_tokens=computed,
-            samples=[True] * len(rows),
-            num_decodes=step.decodes,
-        )
+    return SchedulerOutput(
+        step=0,
+        freed_rows=(),
+        new_requests=new,
+        new_blocks=(),
+        rows=rows,
+        num_tokens=[1] * step.decodes + lengths,
+        num_computed_tokens=computed,
+        samples=[True] * len(rows),
+        num_decodes=step.decodes,
     )
-    everything = np.full((len(rows), -(-vocab_size // 32)), -1, dtype=np.int32)
-    runner.sample_tokens(GrammarOutput(rows, everything)).result()
+
+
+def grammars_of(step: RehearsalStep, vocab_size: int) -> GrammarOutput:
+    """Grammars of all rows that allow everything."""
+    rows = range(step.decodes + len(step.prompts))
+    return GrammarOutput(rows, np.full((len(rows), -(-vocab_size // 32)), -1, dtype=np.int32))
 
 
 def largest_step(max_num_seqs: int, max_num_tokens: int) -> RehearsalStep:

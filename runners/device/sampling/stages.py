@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dodona.runners.v2.sampling.allowed_token_ids import AllowedTokenIds
-from dodona.runners.v2.sampling.bad_words import BadWords
-from dodona.runners.v2.sampling.filters import Filters
-from dodona.runners.v2.sampling.grammar import Grammar
-from dodona.runners.v2.sampling.logit_bias import LogitBias
-from dodona.runners.v2.sampling.logprobs import Logprobs
-from dodona.runners.v2.sampling.min_tokens import MinTokens
-from dodona.runners.v2.sampling.penalties import Penalties
-from dodona.runners.v2.sampling.stage import Stage
+from dodona.runners.device.sampling.allowed_token_ids import AllowedTokenIds
+from dodona.runners.device.sampling.bad_words import BadWords
+from dodona.runners.device.sampling.filters import Filters
+from dodona.runners.device.sampling.grammar import Grammar
+from dodona.runners.device.sampling.logit_bias import LogitBias
+from dodona.runners.device.sampling.logprobs import Logprobs
+from dodona.runners.device.sampling.min_tokens import MinTokens
+from dodona.runners.device.sampling.penalties import Penalties
+from dodona.runners.device.sampling.stage import Stage
 
 STAGES: tuple[type[Stage], ...] = (
     AllowedTokenIds,

@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from dodona.kernels.sampling.logprobs import given_logprobs, token_logprobs
+from dodona.runners.device.sampling.logprob_values import SampledLogprobs
+from dodona.runners.device.sampling.stage import Draw, Example, SamplerRows, Stage
+from dodona.runners.device.sampling.tables import upload
 from dodona.runners.interface import NewRequest
-from dodona.runners.v2.sampling.logprob_values import SampledLogprobs
-from dodona.runners.v2.sampling.stage import Draw, Example, SamplerRows, Stage
-from dodona.runners.v2.sampling.tables import upload
 
 
 class Logprobs(Stage):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dodona.kernels.sampling.masks import pack_token_bits, prepare_scores
+from dodona.runners.device.sampling.logprob_values import SampledLogprobs
+from dodona.runners.device.sampling.tables import Array, ScalarTable
 from dodona.runners.interface import GrammarOutput, NewRequest
-from dodona.runners.v2.sampling.logprob_values import SampledLogprobs
-from dodona.runners.v2.sampling.tables import Array, ScalarTable
 
 
 @dataclass(frozen=True, slots=True)

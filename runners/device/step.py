@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 
 from dodona.kernels.state.step_state import prepare_inputs, update_state
-from dodona.runners.v2.forward_inputs import ForwardInputs
-from dodona.runners.v2.graphs import FixedStep, StepGraphs
-from dodona.runners.v2.models.dense import DenseModel
-from dodona.runners.v2.sampling.ring import SampleRing
-from dodona.runners.v2.sampling.sampler import V2Sampler
-from dodona.runners.v2.state import RequestState
+from dodona.runners.device.forward_inputs import ForwardInputs
+from dodona.runners.device.graphs import FixedStep, StepGraphs
+from dodona.runners.device.model import StepModel
+from dodona.runners.device.sampling.ring import SampleRing
+from dodona.runners.device.sampling.sampler import DeviceSampler
+from dodona.runners.device.state import RequestState
 
 
 class StepRunner:
@@ -25,30 +25,32 @@ class StepRunner:
     def __init__(
         self,
         *,
-        model: DenseModel,
+        model: StepModel,
         state: RequestState,
-        sampler: V2Sampler,
+        sampler: DeviceSampler,
         kv_caches: Sequence[torch.Tensor],
+        block_size: int,
         max_num_seqs: int,
         max_num_tokens: int,
         max_steps_in_flight: int,
     ) -> None:
-        device = model.weights.embedding.device
+        device = model.device
         self.model = model
         self.state = state
         self.sampler = sampler
         self.kv_caches = kv_caches
+        self._block_size = block_size
 
-        def ints(size: int) -> torch.Tensor:
-            return torch.zeros(size, dtype=torch.int32, device=device)
+        def ints(size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
 
-        self._input_ids, self._positions, self._slots = (ints(max_num_tokens) for _ in range(3))
+        self._input_ids = ints(max_num_tokens, model.index_dtype)
+        self._positions = ints(max_num_tokens, model.index_dtype)
+        self._slots = ints(max_num_tokens)
         self._seq_lens = ints(max_num_seqs)
-        self._arrivals = ints(max_num_seqs * model.spec.num_kv_heads)
+        self._arrivals = ints(max_num_seqs * model.max_kv_heads)
         self._decode_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._logits = torch.zeros(
-            (max_num_seqs, model.spec.vocab_size), dtype=model.spec.dtype, device=device
-        )
+        self._logits = torch.zeros((max_num_seqs, model.vocab_size), dtype=model.dtype, device=device)
         self._ring = SampleRing(num_slots=max_steps_in_flight + 1, max_num_seqs=max_num_seqs, device=device)
 
     def launch(self, step: FixedStep, graphs: StepGraphs | None) -> None:
@@ -179,8 +181,9 @@ class StepRunner:
         embedding, embedded = None, None
         if num_tokens == batch == num_decodes:
             # With one token per sequence, what gathers the tokens can gather their embeddings.
-            embedding = self.model.weights.embedding
-            embedded = embedding.new_empty((num_tokens, embedding.shape[1]))
+            embedding = self.model.embedding
+            if embedding is not None:
+                embedded = embedding.new_empty((num_tokens, embedding.shape[1]))
         inputs = ForwardInputs(
             input_ids=self._input_ids[:num_tokens],
             positions=self._positions[:num_tokens],
@@ -201,7 +204,7 @@ class StepRunner:
             num_computed=state.num_computed,
             token_ids=state.token_ids,
             block_table=state.block_table,
-            block_size=self.kv_caches[0].shape[3],
+            block_size=self._block_size,
             input_ids=inputs.input_ids,
             positions=inputs.positions,
             slots=inputs.slots,

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from dodona.runners.device.batches import BatchBuilder
+from dodona.runners.device.graphs import StepGraphs
+from dodona.runners.device.model import StepModel
+from dodona.runners.device.outputs import HostCopier
+from dodona.runners.device.sampling.sampler import DeviceSampler
+from dodona.runners.device.state import RequestState
+from dodona.runners.device.step import StepRunner
 from dodona.runners.limits import Limits
-from dodona.runners.v2.batches import BatchBuilder
-from dodona.runners.v2.graphs import StepGraphs
-from dodona.runners.v2.loading.loaded import Loaded
-from dodona.runners.v2.outputs import HostCopier
-from dodona.runners.v2.sampling.sampler import V2Sampler
-from dodona.runners.v2.state import RequestState
-from dodona.runners.v2.step import StepRunner
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +23,7 @@ class Ready:
     max_model_len: int
     """Tokens that a state row has room for."""
     state: RequestState
-    sampler: V2Sampler
+    sampler: DeviceSampler
     steps: StepRunner
     """Over `state` and `sampler`."""
     builder: BatchBuilder
@@ -33,34 +33,31 @@ class Ready:
 
 
 def make_ready(
-    loaded: Loaded,
-    limits: Limits,
-    *,
-    num_blocks: int,
-    max_model_len: int,
-    max_steps_in_flight: int,
-    device: torch.device,
+    model: StepModel, limits: Limits, *, num_blocks: int, max_model_len: int, max_steps_in_flight: int
 ) -> Ready:
     """Allocate `num_blocks` KV blocks, the requests' state for sequences of `max_model_len`, and the buffers
     that steps work in."""
-    spec = loaded.spec
+    device = model.device
     state = RequestState(
         max_num_seqs=limits.max_num_seqs,
         max_model_len=max_model_len,
         block_size=limits.block_size,
         device=device,
     )
-    sampler = V2Sampler(
-        max_num_seqs=limits.max_num_seqs, vocab_size=spec.vocab_size, token_ids=state.token_ids
+    sampler = DeviceSampler(
+        max_num_seqs=limits.max_num_seqs, vocab_size=model.vocab_size, token_ids=state.token_ids
     )
-    shape = (num_blocks, 2, spec.num_kv_heads, limits.block_size, spec.head_size)
     # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
-    kv_caches = [torch.zeros(shape, dtype=spec.dtype, device=device) for _ in range(spec.num_layers)]
+    kv_caches = [
+        torch.zeros(shape, dtype=model.kv_dtype, device=device)
+        for shape in model.kv_cache_shapes(num_blocks, limits.block_size)
+    ]
     steps = StepRunner(
-        model=loaded.model,
+        model=model,
         state=state,
         sampler=sampler,
         kv_caches=kv_caches,
+        block_size=limits.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_tokens=max(limits.max_num_batched_tokens, limits.max_num_seqs),
         max_steps_in_flight=max_steps_in_flight,

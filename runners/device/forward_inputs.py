@@ -10,7 +10,8 @@ import torch
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardInputs:
     """One step's packed tokens and their sequences: first those with one token each (decodes), then the
-    others (prompts and chunks of them). Tensors are int32 on the device."""
+    others (prompts and chunks of them). Tensors are on the device, and int32; ids and positions are
+    as the model takes them."""
 
     input_ids: torch.Tensor
     """[tokens]."""
@@ -27,7 +28,7 @@ class ForwardInputs:
     block_table: torch.Tensor
     """[state rows, max blocks]."""
     arrivals: torch.Tensor
-    """[batch * num_kv_heads or more]: zeros, for decode attention to count in."""
+    """[batch * most KV heads of a layer, or more]: zeros, for decode attention to count in."""
     num_decodes: int
     """Leading sequences with one token each."""
     max_fresh_len: int

@@ -7,9 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from dodona.kernels.sampling.gumbel import gumbel_sample, gumbel_sample_and_append
+from dodona.runners.device.sampling.stage import SamplerRows
 from dodona.runners.interface import NewRequest
 from dodona.runners.sampling.reference import fallback_id, inverse_temperature
-from dodona.runners.v2.sampling.stage import SamplerRows
 
 
 class BaseDraw:

@@ -1,0 +1,217 @@
+"""The steps of one model from state on the device: their memory, rehearsal and graphs, and those under way.
+
+The host describes a step (which rows, how many tokens), never its content: tokens live on the device, so the
+next step can be launched before the last one's tokens are read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from dodona.runners.device import rehearsal
+from dodona.runners.device.batches import Batch
+from dodona.runners.device.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
+from dodona.runners.device.memory import measure_available_memory
+from dodona.runners.device.model import StepModel
+from dodona.runners.device.outputs import AsyncOutput, StepResults
+from dodona.runners.device.ready import Ready, make_ready
+from dodona.runners.device.sampling.prompt_logprobs import PromptHidden, compute_prompt_logprobs
+from dodona.runners.interface import GrammarOutput, PendingOutput, SchedulerOutput
+from dodona.runners.limits import Limits
+
+MAX_STEPS_IN_FLIGHT = 2
+"""The second step is launched before the first one's tokens are read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Executed:
+    """A batch that waits for `sample`."""
+
+    batch: Batch
+    prompt: PromptHidden | None
+
+
+class DeviceSteps:
+    """Runs steps of `model`.
+
+    Args:
+        model: on a GPU, or on a CPU in Triton's interpreter.
+        limits: of the configuration.
+        capture: whether steps of fixed form are to be captured as CUDA graphs.
+    """
+
+    def __init__(self, model: StepModel, limits: Limits, *, capture: bool) -> None:
+        self.model = model
+        self.limits = limits
+        self._device = model.device
+        self._capture = capture and model.device.type == "cuda"
+        self._ready: Ready | None = None
+        self._executed: _Executed | None = None
+        self._under_way: deque[AsyncOutput] = deque()
+        """Results of the latest steps, the oldest first; those at its beginning may have been read."""
+
+    @property
+    def ready(self) -> Ready:
+        """What steps work with. Raises RuntimeError before `initialize`."""
+        if self._ready is None:
+            raise RuntimeError("there is no KV cache: call initialize_kv_cache first")
+        return self._ready
+
+    def use_graphs(self, graphs: StepGraphs | None) -> None:
+        """Run steps of fixed form by `graphs`, or launch by launch where None."""
+        self._ready = replace(self.ready, graphs=graphs)
+
+    def determine_available_memory(self, bytes_per_block: int) -> int:
+        """Bytes for KV blocks of `bytes_per_block`: what is left beside the largest steps, which are run
+        here, and the graphs.
+
+        Never more than all rows at full length take.
+        """
+        limits = self.limits
+        self.initialize(1)
+        sizes = self._sizes_to_capture()
+        largest = [] if sizes is None else [
+            FixedStep(sizes.decodes[-1], True), FixedStep(sizes.prompts[-1], True, is_prompt=True)
+        ]  # fmt: skip
+        available = measure_available_memory(
+            self._device,
+            utilization=limits.gpu_memory_utilization,
+            largest_step=lambda: self.rehearse(
+                rehearsal.largest_step(limits.max_num_seqs, limits.max_num_batched_tokens)
+            ),
+            captured=[partial(self._launch_padding, step) for step in largest],
+        )
+        self.release()
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        return min(available, blocks * bytes_per_block)
+
+    def initialize(self, num_blocks: int, max_model_len: int | None = None) -> None:
+        """Allocate `num_blocks` KV blocks, in place of those allocated before, and what steps work in.
+
+        Args:
+            num_blocks: number of blocks.
+            max_model_len: most tokens of a sequence, for which the requests' state is allocated; None: that
+                of the limits.
+
+        Raises ValueError where the requests' state would be too large to index.
+        """
+        self.release()
+        self._ready = make_ready(
+            self.model,
+            self.limits,
+            num_blocks=num_blocks,
+            max_model_len=self.limits.max_model_len if max_model_len is None else max_model_len,
+            max_steps_in_flight=MAX_STEPS_IN_FLIGHT,
+        )
+
+    def release(self) -> None:
+        """Give back the memory of the KV cache and of all that steps work in."""
+        self._executed = None
+        self._under_way.clear()
+        if self._ready is None:
+            return
+        self._ready = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def capture_graphs(self) -> None:
+        """Compile what steps of all kinds need, and capture those of fixed form as CUDA graphs where they are
+        to be captured.
+
+        Nothing on a CPU.
+        """
+        if self._device.type != "cuda":
+            return
+        self.rehearse_all()
+        sizes = self._sizes_to_capture()
+        if sizes is None:
+            return
+        ready = self.ready
+        with torch.inference_mode():
+            graphs = StepGraphs(sizes)
+            for prompts in (False, True):
+                ready.steps.set_padding(prompts=prompts)
+                graphs.capture(ready.steps.run, prompts=prompts)
+            ready.steps.forget_runs()
+        self.use_graphs(graphs)
+
+    # -- steps
+    # -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def execute(self, scheduler_output: SchedulerOutput) -> None:
+        """Launch one step: what changed in the state, then the forward pass. Never waits for the device.
+
+        Raises RuntimeError where `MAX_STEPS_IN_FLIGHT` results were not read: the next step's tokens would
+        overwrite theirs.
+        """
+        ready = self.ready
+        if self._executed is not None:
+            raise RuntimeError("execute_model twice without sample_tokens in between")
+        self._check_under_way()
+        batch = ready.builder.build(scheduler_output, ready.graphs)
+        self._executed = _Executed(batch, batch.launch(ready.steps, ready.graphs))
+
+    @torch.inference_mode()
+    def sample(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
+        """Launch what is left of the step (sampling, state update) and the copies of its results."""
+        executed, self._executed = self._executed, None
+        if executed is None:
+            raise RuntimeError("sample_tokens without execute_model before it")
+        ready, batch, prompt = self.ready, executed.batch, executed.prompt
+        sampled = batch.sample(ready.steps, grammar_output)
+        prompt_logprobs = None
+        if prompt is not None:
+            prompt_logprobs = compute_prompt_logprobs(
+                prompt, model=self.model, token_ids=ready.state.token_ids
+            )
+        results = StepResults(batch.rows, sampled.token_ids, sampled.logprobs, prompt_logprobs)
+        pending = AsyncOutput(results, ready.copier)
+        self._under_way.append(pending)
+        return pending
+
+    def _check_under_way(self) -> None:
+        while self._under_way and self._under_way[0].is_read:
+            self._under_way.popleft()
+        if len(self._under_way) >= MAX_STEPS_IN_FLIGHT:
+            raise RuntimeError(
+                f"{len(self._under_way)} steps are under way, and no more than {MAX_STEPS_IN_FLIGHT} "
+                "may be: read the result of the oldest before the next execute_model"
+            )
+
+    # -- rehearsal
+    # -----------------------------------------------------------------------------------------------------
+
+    def rehearse_all(self) -> None:
+        """Run a step of each kind, so that no request waits for a compiler."""
+        limits = self.limits
+        for step in rehearsal.small_steps(limits.max_num_seqs, limits.max_num_batched_tokens):
+            self.rehearse(step)
+        if self._sizes_to_capture() is None:  # else a capture runs every size
+            for size in decode_sizes(limits.max_num_seqs):
+                self._launch_padding(FixedStep(size, True))
+
+    def rehearse(self, step: rehearsal.RehearsalStep) -> None:
+        """Run a step of requests that no user can have, and read its result."""
+        grammars = rehearsal.grammars_of(step, self.model.vocab_size)
+        self.execute(
+            rehearsal.scheduler_output(
+                step, max_model_len=self.ready.max_model_len, block_size=self.limits.block_size
+            )
+        )
+        self.sample(grammars).result()
+
+    @torch.inference_mode()
+    def _launch_padding(self, step: FixedStep) -> None:
+        self.ready.steps.launch_padding(step)
+
+    def _sizes_to_capture(self) -> FixedSizes | None:
+        """Sizes of the steps that will be captured, or None for no graphs."""
+        if not self._capture:
+            return None
+        longest = min(self.limits.max_num_batched_tokens, self.ready.max_model_len)
+        return FixedSizes(decode_sizes(self.limits.max_num_seqs), prompt_sizes(longest))

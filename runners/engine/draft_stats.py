@@ -1,0 +1,45 @@
+"""Counts of verified and accepted drafts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class DraftStats:
+    """How many drafts were verified and accepted, over all requests of an engine. vLLM's names."""
+
+    num_speculative_tokens: int
+    """Most drafts of a row in a step; 0 where the runner does not draft."""
+    num_drafts: int = 0
+    """How often a row's drafts were verified."""
+    num_draft_tokens: int = 0
+    """Drafts that were verified."""
+    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
+    """[num_speculative_tokens]: how often the draft at each depth was accepted."""
+
+    def __post_init__(self) -> None:
+        self.num_accepted_tokens_per_pos = [0] * self.num_speculative_tokens
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Drafts that were accepted."""
+        return sum(self.num_accepted_tokens_per_pos)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafts that was accepted; NaN before the first."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else float("nan")
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens that a row with drafts yields in a step, on average: the accepted drafts and one more; NaN
+        before the first."""
+        return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else float("nan")
+
+    def add(self, num_draft_tokens: int, num_accepted_tokens: int) -> None:
+        """Count the drafts of one row in one step."""
+        self.num_drafts += 1
+        self.num_draft_tokens += num_draft_tokens
+        for position in range(num_accepted_tokens):
+            self.num_accepted_tokens_per_pos[position] += 1
