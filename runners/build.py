@@ -13,7 +13,6 @@ from dodona.oracle.systems.registry import system_of
 from dodona.runners.limits import Limits, resolve_limits
 
 if TYPE_CHECKING:
-    from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.decide.verdict import Verdict
     from dodona.runners.interface import Runner
 

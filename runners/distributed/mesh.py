@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-import torch.distributed as dist
-
-from dodona.runners.distributed.ranks import RankSizes
+if TYPE_CHECKING:
+    import torch
 
 
 class Group(Protocol):
@@ -59,36 +57,6 @@ class Alone:
         raise RuntimeError("a group of one rank has nobody to receive from")
 
 
-class ProcessGroup:
-    """A group of processes, by torch.distributed."""
-
-    def __init__(self, ranks: Sequence[int], handle: dist.ProcessGroup) -> None:
-        self._ranks = tuple(ranks)
-        self._handle = handle
-        self.rank = self._ranks.index(dist.get_rank())
-        self.size = len(self._ranks)
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, in place."""
-        dist.all_reduce(tensor, group=self._handle)
-        return tensor
-
-    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Every rank's tensor."""
-        gathered = [torch.empty_like(tensor) for _ in self._ranks]
-        dist.all_gather(gathered, tensor.contiguous(), group=self._handle)
-        return gathered
-
-    def send(self, tensor: torch.Tensor, to: int) -> None:
-        """Hand the tensor to the group's rank `to`."""
-        dist.send(tensor.contiguous(), dst=self._ranks[to], group=self._handle)
-
-    def receive(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
-        """Fill the tensor with what the group's rank `source` sent."""
-        dist.recv(tensor, src=self._ranks[source], group=self._handle)
-        return tensor
-
-
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """One rank's place among all ranks of its engine."""
@@ -110,25 +78,3 @@ class Mesh:
 
 ALONE = Mesh(0, 1, Alone(), Alone(), Alone())
 """The place of a runner that has the engine's process to itself."""
-
-
-def process_mesh(sizes: RankSizes) -> Mesh:
-    """This process's place, where torch.distributed is initialised with `sizes.world` ranks."""
-    return Mesh(
-        dist.get_rank(),
-        sizes.world,
-        tensor=_group(sizes.tensor_groups()),
-        context=_group(sizes.context_groups()),
-        pipeline=_group(sizes.pipeline_groups()),
-    )
-
-
-def _group(groups: Sequence[tuple[int, ...]]) -> Group:
-    """The group, of `groups`, that this process is in; all processes make all groups, as torch asks."""
-    if len(groups[0]) == 1:
-        return Alone()
-    handles = [dist.new_group(list(ranks)) for ranks in groups]
-    for ranks, handle in zip(groups, handles, strict=True):
-        if dist.get_rank() in ranks:
-            return ProcessGroup(ranks, handle)
-    raise RuntimeError(f"rank {dist.get_rank()} is in none of {groups}")

@@ -116,9 +116,7 @@ class DistributedRunner(Runner):
         sharing = self._sizes.world if self.limits.device == "cpu" else 1
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        blocks = min(
-            free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True)
-        )
+        blocks = min(free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True))
         return blocks * max(spec.bytes_per_block for spec in specs)
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:

@@ -12,10 +12,10 @@ import pickle
 import signal
 import sys
 import threading
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from dodona.runners.distributed.mesh import ALONE
 from dodona.runners.distributed.messages import Answer, Call, Execute, Failure, Message, Result, Sample, Start
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ def main() -> None:
 def serve(connection: Any) -> None:
     """Carry out messages one after the other. A failed step ends the worker; a failed call does not."""
     runner: Runner | None = None
-    samples = False
+    samples = joined = False
     try:
         while isinstance(message := _receive(connection), Message):
             try:
                 if isinstance(message, Start):
+                    joined = message.sizes.world > 1
                     runner, samples = _start(message)
                     _answer(connection, Result(None))
                 elif runner is None:
@@ -67,7 +68,10 @@ def serve(connection: Any) -> None:
     finally:
         if runner is not None:
             runner.shutdown()
-            _leave()
+        if joined:
+            from dodona.runners.distributed.joining import leave
+
+            leave()
 
 
 def _receive(connection: Any) -> Message | None:
@@ -96,41 +100,18 @@ def _answer(connection: Any, answer: Answer) -> None:
 
 
 def _start(start: Start) -> tuple[Runner, bool]:
-    """Join the other ranks; returns the runner and whether this rank samples."""
-    # Nothing listens beyond this machine. NVLink's multicast is left alone: not every machine grants it.
-    for name, value in {
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
-        "NCCL_NVLS_ENABLE": "0",
-    }.items():
-        os.environ.setdefault(name, value)
-    import torch
-    import torch.distributed as dist
+    """Take this rank's device and join the others; returns the runner and whether this rank samples."""
+    if start.limits.device == "cuda":
+        import torch
 
-    from dodona.runners.distributed.mesh import process_mesh
-
-    cuda = start.limits.device == "cuda"
-    if cuda:
         torch.cuda.set_device(start.device_index)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // start.sizes.world))
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        store=dist.FileStore(start.store, start.sizes.world),
-        rank=start.rank,
-        world_size=start.sizes.world,
-        timeout=timedelta(seconds=start.timeout_s),
-        device_id=torch.device("cuda", start.device_index) if cuda else None,
-    )
-    mesh = process_mesh(start.sizes)
+    if start.sizes.world == 1:
+        mesh = ALONE
+    else:
+        from dodona.runners.distributed.joining import join
+
+        mesh = join(start)
     return start.runner_class(start.config, start.model, start.limits, mesh), mesh.samples
-
-
-def _leave() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _end_with(life: int) -> None:

@@ -72,7 +72,9 @@ class Workers:
             alike = {(type(f.error), str(f.error)) for f in failures.values()}
             if len(failures) == len(ranks) and len(alike) == 1 and isinstance(error, DodonaError):
                 raise error
-            raise self._error(first, f"failed in {what}: {_text(error)}", failures[first].traceback) from error
+            raise self._error(
+                first, f"failed in {what}: {_text(error)}", failures[first].traceback
+            ) from error
         return [answer.value for rank in ranks if not isinstance(answer := found[rank], Failure)]
 
     def stop(self) -> None:

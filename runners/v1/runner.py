@@ -60,9 +60,7 @@ class V1Runner(Runner):
     max_steps_in_flight = 1
     request_features = frozenset({"structured-outputs"})
 
-    def __init__(
-        self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE
-    ) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE) -> None:
         super().__init__(config, model, limits)
         self._mesh = mesh
         self._device = torch.device(limits.device)

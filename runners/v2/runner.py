@@ -6,8 +6,6 @@ Its own modelling code over fused weights; `runners.device` runs the steps.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 

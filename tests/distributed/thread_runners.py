@@ -53,7 +53,6 @@ def generate_on_ranks(
         runner.initialize_kv_cache(num_blocks)
         drive = Driver(_Told.Runner(runner, told, mesh), num_blocks=num_blocks, **(driver or {}))
         found = [[job.output for job in drive.generate(prompts, list(new_tokens))] for _ in range(rounds)]
-        runner.shutdown()
         return found, drive
 
     results = run_ranks(sizes, work)

@@ -1,4 +1,4 @@
-"""Ranks as threads of one process: what they compute is that of processes, and starting them costs nothing."""
+"""Ranks as threads of one process: what they compute is that of processes, at no cost of starting them."""
 
 from __future__ import annotations
 
