@@ -56,7 +56,7 @@ def join(start: Start) -> Mesh:
         torch.set_num_threads(max(1, torch.get_num_threads() // world))
     dist.init_process_group(
         "nccl" if cuda else "gloo",
-        store=dist.FileStore(start.store, world),
+        store=dist.FileStore(start.store, world),  # type: ignore[attr-defined]
         rank=start.rank,
         world_size=world,
         timeout=timedelta(seconds=start.timeout_s),

@@ -107,9 +107,9 @@ def _split_inputs(name: str, linear: torch.nn.Linear, group: Group) -> None:
     """Keep the columns of a Linear that take this rank's inputs; its output is the sum over ranks."""
     _replace(linear, "weight", _part(name, linear.weight, 1, group.size, group.rank))
     linear.in_features = linear.weight.shape[1]
-    bias, linear.bias = linear.bias, None
     # Once, after the sum. It keeps its place in the state dict under a name of its own.
-    linear.register_parameter("bias_after_sum", bias)
+    linear.register_parameter("bias_after_sum", linear.bias)
+    linear.register_parameter("bias", None)
 
     def add_up(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
         total = group.all_reduce(output)

@@ -28,6 +28,9 @@ ASKED: dict[str, dict[str, Any]] = {
     "generate": {"runner": "pooling"},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "fp8"},
+    "executor-backend": {"distributed_executor_backend": "ray"},
+    "workers": {"distributed_executor_backend": "mp"},
+    "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
     "data-parallelism": {"data_parallel_size": 2},
@@ -94,8 +97,8 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_configuration = {
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
-    # remote-code also needs a model that has some; length-dependent RoPE a model that outgrows it
-    assert of_configuration - {"remote-code"} <= shown
+    # These also need a model of a kind: with code of its own, or of a family that isn't split.
+    assert of_configuration - {"remote-code", "tensor-parallel-families"} <= shown
     assert shown >= set(ASKED)
 
 
