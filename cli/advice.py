@@ -6,9 +6,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from dodona.cli.common import print_json, print_verdict
+from dodona.cli.common import print_verdict
+from dodona.cli.output import say, say_json
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactuals
 from dodona.oracle.explain.set_products import independent_choices
@@ -44,11 +43,11 @@ def print_advice(
             data["trace"] = [step.to_mapping() for step in steps]
         if found is not None:
             data["counterfactuals"] = found.to_mapping()
-        print_json(data)
+        say_json(data)
         return
     print_verdict(verdict, False)
     if explain:
-        typer.echo()
+        say()
         print_trace(steps)
     if found is not None:
         print_counterfactuals(found)
@@ -57,9 +56,8 @@ def print_advice(
 def print_trace(steps: Sequence[Step]) -> None:
     """A row for every rule: what it read, whether it fired, and what that did."""
     from rich.table import Table
-    from rich.text import Text
 
-    from dodona.oracle.explain.table import make_console
+    from dodona.oracle.explain.table import make_console, words
 
     table = Table(
         title="Every rule, in the book's order (* the outcome hangs on it)",
@@ -74,10 +72,10 @@ def print_trace(steps: Sequence[Step]) -> None:
         style = "" if not step.fired else "bold red" if step.decisive else "red"
         effect = f"{step.effect}{' *' if step.decisive else ''}"
         table.add_row(
-            Text(step.rule.id, style=style),
-            Text(_fired(step), style=style),
-            Text(effect, style=style),
-            Text("\n".join(map(str, step.facts)), style="" if step.fired else "dim"),
+            words(step.rule.id, style=style),
+            words(_fired(step), style=style),
+            words(effect, style=style),
+            words("\n".join(map(str, step.facts)), style="" if step.fired else "dim"),
         )
     make_console().print(table)
 
@@ -92,21 +90,21 @@ def print_counterfactuals(found: Counterfactuals) -> None:
     """What would have to change, or what blocks; and what forcing would meet."""
     runner = found.runner
     if found.holds_already:
-        typer.echo(f"\nWhy not {runner}? It is {runner}: nothing has to change.")
+        say(f"\nWhy not {runner}? It is {runner}: nothing has to change.")
         return
     if found:
-        typer.echo(f"\nFor {runner} to be chosen and to start:")
+        say(f"\nFor {runner} to be chosen and to start:")
         for line in _sets(found.sets):
-            typer.echo(line)
+            say(line)
         if not found.complete:
-            typer.echo("  … and there are more sets than were looked at.")
+            say("  … and there are more sets than were looked at.")
     else:
-        typer.echo(f"\nNo change of the configuration leads to {runner}. In the way:")
+        say(f"\nNo change of the configuration leads to {runner}. In the way:")
         for blocker in found.blocked_by:
-            typer.echo(f"  - {blocker.feature}  [{blocker.rule}; {_where(blocker.sources)}]")
-            typer.echo(f"      {blocker.because}")
+            say(f"  - {blocker.feature}  [{blocker.rule}; {_where(blocker.sources)}]")
+            say(f"      {blocker.because}")
             if blocker.facts:
-                typer.echo(f"      Here: {'; '.join(blocker.facts)}")
+                say(f"      Here: {'; '.join(blocker.facts)}")
     for case in found.special_cases:
         broader = ", ".join(case.broader)
         options = " or ".join(" and ".join(map(str, least)) for least in case.sets) or "nothing helps"
@@ -117,7 +115,7 @@ def print_counterfactuals(found: Counterfactuals) -> None:
 
 def _say(text: str) -> None:
     for line in textwrap.wrap(text, PLAIN_WIDTH, subsequent_indent="    ", break_on_hyphens=False):
-        typer.echo(line)
+        say(line)
 
 
 def _sets(sets: Sequence[Sequence[Any]]) -> list[str]:
@@ -188,7 +186,7 @@ def run_comparison(
                 raise
             found[name] = refusal.verdict
     if as_json:
-        print_json({name: verdict.model_dump(mode="json") for name, verdict in found.items()})
+        say_json({name: verdict.model_dump(mode="json") for name, verdict in found.items()})
     else:
         print_comparison(found)
 
@@ -199,41 +197,43 @@ def print_comparison(verdicts: Mapping[str, Verdict]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dodona.oracle.explain.table import make_console
+    from dodona.oracle.explain.table import make_console, words
 
     first = next(iter(verdicts.values()))
-    table = Table(title=f"What each rule book decides of {first.config.model_config.model}", show_lines=True)
+    table = Table(
+        title=words(f"What each rule book decides of {first.config.model_config.model}"), show_lines=True
+    )
     table.add_column("", overflow="fold")
     for name in verdicts:
         table.add_column(name, overflow="fold")
     table.add_row(
         "Runner",
-        *(Text(v.runner or "none", style="bold red" if v.refusals else "bold") for v in verdicts.values()),
+        *(words(v.runner or "none", style="bold red" if v.refusals else "bold") for v in verdicts.values()),
     )
     table.add_row("Starts", *("no" if v.refusals or v.runner is None else "yes" for v in verdicts.values()))
-    table.add_row("Decided by", *(Text(v.decided_by) for v in verdicts.values()))
-    table.add_row("It logs", *(Text(v.log or "–") for v in verdicts.values()))
+    table.add_row("Decided by", *(words(v.decided_by) for v in verdicts.values()))
+    table.add_row("It logs", *(words(v.log or "–") for v in verdicts.values()))
     refused = {name: {r.rule for r in v.refusals} for name, v in verdicts.items()}
     for rule in dict.fromkeys(reason.rule for v in verdicts.values() for reason in v.reasons):
         cells: list[Text] = []
         for name, verdict in verdicts.items():
             reason = next((r for r in verdict.reasons if r.rule == rule), None)
             if reason is None:
-                cells.append(Text("–", style="dim"))
+                cells.append(words("–", style="dim"))
             else:
                 verb = "chooses" if reason.kind == "override" else "against"
                 stop = ", refused" if rule in refused[name] else ""
-                cells.append(Text(f"{verb} {', '.join(reason.runners) or 'any'}{stop}: {reason.feature}"))
-        table.add_row(Text(rule), *cells)
+                cells.append(words(f"{verb} {', '.join(reason.runners) or 'any'}{stop}: {reason.feature}"))
+        table.add_row(words(rule), *cells)
     for name_of in dict.fromkeys(c.consequence for v in verdicts.values() for c in v.consequences):
         cells = []
         for verdict in verdicts.values():
             found = next((c for c in verdict.consequences if c.consequence == name_of), None)
             cells.append(
-                Text("–", style="dim") if found is None else Text(f"{found.severity}: {found.feature}")
+                words("–", style="dim") if found is None else words(f"{found.severity}: {found.feature}")
             )
-        table.add_row(Text(name_of), *cells)
-    assumed = [Text("\n".join(v.assumptions) or "–") for v in verdicts.values()]
+        table.add_row(words(name_of), *cells)
+    assumed = [words("\n".join(v.assumptions) or "–") for v in verdicts.values()]
     if any(v.assumptions for v in verdicts.values()):
         table.add_row("Assumed", *assumed)
     make_console().print(table)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dodona.cli.common import FAILED, AsJson, print_json, reporting
+from dodona.cli.common import FAILED, AsJson, reporting
+from dodona.cli.output import say, say_json
 from dodona.oracle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,16 +42,16 @@ def rules_check(
         reports = [check_book(load) for load in loads]
         findings = [finding for report in reports for finding in report.findings]
         if json_:
-            print_json([_report_data(report) for report in reports])
+            say_json([_report_data(report) for report in reports])
         elif github:
             for finding in findings:
-                typer.echo(finding.github())
+                say(finding.github())
         else:
             for report in reports:
                 _print_report(report, outcomes=len(reports) == 1)
             if len(reports) > 1:
                 errors = sum(finding.level == "error" for finding in findings)
-                typer.echo(f"{len(reports)} books, {errors} errors, {len(findings) - errors} warnings")
+                say(f"{len(reports)} books, {errors} errors, {len(findings) - errors} warnings")
         if any(report.failed for report in reports) or (strict and findings):
             raise typer.Exit(FAILED)
 
@@ -60,22 +61,22 @@ def _print_report(report: Report, *, outcomes: bool) -> None:
     from dodona.oracle.analysis.findings import show_facts
 
     for finding in report.findings:
-        typer.echo(str(finding))
+        say(str(finding))
     if not report.rules:
         return
     kept = ", ".join(report.exceptions)
     declared = f"; declared exceptions, confirmed: {kept}" if kept else ""
     verdict = "findings above" if report.failed else "nothing wrong"
-    typer.echo(f"{report.book}: {report.rules} rules over {report.facts} facts: {verdict}{declared}")
+    say(f"{report.book}: {report.rules} rules over {report.facts} facts: {verdict}{declared}")
     if not outcomes:
         return
-    typer.echo("  Every configuration gets one of these outcomes, here with the plainest that does:")
+    say("  Every configuration gets one of these outcomes, here with the plainest that does:")
     for kind, facts in report.outcomes:
-        typer.echo(f"    {show_kind(kind)}: {show_facts(facts)}")
+        say(f"    {show_kind(kind)}: {show_facts(facts)}")
     if report.unserved:
-        typer.echo("  Where nobody forces a runner, none can serve where the last one is refused by:")
+        say("  Where nobody forces a runner, none can serve where the last one is refused by:")
         for rule, facts in report.unserved:
-            typer.echo(f"    {rule}: {show_facts(facts)}")
+            say(f"    {rule}: {show_facts(facts)}")
 
 
 def _report_data(report: Report) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def rules_diff(
 
         found = diff_sources(a, b)
         if json_:
-            print_json(
+            say_json(
                 {
                     "books": [as_data(difference) for difference in found.books],
                     "added": list(found.added),
@@ -125,6 +126,6 @@ def rules_diff(
                 lines.append(f"{len(found.books) - len(shown)} other books: no verdict changes.")
             lines += [f"{name}: only in {b}" for name in found.added]
             lines += [f"{name}: only in {a}" for name in found.removed]
-            typer.echo("\n".join(lines))
+            say("\n".join(lines))
         if found:
             raise typer.Exit(FAILED)

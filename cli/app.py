@@ -11,6 +11,7 @@ from dodona.cli.authoring import rules_fmt, rules_new, rules_schema, rules_test
 from dodona.cli.benchmark import bench
 from dodona.cli.generation import generate
 from dodona.cli.matrix import matrix
+from dodona.cli.output import say
 from dodona.cli.replay import rules_replay
 from dodona.cli.rules import rules_list
 from dodona.cli.select import select
@@ -29,7 +30,7 @@ def _print_version(asked: bool) -> None:
     if asked:
         from dodona import __version__
 
-        typer.echo(f"dodona {__version__}")
+        say(f"dodona {__version__}")
         raise typer.Exit
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dodona.cli.common import FAILED, AsJson, print_json, reporting
+from dodona.cli.common import FAILED, AsJson, reporting
+from dodona.cli.output import say, say_json
 from dodona.oracle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ def rules_test(
         counts = totals(rules)
         findings = list(dict.fromkeys(finding for rule in rules for finding in rule.findings))
         if json_:
-            print_json(_data(len(loads), rules, counts))
+            say_json(_data(len(loads), rules, counts))
         else:
             for finding in findings:
-                typer.echo(finding.github() if github else str(finding))
+                say(finding.github() if github else str(finding))
             if not github:
-                typer.echo(_summary(len(loads), counts))
+                say(_summary(len(loads), counts))
         if counts.failed or (strict and findings):
             raise typer.Exit(FAILED)
 
@@ -127,9 +128,9 @@ def rules_fmt(
                 lines = difflib.unified_diff(
                     before.splitlines(), after.splitlines(), str(path), str(path), lineterm=""
                 )
-                typer.echo("\n".join(lines))
+                say("\n".join(lines))
             else:
-                typer.echo(f"{'would change' if check else 'formatted'} {path}")
+                say(f"{'would change' if check else 'formatted'} {path}")
         if check and changed:
             raise typer.Exit(FAILED)
 
@@ -218,14 +219,14 @@ def rules_new(
         )
         text = checked_rule(rule, of, list(dict.fromkeys((*names, *rule["runners"]))))
         if append is None:
-            typer.echo(text, nl=False)
+            say(text, nl=False)
             return
         append_rule(append, rule)
-        typer.echo(f"{append}: added {id}")
+        say(f"{append}: added {id}")
 
 
 def rules_schema() -> None:
     """Print the JSON Schema of rule files, for editors."""
     from dodona.oracle.authoring.schema import schema_text
 
-    typer.echo(schema_text(), nl=False)
+    say(schema_text(), nl=False)

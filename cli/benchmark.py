@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
@@ -13,6 +12,7 @@ import typer
 
 from dodona.cli.common import AsJson, ConfigFile, Model, reporting
 from dodona.cli.flags import engine_config, with_engine_flags
+from dodona.cli.output import say, say_json
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 
@@ -54,7 +54,7 @@ def run_bench(
     from dodona.runners.sampling.params import SamplingParams
 
     verdict = select_and_log(config)
-    typer.echo(verdict.explain().splitlines()[0], err=True)
+    say(verdict.explain().splitlines()[0], err=True)
     model = load_model(config.model_config.model, config.model_config.revision)
     if model.vocab_size is None:
         raise ConfigError(f"{model.file}: field 'vocab_size': required for random prompts, but not given")
@@ -98,7 +98,7 @@ def run_bench(
         "time_to_first_token_s": round(statistics.median(first), 5),
     }
     if as_json:
-        typer.echo(json.dumps(report))
+        say_json(report)
     else:
         _print_table(report)
 

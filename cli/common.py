@@ -5,14 +5,14 @@ stdout holds a command's result only; everything else goes to stderr.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from dodona.cli.output import say, say_json
 from dodona.oracle.errors import ConfigError, DodonaError, RuleFileError, UnsupportedConfiguration
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def reporting() -> Iterator[None]:
 def print_verdict(verdict: Verdict, as_json: bool, *, stderr: bool = False) -> None:
     """Print a verdict as a table, or as one line of JSON."""
     if as_json:
-        typer.echo(verdict.model_dump_json())
+        say_json(verdict.model_dump(mode="json"))
         return
     from dodona.oracle.explain.table import make_console, verdict_table
 
@@ -67,10 +67,5 @@ def _with_cause(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"dodona: {message}", err=True)
+    say(f"dodona: {message}", err=True)
     raise typer.Exit(code)
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON value on a line of stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False))

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from dodona.cli.output import say
 from dodona.oracle.config import sections as config_module
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.flat import FLAT_ARGUMENTS, SECTION_ARGUMENTS, SWITCHES, flat_names
@@ -101,7 +102,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     for_server = [name for name in arguments if name in SERVER_ARGUMENTS]
     if for_server:
         names = ", ".join(for_server)
-        typer.echo(f"dodona: note: {path}: left out, since there is no HTTP server here: {names}", err=True)
+        say(f"dodona: note: {path}: left out, since there is no HTTP server here: {names}", err=True)
     arguments = {name: value for name, value in arguments.items() if name not in SERVER_ARGUMENTS}
     for name in arguments:
         if name not in flat_names():

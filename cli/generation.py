@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from dodona.cli.common import BAD_INPUT, ConfigFile, Model, reporting
 from dodona.cli.flags import engine_config, with_engine_flags
+from dodona.cli.output import say, say_json
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import read_text
+
+MAX_FILE_BYTES: Final = 8 << 20
+"""Largest schema or grammar."""
 
 
 @with_engine_flags(without=("seed",))
@@ -82,7 +86,7 @@ def run_generate(
     given = {name: value for name, value in asked.items() if value is not None}
     SamplingParams(**given)  # a parameter out of range is told before a model is loaded
     verdict = select_and_log(config)
-    typer.echo(verdict.explain().splitlines()[0], err=True)
+    say(verdict.explain().splitlines()[0], err=True)
     with LLM.from_verdict(verdict) as llm:
         params = replace(llm.get_default_sampling_params(), **given)
         if chat:
@@ -93,12 +97,12 @@ def run_generate(
     for prompt, output in zip(prompts, outputs, strict=True):
         if output.error is not None:
             failed = True
-            typer.echo(f"dodona: prompt {prompt!r}: {output.error}", err=True)
+            say(f"dodona: prompt {prompt!r}: {output.error}", err=True)
         if as_json:
-            typer.echo(json.dumps(_record(prompt, output), ensure_ascii=False))
+            say_json(_record(prompt, output))
         elif output.error is None:
             text = output.outputs[0].text
-            typer.echo(text if len(prompts) == 1 else f"> {prompt}\n{text}\n")
+            say(text if len(prompts) == 1 else f"> {prompt}\n{text}\n")
     return failed
 
 
@@ -122,9 +126,9 @@ def structured_outputs(
 
 def _read(flag: str, file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{flag}: {file} can't be read: {error}") from error
+        return read_text(file, limit=MAX_FILE_BYTES, expected="a schema or a grammar")
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 def _record(prompt: str, output: Any) -> dict[str, Any]:

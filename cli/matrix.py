@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dodona.cli.common import FAILED, RuleBookName, reporting
+from dodona.cli.output import say
 from dodona.oracle.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ def matrix(
         if check is not None:
             if not _is_current(check, text):
                 command = f"dodona matrix --rulebook {rulebook} --format {format.value} --output {check}"
-                typer.echo(f"dodona: {check} is out of date; write it anew: {command}", err=True)
+                say(f"dodona: {check} is out of date; write it anew: {command}", err=True)
                 raise typer.Exit(FAILED)
         elif output is not None:
             try:
@@ -54,7 +55,7 @@ def matrix(
             except OSError as error:
                 raise ConfigError(f"--output {output}: {error.strerror}") from None
         else:
-            typer.echo(text, nl=False)
+            say(text, nl=False)
 
 
 def _written(rulebook: str, format: Format) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dodona.cli.common import FAILED, reporting
+from dodona.cli.output import say
 
 
 def rules_replay(
@@ -31,9 +32,9 @@ def print_replay(rulebook: str, files: Sequence[Path], *, show: int) -> bool:
 
     result = replay(load_rulebook(rulebook), files, keep=show)
     for disagreement in result.disagreements:
-        typer.echo(str(disagreement))
+        say(str(disagreement))
     left = result.total - result.agreed - len(result.disagreements)
     if left:
-        typer.echo(f"... and {left} more")
-    typer.echo(f"{result.agreed} of {result.total} agree")
+        say(f"... and {left} more")
+    say(f"{result.agreed} of {result.total} agree")
     return result.agreed == result.total

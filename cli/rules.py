@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import typer
-
 from dodona.cli.common import AsJson, RuleBookName, reporting
+from dodona.cli.output import say
 from dodona.oracle.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -45,10 +44,10 @@ def print_rules(rulebook: str, *, as_json: bool) -> None:
 
     book = load_rulebook(rulebook)
     for warning in unknown_architectures(book):
-        typer.echo(f"dodona: warning: {warning}", err=True)
+        say(f"dodona: warning: {warning}", err=True)
     if as_json:
         rules = [rule.model_dump(mode="json", exclude={"examples"}) for rule in book.rules]
-        typer.echo(
+        say(
             json.dumps(
                 {
                     "rulebook": book.rulebook,
@@ -60,9 +59,8 @@ def print_rules(rulebook: str, *, as_json: bool) -> None:
         )
         return
     from rich.table import Table
-    from rich.text import Text
 
-    from dodona.oracle.explain.table import make_console
+    from dodona.oracle.explain.table import make_console, words
 
     table = Table(title=f"Rule book {book.rulebook}: {book.description}", show_lines=True)
     table.add_column("Rule", no_wrap=True)
@@ -71,7 +69,7 @@ def print_rules(rulebook: str, *, as_json: bool) -> None:
     table.add_column("Since", no_wrap=True)
     table.add_column("Feature and reason")
     for rule in book.rules:
-        about = Text(rule.feature, style="bold")
+        about = words(rule.feature, style="bold")
         about.append(f"\n{rule.because}", style="not bold")
-        table.add_row(Text(rule.id), rule.kind, ", ".join(rule.runners), str(rule.since), about)
+        table.add_row(words(rule.id), rule.kind, ", ".join(rule.runners), str(rule.since), about)
     make_console().print(table)

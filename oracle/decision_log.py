@@ -16,12 +16,16 @@ the logger `dodona.oracle.decision_log`; the verdict stands all the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import stat
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from dodona.oracle.config.engine_config import EngineConfig
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 LOG_VARIABLE: Final = "DODONA_DECISION_LOG"
 
 _MODE = 0o640
+_LOCK_TRIES, _LOCK_PAUSE = 20, 0.005  # the second in seconds
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 _logger = logging.getLogger(__name__)
@@ -84,11 +89,42 @@ def _append(path: str | bytes, line: bytes) -> None:
     # A pipe without a reader would block the engine's start: without O_NONBLOCK opening it waits for one.
     file = os.open(path, _FLAGS, _MODE)
     try:
+        if _ends_within_a_line(
+            path, os.fstat(file)
+        ):  # what an earlier write left, for instance on a full disk
+            line = b"\n" + line
         written = os.write(file, line)
         if written != len(line):
             raise OSError(f"only {written} of {len(line)} bytes were taken")
     finally:
         os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Keep other writers from the file until it is closed; False where that takes too long.
+
+    Without it, the end of a line that another process is writing could be missed.
+    """
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE)
+        except OSError:
+            return False  # a file system without locks
+        else:
+            return True
+    return False
+
+
+def _ends_within_a_line(path: str | bytes, status: os.stat_result) -> bool:
+    """Whether a log's last line has no end; False where that can't be read."""
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as log:
+        log.seek(-1, os.SEEK_END)
+        return log.read(1) != b"\n"
+    return False
 
 
 def decision(verdict: Verdict) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.control import EngineControl
 from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
@@ -84,9 +85,15 @@ class EngineClient:
         self.max_model_len = size.result().max_model_len
         """Most tokens of prompt and output together."""
         self.num_kv_blocks = size.result().num_blocks
-        request_features, self._max_num_batched_tokens = self._engine.call(
-            lambda runner, scheduler: (runner.request_features, scheduler.max_num_batched_tokens)
+        request_features, self._max_num_batched_tokens, current_config = self._engine.call(
+            lambda runner, scheduler: (
+                runner.request_features,
+                scheduler.max_num_batched_tokens,
+                runner.current_config,
+            )
         )
+        self.control = EngineControl(self._engine, current_config)
+        """Configuration, weights and sleep of the running engine."""
         self.admission = Admission(
             vocab_size=vocab_size,
             max_model_len=self.max_model_len,

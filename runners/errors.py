@@ -35,3 +35,7 @@ class WorkerError(DodonaError, RuntimeError):
     def __str__(self) -> str:
         lines = [f"  | {line}" for line in self.log_tail]
         return "\n".join([f"{self.happened}; its last lines:", *lines] if lines else [self.happened])
+
+
+class EngineAsleepError(DodonaError, RuntimeError):
+    """Something was asked that needs memory which `sleep` gave back; `wake_up` takes it again."""

@@ -7,15 +7,21 @@ The scheduler makes a `SchedulerOutput`; the runner turns it into a `PendingOutp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.current_config import CurrentConfig
+from dodona.runners.rpc import call_worker
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
+    import os
+
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
 """Ids that begin with this belong to warm-up requests; admission refuses them from users."""
+
+SLEEP_LEVELS = (1, 2)
+SLEEP_TAGS = ("weights", "kv_cache")
+"""What sleeps, and wakes up by itself or together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +49,14 @@ class LayerKVSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """Layers, tokens and element size of a KV block."""
+    """Layers, tokens and element size of a KV block, and the inner states that each row keeps beside it."""
 
     layers: tuple[LayerKVSpec, ...]
     block_size: int
     dtype_bytes: int
+    state_bytes_per_row: int = 0
+    """Bytes of a row's recurrent and convolutional states. Such a model can go on only from a row's last
+    token: not from a cached prefix."""
 
     @property
     def bytes_per_block(self) -> int:
@@ -71,6 +84,31 @@ class NewRequest:
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the request: EOS unless ignored, and those it gave. Masked before `min_tokens`."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KVConnectorMetadata:
+    """What the scheduler's side of a KV connector tells the worker's side with a step; connectors add to it.
+
+    Requests are named by their transfer id (`runners.kv_transfer.connector.KVRequest`).
+    """
+
+    preempted_req_ids: Sequence[str] = ()
+    """Requests that lost their blocks, which this step may write."""
+    finished_req_ids: Sequence[str] = ()
+    """Requests that ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVConnectorOutput:
+    """What the worker's side of a KV connector tells the scheduler's side with a step's result."""
+
+    finished_sending: frozenset[str]
+    """Finished requests whose blocks are not read any more."""
+    finished_recving: frozenset[str]
+    """Requests whose load has ended."""
+    invalid_block_ids: frozenset[int]
+    """Blocks of requests in `finished_recving` whose load failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +144,8 @@ class SchedulerOutput:
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
     the `StepOutput` before; with a grammar, one that it allows."""
+    kv_connector_metadata: KVConnectorMetadata | None = None
+    """For the worker's side of the KV connector; None where it has nothing to do."""
 
     @property
     def total_tokens(self) -> int:
@@ -155,6 +195,8 @@ class StepOutput:
     """By row, for rows of which a draft was accepted."""
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row: at most `Runner.num_speculative_tokens` drafts of what follows the row's tokens."""
+    kv_connector_output: KVConnectorOutput | None = None
+    """What the worker's side of the KV connector reports; None where nothing ended."""
 
 
 class PendingOutput(Protocol):
@@ -188,21 +230,19 @@ class Runner(ABC):
     compiled in a user's request."""
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
-        self.config = config
+        self.current_config = CurrentConfig(config)
         self.model_info = model
         """config.json of the configuration's model."""
         self.limits = limits
 
+    @property
+    def config(self) -> EngineConfig:
+        """The configuration, with all updates so far."""
+        return self.current_config.value
+
     @abstractmethod
     def load_model(self) -> None:
         """Read the weights onto the device. Raises UnsupportedConfiguration for what the runner lacks."""
-
-    @abstractmethod
-    def reload_weights(self) -> None:
-        """Read the weights again from the model directory, in place.
-
-        KV computed before belongs to the old weights; the engine forgets it.
-        """
 
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -210,7 +250,7 @@ class Runner(ABC):
 
     @abstractmethod
     def determine_available_memory(self) -> int:
-        """Measure, by running the largest step, how many bytes are left for KV blocks.
+        """Measure, by running the largest step, how many bytes are left for inner states and KV blocks.
 
         Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
         """
@@ -245,12 +285,60 @@ class Runner(ABC):
         """
         raise RuntimeError(f"runner {self.name} works on one rank, and samples itself")
 
-    def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> list[Any]:
-        """Call a method of the runner of every rank; the results are in the ranks' order."""
-        return [getattr(self, method)(*args, **(kwargs or {}))]
-
     @abstractmethod
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+
+    # --- While the engine runs, between two steps, with none under way
+
+    def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Call one of `rpc.RPC_METHODS` on every worker. Returns the results in the order of ranks.
+
+        Raises the first exception, with a note of the worker's rank; InvalidRequestError for other methods
+        and for arguments that the method does not take.
+        """
+        return [call_worker(self, method, args, kwargs, rank=0, num_workers=1)]
+
+    def update_config(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change fields of the configuration, {section: {field: value}}; see `CurrentConfig.update`."""
+        self.current_config.update(overrides)
+
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Read all weights again, in place, from `path` or (None) from where the configuration says.
+
+        path: a directory with safetensors of the same model. Raises ConfigError that names the tensor which
+        is missing or has another shape; the old weights then stay as they are. KV computed before belongs to
+        the old weights; the engine forgets it.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "reload_weights")
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Overwrite the weights of the given tensors in place; the others stay.
+
+        weights: (name as in a checkpoint, tensor of its shape); float values are cast. Raises
+        InvalidRequestError that names the tensor, before anything is written.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "load_weights")
+
+    def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Overwrite single elements in place: {name as in a checkpoint: (flat indices [n], values [n])}.
+
+        The same as to patch the checkpoint and reload. Raises InvalidRequestError that names the tensor and
+        what is wrong, before anything is written.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "apply_sparse_weight_patches")
+
+    def sleep(self, level: int = 1) -> None:
+        """Give back the memory of weights, KV cache and graphs. No request may be running.
+
+        level: 1 keeps the weights in host memory; 2 drops them, to be reloaded after `wake_up`. The KV cache
+        is lost in both.
+        """
+        raise UnsupportedConfiguration.lacking(self.name, "sleep")
+
+    def wake_up(self, tags: Collection[str] | None = None) -> None:
+        """Take the memory again of "weights", "kv_cache" or (None) both, and capture graphs once all is
+        here. Does nothing for what is awake."""
+        raise UnsupportedConfiguration.lacking(self.name, "wake_up")

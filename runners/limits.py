@@ -126,25 +126,50 @@ def size_kv_cache(
     *,
     bytes_per_block: int,
     determine_available_memory: Callable[[], int],
+    block_size: int | None = None,
+    state_bytes_per_row: int = 0,
 ) -> KVSize:
     """KV blocks: `num_gpu_blocks_override`, else as many as fit into `kv_cache_memory_bytes`, else into the
-    bytes that `determine_available_memory` returns, which is called only then.
+    bytes that `determine_available_memory` returns, which is called only then. Inner states of
+    `max_num_seqs` rows come first, `state_bytes_per_row` each. Where a block takes no bytes, because no layer
+    has keys and values, there are as many as `max_num_seqs` requests can need.
 
     They must hold one sequence of `max_model_len`. Where they don't and max_model_len was not configured,
     it is lowered, with a warning; else EngineSetupError.
+
+    block_size: tokens of a block; None is `limits.block_size`.
     """
+    block_size = block_size or limits.block_size
     if config.cache_config.num_gpu_blocks_override is not None:
         num_blocks = config.cache_config.num_gpu_blocks_override
         source = f"num_gpu_blocks_override={num_blocks}"
         mend = "raise num_gpu_blocks_override"
-    elif limits.kv_cache_memory_bytes is not None:
-        num_blocks, source = _blocks_in(limits.kv_cache_memory_bytes, bytes_per_block)
-        source = f"kv_cache_memory_bytes={limits.kv_cache_memory_bytes} ({source})"
-        mend = "raise kv_cache_memory_bytes"
     else:
-        num_blocks, source = _blocks_in(determine_available_memory(), bytes_per_block)
-        mend = "raise gpu_memory_utilization, or lower max_num_batched_tokens"
-    room = num_blocks * limits.block_size
+        if limits.kv_cache_memory_bytes is not None:
+            available = limits.kv_cache_memory_bytes
+            source = f"kv_cache_memory_bytes={available} "
+            mend = "raise kv_cache_memory_bytes"
+        else:
+            available, source = max(0, determine_available_memory()), ""
+            mend = "raise gpu_memory_utilization, or lower max_num_batched_tokens"
+        states = limits.max_num_seqs * state_bytes_per_row
+        if states > available:
+            raise EngineSetupError(
+                f"{source}{available / 2**20:.3f} MiB hold no inner states of max_num_seqs="
+                f"{limits.max_num_seqs} rows, which take {states / 2**20:.3f} MiB; {mend}, or lower "
+                "max_num_seqs"
+            )
+        if bytes_per_block:
+            sizes = (
+                f"{(available - states) / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
+            )
+            num_blocks = (available - states) // bytes_per_block
+        else:
+            # Admission leaves a block for each running request to grow into.
+            num_blocks = 2 * limits.max_num_seqs * -(-limits.max_model_len // block_size)
+            sizes = "KV blocks without keys and values"
+        source = f"{source}({sizes})" if source else sizes
+    room = num_blocks * block_size
     if room >= limits.max_model_len:
         return KVSize(num_blocks, limits.max_model_len)
     if config.model_config.max_model_len is not None or room < 2:
@@ -156,9 +181,3 @@ def size_kv_cache(
         "max_model_len is lowered from %d to %d: %s hold no more", limits.max_model_len, room, source
     )
     return KVSize(num_blocks, room)
-
-
-def _blocks_in(available_bytes: int, bytes_per_block: int) -> tuple[int, str]:
-    """How many blocks fit, and the two sizes as text."""
-    sizes = f"{available_bytes / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
-    return max(0, available_bytes) // bytes_per_block, sizes

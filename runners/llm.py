@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,24 +12,22 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decision_log import select_and_log
 from dodona.runners.chat import Message, chat_prompts
 from dodona.runners.client import EngineClient, Submission
+from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.events import Event
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, is_single_prompt
-from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import InvalidRequestError
-from dodona.runners.interface import Runner
 from dodona.runners.outputs import CompletionOutput, RequestOutput
 from dodona.runners.progress_bar import progress_bar
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.stream import OutputStream
 
 if TYPE_CHECKING:
+    import torch
+
     from dodona.oracle.decide.verdict import Verdict
 
 _REDRAW_AFTER = 0.5
 """Seconds without news after which the progress bar is drawn anew: the first prompts may take long."""
-
-CHANGE_WEIGHTS = frozenset({"reload_weights"})
-"""Methods of a runner after which KV that was computed before is of no use."""
 
 
 class LLM:
@@ -61,8 +59,8 @@ class LLM:
 
     @property
     def config(self) -> EngineConfig:
-        """The configuration, as the verdict carries it."""
-        return self.verdict.config
+        """The configuration at present: the verdict's, with all updates since."""
+        return self._client.control.config
 
     @property
     def max_model_len(self) -> int:
@@ -180,36 +178,76 @@ class LLM:
         """End a request with the tokens that it has, and the finish reason "abort". Ignores unknown ids."""
         self._client.abort(request_id)
 
-    # --- Runner and life
+    # --- The running engine
 
     def collective_rpc(
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Call a method of the runner by name, between two steps, on every rank.
-
-        Returns the results in the ranks' order.
+        """Call one of `rpc.RPC_METHODS` by name on every worker, between two steps. Returns the results in
+        the order of ranks; see `Runner.collective_rpc`.
 
         One that changes weights waits for running requests and ends the life of cached prefixes, see
         `reload_weights`.
         """
+        return self._client.control.collective_rpc(method, args, kwargs)
 
-        def call(runner: Runner, scheduler: Scheduler) -> Any:
-            try:
-                return runner.collective_rpc(method, args, kwargs)
-            finally:
-                if method in CHANGE_WEIGHTS:
-                    scheduler.new_weights()
+    def update_config(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change fields of the configuration: {section: {field: value}}, as vLLM has it.
 
-        results: list[Any] = self._client.call(call, drain=method in CHANGE_WEIGHTS)
-        return results
+        Only `load_config.load_format` may change: with it, an engine that began with random weights reads
+        the model's at the next `reload_weights`. Raises ConfigError that names section and field.
+        """
+        self._client.control.update_config(overrides)
 
-    def reload_weights(self) -> None:
-        """Read the weights again from the model directory.
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Read the weights again, from the directory `path` or (None) from the model's own, in place.
 
         Waits until the requests submitted before are finished, so that each has one version of the weights;
-        those submitted after wait for it. Cached prefixes of the old weights are not used again.
+        those submitted after wait for it. Cached prefixes of the old weights are not used again. Raises
+        ConfigError that names the tensor which is missing or has another shape; the old weights then serve
+        on.
         """
-        self.collective_rpc("reload_weights")
+        self._client.control.reload_weights(path)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Overwrite the given tensors of the model in place, and wait as `reload_weights` does.
+
+        weights: (name as in the model's checkpoint, tensor), all or some. Raises InvalidRequestError that
+        names the tensor which is unknown, given twice, or of another shape or type; nothing is written then.
+        """
+        self._client.control.load_weights(weights)
+
+    def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Overwrite single elements in place, and wait as `reload_weights` does. The same as to patch the
+        checkpoint and to reload it.
+
+        patches: {name as in the model's checkpoint: (flat indices [n] int64 or int32, values [n])}. Raises
+        InvalidRequestError that names the tensor and what is wrong; nothing is written then.
+        """
+        self._client.control.apply_sparse_weight_patches(patches)
+
+    def sleep(self, level: int = 1) -> None:
+        """Wait for the requests submitted before, then give back the memory of weights, KV cache and graphs.
+
+        level: 1 keeps the weights in host memory (on a CPU they stay where they are); 2 drops them, and after
+        `wake_up` they must be loaded by `reload_weights` or `load_weights`. Until then, new requests are
+        refused with EngineAsleepError.
+        """
+        self._client.control.sleep(level)
+
+    def wake_up(self, tags: Collection[str] | None = None) -> None:
+        """Take the memory again of "weights", "kv_cache", or both (None), and capture graphs once all is
+        here. Does nothing where the engine is awake."""
+        self._client.control.wake_up(tags)
+
+    def is_sleeping(self) -> bool:
+        """Whether requests are refused: after `sleep`, until all of it is back."""
+        return self._client.control.is_sleeping
+
+    def draft_stats(self) -> DraftStats:
+        """Counts of speculative decoding since the start, over all requests."""
+        stats: DraftStats = self._client.call(lambda _, scheduler: scheduler.draft_stats.copy())
+        return stats
 
     def shutdown(self) -> None:
         """End the engine and release the model. Waiting callers get EngineDeadError. Idempotent."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
+from dodona.runners.kv_transfer.factory import make_scheduler_connector
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
     from dodona.oracle.models.model_info import ModelInfo
+
+logger = logging.getLogger("dodona.engine")
 
 
 def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize]:
@@ -26,10 +30,14 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     runner = build_runner(verdict, model, limits)
     try:
         runner.load_model()
+        spec = runner.get_kv_cache_spec()
+        connector = make_scheduler_connector(config, spec)
         size = size_kv_cache(
             config,
             limits,
-            bytes_per_block=runner.get_kv_cache_spec().bytes_per_block,
+            block_size=spec.block_size,
+            bytes_per_block=spec.bytes_per_block,
+            state_bytes_per_row=spec.state_bytes_per_row,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -38,13 +46,21 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     except BaseException:
         runner.shutdown()
         raise
+    enable_prefix_caching = config.cache_config.enable_prefix_caching
+    if enable_prefix_caching and spec.state_bytes_per_row:
+        enable_prefix_caching = False
+        logger.warning(
+            "prefix caching is off: layers of %s keep an inner state, which is not kept per block",
+            "/".join(model.architectures),
+        )
     scheduler = Scheduler(
         num_blocks=size.num_blocks,
-        block_size=limits.block_size,
+        block_size=spec.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
-        enable_prefix_caching=config.cache_config.enable_prefix_caching,
+        enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        kv_connector=connector,
     )
     return runner, scheduler, size

@@ -7,20 +7,23 @@ whatever release a case is of.
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dodona.oracle.decide.evaluate import evaluate
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import parse_json, read_lines
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.systems.registry import system_of
 from dodona.oracle.systems.system import RecordedAnswer
+
+MAX_CASES_BYTES: Final = 256 << 20
+"""Largest file of cases, unpacked."""
+
+MAX_CASE_BYTES: Final = 4 << 20
+"""Longest case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +84,13 @@ def replay(book: RuleBook, files: Iterable[str | os.PathLike[str]], *, keep: int
 
 def read_cases(file: str | os.PathLike[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The cases of a file with their line numbers. Raises ConfigError (file:line)."""
-    path = Path(file)
-    opener = gzip.open if path.suffix == ".gz" else open
-    line = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as stream:
-            for line, text in enumerate(stream, 1):
-                if text.strip():
-                    yield line, _parse(text, f"{path}:{line}")
-    except (UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path}:{line + 1}: is damaged: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for line, text in enumerate(read_lines(file, limit=MAX_CASES_BYTES, longest=MAX_CASE_BYTES), 1):
+        if text.strip():
+            yield line, _parse(text, f"{file}:{line}")
 
 
 def _parse(text: str, place: str) -> Mapping[str, Any]:
-    try:
-        case = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place}: is not a line of JSON: {error}") from None
+    case = parse_json(text, where=place)
     if not isinstance(case, dict):
         raise ConfigError(f"{place}: expected a JSON object")
     return case

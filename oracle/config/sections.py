@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from dodona.oracle.errors import ConfigError, did_you_mean
+from dodona.oracle.printable import short
 
 T = TypeVar("T")
 
@@ -111,11 +112,23 @@ def _describe(error: ValidationError, cls: type, prefix: str) -> str:
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{dotted}: required, but not given")
         elif item["type"] == "value_error":
-            lines.append(f"{dotted}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}")
+            lines.append(f"{dotted}: {item['msg'].removeprefix('Value error, ')}, got {_shown(path, item)}")
         else:
             expected = item["msg"].replace("Input should be", "expected", 1)
-            lines.append(f"{dotted}: {expected}, got {item['input']!r}")
+            lines.append(f"{dotted}: {expected}, got {_shown(path, item)}")
     return "; ".join(dict.fromkeys(lines))
+
+
+_SECRET = frozenset({"kv_connector_extra_config"})
+"""Fields whose values may hold passwords and keys: messages give their type only."""
+
+
+def _shown(path: Sequence[str], item: Mapping[str, Any]) -> str:
+    """What was given, short, without secrets."""
+    value = item["input"]
+    if not _SECRET.isdisjoint(path) or isinstance(value, (dict, list)):
+        return f"a value of type {type(value).__name__}"
+    return short(value)
 
 
 def _owner(field: str) -> str | None:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import MAX_DEPTH, read_text
 
 MAX_BYTES: Final = 1 << 20
+MAX_VALUES: Final = 20_000
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
     """The arguments of a file, by name with underscores. Raises ConfigError that names the file."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.events import AliasEvent
 
+    text = read_text(path, limit=MAX_BYTES, expected="a configuration")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; is it a configuration?")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    try:
-        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
-            raise ConfigError(f"{path}: aliases (*name) are not read; write the value out")
+        _check_size(path, YAML(typ="safe", pure=True).parse(text))
         data = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, ConfigError):
@@ -44,3 +40,19 @@ def read_arguments(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: {key}: given twice (dashes and underscores are the same)")
         arguments[name] = value
     return arguments
+
+
+def _check_size(path: Path, events: Iterable[Any]) -> None:
+    """Raise ConfigError for aliases, deep nesting and many values, before anything is built from them."""
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+    depth = 0
+    for number, event in enumerate(events):
+        where = f"{path}:{event.start_mark.line + 1}"
+        if isinstance(event, AliasEvent):
+            raise ConfigError(f"{where}: aliases (*name) are not read; write the value out")
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{where}: nests deeper than {MAX_DEPTH} levels; is it a configuration?")
+        if number > MAX_VALUES:
+            raise ConfigError(f"{where}: has more than {MAX_VALUES} values; is it a configuration?")

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from dodona.oracle.decide.verdict import Reason, Verdict
 from dodona.oracle.explain.text import explain
+from dodona.oracle.printable import printable
 
 PLAIN_WIDTH = 120
 """Width of output that doesn't go to a terminal."""
@@ -19,23 +20,30 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
 
 
+def words(text: object, style: str = "") -> Text:
+    """A cell's text, with control characters as escapes."""
+    return Text(printable(text), style)
+
+
 def verdict_table(verdict: Verdict) -> RenderableType:
     """The verdict with its headline, a row for each reason (refusals first), and who evaluated it."""
     headline = explain(verdict).splitlines()[0]
     style = "bold red" if verdict.refusals else "bold green"
-    parts: list[RenderableType] = [Text(headline, style=style)]
+    parts: list[RenderableType] = [words(headline, style)]
     if verdict.reasons:
         parts.append(_reasons(verdict))
     else:
-        parts.append(Text("No rule fired."))
+        parts.append(words("No rule fired."))
     if verdict.consequences:
         parts.append(_consequences(verdict))
     if verdict.assumptions:
-        parts.append(Text("Assumed, since it isn't known: " + "; ".join(verdict.assumptions), style="yellow"))
+        parts.append(
+            words("Assumed, since it isn't known: " + "; ".join(verdict.assumptions), style="yellow")
+        )
     book = verdict.rulebook
     engine = "durable-rules" if verdict.evaluated_by == "durable_rules" else "the reference evaluator"
     parts.append(
-        Text(f"Rule book {book.name} ({book.content_hash[:12]}), evaluated by {engine}.", style="dim")
+        words(f"Rule book {book.name} ({book.content_hash[:12]}), evaluated by {engine}.", style="dim")
     )
     return Group(*parts)
 
@@ -48,16 +56,16 @@ def _reasons(verdict: Verdict) -> Table:
     table.add_column("Effect", no_wrap=True)
     refused = {reason.rule for reason in verdict.refusals}
     for reason in sorted(verdict.reasons, key=lambda reason: reason.rule not in refused):
-        why = Text(reason.because)
+        why = words(reason.because)
         if reason.unknown:
             why.append(f"\nNot known: {', '.join(reason.unknown)}", style="yellow")
         for ref in reason.refs:
-            why.append(f"\n{ref}", style="dim")
+            why.append(f"\n{printable(ref)}", style="dim")
         table.add_row(
-            Text(reason.rule),
-            Text(reason.feature),
+            words(reason.rule),
+            words(reason.feature),
             why,
-            Text(_effect(reason, verdict), style="red" if reason.rule in refused else ""),
+            words(_effect(reason, verdict), style="red" if reason.rule in refused else ""),
         )
     return table
 
@@ -72,16 +80,16 @@ def _consequences(verdict: Verdict) -> Table:
     table.add_column("What it means, and what mends it", overflow="fold")
     table.add_column("Severity", no_wrap=True)
     for found in verdict.consequences:
-        what = Text(found.because)
+        what = words(found.because)
         if found.mend is not None:
-            what.append(f"\n{found.mend}")
+            what.append(f"\n{printable(found.mend)}")
         for ref in found.refs:
-            what.append(f"\n{ref}", style="dim")
+            what.append(f"\n{printable(ref)}", style="dim")
         table.add_row(
-            Text(found.consequence),
-            Text(found.feature),
+            words(found.consequence),
+            words(found.feature),
             what,
-            Text(found.severity, style=_STYLES[found.severity]),
+            words(found.severity, style=_STYLES[found.severity]),
         )
     return table
 

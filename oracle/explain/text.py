@@ -8,6 +8,7 @@ from dodona.oracle.decide.outcome import FALLBACK, PREFERRED
 from dodona.oracle.decide.verdict import Reason, ReportedConsequence, Verdict
 from dodona.oracle.language.facts import show_value
 from dodona.oracle.language.rulebook import OWN_SYSTEM
+from dodona.oracle.printable import printable
 
 _WIDTH = 100
 
@@ -49,7 +50,7 @@ def explain(verdict: Verdict) -> str:
     book = verdict.rulebook
     engine = "durable-rules" if verdict.evaluated_by == "durable_rules" else "the reference evaluator"
     lines.append(f"Rule book {book.name} ({book.content_hash[:12]}), evaluated by {engine}.")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _headline(verdict: Verdict) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from dodona.oracle.errors import RuleFileError
+from dodona.oracle.errors import ConfigError, RuleFileError
+from dodona.oracle.files import read_prefix
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 24
@@ -94,12 +95,10 @@ def read_yaml(path: Path) -> Document:
 def read_bytes(path: Path) -> bytes:
     """A file's content, cut off just beyond the size that `parse_yaml` takes. Raises RuleFileError."""
     try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RuleFileError(
-            str(path), 1, 1, f"cannot be read: {error.strerror or error}", "Check the path."
-        ) from None
+        return read_prefix(path, limit=MAX_BYTES)
+    except ConfigError as error:
+        message = str(error).removeprefix(f"{path}: ").removesuffix("; check the path")
+        raise RuleFileError(str(path), 1, 1, message, "Check the path.") from None
 
 
 def parse_yaml(source: str | bytes, *, file: str = "<text>") -> Document:
@@ -110,7 +109,7 @@ def parse_yaml(source: str | bytes, *, file: str = "<text>") -> Document:
             file, 1, 1, f"is larger than {MAX_BYTES // 1024} KiB", "Split it into several books."
         )
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - (raw.rfind(b"\n", 0, error.start) + 1) + 1

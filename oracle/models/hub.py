@@ -3,11 +3,11 @@ Hugging Face cache and downloaded if necessary."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.weight_files import INDEX_FILE, SUFFIX, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -74,11 +74,10 @@ def _is_whole(directory: Path, weights: bool) -> bool:
         return False
     if not weights:
         return True
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
-            return False
-        return all((directory / shard).is_file() for shard in shards)
-    return any(directory.glob("*.safetensors"))
+    if not (directory / INDEX_FILE).is_file():
+        return any(directory.glob(f"*{SUFFIX}"))
+    try:
+        weight_files(directory)
+    except ConfigError:
+        return False
+    return True

@@ -16,13 +16,22 @@ from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
+from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
 
 _MEND = "correct it or fetch the model again"
 
 MAX_CONFIG_BYTES = 8 << 20
 """A larger config.json is refused."""
+
+MAX_SIZE = 2**31
+MAX_SIZES: Mapping[str, int] = {"num_hidden_layers": 10**5}
+"""Largest size that a field may give; others: `MAX_SIZE`."""
+
+_POSITIVE = frozenset({"num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"})
+"""Sizes that are at least 1 where a file gives them."""
 
 T = TypeVar("T")
 
@@ -139,6 +148,8 @@ class ModelInfo:
     quant_method: str | None
     """Quantization method of the stored weights ("unspecified" where they are quantized and it is not
     named)."""
+    quantization: QuantizationConfig | None
+    """How the stored weights are quantized; None where they are not."""
     num_experts: int
     """Routed experts of a layer; 0 in a dense model."""
     has_inner_state: bool
@@ -208,12 +219,12 @@ class ModelInfo:
             companions = tuple(str(p) for p in map(file.with_name, _COMPANIONS) if p.is_file())
             stamp = _stamp(name, companions)
         except OSError as error:
-            raise ConfigError(_unreadable(Path(name), error)) from None
+            raise ConfigError(_missing(name, error)) from None
         info = cls.from_mapping(
             _read_json(file),
             file=name,
             pooling=_declares_pooling(file.parent),
-            quant_method=_companion_quantization(file.parent),
+            quantization=_companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
             _CACHE.clear()
@@ -227,13 +238,14 @@ class ModelInfo:
         *,
         file: str = "config.json",
         pooling: bool = False,
-        quant_method: str | None = None,
+        quantization: Mapping[str, Any] | None = None,
     ) -> ModelInfo:
         """From the contents of a config.json; `file` is the name in error messages.
 
-        `pooling` and `quant_method` are what the directory's other files say. Raises ConfigError.
+        `pooling` and `quantization` (in the form of a `quantization_config`) are what the directory's other
+        files say. Raises ConfigError.
         """
-        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quant_method)
+        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quantization)
 
 
 _CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
@@ -266,10 +278,12 @@ class _Fields:
         value = self.text.get(field)
         if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
             # Some families give one value for each layer.
-            return max(int(v) for v in value)
-        number = self._typed(field, int, "a whole number")
-        if number is not None and number < 0:
-            raise self.fail(field, "a number >= 0", number)
+            number: int | None = max(int(v) for v in value)
+        else:
+            number = self._typed(field, int, "a whole number")
+        least, most = int(field in _POSITIVE), MAX_SIZES.get(field, MAX_SIZE)
+        if number is not None and not least <= number <= most:
+            raise self.fail(field, f"a whole number from {least} to {most}", number)
         return number
 
     def flag(self, field: str, default: bool = False) -> bool:
@@ -288,7 +302,9 @@ class _Fields:
         return tuple(value)
 
 
-def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str | None) -> ModelInfo:
+def _read(
+    raw: Mapping[str, Any], get: _Fields, pooling: bool, companion: Mapping[str, Any] | None
+) -> ModelInfo:
     text = get.text
     architectures = get.strings("architectures", raw)
     if not architectures:
@@ -306,6 +322,8 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         layer_types and "sliding_attention" not in layer_types
     ):
         window = None
+    stored = _stored_quantization(get) or companion
+    quant_method = None if stored is None else _quantization_method(stored)
     return ModelInfo(
         file=get.file,
         raw=MappingProxyType(dict(raw)),
@@ -329,7 +347,10 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         layer_types=layer_types,
         layer_kinds=kinds,
         dtype=_dtype(get),
-        quant_method=_quantization(get) or quant_method,
+        quant_method=quant_method,
+        quantization=None
+        if stored is None or quant_method is None
+        else read_quantization(quant_method, stored),
         num_experts=_num_experts(get),
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
@@ -428,7 +449,7 @@ def _dtype(get: _Fields) -> str | None:
     return None
 
 
-def _quantization(get: _Fields) -> str | None:
+def _stored_quantization(get: _Fields) -> Mapping[str, Any] | None:
     for field in ("quantization_config", "compression_config"):
         for source in (get.text, get.raw):
             value = source.get(field)
@@ -436,11 +457,15 @@ def _quantization(get: _Fields) -> str | None:
                 continue
             if not isinstance(value, Mapping):
                 raise get.fail(field, "an object", value)
-            method = value.get("quant_method")
-            if method is None and (value.get("load_in_4bit") or value.get("load_in_8bit")):
-                return "bitsandbytes"
-            return method.lower() if isinstance(method, str) and method else "unspecified"
+            return value
     return None
+
+
+def _quantization_method(stored: Mapping[str, Any]) -> str:
+    method = stored.get("quant_method")
+    if method is None and (stored.get("load_in_4bit") or stored.get("load_in_8bit")):
+        return "bitsandbytes"
+    return method.lower() if isinstance(method, str) and method else "unspecified"
 
 
 def _num_experts(get: _Fields) -> int:
@@ -472,7 +497,7 @@ def _token_ids(get: _Fields, field: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _unreadable(file: Path, error: OSError) -> str:
+def _missing(file: str, error: OSError) -> str:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return (
             f"{file}: no such file; a model directory in Hugging Face form has a config.json "
@@ -482,21 +507,10 @@ def _unreadable(file: Path, error: OSError) -> str:
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
-    size = file.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"{file}: {size} bytes is no config.json (at most {MAX_CONFIG_BYTES}); check the path"
-        )
     try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(_unreadable(file, error)) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}; {_MEND}"
-        ) from None
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}; {_MEND}") from None
+        value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_MEND}") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{file}: expected a JSON object, got {type(value).__name__}; fetch the model again"
@@ -517,10 +531,11 @@ def _stamp(name: str, companions: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _companion(file: Path) -> Any:
+    if not file.exists():
+        return None
     try:
-        size = file.stat().st_size
-        return json.loads(file.read_bytes()) if size <= MAX_CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        return read_json(file, limit=MAX_CONFIG_BYTES)
+    except ConfigError:
         return None
 
 
@@ -531,8 +546,11 @@ def _declares_pooling(directory: Path) -> bool:
     )
 
 
-def _companion_quantization(directory: Path) -> str | None:
-    """Methods whose tools write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
+def _companion_quantization(directory: Path) -> Mapping[str, Any] | None:
+    """What tools say that write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
     if (directory / "hf_quant_config.json").is_file():
-        return "modelopt"
-    return "gptq" if (directory / "quantize_config.json").is_file() else None
+        return {"quant_method": "modelopt"}
+    if not (directory / "quantize_config.json").is_file():
+        return None
+    stored = _companion(directory / "quantize_config.json")
+    return {**(stored if isinstance(stored, dict) else {}), "quant_method": "gptq"}

@@ -22,6 +22,7 @@ from dodona.runners.interface import (
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.rpc import rpc_method
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 600.0
 """Seconds that a step, or an exchange between ranks, may take where the configuration says nothing."""
 
-_UNLIMITED = frozenset({"load_model", "reload_weights"})
+_UNLIMITED = frozenset({"load_model", "reload_weights", "sleep", "wake_up"})
 """Calls that take as long as storage does. Exchanges between ranks are limited in them, too."""
 
 
@@ -99,10 +100,6 @@ class DistributedRunner(Runner):
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
 
-    def reload_weights(self) -> None:
-        """Read the weights again on every rank."""
-        self._call_all("reload_weights")
-
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """The spec of the rank whose blocks take the most bytes: sizes are per device."""
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
@@ -121,8 +118,7 @@ class DistributedRunner(Runner):
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
-        if self._sampled is not None:
-            self._sampled = StepOutput((), ())
+        self._forget_sampled()
         self._call_all("initialize_kv_cache", num_blocks, max_model_len)
 
     def capture_graphs(self) -> None:
@@ -166,14 +162,24 @@ class DistributedRunner(Runner):
     def collective_rpc(
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Call a method of every rank's runner; the results are in the ranks' order."""
+        """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`."""
+        rpc_method(method)
+        self._forget_sampled()
+        results = self._call_all(method, *args, **(kwargs or {}))
+        if method == "update_config":  # no worker refused it
+            self.update_config(*args, **(kwargs or {}))
+        return results
+
+    def _forget_sampled(self) -> None:
+        """Between two requests: rows of the step before may be gone when the next one comes."""
+        if self._sampled is not None:
+            self._sampled = StepOutput((), ())
+
+    def _call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         workers = self._require_workers()
-        workers.tell(Call(method, tuple(args), dict(kwargs or {})))
+        workers.tell(Call(method, args, kwargs))
         limit = None if method in _UNLIMITED else self._timeout
         return workers.answers(range(self._sizes.world), method, limit)
-
-    def _call_all(self, method: str, *args: Any) -> list[Any]:
-        return self.collective_rpc(method, args)
 
     def _require_workers(self) -> Workers:
         if self._workers is None:

@@ -19,7 +19,7 @@ from dodona.runners.engine.core import EngineCore
 from dodona.runners.engine.events import Event
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineDeadError, InvalidRequestError
+from dodona.runners.errors import EngineAsleepError, EngineDeadError, InvalidRequestError
 from dodona.runners.interface import Runner
 
 logger = logging.getLogger("dodona.engine")
@@ -32,7 +32,8 @@ class _Add:
 
 @dataclass(frozen=True, slots=True)
 class _Abort:
-    request_id: str
+    requests: Sequence[Request]
+    """Those that had the id when the abort was asked for; the id may belong to another one by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,13 @@ class Engine:
     def __init__(self, start: Callable[[], tuple[Runner, Scheduler]]) -> None:
         self._start = start
         self._wake = threading.Condition()
-        """Guards the three below."""
+        """Guards the four below."""
         self._inbox: deque[_Command] = deque()
         self._unfinished: dict[str, list[Request]] = {}
         """Unfinished requests by the id that their caller knows."""
         self._end: _End | None = None
+        self._refusal: str | None = None
+        """Why no requests are taken at present."""
 
         self._taken: deque[_Command] = deque()
         """Commands out of the inbox that are not executed yet. The engine's thread alone uses these two."""
@@ -88,14 +91,16 @@ class Engine:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; their news go to `request.sink`. From here on the engine's thread owns them.
 
-        Raises EngineDeadError, and InvalidRequestError where an id is that of an unfinished request (then
-        none is queued).
+        Raises EngineDeadError, EngineAsleepError while requests are refused, and InvalidRequestError where an
+        id is that of an unfinished request (then none is queued).
         """
         by_id: dict[str, list[Request]] = {}
         for request in requests:
             by_id.setdefault(request.parent_id, []).append(request)
         with self._wake:
             self._check_alive()
+            if self._refusal is not None:
+                raise EngineAsleepError(self._refusal)
             for request_id in by_id:
                 if request_id in self._unfinished:
                     raise InvalidRequestError(f"request id {request_id!r} is in use by an unfinished request")
@@ -107,8 +112,17 @@ class Engine:
         """End these requests with the tokens that they have; unknown and finished ones are left alone."""
         with self._wake:
             if self._end is None:
-                self._inbox.extend(map(_Abort, request_ids))
+                found = (self._unfinished.get(request_id) for request_id in request_ids)
+                self._inbox.extend(_Abort(tuple(requests)) for requests in found if requests)
                 self._wake.notify()
+
+    def refuse_requests(self, reason: str | None) -> None:
+        """From now on `submit` raises EngineAsleepError with the reason; None: it takes requests again.
+
+        Those submitted before are not concerned.
+        """
+        with self._wake:
+            self._refusal = reason
 
     def call(self, function: Callable[[Runner, Scheduler], Any], *, drain: bool = False) -> Any:
         """Run `function(runner, scheduler)` in the engine's thread between two steps, and return its result.
@@ -231,7 +245,7 @@ class Engine:
                 command.future.set_result(result)
 
     def _execute_abort(self, command: _Abort, scheduler: Scheduler) -> None:
-        siblings = list(self._unfinished.get(command.request_id, ()))
+        siblings = [request for request in command.requests if not request.finished]
         for request in siblings:
             if any(isinstance(other, _Add) and request in other.requests for other in self._deferred):
                 request.abort()
@@ -254,7 +268,7 @@ class Engine:
 
 
 def _may_start(command: _Command, scheduler: Scheduler) -> bool:
-    return not (isinstance(command, _Call) and command.drain and scheduler.num_unfinished)
+    return not (isinstance(command, _Call) and command.drain and not scheduler.is_idle)
 
 
 def _send(request: Request, event: Event) -> bool:

@@ -12,18 +12,28 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     exceeds_devices,
     has_active_connector,
+    has_connector_module,
     outgrows_rope,
+    resolved_connector,
     resolved_quantization,
     resolved_runner_type,
+    resolved_speculative_method,
     splits_evenly,
     uses_workers,
 )
+from dodona.oracle.systems.own.quantization import quantization_scheme
+
+KV_CONNECTORS = ("OffloadingConnector",)
+"""The connectors that V1 has."""
+SPECULATIVE_METHODS = ("ngram",)
+"""Methods of speculative decoding that V1 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
-        "hybrid-mamba",
+        "quantized-experts",
+        "inner-state-family",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
@@ -38,10 +48,12 @@ LACKS: frozenset[str] = frozenset(
         "decode-context-parallelism",
         "expert-parallelism",
         "lora",
-        "speculative-decoding",
-        "parallel-drafting",
-        "eagle3-pipeline-parallelism",
-        "kv-connector",
+        "speculative-method",
+        "speculative-inner-state",
+        "parallel-drafting-method",
+        "draft-tensor-parallelism",
+        "unserved-kv-connector",
+        "kv-connector-inner-states",
         "kv-cache-dtype",
         "dynamo-trace-once",
         "vllm-compile",
@@ -76,15 +88,41 @@ TENSOR_PARALLEL_FAMILIES = (
 )
 """Architectures that `tensor_parallel.shard_model` splits by their plan, each backed by a run."""
 
+INNER_STATE_FAMILIES: frozenset[str] = frozenset(
+    {
+        "bailing_hybrid",
+        "bamba",
+        "falcon_h1",
+        "falcon_mamba",
+        "granitemoehybrid",
+        "jamba",
+        "kimi_linear",
+        "lfm2",
+        "lfm2_moe",
+        "lfm3",
+        "mamba",
+        "mamba2",
+        "olmo_hybrid",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+        "zaya",
+    }
+)
+"""Model types with an inner state whose tokens were compared with transformers' own
+(tests/v1/test_hybrids.py)."""
+
 
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
+    scheme = quantization_scheme(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "quantization": resolved_quantization(config, model) is not None,
-        "hybrid-mamba": model.has_inner_state or model.is_attention_free,
+        "quantization": scheme == "other",
+        "quantized-experts": scheme is not None and model.is_moe,
+        "inner-state-family": model.has_inner_state and model.model_type not in INNER_STATE_FAMILIES,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),
         "encoder-decoder": model.is_encoder_decoder,
@@ -109,12 +147,17 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
         "lora": config.lora_config is not None,
-        "speculative-decoding": speculative is not None,
-        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
-        "eagle3-pipeline-parallelism": speculative is not None
-        and speculative.method == "eagle3"
-        and parallel.pipeline_parallel_size > 1,
-        "kv-connector": has_active_connector(config),
+        "speculative-method": speculative is not None
+        and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-inner-state": speculative is not None and model.has_inner_state,
+        "parallel-drafting-method": speculative is not None
+        and speculative.parallel_drafting
+        and resolved_speculative_method(config) != "eagle3",
+        "draft-tensor-parallelism": speculative is not None
+        and (speculative.draft_tensor_parallel_size or 1) > 1,
+        "unserved-kv-connector": has_active_connector(config)
+        and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
+        "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

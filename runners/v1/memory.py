@@ -14,6 +14,7 @@ from dodona.runners.limits import Limits
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.state_slots import StepStates
 from dodona.runners.v1.step_layout import MAX_GATHERED_TOKENS, StepLayout
 
 _PROFILE_ROW = sampling.SamplingRow(
@@ -25,40 +26,52 @@ CPU_KV_LIMIT = 4 << 30
 
 
 def measure_available_memory(
-    profile: Callable[[], None], device: torch.device, *, utilization: float, most_useful: int
+    profile: Callable[[], None],
+    device: torch.device,
+    *,
+    utilization: float,
+    most_useful: int,
+    state_bytes: int = 0,
 ) -> int:
-    """Bytes for KV blocks after running `profile` (the largest step) once.
+    """Bytes for inner states and KV blocks after running `profile` (the largest step) once.
 
     CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
     that. CPU: `utilization` of the memory that the system (or the control group) still has, less the measured
-    growth of the resident set, and at most `CPU_KV_LIMIT`. Never more than `most_useful`, the bytes of all
-    requests at full length.
+    growth of the resident set, and for KV blocks at most `CPU_KV_LIMIT`. Never more than the states of all
+    rows (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
     """
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
     else:
-        available = min(_cpu(profile, utilization), CPU_KV_LIMIT)
-    return max(0, min(available, most_useful))
+        available = min(_cpu(profile, utilization), CPU_KV_LIMIT + state_bytes)
+    return max(0, min(available, most_useful + state_bytes))
 
 
 def run_largest_step(model: PackedModel, limits: Limits) -> None:
     """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
 
-    All rows share one KV block: only the sizes of what is computed matter.
+    All rows share one KV block and one slot of inner states: only the sizes of what is computed matter.
     """
     device, block_size, longest = model.device, limits.block_size, limits.max_model_len
-    cache = model.make_cache(1, block_size)
+    cache, slots = model.make_cache(1, block_size), model.make_state_slots(1)
     whole, rest = divmod(limits.max_num_batched_tokens, longest)
     prompts = ([longest] * whole + [rest] * (rest > 0))[: limits.max_num_seqs]
     # A chunk at the end of a full context reads the most; on a CPU that would take minutes.
     computed = [longest - n if device.type == "cuda" else 0 for n in prompts]
     decodes = max(1, min(limits.max_num_seqs, MAX_GATHERED_TOKENS // longest))
-    for num_tokens, num_computed in ((prompts, computed), ([1] * decodes, [longest - 1] * decodes)):
+    steps = [(prompts, computed), ([1] * decodes, [longest - 1] * decodes)]
+    if model.mixers:  # their memory grows with the rows, not with the context
+        steps.append(([1] * limits.max_num_seqs, [1] * limits.max_num_seqs))
+    for num_tokens, num_computed in steps:
         tables = np.zeros((len(num_tokens), -(-longest // block_size)), dtype=np.int64)
         layout = StepLayout(num_tokens, num_computed, tables, block_size, device)
         ids = torch.zeros(layout.total_tokens, dtype=torch.int64, device=device)
         sampled = min(layout.total_tokens, limits.max_num_seqs)
-        logits = model.forward(ids, layout, cache, torch.arange(sampled, device=device))
+        states = None
+        if model.mixers:  # a prompt as a fresh one: with a state, some mixers compute token by token
+            state_computed = [0] * len(prompts) if num_tokens is prompts else num_computed
+            states = StepStates(slots, [0] * len(num_tokens), num_tokens, state_computed)
+        logits = model.forward(ids, layout, cache, torch.arange(sampled, device=device), states)
         with torch.inference_mode():
             sampling.sample(logits, [_PROFILE_ROW] * sampled)
 

@@ -14,6 +14,8 @@ from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, recording
 from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
+from dodona.runners.v1.state_slots import StateSlots, StepStates
 from dodona.runners.v1.step_layout import StepLayout
 
 PLAIN_ATTENTION = "eager"
@@ -31,16 +33,22 @@ class PackedModel:
         self.model: Any = model
         self.device: torch.device = next(model.parameters()).device
         parameters = inspect.signature(model.forward).parameters
-        if "position_ids" not in parameters:
+        stateful = has_mixers(self.text_config)
+        self.takes_positions = "position_ids" in parameters
+        if not self.takes_positions and not stateful:
             raise UnsupportedConfiguration.lacking(
                 "v1",
                 "architecture",
                 why=f"{type(model).__name__}.forward takes no position_ids, so rows can't be packed",
             )
         self._takes_logits_to_keep = "logits_to_keep" in parameters
-        self.calls: tuple[AttentionCall, ...] = self._record_calls()
+        self.calls: tuple[AttentionCall, ...] = self._record_calls(attention_free=stateful)
+        set_attention(model, PLAIN_ATTENTION)
+        self.mixers: tuple[Mixer, ...] = (
+            install_mixers(model, self.text_config, self.device) if stateful else ()
+        )
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
-        self.kv_dtype: torch.dtype = self.calls[0].dtype
+        self.kv_dtype: torch.dtype = self.calls[0].dtype if self.calls else next(model.parameters()).dtype
         self._patterns = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
@@ -65,20 +73,41 @@ class PackedModel:
         """A KV cache of this model's shapes on its device."""
         return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device)
 
+    @property
+    def state_bytes_per_row(self) -> int:
+        """Bytes of one sequence's inner states; 0 where the model has none."""
+        return sum(spec.num_bytes for mixer in self.mixers for spec in mixer.states)
+
+    def make_state_slots(self, num_slots: int) -> StateSlots:
+        """Slots for the inner states of `num_slots` sequences, on the model's device."""
+        return StateSlots([mixer.states for mixer in self.mixers], num_slots, self.device)
+
     def forward(
-        self, token_ids: torch.Tensor, layout: StepLayout, cache: PagedKVCache, positions: torch.Tensor
+        self,
+        token_ids: torch.Tensor,
+        layout: StepLayout,
+        cache: PagedKVCache,
+        positions: torch.Tensor,
+        states: StepStates | None = None,
     ) -> torch.Tensor:
-        """Run the model on packed tokens and write their keys and values to the cache.
+        """Run the model on packed tokens; write their keys and values to the cache, and what they make of the
+        rows' inner states to their slots.
 
         token_ids: [T] int64. positions: [n] int64, packed indices. Returns logits [n, vocab] at `positions`.
         """
-        keep = {"logits_to_keep": positions} if self._takes_logits_to_keep else {}
-        with torch.inference_mode(), forward_state(ForwardState(layout, cache, self._patterns)):
-            output = self._forward(
-                input_ids=token_ids[None], position_ids=layout.positions[None], use_cache=False, **keep
-            )
+        arguments: dict[str, torch.Tensor] = {}
+        if self.takes_positions:
+            arguments["position_ids"] = layout.positions[None]
+        if self._takes_logits_to_keep:
+            arguments["logits_to_keep"] = positions
+        with (
+            torch.inference_mode(),
+            forward_state(ForwardState(layout, cache, self._patterns)),
+            step_states(states),
+        ):
+            output = self._forward(input_ids=token_ids[None], use_cache=False, **arguments)
         logits: torch.Tensor = output.logits[0]
-        return logits if keep else logits.index_select(0, positions)
+        return logits if self._takes_logits_to_keep else logits.index_select(0, positions)
 
     @contextmanager
     def plain(self) -> Iterator[torch.nn.Module]:
@@ -89,13 +118,14 @@ class PackedModel:
         finally:
             set_attention(self.model, PAGED_ATTENTION)
 
-    def _record_calls(self) -> tuple[AttentionCall, ...]:
+    def _record_calls(self, *, attention_free: bool) -> tuple[AttentionCall, ...]:
+        """attention_free: whether a model without attention calls is no error."""
         set_attention(self.model, RECORDING_ATTENTION)
         ids = torch.zeros(1, 4, dtype=torch.int64, device=self.device)
-        positions = torch.arange(4, device=self.device)[None]
+        positions = {"position_ids": torch.arange(4, device=self.device)[None]}
         try:
             with torch.inference_mode(), recording(self.device) as calls:
-                self.model(input_ids=ids, position_ids=positions, use_cache=False)
+                self.model(input_ids=ids, use_cache=False, **(positions if self.takes_positions else {}))
         except UnsupportedConfiguration:
             raise
         except Exception as error:
@@ -104,9 +134,15 @@ class PackedModel:
                 "architecture",
                 why=f"{self.name} does not take the masks and calls of packed rows: {_first_line(error)}",
             ) from error
-        if not calls:
+        if not calls and not attention_free:
             raise UnsupportedConfiguration.lacking(
                 "v1", "attention", why=f"{self.name} makes no call through transformers' attention interface"
+            )
+        if calls and not self.takes_positions:
+            raise UnsupportedConfiguration.lacking(
+                "v1",
+                "architecture",
+                why=f"{self.name}.forward takes no position_ids, so rows can't be packed",
             )
         return tuple(calls)
 

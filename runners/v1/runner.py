@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     PendingOutput,
-    Runner,
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import make_worker_connector
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.machine import torch_environment
-from dodona.runners.v1 import capabilities, loading
+from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
 from dodona.runners.v1.step import ExecutedStep, Ready
 from dodona.runners.v1.tensor_parallel import shard_model
+from dodona.runners.weights.life import WeightLife, WeightViews
+from dodona.runners.weights.source import weights_directory
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -40,6 +50,15 @@ class Loaded:
 
     model: PackedModel
     self_check: SelfCheck
+    drafting: Drafting | None
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A step that waits for `sample_tokens`."""
+
+    step: ExecutedStep
+    transfers: KVConnectorOutput | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +72,7 @@ class FinishedOutput:
         return self.output
 
 
-class V1Runner(Runner):
+class V1Runner(WeightLife):
     """The general runner: one step at a time, each read to its end before the next begins."""
 
     name = "v1"
@@ -67,7 +86,8 @@ class V1Runner(Runner):
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
         self._ready: Ready | None = None
-        self._executed: ExecutedStep | None = None
+        self._executed: Executed | None = None
+        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
 
     # --- Life
 
@@ -75,61 +95,86 @@ class V1Runner(Runner):
         """Read the weights, record the attention calls and run the self-check.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json.
+        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        # Of several ranks, each device is to hold its share of the weights only. Random weights depend on the
-        # device that draws them.
-        direct = self._mesh.size == 1 or self.config.load_config.load_format == "dummy"
-        whole = self._read_model(self._device if direct else torch.device("cpu"))
-        shard_model(whole, self._mesh.tensor)
-        model = PackedModel(whole.to(self._device), compiled=capabilities.compiles(self.config))
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
+        self._kv_connector = make_worker_connector(self.config)
+        plan = plan_drafting(self.config)
+        directory = weights_directory(self.config, self.model_info, None)
+        model = PackedModel(
+            self._read_share(self._device, directory), compiled=capabilities.compiles(self.config)
+        )
+        drafting = None if plan is None else NgramDrafting(plan)
+        self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
+        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
 
-    def reload_weights(self) -> None:
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
+        self._require_weights("reload_weights")
+        loaded = self._require_loaded()
+        directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        dummy = self.config.load_config.load_format == "dummy"
-        fresh = self._read_model(self._device if dummy else torch.device("cpu"))
-        shard_model(fresh, self._mesh.tensor)
-        loading.copy_weights(fresh, self._require_loaded().model.model)
+        fresh = self._read_share(torch.device("cpu") if directory else self._device, directory)
+        model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls."""
-        model = self._require_loaded().model
-        return KVCacheSpec(model.layers, self.limits.block_size, model.kv_dtype.itemsize)
+        """One entry per attention call, in the order of the calls; then those of the draft.
+
+        Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
+        """
+        loaded, limits = self._require_loaded(), self.limits
+        model, drafting = loaded.model, loaded.drafting
+        block_size = limits.block_size if model.layers else limits.max_model_len
+        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        return spec if drafting is None else drafting.extend_spec(spec)
 
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks that a run of the largest step leaves.
+        """Bytes for inner states and KV blocks that a run of the largest step leaves.
 
-        See `memory.measure_available_memory`; on a CPU at most 4 GiB.
+        See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
-        blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
+        loaded = self._require_loaded()
+
+        def largest_step() -> None:
+            run_largest_step(loaded.model, limits)
+            if loaded.drafting is not None:
+                loaded.drafting.run_largest_step(limits)
+
         return measure_available_memory(
-            partial(run_largest_step, self._require_loaded().model, limits),
+            largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
+            state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
-        """Allocate `num_blocks` blocks, in place of those allocated before.
+        """Allocate `num_blocks` blocks and a slot of inner states for each row, in place of those allocated
+        before.
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        model = self._require_loaded().model
-        self._ready = None  # releases the blocks allocated before
-        self._ready = Ready(model, model.make_cache(num_blocks, self.limits.block_size), BatchState())
+        loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
+        model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
+        self._kv_connector.release_kv_caches()
+        self._ready = None  # releases what was allocated before
+        cache = model.make_cache(num_blocks, block_size)
+        drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
+        self._ready = Ready(model, cache, model.make_state_slots(num_rows), BatchState(), drafter)
+        self._kv_connector.register_kv_caches(cache.layers())
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._kv_connector.shutdown()
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -143,14 +188,19 @@ class V1Runner(Runner):
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
-        self._executed = ready.execute(scheduler_output)
+        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        step = ready.execute(scheduler_output)
+        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._executed = Executed(step, transfers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        return FinishedOutput(self._require_ready().sample(executed, grammar_output))
+        output = self._require_ready().sample(executed.step, grammar_output)
+        return FinishedOutput(with_connector_output(output, executed.transfers))
 
     def take_sampled_tokens(self, output: StepOutput) -> None:
         """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
@@ -169,17 +219,46 @@ class V1Runner(Runner):
             raise RuntimeError("a step before initialize_kv_cache: there is no KV cache yet")
         return self._ready
 
-    def _read_model(self, device: torch.device) -> torch.nn.Module:
-        """The model on `device`, its weights read from the model directory or drawn at random."""
-        model_config, load_format = self.config.model_config, self.config.load_config.load_format
+    def _weight_views(self) -> WeightViews:
+        if self._mesh.size > 1:
+            raise UnsupportedConfiguration.lacking(
+                self.name,
+                "load_weights and apply_sparse_weight_patches with several workers",
+                why="each holds a share of the tensors; use reload_weights",
+            )
+        return model_weights.views(self._require_loaded().model.model)
+
+    def _weights_to_release(self) -> Iterable[torch.Tensor]:
+        parameters: Iterable[torch.Tensor] = self._require_loaded().model.model.parameters()
+        return parameters
+
+    def _release_kv_cache(self) -> tuple[int, int | None]:
+        num_blocks = self._require_ready().cache.num_blocks
+        self._kv_connector.release_kv_caches()
+        self._ready = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return num_blocks, None
+
+    def _read_share(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, with this rank's share of the weights."""
+        if self._mesh.size == 1:
+            return self._read_model(device, directory)
+        # The device is to hold the share only. Random weights depend on the device that draws them.
+        model = self._read_model(torch.device("cpu") if directory else device, directory)
+        shard_model(model, self._mesh.tensor)
+        return model.to(device)
+
+    def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, its weights read from a directory or (None) drawn at random."""
+        model_config = self.config.model_config
         dtype: torch.dtype = getattr(torch, self.limits.dtype)
         return loading.load_model(
-            locate_or_download(
-                model_config.model, revision=model_config.revision, weights=load_format != "dummy"
-            ),
-            load_format=load_format,
+            locate_or_download(model_config.model, revision=model_config.revision),
+            weights=directory,
             dtype=dtype,
             device=device,
             seed=model_config.seed,
             trust_remote_code=model_config.trust_remote_code,
+            quantization=quantization_of(self.config, self.model_info),
         )

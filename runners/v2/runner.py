@@ -6,6 +6,8 @@ Its own modelling code over fused weights; `runners.device` runs the steps.
 from __future__ import annotations
 
 import gc
+import os
+from collections.abc import Iterable
 
 import torch
 
@@ -14,12 +16,15 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.device.ready import Ready
 from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT, DeviceSteps
-from dodona.runners.interface import GrammarOutput, KVCacheSpec, PendingOutput, Runner, SchedulerOutput
+from dodona.runners.interface import GrammarOutput, KVCacheSpec, PendingOutput, SchedulerOutput
 from dodona.runners.limits import Limits
 from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
+from dodona.runners.v2.models.registry import checkpoint_views
+from dodona.runners.weights.life import WeightLife, WeightViews
+from dodona.runners.weights.source import weights_directory
 
 
-class V2Runner(Runner):
+class V2Runner(WeightLife):
     """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
     read."""
 
@@ -67,12 +72,14 @@ class V2Runner(Runner):
             self._loaded.model, self.limits, capture=not self.config.model_config.enforce_eager
         )
 
-    def reload_weights(self) -> None:
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place: captured graphs see the new ones. KV computed before belongs to
         the old."""
+        self._require_weights("reload_weights")
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        read_weights(self.loaded, self.config)
+        directory = weights_directory(self.config, self.model_info, path)
+        read_weights(self.loaded, directory, seed=self.config.model_config.seed)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds over all layers."""
@@ -112,3 +119,19 @@ class V2Runner(Runner):
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Launch what is left of the step and the copies of its results."""
         return self.steps.sample(grammar_output)
+
+    # -- weights
+    # ---------------------------------------------------------------------------------------------------
+
+    def _weight_views(self) -> WeightViews:
+        spec, weights = self.loaded.spec, self.loaded.model.weights
+        tied = {"lm_head.weight": "model.embed_tokens.weight"} if spec.tie_word_embeddings else {}
+        return WeightViews(checkpoint_views(spec, weights), tied)
+
+    def _weights_to_release(self) -> Iterable[torch.Tensor]:
+        return self._weight_views().views.values()
+
+    def _release_kv_cache(self) -> tuple[int, int | None]:
+        size = len(self.ready.steps.kv_caches[0]), self.ready.max_model_len
+        self.steps.release()
+        return size

@@ -359,6 +359,19 @@ def test_what_was_aborted_while_it_was_deferred_never_reaches_the_scheduler() ->
     assert kept.token_ids == expected(kept)
 
 
+def test_an_abort_does_not_reach_a_later_request_of_the_same_id() -> None:
+    gate = Gate()
+    with opened(on_step=gate) as session:
+        session.submit("before", [1], max_tokens=2)
+        gate.wait_until_entered()
+        session.engine.abort("x")  # of nobody as yet; the engine's thread is held in a step
+        later = session.submit("x", [2], max_tokens=3)
+        gate.open()
+        session.finish(later)
+    assert later.finish_reason == "length"
+    assert later.token_ids == expected(later)
+
+
 def test_a_call_that_drains_is_answered_when_the_engine_dies_before() -> None:
     gate = Gate()
 

@@ -355,8 +355,8 @@ def test_generate_keeps_to_a_form(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (("--regex", "a", "--json-schema", "{}"), "--json-schema and --regex can't go together"),
-        (("--json-schema", "/no/such/file"), "--json-schema: /no/such/file can't be read"),
-        (("--grammar", "/no/such/file"), "--grammar: /no/such/file can't be read"),
+        (("--json-schema", "/no/such/file"), "--json-schema: /no/such/file: cannot be read"),
+        (("--grammar", "/no/such/file"), "--grammar: /no/such/file: cannot be read"),
         (("--json-schema", "{3"), "structured_outputs.json is not JSON"),
         (("--regex", "a", "--ignore-eos"), "ignore_eos can't go with structured_outputs"),
     ],

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactValue
 from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.models.model_info import MAX_SIZE
 from dodona.oracle.systems.own.facts import FACTS
 from tests.oracle.test_facts import LLAMA, facts
 
@@ -37,9 +39,29 @@ def test_a_model_without_attention_has_no_heads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"])
-@pytest.mark.parametrize("size", [1, 4096, MAX_INT - 1, MAX_INT, MAX_INT + 1])
-def test_sizes_are_as_told_up_to_the_largest_integer(name: str, size: int) -> None:
-    assert of_model(name, {**LLAMA, name: size}) == min(size, MAX_INT)
+@pytest.mark.parametrize("size", [1, 4096, MAX_SIZE])
+def test_sizes_are_as_told_up_to_the_largest(name: str, size: int) -> None:
+    assert of_model(name, {**LLAMA, name: size}) == size
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "vocab_size", "num_hidden_layers"])
+@pytest.mark.parametrize("size", [-1, MAX_SIZE + 1, 2**53, 10**30])
+def test_sizes_beyond_the_largest_are_refused(name: str, size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.*whole number from"):
+        of_model(name, {**LLAMA, name: size})
+
+
+@pytest.mark.parametrize(
+    "name", ["num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"]
+)
+def test_zero_is_no_size_of_these(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.*from 1 to"):
+        of_model("head_size", {**LLAMA, name: 0})
+
+
+def test_many_layers_are_refused_before_they_are_listed() -> None:
+    with pytest.raises(ConfigError, match=r"num_hidden_layers.*to 100000, got 1000000000"):
+        of_model("num_hidden_layers", {**LLAMA, "num_hidden_layers": 10**9})
 
 
 def test_fields_are_as_configured_up_to_the_largest_integer() -> None:
@@ -228,6 +250,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
     assert nullable - fields_of_sections == {
         *(f"model_config.{name}" for name in SIZES),
         "model_config.quantization",
+        "model_config.quantization_scheme",
         "model_config.num_queries_per_kv",
         "model_config.rope_fixed_length",
         "model_config.hidden_act",

@@ -70,9 +70,9 @@ models = st.none() | st.fixed_dictionaries(
     {"architectures": st.lists(st.sampled_from(["LlamaForCausalLM", "BertModel"]), min_size=1)},
     optional={
         "model_type": st.sampled_from(["llama", "mamba", "t5", "nothing_known", "gemma3"]),
-        "hidden_size": st.none() | st.integers(0, 2**60),
-        "num_attention_heads": st.none() | st.integers(0, 64),
-        "num_key_value_heads": st.none() | st.integers(0, 64),
+        "hidden_size": st.none() | st.integers(1, 2**31),
+        "num_attention_heads": st.none() | st.integers(1, 64),
+        "num_key_value_heads": st.none() | st.integers(1, 64),
         "layer_types": st.lists(st.sampled_from(["full_attention", "mamba", "sliding_attention", "odd"])),
         "logit_scale": st.sampled_from([None, 1.0, 2.0]),
         "dtype": st.sampled_from(["bfloat16", "float64"]),

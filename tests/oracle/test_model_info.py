@@ -530,8 +530,11 @@ def test_wrong_types_name_file_and_field(tmp_path: Path, field: str, value: obje
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b"[]", "expected a JSON object"),
-        (b"\xff\xfe{}", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe{}", "not UTF-8 text"),
+        (b"[" * 100_000, "nests deeper than 64 levels"),
+        (b'{"a": ' * 65 + b"1" + b"}" * 65, "nests deeper than 64 levels"),
+        (b'{"vocab_size": 1, "vocab_size": 2}', "'vocab_size' is given twice"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
 def test_what_is_no_configuration(tmp_path: Path, content: bytes, sign: str) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.tiny_hybrids import ABSENT, HYBRIDS
+
 VOCAB_SIZE = 131
 MAX_LENGTH = 256
 SLIDING_WINDOW = 12
@@ -142,9 +144,9 @@ def make_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    model_type, special = {**FAMILIES, **REFUSED}[family]
+    model_type, special = {**FAMILIES, **HYBRIDS, **REFUSED}[family]
     config_class = CONFIG_MAPPING[model_type]
-    settings = {**_COMMON, **special, **overrides}
+    settings = {k: v for k, v in {**_COMMON, **special, **overrides}.items() if v is not ABSENT}
     if model_type == "gpt2":
         names = (
             "hidden_size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, FalconMambaConfig
+from transformers import AutoModelForCausalLM, BloomConfig, RwkvConfig
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.v1 import attention
@@ -145,7 +145,7 @@ _SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
     ("config", "why"),
     [
         (BloomConfig(**_SMALL, n_head=4), "position_ids"),
-        (FalconMambaConfig(**_SMALL), "position_ids|attention interface"),
+        (RwkvConfig(**_SMALL), "position_ids|attention interface"),
     ],
     ids=["ALiBi", "state-space"],
 )

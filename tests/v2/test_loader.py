@@ -147,7 +147,7 @@ def test_no_or_broken_safetensors(model_dir):
     with pytest.raises(ConfigError, match=r"model\.safetensors: cannot be read as safetensors"):
         load(path)
     (path / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="runner V2 reads safetensors"):
+    with pytest.raises(ConfigError, match="weights are read from safetensors"):
         load(path)
 
 

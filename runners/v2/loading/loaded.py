@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import triton
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
@@ -19,6 +19,7 @@ from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.models.registry import checkpoint_views, make_spec
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import allocate_weights
+from dodona.runners.weights.source import weights_directory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,16 +44,17 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
         raise UnsupportedConfiguration.lacking("v2", *lacking)
     spec = make_spec(info, limits)
     loaded = Loaded(spec, DenseModel(spec, allocate_weights(spec, torch.device(limits.device))))
-    read_weights(loaded, config)
+    read_weights(loaded, weights_directory(config, info, None), seed=config.model_config.seed)
     return loaded
 
 
-def read_weights(loaded: Loaded, config: EngineConfig) -> None:
-    """Read the weights, again or for the first time, in place."""
-    model_config = config.model_config
+def read_weights(loaded: Loaded, path: Path | None, *, seed: int) -> None:
+    """Fill the weights from a directory's safetensors, or (None) with random numbers; in place.
+
+    Raises ConfigError, before the first write, that names the tensor which does not fit.
+    """
     views = checkpoint_views(loaded.spec, loaded.model.weights)
-    if config.load_config.load_format == "dummy":
-        fill_randomly(views, seed=model_config.seed)
-        return
-    path = locate_or_download(model_config.model, revision=model_config.revision, weights=True)
-    load_safetensors(path, views, tied=loaded.spec.tie_word_embeddings)
+    if path is None:
+        fill_randomly(views, seed=seed)
+    else:
+        load_safetensors(path, views, tied=loaded.spec.tie_word_embeddings)

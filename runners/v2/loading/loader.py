@@ -6,7 +6,6 @@ they were.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,9 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dodona.oracle.errors import ConfigError
-
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+from dodona.oracle.models.weight_files import weight_files
 
 _READABLE = ("F32", "F16", "BF16")
 # Old checkpoints store the rotary frequencies; they follow from config.json.
@@ -58,7 +55,7 @@ def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int) -> None:
 def _plan(path: Path, views: Mapping[str, torch.Tensor], tied: bool) -> dict[Path, list[str]]:
     plan: dict[Path, list[str]] = {}
     found: dict[str, Path] = {}
-    for file in _files(path):
+    for file in weight_files(path):
         plan[file] = []
         with _open(file) as stored:
             for name in stored.keys():  # noqa: SIM118 - not a mapping
@@ -83,26 +80,6 @@ def _plan(path: Path, views: Mapping[str, torch.Tensor], tied: bool) -> dict[Pat
             f"{', '.join(f.name for f in plan)}: {_some(missing)}; fetch the model again"
         )
     return plan
-
-
-def _files(path: Path) -> list[Path]:
-    index = path / INDEX_FILE
-    if not index.is_file():
-        if (path / SINGLE_FILE).is_file():
-            return [path / SINGLE_FILE]
-        raise ConfigError(
-            f"{path}: no {SINGLE_FILE} and no {INDEX_FILE}: runner V2 reads safetensors; "
-            "convert the weights, or set load_format='dummy' for random ones"
-        )
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{index}: not an index of shards ({error!r}); fetch the model again") from error
-    files = [path / name for name in sorted(names)]
-    lost = [file.name for file in files if not file.is_file()]
-    if lost:
-        raise ConfigError(f"{index}: names files that are not there: {_some(lost)}; fetch the model again")
-    return files
 
 
 def _open(file: Path) -> Any:

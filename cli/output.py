@@ -1,0 +1,58 @@
+"""How commands print: everything goes through `printable`, and streams take whatever text there is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import typer
+
+from dodona.oracle.printable import HIDDEN, printable
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE})
+
+
+def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text, with control characters as escapes."""
+    typer.echo(printable(text), err=err, nl=nl)
+
+
+def say_json(value: Any) -> None:
+    """Print one JSON value on a line of stdout, with control characters as JSON's escapes."""
+    typer.echo(HIDDEN.sub(_json_escape, json.dumps(value, ensure_ascii=False)))
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    # only inside strings: JSON has none of these characters elsewhere
+    return f"\\u{ord(match[0]):04x}"
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run a command whose result goes to stdout.
+
+    What a stream's encoding can't hold is written as an escape. Where stdout takes no more, for instance on a
+    full disk, a line on stderr says so, and the exit code is 1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        with contextlib.suppress(OSError):
+            typer.echo(f"dodona: stdout can't be written: {error.strerror}", err=True)
+        # the interpreter flushes stdout once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

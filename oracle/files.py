@@ -1,0 +1,175 @@
+"""The one reader of files that people bring: configurations, model folders, rule books, recorded cases.
+
+It reads regular files only, so that a pipe or a device never blocks or fills memory, and never more than a
+limit. JSON must have one value for each key, and bounded depth.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from dodona.oracle.errors import ConfigError
+
+MAX_JSON_BYTES: Final = 8 << 20
+"""Largest JSON file, unless a caller says otherwise."""
+
+MAX_DEPTH: Final = 64
+"""Most levels of objects and lists inside one another."""
+
+Name = str | os.PathLike[str]
+
+
+def read_bytes(path: Name, *, limit: int, expected: str = "this file") -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    expected: what the file should be, for the message. Raises ConfigError that names the file.
+    """
+    raw = read_prefix(path, limit=limit)
+    if len(raw) > limit:
+        raise ConfigError(f"{path}: is larger than {limit} bytes, too large for {expected}; check the path")
+    return raw
+
+
+def read_prefix(path: Name, *, limit: int) -> bytes:
+    """The first `limit` + 1 bytes of a regular file: longer than `limit` where the file is.
+
+    Raises ConfigError for what is missing, unreadable or not a regular file.
+    """
+    try:
+        # without O_NONBLOCK, opening a pipe waits for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as stream:
+            check_regular(path, os.fstat(descriptor))
+            return stream.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def check_regular(path: Name, status: os.stat_result) -> None:
+    """Raise ConfigError unless `status` is that of a regular file."""
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((word for test, word in _KINDS if test(status.st_mode)), "no regular file")
+        raise ConfigError(f"{path}: is {kind}, not a regular file; check the path")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def read_text(path: Name, *, limit: int, expected: str = "this file") -> str:
+    """A UTF-8 text file of at most `limit` bytes, without a byte order mark. Raises ConfigError."""
+    raw = read_bytes(path, limit=limit, expected=expected)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: is not UTF-8 text; save it as UTF-8") from None
+
+
+def read_json(path: Name, *, limit: int = MAX_JSON_BYTES, expected: str = "a JSON file") -> Any:
+    """The value of a JSON file. Raises ConfigError that names the file, and where it can, line and column."""
+    return parse_json(read_text(path, limit=limit, expected=expected), where=str(path))
+
+
+def parse_json(text: str, *, where: str) -> Any:
+    """The value of a JSON text. `where` is its file in messages.
+
+    Raises ConfigError for what is no JSON, for a key that is given twice in one object, and for more than
+    `MAX_DEPTH` levels.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(_too_deep(where)) from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid JSON: {error}") from None
+    if _deeper(value, MAX_DEPTH):
+        raise ConfigError(_too_deep(where))
+    return value
+
+
+def _too_deep(where: str) -> str:
+    return f"{where}: nests deeper than {MAX_DEPTH} levels"
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is given twice in one object; keep one of them")
+    return found
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def read_lines(path: Name, *, limit: int, longest: int) -> Iterator[str]:
+    """The lines of a UTF-8 text file, which may be compressed (.gz).
+
+    limit: most bytes, of the text if it is compressed. longest: most bytes of one line. Raises ConfigError.
+    """
+    compressed = str(path).endswith(".gz")
+    raw = read_bytes(path, limit=limit, expected="a list of cases")
+    stream: Any = gzip.GzipFile(fileobj=io.BytesIO(raw)) if compressed else io.BytesIO(raw)
+    number = taken = 0
+    try:
+        while line := stream.readline(longest + 1):
+            number += 1
+            taken += len(line)
+            if len(line) > longest:
+                raise ConfigError(f"{path}:{number}: is a line of more than {longest} bytes")
+            if taken > limit:
+                raise ConfigError(f"{path}:{number}: is larger than {limit} bytes when it is unpacked")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(f"{path}:{number + 1}: is damaged: {error}") from None
+
+
+def check_folder(folder: Path, *, suffixes: tuple[str, ...], limit: int) -> None:
+    """Check the files of a folder before a library reads them.
+
+    Files whose names end with one of `suffixes` must be regular files of at most `limit` bytes; links to such
+    files are legitimate, as in a hub's cache. Raises ConfigError that names the file.
+    """
+    try:
+        entries = [Path(entry.path) for entry in os.scandir(folder)]
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    for file in sorted(entries):
+        if not file.name.endswith(suffixes) or file.is_dir():
+            continue
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
+        check_regular(file, status)
+        if status.st_size > limit:
+            raise ConfigError(f"{file}: is larger than {limit} bytes; check the file")

@@ -1,0 +1,78 @@
+"""The safetensors files of a model directory, by its index where it has one.
+
+Everything that opens weights asks here first, so that an index can't lead out of the directory, or to files
+of another kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import check_regular, read_json
+
+INDEX_FILE: Final = "model.safetensors.index.json"
+SINGLE_FILE: Final = "model.safetensors"
+SUFFIX: Final = ".safetensors"
+
+MAX_INDEX_BYTES: Final = 64 << 20
+
+
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """The files that hold a model's weights, sorted by name: those of the index, else model.safetensors.
+
+    Raises ConfigError where there are neither, where the index is not one (see `read_index`), and where a
+    file is missing or is no regular file.
+    """
+    index = directory / INDEX_FILE
+    if not _exists(index):
+        single = directory / SINGLE_FILE
+        if not single.exists():
+            raise ConfigError(
+                f"{directory}: no {SINGLE_FILE} and no {INDEX_FILE}: weights are read from safetensors; "
+                "convert the weights, or set load_format='dummy' for random ones"
+            )
+        check_regular(single, single.stat())
+        return (single,)
+    files = [directory / name for name in sorted(set(read_index(index).values()))]
+    lost = [file.name for file in files if not file.exists()]
+    if lost:
+        raise ConfigError(f"{index}: names files that are not there: {_some(lost)}; fetch the model again")
+    for file in files:
+        check_regular(file, file.stat())
+    return tuple(files)
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor name → name of the file in the same directory that holds it.
+
+    Raises ConfigError that names the index and the entry: `weight_map` must map names of tensors to bare
+    names of .safetensors files. A file may be a link, as in a hub's cache; a name may not lead out of the
+    directory.
+    """
+    data = read_json(index, limit=MAX_INDEX_BYTES, expected="an index of weights")
+    found = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{index}: expected an object with a `weight_map`; fetch the model again")
+    for tensor, name in found.items():
+        if not isinstance(name, str) or not _is_bare(name):
+            raise ConfigError(
+                f"{index}: weight_map: {tensor[:80]!r}: expected the bare name of a {SUFFIX} file, got "
+                f"{str(name)[:80]!r}; fetch the model again"
+            )
+    return found
+
+
+def _is_bare(name: str) -> bool:
+    return name.endswith(SUFFIX) and not name.startswith(".") and not {"/", "\\", "\0"} & set(name)
+
+
+def _exists(file: Path) -> bool:
+    return file.exists() or file.is_symlink()
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "")

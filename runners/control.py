@@ -1,0 +1,141 @@
+"""What callers do to a running engine beside requests: its configuration, its weights, its sleep."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dodona.runners.engine.engine import Engine
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.errors import EngineAsleepError
+from dodona.runners.interface import SLEEP_TAGS, Runner
+from dodona.runners.rpc import rpc_method
+
+if TYPE_CHECKING:
+    import torch
+
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.runners.current_config import CurrentConfig
+
+
+class EngineControl:
+    """Calls of the runner's public methods, between two steps. Thread-safe.
+
+    A call that changes weights waits until the requests submitted before are finished, so that each has one
+    version of the weights; those submitted after wait for it, and use no cached prefix of the old weights.
+    """
+
+    def __init__(self, engine: Engine, current_config: CurrentConfig) -> None:
+        self._engine = engine
+        self._current_config = current_config
+        self._lock = threading.Lock()
+        """Held by one call that puts to sleep or wakes up; guards the two below."""
+        self._asleep: frozenset[str] = frozenset()
+        self._weights_lost = False
+        """Whether the weights were dropped and have not been loaded again."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """The configuration, with all updates so far."""
+        return self._current_config.value
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether requests are refused because memory was given back."""
+        return bool(self._asleep) or self._weights_lost
+
+    def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Call one of `rpc.RPC_METHODS` on every worker; see `Runner.collective_rpc`."""
+        rpc_method(method)
+        if method == "sleep":
+            return self._sleep(args, kwargs)
+        if method == "wake_up":
+            return self._wake_up(args, kwargs)
+        results = self._call(method, args, kwargs)
+        if method in ("reload_weights", "load_weights"):
+            self._weights_are_back()
+        return results
+
+    def update_config(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change fields of the configuration; see `CurrentConfig.update`."""
+        self.collective_rpc("update_config", (overrides,))
+
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Read all weights again; see `Runner.reload_weights`."""
+        self.collective_rpc("reload_weights", (path,))
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Overwrite the given tensors; see `Runner.load_weights`. Iterates in the caller's thread."""
+        self.collective_rpc("load_weights", (list(weights),))
+
+    def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Overwrite single elements; see `Runner.apply_sparse_weight_patches`."""
+        self.collective_rpc("apply_sparse_weight_patches", (patches,))
+
+    def sleep(self, level: int = 1) -> None:
+        """Wait for the requests submitted before, then give back memory; see `Runner.sleep`.
+
+        From the call on until `wake_up`, new requests are refused with EngineAsleepError.
+        """
+        self.collective_rpc("sleep", (level,))
+
+    def wake_up(self, tags: Collection[str] | None = None) -> None:
+        """Take memory again; see `Runner.wake_up`. Once all is back, requests are taken."""
+        self.collective_rpc("wake_up", (tags,))
+
+    # --- Parts
+
+    def _call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Any]:
+        changes_weights = rpc_method(method).changes_weights
+
+        def call(runner: Runner, scheduler: Scheduler) -> list[Any]:
+            try:
+                return runner.collective_rpc(method, args, kwargs)
+            finally:
+                if changes_weights:
+                    scheduler.new_weights()
+
+        results: list[Any] = self._engine.call(call, drain=changes_weights)
+        return results
+
+    def _sleep(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Any]:
+        with self._lock:
+            if self.is_sleeping:
+                raise EngineAsleepError("sleep: asleep already; call wake_up first")
+            # At once, not when the engine gets there: else requests would pile up behind a sleeping engine.
+            self._engine.refuse_requests("the engine is asleep; call wake_up first")
+            try:
+                results = self._call("sleep", args, kwargs)
+            except BaseException:
+                self._engine.refuse_requests(None)
+                raise
+            self._asleep = frozenset(SLEEP_TAGS)
+            level = args[0] if args else (kwargs or {}).get("level", 1)
+            self._weights_lost = level == 2
+            return results
+
+    def _wake_up(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Any]:
+        with self._lock:
+            results = self._call("wake_up", args, kwargs)
+            tags = args[0] if args else (kwargs or {}).get("tags")
+            self._asleep = frozenset() if tags is None else self._asleep - frozenset(tags)
+            self._take_requests_if_awake()
+            return results
+
+    def _weights_are_back(self) -> None:
+        with self._lock:
+            if self._weights_lost:
+                self._weights_lost = False
+                self._take_requests_if_awake()
+
+    def _take_requests_if_awake(self) -> None:
+        if not self.is_sleeping:
+            self._engine.refuse_requests(None)
+        elif not self._asleep:
+            self._engine.refuse_requests(
+                "the weights were dropped by sleep(level=2); call reload_weights or load_weights first"
+            )

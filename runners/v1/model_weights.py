@@ -1,0 +1,68 @@
+"""The weights of a transformers model in place: by the names of its checkpoint, or replaced as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dodona.oracle.errors import ConfigError
+from dodona.runners.weights.life import WeightViews
+
+
+class _ViewOnly(torch.Tensor):
+    """A tensor whose conversions stay views: transformers ends some of them with a copy."""
+
+    def contiguous(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self
+
+
+def views(model: torch.nn.Module) -> WeightViews:
+    """A model's parameters and persistent buffers, by their own names and by those of its checkpoint.
+
+    The two differ where transformers fuses tensors as it loads them, such as the experts of a layer; then
+    each of the checkpoint's tensors is a part of a parameter.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    own: dict[str, torch.Tensor] = dict(model.state_dict())
+    # A name of a tensor that another name has too: the first is the one that checkpoints have.
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in own.items():
+        if first.setdefault(_place(tensor), name) != name:
+            tied[name] = first[_place(tensor)]
+    own = {name: tensor for name, tensor in own.items() if name not in tied}
+    revert: Callable[..., dict[str, torch.Tensor]] = revert_weight_conversion
+    with torch.no_grad():
+        reverted = revert(model, {name: tensor.as_subclass(_ViewOnly) for name, tensor in own.items()})
+    places = {tensor.untyped_storage().data_ptr() for tensor in own.values()}
+    parts = {
+        name: tensor.as_subclass(torch.Tensor)
+        for name, tensor in reverted.items()
+        # What a conversion computes anew, writes would not reach.
+        if tensor.untyped_storage().data_ptr() in places
+    }
+    return WeightViews({**own, **parts}, tied)
+
+
+def replace(model: torch.nn.Module, fresh: torch.nn.Module) -> None:
+    """Overwrite `model`'s weights in place with those of `fresh`, a model of the same configuration.
+
+    Raises ConfigError, before the first write, where `fresh` has two tensors that are one in `model`.
+    """
+    target, source = model.state_dict(), fresh.state_dict()
+    by_place: dict[int, str] = {}
+    for name, tensor in target.items():
+        first = by_place.setdefault(_place(tensor), name)
+        if first != name and not torch.equal(source[first], source[name]):
+            raise ConfigError(
+                f"the weights have a {name!r} of their own, and the running model ties it to {first!r}; "
+                "make a new LLM"
+            )
+    model.load_state_dict(source, strict=True, assign=False)
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if tensor.numel() else id(tensor)

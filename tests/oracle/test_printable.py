@@ -1,0 +1,112 @@
+"""Text that leaves: a model's files can't steer a terminal, and streams take whatever text there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dodona.cli.app import app
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.printable import HIDDEN, printable, short, without_userinfo
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = "\x1b[2J\x1b[31m\x9b1m\u202egnp\ud800\x07\r"
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    config = json.loads((ROOT / "checkpoints/qwen3/config.json").read_text())
+    config |= {"architectures": [f"{HOSTILE}ForCausalLM"], "hidden_act": HOSTILE, "dtype": HOSTILE}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@given(st.text())
+def test_nothing_hidden_is_left_and_the_rest_stays(text: str) -> None:
+    shown = printable(text)
+    assert not HIDDEN.search(shown)
+    assert shown == text or HIDDEN.search(text)
+    shown.encode("utf-8")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--explain"], ["--why-not", "v2"], ["--assume-gpu"], ["--json"]])
+def test_a_models_files_cant_steer_a_terminal(hostile: Path, arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, ["select", str(hostile), *arguments])
+    assert done.exit_code in (0, 2, 3), done.output
+    assert not HIDDEN.search(done.output.replace("\n", ""))
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    if arguments == ["--json"] and done.exit_code == 0:
+        json.loads(done.output)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_streams_take_what_their_encoding_cant_hold(hostile: Path, encoding: str) -> None:
+    done = run(["select", str(hostile), "--explain"], encoding, subprocess.PIPE)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (0, 2, 3)
+
+
+def test_a_full_disk_is_a_line_and_exit_code_1() -> None:
+    with open("/dev/full", "wb") as full:
+        done = run(["rules", "list", "--json"], "utf-8", full)
+    assert (done.returncode, done.stderr) == (1, "dodona: stdout can't be written: No space left on device\n")
+
+
+def run(arguments: list[str], encoding: str, stdout: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-c", "from dodona.cli import main; main()", *arguments],
+        stdout=stdout, stderr=subprocess.PIPE, env=environment, encoding=encoding, errors="strict", cwd=ROOT,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_every_command_prints_through_one_place() -> None:
+    """Nothing else in cli/ writes to a stream, and tables get their text by `words`."""
+    for file in [*(ROOT / "cli").glob("*.py"), *(ROOT / "oracle/explain").glob("*.py")]:
+        if file.name == "output.py":
+            continue
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"typer\.echo|(?<![\w.])print\(|sys\.std(out|err)\.write|click\.echo", text), (
+            file
+        )
+        made = re.findall(r"(?<![\w.])Text\((?!printable)", text)
+        assert not made, file
+
+
+# --- secrets
+
+
+def test_errors_do_not_show_what_may_be_secret() -> None:
+    extra = {"password": "hunter2"}
+    for value in ([extra], json.dumps([extra]), "hunter2"):
+        with pytest.raises(ConfigError, match="kv_connector_extra_config") as caught:
+            EngineConfig.from_mapping(
+                {
+                    "model_config": {"model": "m"},
+                    "kv_transfer_config": {"kv_connector": "X", "kv_connector_extra_config": value},
+                }
+            )
+        assert "hunter2" not in str(caught.value)
+
+
+def test_what_was_given_is_shown_short_and_without_userinfo() -> None:
+    assert without_userinfo("https://me:pass@host/x and ftp://u@h") == "https://host/x and ftp://h"
+    assert short("https://me:pass@host") == "'https://host'"
+    assert len(short("x" * 10_000)) == 80
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig.from_mapping(
+            {"model_config": {"model": "m", "dtype": "https://me:pass@host/" + "y" * 999}}
+        )
+    assert "pass@" not in str(caught.value)
+    assert len(str(caught.value)) < 300
