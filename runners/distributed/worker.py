@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.mesh import ALONE
 from dodona.runners.distributed.messages import Answer, Call, Execute, Failure, Message, Result, Sample, Start
+from dodona.runners.rpc import RPC_METHODS
 
 if TYPE_CHECKING:
     from dodona.runners.interface import Runner
@@ -51,8 +52,7 @@ def serve(connection: Any) -> None:
                 elif runner is None:
                     raise RuntimeError(f"{type(message).__name__} before Start")
                 elif isinstance(message, Call):
-                    method = getattr(runner, message.method)
-                    _answer(connection, Result(method(*message.args, **message.kwargs)))
+                    _answer(connection, Result(_call(runner, message)))
                 elif isinstance(message, Execute):
                     if message.sampled is not None and not samples:
                         runner.take_sampled_tokens(message.sampled)
@@ -72,6 +72,12 @@ def serve(connection: Any) -> None:
             from dodona.runners.distributed.joining import leave
 
             leave()
+
+
+def _call(runner: Runner, call: Call) -> Any:
+    if call.method in RPC_METHODS:
+        return runner.collective_rpc(call.method, call.args, call.kwargs)[0]
+    return getattr(runner, call.method)(*call.args, **call.kwargs)
 
 
 def _receive(connection: Any) -> Message | None:

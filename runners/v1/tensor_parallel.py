@@ -44,7 +44,7 @@ def shard_model(model: torch.nn.Module, group: Group) -> None:
     if group.size == 1:
         return
     plan = _plan(model)
-    heads = _heads(model)
+    heads = _heads(model, group.size)
     for name, module in model.named_modules():
         style = plan.get(_pattern(name))
         if style in ("colwise", "rowwise") and not isinstance(module, torch.nn.Linear):
@@ -80,10 +80,15 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
-def _heads(model: Any) -> int:
-    """Key/value heads of a layer."""
+def _heads(model: Any, ranks: int) -> int:
+    """Key/value heads of a layer. No rank may hold a part of a head."""
     config = model.config.get_text_config(decoder=True)
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    query_heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
+    if query_heads % ranks or (heads % ranks and ranks % heads):
+        uneven = query_heads if query_heads % ranks else heads
+        raise _uneven("attention heads", uneven, ranks)
+    return heads
 
 
 def _split_outputs(name: str, linear: torch.nn.Linear, group: Group, heads: int | None) -> None:
@@ -93,8 +98,6 @@ def _split_outputs(name: str, linear: torch.nn.Linear, group: Group, heads: int 
     """
     ranks, rank = group.size, group.rank
     if heads is not None and heads < ranks:
-        if ranks % heads:
-            raise _uneven(name, heads, ranks)
         ranks, rank = heads, rank * heads // ranks
     for parameter_name in ("weight", "bias"):
         parameter = getattr(linear, parameter_name)

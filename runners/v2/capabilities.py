@@ -9,6 +9,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
+    exceeds_devices,
     has_active_connector,
     resolved_device,
     resolved_dtype,
@@ -81,6 +82,7 @@ def check_supported(
     capability = environment.compute_capability
     lacking = {
         **({} if interpreted else _machine(device, environment, capability)),
+        "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
         **_features(config),
     }

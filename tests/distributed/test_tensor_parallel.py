@@ -111,7 +111,11 @@ def test_a_rank_holds_its_share_of_the_weights() -> None:
     [
         ("gpt2", {}, "no plan that splits"),
         ("llama", {"intermediate_size": 51}, "gate_proj: 51 does not divide by 2 ranks"),
-        ("llama", {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}, "does not divide"),
+        (
+            "llama",
+            {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 3},
+            "heads: 3 does not",
+        ),
     ],
 )
 def test_what_cannot_be_split_is_refused_by_name(family, changes, words):

@@ -24,9 +24,9 @@ _LOADING = threading.Lock()
 class _LoadsAlone(V1Runner):
     """transformers' loading changes global state for a while."""
 
-    def _read_model(self, device: torch.device) -> torch.nn.Module:
+    def _read_model(self, *args: Any) -> torch.nn.Module:
         with _LOADING:
-            return super()._read_model(device)
+            return super()._read_model(*args)
 
 
 def generate_on_ranks(

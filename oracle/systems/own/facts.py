@@ -430,14 +430,6 @@ _ENGINE_SPECS = (
         minimum=1,
     ),
     OwnFact(
-        "parallel_config.uses_workers",
-        "bool",
-        "The runner works in processes of its own: several, or one that is asked for.",
-        "config",
-        derive=lambda i: uses_workers(i.config),
-        reads=(*_PARALLEL_SIZES, "parallel_config.distributed_executor_backend"),
-    ),
-    OwnFact(
         "parallel_config.exceeds_devices",
         "bool",
         f"There are more ranks than CUDA devices, or than the {MAX_CPU_RANKS} that may share a processor.",
