@@ -66,8 +66,10 @@ class KVCacheSpec:
     block_size: int
     dtype_bytes: int
     state_bytes_per_row: int = 0
-    """Bytes of a row's recurrent and convolutional states. Such a model can go on only from a row's last
-    token: not from a cached prefix."""
+    """Bytes that a row takes beside its blocks, whatever its length: recurrent and convolutional states."""
+    shares_prefixes: bool = True
+    """Whether requests with equal beginnings can share blocks. Where a model can go on only from a row's last
+    token, prefix caching is off."""
     windows_apart: bool = False
     """Whether layers that see less far back than others have blocks of their own: window blocks, which are
     attached to the blocks that such a layer's queries still see (`SchedulerOutput.window_blocks`)."""

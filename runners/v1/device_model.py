@@ -115,7 +115,9 @@ class DeviceModel:
         )
         with forward_state(state):
             output = self._body(
-                input_ids=inputs.input_ids[None], position_ids=inputs.positions[None], use_cache=False
+                input_ids=inputs.input_ids[None],
+                position_ids=self.packed.position_ids(inputs.positions),
+                use_cache=False,
             )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden if wanted is None else hidden.index_select(0, wanted)

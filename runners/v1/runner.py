@@ -1,4 +1,4 @@
-"""Runner V1: any Hugging Face causal LM by transformers' own code, with paged KV, on CPU and GPU."""
+"""Runner V1: any Hugging Face causal LM by transformers' own code, packed over paged KV or row by row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
-from dodona.oracle.systems.own.facts import has_active_connector
+from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
@@ -30,12 +30,14 @@ from dodona.runners.kv_transfer.worker_step import after_forward, before_forward
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
-from dodona.runners.v1.self_check import SelfCheck, self_check
+from dodona.runners.v1.self_check import SelfCheck
+from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
 from dodona.runners.v1.tensor_parallel import shard_model
 from dodona.runners.v1.window_tables import WindowTables
@@ -50,9 +52,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model whose weights are on the device and whose paged path was checked."""
+    """A model whose weights are on the device and whose steps were checked."""
 
-    model: PackedModel
+    model: ServedModel
     self_check: SelfCheck
     drafting: Drafting | None
 
@@ -102,10 +104,10 @@ class V1Runner(WeightLife):
     # --- Life
 
     def load_model(self) -> None:
-        """Read the weights, record the attention calls and run the self-check.
+        """Read the weights and choose how the model computes steps; see `choice.choose`.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        model's steps can't be trusted; ConfigError where the weights are not those of config.json, or
         speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
@@ -115,13 +117,19 @@ class V1Runner(WeightLife):
         self._kv_connector = make_worker_connector(self.config)
         plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
-        model = PackedModel(
-            self._read_share(self._device, directory), compiled=capabilities.compiles(self.config)
+        outgrows = outgrows_rope(self.config, self.model_info)
+        chosen = choose(
+            self._read_share(self._device, directory),
+            max_model_len=self.limits.max_model_len,
+            compiled=capabilities.compiles(self.config),
+            rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
+            need_packing=capabilities.need_packing(self.config),
         )
         drafting = None if plan is None else NgramDrafting(plan)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
-        self._on_device = serve_on_device(model, self.config, self.limits)
+        self._loaded = Loaded(chosen.model, chosen.self_check, drafting)
+        if isinstance(chosen.model, PackedModel):
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -133,14 +141,20 @@ class V1Runner(WeightLife):
         model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls; then those of the draft.
+        """Packed: one entry per attention call, in the order of the calls. Row by row: one for all.
 
-        Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
+        Where tokens add nothing to a cache, a block counts a whole sequence and takes no bytes.
         """
         loaded, limits = self._require_loaded(), self.limits
         model, drafting = loaded.model, loaded.drafting
         block_size = limits.block_size if model.layers else limits.max_model_len
-        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        spec = KVCacheSpec(
+            model.layers,
+            block_size,
+            model.kv_dtype.itemsize,
+            model.state_bytes_per_row,
+            model.shares_prefixes,
+        )
         if drafting is not None:
             spec = drafting.extend_spec(spec)
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have

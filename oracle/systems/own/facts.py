@@ -17,6 +17,7 @@ from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
+from dodona.oracle.models.row_by_row import ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.fact import Fact, registry
 from dodona.oracle.systems.own.quantization import quantization_scheme
 
@@ -109,6 +110,19 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
     longest = config.model_config.max_model_len or model.max_position_embeddings
     fixed = model.rope_fixed_length
     return fixed is not None and (longest is None or longest > fixed)
+
+
+def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE."""
+    listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
+    return listed or outgrows_rope(config, model)
+
+
+def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether transformers has a causal language model of this type, or trusted code comes with the model."""
+    auto_map = model.raw.get("auto_map")
+    brings_one = isinstance(auto_map, Mapping) and "AutoModelForCausalLM" in auto_map
+    return model.is_causal_lm or (brings_one and config.model_config.trust_remote_code)
 
 
 def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> FactValue:
@@ -265,6 +279,20 @@ _MODEL_SPECS = (
         derive=lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
         domain=("generate", "pooling", "draft"),
         reads=("model_config.runner",),
+    ),
+    OwnFact(
+        "model_config.has_causal_lm",
+        "bool",
+        "transformers has a causal language model of this type, or trusted code comes with the model.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else has_causal_lm(i.config, i.model),
+    ),
+    OwnFact(
+        "model_config.is_row_by_row",
+        "bool",
+        "V1 can't pack the model's requests: by its type (docs/models.md), or because it outgrows its RoPE.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else is_row_by_row(i.config, i.model),
     ),
     OwnFact(
         "model_config.quantization",
