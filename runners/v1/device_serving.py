@@ -100,6 +100,7 @@ def _check_length(model: PackedModel) -> int:
 def _reasons_against(config: EngineConfig, limits: Limits) -> Sequence[str]:
     """What a configuration needs that steps on the device don't have yet."""
     found = {
+        "several ranks exchange tensors": config.parallel_config.world_size > 1,
         "torch.compile is on": capabilities.compiles(config),
         "drafts are verified": config.speculative_config is not None,
         "a KV connector reads its blocks": has_active_connector(config),

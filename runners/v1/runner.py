@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,7 @@ from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
+from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -38,6 +39,7 @@ from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.v1.tensor_parallel import shard_model
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -80,11 +82,12 @@ class V1Runner(WeightLife):
     """The general runner. On a GPU its steps run from state on the device, two under way; elsewhere, and for
     what can't run so (see `device_serving`), the host lays out one step at a time and reads it to its end."""
 
-    name: ClassVar[str] = "v1"
-    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
+    name = "v1"
+    request_features = frozenset({"structured-outputs"})
 
-    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE) -> None:
         super().__init__(config, model, limits)
+        self._mesh = mesh
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
@@ -116,7 +119,7 @@ class V1Runner(WeightLife):
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         chosen = choose(
-            self._read_model(self._device, directory),
+            self._read_share(self._device, directory),
             max_model_len=self.limits.max_model_len,
             compiled=capabilities.compiles(self.config),
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
@@ -134,7 +137,7 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
+        fresh = self._read_share(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -253,6 +256,11 @@ class V1Runner(WeightLife):
         output = self._require_ready().sample(executed.step, grammar_output)
         return FinishedOutput(with_connector_output(output, executed.transfers))
 
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
+        self._executed = None
+        self._require_ready().take(output)
+
     # --- Parts
 
     def _require_loaded(self) -> Loaded:
@@ -266,6 +274,12 @@ class V1Runner(WeightLife):
         return self._ready
 
     def _weight_views(self) -> WeightViews:
+        if self._mesh.size > 1:
+            raise UnsupportedConfiguration.lacking(
+                self.name,
+                "load_weights and apply_sparse_weight_patches with several workers",
+                why="each holds a share of the tensors; use reload_weights",
+            )
         return model_weights.views(self._require_loaded().model.model)
 
     def _weights_to_release(self) -> Iterable[torch.Tensor]:
@@ -281,6 +295,15 @@ class V1Runner(WeightLife):
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return num_blocks, None
+
+    def _read_share(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, with this rank's share of the weights."""
+        if self._mesh.size == 1:
+            return self._read_model(device, directory)
+        # The device is to hold the share only. Random weights depend on the device that draws them.
+        model = self._read_model(torch.device("cpu") if directory else device, directory)
+        shard_model(model, self._mesh.tensor)
+        return model.to(device)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
         """The model on `device`, its weights read from a directory or (None) drawn at random."""

@@ -8,7 +8,7 @@ would have sampled without drafts, from the same logits and with the same noise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,15 +127,22 @@ class Ready:
             own, entries = result.token_ids[place : place + size], result.logprobs[place : place + size]
             place += size
             count = num_agreeing(own, row.drafts) + 1
-            self.batch[row.row].output_token_ids.extend(own[:count])
             token_ids.append(own[0])
             known = [entry for entry in entries[:count] if entry is not None]
             if known:
                 logprobs[row.row] = known[0]
             if count > 1:
                 further[row.row] = FurtherTokens(own[1:count], known[1:])
-        drafts = self._propose(executed, further)
-        return StepOutput(rows, token_ids, logprobs, prompt_logprobs, further, drafts)
+        output = StepOutput(rows, token_ids, logprobs, prompt_logprobs, further)
+        self.take(output)
+        return replace(output, draft_token_ids=self._propose(executed, further))
+
+    def take(self, output: StepOutput) -> None:
+        """Append what was sampled, here or on another rank, to the state rows."""
+        for row, token_id in zip(output.rows, output.token_ids, strict=True):
+            self.batch[row].output_token_ids.append(token_id)
+        for row, further in output.further.items():
+            self.batch[row].output_token_ids.extend(further.token_ids)
 
     def _propose(
         self, executed: ExecutedStep, further: Mapping[int, FurtherTokens]
