@@ -57,6 +57,13 @@ class KVCacheSpec:
     state_bytes_per_row: int = 0
     """Bytes of a row's recurrent and convolutional states. Such a model can go on only from a row's last
     token: not from a cached prefix."""
+    draft_bytes_per_row: int = 0
+    """Bytes that a draft keeps for a row beside the blocks."""
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of a row beside its blocks."""
+        return self.state_bytes_per_row + self.draft_bytes_per_row
 
     @property
     def bytes_per_block(self) -> int:

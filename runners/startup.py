@@ -35,7 +35,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
             limits,
             block_size=spec.block_size,
             bytes_per_block=spec.bytes_per_block,
-            state_bytes_per_row=spec.state_bytes_per_row,
+            state_bytes_per_row=spec.bytes_per_row,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)

@@ -17,7 +17,7 @@ from dodona.oracle.systems.own.facts import (
     resolved_speculative_method,
 )
 
-SPECULATIVE_METHODS = ("ngram",)
+SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V1 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(

@@ -22,7 +22,8 @@ from dodona.runners.interface import (
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
-from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.drafting import Drafting
+from dodona.runners.v1.drafting.load import load_drafting
 from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
@@ -85,14 +86,15 @@ class V1Runner(WeightLife):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        plan = plan_drafting(self.config)
+        plan = plan_drafting(self.config, self.model_info, self.limits)
         directory = weights_directory(self.config, self.model_info, None)
         model = PackedModel(
             self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
         )
-        drafting = None if plan is None else NgramDrafting(plan)
+        check = self_check(model, max_model_len=self.limits.max_model_len)
+        drafting = None if plan is None else load_drafting(plan, model, self.config, self.limits)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
+        self._loaded = Loaded(model, check, drafting)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -133,7 +135,7 @@ class V1Runner(WeightLife):
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
-            state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
+            state_bytes=limits.max_num_seqs * spec.bytes_per_row,
         )
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
@@ -143,11 +145,12 @@ class V1Runner(WeightLife):
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
         loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
-        model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
+        model, drafting = loaded.model, loaded.drafting
         self._ready = None  # releases what was allocated before
         cache = model.make_cache(num_blocks, block_size)
-        drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
-        self._ready = Ready(model, cache, model.make_state_slots(num_rows), BatchState(), drafter)
+        drafter = None if drafting is None else drafting.start(num_blocks, self.limits)
+        states = model.make_state_slots(self.limits.max_num_seqs)
+        self._ready = Ready(model, cache, states, BatchState(), drafter)
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""
