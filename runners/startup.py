@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
+from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
 
@@ -27,9 +28,11 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     config = verdict.config
     limits = resolve_limits(config, model)
     runner = build_runner(verdict, model, limits)
+    kv_transfer = plan_kv_transfer(config, runner.name)
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
+        connector = kv_transfer.scheduler_connector(spec, limits.dtype)
         size = size_kv_cache(
             config,
             limits,
@@ -59,5 +62,6 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        kv_connector=connector,
     )
     return runner, scheduler, size

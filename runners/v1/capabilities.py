@@ -11,12 +11,16 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
+    has_connector_module,
     outgrows_rope,
-    resolved_quantization,
+    resolved_connector,
     resolved_runner_type,
     resolved_speculative_method,
 )
+from dodona.oracle.systems.own.quantization import quantization_scheme
 
+KV_CONNECTORS = ("OffloadingConnector", "SharedStorageConnector", "ExampleConnector")
+"""The connectors that V1 has."""
 SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V1 has a drafter for."""
 
@@ -24,6 +28,7 @@ LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
+        "quantized-experts",
         "inner-state-family",
         "pooling",
         "length-dependent-rope",
@@ -39,7 +44,8 @@ LACKS: frozenset[str] = frozenset(
         "speculative-inner-state",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
-        "kv-connector",
+        "unserved-kv-connector",
+        "kv-connector-inner-states",
         "kv-cache-dtype",
         "dynamo-trace-once",
         "vllm-compile",
@@ -77,9 +83,11 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
+    scheme = quantization_scheme(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "quantization": resolved_quantization(config, model) is not None,
+        "quantization": scheme == "other",
+        "quantized-experts": scheme is not None and model.is_moe,
         "inner-state-family": model.has_inner_state and model.model_type not in INNER_STATE_FAMILIES,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),
@@ -99,7 +107,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and resolved_speculative_method(config) != "eagle3",
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
-        "kv-connector": has_active_connector(config),
+        "unserved-kv-connector": has_active_connector(config)
+        and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
+        "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

@@ -15,6 +15,7 @@ from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_s
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, recording
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
+from dodona.runners.v1.patterns import AttentionPattern
 from dodona.runners.v1.state_slots import StateSlots, StepStates
 from dodona.runners.v1.step_layout import StepLayout
 
@@ -49,7 +50,7 @@ class PackedModel:
         )
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
         self.kv_dtype: torch.dtype = self.calls[0].dtype if self.calls else next(model.parameters()).dtype
-        self._patterns = tuple(call.pattern for call in self.calls)
+        self.patterns: tuple[AttentionPattern, ...] = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
 
@@ -102,7 +103,7 @@ class PackedModel:
             arguments["logits_to_keep"] = positions
         with (
             torch.inference_mode(),
-            forward_state(ForwardState(layout, cache, self._patterns)),
+            forward_state(ForwardState(layout, cache, self.patterns)),
             step_states(states),
         ):
             output = self._forward(input_ids=token_ids[None], use_cache=False, **arguments)

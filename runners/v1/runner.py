@@ -12,16 +12,23 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     PendingOutput,
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import make_worker_connector
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_drafting
 from dodona.runners.v1.drafting.plan import plan_drafting
@@ -48,6 +55,14 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Executed:
+    """A step that waits for `sample_tokens`."""
+
+    step: ExecutedStep
+    transfers: KVConnectorOutput | None
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedOutput:
     """The pending output of a step that has ended already: V1 samples on the host."""
 
@@ -59,10 +74,10 @@ class FinishedOutput:
 
 
 class V1Runner(WeightLife):
-    """The general runner: one step at a time, each read to its end before the next begins."""
+    """The general runner. On a GPU its steps run from state on the device, two under way; elsewhere, and for
+    what can't run so (see `device_serving`), the host lays out one step at a time and reads it to its end."""
 
     name: ClassVar[str] = "v1"
-    max_steps_in_flight = 1
     request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
@@ -70,8 +85,15 @@ class V1Runner(WeightLife):
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
+        self._on_device: DeviceServing | None = None
         self._ready: Ready | None = None
-        self._executed: ExecutedStep | None = None
+        self._executed: Executed | None = None
+        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """Two where steps run from state on the device: tokens needn't be read before the next step."""
+        return 1 if self._on_device is None else MAX_STEPS_IN_FLIGHT
 
     # --- Life
 
@@ -87,6 +109,7 @@ class V1Runner(WeightLife):
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         plan = plan_drafting(self.config, self.model_info, self.limits)
+        self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         model = PackedModel(
             self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
@@ -95,6 +118,7 @@ class V1Runner(WeightLife):
         drafting = None if plan is None else load_drafting(plan, model, self.config, self.limits)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
         self._loaded = Loaded(model, check, drafting)
+        self._on_device = serve_on_device(model, self.config, self.limits)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -122,6 +146,8 @@ class V1Runner(WeightLife):
         See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
+        if self._on_device is not None:
+            return self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         loaded = self._require_loaded()
 
@@ -142,21 +168,31 @@ class V1Runner(WeightLife):
         """Allocate `num_blocks` blocks and a slot of inner states for each row, in place of those allocated
         before.
 
-        `max_model_len` makes no difference: a request's tokens are a list that grows with it.
+        `max_model_len` makes no difference on the host: a request's tokens are a list that grows with it.
         """
+        if self._on_device is not None:
+            self._on_device.steps.initialize(num_blocks, max_model_len)
+            return
         loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
         model, drafting = loaded.model, loaded.drafting
+        self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
         cache = model.make_cache(num_blocks, block_size)
         drafter = None if drafting is None else drafting.start(num_blocks, self.limits)
         states = model.make_state_slots(self.limits.max_num_seqs)
         self._ready = Ready(model, cache, states, BatchState(), drafter)
+        self._kv_connector.register_kv_caches(cache.layers())
 
     def capture_graphs(self) -> None:
-        """Nothing: V1 runs no device graphs."""
+        """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or
+        the model can't be captured; then run the self-check through the graphs. Nothing on a CPU."""
+        if self._on_device is not None:
+            self._on_device.capture_graphs()
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._on_device = None
+        self._kv_connector.shutdown()
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -167,17 +203,27 @@ class V1Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
+        if self._on_device is not None:
+            self._on_device.steps.execute(scheduler_output)
+            return
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
-        self._executed = ready.execute(scheduler_output)
+        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        step = ready.execute(scheduler_output)
+        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._executed = Executed(step, transfers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
+        if self._on_device is not None:
+            return self._on_device.steps.sample(grammar_output)
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        return FinishedOutput(self._require_ready().sample(executed, grammar_output))
+        output = self._require_ready().sample(executed.step, grammar_output)
+        return FinishedOutput(with_connector_output(output, executed.transfers))
 
     # --- Parts
 
@@ -199,7 +245,10 @@ class V1Runner(WeightLife):
         return parameters
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
+        if self._on_device is not None:
+            return self._on_device.steps.release_kv_cache()
         num_blocks = self._require_ready().cache.num_blocks
+        self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -216,4 +265,5 @@ class V1Runner(WeightLife):
             device=device,
             seed=model_config.seed,
             trust_remote_code=model_config.trust_remote_code,
+            quantization=quantization_of(self.config, self.model_info),
         )

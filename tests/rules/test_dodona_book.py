@@ -63,8 +63,13 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
 
 BESIDE: dict[str, dict[str, Any]] = {
     "speculative-inner-state": {"speculative_config.method": "ngram", "model_config.model_type": "jamba"},
+    "kv-connector-inner-states": {
+        "kv_transfer_config.kv_connector": "OffloadingConnector",
+        "model_config.model_type": "jamba",
+    },
 }
-"""By rule, what must be served for it to be the only reason: a drafter, and the model without drafts."""
+"""By rule, what must be served for it to be the only reason: a drafter or a connector, and the model without
+it."""
 
 
 def witnesses(rule: Rule) -> list[dict[str, Any]]:
@@ -232,7 +237,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "connector": (
         QWEN,
         {"kv_transfer_config": {"kv_connector": "AnyName", "kv_role": "kv_both"}},
-        {"kv-connector"},
+        {"kv-connector", "unserved-kv-connector"},
     ),
     "KV offloading": (QWEN, {"cache_config": {"kv_offloading_size": 4.0}}, {"kv-connector"}),
     "KV offloading of nothing": (QWEN, {"cache_config": {"kv_offloading_size": 0.0}}, set()),
@@ -273,8 +278,17 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, {"rope"}),
     "attention bias": ({**LLAMA, "attention_bias": True}, {}, {"attention-bias"}),
     "head of 80": ({**LLAMA, "head_dim": 80}, {}, {"head-size"}),
-    "quantized weights": ({**QWEN, "quantization_config": {"quant_method": "fp8"}}, {}, {"quantization"}),
-    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantization"}),
+    "quantized weights": (
+        {**QWEN, "quantization_config": {"quant_method": "fp8"}},
+        {},
+        {"quantized-weights"},
+    ),
+    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantized-weights"}),
+    "weights that none reads": (
+        {**QWEN, "quantization_config": {"quant_method": "hqq"}},
+        {},
+        {"quantization"},
+    ),
     "experts": (
         {**QWEN, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8},
         {},

@@ -1,0 +1,136 @@
+"""What a configuration asks of KV transfer, resolved and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dodona.oracle.systems.own.facts import has_active_connector, resolved_connector
+from dodona.runners.errors import EngineSetupError
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.config.sections import KVTransferConfig
+
+OFFLOADING = "OffloadingConnector"
+SHARED_STORAGE = ("SharedStorageConnector", "ExampleConnector")
+"""Two names of one connector: vLLM's older and newer one."""
+
+_WITHOUT_EFFECT = ("kv_buffer_device", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port", "engine_id")
+"""Fields of `kv_transfer_config` that no connector here reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadingSettings:
+    """OffloadingConnector."""
+
+    cpu_bytes: int
+    """Host memory for KV blocks."""
+
+    def num_slots(self, bytes_per_block: int) -> int:
+        """Blocks that the host's memory holds. Raises EngineSetupError where it holds none."""
+        if self.cpu_bytes < bytes_per_block:
+            raise EngineSetupError(
+                f"kv_offloading_size: {self.cpu_bytes} bytes hold no KV block of {bytes_per_block} bytes; "
+                "raise it"
+            )
+        return self.cpu_bytes // bytes_per_block
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStorageSettings:
+    """SharedStorageConnector."""
+
+    path: Path
+    """Folder of the files."""
+    max_bytes: int | None
+    """Most bytes of files, of all engines that share the folder; None: no bound."""
+    loads: bool
+    """Whether blocks are read: not by a kv_producer."""
+    stores: bool
+    """Whether blocks are written: not by a kv_consumer."""
+
+
+KVTransferSettings = OffloadingSettings | SharedStorageSettings
+"""The settings of a connector."""
+
+
+def resolve_kv_transfer(config: EngineConfig) -> KVTransferSettings | None:
+    """The settings of the configuration's connector, or None where no KV leaves or enters.
+
+    Raises EngineSetupError for fields that the connector doesn't read, and for values that it can't take.
+    """
+    if not has_active_connector(config):
+        return None
+    name = resolved_connector(config)
+    if name == OFFLOADING:
+        return _offloading(config)
+    if name in SHARED_STORAGE and config.kv_transfer_config is not None:
+        return _shared_storage(config.kv_transfer_config)
+    raise EngineSetupError(
+        f"kv_connector {name!r} is not known; known: {', '.join((OFFLOADING, *SHARED_STORAGE))}"
+    )
+
+
+def _shared_storage(transfer: KVTransferConfig) -> SharedStorageSettings:
+    extra = _extra_config(transfer, SHARED_STORAGE[0], ("shared_storage_path", "max_bytes"))
+    path, max_bytes = extra.get("shared_storage_path"), extra.get("max_bytes")
+    if not isinstance(path, str) or not path:
+        raise EngineSetupError(
+            f"{SHARED_STORAGE[0]} needs shared_storage_path in kv_connector_extra_config: a folder for its "
+            f"files; got {path!r:.80}"
+        )
+    return SharedStorageSettings(
+        Path(path).expanduser(),
+        None if max_bytes is None else _byte_count("max_bytes", max_bytes),
+        loads=transfer.kv_role != "kv_producer",
+        stores=transfer.kv_role != "kv_consumer",
+    )
+
+
+def _byte_count(key: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise EngineSetupError(
+            f"kv_connector_extra_config: {key} must be a number of bytes above 0; got {given!r:.80}"
+        )
+    return given
+
+
+def _offloading(config: EngineConfig) -> OffloadingSettings:
+    size, transfer = config.cache_config.kv_offloading_size, config.kv_transfer_config
+    extra = _extra_config(transfer, OFFLOADING, ("cpu_bytes_to_use",))
+    if transfer is not None and transfer.kv_role not in (None, "kv_both"):
+        raise EngineSetupError(
+            f"kv_role {transfer.kv_role!r}: {OFFLOADING} both stores and loads; set kv_role to 'kv_both'"
+        )
+    given = extra.get("cpu_bytes_to_use")
+    if (given is None) == (not size):
+        raise EngineSetupError(
+            f"{OFFLOADING} needs one size of the host's memory: kv_offloading_size in GiB, or "
+            f"cpu_bytes_to_use in kv_connector_extra_config; got {size!r} and {given!r}"
+        )
+    if given is None:
+        return OffloadingSettings(int((size or 0) * 2**30))
+    return OffloadingSettings(_byte_count("cpu_bytes_to_use", given))
+
+
+def _extra_config(
+    transfer: KVTransferConfig | None, connector: str, known: tuple[str, ...]
+) -> Mapping[str, Any]:
+    """`kv_connector_extra_config`, after a check that nothing is configured that nobody reads."""
+    if transfer is None:
+        return {}
+    for field in _WITHOUT_EFFECT:
+        if getattr(transfer, field) is not None:
+            raise EngineSetupError(f"kv_transfer_config.{field} has no effect with {connector}; leave it out")
+    # The configuration holds it as JSON text, checked to be an object.
+    extra: Mapping[str, Any] = json.loads(transfer.kv_connector_extra_config or "{}")
+    for key in extra:
+        if key not in known:
+            raise EngineSetupError(
+                f"kv_connector_extra_config: {connector} doesn't know {key!r}; known: {', '.join(known)}"
+            )
+    return extra
