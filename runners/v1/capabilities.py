@@ -46,6 +46,7 @@ LACKS: frozenset[str] = frozenset(
         "draft-tensor-parallelism",
         "unserved-kv-connector",
         "kv-connector-inner-states",
+        "speculative-kv-connector",
         "kv-cache-dtype",
         "dynamo-trace-once",
         "vllm-compile",
@@ -110,6 +111,8 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "unserved-kv-connector": has_active_connector(config)
         and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
+        "speculative-kv-connector": has_active_connector(config)
+        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

@@ -155,7 +155,7 @@ class _Fields:
         given = self.raw.get(name) or (nested.get(name) if isinstance(nested, dict) else None)
         if given is None:
             given = [2, count // 2, count - 3]
-            if len(set(given)) < 3 or min(given) < 0 or max(given) > count:
+            if not 0 <= given[0] < given[1] < given[2]:
                 raise ConfigError(
                     f"{self.file}: field {name!r} is missing, and the usual layers 2, n/2 and n-3 are no "
                     f"three layers of the {count} of {target.file}; give them in the head's config.json"

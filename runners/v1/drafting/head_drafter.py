@@ -97,7 +97,7 @@ class HeadDrafter(SequentialDrafter):
     def _compute(self, contexts: Sequence[DraftContext], drafts: Sequence[Draft]) -> Tensor:
         places = {context.row: i for i, context in enumerate(contexts)}
         passes = [DraftPass(context, context.start, context.end - context.start) for context in contexts]
-        ends = np.cumsum([p.count for p in passes])
+        ends = np.cumsum([p.num_entries for p in passes])
         token_ids = [t for c in contexts for t in c.state.tokens(c.start + 1, c.end + 1)]
         output = self._forward(token_ids, self._step_features(contexts), passes)
         return output[[int(ends[places[draft.context.row]]) - 1 for draft in drafts]]
@@ -127,7 +127,7 @@ class ParallelHeadDrafter(HeadDrafter):
     def _draw_all(self, contexts: Sequence[DraftContext], drafts: Sequence[Draft]) -> None:
         head = self._head
         most = {draft.context.row: draft.most for draft in drafts}
-        mask_token_id = head.head.mask_token_id
+        mask_token_id = head.head.mask_token_id or 0
         token_ids: list[int] = []
         sources: list[int] = []
         passes: list[DraftPass] = []

@@ -106,7 +106,7 @@ def _targets(directory: Path, config: HeadConfig, offsets: Tensor | None) -> Ten
     if offsets.shape == (size,):
         targets = torch.arange(size) + offsets.to(torch.int64)
         if (
-            len(targets.unique()) == size
+            len(set(targets.tolist())) == size
             and 0 <= int(targets.min()) <= int(targets.max()) < config.vocab_size
         ):
             return targets

@@ -20,7 +20,7 @@ class DraftPass(NamedTuple):
     context: DraftContext
     start: int
     """Position of the first entry."""
-    count: int
+    num_entries: int
 
 
 class DraftPages:
@@ -48,13 +48,13 @@ class DraftPages:
 
     def layout(self, passes: Sequence[DraftPass]) -> StepLayout:
         """The layout of a pass, row after row."""
-        needed = [-(-(p.start + p.count) // self._block_size) for p in passes]
+        needed = [-(-(p.start + p.num_entries) // self._block_size) for p in passes]
         tables = np.zeros((len(passes), max(needed)), dtype=np.int64)
         for table, (context, _, _), count in zip(tables, passes, needed, strict=True):
             own = self._num_blocks + context.row * self._per_row
             table[:count] = [*context.state.block_ids, *range(own, own + self._per_row)][:count]
         return StepLayout(
-            [p.count for p in passes], [p.start for p in passes], tables, self._block_size, self._device
+            [p.num_entries for p in passes], [p.start for p in passes], tables, self._block_size, self._device
         )
 
 
