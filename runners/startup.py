@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
@@ -38,7 +39,11 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
             limits,
             block_size=spec.block_size,
             bytes_per_block=spec.bytes_per_block,
-            state_bytes_per_row=spec.bytes_per_row,
+            state_bytes_per_row=spec.state_bytes_per_row,
+            window_groups=[
+                (most, group.bytes_per_block)
+                for most, group in zip(spec.most_window_blocks(limits), spec.window_groups, strict=True)
+            ],
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -48,10 +53,10 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         runner.shutdown()
         raise
     enable_prefix_caching = config.cache_config.enable_prefix_caching
-    if enable_prefix_caching and spec.state_bytes_per_row:
+    if enable_prefix_caching and not spec.shares_prefixes:
         enable_prefix_caching = False
         logger.warning(
-            "prefix caching is off: layers of %s keep an inner state, which is not kept per block",
+            "prefix caching is off: what %s keeps of a request is not kept per block",
             "/".join(model.architectures),
         )
     scheduler = Scheduler(
@@ -62,6 +67,14 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        # A connector may still have to read the blocks of a running request.
+        window=spec.groups[0].window if spec.layers and not has_active_connector(config) else None,
+        window_groups=[
+            (group.window or 0, count)
+            for group, count in zip(
+                spec.window_groups, spec.num_window_blocks(size.num_blocks, limits), strict=True
+            )
+        ],
         kv_connector=connector,
     )
     return runner, scheduler, size

@@ -12,9 +12,10 @@ over state on the device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -116,9 +117,17 @@ def paged_attention(
 class ForwardState(Forward):
     """The layout, cache and patterns of a step that is laid out on the host, and its attention in torch."""
 
-    def __init__(self, layout: StepLayout, cache: PagedKVCache, patterns: Sequence[AttentionPattern]) -> None:
+    def __init__(
+        self,
+        layout: StepLayout,
+        cache: PagedKVCache,
+        patterns: Sequence[AttentionPattern],
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
+    ) -> None:
+        """window_layouts: by attention call, the layout over its window blocks, where it has some."""
         super().__init__(len(patterns))
         self.layout = layout
+        self.window_layouts = window_layouts
         self.cache = cache
         self.patterns = patterns
 
@@ -133,7 +142,8 @@ class ForwardState(Forward):
     ) -> torch.Tensor:
         """See `Forward.attend`."""
         call = self.next_call()
-        layout, cache, pattern = self.layout, self.cache, self.patterns[call]
+        layout = self.window_layouts.get(call, self.layout)
+        cache, pattern = self.cache, self.patterns[call]
         cache.write(call, layout.slots, key, value)
         tokens, heads, head_size = query.shape
         kv_heads = key.shape[1]

@@ -51,7 +51,7 @@ def test_every_output_is_that_of_its_solo_run(
         fault_rate=fault_rate,
         seed=seed,
         vocab_size=VOCAB,
-        **sizes,
+        **{**sizes, "windows": (None,)},
     )
     for turn in range(2):  # the second time, what the first one left on the host is found
         requests = [

@@ -100,7 +100,7 @@ class FakeKVWorker(KVConnectorWorker):
         self.stores.remove(store)
         for block_id, slot in zip(store.transfer.block_ids, store.transfer.places, strict=True):
             size = self.runner.block_size
-            self.host[slot] = [self.runner.slots[block_id, offset] for offset in range(size)]
+            self.host[slot] = [self.runner.slots[0, block_id, offset] for offset in range(size)]
 
     def _end_load(self, load: _UnderWay) -> None:
         slots = set(load.transfer.places)
@@ -120,4 +120,4 @@ class FakeKVWorker(KVConnectorWorker):
 
     def _write(self, block_id: int, content: Sequence[_Slot]) -> None:
         for offset, slot in enumerate(content):
-            self.runner.slots[block_id, offset] = slot
+            self.runner.slots[0, block_id, offset] = slot

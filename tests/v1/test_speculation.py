@@ -163,7 +163,10 @@ def test_memory_counts_the_draft() -> None:
     )
     one, both = plain.get_kv_cache_spec(), drafting.get_kv_cache_spec()
     assert both.bytes_per_block == 2 * one.bytes_per_block
-    assert (one.bytes_per_row, both.bytes_per_row) == (0, one.bytes_per_block)  # 3 drafts fit into a block
+    assert (one.state_bytes_per_row, both.state_bytes_per_row) == (
+        0,
+        one.bytes_per_block,
+    )  # 3 drafts fit into a block
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import loading
 from dodona.runners.v1.drafting.draft_model import ModelDrafting
@@ -15,9 +16,10 @@ from dodona.runners.v1.drafting.load_head import load_head, random_head
 from dodona.runners.v1.drafting.plan import DraftPlan, HeadPlan, NgramPlan
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import self_check
+from dodona.runners.v1.served_model import ServedModel
 
 
-def load_drafting(plan: DraftPlan, target: PackedModel, config: EngineConfig, limits: Limits) -> Drafting:
+def load_drafting(plan: DraftPlan, target: ServedModel, config: EngineConfig, limits: Limits) -> Drafting:
     """The draft on the target's device, in its type.
 
     Raises ConfigError where the weights are not those of its config.json, UnsupportedConfiguration where a
@@ -25,6 +27,8 @@ def load_drafting(plan: DraftPlan, target: PackedModel, config: EngineConfig, li
     """
     if isinstance(plan, NgramPlan):
         return NgramDrafting(plan)
+    if not isinstance(target, PackedModel):
+        raise UnsupportedConfiguration.lacking("v1", "speculative-row-by-row")
     dtype: torch.dtype = getattr(torch, limits.dtype)
     random = config.load_config.load_format == "dummy"
     if isinstance(plan, HeadPlan):

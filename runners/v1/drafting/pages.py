@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -65,11 +66,7 @@ def own_blocks(num_speculative_tokens: int, block_size: int) -> int:
 
 def extended(spec: KVCacheSpec, layers: tuple[LayerKVSpec, ...], num_speculative_tokens: int) -> KVCacheSpec:
     """The target's spec with a draft's layers in its blocks, and the blocks of each row's own."""
-    alone = KVCacheSpec(layers, spec.block_size, spec.dtype_bytes).bytes_per_block
-    return KVCacheSpec(
-        spec.layers + layers,
-        spec.block_size,
-        spec.dtype_bytes,
-        spec.state_bytes_per_row,
-        own_blocks(num_speculative_tokens, spec.block_size) * alone,
-    )
+    elements = sum(s.num_kv_heads * (s.head_size_k + s.head_size_v) for s in layers)
+    alone = elements * spec.block_size * spec.dtype_bytes
+    own = own_blocks(num_speculative_tokens, spec.block_size) * alone
+    return replace(spec, layers=spec.layers + layers, state_bytes_per_row=spec.state_bytes_per_row + own)
