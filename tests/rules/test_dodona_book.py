@@ -67,6 +67,8 @@ BESIDE: dict[str, dict[str, Any]] = {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
     },
+    "speculative-row-by-row": {"speculative_config.method": "ngram"},
+    "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "speculative-kv-connector": {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "speculative_config": True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from checkpoints.evaluate import held_out_prompts
@@ -163,10 +164,8 @@ def test_memory_counts_the_draft() -> None:
     )
     one, both = plain.get_kv_cache_spec(), drafting.get_kv_cache_spec()
     assert both.bytes_per_block == 2 * one.bytes_per_block
-    assert (one.state_bytes_per_row, both.state_bytes_per_row) == (
-        0,
-        one.bytes_per_block,
-    )  # 3 drafts fit into a block
+    # Three drafts fit into one block of a row's own.
+    assert (one.state_bytes_per_row, both.state_bytes_per_row) == (0, one.bytes_per_block)
 
 
 @pytest.mark.parametrize(
@@ -232,3 +231,30 @@ def test_what_does_not_fit_is_named(config: dict[str, Any], message: str) -> Non
     runner = make_runner(QWEN3, load=False, speculative_config=config)
     with pytest.raises(ConfigError, match=message):
         runner.load_model()
+
+
+@pytest.mark.skipif("qwen3-peagle" not in HEADS, reason="checkpoints/qwen3-peagle is not trained yet")
+def test_a_parallel_head_that_drafts_one_after_the_other_collapses(
+    prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """What vllm-project/vllm#43010 prevents: a P-EAGLE head that is run as a sequential one gives drafts that
+    are hardly ever right after the first. V1 refuses it; here its config.json says that it is an EAGLE3
+    head."""
+    source = QWEN3.parent / "qwen3-peagle"
+    raw = json.loads((source / "config.json").read_text())
+    del raw["mask_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "speculators_model_type": "eagle3"}))
+    tensors = load_file(source / "model.safetensors")
+    del tensors["mask_hidden"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    params = [SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)] * len(prompts)
+    sequential = {"method": "eagle3", "model": str(tmp_path), "num_speculative_tokens": 4}
+    found = []
+    for speculative in (METHODS["qwen3-peagle"], sequential):
+        with make_llm(speculative_config=speculative) as llm:
+            outputs = run(llm, prompts, params)
+            found.append((outputs, llm.draft_stats()))
+    (parallel_outputs, parallel), (sequential_outputs, collapsed) = found
+    assert_equal(sequential_outputs, parallel_outputs)  # acceptance suffers, outputs don't
+    after_first = [sum(s.num_accepted_tokens_per_pos[1:]) / s.num_drafts for s in (parallel, collapsed)]
+    assert after_first[1] < after_first[0] / 2

@@ -12,7 +12,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import resolved_speculative_method
+from dodona.oracle.systems.own.facts import is_row_by_row, resolved_speculative_method
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1.capabilities import check_supported
@@ -102,6 +102,10 @@ def _check_draft_model(config: EngineConfig, draft: ModelInfo, target: ModelInfo
     lacking = check_supported(alone, draft, torch_environment(limits.device))
     if draft.has_inner_state:
         lacking += ("speculative-inner-state",)
+    if draft.quant_method is not None:
+        lacking += ("quantized-weights",)
+    if is_row_by_row(alone, draft):
+        lacking += ("speculative-row-by-row",)
     if lacking:
         raise ConfigError(f"{draft.file}: V1 can't run this draft model, for {', '.join(lacking)}")
     if draft.vocab_size != target.vocab_size:
