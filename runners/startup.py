@@ -59,5 +59,6 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
     )
     return runner, scheduler, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dodona.runners.engine.events import Sink, discard
 from dodona.runners.engine.grammar import Grammar, GrammarCompiler
@@ -17,6 +17,9 @@ from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
 from dodona.runners.text.stop_strings import StopStringText
+
+if TYPE_CHECKING:
+    from dodona.runners.lora.adapter import Adapter
 
 _MASK_63 = (1 << 63) - 1
 
@@ -52,11 +55,13 @@ class Admission:
         params: SamplingParams,
         request_id: str | None = None,
         *,
+        adapter: Adapter | None = None,
         sink: Sink = discard,
         streaming: bool = False,
     ) -> list[Request]:
         """The `params.n` requests for a prompt, whose news will go to `sink`, token by token if `streaming`.
-        Without a request id, they get one that no other prompt has.
+        Without a request id, they get one that no other prompt has. `adapter` is what changes the model for
+        them.
 
         Raises InvalidRequestError that says what can't be served.
         """
@@ -86,6 +91,7 @@ class Admission:
                 bad_words_token_ids=bad_words,
                 stop_text=self._stop_text(token_ids, params),
                 grammar=self._grammar(params),
+                adapter=adapter,
                 parent_id=request_id,
                 index=index,
                 sink=sink,

@@ -56,13 +56,18 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        max_loras: int = 0,
     ) -> None:
-        """num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`)."""
+        """
+        num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
+        max_loras: most different adapters of the running requests.
+        """
         self.blocks = KVBlocks(num_blocks, block_size)
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
         self.enable_prefix_caching = enable_prefix_caching
+        self.max_loras = max_loras
         self.waiting: deque[Request] = deque()
         """In order of arrival, preempted ones first; may hold finished requests, which are skipped."""
         self.running: list[Request] = []
@@ -266,6 +271,8 @@ class Scheduler:
         num_tokens = len(request.token_ids)
         if request.num_tokens != num_tokens:
             return None  # preempted with a token in flight, which the runner must be given
+        if not self._has_place_for_adapter(request):
+            return None
         blocks = self.blocks
         cached: list[int] = []
         if self.enable_prefix_caching and not request.wants_prompt_logprobs:
@@ -295,6 +302,13 @@ class Scheduler:
         )
         self.running.append(request)
         return request
+
+    def _has_place_for_adapter(self, request: Request) -> bool:
+        """Whether the running requests and this one have at most `max_loras` adapters."""
+        if request.adapter is None:
+            return True
+        keys = {running.adapter.key for running in self.running if running.adapter is not None}
+        return len(keys | {request.adapter.key}) <= self.max_loras
 
     def _preempt_latest(self) -> Request:
         """Take row and blocks from the request that came last; it will be computed again."""
@@ -333,11 +347,15 @@ class Scheduler:
         request.num_remembered_blocks = num_full
         request.next_block_end = (num_full + 1) * self.block_size
 
+    def _root_hash(self, request: Request) -> bytes:
+        adapter = request.adapter
+        return root_hash(self._weights_version, b"" if adapter is None else adapter.key)
+
     def _block_hashes(self, request: Request, count: int) -> list[bytes]:
         """Hashes of the request's leading blocks, at least `count` of them."""
         hashes, size = request.block_hashes, self.block_size
         for begin in range(len(hashes) * size, count * size, size):
-            previous = hashes[-1] if hashes else root_hash(self._weights_version)
+            previous = hashes[-1] if hashes else self._root_hash(request)
             hashes.append(block_hash(previous, request.token_ids[begin : begin + size]))
         return hashes
 
@@ -395,4 +413,5 @@ def _new_request(request: Request) -> NewRequest:
         seed=request.seed,
         stop_token_ids=tuple(sorted(request.stop_token_ids)),
         bad_words_token_ids=request.bad_words_token_ids,
+        adapter=request.adapter,
     )

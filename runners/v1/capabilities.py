@@ -30,7 +30,6 @@ LACKS: frozenset[str] = frozenset(
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
-        "lora",
         "speculative-decoding",
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
@@ -85,7 +84,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
-        "lora": config.lora_config is not None,
         "speculative-decoding": speculative is not None,
         "parallel-drafting": speculative is not None and speculative.parallel_drafting,
         "eagle3-pipeline-parallelism": speculative is not None

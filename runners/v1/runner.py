@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,11 @@ from dodona.runners.interface import (
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck, self_check
@@ -42,6 +44,7 @@ class Loaded:
 
     model: PackedModel
     self_check: SelfCheck
+    lora: LoRALayers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,12 @@ class V1Runner(WeightLife):
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         directory = weights_directory(self.config, self.model_info, None)
-        model = PackedModel(
-            self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
-        )
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len))
+        causal_lm = self._read_model(self._device, directory)
+        lora_config = self.config.lora_config
+        lora = None if lora_config is None else LoRALayers(causal_lm, lora_config)
+        model = PackedModel(causal_lm, compiled=capabilities.compiles(self.config))
+        check = self_check(model, max_model_len=self.limits.max_model_len)
+        self._loaded = Loaded(model, check, lora)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -96,6 +101,13 @@ class V1Runner(WeightLife):
         # Random weights depend on the device that draws them.
         fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(loaded.model.model, fresh)
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that see each token of a pass, by name."""
+        lora = self._require_loaded().lora
+        if lora is None:
+            raise RuntimeError("lora_config is not set")
+        return lora.targets
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """One entry per attention call, in the order of the calls.
@@ -127,10 +139,12 @@ class V1Runner(WeightLife):
 
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
-        model, block_size = self._require_loaded().model, self.get_kv_cache_spec().block_size
+        loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
+        model = loaded.model
         self._ready = None  # releases what was allocated before
         cache = model.make_cache(num_blocks, block_size)
-        self._ready = Ready(model, cache, model.make_state_slots(self.limits.max_num_seqs), BatchState())
+        states = model.make_state_slots(self.limits.max_num_seqs)
+        self._ready = Ready(model, cache, states, BatchState(), loaded.lora)
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout, to_device
@@ -57,6 +59,7 @@ class Ready:
     cache: PagedKVCache
     states: StateSlots
     batch: BatchState
+    lora: LoRALayers | None
 
     def execute(self, step: SchedulerOutput) -> ExecutedStep:
         """Apply what the step changes in the state rows, then run the forward pass.
@@ -80,7 +83,9 @@ class Ready:
         # A step of prompt chunks alone needs no logits, but the head must be given a position.
         computed = np.asarray(positions or [layout.total_tokens - 1], dtype=np.int64)
         token_ids = to_device(self.batch.input_token_ids(step), device)
-        logits = self.model.forward(token_ids, layout, self.cache, to_device(computed, device), states)
+        kept = to_device(computed, device)
+        with self._adapters(step, kept):
+            logits = self.model.forward(token_ids, layout, self.cache, kept, states)
         return ExecutedStep(logits[: len(positions)], rows)
 
     def sample(self, executed: ExecutedStep, grammar_output: GrammarOutput | None) -> StepOutput:
@@ -104,6 +109,13 @@ class Ready:
             self.batch[row].output_token_ids.append(token_id)
         logprobs = {row: entry for row, entry in zip(rows, result.logprobs, strict=True) if entry is not None}
         return StepOutput(rows, result.token_ids, logprobs, prompt_logprobs)
+
+    def _adapters(self, step: SchedulerOutput, kept: torch.Tensor) -> AbstractContextManager[None]:
+        """The adapters of the step's rows, for the forward pass inside."""
+        if self.lora is None:
+            return nullcontext()
+        adapters = [self.batch[row].request.adapter for row in step.rows]
+        return self.lora.step(adapters, step.num_tokens, kept)
 
     def _rows_with_logits(
         self, step: SchedulerOutput, layout: StepLayout
