@@ -92,6 +92,31 @@ class NewRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class KVConnectorMetadata:
+    """What the scheduler's side of a KV connector tells the worker's side with a step; connectors add to it.
+
+    Requests are named by their transfer id (`runners.kv_transfer.connector.KVRequest`).
+    """
+
+    preempted_req_ids: Sequence[str] = ()
+    """Requests that lost their blocks, which this step may write."""
+    finished_req_ids: Sequence[str] = ()
+    """Requests that ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVConnectorOutput:
+    """What the worker's side of a KV connector tells the scheduler's side with a step's result."""
+
+    finished_sending: frozenset[str]
+    """Finished requests whose blocks are not read any more."""
+    finished_recving: frozenset[str]
+    """Requests whose load has ended."""
+    invalid_block_ids: frozenset[int]
+    """Blocks of requests in `finished_recving` whose load failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerOutput:
     """One step. A runner applies freed_rows, new_requests and new_blocks, in this order, then runs the
     forward pass.
@@ -124,6 +149,8 @@ class SchedulerOutput:
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
     the `StepOutput` before; with a grammar, one that it allows."""
+    kv_connector_metadata: KVConnectorMetadata | None = None
+    """For the worker's side of the KV connector; None where it has nothing to do."""
 
     @property
     def total_tokens(self) -> int:
@@ -173,6 +200,8 @@ class StepOutput:
     """By row, for rows of which a draft was accepted."""
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row: at most `Runner.num_speculative_tokens` drafts of what follows the row's tokens."""
+    kv_connector_output: KVConnectorOutput | None = None
+    """What the worker's side of the KV connector reports; None where nothing ended."""
 
 
 class PendingOutput(Protocol):

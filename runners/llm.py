@@ -12,6 +12,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decision_log import select_and_log
 from dodona.runners.chat import Message, chat_prompts
 from dodona.runners.client import EngineClient, Submission
+from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.events import Event
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, is_single_prompt
 from dodona.runners.errors import InvalidRequestError
@@ -272,6 +273,11 @@ class LLM:
     def is_sleeping(self) -> bool:
         """Whether requests are refused: after `sleep`, until all of it is back."""
         return self._client.control.is_sleeping
+
+    def draft_stats(self) -> DraftStats:
+        """Counts of speculative decoding since the start, over all requests."""
+        stats: DraftStats = self._client.call(lambda _, scheduler: scheduler.draft_stats.copy())
+        return stats
 
     def shutdown(self) -> None:
         """End the engine and release the model. Waiting callers get EngineDeadError. Idempotent."""

@@ -32,6 +32,10 @@ class CompletionOutput:
     """None while it goes on; "stop" (a stop token or string), "length", "abort", or "error"."""
     stop_reason: int | str | None = None
     """The stop string or token id that ended it; None at the model's end-of-sequence tokens."""
+    num_draft_tokens: int = 0
+    """With speculative decoding: drafts that were verified so far."""
+    num_accepted_tokens: int = 0
+    """Those of them that were accepted."""
 
     @property
     def finished(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
+from dodona.runners.kv_transfer.factory import make_scheduler_connector
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
 
@@ -30,6 +31,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
+        connector = make_scheduler_connector(config, spec)
         size = size_kv_cache(
             config,
             limits,
@@ -60,5 +62,6 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
         max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
+        kv_connector=connector,
     )
     return runner, scheduler, size

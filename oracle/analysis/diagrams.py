@@ -19,6 +19,9 @@ TRUE: Final = 1
 
 MAX_NODES: Final = 500_000
 """About ten seconds; the bundled books need some thousands."""
+MAX_WORK: Final = 3_000_000
+"""Branches that are looked at: some seconds. The bundled books need less than 100,000."""
+
 MAX_VARIABLES: Final = 2_000
 
 
@@ -29,7 +32,7 @@ class TooEntangled(DodonaError, ValueError):
 class Diagrams:
     """Makes and combines diagrams over variables 0, 1, …; `sizes[i]` is how many values variable i has."""
 
-    def __init__(self, sizes: Sequence[int], *, max_nodes: int = MAX_NODES) -> None:
+    def __init__(self, sizes: Sequence[int], *, max_nodes: int = MAX_NODES, max_work: int = MAX_WORK) -> None:
         self.sizes = tuple(sizes)
         if len(self.sizes) > MAX_VARIABLES:
             raise TooEntangled(
@@ -40,6 +43,9 @@ class Diagrams:
         # map() and its like go through C, whose stack has a limit of its own.
         sys.setrecursionlimit(max(sys.getrecursionlimit(), 1_000 + 4 * len(self.sizes)))
         self._max_nodes = max_nodes
+        self._max_work = max_work
+        self._work = 0
+        """Branches that were looked at."""
         # The variable of the two ends comes after all others, so that the smaller of two is always the one
         # to ask.
         end = len(self.sizes)
@@ -58,6 +64,12 @@ class Diagrams:
         return self._nodes[node][0]
 
     def _make(self, variable: int, branches: tuple[int, ...]) -> int:
+        self._work += len(branches)
+        if self._work > self._max_work:
+            raise TooEntangled(
+                f"the analysis takes more than {self._max_work} steps: too many rules read the same facts "
+                "together, or with too many values; split the book, or compare these facts in fewer rules"
+            )
         first = branches[0]
         if all(branch == first for branch in branches):
             return first

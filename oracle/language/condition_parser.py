@@ -22,6 +22,9 @@ from dodona.oracle.language.yaml_source import MAX_INTEGER, TYPE_NAMES, DataPath
 
 MAX_CONDITION_DEPTH: Final = 12
 MAX_TEXT: Final = 200
+
+MAX_LIST: Final = 2_000
+"""Most values of a list that a fact is compared with."""
 """Longest text that a condition compares with, in characters."""
 
 _OPERATOR_HINTS = {
@@ -139,10 +142,18 @@ def _parse_compare(spec: FactSpec, value: object, path: DataPath) -> Compare:
                 f"Write `{{{op}: [...]}}`.",
                 here,
             )
+        if len(operand) > MAX_LIST:
+            raise ConditionError(
+                f"'{op}' lists {len(operand)} values, more than {MAX_LIST}",
+                "Compare with fewer values, or with a range.",
+                here,
+            )
         items = [check_scalar(spec, item, (*here, i)) for i, item in enumerate(operand)]
+        seen: set[bool | int | str] = set()
         for i, item in enumerate(items):
-            if item in items[:i]:
+            if item in seen:
                 raise ConditionError(f"{item!r} is listed twice", "Remove one of them.", (*here, i))
+            seen.add(item)
         return Compare(spec.name, op, typing.cast(Operand, tuple(items)))
     return Compare(spec.name, op, check_scalar(spec, operand, here))
 

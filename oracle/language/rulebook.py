@@ -24,7 +24,7 @@ from dodona.oracle.language.yaml_source import DataPath
 OWN_SYSTEM: Final = "dodona"
 """`system` of the books that decide for this runtime itself."""
 
-MAX_RULES: Final = 500
+MAX_RULES: Final = 300
 
 _MEANINGS: Final = ("error", "unset")
 """What `environment.otherwise` may say beside the name of a runner."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
+from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
 
 _MEND = "correct it or fetch the model again"
@@ -147,6 +148,8 @@ class ModelInfo:
     quant_method: str | None
     """Quantization method of the stored weights ("unspecified" where they are quantized and it is not
     named)."""
+    quantization: QuantizationConfig | None
+    """How the stored weights are quantized; None where they are not."""
     num_experts: int
     """Routed experts of a layer; 0 in a dense model."""
     has_inner_state: bool
@@ -221,7 +224,7 @@ class ModelInfo:
             _read_json(file),
             file=name,
             pooling=_declares_pooling(file.parent),
-            quant_method=_companion_quantization(file.parent),
+            quantization=_companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
             _CACHE.clear()
@@ -235,13 +238,14 @@ class ModelInfo:
         *,
         file: str = "config.json",
         pooling: bool = False,
-        quant_method: str | None = None,
+        quantization: Mapping[str, Any] | None = None,
     ) -> ModelInfo:
         """From the contents of a config.json; `file` is the name in error messages.
 
-        `pooling` and `quant_method` are what the directory's other files say. Raises ConfigError.
+        `pooling` and `quantization` (in the form of a `quantization_config`) are what the directory's other
+        files say. Raises ConfigError.
         """
-        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quant_method)
+        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quantization)
 
 
 _CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
@@ -298,7 +302,9 @@ class _Fields:
         return tuple(value)
 
 
-def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str | None) -> ModelInfo:
+def _read(
+    raw: Mapping[str, Any], get: _Fields, pooling: bool, companion: Mapping[str, Any] | None
+) -> ModelInfo:
     text = get.text
     architectures = get.strings("architectures", raw)
     if not architectures:
@@ -316,6 +322,8 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         layer_types and "sliding_attention" not in layer_types
     ):
         window = None
+    stored = _stored_quantization(get) or companion
+    quant_method = None if stored is None else _quantization_method(stored)
     return ModelInfo(
         file=get.file,
         raw=MappingProxyType(dict(raw)),
@@ -339,7 +347,10 @@ def _read(raw: Mapping[str, Any], get: _Fields, pooling: bool, quant_method: str
         layer_types=layer_types,
         layer_kinds=kinds,
         dtype=_dtype(get),
-        quant_method=_quantization(get) or quant_method,
+        quant_method=quant_method,
+        quantization=None
+        if stored is None or quant_method is None
+        else read_quantization(quant_method, stored),
         num_experts=_num_experts(get),
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
@@ -438,7 +449,7 @@ def _dtype(get: _Fields) -> str | None:
     return None
 
 
-def _quantization(get: _Fields) -> str | None:
+def _stored_quantization(get: _Fields) -> Mapping[str, Any] | None:
     for field in ("quantization_config", "compression_config"):
         for source in (get.text, get.raw):
             value = source.get(field)
@@ -446,11 +457,15 @@ def _quantization(get: _Fields) -> str | None:
                 continue
             if not isinstance(value, Mapping):
                 raise get.fail(field, "an object", value)
-            method = value.get("quant_method")
-            if method is None and (value.get("load_in_4bit") or value.get("load_in_8bit")):
-                return "bitsandbytes"
-            return method.lower() if isinstance(method, str) and method else "unspecified"
+            return value
     return None
+
+
+def _quantization_method(stored: Mapping[str, Any]) -> str:
+    method = stored.get("quant_method")
+    if method is None and (stored.get("load_in_4bit") or stored.get("load_in_8bit")):
+        return "bitsandbytes"
+    return method.lower() if isinstance(method, str) and method else "unspecified"
 
 
 def _num_experts(get: _Fields) -> int:
@@ -531,8 +546,11 @@ def _declares_pooling(directory: Path) -> bool:
     )
 
 
-def _companion_quantization(directory: Path) -> str | None:
-    """Methods whose tools write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
+def _companion_quantization(directory: Path) -> Mapping[str, Any] | None:
+    """What tools say that write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
     if (directory / "hf_quant_config.json").is_file():
-        return "modelopt"
-    return "gptq" if (directory / "quantize_config.json").is_file() else None
+        return {"quant_method": "modelopt"}
+    if not (directory / "quantize_config.json").is_file():
+        return None
+    stored = _companion(directory / "quantize_config.json")
+    return {**(stored if isinstance(stored, dict) else {}), "quant_method": "gptq"}

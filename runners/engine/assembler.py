@@ -86,6 +86,8 @@ class _Sequence:
             logprobs=logprobs if self._wants_logprobs else None,
             finish_reason=progress.finish_reason,
             stop_reason=progress.stop_reason,
+            num_draft_tokens=progress.num_draft_tokens,
+            num_accepted_tokens=progress.num_accepted_tokens,
         )
 
     def _new_text(self, progress: Progress) -> str:

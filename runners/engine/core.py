@@ -5,12 +5,16 @@ schedule -> execute_model -> sample_tokens -> (later) read the result -> update
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import PendingOutput, Runner
+
+_POLL_SECONDS = 1e-4
+"""Pause after a step without rows: only transfers of KV are under way, and nothing tells of their end."""
 
 
 class EngineCore:
@@ -32,7 +36,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to launch or to read."""
-        return bool(self._in_flight or self.scheduler.num_unfinished)
+        return bool(self._in_flight) or not self.scheduler.is_idle
 
     def step(self) -> list[Request]:
         """Launch the next step; then read the oldest if no more may be under way, or none could be launched.
@@ -42,6 +46,8 @@ class EngineCore:
         """
         step = self.scheduler.schedule()
         if step is not None:
+            if not step.output.rows:
+                time.sleep(_POLL_SECONDS)
             self.runner.execute_model(step.output)
             if step.structured:  # their masks are computed while the forward pass runs
                 pending = self.runner.sample_tokens(

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 
 @dataclass(slots=True)
 class DraftStats:
     """How many drafts were verified and accepted, over all requests of an engine. vLLM's names."""
 
-    num_speculative_tokens: int
-    """Most drafts of a row in a step; 0 where the runner does not draft."""
-    num_drafts: int = 0
+    num_drafts: int
     """How often a row's drafts were verified."""
-    num_draft_tokens: int = 0
+    num_draft_tokens: int
     """Drafts that were verified."""
-    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
+    num_accepted_tokens_per_pos: list[int]
     """[num_speculative_tokens]: how often the draft at each depth was accepted."""
 
-    def __post_init__(self) -> None:
-        self.num_accepted_tokens_per_pos = [0] * self.num_speculative_tokens
+    @classmethod
+    def zero(cls, num_speculative_tokens: int) -> DraftStats:
+        """Nothing counted yet. num_speculative_tokens: most drafts of a row in a step."""
+        return cls(0, 0, [0] * num_speculative_tokens)
+
+    def copy(self) -> DraftStats:
+        """The counts as they are now."""
+        return replace(self, num_accepted_tokens_per_pos=list(self.num_accepted_tokens_per_pos))
 
     @property
     def num_accepted_tokens(self) -> int:

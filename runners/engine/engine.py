@@ -268,7 +268,7 @@ class Engine:
 
 
 def _may_start(command: _Command, scheduler: Scheduler) -> bool:
-    return not (isinstance(command, _Call) and command.drain and scheduler.num_unfinished)
+    return not (isinstance(command, _Call) and command.drain and not scheduler.is_idle)
 
 
 def _send(request: Request, event: Event) -> bool:

@@ -36,6 +36,10 @@ class Progress(NamedTuple):
     """The stop string or token id that ended the sequence; None at the model's end-of-sequence tokens."""
     error: str | None
     """Why the sequence ended, with the finish reason "error"."""
+    num_draft_tokens: int = 0
+    """Drafts of the sequence that were verified, from its beginning on."""
+    num_accepted_tokens: int = 0
+    """Those of them that were accepted."""
 
 
 Event = Progress | None

@@ -37,6 +37,7 @@ class Request:
         "finish_reason",
         "grammar",
         "index",
+        "kv_transfer_id",
         "limit",
         "logprobs",
         "next_block_end",
@@ -122,13 +123,15 @@ class Request:
         self.num_accepted_tokens = 0
         """Those of them that were accepted."""
         self.num_cached_tokens: int | None = None
-        """Prompt tokens found in the prefix cache when first admitted; None before that."""
+        """Prompt tokens found in the prefix cache, or loaded, when first admitted; None before that."""
         self.num_prefill_tokens = 0
         """Tokens known when it got its row: those that are computed in chunks, before it decodes."""
         self.row = NO_ROW
         self.block_ids: list[int] = []
         self.capacity = 0
         """Tokens that `block_ids` have room for."""
+        self.kv_transfer_id = ""
+        """Its name in KV transfers since it last got blocks."""
         self.block_hashes: list[bytes] = []
         """Chained hashes of the leading full blocks, as far as they were needed."""
         self.num_remembered_blocks = 0
@@ -220,6 +223,8 @@ class Request:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             error=self.error,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
         )
 
     def abort(self) -> None:

@@ -6,6 +6,9 @@ requests. A request is admitted when there are blocks for all its tokens; later 
 every `block_size` tokens. When there is none, the request that came last gives its blocks back and waits at
 the head of the queue, to be computed again.
 
+A request whose KV a connector can load gets its blocks and waits without a row until the load ends; then it
+starts before all others. Where nothing else can run, steps without rows hear of it.
+
 The next step may be scheduled before the results of earlier steps have been read. Counts therefore include
 tokens that are still in flight; see `Request.num_tokens`.
 
@@ -25,8 +28,10 @@ from dataclasses import dataclass
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
+from dodona.runners.engine.kv_transfers import KVTransfers
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Scheduler:
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
         max_loras: int = 0,
+        kv_connector: KVConnectorScheduler | None = None,
     ) -> None:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
@@ -68,13 +74,18 @@ class Scheduler:
         self.enable_chunked_prefill = enable_chunked_prefill
         self.enable_prefix_caching = enable_prefix_caching
         self.max_loras = max_loras
+        self.transfers = KVTransfers(kv_connector or KVConnectorScheduler(), self.blocks)
+        self._hashes_blocks = enable_prefix_caching or self.transfers.connector.needs_block_hashes
         self.waiting: deque[Request] = deque()
         """In order of arrival, preempted ones first; may hold finished requests, which are skipped."""
+        self.loaded: deque[Request] = deque()
+        """Requests whose KV was loaded: they have blocks and wait for a row. May hold finished ones too."""
         self.running: list[Request] = []
         """In order of arrival."""
         self.num_unfinished = 0
         self.num_preemptions = 0
-        self.draft_stats = DraftStats(num_speculative_tokens)
+        self.draft_stats = DraftStats.zero(num_speculative_tokens)
+        self.num_speculative_tokens = num_speculative_tokens
         self._num_structured = 0
         """Unfinished requests that have a grammar."""
         self._weights_version = 0
@@ -88,6 +99,11 @@ class Scheduler:
     def num_free_rows(self) -> int:
         """State rows that no running request holds."""
         return len(self._free_rows)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is unfinished and no block is transferred."""
+        return not (self.num_unfinished or self.transfers.under_way)
 
     def add(self, request: Request) -> None:
         """Put a new request at the end of the queue."""
@@ -106,9 +122,13 @@ class Scheduler:
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
+        self.transfers.connector.reset_cache()
 
     def schedule(self) -> ScheduledStep | None:
-        """The next step, or None when nothing can run (until a step under way was read, or at all)."""
+        """The next step, or None when nothing can run (until a step under way was read, or at all).
+
+        While KV is transferred, a step without rows takes the place of None.
+        """
         new_blocks: list[tuple[int, list[int]]] = []
         drafts: dict[int, Sequence[int]] = {}
         decoding, verifying, prefilling = self._decode(new_blocks, drafts)
@@ -124,7 +144,7 @@ class Scheduler:
             new_requests.append(_new_request(newcomer))
             self._compute_chunk(newcomer, batch)
 
-        if not batch.rows:
+        if not batch.rows and not self.transfers.under_way:
             return None
         output = SchedulerOutput(
             step=self._num_steps,
@@ -137,6 +157,7 @@ class Scheduler:
             samples=batch.samples,
             num_decodes=batch.num_decodes,
             draft_token_ids=drafts,
+            kv_connector_metadata=self.transfers.metadata(),
         )
         self._num_steps += 1
         self._freed_rows = []
@@ -180,6 +201,8 @@ class Scheduler:
                 news.append(request)
         if finished:
             self._retire(finished)
+        if result.kv_connector_output is not None:
+            self._take_loaded(self.transfers.update(result.kv_connector_output))
         return news
 
     def _decode(
@@ -191,7 +214,7 @@ class Scheduler:
         verifying: list[Request] = []
         prefilling: list[Request] = []
         blocks = self.blocks
-        speculates = self.draft_stats.num_speculative_tokens > 0
+        speculates = self.num_speculative_tokens > 0
         # Each running request may compute a token before any draft is verified.
         budget = self.max_num_batched_tokens - len(self.running)
         for request in self.running:  # preemption takes from the list's end, where this loop has not been
@@ -262,44 +285,84 @@ class Scheduler:
             self._remember_full_blocks(request)
 
     def _admit(self, budget: int) -> Request | None:
-        """Start the first waiting request if there is room for it."""
-        while self.waiting and self.waiting[0].finished:
+        """Start the first request that can run: one whose KV was loaded, else the first waiting one if there
+        is room for it."""
+        while self.loaded and self.loaded[0].finished:
+            self.loaded.popleft()
+        if self.loaded:
+            fits = self._fits(self.loaded[0], self.loaded[0].num_computed_tokens, budget)
+            return self._start(self.loaded.popleft()) if fits else None
+        undecided: list[Request] = []
+        started: Request | None = None
+        while self.waiting and started is None:
+            request = self.waiting[0]
+            if request.finished:
+                self.waiting.popleft()
+                continue
+            cached = self._cached_blocks(request)
+            if cached is None:
+                break
+            num_external = self._external_tokens(request, cached)
+            if num_external is None:
+                undecided.append(self.waiting.popleft())
+                continue
+            if not num_external and not self._fits(request, len(cached) * self.block_size, budget):
+                break
             self.waiting.popleft()
-        if not self.waiting:
-            return None
-        request = self.waiting[0]
+            self._give_blocks(request, cached, num_external)
+            if not num_external:
+                started = self._start(request)
+        self.waiting.extendleft(reversed(undecided))
+        return started
+
+    def _fits(self, request: Request, num_computed_tokens: int, budget: int) -> bool:
+        """Whether what is left to compute may go into a step with this budget, beside what runs."""
+        if not self._has_place_for_adapter(request):
+            return False
+        return self.enable_chunked_prefill or len(request.token_ids) - num_computed_tokens <= budget
+
+    def _cached_blocks(self, request: Request) -> list[int] | None:
+        """The cached blocks that a waiting request begins with, or None where there is no room for it."""
         num_tokens = len(request.token_ids)
         if request.num_tokens != num_tokens:
             return None  # preempted with a token in flight, which the runner must be given
-        if not self._has_place_for_adapter(request):
-            return None
         blocks = self.blocks
         cached: list[int] = []
         if self.enable_prefix_caching and not request.wants_prompt_logprobs:
             # The last token is always computed, since its logits are needed.
             most = (num_tokens - 1) // self.block_size
             cached = blocks.find(self._block_hashes(request, most)[:most])
-        num_cached_tokens = len(cached) * self.block_size
-        if not self.enable_chunked_prefill and num_tokens - num_cached_tokens > budget:
-            return None
         num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
         # A block left for each running request: else a newcomer, or who was just preempted, would not stay.
-        if not blocks.can_allocate(num_new_blocks + len(self.running), cached):
-            return None
+        spare = len(self.running) + len(self.loaded) + self.transfers.num_loading
+        return cached if blocks.can_allocate(num_new_blocks + spare, cached) else None
 
-        self.waiting.popleft()
-        blocks.share(cached)
-        request.block_ids = cached + blocks.allocate(num_new_blocks)
+    def _external_tokens(self, request: Request, cached: list[int]) -> int | None:
+        """Tokens after the cached ones that the connector can load; None where it doesn't know yet."""
+        if request.wants_prompt_logprobs:
+            return 0
+        if self._hashes_blocks:
+            self._block_hashes(request, (len(request.token_ids) - 1) // self.block_size)
+        return self.transfers.find(request, len(cached) * self.block_size)
+
+    def _give_blocks(self, request: Request, cached: list[int], num_external_tokens: int) -> None:
+        """Give a waiting request the cached blocks, and new ones for the rest of its tokens."""
+        num_tokens = len(request.token_ids)
+        self.blocks.share(cached)
+        new = self.blocks.allocate(self.blocks.blocks_for(num_tokens) - len(cached))
+        request.block_ids = cached + new
         request.capacity = len(request.block_ids) * self.block_size
-        request.row = self._free_rows.pop()
-        request.num_prefill_tokens = num_tokens
-        request.num_computed_tokens = num_cached_tokens
-        if request.num_cached_tokens is None:
-            request.num_cached_tokens = num_cached_tokens
+        request.num_computed_tokens = len(cached) * self.block_size + num_external_tokens
         request.num_remembered_blocks = len(cached)
-        request.next_block_end = (
-            num_cached_tokens + self.block_size if self.enable_prefix_caching else sys.maxsize
-        )
+        request.next_block_end = (len(cached) + 1) * self.block_size if self._hashes_blocks else sys.maxsize
+        self.transfers.give_blocks(request, new, num_external_tokens)
+
+    def _start(self, request: Request) -> Request:
+        """Give a row to a request that has blocks."""
+        request.row = self._free_rows.pop()
+        request.num_prefill_tokens = len(request.token_ids)
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = request.num_computed_tokens
         self.running.append(request)
         return request
 
@@ -310,10 +373,20 @@ class Scheduler:
         keys = {running.adapter.key for running in self.running if running.adapter is not None}
         return len(keys | {request.adapter.key}) <= self.max_loras
 
+    def _take_loaded(self, requests: list[Request]) -> None:
+        """Requests whose KV was loaded can start; aborted ones end now."""
+        for request in requests:
+            if request.finished:
+                self._release(request)
+            else:
+                self._remember_full_blocks(request)
+                self.loaded.append(request)
+
     def _preempt_latest(self) -> Request:
         """Take row and blocks from the request that came last; it will be computed again."""
         request = self.running.pop()
-        self._release(request)
+        self.transfers.preempt(request)
+        self._take_back(request)
         request.num_computed_tokens = 0
         request.draft_token_ids = ()
         self.waiting.appendleft(request)
@@ -321,28 +394,33 @@ class Scheduler:
         return request
 
     def _retire(self, requests: list[Request]) -> None:
-        """Take row and blocks from requests that are finished."""
+        """Take row and blocks from requests that are finished; blocks that are being written, later."""
         for request in requests:
-            if request.row != NO_ROW:
+            if request.block_ids and not self.transfers.is_loading(request):
                 self._release(request)
             self._num_structured -= request.grammar is not None
         self.num_unfinished -= len(requests)
         self.running = [request for request in self.running if request.row != NO_ROW]
 
     def _release(self, request: Request) -> None:
-        self.blocks.release(request.block_ids)
-        self._free_rows.append(request.row)
-        self._freed_rows.append(request.row)
+        self.transfers.end(request)
+        self._take_back(request)
+
+    def _take_back(self, request: Request) -> None:
+        if request.row != NO_ROW:
+            self._free_rows.append(request.row)
+            self._freed_rows.append(request.row)
+            request.row = NO_ROW
         request.block_ids = []
         request.capacity = 0
-        request.row = NO_ROW
 
     def _remember_full_blocks(self, request: Request) -> None:
-        """Put blocks into the prefix cache whose tokens are all known, and computed or about to be."""
+        """Put blocks into the prefix cache whose tokens are all known, and computed or about to be. Without
+        prefix caching, they only get their hashes."""
         first = request.num_remembered_blocks
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)
-        for index in range(first, num_full):
+        for index in range(first, num_full if self.enable_prefix_caching else first):
             self.blocks.remember(request.block_ids[index], hashes[index])
         request.num_remembered_blocks = num_full
         request.next_block_end = (num_full + 1) * self.block_size

@@ -112,11 +112,9 @@ def _read_layers(
                 f"{config.file}: the adapter of {module!r} has rank {rank}, over "
                 f"max_lora_rank={max_lora_rank}; raise max_lora_rank"
             )
-        weights = [
-            _read(file, stored, names.get(side), f"{module}.lora_{side}", shape)
-            for side, shape in (("A", (rank, target.in_features)), ("B", (target.out_features, rank)))
-        ]
-        layers[module] = LoRAWeights(*weights, config.scale(module))
+        down = _read(file, stored, names.get("A"), f"{module}.lora_A", (rank, target.in_features))
+        up = _read(file, stored, names.get("B"), f"{module}.lora_B", (target.out_features, rank))
+        layers[module] = LoRAWeights(down, up, config.scale(module))
     return layers
 
 
@@ -143,5 +141,5 @@ def _digest(layers: Mapping[str, LoRAWeights]) -> bytes:
         weights = layers[module]
         digest.update(f"{module} {weights.a.dtype} {tuple(weights.a.shape)} {weights.scale!r}".encode())
         for tensor in (weights.a, weights.b):
-            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()

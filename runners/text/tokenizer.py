@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import check_folder
+from dodona.runners.third_party import naming
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -20,6 +22,11 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 """A directory with none of these has no tokenizer."""
+
+MAX_TOKENIZER_BYTES = 256 << 20
+"""Largest file of a tokenizer or a configuration."""
+
+_READ = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 
 
 def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
@@ -44,12 +51,24 @@ def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
             return None
         raise ConfigError(f"tokenizer: {directory} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
 
+    check_folder(directory, suffixes=_READ, limit=MAX_TOKENIZER_BYTES)
     from transformers import AutoTokenizer
 
+    trust = model_config.trust_remote_code
+    mend = "mend it, or give token ids with skip_tokenizer_init=True"
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=model_config.trust_remote_code)
-    except Exception as error:
-        raise ConfigError(
-            f"tokenizer: {directory} can't be read: {error}; mend it, or give token ids with "
-            "skip_tokenizer_init=True"
-        ) from error
+        with naming(f"tokenizer: {directory} can't be read", mend):
+            tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
+    except ConfigError:
+        _check_configuration(directory, trust)
+        raise
+    return tokenizer
+
+
+def _check_configuration(directory: Path, trust_remote_code: bool) -> None:
+    """Raise ConfigError where a tokenizer can't be made because config.json is at fault."""
+    from transformers import AutoConfig
+
+    if (directory / "config.json").exists():
+        with naming(f"{directory / 'config.json'}: transformers can't read this configuration"):
+            AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)

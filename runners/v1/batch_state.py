@@ -39,8 +39,10 @@ class RequestState:
             return self.output_token_ids[start - prompt : end - prompt]
         return [*self.prompt_token_ids[start:], *self.output_token_ids[: end - prompt]]
 
-    def sampling_row(self, grammar_words: npt.NDArray[np.int32] | None) -> SamplingRow:
-        """What the sampler needs to know of the row.
+    def sampling_row(
+        self, grammar_words: npt.NDArray[np.int32] | None, drafts: Sequence[int] = ()
+    ) -> SamplingRow:
+        """What the sampler needs to know of the row, its output continued by `drafts`.
 
         grammar_words: [ceil(vocab / 32)], the row's share of `GrammarOutput.bitmask`, for a request with
         structured outputs; ValueError where it is missing.
@@ -53,7 +55,7 @@ class RequestState:
         return SamplingRow(
             params=self.sampling_params,
             prompt_token_ids=self.prompt_token_ids,
-            output_token_ids=self.output_token_ids,
+            output_token_ids=[*self.output_token_ids, *drafts] if drafts else self.output_token_ids,
             seed=request.seed,
             stop_token_ids=request.stop_token_ids,
             bad_words_token_ids=request.bad_words_token_ids,
@@ -92,7 +94,8 @@ class BatchState:
         """
         token_ids: list[int] = []
         for row, count, start in zip(step.rows, step.num_tokens, step.num_computed_tokens, strict=True):
-            tokens = self._rows[row].tokens(start, start + count)
+            drafts = step.draft_token_ids.get(row, ())
+            tokens = [*self._rows[row].tokens(start, start + count - len(drafts)), *drafts]
             if len(tokens) < count:
                 raise ValueError(
                     f"row {row} has no tokens yet at positions {start + len(tokens)} .. {start + count - 1}"

@@ -11,15 +11,24 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     has_active_connector,
+    has_connector_module,
     outgrows_rope,
-    resolved_quantization,
+    resolved_connector,
     resolved_runner_type,
+    resolved_speculative_method,
 )
+from dodona.oracle.systems.own.quantization import quantization_scheme
+
+KV_CONNECTORS = ("OffloadingConnector",)
+"""The connectors that V1 has."""
+SPECULATIVE_METHODS = ("ngram",)
+"""Methods of speculative decoding that V1 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
+        "quantized-experts",
         "inner-state-family",
         "pooling",
         "length-dependent-rope",
@@ -30,10 +39,12 @@ LACKS: frozenset[str] = frozenset(
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
-        "speculative-decoding",
-        "parallel-drafting",
-        "eagle3-pipeline-parallelism",
-        "kv-connector",
+        "speculative-method",
+        "speculative-inner-state",
+        "parallel-drafting-method",
+        "draft-tensor-parallelism",
+        "unserved-kv-connector",
+        "kv-connector-inner-states",
         "kv-cache-dtype",
         "dynamo-trace-once",
         "vllm-compile",
@@ -71,9 +82,11 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
+    scheme = quantization_scheme(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "quantization": resolved_quantization(config, model) is not None,
+        "quantization": scheme == "other",
+        "quantized-experts": scheme is not None and model.is_moe,
         "inner-state-family": model.has_inner_state and model.model_type not in INNER_STATE_FAMILIES,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model),
@@ -84,12 +97,17 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
-        "speculative-decoding": speculative is not None,
-        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
-        "eagle3-pipeline-parallelism": speculative is not None
-        and speculative.method == "eagle3"
-        and parallel.pipeline_parallel_size > 1,
-        "kv-connector": has_active_connector(config),
+        "speculative-method": speculative is not None
+        and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-inner-state": speculative is not None and model.has_inner_state,
+        "parallel-drafting-method": speculative is not None
+        and speculative.parallel_drafting
+        and resolved_speculative_method(config) != "eagle3",
+        "draft-tensor-parallelism": speculative is not None
+        and (speculative.draft_tensor_parallel_size or 1) > 1,
+        "unserved-kv-connector": has_active_connector(config)
+        and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
+        "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

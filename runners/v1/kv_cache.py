@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.kv_transfer.block_layout import LayerKV
 
 
 class PagedKVCache:
@@ -33,6 +34,13 @@ class PagedKVCache:
         ]
         self.values = [
             torch.empty(slots, s.num_kv_heads, s.head_size_v, dtype=dtype, device=device) for s in layers
+        ]
+
+    def layers(self) -> list[LayerKV]:
+        """The cache block by block, by attention call, for KV transfer."""
+        return [
+            LayerKV(*(t.view(self.num_blocks, self.block_size, *t.shape[1:]) for t in pair))
+            for pair in zip(self.keys, self.values, strict=True)
         ]
 
     def write(self, call: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -1,4 +1,8 @@
-"""Loads the Hugging Face model of a directory, from its safetensors or with random weights."""
+"""Loads the Hugging Face model of a directory, from its safetensors or with random weights.
+
+A quantized model is loaded by transformers too, but from a class whose linear layers expect the tensors that
+the checkpoint has: transformers' own quantizers are not asked, so that weights stay compressed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,14 @@ from typing import Any
 import torch
 
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.files import check_folder
+from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.oracle.models.weight_files import weight_files
+from dodona.runners.quantization.replacement import convert_stored, expect_stored, quantize_linears
+from dodona.runners.third_party import naming
+
+MAX_FILE_BYTES = 256 << 20
+"""Largest file of a model directory that is not weights."""
 
 
 def load_model(
@@ -20,15 +32,33 @@ def load_model(
     device: torch.device,
     seed: int,
     trust_remote_code: bool,
+    quantization: QuantizationConfig | None = None,
 ) -> torch.nn.Module:
     """The causal LM that `path`/config.json describes, in evaluation mode on `device`.
 
     weights: the directory with its safetensors; None draws random weights from `seed` as the architecture
     initialises them (the same on every call; CPU and CUDA draw different ones).
+    quantization: how the checkpoint's linear layers are quantized, or are to be; random weights are too.
 
     Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
     transformers has no causal LM for the configuration.
     """
+    folders = {path, *([] if weights is None else [weights])}
+    for folder in folders:
+        check_folder(folder, suffixes=(".json", ".jinja", ".txt"), limit=MAX_FILE_BYTES)
+    with naming(f"transformers can't make the model of {path / 'config.json'}"):
+        return _load_model(path, weights, dtype, device, seed, trust_remote_code, quantization)
+
+
+def _load_model(
+    path: Path,
+    weights: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    trust_remote_code: bool,
+    quantization: QuantizationConfig | None,
+) -> torch.nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -43,11 +73,16 @@ def load_model(
         "attn_implementation": "eager",
         "trust_remote_code": trust_remote_code,
     }
+    _forget_quantization(config)
+    is_online = quantization is not None and all(r.scheme.layout == "online" for r in quantization.rules)
     try:
         if weights is None:
             model = _random_model(config, device, seed, common)
         else:
+            weight_files(weights)
             loader: Any = AutoModelForCausalLM
+            if quantization is not None and not is_online:
+                loader = _class_of_stored(config, quantization, _stored_shapes(weights), trust_remote_code)
             with _no_progress_bar():
                 model, info = loader.from_pretrained(
                     weights,
@@ -58,6 +93,11 @@ def load_model(
                     **common,
                 )
             _check_complete(weights, info)
+            if quantization is not None and not is_online:
+                _check_nothing_ignored(weights, info)
+                convert_stored(model)
+        if quantization is not None and (is_online or weights is None):
+            quantize_linears(model, quantization)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -70,7 +110,8 @@ def load_model(
             f"{weights}: a *.safetensors file is damaged or cut off: {error}; fetch the model again"
         ) from error
     model.requires_grad_(False)
-    return model.eval().to(device)
+    loaded: torch.nn.Module = model.eval().to(device)
+    return loaded
 
 
 @contextmanager
@@ -98,6 +139,66 @@ def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[
         factory: Any = AutoModelForCausalLM
         model: torch.nn.Module = factory.from_config(config, **common)
         return model
+
+
+def _forget_quantization(config: Any) -> None:
+    """Keep transformers from loading quantized weights by itself."""
+    for part in (config, config.get_text_config(decoder=True)):
+        for field in ("quantization_config", "compression_config"):
+            if hasattr(part, field):
+                delattr(part, field)
+
+
+def _class_of_stored(
+    config: Any,
+    quantization: QuantizationConfig,
+    stored: Mapping[str, tuple[int, ...]],
+    trust_remote_code: bool,
+) -> Any:
+    """The model's class, whose linear layers expect the stored tensors of their quantization."""
+    from transformers import AutoModelForCausalLM
+
+    factory: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        plain = type(factory.from_config(config, trust_remote_code=trust_remote_code))
+
+    class Stored(plain):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            expect_stored(self, quantization, stored)
+
+    Stored.__name__ = plain.__name__
+    Stored.__qualname__ = plain.__qualname__
+    return Stored
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in the directory's safetensors, by name."""
+    from safetensors import safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as stored:
+            found |= {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    return found
+
+
+_QUANTIZED_TENSORS = (
+    "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx", "input_scale",
+    "input_zero_point", "weight_global_scale", "input_global_scale", "qweight", "qzeros", "scales", "g_idx",
+    "weight_blocks", "weight_scales", "bias",
+)  # fmt: skip
+"""Names of tensors that change what a quantized layer computes, when a layer has them."""
+
+
+def _check_nothing_ignored(path: Path, info: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a quantized layer's tensors were not read."""
+    ignored = sorted(n for n in info["unexpected_keys"] if n.rpartition(".")[2] in _QUANTIZED_TENSORS)
+    if ignored:
+        raise ConfigError(
+            f"{path}: config.json's quantization_config makes no use of {len(ignored)} stored tensors: "
+            f"{_first_names(ignored)}; check that weights and config.json belong together"
+        )
 
 
 def _check_complete(path: Path, info: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,17 +12,24 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     PendingOutput,
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import make_worker_connector
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
@@ -44,7 +50,16 @@ class Loaded:
 
     model: PackedModel
     self_check: SelfCheck
+    drafting: Drafting | None
     lora: LoRALayers | None
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A step that waits for `sample_tokens`."""
+
+    step: ExecutedStep
+    transfers: KVConnectorOutput | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +86,8 @@ class V1Runner(WeightLife):
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
         self._ready: Ready | None = None
-        self._executed: ExecutedStep | None = None
+        self._executed: Executed | None = None
+        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
 
     # --- Life
 
@@ -79,19 +95,24 @@ class V1Runner(WeightLife):
         """Read the weights, record the attention calls and run the self-check.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json.
+        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        self._kv_connector = make_worker_connector(self.config)
+        plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         causal_lm = self._read_model(self._device, directory)
         lora_config = self.config.lora_config
         lora = None if lora_config is None else LoRALayers(causal_lm, lora_config)
         model = PackedModel(causal_lm, compiled=capabilities.compiles(self.config))
+        drafting = None if plan is None else NgramDrafting(plan)
+        self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
         check = self_check(model, max_model_len=self.limits.max_model_len)
-        self._loaded = Loaded(model, check, lora)
+        self._loaded = Loaded(model, check, drafting, lora)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -110,13 +131,15 @@ class V1Runner(WeightLife):
         return lora.targets
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls.
+        """One entry per attention call, in the order of the calls; then those of the draft.
 
         Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
         """
-        model, limits = self._require_loaded().model, self.limits
+        loaded, limits = self._require_loaded(), self.limits
+        model, drafting = loaded.model, loaded.drafting
         block_size = limits.block_size if model.layers else limits.max_model_len
-        return KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        return spec if drafting is None else drafting.extend_spec(spec)
 
     def determine_available_memory(self) -> int:
         """Bytes for inner states and KV blocks that a run of the largest step leaves.
@@ -125,8 +148,15 @@ class V1Runner(WeightLife):
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
+        loaded = self._require_loaded()
+
+        def largest_step() -> None:
+            run_largest_step(loaded.model, limits)
+            if loaded.drafting is not None:
+                loaded.drafting.run_largest_step(limits)
+
         return measure_available_memory(
-            partial(run_largest_step, self._require_loaded().model, limits),
+            largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
             most_useful=blocks * spec.bytes_per_block,
@@ -140,17 +170,21 @@ class V1Runner(WeightLife):
         `max_model_len` makes no difference: a request's tokens are a list that grows with it.
         """
         loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
-        model = loaded.model
+        model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
+        self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
         cache = model.make_cache(num_blocks, block_size)
-        states = model.make_state_slots(self.limits.max_num_seqs)
-        self._ready = Ready(model, cache, states, BatchState(), loaded.lora)
+        drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
+        states = model.make_state_slots(num_rows)
+        self._ready = Ready(model, cache, states, BatchState(), drafter, loaded.lora)
+        self._kv_connector.register_kv_caches(cache.layers())
 
     def capture_graphs(self) -> None:
         """Nothing: V1 runs no device graphs."""
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._kv_connector.shutdown()
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -164,14 +198,19 @@ class V1Runner(WeightLife):
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
-        self._executed = ready.execute(scheduler_output)
+        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        step = ready.execute(scheduler_output)
+        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._executed = Executed(step, transfers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        return FinishedOutput(self._require_ready().sample(executed, grammar_output))
+        output = self._require_ready().sample(executed.step, grammar_output)
+        return FinishedOutput(with_connector_output(output, executed.transfers))
 
     # --- Parts
 
@@ -194,6 +233,7 @@ class V1Runner(WeightLife):
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         num_blocks = self._require_ready().cache.num_blocks
+        self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -210,4 +250,5 @@ class V1Runner(WeightLife):
             device=device,
             seed=model_config.seed,
             trust_remote_code=model_config.trust_remote_code,
+            quantization=quantization_of(self.config, self.model_info),
         )

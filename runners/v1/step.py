@@ -1,8 +1,13 @@
-"""One step of V1: a packed forward pass over the rows that the scheduler names, then sampling."""
+"""One step of V1: a packed forward pass over the rows that the scheduler names, then sampling.
+
+A row that verifies drafts is sampled after its token and after each draft, each time as if all drafts before
+had been accepted. Its tokens are those up to the first that differs from the draft in its place: what it
+would have sampled without drafts, from the same logits and with the same noise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dodona.runners.interface import GrammarOutput, SchedulerOutput, StepOutput
+from dodona.runners.interface import FurtherTokens, GrammarOutput, SchedulerOutput, StepOutput
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.drafting.drafter import DraftContext, Drafter
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.packed_model import PackedModel
@@ -27,13 +33,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class RowLogits:
     """Where a row's logits are among a step's: from `start` on, one for each prompt target, then, if the row
-    samples, the one to sample from."""
+    samples, those to sample from: one, and one more for each draft."""
 
     row: int
     start: int
     prompt_targets: tuple[int, ...]
     """The prompt tokens whose log-probabilities are asked for and computed in this step."""
     samples: bool
+    drafts: Sequence[int]
+    """The drafts that the row verifies."""
 
     @property
     def prompt_end(self) -> int:
@@ -49,6 +57,9 @@ class ExecutedStep:
     """[n, vocab], in the order of `rows`."""
     rows: Sequence[RowLogits]
     """Rows that need logits, in batch order."""
+    step: SchedulerOutput
+    starts: np.ndarray
+    """[R]: packed index of the first token of each row of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,8 @@ class Ready:
     cache: PagedKVCache
     states: StateSlots
     batch: BatchState
-    lora: LoRALayers | None
+    drafter: Drafter | None = None
+    lora: LoRALayers | None = None
 
     def execute(self, step: SchedulerOutput) -> ExecutedStep:
         """Apply what the step changes in the state rows, then run the forward pass.
@@ -69,7 +81,7 @@ class Ready:
         """
         self.batch.apply(step)
         if not step.rows:
-            return ExecutedStep(torch.empty(0, 0), ())
+            return ExecutedStep(torch.empty(0, 0), (), step, np.empty(0))
         block_size, device = self.cache.block_size, self.model.device
         layout = StepLayout(
             step.num_tokens,
@@ -86,7 +98,7 @@ class Ready:
         kept = to_device(computed, device)
         with self._adapters(step, kept):
             logits = self.model.forward(token_ids, layout, self.cache, kept, states)
-        return ExecutedStep(logits[: len(positions)], rows)
+        return ExecutedStep(logits[: len(positions)], rows, step, layout.starts)
 
     def sample(self, executed: ExecutedStep, grammar_output: GrammarOutput | None) -> StepOutput:
         """Sample for the rows that yield a token, and append the tokens to their state rows.
@@ -101,14 +113,46 @@ class Ready:
                 if row.prompt_targets
             }
             logits = executed.logits
-            if len(sampled) < len(logits):  # else they are in order already: all rows decode
-                logits = logits[[row.prompt_end for row in sampled]]
+            if prompt_logprobs:  # else those to sample from are all of them, in order
+                kept = [row.prompt_end + i for row in sampled for i in range(1 + len(row.drafts))]
+                logits = logits[kept]
             result = sampling.sample(logits, self._sampling_rows(sampled, grammar_output))
         rows = [row.row for row in sampled]
-        for row, token_id in zip(rows, result.token_ids, strict=True):
-            self.batch[row].output_token_ids.append(token_id)
-        logprobs = {row: entry for row, entry in zip(rows, result.logprobs, strict=True) if entry is not None}
-        return StepOutput(rows, result.token_ids, logprobs, prompt_logprobs)
+        token_ids: list[int] = []
+        logprobs: dict[int, TokenLogprobs] = {}
+        further: dict[int, FurtherTokens] = {}
+        place = 0
+        for row in sampled:
+            size = 1 + len(row.drafts)
+            own, entries = result.token_ids[place : place + size], result.logprobs[place : place + size]
+            place += size
+            count = num_agreeing(own, row.drafts) + 1
+            self.batch[row.row].output_token_ids.extend(own[:count])
+            token_ids.append(own[0])
+            known = [entry for entry in entries[:count] if entry is not None]
+            if known:
+                logprobs[row.row] = known[0]
+            if count > 1:
+                further[row.row] = FurtherTokens(own[1:count], known[1:])
+        drafts = self._propose(executed, further)
+        return StepOutput(rows, token_ids, logprobs, prompt_logprobs, further, drafts)
+
+    def _propose(
+        self, executed: ExecutedStep, further: Mapping[int, FurtherTokens]
+    ) -> Mapping[int, Sequence[int]]:
+        """Drafts for the next step, by row."""
+        if self.drafter is None or not executed.step.rows:
+            return {}
+        step, contexts = executed.step, []
+        for i, row in enumerate(step.rows):
+            start, end = step.num_computed_tokens[i], step.num_computed_tokens[i] + step.num_tokens[i]
+            if row in step.draft_token_ids:
+                accepted = len(further[row].token_ids) if row in further else 0
+                end -= len(step.draft_token_ids[row]) - accepted
+            contexts.append(
+                DraftContext(row, self.batch[row], int(executed.starts[i]), start, end, step.samples[i])
+            )
+        return self.drafter.propose(contexts)
 
     def _adapters(self, step: SchedulerOutput, kept: torch.Tensor) -> AbstractContextManager[None]:
         """The adapters of the step's rows, for the forward pass inside."""
@@ -131,11 +175,13 @@ class Ready:
                 targets = request.prompt_token_ids[computed + 1 : computed + step.num_tokens[i] + 1]
             if not targets and not step.samples[i]:
                 continue
-            rows.append(RowLogits(row, len(positions), targets, step.samples[i]))
+            drafts = step.draft_token_ids.get(row, ())
+            rows.append(RowLogits(row, len(positions), targets, step.samples[i], drafts))
             start = int(layout.starts[i])
             positions.extend(range(start, start + len(targets)))
             if step.samples[i]:
-                positions.append(int(layout.last_tokens[i]))
+                last = int(layout.last_tokens[i])
+                positions.extend(range(last - len(drafts), last + 1))
         return rows, positions
 
     def _prompt_logprobs(self, logits: torch.Tensor, row: RowLogits) -> Sequence[TokenLogprobs]:
@@ -145,7 +191,22 @@ class Ready:
     def _sampling_rows(
         self, sampled: Sequence[RowLogits], grammar_output: GrammarOutput | None
     ) -> list[sampling.SamplingRow]:
-        bitmasks: dict[int, npt.NDArray[np.int32]] = {}
+        bitmasks: dict[int, list[npt.NDArray[np.int32]]] = {}
         if grammar_output is not None:
-            bitmasks = dict(zip(grammar_output.rows, grammar_output.bitmask, strict=True))
-        return [self.batch[row.row].sampling_row(bitmasks.get(row.row)) for row in sampled]
+            for state_row, words in zip(grammar_output.rows, grammar_output.bitmask, strict=True):
+                bitmasks.setdefault(state_row, []).append(words)
+        found = []
+        for row in sampled:
+            size = 1 + len(row.drafts)
+            masks: Sequence[npt.NDArray[np.int32] | None] = bitmasks.get(row.row, [None] * size)
+            state = self.batch[row.row]
+            found += [state.sampling_row(masks[i], row.drafts[:i]) for i in range(size)]
+        return found
+
+
+def num_agreeing(token_ids: Sequence[int], drafts: Sequence[int]) -> int:
+    """How many drafts, from the first on, are the token sampled in their place."""
+    for count, (token_id, draft) in enumerate(zip(token_ids, drafts, strict=False)):
+        if token_id != draft:
+            return count
+    return len(drafts)

@@ -12,9 +12,9 @@ from dodona.oracle.systems.own.facts import (
     has_active_connector,
     resolved_device,
     resolved_dtype,
-    resolved_quantization,
     resolved_runner_type,
 )
+from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.runners.v2.models.registry import MODEL_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -43,6 +43,7 @@ LACKS: frozenset[str] = frozenset(
         "block-size",
         "moe",
         "quantization",
+        "quantized-weights",
         "hybrid-mamba",
         "encoder-decoder",
         "remote-code",
@@ -95,7 +96,7 @@ def _machine(device: str, environment: Environment, capability: int | None) -> d
 
 
 def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, bool]:
-    kinds = set(model.layer_kinds)
+    kinds, scheme = set(model.layer_kinds), quantization_scheme(config, model)
     return {
         "architecture": not set(model.architectures) & MODEL_FAMILIES.keys(),
         "generate": resolved_runner_type(config, model) != "generate",
@@ -111,7 +112,8 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
         or kinds not in (set(), {"full_attention"}, {"sliding_attention"}),
         "plain-arithmetic": bool(model.math_modifiers),
         "moe": model.is_moe,
-        "quantization": resolved_quantization(config, model) is not None,
+        "quantization": scheme == "other",
+        "quantized-weights": scheme not in (None, "other"),
         "hybrid-mamba": model.has_inner_state,
         "encoder-decoder": model.is_encoder_decoder,
         "remote-code": model.has_remote_code and config.model_config.trust_remote_code,

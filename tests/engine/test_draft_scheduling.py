@@ -174,7 +174,7 @@ def test_an_engine_that_drafts_and_aborts_in_between() -> None:
 
 
 def test_stats_of_drafts() -> None:
-    stats = DraftStats(3)
+    stats = DraftStats.zero(3)
     assert math.isnan(stats.acceptance_rate)
     assert math.isnan(stats.mean_acceptance_length)
     stats.add(3, 2)
@@ -182,3 +182,6 @@ def test_stats_of_drafts() -> None:
     assert (stats.num_drafts, stats.num_draft_tokens, stats.num_accepted_tokens) == (2, 4, 2)
     assert stats.num_accepted_tokens_per_pos == [1, 1, 0]
     assert (stats.acceptance_rate, stats.mean_acceptance_length) == (0.5, 2.0)
+    before = stats.copy()
+    stats.add(3, 3)
+    assert before.num_accepted_tokens_per_pos == [1, 1, 0]

@@ -205,9 +205,7 @@ def test_older_names_of_mtp_are_rewritten() -> None:
 # --- Every field is used: by a fact, by the runtime, or it belongs to a feature that is refused as a whole.
 
 REFUSED_WITH_THEIR_SECTION = {
-    "speculative_config": "speculative-decoding",
     "kv_transfer_config": "kv-connector",
-    "lora_config": "lora",
 }
 """Section → the rule that refuses every configuration in which its further fields would have a meaning."""
 
@@ -274,6 +272,7 @@ CHANGES: dict[str, Any] = {
     "device_config.device": "cpu",
     "load_config.load_format": "dummy",
     "speculative_config.method": "ngram",
+    "speculative_config.draft_tensor_parallel_size": 2,
     "speculative_config.model": "some/eagle3-draft",
     "speculative_config.parallel_drafting": True,
     "compilation_config.mode": "NONE",

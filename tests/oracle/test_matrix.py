@@ -27,7 +27,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "generate": {"runner": "pooling"},
     "block-size": {"block_size": 48},
-    "quantization": {"quantization": "fp8"},
+    "quantization": {"quantization": "awq"},
+    "quantized-weights": {"quantization": "fp8"},
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
     "data-parallelism": {"data_parallel_size": 2},
@@ -35,10 +36,16 @@ ASKED: dict[str, dict[str, Any]] = {
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
-    "speculative-decoding": {"speculative_config": {}},
-    "parallel-drafting": {"speculative_config": {"parallel_drafting": True}},
+    "speculative-method": {"speculative_config": {"method": "medusa"}},
+    "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
+    "draft-tensor-parallelism": {
+        "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
+    },
+    "speculative-decoding": {"speculative_config": {"method": "ngram"}},
+    "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
-    "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
+    "kv-connector": {"kv_offloading_size": 1.0},
+    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "stock-torch-compile": {"compilation_config": 1},
     "dynamo-trace-once": {"compilation_config": 2},
@@ -94,8 +101,10 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_configuration = {
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
-    # remote-code also needs a model that has some; length-dependent RoPE a model that outgrows it
-    assert of_configuration - {"remote-code"} <= shown
+    # remote-code also needs a model that has some; length-dependent RoPE a model that outgrows it; drafts and
+    # connectors for inner states a model that has one
+    of_models = {"remote-code", "speculative-inner-state", "kv-connector-inner-states"}
+    assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)
 
 

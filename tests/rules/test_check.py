@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -17,11 +17,12 @@ from dodona.oracle.analysis.properties import broken_properties
 from dodona.oracle.analysis.source import books_of, condition_paths, sourced_text
 from dodona.oracle.decide.evaluate import firings
 from dodona.oracle.decide.outcome import decide
+from dodona.oracle.errors import RuleFileError
 from dodona.oracle.language.conditions import All, AnyOf, Compare, Condition, Not, compare, evaluate
 from dodona.oracle.language.facts import FactValue
 from dodona.oracle.language.rule import Rule
-from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks
+from dodona.oracle.language.rulebook import MAX_RULES, RuleBook
+from dodona.oracle.systems.books import bundled_rulebook, bundled_rulebooks, parse_rulebook
 from tests.support.small_books import OVERRIDE, VALUES, book_data, fires, points, text_of
 
 Facts = dict[str, FactValue]
@@ -482,3 +483,33 @@ def test_a_book_beyond_the_bound_is_a_finding(monkeypatch: pytest.MonkeyPatch) -
     assert finding.code == "too-entangled"
     assert "split the book" in finding.message
     assert report.failed
+
+
+def _many(conditions: Iterable[str]) -> str:
+    rule = """  - id: r{0}
+    kind: veto
+    runners: [v2]
+    when: {1}
+    feature: f
+    because: It is so.
+    since: 2026-11-29
+    examples: {{fires: [{{model_config.hidden_size: 1}}], passes: [{{model_config.hidden_size: 2}}]}}
+"""
+    head = "rulebook: big\ndescription: Many rules.\nsystem: dodona\nrunners: [v2, v1]\nrules:\n"
+    return head + "".join(rule.format(i, condition) for i, condition in enumerate(conditions))
+
+
+def test_the_work_for_a_large_book_has_a_bound() -> None:
+    """Each of these took from ten seconds to minutes, and is a named error, or checked, now."""
+    entangled = (
+        f"{{all: [{{model_config.hidden_size: {{gt: {i + 9}}}}}, {{model_config.vocab_size: {3 * i + 5}}}, "
+        f"{{model_config.intermediate_size: {{lt: {7 * i + 5}}}}}]}}"
+        for i in range(MAX_RULES)
+    )
+    report = check_book(lambda: sourced_text(_many(entangled)))
+    assert [f.code for f in report.findings] == ["too-entangled"]
+    with pytest.raises(RuleFileError, match=f"at most {MAX_RULES}"):
+        parse_rulebook(_many(f"{{model_config.hidden_size: {i}}}" for i in range(MAX_RULES + 1)))
+    values = ", ".join(map(str, range(15_000)))
+    with pytest.raises(RuleFileError, match="lists 15000 values, more than 2000"):
+        parse_rulebook(_many([f"{{model_config.hidden_size: {{in: [{values}]}}}}"]))

@@ -61,12 +61,27 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
     return {firing.rule for firing in firings(BOOK, values, without=without)}
 
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "speculative-inner-state": {"speculative_config.method": "ngram", "model_config.model_type": "jamba"},
+    "kv-connector-inner-states": {
+        "kv_transfer_config.kv_connector": "OffloadingConnector",
+        "model_config.model_type": "jamba",
+    },
+}
+"""By rule, what must be served for it to be the only reason: a drafter or a connector, and the model without
+it."""
+
+
 def witnesses(rule: Rule) -> list[dict[str, Any]]:
-    """GOOD_FACTS, changed in the rule's own facts only so that it surely fires."""
+    """GOOD_FACTS, changed in the rule's own facts only (and those BESIDE it) so that it surely fires."""
     choices = [candidate_values(FACTS[name], BOOK, unknown=False) for name in rule.reads]
     found = []
     for values in itertools.islice(itertools.product(*choices), 20_000):
-        changed = {**GOOD_FACTS, **dict(zip(rule.reads, values, strict=True))}
+        changed = {
+            **GOOD_FACTS,
+            **BESIDE.get(rule.id, {}),
+            **dict(zip(rule.reads, values, strict=True)),
+        }
         if evaluate(rule.fires_when, changed) is True:
             found.append(changed)
     return found
@@ -222,26 +237,36 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "connector": (
         QWEN,
         {"kv_transfer_config": {"kv_connector": "AnyName", "kv_role": "kv_both"}},
-        {"kv-connector"},
+        {"kv-connector", "unserved-kv-connector"},
     ),
     "KV offloading": (QWEN, {"cache_config": {"kv_offloading_size": 4.0}}, {"kv-connector"}),
     "KV offloading of nothing": (QWEN, {"cache_config": {"kv_offloading_size": 0.0}}, set()),
     "EAGLE3 with pipeline": (
         LLAMA,
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
     ),
     "drafting of unknown method with pipeline": (
         LLAMA,
         {"speculative_config": {"model": "draft"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
     ),
     "parallel drafting": (
         LLAMA,
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
-        {"speculative-decoding", "parallel-drafting"},
+        {"speculative-decoding", "speculative-method", "parallel-drafting", "parallel-drafting-method"},
     ),
-    "empty speculation": (QWEN, {"speculative_config": {}}, {"speculative-decoding"}),
+    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, {"speculative-decoding"}),
+    "draft on two devices": (
+        QWEN,
+        {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
+        {"speculative-decoding", "draft-tensor-parallelism"},
+    ),
+    "empty speculation": (
+        QWEN,
+        {"speculative_config": {}},
+        {"speculative-decoding", "speculative-method"},
+    ),
     "empty LoRA": (QWEN, {"lora_config": {}}, {"lora"}),
     "stock compile by number": (QWEN, {"compilation_config": {"mode": 1}}, {"stock-torch-compile"}),
     "stock compile by name": (
@@ -253,8 +278,17 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, {"rope"}),
     "attention bias": ({**LLAMA, "attention_bias": True}, {}, {"attention-bias"}),
     "head of 80": ({**LLAMA, "head_dim": 80}, {}, {"head-size"}),
-    "quantized weights": ({**QWEN, "quantization_config": {"quant_method": "fp8"}}, {}, {"quantization"}),
-    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantization"}),
+    "quantized weights": (
+        {**QWEN, "quantization_config": {"quant_method": "fp8"}},
+        {},
+        {"quantized-weights"},
+    ),
+    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantized-weights"}),
+    "weights that none reads": (
+        {**QWEN, "quantization_config": {"quant_method": "hqq"}},
+        {},
+        {"quantization"},
+    ),
     "experts": (
         {**QWEN, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8},
         {},

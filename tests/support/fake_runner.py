@@ -26,6 +26,7 @@ from dodona.runners.interface import (
     FurtherTokens,
     GrammarOutput,
     KVCacheSpec,
+    KVConnectorOutput,
     LayerKVSpec,
     NewRequest,
     PendingOutput,
@@ -33,6 +34,8 @@ from dodona.runners.interface import (
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.sampling.params import SamplingParams
@@ -203,6 +206,9 @@ class FakeRunner(Runner):
         self.num_blocks = 0
         self.max_model_len = 0
         self.weights = 0
+        self.kv_connector: KVConnectorWorker = KVConnectorWorker()
+        """A test may put another one in its place."""
+        self.transfers: KVConnectorOutput | None = None
         self.rows: dict[int, _Row] = {}
         self.slots: dict[tuple[int, int], _Slot] = {}
         self.executed: _Executed | None = None
@@ -285,6 +291,7 @@ class FakeRunner(Runner):
         self.trace.steps.append(step)
         self._apply(step)
         self._check_batch(step)
+        before_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
 
         executed = _Executed([], {})
         for row, count, computed, samples in zip(
@@ -311,6 +318,7 @@ class FakeRunner(Runner):
             if samples:
                 executed.rows.append(_Sampled(row, contexts[-1 - len(drafts) :], drafts))
         self.executed = executed
+        self.transfers = after_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         executed, self.executed = self.executed, None
@@ -335,6 +343,7 @@ class FakeRunner(Runner):
                 proposed[sampled.row] = drafts
         self.proposed.update(proposed)
         output = StepOutput(rows, token_ids, logprobs, executed.prompt_logprobs, further, proposed)
+        output = with_connector_output(output, self.transfers)
         pending = _Pending(self, output, [self.rows[row].request for row in rows])
         self.in_flight.append(pending)
         return pending

@@ -8,6 +8,7 @@ from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
 from dodona.runners.interface import PendingOutput
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.warm_up import warm_up
 from tests.support.fake_runner import Guess, fake_runner
 
@@ -28,6 +29,7 @@ class SyncEngine:
         vocab_size: int = 97,
         num_speculative_tokens: int = 0,
         guess: Guess | None = None,
+        kv_connector: KVConnectorScheduler | None = None,
     ) -> None:
         self.runner = fake_runner(
             {
@@ -51,6 +53,7 @@ class SyncEngine:
             enable_chunked_prefill=enable_chunked_prefill,
             enable_prefix_caching=enable_prefix_caching,
             num_speculative_tokens=num_speculative_tokens,
+            kv_connector=kv_connector,
         )
         self.num_rows = self.scheduler.num_free_rows
         self.in_flight: deque[tuple[ScheduledStep, PendingOutput]] = deque()
@@ -80,13 +83,15 @@ class SyncEngine:
 
     def run(self) -> None:
         """Step until nothing is left to do."""
-        while self.scheduler.num_unfinished or self.in_flight:
+        while self.scheduler.num_unfinished or self.in_flight or self.scheduler.transfers.under_way:
             self.step()
 
     def check(self) -> None:
         """The books: users of blocks, free blocks, rows."""
         scheduler = self.scheduler
-        users = Counter(block for request in scheduler.running for block in request.block_ids)
+        tables = [request.block_ids for request in (*scheduler.running, *scheduler.loaded)]
+        tables += scheduler.transfers.held_blocks()
+        users = Counter(block for table in tables for block in table)
         blocks = scheduler.blocks
         assert [blocks.num_users(i) for i in range(blocks.num_blocks)] == [
             users[i] for i in range(blocks.num_blocks)
@@ -103,6 +108,9 @@ class SyncEngine:
         for request in scheduler.waiting:
             assert request.row == NO_ROW
             assert not request.block_ids
+        for request in scheduler.loaded:
+            assert request.row == NO_ROW
+            assert bool(request.block_ids) != request.finished
 
     def check_idle(self) -> None:
         """Nothing is held by anybody."""

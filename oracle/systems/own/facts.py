@@ -16,7 +16,9 @@ from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
+from dodona.oracle.models.quantization import SCHEMES
 from dodona.oracle.systems.fact import Fact, registry
+from dodona.oracle.systems.own.quantization import quantization_scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -65,14 +67,30 @@ def has_active_connector(config: EngineConfig) -> bool:
 
 
 def resolved_connector(config: EngineConfig) -> str | None:
-    """The KV connector's name: the one configured, else the one that KV offloading turns on."""
+    """The KV connector's name: the one configured, else the one that KV offloading turns on.
+
+    "MultiConnector" (vLLM's name for several) where both ask for one, and not for the same. A connector that
+    is named without a role takes no part; its name counts only where there is no other.
+    """
     transfer = config.kv_transfer_config
-    if transfer is not None and transfer.kv_connector is not None:
-        return transfer.kv_connector
-    if config.cache_config.kv_offloading_size:
-        native = config.cache_config.kv_offloading_backend == "native"
-        return "OffloadingConnector" if native else "LMCacheConnectorV1"
-    return None
+    named = None if transfer is None else transfer.kv_connector
+    if not config.cache_config.kv_offloading_size:
+        return named
+    native = config.cache_config.kv_offloading_backend == "native"
+    offloading = "OffloadingConnector" if native else "LMCacheConnectorV1"
+    if transfer is None or transfer.kv_role is None or named in (None, offloading):
+        return offloading
+    return "MultiConnector"
+
+
+def has_connector_module(config: EngineConfig) -> bool:
+    """Whether the connector's code is to come from a module of the user's."""
+    transfer = config.kv_transfer_config
+    return (
+        has_active_connector(config)
+        and transfer is not None
+        and transfer.kv_connector_module_path is not None
+    )
 
 
 def resolved_runner_type(config: EngineConfig, model: ModelInfo | None) -> str | None:
@@ -100,11 +118,24 @@ def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> Fact
     return UNKNOWN if model is None else model.quant_method
 
 
-def _speculative_method(inputs: Inputs) -> FactValue:
-    speculative = inputs.config.speculative_config
+def _scheme(inputs: Inputs) -> FactValue:
+    if inputs.model is None:
+        return UNKNOWN
+    return quantization_scheme(inputs.config, inputs.model)
+
+
+def resolved_speculative_method(config: EngineConfig) -> str | None:
+    """The method of drafting: as configured, else as the draft model's name says; None where neither says."""
+    speculative = config.speculative_config
     if speculative is None:
         return None
-    return speculative.method or method_by_name(speculative.model or "") or UNKNOWN
+    return speculative.method or method_by_name(speculative.model or "")
+
+
+def _speculative_method(inputs: Inputs) -> FactValue:
+    if inputs.config.speculative_config is None:
+        return None
+    return resolved_speculative_method(inputs.config) or UNKNOWN
 
 
 def _dtype(inputs: Inputs) -> FactValue:
@@ -203,6 +234,17 @@ _MODEL_SPECS = (
         "model",
         derive=lambda i: resolved_quantization(i.config, i.model),
         nullable=True,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.quantization_scheme",
+        "str",
+        "How weights and activations are quantized, and what of it matters to a runner; `other` is what no "
+        "runner reads; null without quantization.",
+        "model",
+        derive=_scheme,
+        nullable=True,
+        domain=SCHEMES,
         reads=("model_config.quantization",),
     ),
     OwnFact(
@@ -369,6 +411,12 @@ _FEATURE_SPECS = (
     ),
     _field("speculative_config.num_speculative_tokens", "int", "Tokens drafted at a time.", nullable=True),
     _field(
+        "speculative_config.draft_tensor_parallel_size",
+        "int",
+        "Devices that the draft model is spread over; null: as the target's.",
+        nullable=True,
+    ),
+    _field(
         "speculative_config.parallel_drafting",
         "bool",
         "All tokens of a draft come from one pass.",
@@ -404,8 +452,22 @@ _FEATURE_SPECS = (
         nullable=True,
         reads=(
             "kv_transfer_config.kv_connector",
+            "kv_transfer_config.kv_role",
             "cache_config.kv_offloading_size",
             "cache_config.kv_offloading_backend",
+        ),
+    ),
+    OwnFact(
+        "kv_transfer_config.has_connector_module",
+        "bool",
+        "The connector that is active is to come from a module of the user's (kv_connector_module_path).",
+        "config",
+        derive=lambda i: has_connector_module(i.config),
+        reads=(
+            "kv_transfer_config.kv_connector_module_path",
+            "kv_transfer_config.kv_connector",
+            "kv_transfer_config.kv_role",
+            "cache_config.kv_offloading_size",
         ),
     ),
     _field(

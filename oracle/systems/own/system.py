@@ -21,6 +21,7 @@ from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.deployment import OwnDeployment
 from dodona.oracle.systems.own.facts import FACTS, derive_facts
+from dodona.oracle.systems.own.quantization import check_quantization
 from dodona.oracle.systems.system import System, load_model
 
 
@@ -63,7 +64,9 @@ class OwnSystem(System):
         Raises ConfigError.
         """
         config = read_config(given)
-        return OwnDeployment(config, _model_of(config) if model is None else model, environment, book)
+        found = _model_of(config) if model is None else model
+        check_quantization(config, found)
+        return OwnDeployment(config, found, environment, book)
 
     def deployment_of(self, verdict: Verdict, environment: Environment, book: RuleBook) -> OwnDeployment:
         """The deployment that a verdict is about; reads the model's config.json. Raises ConfigError."""

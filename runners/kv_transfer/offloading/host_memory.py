@@ -1,0 +1,211 @@
+"""The host's memory for offloaded blocks, and the copies to it and from it.
+
+On a GPU the memory is pinned, and copies run on two streams of their own, one for each way; a step's stream
+waits for them only where a preemption needs it. On a CPU the same copies are done when they are asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from dodona.runners.errors import EngineSetupError
+from dodona.runners.kv_transfer.block_layout import BlockLayout
+
+STAGING_BYTES = 128 << 20
+"""Bytes of GPU memory, for each way, in which blocks are gathered from all layers: one copy then moves whole
+blocks, and a block of many layers is one piece on the host."""
+
+
+class Copy(Protocol):
+    """A copy that may still run on the device."""
+
+    def query(self) -> bool:
+        """Whether it has ended."""
+
+
+class _Done:
+    def query(self) -> bool:
+        return True
+
+
+DONE = _Done()
+
+
+class HostMemory(Protocol):
+    """Slots of one block each, packed (`block_layout`)."""
+
+    def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
+        """Copy blocks of the cache into slots, each named once, after all that the device was told before."""
+
+    def load(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
+        """Copy slots into blocks of the cache, each named once, after the stores into these slots."""
+
+    def order_before_steps(self, copies: Sequence[Copy]) -> None:
+        """Let what the device is told from here on come after these copies."""
+
+    def rebind(self, layout: BlockLayout | None) -> None:
+        """Wait for copies, then copy to and from another cache of the same shapes, or from none; what is in
+        the slots stays."""
+
+    def close(self) -> None:
+        """Wait for copies and give the memory back. Idempotent."""
+
+
+class PlainHostMemory:
+    """`HostMemory` on a CPU."""
+
+    def __init__(self, layout: BlockLayout, num_slots: int) -> None:
+        self._cache: BlockLayout | None = layout
+        self._memory = layout.empty(num_slots)
+
+    def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
+        """See `HostMemory`."""
+        packed = self._layout.empty(len(block_ids))
+        self._layout.pack(torch.tensor(block_ids), packed)
+        self._memory.index_copy_(0, torch.tensor(slots), packed)
+        return DONE
+
+    def load(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
+        """See `HostMemory`."""
+        self._layout.unpack(torch.tensor(block_ids), self._memory.index_select(0, torch.tensor(slots)))
+        return DONE
+
+    def order_before_steps(self, copies: Sequence[Copy]) -> None:
+        """Nothing: copies have ended."""
+
+    def rebind(self, layout: BlockLayout | None) -> None:
+        """See `HostMemory`."""
+        self._cache = layout
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory = self._memory[:0].clone()
+
+    @property
+    def _layout(self) -> BlockLayout:
+        return bound(self._cache)
+
+
+class PinnedHostMemory:
+    """`HostMemory` of a GPU. Raises EngineSetupError where the memory can't be pinned."""
+
+    def __init__(self, layout: BlockLayout, num_slots: int) -> None:
+        self._cache: BlockLayout | None = layout
+        self._device = layout.device
+        self._memory = torch.empty(num_slots, layout.block_elements, dtype=layout.dtype)
+        size = self._memory.numel() * self._memory.itemsize
+        # Not torch's pinned allocator, which rounds sizes up to a power of two.
+        status = torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), size, 0)  # type: ignore[no-untyped-call]
+        if int(status) != 0:
+            raise EngineSetupError(
+                f"{size / 2**30:.1f} GiB of host memory can't be pinned for offloaded KV blocks (CUDA error "
+                f"{int(status)}); lower kv_offloading_size"
+            )
+        self._is_open = True
+        self._chunk = max(1, min(num_slots, STAGING_BYTES // layout.bytes_per_block))
+        self._store_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._load_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._store_staging, self._load_staging = layout.empty(self._chunk), layout.empty(self._chunk)
+        self._stores: list[tuple[torch.cuda.Event, frozenset[int]]] = []
+        """Stores under way and their slots, the oldest first."""
+
+    def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
+        """See `HostMemory`."""
+        stream = self._store_stream
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream), torch.inference_mode():
+            for ids, part, count in self._chunks(block_ids, slots):
+                self._layout.pack(ids, self._store_staging[:count])
+                for slot, first, length in _runs(part):
+                    self._memory[slot : slot + length].copy_(
+                        self._store_staging[first : first + length], non_blocking=True
+                    )
+            event: torch.cuda.Event = stream.record_event()
+        self._stores = [entry for entry in self._stores if not _ended(entry[0])]
+        self._stores.append((event, frozenset(slots)))
+        return event
+
+    def load(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
+        """See `HostMemory`."""
+        stream = self._load_stream
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        for event, stored in self._stores:
+            if not stored.isdisjoint(slots):
+                stream.wait_event(event)
+        with torch.cuda.stream(stream), torch.inference_mode():
+            for ids, part, count in self._chunks(block_ids, slots):
+                for slot, first, length in _runs(part):
+                    self._load_staging[first : first + length].copy_(
+                        self._memory[slot : slot + length], non_blocking=True
+                    )
+                self._layout.unpack(ids, self._load_staging[:count])
+            done: torch.cuda.Event = stream.record_event()
+        return done
+
+    def order_before_steps(self, copies: Sequence[Copy]) -> None:
+        """See `HostMemory`; the host does not wait."""
+        stream = torch.cuda.current_stream(self._device)
+        for copy in copies:
+            if isinstance(copy, torch.cuda.Event):
+                stream.wait_event(copy)
+
+    def rebind(self, layout: BlockLayout | None) -> None:
+        """See `HostMemory`."""
+        self._store_stream.synchronize()
+        self._load_stream.synchronize()
+        self._cache = layout
+
+    def close(self) -> None:
+        """Wait for copies and give the memory back. Idempotent."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._store_stream.synchronize()
+        self._load_stream.synchronize()
+        torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())  # type: ignore[no-untyped-call]
+        self._memory = self._memory[:0].clone()
+        self._store_staging = self._load_staging = self._store_staging[:0].clone()
+
+    @property
+    def _layout(self) -> BlockLayout:
+        return bound(self._cache)
+
+    def _chunks(
+        self, block_ids: Sequence[int], slots: Sequence[int]
+    ) -> Iterator[tuple[torch.Tensor, Sequence[int], int]]:
+        """Block ids on the device, slots and count of each part that the staging memory holds."""
+        ids = torch.tensor(block_ids).pin_memory().to(self._layout.device, non_blocking=True)
+        for start in range(0, len(block_ids), self._chunk):
+            part = slots[start : start + self._chunk]
+            yield ids[start : start + len(part)], part, len(part)
+
+
+def _ended(copy: Copy) -> bool:
+    return copy.query()
+
+
+def bound(layout: BlockLayout | None) -> BlockLayout:
+    """The layout; RuntimeError where there is no cache at present."""
+    if layout is None:
+        raise RuntimeError("there is no KV cache: call register_kv_caches first")
+    return layout
+
+
+def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of consecutive slots: (first slot, its place in `slots`, length)."""
+    start = 0
+    for here, (slot, following) in enumerate(itertools.pairwise([*slots, -1]), start=1):
+        if following != slot + 1:
+            yield slots[start], start, here - start
+            start = here
+
+
+def allocate_host_memory(layout: BlockLayout, num_slots: int) -> HostMemory:
+    """Memory for `num_slots` blocks beside the cache's device."""
+    if layout.device.type == "cuda":
+        return PinnedHostMemory(layout, num_slots)
+    return PlainHostMemory(layout, num_slots)

@@ -1,0 +1,60 @@
+"""Which block is in which slot of the host's memory; the one unused for the longest makes room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+
+class HostSlots:
+    """Slots 0 .. num_slots-1, by the hash of the block that each holds. Every operation is O(1) per slot."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._by_hash: OrderedDict[bytes, int] = OrderedDict()
+        """The one used last comes last; without those that a load reads."""
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._in_use: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_hash) + len(self._in_use)
+
+    def __contains__(self, value: bytes) -> bool:
+        return value in self._by_hash or value in self._in_use
+
+    def is_loading(self, value: bytes) -> bool:
+        """Whether a load reads the block's slot."""
+        return value in self._in_use
+
+    def touch(self, value: bytes) -> None:
+        """Count a block, which is there, as used now."""
+        if value in self._by_hash:
+            self._by_hash.move_to_end(value)
+
+    def allocate(self, value: bytes) -> int | None:
+        """A slot for a block that is not there; None where loads read them all."""
+        if self._free:
+            slot = self._free.pop()
+        elif self._by_hash:
+            _, slot = self._by_hash.popitem(last=False)
+        else:
+            return None
+        self._by_hash[value] = slot
+        return slot
+
+    def begin_load(self, values: Iterable[bytes]) -> list[int]:
+        """The slots of these blocks, which no other load reads; they keep them until `end_load`."""
+        slots = []
+        for value in values:
+            slots.append(self._by_hash.pop(value))
+            self._in_use[value] = slots[-1]
+        return slots
+
+    def end_load(self, values: Iterable[bytes]) -> None:
+        """The load of these blocks ended."""
+        for value in values:
+            self._by_hash[value] = self._in_use.pop(value)
+
+    def clear(self) -> None:
+        """Forget all blocks but those that are read at present."""
+        self._free.extend(self._by_hash.values())
+        self._by_hash.clear()

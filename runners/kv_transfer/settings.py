@@ -1,0 +1,95 @@
+"""What a configuration asks of KV transfer, resolved and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dodona.oracle.systems.own.facts import has_active_connector, resolved_connector
+from dodona.runners.errors import EngineSetupError
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.config.sections import KVTransferConfig
+
+OFFLOADING = "OffloadingConnector"
+
+_WITHOUT_EFFECT = ("kv_buffer_device", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port", "engine_id")
+"""Fields of `kv_transfer_config` that no connector here reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadingSettings:
+    """OffloadingConnector."""
+
+    cpu_bytes: int
+    """Host memory for KV blocks."""
+
+    def num_slots(self, bytes_per_block: int) -> int:
+        """Blocks that the host's memory holds. Raises EngineSetupError where it holds none."""
+        if self.cpu_bytes < bytes_per_block:
+            raise EngineSetupError(
+                f"kv_offloading_size: {self.cpu_bytes} bytes hold no KV block of {bytes_per_block} bytes; "
+                "raise it"
+            )
+        return self.cpu_bytes // bytes_per_block
+
+
+KVTransferSettings = OffloadingSettings
+"""The settings of a connector."""
+
+
+def resolve_kv_transfer(config: EngineConfig) -> KVTransferSettings | None:
+    """The settings of the configuration's connector, or None where no KV leaves or enters.
+
+    Raises EngineSetupError for fields that the connector doesn't read, and for values that it can't take.
+    """
+    if not has_active_connector(config):
+        return None
+    name = resolved_connector(config)
+    if name != OFFLOADING:
+        raise EngineSetupError(f"kv_connector {name!r} is not known; known: {OFFLOADING}")
+    return _offloading(config)
+
+
+def _offloading(config: EngineConfig) -> OffloadingSettings:
+    size, transfer = config.cache_config.kv_offloading_size, config.kv_transfer_config
+    extra = _extra_config(transfer, OFFLOADING, ("cpu_bytes_to_use",))
+    if transfer is not None and transfer.kv_role not in (None, "kv_both"):
+        raise EngineSetupError(
+            f"kv_role {transfer.kv_role!r}: {OFFLOADING} both stores and loads; set kv_role to 'kv_both'"
+        )
+    given = extra.get("cpu_bytes_to_use")
+    if (given is None) == (not size):
+        raise EngineSetupError(
+            f"{OFFLOADING} needs one size of the host's memory: kv_offloading_size in GiB, or "
+            f"cpu_bytes_to_use in kv_connector_extra_config; got {size!r} and {given!r}"
+        )
+    if given is None:
+        return OffloadingSettings(int((size or 0) * 2**30))
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise EngineSetupError(
+            f"kv_connector_extra_config: cpu_bytes_to_use must be a number of bytes above 0; got {given!r}"
+        )
+    return OffloadingSettings(given)
+
+
+def _extra_config(
+    transfer: KVTransferConfig | None, connector: str, known: tuple[str, ...]
+) -> Mapping[str, Any]:
+    """`kv_connector_extra_config`, after a check that nothing is configured that nobody reads."""
+    if transfer is None:
+        return {}
+    for field in _WITHOUT_EFFECT:
+        if getattr(transfer, field) is not None:
+            raise EngineSetupError(f"kv_transfer_config.{field} has no effect with {connector}; leave it out")
+    # The configuration holds it as JSON text, checked to be an object.
+    extra: Mapping[str, Any] = json.loads(transfer.kv_connector_extra_config or "{}")
+    for key in extra:
+        if key not in known:
+            raise EngineSetupError(
+                f"kv_connector_extra_config: {connector} doesn't know {key!r}; known: {', '.join(known)}"
+            )
+    return extra

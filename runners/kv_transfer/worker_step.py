@@ -1,0 +1,41 @@
+"""The calls of a step on the worker's side, around a runner's forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput, StepOutput
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+
+
+def before_forward(
+    connector: KVConnectorWorker, metadata: KVConnectorMetadata | None, *, num_layers: int
+) -> None:
+    """Begin a step's loads."""
+    if metadata is None:
+        return
+    connector.handle_preemptions(metadata)
+    connector.start_load_kv(metadata)
+    for layer in range(num_layers):
+        connector.wait_for_layer_load(layer)
+
+
+def after_forward(
+    connector: KVConnectorWorker, metadata: KVConnectorMetadata | None, *, num_layers: int
+) -> KVConnectorOutput | None:
+    """Begin a step's saves, and collect what ended."""
+    if metadata is None:
+        return None
+    for layer in range(num_layers):
+        connector.save_kv_layer(layer)
+    connector.wait_for_save(metadata)
+    sent, received = connector.get_finished(metadata.finished_req_ids)
+    failed = connector.get_block_ids_with_load_errors()
+    if not (sent or received or failed):
+        return None
+    return KVConnectorOutput(frozenset(sent), frozenset(received), frozenset(failed))
+
+
+def with_connector_output(output: StepOutput, transfers: KVConnectorOutput | None) -> StepOutput:
+    """The step's output with what its transfers came to."""
+    return output if transfers is None else replace(output, kv_connector_output=transfers)

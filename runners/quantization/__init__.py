@@ -1,0 +1,1 @@
+"""Quantized checkpoints: their storage formats, and linear layers whose weights stay compressed."""

@@ -1,0 +1,52 @@
+"""What a runner keeps of a loaded draft: what it takes of the KV cache, and the drafter it starts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dodona.runners.interface import KVCacheSpec
+from dodona.runners.limits import Limits
+from dodona.runners.v1.drafting.drafter import Drafter
+from dodona.runners.v1.drafting.ngram import NgramDrafter
+from dodona.runners.v1.drafting.plan import NgramPlan
+
+
+class Drafting(Protocol):
+    """A draft that is loaded; `start` gives it a KV cache."""
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Most drafts of a row."""
+
+    def extend_spec(self, spec: KVCacheSpec) -> KVCacheSpec:
+        """The target's spec with what the draft keeps beside it, per block and per row."""
+
+    def run_largest_step(self, limits: Limits) -> None:
+        """Compute as much as after the largest step, for the measurement of memory."""
+
+    def start(self, num_blocks: int, num_rows: int) -> Drafter:
+        """A drafter for `num_rows` state rows, with KV in `num_blocks` blocks of the target's ids."""
+
+
+class NgramDrafting:
+    """Prompt lookup: no model, no KV."""
+
+    def __init__(self, plan: NgramPlan) -> None:
+        self.num_speculative_tokens = plan.num_speculative_tokens
+        self._plan = plan
+
+    def extend_spec(self, spec: KVCacheSpec) -> KVCacheSpec:
+        """The same: it keeps nothing."""
+        return spec
+
+    def run_largest_step(self, limits: Limits) -> None:
+        """Nothing: it takes no device memory."""
+
+    def start(self, num_blocks: int, num_rows: int) -> Drafter:
+        """A drafter that reads rows' tokens."""
+        plan = self._plan
+        return NgramDrafter(
+            num_speculative_tokens=plan.num_speculative_tokens,
+            largest=plan.prompt_lookup_max,
+            smallest=plan.prompt_lookup_min,
+        )

@@ -1,0 +1,155 @@
+"""What quantized layers mean, written out from the formats' documentation and independent of the runners, and
+transformers' plain model with such layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from checkpoints.quantize import LINEAR
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def bits_of(word: int, bits: int, place: int) -> int:
+    """The unsigned number at a place of an int32."""
+    return ((word & 0xFFFFFFFF) >> (bits * place)) & ((1 << bits) - 1)
+
+
+def dense_weight(config: Mapping[str, Any], layer: Tensors) -> torch.Tensor:
+    """[out, in] fp32 of a layer's stored tensors."""
+    method = config["quant_method"]
+    if method == "gptq":
+        return _gptq(config["bits"], layer)
+    if method == "awq":
+        return _awq(config["group_size"], layer)
+    if method == "fp8":
+        return _blocks(
+            layer["weight"].float(), layer["weight_scale_inv"].float(), config["weight_block_size"]
+        )
+    weights = config["config_groups"]["group_0"]["weights"]
+    if config["format"] == "pack-quantized":
+        return _packed(weights, layer)
+    if weights["strategy"] == "block":
+        return _blocks(layer["weight"].float(), layer["weight_scale"].float(), weights["block_structure"])
+    return layer["weight"].float() * layer["weight_scale"].float()
+
+
+def _gptq(bits: int, layer: Tensors) -> torch.Tensor:
+    """w[n, k] = s[g_idx[k], n] * (q[k, n] - (z[g_idx[k], n] + 1))."""
+    per_word = 32 // bits
+    words, zeros, groups = layer["qweight"].tolist(), layer["qzeros"].tolist(), layer["g_idx"].tolist()
+    scales = layer["scales"].float()
+    made = torch.empty(scales.shape[1], len(groups))
+    for k, group in enumerate(groups):
+        for n in range(made.shape[0]):
+            value = bits_of(words[k // per_word][n], bits, k % per_word)
+            zero = bits_of(zeros[group][n // per_word], bits, n % per_word) + 1
+            made[n, k] = scales[group, n] * (value - zero)
+    return made
+
+
+def _awq(group_size: int, layer: Tensors) -> torch.Tensor:
+    """Eight columns in a word, in the order 0, 2, 4, 6, 1, 3, 5, 7."""
+    place = {column: i for i, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7))}
+    words, zeros, scales = layer["qweight"].tolist(), layer["qzeros"].tolist(), layer["scales"].float()
+    made = torch.empty(scales.shape[1], len(words))
+    for k in range(made.shape[1]):
+        group = k // group_size
+        for n in range(made.shape[0]):
+            value = bits_of(words[k][n // 8], 4, place[n % 8])
+            made[n, k] = scales[group, n] * (value - bits_of(zeros[group][n // 8], 4, place[n % 8]))
+    return made
+
+
+def _packed(weights: Mapping[str, Any], layer: Tensors) -> torch.Tensor:
+    """Offset binary, packed along the inner dimension; zero points along the rows."""
+    bits, (rows, inner) = weights["num_bits"], layer["weight_shape"].tolist()
+    per_word, offset = 32 // bits, 1 << (bits - 1)
+    words, scales = layer["weight_packed"].tolist(), layer["weight_scale"].float()
+    size = weights.get("group_size") or inner
+    groups = layer["weight_g_idx"].tolist() if "weight_g_idx" in layer else [k // size for k in range(inner)]
+    zeros = layer["weight_zero_point"].tolist() if "weight_zero_point" in layer else None
+    made = torch.empty(rows, inner)
+    for n in range(rows):
+        for k, group in enumerate(groups):
+            zero = offset if zeros is None else bits_of(zeros[n // per_word][group], bits, n % per_word)
+            made[n, k] = scales[n, group] * (bits_of(words[n][k // per_word], bits, k % per_word) - zero)
+    return made
+
+
+def _blocks(values: torch.Tensor, scales: torch.Tensor, block: list[int]) -> torch.Tensor:
+    made = values.clone()
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            made[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]] *= scales[i, j]
+    return made
+
+
+def rounded_input(
+    config: Mapping[str, Any], x: torch.Tensor, input_scale: torch.Tensor | None
+) -> torch.Tensor:
+    """`x` [..., in] fp32 as the layer's product sees it."""
+    if config["quant_method"] == "fp8":
+        activations: Any = {
+            "type": "float",
+            "strategy": "group",
+            "group_size": config["weight_block_size"][1],
+        }
+    elif config["quant_method"] == "compressed-tensors":
+        activations = config["config_groups"]["group_0"]["input_activations"]
+    else:
+        activations = None
+    if activations is None:
+        return x
+    size = activations.get("group_size") or x.shape[-1]
+    parts = []
+    for part in x.split(size, dim=-1):
+        largest = part.abs().amax(-1, keepdim=True)
+        if activations["type"] == "float":
+            scale = (largest / 448).clamp(min=1e-30) if input_scale is None else input_scale
+            parts.append((part / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale)
+        elif activations.get("symmetric", True):
+            scale = (largest / 127.5).clamp(min=1e-30) if input_scale is None else input_scale
+            parts.append((part / scale).round().clamp(-128, 127) * scale)
+        else:
+            low, high = part.amin(-1, keepdim=True).clamp(max=0), part.amax(-1, keepdim=True).clamp(min=0)
+            scale = (high - low).clamp(min=1e-30) / 255
+            zero = (-128 - low / scale).round()
+            parts.append(((part / scale + zero).round().clamp(-128, 127) - zero) * scale)
+    return torch.cat(parts, dim=-1)
+
+
+def plain_model(path: Path) -> Any:
+    """transformers' model of a quantized directory in fp32, with linear layers that do what is written out
+    above."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = json.loads((path / "config.json").read_text())["quantization_config"]
+    stored = load_file(path / "model.safetensors")
+    model_config = AutoConfig.from_pretrained(path)
+    del model_config.quantization_config
+    model: Any = AutoModelForCausalLM.from_config(
+        model_config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    dense: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if LINEAR.fullmatch(name):
+            prefix = name.removesuffix("weight")
+            layer = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
+            dense[name] = dense_weight(config, layer)
+            module = model.get_submodule(prefix[:-1])
+            scale = layer.get("input_scale")
+            module.register_forward_pre_hook(
+                lambda module, args, scale=scale: (rounded_input(config, args[0], scale), *args[1:])
+            )
+        else:
+            dense[name] = stored[name].float()
+        assert dense[name].shape == parameter.shape
+    model.load_state_dict(dense, strict=False)
+    return model

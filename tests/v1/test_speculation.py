@@ -1,0 +1,162 @@
+"""Speculative decoding on V1: every method gives the tokens of decoding without drafts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from checkpoints.evaluate import held_out_prompts
+from dodona.oracle.errors import ConfigError
+from dodona.runners.llm import LLM
+from dodona.runners.outputs import RequestOutput
+from dodona.runners.sampling.params import SamplingParams
+from tests.v1.driver import make_runner
+
+QWEN3 = Path(__file__).parents[2] / "checkpoints" / "qwen3"
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+METHODS: dict[str, dict[str, Any]] = {"ngram": NGRAM}
+
+
+def make_llm(path: Path = QWEN3, **flat: Any) -> LLM:
+    return LLM(path, **{"device": "cpu", "dtype": "float32", "max_num_seqs": 8, "block_size": 8, **flat})
+
+
+def run(llm: LLM, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+    return llm.generate([{"prompt_token_ids": list(p)} for p in prompts], list(params), use_tqdm=False)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Plain questions and conversations, some with a common beginning, and nonsense that repeats itself."""
+    forms = held_out_prompts(AutoTokenizer.from_pretrained(QWEN3), count=4, recall=False, seed=5)
+    found = [list(prompt.token_ids) for prompts in forms.values() for prompt in prompts]
+    rng = random.Random(5)
+    phrase = [rng.randrange(4, 380) for _ in range(7)]
+    return [*found, found[-1][:40], found[-1][:33], phrase * 9, [rng.randrange(4, 380) for _ in range(50)]]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[SamplingParams]:
+    """Greedy and random, with every stage of sampling; parallel to `prompts`."""
+    common = {"max_tokens": 24, "ignore_eos": True, "seed": 11}
+    stages: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.0, "logprobs": 2, "prompt_logprobs": 1},
+        {"temperature": 0.8, "top_k": 5, "top_p": 0.9},
+        {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
+        {"temperature": 1.2, "logit_bias": {7: 3.0}, "logprobs": 0},
+        {"temperature": 0.0, "min_tokens": 9, "ignore_eos": False, "stop": ["1", "May"]},
+        {"temperature": 0.0, "max_tokens": 3},
+    ]
+    return [SamplingParams(**{**common, **stages[i % len(stages)]}) for i in range(16)]
+
+
+@pytest.fixture(scope="module")
+def plain(prompts: list[list[int]], mixed: list[SamplingParams]) -> list[RequestOutput]:
+    """Without drafts, each request by itself."""
+    with make_llm(max_num_seqs=1, enable_prefix_caching=False) as llm:
+        return run(llm, prompts, mixed)
+
+
+def assert_equal(found: Sequence[RequestOutput], expected: Sequence[RequestOutput]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        for own, other in zip(mine.outputs, theirs.outputs, strict=True):
+            assert own.token_ids == other.token_ids
+            assert (own.text, own.finish_reason, own.stop_reason) == (
+                other.text, other.finish_reason, other.stop_reason,
+            )  # fmt: skip
+            assert (own.logprobs is None) == (other.logprobs is None)
+            for entry, known in zip(own.logprobs or (), other.logprobs or (), strict=True):
+                assert [*entry] == [*known]
+                for token in entry:
+                    assert entry[token].logprob == pytest.approx(known[token].logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({}, id="together"),
+        pytest.param({"max_num_batched_tokens": 16}, id="chunked"),
+        pytest.param({"num_gpu_blocks_override": 24, "max_model_len": 160, "block_size": 8}, id="preempted"),
+    ],
+)
+def test_tokens_are_those_without_drafts(
+    method: str,
+    sizes: dict[str, Any],
+    prompts: list[list[int]],
+    mixed: list[SamplingParams],
+    plain: list[RequestOutput],
+) -> None:
+    short = [i for i, prompt in enumerate(prompts) if len(prompt) <= 120]
+    with make_llm(speculative_config=METHODS[method], **sizes) as llm:
+        for _ in range(2):  # the second time prompts are in the prefix cache
+            found = run(llm, [prompts[i] for i in short], [mixed[i] for i in short])
+            assert_equal(found, [plain[i] for i in short])
+        counts = llm.draft_stats()
+        assert 10 < counts.num_accepted_tokens <= counts.num_draft_tokens
+        last = sum(sequence.num_accepted_tokens for output in found for sequence in output.outputs)
+        assert 0 < last < counts.num_accepted_tokens
+        if "num_gpu_blocks_override" in sizes:
+            assert llm._client.call(lambda _, scheduler: scheduler.num_preemptions) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_grammars_with_drafts(method: str, prompts: list[list[int]]) -> None:
+    pytest.importorskip("llguidance")
+    forms = [
+        {"regex": r"(ab){3,9}c"},
+        {"json": {"type": "array", "items": {"enum": ["x", 12]}, "minItems": 5, "maxItems": 9}},
+        {"choice": ["May 12, 2031", "May 13"]},
+    ]
+    params = [
+        SamplingParams(temperature=t, seed=3, max_tokens=60, structured_outputs=form)
+        for form in forms
+        for t in (0.0, 1.0)
+    ]
+    with make_llm(max_num_seqs=1) as llm:
+        expected = run(llm, prompts[:6], params)
+    with make_llm(speculative_config=METHODS[method]) as llm:
+        found = run(llm, prompts[:6], params)
+        assert llm.draft_stats().num_accepted_tokens > 0
+    assert_equal(found, expected)
+
+
+def test_lookup_takes_the_longest_and_latest_match() -> None:
+    from dodona.runners.v1.drafting.ngram import NgramDrafter
+
+    drafter = NgramDrafter(num_speculative_tokens=2, largest=3, smallest=1)
+    assert drafter.lookup([1, 2, 3, 4, 9, 2, 3, 5, 6, 1, 2, 3]) == [4, 9]  # three tokens before two
+    assert drafter.lookup([2, 3, 4, 4, 9, 2, 3, 5, 6, 7, 2, 3]) == [5, 6]  # the later of two
+    assert drafter.lookup([5, 5, 5, 5]) == [5]  # the earliest where none has enough after it
+    assert drafter.lookup([1, 2, 3]) == []
+    assert drafter.lookup([7]) == []
+    assert NgramDrafter(num_speculative_tokens=2, largest=3, smallest=2).lookup([1, 8, 2, 1]) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"method": "ngram"}, "num_speculative_tokens is not set"),
+        (
+            {
+                "method": "ngram",
+                "num_speculative_tokens": 2,
+                "prompt_lookup_max": 2,
+                "prompt_lookup_min": 3,
+            },
+            "prompt_lookup_min=3 is over prompt_lookup_max=2",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(config: dict[str, Any], message: str) -> None:
+    runner = make_runner(QWEN3, load=False, speculative_config=config)
+    with pytest.raises(ConfigError, match=message):
+        runner.load_model()
