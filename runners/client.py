@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.printable import short
 from dodona.runners.control import EngineControl
-from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.admission import Admission, check_request_id, new_request_id
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.events import Sink
@@ -105,7 +105,6 @@ class EngineClient:
             tokenizer=self.tokenizer,
             request_features=request_features,
         )
-        self._id_numbers = itertools.count()
         self._adapters: AdapterRegistry | None = None
         if config.lora_config is not None:
             targets = self._engine.call(lambda runner, scheduler: runner.get_lora_targets())
@@ -198,14 +197,14 @@ class EngineClient:
         Raises InvalidRequestError unless each prompt has its own.
         """
         if given is None:
-            number = next(self._id_numbers)
-            return [f"stream-{number}-{index}" for index in range(count)]
-        ids = [given] if isinstance(given, str) else list(given)
-        if len(ids) != count or len(set(ids)) != count or not all(isinstance(each, str) for each in ids):
-            raise InvalidRequestError(
-                f"request_id must be text, different for each of {count} prompts; got {given!r:.80}"
-            )
-        return ids
+            return [new_request_id() for _ in range(count)]
+        ids = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+        if len(ids) != count:
+            raise InvalidRequestError(f"{len(ids)} request ids for {count} prompts; give one for each")
+        checked = [check_request_id(each) for each in ids]
+        if len(set(checked)) != count:
+            raise InvalidRequestError(f"request ids must differ from one another, got {short(given)}")
+        return checked
 
     def _params_list(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int

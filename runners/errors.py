@@ -19,3 +19,7 @@ class EngineSetupError(DodonaError, ValueError):
 
 class EngineAsleepError(DodonaError, RuntimeError):
     """Something was asked that needs memory which `sleep` gave back; `wake_up` takes it again."""
+
+
+class EngineThreadError(DodonaError, RuntimeError):
+    """The engine was called from a function that its own thread runs, and would wait for itself."""

@@ -149,7 +149,8 @@ class LLM:
         requests.
 
         prompts, sampling_params, lora_request: as for `generate`.
-        request_id: the request's id, or a list of them for a list of prompts; None makes one up for each.
+        request_id: the request's id, or a list of them for a list of prompts; None makes up ids that nobody
+            can guess. Ids that begin with "auto-" or "__dodona_" are reserved.
 
         Each item is a RequestOutput with the news of one request: the new text, token ids and
         log-probabilities of each sequence that has any. Text that may turn out to be part of a stop string is
@@ -187,7 +188,10 @@ class LLM:
         )
 
     def abort(self, request_id: str) -> None:
-        """End a request with the tokens that it has, and the finish reason "abort". Ignores unknown ids."""
+        """End a request with the tokens that it has, and the finish reason "abort". Ignores unknown ids.
+
+        Returns at once: the id is free for another request when the stream of this one has ended.
+        """
         self._client.abort(request_id)
 
     # --- Adapters

@@ -47,3 +47,8 @@ class ForwardInputs:
     def max_prefill_len(self) -> int:
         """Longest chunk of the sequences after the decodes; 0 where there are none."""
         return max(self.max_fresh_len, self.max_continued_len)
+
+    @property
+    def may_be_padded_prompt(self) -> bool:
+        """Whether padding may follow the tokens of the only sequence: a prompt in a step of fixed form."""
+        return self.num_decodes == 0 and self.rows.shape[0] == 1 and self.max_fresh_len == self.num_tokens

@@ -20,6 +20,7 @@ from dodona.runners.limits import Limits
 class Ready:
     """A runner's parts that can step."""
 
+    num_blocks: int
     max_model_len: int
     """Tokens that a state row has room for."""
     state: RequestState
@@ -62,4 +63,4 @@ def make_ready(
         max_num_tokens=max(limits.max_num_batched_tokens, limits.max_num_seqs),
         max_steps_in_flight=max_steps_in_flight,
     )
-    return Ready(max_model_len, state, sampler, steps, BatchBuilder(steps), HostCopier(device))
+    return Ready(num_blocks, max_model_len, state, sampler, steps, BatchBuilder(steps), HostCopier(device))

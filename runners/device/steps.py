@@ -118,6 +118,12 @@ class DeviceSteps:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def release_kv_cache(self) -> tuple[int, int | None]:
+        """`release`; returns what `initialize` is to be given for the same again."""
+        size = self.ready.num_blocks, self.ready.max_model_len
+        self.release()
+        return size
+
     def capture_graphs(self) -> None:
         """Compile what steps of all kinds need, and capture those of fixed form as CUDA graphs where they are
         to be captured.

@@ -63,6 +63,10 @@ class KVBlocks:
             found.append(block_id)
         return found
 
+    def get(self, value: bytes) -> int | None:
+        """The cached block with this hash; to use it, `share` it."""
+        return self._by_hash.get(value)
+
     def can_allocate(self, count: int, shared: Sequence[int] = ()) -> bool:
         """Whether `count` blocks can be handed out after `shared` ones were taken into use."""
         revived = sum(not self._users[block_id] for block_id in shared)

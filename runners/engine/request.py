@@ -46,6 +46,7 @@ class Request:
         "num_computed_tokens",
         "num_delivered_tokens",
         "num_draft_tokens",
+        "num_forgotten_blocks",
         "num_prefill_tokens",
         "num_prompt_tokens",
         "num_remembered_blocks",
@@ -65,6 +66,7 @@ class Request:
         "token_ids",
         "wants_logprobs",
         "wants_prompt_logprobs",
+        "window_spans",
     )
 
     def __init__(
@@ -130,6 +132,11 @@ class Request:
         self.block_ids: list[int] = []
         self.capacity = 0
         """Tokens that `block_ids` have room for."""
+        self.num_forgotten_blocks = 0
+        """Leading blocks of `block_ids` that it gave back, because no query sees them any more."""
+        self.window_spans: list[tuple[int, int]] = []
+        """For each group of layers with window blocks: the blocks [first, end) of `block_ids` whose window
+        blocks it uses."""
         self.kv_transfer_id = ""
         """Its name in KV transfers since it last got blocks."""
         self.block_hashes: list[bytes] = []

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dodona.runners.engine.draft_stats import DraftStats
@@ -30,6 +30,7 @@ from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.kv_transfers import KVTransfers
 from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.engine.window_blocks import Windows
 from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 
@@ -63,12 +64,16 @@ class Scheduler:
         num_speculative_tokens: int = 0,
         max_loras: int = 0,
         kv_connector: KVConnectorScheduler | None = None,
+        window: int | None = None,
+        window_groups: Iterable[tuple[int, int]] = (),
     ) -> None:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
         max_loras: most different adapters of the running requests.
+        window, window_groups: see `Windows`; none of them with a KV connector, which reads whole blocks.
         """
         self.blocks = KVBlocks(num_blocks, block_size)
+        self.windows = Windows(self.blocks, window, window_groups)
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
@@ -122,6 +127,7 @@ class Scheduler:
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
+        self.windows.reset()
         self.transfers.connector.reset_cache()
 
     def schedule(self) -> ScheduledStep | None:
@@ -157,6 +163,7 @@ class Scheduler:
             samples=batch.samples,
             num_decodes=batch.num_decodes,
             draft_token_ids=drafts,
+            window_blocks=self.windows.take_attached() if self.windows.groups else (),
             kv_connector_metadata=self.transfers.metadata(),
         )
         self._num_steps += 1
@@ -226,6 +233,8 @@ class Scheduler:
             if speculates and request.num_tokens > len(request.token_ids):
                 continue  # what comes with them are the drafts to verify
             if request.num_computed_tokens == request.capacity:
+                if self.windows.slide:
+                    self.windows.forget_unseen(request)
                 while not blocks.num_free and self._preempt_latest() is not request:
                     pass
                 if request.row == NO_ROW:
@@ -234,6 +243,8 @@ class Scheduler:
                 request.block_ids.append(block_id)
                 request.capacity += self.block_size
                 new_blocks.append((request.row, [block_id]))
+                if self.windows.groups:
+                    self.windows.attach(request, request.capacity)
             request.num_computed_tokens += 1
             request.num_tokens += 1
             if request.draft_token_ids:
@@ -264,6 +275,7 @@ class Scheduler:
             request.block_ids += block_ids
             request.capacity += missing * self.block_size
             new_blocks.append((request.row, block_ids))
+            self.windows.attach(request, request.num_computed_tokens)
         return drafts
 
     def _settle_drafts(self, request: Request, num_drafts: int, further: FurtherTokens | None) -> None:
@@ -278,7 +290,11 @@ class Scheduler:
 
     def _compute_chunk(self, request: Request, batch: _Batch) -> None:
         """Put the request's next tokens into the batch, as many as the budget allows."""
+        if self.windows.slide:
+            self.windows.forget_unseen(request)
         batch.add_chunk(request)
+        if self.windows.groups:
+            self.windows.attach(request, request.num_computed_tokens)
         if request.num_computed_tokens >= request.next_block_end:
             # The blocks can be found before they are computed. A request that finds them comes later in this
             # batch or in a later step, and the runner writes KV in that order.
@@ -331,11 +347,13 @@ class Scheduler:
         if self.enable_prefix_caching and not request.wants_prompt_logprobs:
             # The last token is always computed, since its logits are needed.
             most = (num_tokens - 1) // self.block_size
-            cached = blocks.find(self._block_hashes(request, most)[:most])
+            hashes = self._block_hashes(request, most)[:most]
+            cached = self.windows.find(hashes) if self.windows.slide else blocks.find(hashes)
         num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
         # A block left for each running request: else a newcomer, or who was just preempted, would not stay.
         spare = len(self.running) + len(self.loaded) + self.transfers.num_loading
-        return cached if blocks.can_allocate(num_new_blocks + spare, cached) else None
+        shared = cached[self.windows.num_unseen(len(cached) * self.block_size) :]
+        return cached if blocks.can_allocate(num_new_blocks + spare, shared) else None
 
     def _external_tokens(self, request: Request, cached: list[int]) -> int | None:
         """Tokens after the cached ones that the connector can load; None where it doesn't know yet."""
@@ -348,13 +366,15 @@ class Scheduler:
     def _give_blocks(self, request: Request, cached: list[int], num_external_tokens: int) -> None:
         """Give a waiting request the cached blocks, and new ones for the rest of its tokens."""
         num_tokens = len(request.token_ids)
-        self.blocks.share(cached)
+        request.num_forgotten_blocks = self.windows.num_unseen(len(cached) * self.block_size)
+        self.blocks.share(cached[request.num_forgotten_blocks :])
         new = self.blocks.allocate(self.blocks.blocks_for(num_tokens) - len(cached))
         request.block_ids = cached + new
         request.capacity = len(request.block_ids) * self.block_size
         request.num_computed_tokens = len(cached) * self.block_size + num_external_tokens
         request.num_remembered_blocks = len(cached)
         request.next_block_end = (len(cached) + 1) * self.block_size if self._hashes_blocks else sys.maxsize
+        self.windows.begin(request)
         self.transfers.give_blocks(request, new, num_external_tokens)
 
     def _start(self, request: Request) -> Request:
@@ -411,13 +431,15 @@ class Scheduler:
             self._free_rows.append(request.row)
             self._freed_rows.append(request.row)
             request.row = NO_ROW
+        self.windows.end(request)
         request.block_ids = []
+        request.num_forgotten_blocks = 0
         request.capacity = 0
 
     def _remember_full_blocks(self, request: Request) -> None:
         """Put blocks into the prefix cache whose tokens are all known, and computed or about to be. Without
         prefix caching, they only get their hashes."""
-        first = request.num_remembered_blocks
+        first = max(request.num_remembered_blocks, request.num_forgotten_blocks)
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)
         for index in range(first, num_full if self.enable_prefix_caching else first):

@@ -19,7 +19,7 @@ from dodona.oracle.systems.own.facts import (
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
 
-KV_CONNECTORS = ("OffloadingConnector",)
+KV_CONNECTORS = ("OffloadingConnector", "SharedStorageConnector", "ExampleConnector")
 """The connectors that V1 has."""
 SPECULATIVE_METHODS = ("ngram",)
 """Methods of speculative decoding that V1 has a drafter for."""

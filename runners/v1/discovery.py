@@ -92,7 +92,8 @@ def _record_call(
         raise _refusal(f"{where} uses a mask that is neither causal, nor sliding-window, nor chunked")
     else:
         pattern = AttentionPattern("sliding", sliding_window) if sliding_window else CAUSAL
-    window = pattern.size if pattern.kind == "sliding" else None
+    # A query sees no farther back than this; in chunks, most see less.
+    window = pattern.size or None
     spec = LayerKVSpec(key.shape[1], key.shape[3], value.shape[3], window)
     calls.append(AttentionCall(spec, pattern, key.dtype))
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None

@@ -81,8 +81,8 @@ class _Layer:
 class LoRALayers:
     """The linear layers of a model with room for `max_loras` adapters, and which adapter has which slot.
 
-    model: as transformers runs it, before anything else takes hold of its modules. Only layers that see each
-    token of a pass once, in order, can have adapters: experts do not.
+    model: as transformers runs it, with its own attention. Only layers that see each token of a pass once, in
+    order, can have adapters: experts do not.
     """
 
     def __init__(self, model: torch.nn.Module, config: LoRAConfig) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_s
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, recording
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
+from dodona.runners.v1.patterns import AttentionPattern
 from dodona.runners.v1.state_slots import StateSlots, StepStates
 from dodona.runners.v1.step_layout import StepLayout
 
@@ -49,7 +51,7 @@ class PackedModel:
         )
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
         self.kv_dtype: torch.dtype = self.calls[0].dtype if self.calls else next(model.parameters()).dtype
-        self._patterns = tuple(call.pattern for call in self.calls)
+        self.patterns: tuple[AttentionPattern, ...] = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
 
@@ -69,9 +71,11 @@ class PackedModel:
         """Rows of the input embedding: input ids are below this."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    def make_cache(self, num_blocks: int, block_size: int) -> PagedKVCache:
-        """A KV cache of this model's shapes on its device."""
-        return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device)
+    def make_cache(
+        self, num_blocks: int, block_size: int, window_blocks: Sequence[tuple[Sequence[int], int]] = ()
+    ) -> PagedKVCache:
+        """A KV cache of this model's shapes on its device; see `PagedKVCache` for `window_blocks`."""
+        return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device, window_blocks)
 
     @property
     def state_bytes_per_row(self) -> int:
@@ -89,9 +93,12 @@ class PackedModel:
         cache: PagedKVCache,
         positions: torch.Tensor,
         states: StepStates | None = None,
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Run the model on packed tokens; write their keys and values to the cache, and what they make of the
         rows' inner states to their slots.
+
+        window_layouts: by attention call, the layout over its window blocks, where it has some.
 
         token_ids: [T] int64. positions: [n] int64, packed indices. Returns logits [n, vocab] at `positions`.
         """
@@ -102,7 +109,7 @@ class PackedModel:
             arguments["logits_to_keep"] = positions
         with (
             torch.inference_mode(),
-            forward_state(ForwardState(layout, cache, self._patterns)),
+            forward_state(ForwardState(layout, cache, self.patterns, window_layouts)),
             step_states(states),
         ):
             output = self._forward(input_ids=token_ids[None], use_cache=False, **arguments)

@@ -64,7 +64,7 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     prompts = [torch.randint(0, model.vocab_size, (n,), generator=generator) for n in lengths]
 
     try:
-        plain = [_plain_logits(model, prompt) for prompt in prompts]
+        plain = [plain_logits(model, prompt) for prompt in prompts]
         cached = [_cached_logits(model, prompt) for prompt in prompts]
         paged = _paged_logits(model, prompts)
     except UnsupportedConfiguration:
@@ -72,11 +72,9 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     except Exception as error:
         raise _refusal(model, f"it failed with {type(error).__name__}: {error}") from error
 
-    tolerance = TOLERANCE[model.kv_dtype]
-    if any(layer.activations is not None for layer in quantized_layers(model.model).values()):
-        tolerance = max(tolerance, ROUNDED_TOLERANCE)
-    noise = max(_difference(a, b) for a, b in zip(plain, cached, strict=True))
-    found = max(_difference(a, b) for a, b in zip(plain, paged, strict=True))
+    tolerance = tolerance_of(model)
+    noise = max(difference(a, b) for a, b in zip(plain, cached, strict=True))
+    found = max(difference(a, b) for a, b in zip(plain, paged, strict=True))
     if not noise <= tolerance:
         raise _refusal(
             model, f"the plain model differs from itself with a cache by {noise:.2g} (limit {tolerance:g})"
@@ -88,7 +86,15 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     return SelfCheck(found, noise, tolerance, lengths)
 
 
-def _plain_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
+def tolerance_of(model: PackedModel) -> float:
+    """Largest accepted difference, see `TOLERANCE` and `ROUNDED_TOLERANCE`."""
+    tolerance = TOLERANCE[model.kv_dtype]
+    if any(layer.activations is not None for layer in quantized_layers(model.model).values()):
+        return max(tolerance, ROUNDED_TOLERANCE)
+    return tolerance
+
+
+def plain_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
     """[n, vocab] fp32 on the host, by transformers without a cache."""
     with torch.inference_mode(), model.plain() as plain:
         logits: torch.Tensor = plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0]
@@ -165,7 +171,7 @@ def _step(
     return torch.split(model.forward(ids, layout, cache, everything, states).float().cpu(), num_tokens)
 
 
-def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
+def difference(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Root mean square of the difference over the spread of the reference; infinite where one is NaN."""
     # Models that forbid tokens give them the least number there is; it would make any spread huge.
     allowed = reference > -1e30

@@ -25,6 +25,7 @@ from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout, to_device
+from dodona.runners.v1.window_tables import WindowTables
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -68,6 +69,7 @@ class Ready:
 
     model: PackedModel
     cache: PagedKVCache
+    windows: WindowTables
     states: StateSlots
     batch: BatchState
     drafter: Drafter | None = None
@@ -79,17 +81,18 @@ class Ready:
         Raises ValueError where the step contradicts the state rows: a row taken twice, tokens that aren't
         there yet, too few KV blocks, or inner states of other tokens.
         """
+        self.windows.attach(step.window_blocks)
         self.batch.apply(step)
         if not step.rows:
             return ExecutedStep(torch.empty(0, 0), (), step, np.empty(0))
         block_size, device = self.cache.block_size, self.model.device
-        layout = StepLayout(
-            step.num_tokens,
-            step.num_computed_tokens,
-            self.batch.block_tables(step, block_size),
-            block_size,
-            device,
-        )
+        tables = self.batch.block_tables(step, block_size)
+        counts = step.num_tokens, step.num_computed_tokens
+        layout = StepLayout(*counts, tables, block_size, device)
+        window_layouts: dict[int, StepLayout] = {}
+        for calls, window_tables in self.windows.tables(tables):
+            of_group = StepLayout(*counts, window_tables, block_size, device)
+            window_layouts.update(dict.fromkeys(calls, of_group))
         states = self.states.step(step.rows, step.num_tokens, step.num_computed_tokens)
         rows, positions = self._rows_with_logits(step, layout)
         # A step of prompt chunks alone needs no logits, but the head must be given a position.
@@ -97,7 +100,7 @@ class Ready:
         token_ids = to_device(self.batch.input_token_ids(step), device)
         kept = to_device(computed, device)
         with self._adapters(step, kept):
-            logits = self.model.forward(token_ids, layout, self.cache, kept, states)
+            logits = self.model.forward(token_ids, layout, self.cache, kept, states, window_layouts)
         return ExecutedStep(logits[: len(positions)], rows, step, layout.starts)
 
     def sample(self, executed: ExecutedStep, grammar_output: GrammarOutput | None) -> StepOutput:

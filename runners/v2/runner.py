@@ -133,6 +133,4 @@ class V2Runner(WeightLife):
         return self._weight_views().views.values()
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
-        size = len(self.ready.steps.kv_caches[0]), self.ready.max_model_len
-        self.steps.release()
-        return size
+        return self.steps.release_kv_cache()
