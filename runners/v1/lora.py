@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from dodona.oracle.config.sections import LoRAConfig
+from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.lora.adapter import Adapter
 from dodona.runners.lora.target import LoRATarget
 
@@ -29,7 +30,8 @@ _PROBED_TOKENS = 5
 
 @dataclass(frozen=True, slots=True)
 class _Masks:
-    """Which columns of A x count, per token: [tokens, slots * rank] bool."""
+    """Which columns of A x count, per token: [tokens, slots * rank] bool. One entry serves all tokens of a
+    row that is computed by itself."""
 
     tokens: torch.Tensor
     """For layers over all tokens of the pass."""
@@ -48,6 +50,21 @@ def adapters_of(selection: torch.Tensor | slice) -> Iterator[None]:
         yield
         return
     token = _current.set(_Masks(masks.tokens[selection], masks.kept))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def adapters_of_row(start: int) -> Iterator[None]:
+    """Inside, layers compute any tokens of one row, whose first token of the pass has this index."""
+    masks = _current.get()
+    if masks is None:
+        yield
+        return
+    row = masks.tokens[start : start + 1]
+    token = _current.set(_Masks(row, row))
     try:
         yield
     finally:
@@ -169,11 +186,11 @@ def _layers_by_token(model: Any) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     try:
         with torch.inference_mode():
-            model(input_ids=ids, use_cache=False)
+            _probe(model, input_ids=ids)
             everything = {name: counts[:] for name, counts in seen.items()}
             seen.clear()
             if takes_logits_to_keep(model):
-                model(input_ids=ids, use_cache=False, logits_to_keep=kept)
+                _probe(model, input_ids=ids, logits_to_keep=kept)
             else:
                 seen.update(everything)
     finally:
@@ -185,6 +202,15 @@ def _layers_by_token(model: Any) -> list[tuple[str, bool]]:
             if again == {_PROBED_TOKENS} or again == {len(kept)}:
                 found.append((name, again == {len(kept)}))
     return found
+
+
+def _probe(model: Any, **arguments: torch.Tensor) -> None:
+    try:
+        model(**arguments, use_cache=False)
+    except Exception as error:
+        raise UnsupportedConfiguration.lacking(
+            "v1", "lora", why=f"{type(model).__name__} can't be run to find its linear layers: {error}"
+        ) from error
 
 
 def takes_logits_to_keep(model: torch.nn.Module) -> bool:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from dodona import LLM, LoRARequest, SamplingParams
 from dodona.runners.errors import InvalidRequestError
 from tests.support.adapters import linear_layers, merge, scale_of, write_adapter
+from tests.support.every_family import make_model, tiny_config
 from tests.support.tiny_models import TinyModels
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=3)
@@ -74,9 +75,20 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+ROW_BY_ROW = ("bloom", "gpt_neo", "rwkv", "openai-gpt")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *ROW_BY_ROW])
 def test_rows_of_three_kinds_in_one_batch(family: str, tiny_models: TinyModels, tmp_path: Path) -> None:
-    path = tiny_models.path(family, **FAMILIES[family])
+    if family in ROW_BY_ROW:
+        path = tmp_path / "model"
+        make_model(tiny_config(family)).save_pretrained(path)
+    else:
+        path = tiny_models.path(family, **FAMILIES[family])
+    three_kinds_in_one_batch(path, tmp_path)
+
+
+def three_kinds_in_one_batch(path: Path, tmp_path: Path) -> None:
     with make_llm(path) as llm:
         targets = {
             name: (target.in_features, target.out_features)
