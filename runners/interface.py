@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.current_config import CurrentConfig
@@ -66,8 +66,10 @@ class KVCacheSpec:
     block_size: int
     dtype_bytes: int
     state_bytes_per_row: int = 0
-    """Bytes of a row's recurrent and convolutional states. Such a model can go on only from a row's last
-    token: not from a cached prefix."""
+    """Bytes that a row takes beside its blocks, whatever its length: recurrent and convolutional states."""
+    shares_prefixes: bool = True
+    """Whether requests with equal beginnings can share blocks. Where a model can go on only from a row's last
+    token, prefix caching is off."""
     windows_apart: bool = False
     """Whether layers that see less far back than others have blocks of their own: window blocks, which are
     attached to the blocks that such a layer's queries still see (`SchedulerOutput.window_blocks`)."""
@@ -265,15 +267,15 @@ class Runner(ABC):
     thread calls a runner. A call before its time raises RuntimeError that names the call it needs.
     """
 
-    name: ClassVar[str]
+    name: str
     """The runner's name in the rule book, such as "v1"."""
-    request_features: ClassVar[frozenset[str]] = frozenset()
+    request_features: frozenset[str] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
     num_speculative_tokens: int = 0
     """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
 
-    warm_up_params: ClassVar[Mapping[str, Any]] = {}
+    warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
 
@@ -331,6 +333,13 @@ class Runner(ABC):
 
         `grammar_output` is given where the request of one of these rows has `structured_outputs`.
         """
+
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled.
+
+        Raises RuntimeError where the runner has no other ranks.
+        """
+        raise RuntimeError(f"runner {self.name} works on one rank, and samples itself")
 
     @abstractmethod
     def shutdown(self) -> None:

@@ -53,10 +53,10 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         runner.shutdown()
         raise
     enable_prefix_caching = config.cache_config.enable_prefix_caching
-    if enable_prefix_caching and spec.state_bytes_per_row:
+    if enable_prefix_caching and not spec.shares_prefixes:
         enable_prefix_caching = False
         logger.warning(
-            "prefix caching is off: layers of %s keep an inner state, which is not kept per block",
+            "prefix caching is off: what %s keeps of a request is not kept per block",
             "/".join(model.architectures),
         )
     scheduler = Scheduler(

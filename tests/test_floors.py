@@ -38,7 +38,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.interface",),
     ("runners.kv_transfer",),
     ("runners.warm_up", "runners.device", "runners.weights"),
-    ("runners.text",),
+    ("runners.text", "runners.distributed"),
     ("runners.engine", "runners.v1", "runners.v2"),
     ("runners.build", "runners.control"),
     ("runners.startup",),

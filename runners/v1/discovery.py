@@ -30,7 +30,7 @@ class AttentionCall:
 
 
 @dataclass(frozen=True, slots=True)
-class _ForeignMask:
+class ForeignMask:
     """In place of a mask that is not an `AttentionPattern`."""
 
     local_size: int | None
@@ -59,12 +59,12 @@ def recording(device: torch.device) -> Iterator[list[AttentionCall]]:
 
 def _record_mask(
     *args: Any, mask_function: MaskFunction | None = None, local_size: int | None = None, **kwargs: Any
-) -> AttentionPattern | _ForeignMask:
+) -> AttentionPattern | ForeignMask:
     """The pattern that the model asks for, in place of a mask tensor."""
     recorded = _recorded.get()
     device = torch.device("cpu") if recorded is None else recorded.device
     pattern = None if mask_function is None else recognise(mask_function, local_size, device)
-    return pattern or _ForeignMask(local_size)
+    return pattern or ForeignMask(local_size)
 
 
 def _record_call(

@@ -42,6 +42,9 @@ class PagedKVCache:
         self.keys = [empty(s.head_size_k, s, n) for s, n in zip(layers, counts, strict=True)]
         self.values = [empty(s.head_size_v, s, n) for s, n in zip(layers, counts, strict=True)]
 
+    def free_rows(self, rows: Sequence[int]) -> None:
+        """Nothing: blocks belong to the scheduler, which may share them."""
+
     def layers(self) -> list[LayerKV]:
         """The cache block by block, by attention call, for KV transfer."""
         return [

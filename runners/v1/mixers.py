@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.runners.v1.state_slots import StateChunk, StateSpec, StepStates
+from dodona.runners.v1.state_slots import MixerStates, StateChunk, StateSpec
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 """Names under which models and mixers take a cache, by version and age."""
@@ -41,11 +41,11 @@ STATE_API = frozenset(
 
 _SPIED_TOKENS = 6
 
-_current: ContextVar[StepStates | None] = ContextVar("dodona_v1_states", default=None)
+_current: ContextVar[MixerStates | None] = ContextVar("dodona_v1_states", default=None)
 
 
 @contextmanager
-def step_states(states: StepStates | None) -> Iterator[None]:
+def step_states(states: MixerStates | None) -> Iterator[None]:
     """Give `states` to the mixers that this thread runs inside."""
     token = _current.set(states)
     try:

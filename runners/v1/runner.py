@@ -1,4 +1,4 @@
-"""Runner V1: any Hugging Face causal LM by transformers' own code, with paged KV, on CPU and GPU."""
+"""Runner V1: any Hugging Face causal LM by transformers' own code, packed over paged KV or row by row."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
-from dodona.oracle.systems.own.facts import has_active_connector
+from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
+from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -29,13 +30,16 @@ from dodona.runners.kv_transfer.worker_step import after_forward, before_forward
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
-from dodona.runners.v1.self_check import SelfCheck, self_check
+from dodona.runners.v1.self_check import SelfCheck
+from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.v1.tensor_parallel import shard_model
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -48,9 +52,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model whose weights are on the device and whose paged path was checked."""
+    """A model whose weights are on the device and whose steps were checked."""
 
-    model: PackedModel
+    model: ServedModel
     self_check: SelfCheck
     drafting: Drafting | None
 
@@ -78,11 +82,12 @@ class V1Runner(WeightLife):
     """The general runner. On a GPU its steps run from state on the device, two under way; elsewhere, and for
     what can't run so (see `device_serving`), the host lays out one step at a time and reads it to its end."""
 
-    name: ClassVar[str] = "v1"
-    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
+    name = "v1"
+    request_features = frozenset({"structured-outputs"})
 
-    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE) -> None:
         super().__init__(config, model, limits)
+        self._mesh = mesh
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
@@ -99,10 +104,10 @@ class V1Runner(WeightLife):
     # --- Life
 
     def load_model(self) -> None:
-        """Read the weights, record the attention calls and run the self-check.
+        """Read the weights and choose how the model computes steps; see `choice.choose`.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        model's steps can't be trusted; ConfigError where the weights are not those of config.json, or
         speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
@@ -112,13 +117,19 @@ class V1Runner(WeightLife):
         self._kv_connector = make_worker_connector(self.config)
         plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
-        model = PackedModel(
-            self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
+        outgrows = outgrows_rope(self.config, self.model_info)
+        chosen = choose(
+            self._read_share(self._device, directory),
+            max_model_len=self.limits.max_model_len,
+            compiled=capabilities.compiles(self.config),
+            rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
+            need_packing=capabilities.need_packing(self.config),
         )
         drafting = None if plan is None else NgramDrafting(plan)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
-        self._on_device = serve_on_device(model, self.config, self.limits)
+        self._loaded = Loaded(chosen.model, chosen.self_check, drafting)
+        if isinstance(chosen.model, PackedModel):
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -126,18 +137,24 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
+        fresh = self._read_share(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(loaded.model.model, fresh)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls; then those of the draft.
+        """Packed: one entry per attention call, in the order of the calls. Row by row: one for all.
 
-        Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
+        Where tokens add nothing to a cache, a block counts a whole sequence and takes no bytes.
         """
         loaded, limits = self._require_loaded(), self.limits
         model, drafting = loaded.model, loaded.drafting
         block_size = limits.block_size if model.layers else limits.max_model_len
-        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
+        spec = KVCacheSpec(
+            model.layers,
+            block_size,
+            model.kv_dtype.itemsize,
+            model.state_bytes_per_row,
+            model.shares_prefixes,
+        )
         if drafting is not None:
             spec = drafting.extend_spec(spec)
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
@@ -152,7 +169,9 @@ class V1Runner(WeightLife):
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
         if self._on_device is not None:
-            return self._on_device.steps.determine_available_memory(spec.bytes_per_block)
+            # The states are allocated while the rest is measured; the engine subtracts them, too.
+            states = limits.max_num_seqs * spec.state_bytes_per_row
+            return states + self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         window_blocks = zip(spec.num_window_blocks(blocks, limits), spec.window_groups, strict=True)
         loaded = self._require_loaded()
@@ -237,6 +256,11 @@ class V1Runner(WeightLife):
         output = self._require_ready().sample(executed.step, grammar_output)
         return FinishedOutput(with_connector_output(output, executed.transfers))
 
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
+        self._executed = None
+        self._require_ready().take(output)
+
     # --- Parts
 
     def _require_loaded(self) -> Loaded:
@@ -250,6 +274,12 @@ class V1Runner(WeightLife):
         return self._ready
 
     def _weight_views(self) -> WeightViews:
+        if self._mesh.size > 1:
+            raise UnsupportedConfiguration.lacking(
+                self.name,
+                "load_weights and apply_sparse_weight_patches with several workers",
+                why="each holds a share of the tensors; use reload_weights",
+            )
         return model_weights.views(self._require_loaded().model.model)
 
     def _weights_to_release(self) -> Iterable[torch.Tensor]:
@@ -265,6 +295,15 @@ class V1Runner(WeightLife):
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return num_blocks, None
+
+    def _read_share(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, with this rank's share of the weights."""
+        if self._mesh.size == 1:
+            return self._read_model(device, directory)
+        # The device is to hold the share only. Random weights depend on the device that draws them.
+        model = self._read_model(torch.device("cpu") if directory else device, directory)
+        shard_model(model, self._mesh.tensor)
+        return model.to(device)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
         """The model on `device`, its weights read from a directory or (None) drawn at random."""

@@ -269,6 +269,7 @@ CHANGES: dict[str, Any] = {
     "cache_config.cache_dtype": "fp8",
     "cache_config.kv_offloading_size": 1.5,
     "parallel_config.enable_expert_parallel": True,
+    "parallel_config.distributed_executor_backend": "mp",
     "scheduler_config.enable_chunked_prefill": False,
     "device_config.device": "cpu",
     "load_config.load_format": "dummy",
