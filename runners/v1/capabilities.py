@@ -52,7 +52,6 @@ LACKS: frozenset[str] = frozenset(
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
-        "lora",
         "speculative-method",
         "speculative-inner-state",
         "parallel-drafting-method",
@@ -133,7 +132,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
-        "lora": config.lora_config is not None,
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-inner-state": speculative is not None and model.has_inner_state,
