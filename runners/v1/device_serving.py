@@ -105,8 +105,6 @@ def _reasons_against(config: EngineConfig, limits: Limits) -> Sequence[str]:
         "drafts are verified": config.speculative_config is not None,
         "a KV connector reads its blocks": has_active_connector(config),
         "LoRA adapters are loaded": config.lora_config is not None,
-        "several processes share the model": parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-        > 1,
         "max_num_seqs × max_model_len is too large for the requests' state": not fits(
             max_num_seqs=limits.max_num_seqs,
             max_model_len=limits.max_model_len,
