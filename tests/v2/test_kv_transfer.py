@@ -13,6 +13,7 @@ from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import resolve_limits
+from dodona.runners.v1 import device_serving
 from dodona.runners.v1.runner import V1Runner
 from tests.v2.drive import generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
@@ -58,12 +59,16 @@ def stored_blocks(runner, prompt):
     return packed.cpu()
 
 
-def test_both_runners_write_the_same_blocks(path):
+@pytest.mark.parametrize("on_device", [False, True], ids=["v1-on-host", "v1-on-device"])
+def test_both_runners_write_the_same_blocks(path, monkeypatch, on_device):
+    monkeypatch.setattr(device_serving, "kernels_run_on", lambda device: on_device)
+    monkeypatch.setattr(device_serving, "check_device_steps", lambda *args, **kwargs: 0.0)
     (prompt,) = prompts_of(35)
     flat = {"block_size": BLOCK_SIZE, "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64}
     config, model = EngineConfig.from_flat(str(path), device="cpu", **flat), ModelInfo.load(path)
     v1 = V1Runner(config, model, resolve_limits(config, model))
     v1.load_model()
+    assert (v1.max_steps_in_flight == 2) == on_device
     ours = stored_blocks(v1, prompt)
     theirs = stored_blocks(make_runner(path, num_blocks=1, **flat), prompt)
     assert ours.shape == theirs.shape == (2, ours.shape[1])
