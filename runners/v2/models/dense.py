@@ -18,6 +18,7 @@ from dodona.kernels.linear.small_batch_linear import (
     small_batch_linear,
     supports_small_batch_linear,
 )
+from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
 from dodona.runners.v2.models.rope import cos_sin_table
@@ -87,8 +88,7 @@ class DenseModel:
         """[num_blocks, 2, num_kv_heads, block_size, head_size] for each layer."""
         spec = self.spec
         shape = (num_blocks, 2, spec.num_kv_heads, block_size, spec.head_size)
-        # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
-        return [torch.zeros(shape, dtype=spec.dtype, device=self.device) for _ in range(spec.num_layers)]
+        return zero_caches([shape] * spec.num_layers, dtype=spec.dtype, device=self.device)
 
     def forward(
         self,
