@@ -130,7 +130,9 @@ class V2Runner(WeightLife):
         return WeightViews(checkpoint_views(spec, weights), tied)
 
     def _weights_to_release(self) -> Iterable[torch.Tensor]:
-        return self._weight_views().views.values()
+        spec, weights = self.loaded.spec, self.loaded.model.weights
+        quantized = (t for layer in weights.layers for t in layer.quantized_tensors())
+        return [*checkpoint_views(spec, weights).values(), *quantized]
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         size = len(self.ready.steps.kv_caches[0]), self.ready.max_model_len

@@ -1,0 +1,122 @@
+"""The linear layers of V2's models: a dense weight, or a quantized one with what is done to its input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch.nn import functional
+
+from dodona.kernels.linear.quantized_linear import quantized_linear, supports_quantized_linear
+from dodona.kernels.linear.quantized_single_token_linear import (
+    quantized_single_token_linear,
+    supports_quantized_single_token,
+)
+from dodona.kernels.linear.quantized_weight import QuantizedWeight, dequantize
+from dodona.kernels.linear.round_activations import RoundedActivations, Rounding, round_activations
+from dodona.kernels.linear.single_token_linear import single_token_linear
+from dodona.oracle.models.quantization import WeightScheme
+from dodona.runners.quantization.formats import LinearShape, weight_kind
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedProjection:
+    """A quantized weight [out, in], and how its input is rounded."""
+
+    weight: QuantizedWeight
+    rounding: Rounding | None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors that it consists of."""
+        found = (self.weight.data, self.weight.scales, self.weight.zeros)
+        return [tensor for tensor in found if tensor is not None]
+
+
+Projection = torch.Tensor | QuantizedProjection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedPart:
+    """Rows of a projection that are a linear layer of the checkpoint."""
+
+    scheme: WeightScheme
+    shape: LinearShape
+    target: QuantizedWeight
+    """Shares the projection's memory."""
+
+
+Parts = Mapping[str, QuantizedPart]
+"""Module name → part."""
+
+
+def empty_projection(
+    scheme: WeightScheme | None,
+    rows: tuple[int, ...],
+    inner: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Projection:
+    """Uninitialised weights of layers with `rows` rows each, one below the other.
+
+    Scales of integer groups take two bytes unless the model is computed in fp32, all others four.
+    """
+    if scheme is None:
+        return torch.empty((sum(rows), inner), dtype=dtype, device=device)
+    kind, total = weight_kind(scheme), sum(rows)
+    groups = 1 if scheme.group_size is None else -(-inner // scheme.group_size)
+    small = torch.float16 if scheme.layout in ("gptq", "awq") else dtype
+    data_types = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.int32}
+    scale_type = small if scheme.group_size and kind != "fp8" and dtype != torch.float32 else torch.float32
+    weight = QuantizedWeight(
+        kind,
+        torch.empty((total, inner // 8 if kind == "int4" else inner), dtype=data_types[kind], device=device),
+        torch.empty((total, groups), dtype=scale_type, device=device),
+        None if scheme.symmetric else torch.empty((total, groups), dtype=torch.int8, device=device),
+        scheme.group_size,
+        gcd(scheme.block_rows, *rows) if scheme.block_rows else 1,
+    )
+    activations = scheme.activations
+    rounding = None if activations is None else Rounding(activations.kind, activations.group_size)
+    return QuantizedProjection(weight, rounding)
+
+
+def serves_single_token(projection: Projection) -> bool:
+    """Whether `project_token` computes it."""
+    return isinstance(projection, torch.Tensor) or supports_quantized_single_token(projection.weight)
+
+
+def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
+    """`x @ weight.T`, [rows, out], of `x` [rows, in]."""
+    if isinstance(projection, torch.Tensor):
+        return functional.linear(x, projection)
+    if not supports_quantized_linear(projection.weight):
+        return functional.linear(x, dequantize(projection.weight, x.dtype))
+    if projection.rounding is None:
+        return quantized_linear(x=x, weight=projection.weight)
+    return quantized_linear(x=round_activations(x=x, rounding=projection.rounding), weight=projection.weight)
+
+
+def project_token(
+    *,
+    x: torch.Tensor,
+    weight: Projection,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    silu_mul: bool = False,
+) -> torch.Tensor:
+    """`single_token_linear` with a projection as `weight`."""
+    if isinstance(weight, torch.Tensor):
+        return single_token_linear(
+            x=x, weight=weight, norm_weight=norm_weight, eps=eps, residual=residual, silu_mul=silu_mul
+        )
+    given: torch.Tensor | RoundedActivations = x
+    if weight.rounding is not None:
+        given = round_activations(x=x, rounding=weight.rounding, norm_weight=norm_weight, eps=eps)
+        norm_weight = None
+    return quantized_single_token_linear(
+        x=given, weight=weight.weight, norm_weight=norm_weight, eps=eps, residual=residual, silu_mul=silu_mul
+    )
