@@ -158,6 +158,60 @@ def _choose_blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int, int, i
     return 128, 128, 64, 8, 3
 
 
+@triton.jit
+def _widen_kernel(
+    data,
+    scales,
+    zeros,
+    out,
+    INNER: tl.constexpr,
+    NIBBLES: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    ZERO: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    exists = k < INNER
+    group = row * GROUPS + k // GROUP
+    if NIBBLES:
+        place = k % 8
+        words = tl.load(data + row * (INNER // 8) + k // 8, mask=exists, other=0)
+        value = ((words >> (4 * (place // 2) + 16 * (place % 2))) & 15).to(tl.float32)
+    else:
+        value = tl.load(data + row * INNER + k, mask=exists, other=0.0).to(tl.float32)
+    if HAS_ZEROS:
+        value -= tl.load(zeros + group, mask=exists, other=0).to(tl.float32)
+    else:
+        value -= ZERO
+    value *= tl.load(scales + group, mask=exists, other=0.0).to(tl.float32)
+    tl.store(out + row * INNER + k, value.to(out.dtype.element_ty), mask=exists)
+
+
+def widen(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """`dequantize(weight, dtype)`, [rows, inner], of int8, fp8 or int4, in one launch."""
+    rows, inner = weight.rows, weight.inner
+    out = torch.empty((rows, inner), dtype=dtype, device=weight.data.device)
+    block = min(2048, triton.next_power_of_2(inner))
+    _widen_kernel[(rows, triton.cdiv(inner, block))](
+        data=weight.data,
+        scales=weight.scales,
+        zeros=weight.zeros,
+        out=out,
+        INNER=inner,
+        NIBBLES=weight.kind == "int4",
+        GROUP=weight.size,
+        GROUPS=weight.scales.shape[1],
+        HAS_ZEROS=weight.zeros is not None,
+        ZERO=float(INT4_ZERO) if weight.kind == "int4" else 0.0,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return out
+
+
 def quantized_linear_reference(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
     """`quantized_linear` of an `x` that is not rounded, in torch and fp32: in the dtype of `x`."""
     return (x.float() @ dequantize(weight).T).to(x.dtype)

@@ -42,6 +42,14 @@ class RoundedActivations:
     group_size: int | None = None
     """Inner elements per scale; None: a row has one."""
 
+    def widened(self) -> torch.Tensor:
+        """[rows, inner]: the activations, rounded to the type of `values`."""
+        inner = self.values.shape[1]
+        scales = self.scales
+        if self.group_size is not None:
+            scales = scales.repeat_interleave(self.group_size, dim=1)[:, :inner]
+        return (self.values * scales).to(self.values.dtype)
+
 
 @triton.jit
 def _round_to_e4m3(x):

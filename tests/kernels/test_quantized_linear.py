@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.linear.quantized_linear import quantized_linear, quantized_linear_reference
+from dodona.kernels.linear.quantized_linear import (
+    quantized_linear,
+    quantized_linear_reference,
+    widen,
+)
 from dodona.kernels.linear.quantized_single_token_linear import (
     QuantizedTiles,
     quantized_fused_linear_reference,
@@ -137,6 +141,7 @@ def test_many_rows(kind, rows, dtype, device, tolerance, generator):
             scales = given.scales.repeat_interleave(rounding.group_size or 160, 1)
             expected = quantized_linear_reference(given.values.float() * scales, weight).to(dtype)
         torch.testing.assert_close(quantized_linear(x=given, weight=weight), expected, **tolerance)
+    torch.testing.assert_close(widen(weight, dtype), dequantize(weight, dtype), rtol=1e-6, atol=0)
 
 
 def test_eight_bit_groups_and_zero_points_are_left_to_the_product_of_many_rows(device, generator):

@@ -9,12 +9,12 @@ from math import gcd
 import torch
 from torch.nn import functional
 
-from dodona.kernels.linear.quantized_linear import quantized_linear, supports_quantized_linear
+from dodona.kernels.linear.quantized_linear import quantized_linear, supports_quantized_linear, widen
 from dodona.kernels.linear.quantized_single_token_linear import (
     quantized_single_token_linear,
     supports_quantized_single_token,
 )
-from dodona.kernels.linear.quantized_weight import QuantizedWeight, dequantize
+from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.kernels.linear.round_activations import RoundedActivations, Rounding, round_activations
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.oracle.models.quantization import WeightScheme
@@ -88,15 +88,24 @@ def serves_single_token(projection: Projection) -> bool:
     return isinstance(projection, torch.Tensor) or supports_quantized_single_token(projection.weight)
 
 
+MAX_FUSED_ROWS = 128
+"""Rows from which on it is faster to widen the whole weight first; as measured on an H200."""
+
+
 def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """`x @ weight.T`, [rows, out], of `x` [rows, in]."""
     if isinstance(projection, torch.Tensor):
         return functional.linear(x, projection)
-    if not supports_quantized_linear(projection.weight):
-        return functional.linear(x, dequantize(projection.weight, x.dtype))
-    if projection.rounding is None:
-        return quantized_linear(x=x, weight=projection.weight)
-    return quantized_linear(x=round_activations(x=x, rounding=projection.rounding), weight=projection.weight)
+    weight, given = projection.weight, _rounded(x, projection.rounding)
+    is_fused = x.shape[0] <= MAX_FUSED_ROWS or x.dtype == torch.float32
+    if is_fused and supports_quantized_linear(weight):
+        return quantized_linear(x=given, weight=weight)
+    values = given if isinstance(given, torch.Tensor) else given.widened()
+    return functional.linear(values, widen(weight, x.dtype))
+
+
+def _rounded(x: torch.Tensor, rounding: Rounding | None) -> torch.Tensor | RoundedActivations:
+    return x if rounding is None else round_activations(x=x, rounding=rounding)
 
 
 def project_token(
