@@ -2,10 +2,9 @@
 
     out = epilogue(norm(x) @ dequantize(weight).T)
 
-Weights stream through registers and are widened there. E4M3 numbers are converted one by one. int8 numbers
-become the lowest bits of fp32 numbers beside 2**23. 4-bit numbers go in pairs: a shift, a mask and the
-exponent of 128 make two bfloat16 of a word, each 128 more than its number; the surplus is taken away once a
-run of words, by the sum of its inputs.
+Weights stream through registers and are widened there. 8-bit numbers are converted one by one. 4-bit numbers
+go in pairs: a shift, a mask and the exponent of 128 make two bfloat16 of a word, each 128 more than its
+number; the surplus is taken away once a word, by the sum of the word's inputs.
 """
 
 # ruff: noqa: RUF005 - kernels can't unpack tuples
@@ -57,7 +56,7 @@ def _store(product, up, before, out, n, N: tl.constexpr, EPILOGUE: tl.constexpr)
 
 
 @triton.jit
-def _e4m3_matvec_kernel(
+def _bytes_matvec_kernel(
     x,
     x_scales,
     data,
@@ -151,68 +150,23 @@ def _e4m3_matvec_kernel(
 
 
 @triton.jit
-def _inputs_of_words(
-    x, norm_weight, at, exists, squares, PER_WORD: tl.constexpr, PAIRS: tl.constexpr, HAS_NORM: tl.constexpr
-):
-    """The inputs of a tile of words, in fp32 and times the norm's weight: those at even and at odd places of
-    each word, as two tuples; the sum of each word's; and `squares`, with theirs added."""
-    evens = ()
-    odds = ()
-    total = squares * 0.0
-    for j in tl.static_range(PER_WORD // 2):
-        if PAIRS:
-            pair = tl.load(x + at * (PER_WORD // 2) + j, mask=exists, other=0)
-            even = first_of(pair, True)
-            odd = second_of(pair)
-        else:
-            even = tl.load(x + at * PER_WORD + 2 * j, mask=exists, other=0.0).to(tl.float32)
-            odd = tl.load(x + at * PER_WORD + 2 * j + 1, mask=exists, other=0.0).to(tl.float32)
-        if HAS_NORM:
-            squares += even * even + odd * odd
-            if PAIRS:
-                norm = tl.load(norm_weight + at * (PER_WORD // 2) + j, mask=exists, other=0)
-                even *= first_of(norm, True)
-                odd *= second_of(norm)
-            else:
-                even *= tl.load(norm_weight + at * PER_WORD + 2 * j, mask=exists, other=0.0).to(tl.float32)
-                place = at * PER_WORD + 2 * j + 1
-                odd *= tl.load(norm_weight + place, mask=exists, other=0.0).to(tl.float32)
-        total += even + odd
-        evens = evens + (even,)
-        odds = odds + (odd,)
-    return evens, odds, total, squares
-
-
-@triton.jit
-def _word_products(words, evens, odds, NIBBLES: tl.constexpr):
-    """Sums of products over the last dimension, [BLOCK_N, runs], of words [BLOCK_N, runs, RUN]. 4-bit numbers
-    are 128 too large."""
+def _word_products(words, evens, odds, total, scale, zero):
+    """Products of a tile of words of eight 4-bit numbers: [BLOCK_N, words]."""
     found = words * 0.0
-    if NIBBLES:
-        for i in tl.static_range(4):
-            pair = ((words >> (4 * i)) & 0x000F000F) | 0x43004300
-            found += evens[i][None, :, :] * first_of(pair, True)
-            found += odds[i][None, :, :] * second_of(pair)
-    else:
-        # A byte below the exponent of 2**23 is a number beside it; with the sign turned over, 128 beside.
-        flipped = words ^ -2139062144  # 0x80808080
-        for i in tl.static_range(4):
-            number = (((flipped >> (8 * i)) & 0xFF) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
-            if i % 2 == 0:
-                found += evens[i // 2][None, :, :] * number
-            else:
-                found += odds[i // 2][None, :, :] * number
-    return tl.sum(found, axis=2)
+    for i in tl.static_range(4):
+        pair = ((words >> (4 * i)) & 0x000F000F) | 0x43004300
+        found += evens[i][None, :] * first_of(pair, True)
+        found += odds[i][None, :] * second_of(pair)
+    return scale * (found - (128.0 + zero) * total[None, :])
 
 
 @triton.jit
-def _words_matvec_kernel(
+def _nibbles_matvec_kernel(
     x,
     data,
     scales,
     zeros,
     norm_weight,
-    x_scales,
     residual,
     out,
     eps,
@@ -220,33 +174,26 @@ def _words_matvec_kernel(
     WORDS: tl.constexpr,
     GROUP_WORDS: tl.constexpr,
     GROUPS: tl.constexpr,
-    NIBBLES: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
     ZERO: tl.constexpr,
     PAIRS: tl.constexpr,
-    X_SCALED: tl.constexpr,
     HAS_NORM: tl.constexpr,
     EPILOGUE: tl.constexpr,
     DEPENDENT: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    RUNS: tl.constexpr,
-    RUN: tl.constexpr,
+    BLOCK_WORDS: tl.constexpr,
 ):
-    """Words of eight 4-bit numbers, or of four 8-bit ones. A tile is [BLOCK_N, RUNS, RUN]; a run of words is
-    in one group. `PAIRS`: `x` and the norm's weight are pairs of bfloat16 in int32."""
+    """`PAIRS`: `x` and the norm's weight are pairs of bfloat16 in int32."""
     if DEPENDENT:
         let_next_start()
-    BLOCK_WORDS: tl.constexpr = RUNS * RUN
     TILES: tl.constexpr = (WORDS + BLOCK_WORDS - 1) // BLOCK_WORDS
-    PER_WORD: tl.constexpr = 8 if NIBBLES else 4
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    run = tl.arange(0, RUNS) * RUN
-    k = run[:, None] + tl.arange(0, RUN)[None, :]
-    column_exists = (n < N)[:, None, None]
-    rows = n.to(tl.int64)
-    tile = data + rows[:, None, None] * WORDS + k[None, :, :]
-    row_groups = rows[:, None] * GROUPS
-    inside = column_exists & (k < WORDS)[None, :, :]
+    k = tl.arange(0, BLOCK_WORDS)
+    column_exists = (n < N)[:, None]
+    rows = n.to(tl.int64)[:, None]
+    tile = data + rows * WORDS + k[None, :]
+    row_groups = rows * GROUPS
+    inside = column_exists & (k < WORDS)[None, :]
     next_w = tl.load(tile, mask=inside, other=0)
     if EPILOGUE == SILU_MUL:
         next_u = tl.load(tile + N * WORDS, mask=inside, other=0)
@@ -255,86 +202,87 @@ def _words_matvec_kernel(
     before = tl.zeros((BLOCK_N,), tl.float32)
     if EPILOGUE == ADD:
         before = tl.load(residual + n, mask=n < N, other=0.0).to(tl.float32)
-    products = tl.zeros((BLOCK_N, RUNS), tl.float32)
-    products_up = tl.zeros((BLOCK_N, RUNS), tl.float32)
-    squares = tl.zeros((RUNS, RUN), tl.float32)
+    products = tl.zeros((BLOCK_N, BLOCK_WORDS), tl.float32)
+    products_up = tl.zeros((BLOCK_N, BLOCK_WORDS), tl.float32)
+    squares = tl.zeros((BLOCK_WORDS,), tl.float32)
     for i in tl.static_range(TILES):
         at = i * BLOCK_WORDS + k
+        exists = at < WORDS
+        inside = column_exists & exists[None, :]
         w = next_w
         if EPILOGUE == SILU_MUL:
             u = next_u
         if i + 1 < TILES:
-            later = column_exists & (at + BLOCK_WORDS < WORDS)[None, :, :]
+            later = column_exists & (at + BLOCK_WORDS < WORDS)[None, :]
             next_w = tl.load(tile + (i + 1) * BLOCK_WORDS, mask=later, other=0)
             if EPILOGUE == SILU_MUL:
                 next_u = tl.load(tile + (N * WORDS + (i + 1) * BLOCK_WORDS), mask=later, other=0)
-        evens, odds, total, squares = _inputs_of_words(
-            x, norm_weight, at, at < WORDS, squares, PER_WORD, PAIRS, HAS_NORM
-        )
-        total = tl.sum(total, axis=1)[None, :]
-        group = row_groups + ((i * BLOCK_WORDS + run) // GROUP_WORDS)[None, :]
-        exists = (n < N)[:, None] & (i * BLOCK_WORDS + run < WORDS)[None, :]
-        part = _word_products(w, evens, odds, NIBBLES)
-        if NIBBLES:
-            zero = ZERO
-            if HAS_ZEROS:
-                zero = tl.load(zeros + group, mask=exists, other=0).to(tl.float32)
-            part -= (128.0 + zero) * total
-        if GROUPS > 1:
-            part *= tl.load(scales + group, mask=exists, other=0.0).to(tl.float32)
-        products += part
+        evens = ()
+        odds = ()
+        total = tl.zeros((BLOCK_WORDS,), tl.float32)
+        for j in tl.static_range(4):
+            if PAIRS:
+                pair = tl.load(x + at * 4 + j, mask=exists, other=0)
+                even = first_of(pair, True)
+                odd = second_of(pair)
+            else:
+                even = tl.load(x + at * 8 + 2 * j, mask=exists, other=0.0).to(tl.float32)
+                odd = tl.load(x + at * 8 + 2 * j + 1, mask=exists, other=0.0).to(tl.float32)
+            if HAS_NORM:
+                squares += even * even + odd * odd
+                if PAIRS:
+                    norm = tl.load(norm_weight + at * 4 + j, mask=exists, other=0)
+                    even *= first_of(norm, True)
+                    odd *= second_of(norm)
+                else:
+                    even *= tl.load(norm_weight + at * 8 + 2 * j, mask=exists, other=0.0).to(tl.float32)
+                    odd *= tl.load(norm_weight + at * 8 + 2 * j + 1, mask=exists, other=0.0).to(tl.float32)
+            total += even + odd
+            evens = evens + (even,)
+            odds = odds + (odd,)
+        group = row_groups + (at // GROUP_WORDS)[None, :]
+        scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+        zero = ZERO
+        if HAS_ZEROS:
+            zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32)
+        products += _word_products(w, evens, odds, total, scale, zero)
         if EPILOGUE == SILU_MUL:
-            part = _word_products(u, evens, odds, NIBBLES)
-            group += N * GROUPS
-            if NIBBLES:
-                zero = ZERO
-                if HAS_ZEROS:
-                    zero = tl.load(zeros + group, mask=exists, other=0).to(tl.float32)
-                part -= (128.0 + zero) * total
-            if GROUPS > 1:
-                part *= tl.load(scales + group, mask=exists, other=0.0).to(tl.float32)
-            products_up += part
+            scale = tl.load(scales + (N * GROUPS + group), mask=inside, other=0.0).to(tl.float32)
+            if HAS_ZEROS:
+                zero = tl.load(zeros + (N * GROUPS + group), mask=inside, other=0).to(tl.float32)
+            products_up += _word_products(u, evens, odds, total, scale, zero)
     product = tl.sum(products, axis=1)
     up = product
     if EPILOGUE == SILU_MUL:
         up = tl.sum(products_up, axis=1)
-    if GROUPS == 1:
-        product *= tl.load(scales + n, mask=n < N, other=0.0).to(tl.float32)
-        if EPILOGUE == SILU_MUL:
-            up *= tl.load(scales + N + n, mask=n < N, other=0.0).to(tl.float32)
-    if X_SCALED:
-        factor = tl.load(x_scales)
-        product *= factor
-        up *= factor
     if HAS_NORM:
-        factor = tl.rsqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / (WORDS * PER_WORD) + eps)
+        factor = tl.rsqrt(tl.sum(squares, axis=0) / (WORDS * 8) + eps)
         product *= factor
         up *= factor
     _store(product, up, before, out, n, N, EPILOGUE)
 
 
 def supports_quantized_single_token(weight: QuantizedWeight) -> bool:
-    """Whether `quantized_single_token_linear` serves a weight.
-
-    Not with zero points of 8-bit numbers, nor with groups of int8, nor with E4M3 groups whose scales differ
-    from row to row.
-    """
+    """Whether `quantized_single_token_linear` serves a weight: not with zero points of 8-bit numbers, nor
+    with scales of 8-bit groups that differ from row to row."""
     if weight.kind == "int4":
         return weight.size % 8 == 0
-    if weight.kind == "int8":
-        return weight.zeros is None and weight.group_size is None and weight.inner % 4 == 0
-    return weight.kind == "fp8" and (weight.group_size is None or weight.shared_rows % 4 == 0)
+    return (
+        weight.kind in ("int8", "fp8")
+        and weight.zeros is None
+        and (weight.group_size is None or weight.shared_rows % 4 == 0)
+    )
 
 
 def choose_quantized_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> QuantizedTiles:
     """Tiles for a product with a weight, of half its rows with `silu_mul`; as measured on an H200."""
     if weight.kind == "int4":
+        if weight.inner > 4096:
+            return QuantizedTiles(n=4, k=2048, num_warps=2)
         return QuantizedTiles(n=4 if silu_mul else 8, k=4096, num_warps=4)
-    if weight.kind == "int8":
-        return QuantizedTiles(n=2 if silu_mul else 4, k=4096, num_warps=8)
-    if weight.inner > 4096:
+    if weight.inner > 4096 and weight.kind == "fp8":
         return QuantizedTiles(n=4, k=1024, num_warps=2)
-    return QuantizedTiles(n=4, k=4096, num_warps=8)
+    return QuantizedTiles(n=2 if weight.inner > 4096 else 4, k=4096, num_warps=8)
 
 
 def quantized_single_token_linear(
@@ -368,8 +316,7 @@ def quantized_single_token_linear(
     rows, inner = values.shape
     if rows != 1:
         raise ValueError(f"x: expected one row, got {rows}")
-    grouped = rounded is not None and rounded.group_size is not None
-    if not supports_quantized_single_token(weight) or (weight.kind != "fp8" and grouped):
+    if not supports_quantized_single_token(weight) or (weight.kind == "int4" and rounded is not None):
         raise ValueError(f"weight: {weight.kind} in groups of {weight.size} is left to quantized_linear")
     columns = weight.rows // 2 if silu_mul else weight.rows
     if residual is not None:
@@ -381,41 +328,35 @@ def quantized_single_token_linear(
     dependent = supports_dependent_launch(values.device)
     epilogue = SILU_MUL if silu_mul else ADD if residual is not None else PLAIN
     grid = (triton.cdiv(columns, tiles.n),)
-    if weight.kind != "fp8":
-        per_word = 8 if weight.kind == "int4" else 4
-        pairs, words = values.dtype == torch.bfloat16, inner // per_word
-        group_words = weight.size // per_word
-        run = 4 if group_words % 4 == 0 else 2 if group_words % 2 == 0 else 1
-        _words_matvec_kernel[grid](
+    if weight.kind == "int4":
+        pairs = values.dtype == torch.bfloat16
+        words = inner // 8
+        _nibbles_matvec_kernel[grid](
             x=as_words(values, pairs),
-            data=weight.data.view(torch.int32),
+            data=weight.data,
             scales=weight.scales,
             zeros=weight.zeros,
             norm_weight=as_words(norm_weight, pairs),
-            x_scales=None if rounded is None else rounded.scales,
             residual=residual,
             out=out,
             eps=eps,
             N=columns,
             WORDS=words,
-            GROUP_WORDS=group_words,
+            GROUP_WORDS=weight.size // 8,
             GROUPS=weight.scales.shape[1],
-            NIBBLES=weight.kind == "int4",
             HAS_ZEROS=weight.zeros is not None,
             ZERO=float(INT4_ZERO),
             PAIRS=pairs,
-            X_SCALED=rounded is not None,
             HAS_NORM=norm_weight is not None,
             EPILOGUE=epilogue,
             DEPENDENT=dependent,
             BLOCK_N=tiles.n,
-            RUNS=max(1, min(tiles.k // per_word, triton.next_power_of_2(words)) // run),
-            RUN=run,
+            BLOCK_WORDS=min(tiles.k // 8, triton.next_power_of_2(words)),
             num_warps=tiles.num_warps,
             **launch_options(dependent),
         )
         return out
-    _e4m3_matvec_kernel[grid](
+    _bytes_matvec_kernel[grid](
         x=values,
         x_scales=None if rounded is None else rounded.scales,
         data=weight.data,
