@@ -2,8 +2,9 @@
 
 A step over some rows must at least
 
-- read every weight of the layers and of the output projection once: `weight_bytes` (the embedding's rows are
-  looked up, and count only where the table is the output projection too);
+- read every weight of the layers and of the output projection once: `step_weight_bytes` (the embedding's rows
+  are looked up, and count only where the table is the output projection too). Of E experts with k per token,
+  a step over n tokens is taken to read E (1 - (1 - k/E)^n): as many as differ if tokens choose at random;
 - read each row's keys and values up to and with its own position: context * `kv_bytes_per_token` (at most
   the sliding window), and write those of its new tokens;
 - do 2 floating-point operations per weight and token, and 4 * layers * query heads * head size for each pair
@@ -51,7 +52,8 @@ MEASURED: Mapping[str, Rates] = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of config.json decides bytes and operations, for dense decoders with a gated MLP."""
+    """What of config.json decides bytes and operations, for decoders with a gated MLP, or with gated experts
+    and a router in every layer."""
 
     hidden_size: int
     intermediate_size: int
@@ -62,16 +64,25 @@ class Shape:
     vocab_size: int
     sliding_window: int | None
     dtype_bytes: int
+    num_experts: int = 0
+    """Experts of a layer, each of `intermediate_size`; 0 for a dense MLP."""
+    experts_per_token: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any], dtype_bytes: int) -> Shape:
-        """From config.json's content. Raises ValueError for models of another build (experts)."""
-        if config.get("num_experts") or config.get("num_local_experts"):
-            raise ValueError("the roofline knows dense models only, and config.json names experts")
+        """From config.json's content. Raises ValueError for models of another build (layers without experts
+        beside layers with them, shared experts, inner states)."""
+        if "mamba_d_state" in config:
+            raise ValueError("the roofline knows no layers with an inner state")
+        experts = config.get("num_experts") or config.get("num_local_experts") or 0
+        dense = config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers")
+        if experts and (dense or config.get("shared_expert_intermediate_size")):
+            raise ValueError("the roofline knows no shared experts, and no dense layers beside experts")
         q_heads = config["num_attention_heads"]
         return cls(
             hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
+            intermediate_size=(experts and config.get("moe_intermediate_size"))
+            or config["intermediate_size"],
             num_layers=config["num_hidden_layers"],
             num_q_heads=q_heads,
             num_kv_heads=config.get("num_key_value_heads") or q_heads,
@@ -79,24 +90,39 @@ class Shape:
             vocab_size=config["vocab_size"],
             sliding_window=config.get("sliding_window"),
             dtype_bytes=dtype_bytes,
+            num_experts=experts,
+            experts_per_token=config["num_experts_per_tok"] if experts else 0,
         )
 
     @property
     def layer_weights(self) -> int:
-        """Weights of all layers' projections (norms are left out: they are few)."""
-        q, kv = self.num_q_heads * self.head_size, self.num_kv_heads * self.head_size
-        attention = self.hidden_size * (q + 2 * kv) + q * self.hidden_size
-        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+        """Weights of all layers' projections that a token meets (norms are left out: they are few)."""
+        return self.num_layers * (self._shared_weights + (self.experts_per_token or 1) * self._mlp_weights)
 
     @property
     def head_weights(self) -> int:
         """Weights of the output projection."""
         return self.hidden_size * self.vocab_size
 
+    def step_weight_bytes(self, tokens: int) -> int:
+        """Bytes of weights that a sampling step over so many tokens reads."""
+        mlps = 1.0
+        if self.num_experts:
+            missed = (1 - self.experts_per_token / self.num_experts) ** tokens
+            mlps = self.num_experts * (1 - missed)
+        layers = self.num_layers * (self._shared_weights + round(mlps * self._mlp_weights))
+        return (layers + self.head_weights) * self.dtype_bytes
+
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights that a sampling step reads."""
-        return (self.layer_weights + self.head_weights) * self.dtype_bytes
+    def _shared_weights(self) -> int:
+        """Weights of a layer beside its MLPs: attention and router."""
+        q, kv = self.num_q_heads * self.head_size, self.num_kv_heads * self.head_size
+        return self.hidden_size * (q + 2 * kv) + q * self.hidden_size + self.hidden_size * self.num_experts
+
+    @property
+    def _mlp_weights(self) -> int:
+        """Weights of one gated MLP."""
+        return 3 * self.hidden_size * self.intermediate_size
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -154,7 +180,7 @@ def workload_roofline(
     prompt_tokens = sum(prompt for prompt, _ in lengths)
     steps = -(-prompt_tokens // max_num_batched_tokens)
     kv = shape.kv_bytes_per_token
-    prefill_bytes = steps * shape.weight_bytes + prompt_tokens * kv
+    prefill_bytes = steps * shape.step_weight_bytes(-(-prompt_tokens // steps)) + prompt_tokens * kv
     prefill_flops = (
         2 * shape.layer_weights * prompt_tokens
         + 2 * shape.head_weights * len(lengths)
@@ -166,7 +192,7 @@ def workload_roofline(
     decode_seconds, decode_steps, decode_bytes, decode_flops = 0.0, 0, 0, 0
     per_row_flops = 2 * (shape.layer_weights + shape.head_weights)
     for rows, seen in _decode_steps(shape, lengths, max_num_seqs):
-        step_bytes = shape.weight_bytes + (seen + rows) * kv
+        step_bytes = shape.step_weight_bytes(rows) + (seen + rows) * kv
         step_flops = rows * per_row_flops + seen * shape.pair_flops
         decode_seconds += max(step_bytes / bandwidth, step_flops / flops)
         decode_steps += 1

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dodona.oracle.printable import short
 from dodona.runners.engine.prompts import PromptLike
 from dodona.runners.errors import InvalidRequestError
+from dodona.runners.third_party import first_line, is_third_party
+
+MAX_PROMPT_CHARACTERS = 16 << 20
+"""Longest prompt that a chat template may make."""
 
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "text"}``, and whatever else the template reads."""
@@ -51,8 +56,22 @@ def chat_prompts(
                 **(chat_template_kwargs or {}),
             )
         except Exception as error:  # a template is a program, and may raise anything
-            raise InvalidRequestError(f"the chat template refuses {conversation!r:.80}: {error}") from error
-        # The template has put the special tokens in.
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            raise InvalidRequestError(
+                f"the chat template refuses {short(conversation)}: {first_line(error)}"
+            ) from error
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            raise InvalidRequestError(
+                f"the chat template makes a prompt of {len(text)} characters, more than "
+                f"{MAX_PROMPT_CHARACTERS}"
+            )
+        try:
+            # The template has put the special tokens in.
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        except BaseException as error:
+            if not is_third_party(error):
+                raise
+            raise InvalidRequestError(
+                f"the tokenizer can't take the conversation {short(conversation)}: {first_line(error)}"
+            ) from error
         prompts.append({"prompt": text, "prompt_token_ids": ids})
     return prompts

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.printable import short
 from dodona.runners.control import EngineControl
-from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.admission import Admission, check_request_id, new_request_id
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.events import Sink
@@ -26,6 +26,8 @@ from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
 from dodona.runners.interface import Runner
 from dodona.runners.limits import KVSize
+from dodona.runners.lora.registry import AdapterRegistry
+from dodona.runners.lora.request import LoRARequest
 from dodona.runners.sampling.generation_defaults import GenerationDefaults
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.startup import start
@@ -103,7 +105,10 @@ class EngineClient:
             tokenizer=self.tokenizer,
             request_features=request_features,
         )
-        self._id_numbers = itertools.count()
+        self._adapters: AdapterRegistry | None = None
+        if config.lora_config is not None:
+            targets = self._engine.call(lambda runner, scheduler: runner.get_lora_targets())
+            self._adapters = AdapterRegistry(config.lora_config, targets)
 
     def submit(
         self,
@@ -113,6 +118,7 @@ class EngineClient:
         *,
         request_ids: Sequence[str] | None = None,
         streaming: bool = False,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> Submission:
         """Hand prompts over to the engine, as many at a time as fill a step.
 
@@ -121,22 +127,29 @@ class EngineClient:
             news may come before this returns.
         request_ids: one per prompt, all different, such as `request_ids` gives; None makes them up.
         streaming: news after each token, rather than once per sequence.
+        lora_request: the adapter of all prompts, or one per prompt (None: without).
 
         Raises InvalidRequestError for `sampling_params` that don't fit the prompts, and for a request id that
         is in use; EngineDeadError. After an error none of the prompts goes on.
         """
         params_list = self._params_list(sampling_params, len(prompts))
         ids = [None] * len(prompts) if request_ids is None else request_ids
+        lora_requests = _per_prompt(lora_request, len(prompts))
         admitted: dict[int, OutputAssembler] = {}
         refused: dict[int, str] = {}
         submitted: list[str] = []
         batch: list[Request] = []
         num_tokens = 0
         try:
-            for index, (prompt, params, given_id) in enumerate(zip(prompts, params_list, ids, strict=True)):
+            for index, (prompt, params, given_id, lora) in enumerate(
+                zip(prompts, params_list, ids, lora_requests, strict=True)
+            ):
                 try:
                     parsed = parse_prompt(prompt)
-                    requests = self.admission.admit(parsed, params, given_id, sink=sink, streaming=streaming)
+                    adapter = None if lora is None else self.adapters().get(lora)
+                    requests = self.admission.admit(
+                        parsed, params, given_id, adapter=adapter, sink=sink, streaming=streaming
+                    )
                 except InvalidRequestError as error:
                     refused[index] = str(error)
                     continue
@@ -153,6 +166,12 @@ class EngineClient:
             self._engine.abort(*submitted)  # not all: an id may be refused because it is somebody else's
             raise
         return Submission(admitted, refused)
+
+    def adapters(self) -> AdapterRegistry:
+        """The adapters that requests can use. Raises InvalidRequestError without `enable_lora`."""
+        if self._adapters is None:
+            raise InvalidRequestError("lora_request: adapters are off; make the LLM with enable_lora=True")
+        return self._adapters
 
     def abort(self, *request_ids: str) -> None:
         """End requests with the tokens that they have; their finish reason is "abort". Ignores ids that are
@@ -178,14 +197,14 @@ class EngineClient:
         Raises InvalidRequestError unless each prompt has its own.
         """
         if given is None:
-            number = next(self._id_numbers)
-            return [f"stream-{number}-{index}" for index in range(count)]
-        ids = [given] if isinstance(given, str) else list(given)
-        if len(ids) != count or len(set(ids)) != count or not all(isinstance(each, str) for each in ids):
-            raise InvalidRequestError(
-                f"request_id must be text, different for each of {count} prompts; got {given!r:.80}"
-            )
-        return ids
+            return [new_request_id() for _ in range(count)]
+        ids = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+        if len(ids) != count:
+            raise InvalidRequestError(f"{len(ids)} request ids for {count} prompts; give one for each")
+        checked = [check_request_id(each) for each in ids]
+        if len(set(checked)) != count:
+            raise InvalidRequestError(f"request ids must differ from one another, got {short(given)}")
+        return checked
 
     def _params_list(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -206,6 +225,21 @@ class EngineClient:
                 f"{len(listed)} sampling_params for {count} prompts; give one, or one for each"
             )
         return listed
+
+
+def _per_prompt(
+    given: LoRARequest | Sequence[LoRARequest | None] | None, count: int
+) -> Sequence[LoRARequest | None]:
+    """One adapter or None for each prompt. Raises InvalidRequestError for a list of another length."""
+    if given is None or isinstance(given, LoRARequest):
+        return [given] * count
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+        raise InvalidRequestError(f"lora_request: expected a LoRARequest, got {given!r:.80}")
+    if len(given) != count:
+        raise InvalidRequestError(
+            f"{len(given)} lora_requests for {count} prompts; give one, or one for each"
+        )
+    return given
 
 
 def _eos_token_ids(model: ModelInfo, tokenizer: Any) -> tuple[int, ...]:

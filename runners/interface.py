@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.current_config import CurrentConfig
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.limits import Limits
+    from dodona.runners.lora.adapter import Adapter
+    from dodona.runners.lora.target import LoRATarget
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -44,7 +46,18 @@ class LayerKVSpec:
     head_size_k: int
     head_size_v: int
     sliding_window: int | None = None
-    """Number of most recent tokens that a query sees (itself included), or None for all."""
+    """Most recent tokens that a query sees (itself included), or None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers whose queries see equally far back, so that they can forget the same tokens."""
+
+    window: int | None
+    """Most recent tokens that a query sees (itself included), or None for all."""
+    layers: tuple[int, ...]
+    """Indices into `KVCacheSpec.layers`."""
+    bytes_per_block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +68,51 @@ class KVCacheSpec:
     block_size: int
     dtype_bytes: int
     state_bytes_per_row: int = 0
-    """Bytes of a row's recurrent and convolutional states. Such a model can go on only from a row's last
-    token: not from a cached prefix."""
+    """Bytes that a row takes beside its blocks, whatever its length: recurrent and convolutional states."""
+    shares_prefixes: bool = True
+    """Whether requests with equal beginnings can share blocks. Where a model can go on only from a row's last
+    token, prefix caching is off."""
+    windows_apart: bool = False
+    """Whether layers that see less far back than others have blocks of their own: window blocks, which are
+    attached to the blocks that such a layer's queries still see (`SchedulerOutput.window_blocks`)."""
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """The layers that see farthest, which KV blocks are for; then those with window blocks, if any."""
+        windows = [layer.sliding_window for layer in self.layers]
+        kinds = sorted(set(windows), key=lambda window: (window is not None, -(window or 0)))
+        if not self.windows_apart:
+            members = {kind: tuple(range(len(windows))) for kind in kinds[:1]}
+        else:
+            members = {kind: tuple(i for i, w in enumerate(windows) if w == kind) for kind in kinds}
+        return tuple(CacheGroup(kind, of, self._bytes_per_block(of)) for kind, of in members.items())
+
+    @property
+    def window_groups(self) -> tuple[CacheGroup, ...]:
+        """The groups with window blocks."""
+        return self.groups[1:]
 
     @property
     def bytes_per_block(self) -> int:
-        """Bytes of one block over all layers."""
-        elements = sum(s.num_kv_heads * (s.head_size_k + s.head_size_v) for s in self.layers)
+        """Bytes of one block over the layers of the first group: all, unless some have window blocks."""
+        return self.groups[0].bytes_per_block if self.layers else 0
+
+    def most_window_blocks(self, limits: Limits) -> tuple[int, ...]:
+        """For each of `window_groups`, the most window blocks that a full batch uses: each request has its
+        window, one step's tokens, and one block that was not dropped yet."""
+        step = min(limits.max_num_batched_tokens, limits.max_model_len)
+        return tuple(
+            limits.max_num_seqs * (-(-((group.window or 0) - 1 + step) // self.block_size) + 2)
+            for group in self.window_groups
+        )
+
+    def num_window_blocks(self, num_blocks: int, limits: Limits) -> tuple[int, ...]:
+        """Window blocks of each of `window_groups` beside `num_blocks` blocks: as many as can be used."""
+        return tuple(min(num_blocks, most) for most in self.most_window_blocks(limits))
+
+    def _bytes_per_block(self, layers: Sequence[int]) -> int:
+        specs = [self.layers[i] for i in layers]
+        elements = sum(s.num_kv_heads * (s.head_size_k + s.head_size_v) for s in specs)
         return elements * self.block_size * self.dtype_bytes
 
 
@@ -78,12 +129,16 @@ class NewRequest:
     num_computed_tokens: int
     """Leading tokens whose KV is in `block_ids` already, found in the prefix cache."""
     block_ids: Sequence[int]
+    """Of a model whose layers all slide, blocks that no query sees any more are any ids."""
     sampling_params: SamplingParams
     seed: int
     """Random seed in [0, 2**63)."""
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the request: EOS unless ignored, and those it gave. Masked before `min_tokens`."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    adapter: Adapter | None = None
+    """What changes the model's linear layers for this request. The requests that have a row have at most
+    `lora_config.max_loras` different ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +199,9 @@ class SchedulerOutput:
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
     the `StepOutput` before; with a grammar, one that it allows."""
+    window_blocks: Sequence[tuple[int, int, int]] = ()
+    """(index into `KVCacheSpec.window_groups`, block id, window block id): the window block is attached to
+    the block from here on, in place of one before. Applied in order, before everything else."""
     kv_connector_metadata: KVConnectorMetadata | None = None
     """For the worker's side of the KV connector; None where it has nothing to do."""
 
@@ -214,18 +272,15 @@ class Runner(ABC):
     thread calls a runner. A call before its time raises RuntimeError that names the call it needs.
     """
 
-    name: ClassVar[str]
+    name: str
     """The runner's name in the rule book, such as "v1"."""
-    max_steps_in_flight: int
-    """Steps that the engine may submit before it must read the oldest one's result; known once the model is
-    loaded."""
-    request_features: ClassVar[frozenset[str]] = frozenset()
+    request_features: frozenset[str] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
     num_speculative_tokens: int = 0
     """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
 
-    warm_up_params: ClassVar[Mapping[str, Any]] = {}
+    warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
 
@@ -239,6 +294,12 @@ class Runner(ABC):
     def config(self) -> EngineConfig:
         """The configuration, with all updates so far."""
         return self.current_config.value
+
+    @property
+    @abstractmethod
+    def max_steps_in_flight(self) -> int:
+        """Steps that the engine may submit before it must read the oldest one's result; known once the model
+        is loaded."""
 
     @abstractmethod
     def load_model(self) -> None:
@@ -278,9 +339,20 @@ class Runner(ABC):
         `grammar_output` is given where the request of one of these rows has `structured_outputs`.
         """
 
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled.
+
+        Raises RuntimeError where the runner has no other ranks.
+        """
+        raise RuntimeError(f"runner {self.name} works on one rank, and samples itself")
+
     @abstractmethod
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that adapters can change, by name. Needs the loaded model, and `lora_config`."""
+        raise UnsupportedConfiguration.lacking(self.name, "lora")
 
     # --- While the engine runs, between two steps, with none under way
 

@@ -8,7 +8,8 @@ loaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,6 +129,7 @@ def size_kv_cache(
     determine_available_memory: Callable[[], int],
     block_size: int | None = None,
     state_bytes_per_row: int = 0,
+    window_groups: Sequence[tuple[int, int]] = (),
 ) -> KVSize:
     """KV blocks: `num_gpu_blocks_override`, else as many as fit into `kv_cache_memory_bytes`, else into the
     bytes that `determine_available_memory` returns, which is called only then. Inner states of
@@ -138,6 +140,8 @@ def size_kv_cache(
     it is lowered, with a warning; else EngineSetupError.
 
     block_size: tokens of a block; None is `limits.block_size`.
+    window_groups: for each group of layers with window blocks, the most that can be used, and the bytes of
+    one. There are as many as KV blocks, or as many as can be used, if that is less.
     """
     block_size = block_size or limits.block_size
     if config.cache_config.num_gpu_blocks_override is not None:
@@ -163,7 +167,7 @@ def size_kv_cache(
             sizes = (
                 f"{(available - states) / 2**20:.3f} MiB for KV blocks of {bytes_per_block / 2**20:.3f} MiB"
             )
-            num_blocks = (available - states) // bytes_per_block
+            num_blocks = _most_blocks(available - states, bytes_per_block, window_groups)
         else:
             # Admission leaves a block for each running request to grow into.
             num_blocks = 2 * limits.max_num_seqs * -(-limits.max_model_len // block_size)
@@ -181,3 +185,14 @@ def size_kv_cache(
         "max_model_len is lowered from %d to %d: %s hold no more", limits.max_model_len, room, source
     )
     return KVSize(num_blocks, room)
+
+
+def _most_blocks(available: int, bytes_per_block: int, window_groups: Sequence[tuple[int, int]]) -> int:
+    """The most KV blocks that fit into `available` bytes together with their window blocks."""
+
+    def fits(count: int) -> bool:
+        windows = sum(min(count, most) * size for most, size in window_groups)
+        return count * bytes_per_block + windows <= available
+
+    # The first number that doesn't fit, less one: what it takes grows with the number.
+    return bisect_left(range(available // bytes_per_block + 1), True, key=lambda n: not fits(n + 1))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
-from dodona.runners.kv_transfer.factory import make_scheduler_connector
+from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
 
@@ -28,16 +29,21 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
     config = verdict.config
     limits = resolve_limits(config, model)
     runner = build_runner(verdict, model, limits)
+    kv_transfer = plan_kv_transfer(config, runner.name)
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
-        connector = make_scheduler_connector(config, spec)
+        connector = kv_transfer.scheduler_connector(spec, limits.dtype)
         size = size_kv_cache(
             config,
             limits,
             block_size=spec.block_size,
             bytes_per_block=spec.bytes_per_block,
             state_bytes_per_row=spec.state_bytes_per_row,
+            window_groups=[
+                (most, group.bytes_per_block)
+                for most, group in zip(spec.most_window_blocks(limits), spec.window_groups, strict=True)
+            ],
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -47,10 +53,10 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         runner.shutdown()
         raise
     enable_prefix_caching = config.cache_config.enable_prefix_caching
-    if enable_prefix_caching and spec.state_bytes_per_row:
+    if enable_prefix_caching and not spec.shares_prefixes:
         enable_prefix_caching = False
         logger.warning(
-            "prefix caching is off: layers of %s keep an inner state, which is not kept per block",
+            "prefix caching is off: what %s keeps of a request is not kept per block",
             "/".join(model.architectures),
         )
     scheduler = Scheduler(
@@ -61,6 +67,15 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
+        # A connector may still have to read the blocks of a running request.
+        window=spec.groups[0].window if spec.layers and not has_active_connector(config) else None,
+        window_groups=[
+            (group.window or 0, count)
+            for group, count in zip(
+                spec.window_groups, spec.num_window_blocks(size.num_blocks, limits), strict=True
+            )
+        ],
         kv_connector=connector,
     )
     return runner, scheduler, size

@@ -21,12 +21,17 @@ def naming(what: str, mend: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (DodonaError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_third_party(error):
             raise
         raise ConfigError(f"{what}: {first_line(error)}{f'; {mend}' if mend else ''}") from error
+
+
+def is_third_party(error: BaseException) -> bool:
+    """Whether a library says so about its input, with an exception or a panic of Rust code."""
+    if isinstance(error, (DodonaError, MemoryError)):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def first_line(error: BaseException) -> str:

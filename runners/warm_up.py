@@ -20,6 +20,7 @@ def warm_up(runner: Runner) -> None:
     """
     limits = runner.limits
     block_size = limits.block_size
+    groups = range(len(runner.get_kv_cache_spec().window_groups))
     # Within one block: then it is also within a length that was lowered to what the blocks hold.
     length = max(1, min(_LONGEST, block_size, limits.max_num_batched_tokens, limits.max_model_len) - 1)
     first = max(1, length // 2)
@@ -50,6 +51,7 @@ def warm_up(runner: Runner) -> None:
             bad_words_token_ids=((_TOKEN, _TOKEN),),
         )
         new_requests = [request]
+        window_blocks = [(group, block_id, block_id) for group in groups for block_id in request.block_ids]
         for start, end in ((0, first), (first, length), (length, length + 1)):
             if start == end:
                 continue
@@ -63,6 +65,7 @@ def warm_up(runner: Runner) -> None:
                 num_computed_tokens=(start,),
                 samples=(end >= length,),
                 num_decodes=int(start == length),
+                window_blocks=window_blocks,
             )
             _run(runner, output)
             freed_rows, new_requests = [], []

@@ -21,6 +21,10 @@ class KnownModel:
 
     text_model_type: str | None
     """Model type of a wrapper's language model."""
+    causal: bool
+    """Whether transformers' automatic class for causal language models makes a model of this type."""
+    positions_after_padding: bool
+    """Whether positions are numbered from `pad_token_id` + 1 on, within `max_position_embeddings`."""
     rotary: bool
     stateful: bool
     rope: Mapping[str, Any]
@@ -39,6 +43,8 @@ def known_model(model_type: str) -> KnownModel | None:
         return None
     return KnownModel(
         text_model_type=found.get("text"),
+        causal=found.get("causal", False),
+        positions_after_padding=found.get("positions_after_padding", False),
         rotary=found.get("rotary", False),
         stateful=found.get("stateful", False),
         rope=found.get("rope", {}),

@@ -100,7 +100,15 @@ MATH_MODIFIERS = tuple(sorted(_NEUTRAL))
 
 _DEFAULT_KIND = "full_attention"
 
-_GENERATE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel", "ForSpeechSeq2Seq")
+_GENERATE = (
+    "ForCausalLM",
+    "ForConditionalGeneration",
+    "LMHeadModel",
+    "ModelWithLMHead",
+    "GenerationDecoder",
+    "ChatModel",
+    "ForSpeechSeq2Seq",
+)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -155,6 +163,8 @@ class ModelInfo:
     has_inner_state: bool
     """Whether some layer carries a recurrent or convolutional state from token to token."""
     is_attention_free: bool
+    is_causal_lm: bool
+    """Whether transformers has a causal language model of the file's model type."""
     is_encoder_decoder: bool
     is_multimodal: bool
     use_mla: bool
@@ -337,7 +347,7 @@ def _read(
         num_key_value_heads=get.size("num_key_value_heads") or heads,
         head_size=head_size,
         vocab_size=get.size("vocab_size"),
-        max_position_embeddings=get.size("max_position_embeddings"),
+        max_position_embeddings=_positions(get, offset=known.positions_after_padding if known else False),
         hidden_act=get.word("hidden_act") or get.word("hidden_activation") or get.word("activation_function"),
         attention_bias=any(get.flag(key) for key in ("attention_bias", "qkv_bias", "use_qkv_bias")),
         mlp_bias=get.flag("mlp_bias"),
@@ -354,6 +364,7 @@ def _read(
         num_experts=_num_experts(get),
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
+        is_causal_lm=_is_causal_lm(raw),
         is_encoder_decoder=get.flag("is_encoder_decoder") or raw.get("is_encoder_decoder") is True,
         is_multimodal=any(isinstance(raw.get(key), (dict, str)) for key in _OTHER_MODALITIES),
         use_mla=use_mla,
@@ -362,6 +373,12 @@ def _read(
         math_modifiers=tuple(key for key in MATH_MODIFIERS if not _neutral(text, key)),
         eos_token_ids=_token_ids(get, "eos_token_id"),
     )
+
+
+def _is_causal_lm(raw: Mapping[str, Any]) -> bool:
+    # transformers goes by the file's own type, not by that of a language model inside.
+    known = known_model(str(raw.get("model_type", "")))
+    return known is not None and known.causal
 
 
 def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -394,6 +411,14 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         # One count under any of its names leaves nothing to the family's default.
         defaults = {field: value for field, value in defaults.items() if field not in _EXPERT_COUNTS}
     return {**defaults, **rope_defaults(known.rope, merged), **merged}
+
+
+def _positions(get: _Fields, *, offset: bool) -> int | None:
+    """Most positions of a sequence. RoBERTa and its kin number them from `pad_token_id` + 1 on."""
+    positions, padding = get.size("max_position_embeddings"), get.text.get("pad_token_id")
+    if positions is None or not offset or not isinstance(padding, int):
+        return positions
+    return max(1, positions - padding - 1)
 
 
 def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla: bool) -> int | None:

@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,39 @@ from dodona.runners.interface import NewRequest
 _ALIGNMENT = 32  # elements; keeps every region's start at a multiple of 128 bytes
 
 
+MOST_ELEMENTS = 2**31
+"""Elements of the state that int32 can index."""
+
+
+def fits(*, max_num_seqs: int, max_model_len: int, block_size: int) -> bool:
+    """Whether a `RequestState` of such sizes can be indexed."""
+    return _starts(_sizes(max_num_seqs, max_model_len, block_size))[1] < MOST_ELEMENTS
+
+
+def _sizes(max_num_seqs: int, max_model_len: int, block_size: int) -> dict[str, int]:
+    """Elements of each region."""
+    return {
+        "token_ids": max_num_seqs * max_model_len,
+        "block_table": max_num_seqs * -(-max_model_len // block_size),
+        "num_computed": max_num_seqs,
+        "rows": max_num_seqs,
+        "query_start": max_num_seqs + 1,
+        "sample_index": max_num_seqs,
+        "sample_rows": max_num_seqs,
+        "sample_positions": max_num_seqs,
+        "sample_tokens": max_num_seqs,
+    }
+
+
+def _starts(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Where each region starts in the arena, and the arena's size."""
+    starts, total = {}, 0
+    for name, size in sizes.items():
+        starts[name] = total
+        total += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return starts, total
+
+
 class RequestState:
     """State rows and batch arrays. Tensors are views of one int32 arena on the device."""
 
@@ -26,22 +59,9 @@ class RequestState:
         self, *, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
     ) -> None:
         max_blocks = -(-max_model_len // block_size)
-        sizes = {
-            "token_ids": max_num_seqs * max_model_len,
-            "block_table": max_num_seqs * max_blocks,
-            "num_computed": max_num_seqs,
-            "rows": max_num_seqs,
-            "query_start": max_num_seqs + 1,
-            "sample_index": max_num_seqs,
-            "sample_rows": max_num_seqs,
-            "sample_positions": max_num_seqs,
-            "sample_tokens": max_num_seqs,
-        }
-        starts, total = {}, 0
-        for name, size in sizes.items():
-            starts[name] = total
-            total += -(-size // _ALIGNMENT) * _ALIGNMENT
-        if total >= 2**31:
+        sizes = _sizes(max_num_seqs, max_model_len, block_size)
+        starts, total = _starts(sizes)
+        if total >= MOST_ELEMENTS:
             raise ValueError(
                 f"max_num_seqs {max_num_seqs} × max_model_len {max_model_len} needs {total} state elements, "
                 "expected fewer than 2**31; lower one of the two"

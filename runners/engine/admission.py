@@ -4,9 +4,11 @@ thread."""
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dodona.oracle.printable import short
 from dodona.runners.engine.events import Sink, discard
 from dodona.runners.engine.grammar import Grammar, GrammarCompiler
 from dodona.runners.engine.prompts import Prompt
@@ -17,8 +19,44 @@ from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
 from dodona.runners.text.stop_strings import StopStringText
+from dodona.runners.third_party import first_line, is_third_party
+
+LONGEST_TOKEN = 512
+"""Characters of a token where a tokenizer doesn't list its vocabulary."""
+
+LONGEST_TOKEN_SLACK = 4
+"""A tokenizer may shorten text before it makes tokens, for instance by composing characters: a text may have
+this many times the characters of the most tokens at their longest."""
+
+MAX_ID_LENGTH = 256
+"""Longest request id that a caller may give."""
+
+if TYPE_CHECKING:
+    from dodona.runners.lora.adapter import Adapter
 
 _MASK_63 = (1 << 63) - 1
+
+
+AUTOMATIC_ID_PREFIX = "auto-"
+
+
+def new_request_id() -> str:
+    """An id that nobody can guess, and that no caller may give."""
+    return f"{AUTOMATIC_ID_PREFIX}{uuid.uuid4().hex}"
+
+
+def check_request_id(request_id: object) -> str:
+    """A request id that a caller gives. Raises InvalidRequestError where it is none, or reserved."""
+    if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_ID_LENGTH:
+        raise InvalidRequestError(
+            f"request_id must be text of 1 to {MAX_ID_LENGTH} characters, got {short(request_id)}"
+        )
+    for prefix in (AUTOMATIC_ID_PREFIX, RESERVED_REQUEST_ID_PREFIX):
+        if request_id.startswith(prefix):
+            raise InvalidRequestError(
+                f"request id {short(request_id)}: ids that begin with {prefix!r} are reserved"
+            )
+    return request_id
 
 
 class Admission:
@@ -41,6 +79,8 @@ class Admission:
         self.seed = seed
         self.eos_token_ids = frozenset(eos_token_ids)
         self.tokenizer = tokenizer
+        self.longest_token = 1 if tokenizer is None else longest_token(tokenizer)
+        """Characters of the vocabulary's longest token."""
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self.request_features = request_features
         self._grammars = GrammarCompiler(tokenizer, vocab_size, self.eos_token_ids)
@@ -52,21 +92,21 @@ class Admission:
         params: SamplingParams,
         request_id: str | None = None,
         *,
+        adapter: Adapter | None = None,
         sink: Sink = discard,
         streaming: bool = False,
     ) -> list[Request]:
         """The `params.n` requests for a prompt, whose news will go to `sink`, token by token if `streaming`.
-        Without a request id, they get one that no other prompt has.
+        Without a request id, they get one that no other prompt has. `adapter` is what changes the model for
+        them.
 
         Raises InvalidRequestError that says what can't be served.
         """
         number = next(self._counter)
         if request_id is None:
-            request_id = str(number)
-        elif request_id.startswith(RESERVED_REQUEST_ID_PREFIX):
-            raise InvalidRequestError(
-                f"request id {request_id!r}: ids that begin with {RESERVED_REQUEST_ID_PREFIX!r} are reserved"
-            )
+            request_id = new_request_id()
+        elif not isinstance(request_id, str) or not request_id.startswith(AUTOMATIC_ID_PREFIX):
+            check_request_id(request_id)
         token_ids = self._token_ids(prompt)
         self._check_params(params)
         room = self.max_model_len - len(token_ids)
@@ -86,6 +126,7 @@ class Admission:
                 bad_words_token_ids=bad_words,
                 stop_text=self._stop_text(token_ids, params),
                 grammar=self._grammar(params),
+                adapter=adapter,
                 parent_id=request_id,
                 index=index,
                 sink=sink,
@@ -102,7 +143,8 @@ class Admission:
                     "a text prompt needs a tokenizer, and there is none (no tokenizer files, or "
                     "skip_tokenizer_init=True); give token ids"
                 )
-            token_ids = list(self.tokenizer(prompt.text)["input_ids"])
+            self._check_length(prompt.text or "")
+            token_ids = self._tokenize("the prompt", prompt.text)
         if not token_ids:
             raise InvalidRequestError("the prompt is empty; it must have at least one token")
         if len(token_ids) >= self.max_model_len:
@@ -112,6 +154,25 @@ class Admission:
             )
         self._check_token_ids("prompt", (min(token_ids), max(token_ids)))
         return token_ids
+
+    def _tokenize(self, name: str, text: Any, **options: Any) -> list[int]:
+        try:
+            return list(self.tokenizer(text, **options)["input_ids"])
+        except BaseException as error:
+            if not is_third_party(error):
+                raise
+            raise InvalidRequestError(
+                f"{name}: the tokenizer can't take {short(text)}: {first_line(error)}"
+            ) from error
+
+    def _check_length(self, text: str) -> None:
+        """Refuse a text that is certainly too long, before the work of tokenizing it."""
+        most = self.max_model_len * self.longest_token * LONGEST_TOKEN_SLACK
+        if len(text) > most:
+            raise InvalidRequestError(
+                f"the prompt has {len(text)} characters, more than {most}, which max_model_len="
+                f"{self.max_model_len} tokens can't hold; shorten it or raise max_model_len"
+            )
 
     def _check_params(self, params: SamplingParams) -> None:
         for name, value in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
@@ -150,7 +211,7 @@ class Admission:
         found: dict[tuple[int, ...], None] = {}
         for word in params.bad_words or ():
             for text in (word.lstrip(), " " + word.lstrip()):
-                ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+                ids = tuple(self._tokenize("bad_words", text, add_special_tokens=False))
                 if ids:
                     found[ids] = None
         return tuple(found)
@@ -174,6 +235,12 @@ class Admission:
             include_stop_string=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
         )
+
+
+def longest_token(tokenizer: Any) -> int:
+    """Characters of the longest token of a vocabulary, at least 1."""
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else ()
+    return max(map(len, vocabulary), default=LONGEST_TOKEN)
 
 
 def derive_seed(engine_seed: int, number: int) -> int:

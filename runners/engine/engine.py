@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -19,7 +21,12 @@ from dodona.runners.engine.core import EngineCore
 from dodona.runners.engine.events import Event
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineAsleepError, EngineDeadError, InvalidRequestError
+from dodona.runners.errors import (
+    EngineAsleepError,
+    EngineDeadError,
+    EngineThreadError,
+    InvalidRequestError,
+)
 from dodona.runners.interface import Runner
 
 logger = logging.getLogger("dodona.engine")
@@ -80,6 +87,7 @@ class Engine:
         after it."""
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="dodona-engine", daemon=True)
+        _engines.add(self)
         self._thread.start()
 
     # --- Called from any thread
@@ -98,7 +106,7 @@ class Engine:
         for request in requests:
             by_id.setdefault(request.parent_id, []).append(request)
         with self._wake:
-            self._check_alive()
+            self._check_callable()
             if self._refusal is not None:
                 raise EngineAsleepError(self._refusal)
             for request_id in by_id:
@@ -131,7 +139,7 @@ class Engine:
         """
         future: Future[Any] = Future()
         with self._wake:
-            self._check_alive()
+            self._check_callable()
             self._inbox.append(_Call(function, future, drain))
             self._wake.notify()
         return future.result()
@@ -157,9 +165,26 @@ class Engine:
         error.__cause__ = cause
         return error
 
-    def _check_alive(self) -> None:
+    def _check_callable(self) -> None:
         if self._end is not None:
             raise self.dead_error()
+        if threading.current_thread() is self._thread:
+            raise EngineThreadError(
+                "the engine's own thread would wait for itself: this was called from a function that runs in "
+                "it, such as the sink of a request; call it from another thread"
+            )
+
+    def _leave_to_parent(self) -> None:
+        """In a child process after a fork: the thread is the parent's, and so is what it holds."""
+        self._wake = threading.Condition()  # the parent's threads may have held the other
+        self._end = _End(
+            RuntimeError("the engine belongs to another process; make a new LLM after fork, or use spawn")
+        )
+        requests = [request for siblings in self._unfinished.values() for request in siblings]
+        self._inbox.clear()
+        self._unfinished.clear()
+        for request in requests:
+            _send(request, None)
 
     # --- The engine's thread
 
@@ -279,3 +304,14 @@ def _send(request: Request, event: Event) -> bool:
         logger.exception("the sink of request %s failed", request.parent_id)
         return False
     return True
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

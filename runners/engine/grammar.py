@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.interface import GrammarOutput
+from dodona.runners.third_party import first_line, is_third_party
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,7 +47,7 @@ class GrammarCompiler:
         self._eos_token_ids = sorted(eos_token_ids)
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
-        self._compiled: OrderedDict[StructuredOutputsParams, Any] = OrderedDict()
+        self._compiled: OrderedDict[StructuredOutputsParams, Future[Any]] = OrderedDict()
 
     def grammar(self, params: StructuredOutputsParams) -> Grammar:
         """A grammar at its beginning.
@@ -56,13 +58,26 @@ class GrammarCompiler:
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
-            matcher = self._compiled.get(params)
-            if matcher is None:
-                matcher = self._compiled[params] = self._vocabulary.compile(params)
+            vocabulary = self._vocabulary
+            known = self._compiled.get(params)
+            if known is not None:
+                self._compiled.move_to_end(params)
+                compiled = known
+            else:
+                compiled = self._compiled[params] = Future()
                 if len(self._compiled) > MOST_KEPT:
                     self._compiled.popitem(last=False)
-            self._compiled.move_to_end(params)
-            return Grammar(matcher.deep_copy(), self._vocabulary)
+        if known is None:  # others go on meanwhile; who asks for the same waits for it
+            try:
+                compiled.set_result(vocabulary.compile(params))
+            except BaseException as error:
+                compiled.set_exception(error)
+                with self._lock:
+                    if self._compiled.get(params) is compiled:
+                        del self._compiled[params]
+        matcher = compiled.result()
+        with self._lock:  # deep_copy reads what another copy may be reading
+            return Grammar(matcher.deep_copy(), vocabulary)
 
 
 class Vocabulary:
@@ -100,10 +115,18 @@ class Vocabulary:
 
     def compile(self, params: StructuredOutputsParams) -> Any:
         """An LLMatcher at the beginning of the grammar."""
-        kind, text = self._definition(params)
-        matcher = self._llguidance.LLMatcher(
-            self._tokenizer, text, log_level=0, limits=self._llguidance.LLParserLimits(verbose_errors=False)
-        )
+        try:
+            kind, text = self._definition(params)
+            matcher = self._llguidance.LLMatcher(
+                self._tokenizer,
+                text,
+                log_level=0,
+                limits=self._llguidance.LLParserLimits(verbose_errors=False),
+            )
+        except BaseException as error:
+            if not is_third_party(error):
+                raise
+            raise InvalidRequestError(f"structured_outputs: {first_line(error)}") from error
         if not matcher.is_error():
             # Only now it is seen whether anything matches at all.
             first = matcher.deep_copy()

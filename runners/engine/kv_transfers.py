@@ -65,7 +65,7 @@ class KVTransfers:
     def preempt(self, request: Request) -> None:
         """Take the request's blocks for others, at once."""
         self._preempted.append(request.kv_transfer_id)
-        self._blocks.release(request.block_ids)
+        self._blocks.release(request.block_ids[request.num_forgotten_blocks :])
 
     def end(self, request: Request) -> None:
         """Free the blocks of a request that ended, or keep them while they are read."""
@@ -75,7 +75,7 @@ class KVTransfers:
         if is_sent:
             self._sending[transfer_id] = request.block_ids
         else:
-            self._blocks.release(request.block_ids)
+            self._blocks.release(request.block_ids[request.num_forgotten_blocks :])
 
     def metadata(self) -> KVConnectorMetadata | None:
         """For the step that was just scheduled."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dodona.runners.engine.events import Progress, Sink, discard
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.text.stop_strings import StopStringText
+
+if TYPE_CHECKING:
+    from dodona.runners.lora.adapter import Adapter
 
 NO_ROW = -1
 
@@ -22,6 +26,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter",
         "bad_words_token_ids",
         "block_hashes",
         "block_ids",
@@ -41,6 +46,7 @@ class Request:
         "num_computed_tokens",
         "num_delivered_tokens",
         "num_draft_tokens",
+        "num_forgotten_blocks",
         "num_prefill_tokens",
         "num_prompt_tokens",
         "num_remembered_blocks",
@@ -60,6 +66,7 @@ class Request:
         "token_ids",
         "wants_logprobs",
         "wants_prompt_logprobs",
+        "window_spans",
     )
 
     def __init__(
@@ -74,6 +81,7 @@ class Request:
         bad_words_token_ids: tuple[tuple[int, ...], ...] = (),
         stop_text: StopStringText | None = None,
         grammar: Grammar | None = None,
+        adapter: Adapter | None = None,
         parent_id: str | None = None,
         index: int = 0,
         sink: Sink = discard,
@@ -83,6 +91,7 @@ class Request:
         limit: most tokens that it may have, prompt included.
         stop_text: its text, given with stop strings only: the engine must look for them.
         grammar: its place in its grammar, given with structured outputs only.
+        adapter: what changes the model for it; held to its end.
         parent_id: the prompt's request id, where it has several sequences; `index` is this one's number.
         sink: where its news go; after each token if it is `streaming`, else once it is finished.
         """
@@ -97,6 +106,7 @@ class Request:
         self.bad_words_token_ids = bad_words_token_ids
         self.stop_text = stop_text
         self.grammar = grammar
+        self.adapter = adapter
         self.wants_logprobs = params.wants_logprobs
         self.wants_prompt_logprobs = params.prompt_logprobs is not None
 
@@ -122,6 +132,11 @@ class Request:
         self.block_ids: list[int] = []
         self.capacity = 0
         """Tokens that `block_ids` have room for."""
+        self.num_forgotten_blocks = 0
+        """Leading blocks of `block_ids` that it gave back, because no query sees them any more."""
+        self.window_spans: list[tuple[int, int]] = []
+        """For each group of layers with window blocks: the blocks [first, end) of `block_ids` whose window
+        blocks it uses."""
         self.kv_transfer_id = ""
         """Its name in KV transfers since it last got blocks."""
         self.block_hashes: list[bytes] = []

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dodona.runners.engine.draft_stats import DraftStats
@@ -30,6 +30,7 @@ from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.kv_transfers import KVTransfers
 from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.engine.window_blocks import Windows
 from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 
@@ -61,14 +62,23 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        max_loras: int = 0,
         kv_connector: KVConnectorScheduler | None = None,
+        window: int | None = None,
+        window_groups: Iterable[tuple[int, int]] = (),
     ) -> None:
-        """num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`)."""
+        """
+        num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
+        max_loras: most different adapters of the running requests.
+        window, window_groups: see `Windows`; none of them with a KV connector, which reads whole blocks.
+        """
         self.blocks = KVBlocks(num_blocks, block_size)
+        self.windows = Windows(self.blocks, window, window_groups)
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
         self.enable_prefix_caching = enable_prefix_caching
+        self.max_loras = max_loras
         self.transfers = KVTransfers(kv_connector or KVConnectorScheduler(), self.blocks)
         self._hashes_blocks = enable_prefix_caching or self.transfers.connector.needs_block_hashes
         self.waiting: deque[Request] = deque()
@@ -117,6 +127,7 @@ class Scheduler:
         if self.num_unfinished:
             raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
         self._weights_version += 1
+        self.windows.reset()
         self.transfers.connector.reset_cache()
 
     def schedule(self) -> ScheduledStep | None:
@@ -152,6 +163,7 @@ class Scheduler:
             samples=batch.samples,
             num_decodes=batch.num_decodes,
             draft_token_ids=drafts,
+            window_blocks=self.windows.take_attached() if self.windows.groups else (),
             kv_connector_metadata=self.transfers.metadata(),
         )
         self._num_steps += 1
@@ -221,6 +233,8 @@ class Scheduler:
             if speculates and request.num_tokens > len(request.token_ids):
                 continue  # what comes with them are the drafts to verify
             if request.num_computed_tokens == request.capacity:
+                if self.windows.slide:
+                    self.windows.forget_unseen(request)
                 while not blocks.num_free and self._preempt_latest() is not request:
                     pass
                 if request.row == NO_ROW:
@@ -229,6 +243,8 @@ class Scheduler:
                 request.block_ids.append(block_id)
                 request.capacity += self.block_size
                 new_blocks.append((request.row, [block_id]))
+                if self.windows.groups:
+                    self.windows.attach(request, request.capacity)
             request.num_computed_tokens += 1
             request.num_tokens += 1
             if request.draft_token_ids:
@@ -259,6 +275,7 @@ class Scheduler:
             request.block_ids += block_ids
             request.capacity += missing * self.block_size
             new_blocks.append((request.row, block_ids))
+            self.windows.attach(request, request.num_computed_tokens)
         return drafts
 
     def _settle_drafts(self, request: Request, num_drafts: int, further: FurtherTokens | None) -> None:
@@ -273,7 +290,11 @@ class Scheduler:
 
     def _compute_chunk(self, request: Request, batch: _Batch) -> None:
         """Put the request's next tokens into the batch, as many as the budget allows."""
+        if self.windows.slide:
+            self.windows.forget_unseen(request)
         batch.add_chunk(request)
+        if self.windows.groups:
+            self.windows.attach(request, request.num_computed_tokens)
         if request.num_computed_tokens >= request.next_block_end:
             # The blocks can be found before they are computed. A request that finds them comes later in this
             # batch or in a later step, and the runner writes KV in that order.
@@ -311,7 +332,9 @@ class Scheduler:
         return started
 
     def _fits(self, request: Request, num_computed_tokens: int, budget: int) -> bool:
-        """Whether what is left to compute may go into a step with this budget."""
+        """Whether what is left to compute may go into a step with this budget, beside what runs."""
+        if not self._has_place_for_adapter(request):
+            return False
         return self.enable_chunked_prefill or len(request.token_ids) - num_computed_tokens <= budget
 
     def _cached_blocks(self, request: Request) -> list[int] | None:
@@ -324,11 +347,13 @@ class Scheduler:
         if self.enable_prefix_caching and not request.wants_prompt_logprobs:
             # The last token is always computed, since its logits are needed.
             most = (num_tokens - 1) // self.block_size
-            cached = blocks.find(self._block_hashes(request, most)[:most])
+            hashes = self._block_hashes(request, most)[:most]
+            cached = self.windows.find(hashes) if self.windows.slide else blocks.find(hashes)
         num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
         # A block left for each running request: else a newcomer, or who was just preempted, would not stay.
         spare = len(self.running) + len(self.loaded) + self.transfers.num_loading
-        return cached if blocks.can_allocate(num_new_blocks + spare, cached) else None
+        shared = cached[self.windows.num_unseen(len(cached) * self.block_size) :]
+        return cached if blocks.can_allocate(num_new_blocks + spare, shared) else None
 
     def _external_tokens(self, request: Request, cached: list[int]) -> int | None:
         """Tokens after the cached ones that the connector can load; None where it doesn't know yet."""
@@ -341,13 +366,15 @@ class Scheduler:
     def _give_blocks(self, request: Request, cached: list[int], num_external_tokens: int) -> None:
         """Give a waiting request the cached blocks, and new ones for the rest of its tokens."""
         num_tokens = len(request.token_ids)
-        self.blocks.share(cached)
+        request.num_forgotten_blocks = self.windows.num_unseen(len(cached) * self.block_size)
+        self.blocks.share(cached[request.num_forgotten_blocks :])
         new = self.blocks.allocate(self.blocks.blocks_for(num_tokens) - len(cached))
         request.block_ids = cached + new
         request.capacity = len(request.block_ids) * self.block_size
         request.num_computed_tokens = len(cached) * self.block_size + num_external_tokens
         request.num_remembered_blocks = len(cached)
         request.next_block_end = (len(cached) + 1) * self.block_size if self._hashes_blocks else sys.maxsize
+        self.windows.begin(request)
         self.transfers.give_blocks(request, new, num_external_tokens)
 
     def _start(self, request: Request) -> Request:
@@ -358,6 +385,13 @@ class Scheduler:
             request.num_cached_tokens = request.num_computed_tokens
         self.running.append(request)
         return request
+
+    def _has_place_for_adapter(self, request: Request) -> bool:
+        """Whether the running requests and this one have at most `max_loras` adapters."""
+        if request.adapter is None:
+            return True
+        keys = {running.adapter.key for running in self.running if running.adapter is not None}
+        return len(keys | {request.adapter.key}) <= self.max_loras
 
     def _take_loaded(self, requests: list[Request]) -> None:
         """Requests whose KV was loaded can start; aborted ones end now."""
@@ -397,13 +431,15 @@ class Scheduler:
             self._free_rows.append(request.row)
             self._freed_rows.append(request.row)
             request.row = NO_ROW
+        self.windows.end(request)
         request.block_ids = []
+        request.num_forgotten_blocks = 0
         request.capacity = 0
 
     def _remember_full_blocks(self, request: Request) -> None:
         """Put blocks into the prefix cache whose tokens are all known, and computed or about to be. Without
         prefix caching, they only get their hashes."""
-        first = request.num_remembered_blocks
+        first = max(request.num_remembered_blocks, request.num_forgotten_blocks)
         num_full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_size
         hashes = self._block_hashes(request, num_full)
         for index in range(first, num_full if self.enable_prefix_caching else first):
@@ -411,11 +447,15 @@ class Scheduler:
         request.num_remembered_blocks = num_full
         request.next_block_end = (num_full + 1) * self.block_size
 
+    def _root_hash(self, request: Request) -> bytes:
+        adapter = request.adapter
+        return root_hash(self._weights_version, b"" if adapter is None else adapter.key)
+
     def _block_hashes(self, request: Request, count: int) -> list[bytes]:
         """Hashes of the request's leading blocks, at least `count` of them."""
         hashes, size = request.block_hashes, self.block_size
         for begin in range(len(hashes) * size, count * size, size):
-            previous = hashes[-1] if hashes else root_hash(self._weights_version)
+            previous = hashes[-1] if hashes else self._root_hash(request)
             hashes.append(block_hash(previous, request.token_ids[begin : begin + size]))
         return hashes
 
@@ -473,4 +513,5 @@ def _new_request(request: Request) -> NewRequest:
         seed=request.seed,
         stop_token_ids=tuple(sorted(request.stop_token_ids)),
         bad_words_token_ids=request.bad_words_token_ids,
+        adapter=request.adapter,
     )

@@ -2,26 +2,85 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dodona.runners.kv_transfer.connector import (
-    KVConnectorScheduler,
-    KVConnectorWorker,
+from dodona.runners.errors import EngineSetupError
+from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler, KVConnectorWorker
+from dodona.runners.kv_transfer.offloading.slots import HostSlots
+from dodona.runners.kv_transfer.settings import (
+    KVTransferSettings,
+    OffloadingSettings,
+    SharedStorageSettings,
+    resolve_kv_transfer,
 )
-from dodona.runners.kv_transfer.offloading.scheduler import OffloadingScheduler
-from dodona.runners.kv_transfer.settings import resolve_kv_transfer
+from dodona.runners.kv_transfer.storage.fingerprint import cache_fingerprint, model_fingerprint, namespace
+from dodona.runners.kv_transfer.storage.index import StorageIndex
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.runners.interface import KVCacheSpec
 
+logger = logging.getLogger("dodona.kv_transfer")
 
-def make_scheduler_connector(config: EngineConfig, spec: KVCacheSpec) -> KVConnectorScheduler:
-    """The scheduler's side, for blocks as `spec` says. Raises what `resolve_kv_transfer` raises."""
+
+@dataclass(frozen=True, slots=True)
+class KVTransferPlan:
+    """A configuration's connector, before the model is loaded."""
+
+    config: EngineConfig
+    runner: str
+    settings: KVTransferSettings | None
+    fingerprint: str
+    """The model's files as they were then, where the connector shares KV; else empty."""
+
+    def scheduler_connector(self, spec: KVCacheSpec, dtype: str) -> KVConnectorScheduler:
+        """The scheduler's side, for blocks as `spec` and `dtype` say, after the model was loaded.
+
+        Raises EngineSetupError where the connector has no room for a block.
+        """
+        settings = self.settings
+        if settings is None:
+            return KVConnectorScheduler()
+        if isinstance(settings, OffloadingSettings):
+            index = HostSlots(settings.num_slots(spec.bytes_per_block))
+            return BlockTransferScheduler(index, block_size=spec.block_size)
+        fingerprint = self.fingerprint
+        if fingerprint != model_fingerprint(self.config, self.runner):
+            logger.warning("the model's files changed while they were loaded; its KV is not shared")
+            fingerprint = uuid.uuid4().hex
+        root = settings.path
+        return BlockTransferScheduler(
+            StorageIndex(
+                namespace(fingerprint, cache_fingerprint(spec, dtype)),
+                lambda path: (root / path).is_file(),
+                loads=settings.loads,
+                stores=settings.stores,
+            ),
+            block_size=spec.block_size,
+        )
+
+
+def plan_kv_transfer(config: EngineConfig, runner: str) -> KVTransferPlan:
+    """Check the configuration's connector, for a runner of this name.
+
+    Raises what `resolve_kv_transfer` and `model_fingerprint` raise, and EngineSetupError for a folder that
+    can't be made.
+    """
     settings = resolve_kv_transfer(config)
-    if settings is None:
-        return KVConnectorScheduler()
-    return OffloadingScheduler(num_slots=settings.num_slots(spec.bytes_per_block), block_size=spec.block_size)
+    fingerprint = ""
+    if isinstance(settings, SharedStorageSettings):
+        try:
+            settings.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineSetupError(
+                f"kv_connector_extra_config: shared_storage_path {str(settings.path)!r}: {error}"
+            ) from error
+        fingerprint = model_fingerprint(config, runner)
+    return KVTransferPlan(config, runner, settings, fingerprint)
 
 
 def make_worker_connector(config: EngineConfig) -> KVConnectorWorker:
@@ -29,6 +88,11 @@ def make_worker_connector(config: EngineConfig) -> KVConnectorWorker:
     settings = resolve_kv_transfer(config)
     if settings is None:
         return KVConnectorWorker()
-    from dodona.runners.kv_transfer.offloading.worker import OffloadingWorker
+    if isinstance(settings, OffloadingSettings):
+        from dodona.runners.kv_transfer.offloading.worker import OffloadingWorker
 
-    return OffloadingWorker(cpu_bytes=settings.cpu_bytes)
+        return OffloadingWorker(cpu_bytes=settings.cpu_bytes)
+    from dodona.runners.kv_transfer.storage.block_files import BlockFiles
+    from dodona.runners.kv_transfer.storage.worker import SharedStorageWorker
+
+    return SharedStorageWorker(BlockFiles(settings.path, max_bytes=settings.max_bytes))

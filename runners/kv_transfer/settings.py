@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.systems.own.facts import has_active_connector, resolved_connector
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dodona.oracle.config.sections import KVTransferConfig
 
 OFFLOADING = "OffloadingConnector"
+SHARED_STORAGE = ("SharedStorageConnector", "ExampleConnector")
+"""Two names of one connector: vLLM's older and newer one."""
 
 _WITHOUT_EFFECT = ("kv_buffer_device", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port", "engine_id")
 """Fields of `kv_transfer_config` that no connector here reads."""
@@ -37,7 +40,21 @@ class OffloadingSettings:
         return self.cpu_bytes // bytes_per_block
 
 
-KVTransferSettings = OffloadingSettings
+@dataclass(frozen=True, slots=True)
+class SharedStorageSettings:
+    """SharedStorageConnector."""
+
+    path: Path
+    """Folder of the files."""
+    max_bytes: int | None
+    """Most bytes of files, of all engines that share the folder; None: no bound."""
+    loads: bool
+    """Whether blocks are read: not by a kv_producer."""
+    stores: bool
+    """Whether blocks are written: not by a kv_consumer."""
+
+
+KVTransferSettings = OffloadingSettings | SharedStorageSettings
 """The settings of a connector."""
 
 
@@ -49,9 +66,37 @@ def resolve_kv_transfer(config: EngineConfig) -> KVTransferSettings | None:
     if not has_active_connector(config):
         return None
     name = resolved_connector(config)
-    if name != OFFLOADING:
-        raise EngineSetupError(f"kv_connector {name!r} is not known; known: {OFFLOADING}")
-    return _offloading(config)
+    if name == OFFLOADING:
+        return _offloading(config)
+    if name in SHARED_STORAGE and config.kv_transfer_config is not None:
+        return _shared_storage(config.kv_transfer_config)
+    raise EngineSetupError(
+        f"kv_connector {name!r} is not known; known: {', '.join((OFFLOADING, *SHARED_STORAGE))}"
+    )
+
+
+def _shared_storage(transfer: KVTransferConfig) -> SharedStorageSettings:
+    extra = _extra_config(transfer, SHARED_STORAGE[0], ("shared_storage_path", "max_bytes"))
+    path, max_bytes = extra.get("shared_storage_path"), extra.get("max_bytes")
+    if not isinstance(path, str) or not path:
+        raise EngineSetupError(
+            f"{SHARED_STORAGE[0]} needs shared_storage_path in kv_connector_extra_config: a folder for its "
+            f"files; got {path!r:.80}"
+        )
+    return SharedStorageSettings(
+        Path(path).expanduser(),
+        None if max_bytes is None else _byte_count("max_bytes", max_bytes),
+        loads=transfer.kv_role != "kv_producer",
+        stores=transfer.kv_role != "kv_consumer",
+    )
+
+
+def _byte_count(key: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise EngineSetupError(
+            f"kv_connector_extra_config: {key} must be a number of bytes above 0; got {given!r:.80}"
+        )
+    return given
 
 
 def _offloading(config: EngineConfig) -> OffloadingSettings:
@@ -69,11 +114,7 @@ def _offloading(config: EngineConfig) -> OffloadingSettings:
         )
     if given is None:
         return OffloadingSettings(int((size or 0) * 2**30))
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise EngineSetupError(
-            f"kv_connector_extra_config: cpu_bytes_to_use must be a number of bytes above 0; got {given!r}"
-        )
-    return OffloadingSettings(given)
+    return OffloadingSettings(_byte_count("cpu_bytes_to_use", given))
 
 
 def _extra_config(

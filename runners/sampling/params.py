@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dodona.oracle.printable import short
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
@@ -166,28 +167,35 @@ class SamplingParams:
 
 def _integer(name: str, value: object, *, minimum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequestError(f"{name} must be an integer, got {value!r}")
+        raise InvalidRequestError(f"{name} must be an integer, got {short(value)}")
     if value < minimum:
         raise InvalidRequestError(f"{name} must be at least {minimum}, got {value}")
 
 
 def _real(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
     """Check low <= value <= high (low < value when `above`); infinite and NaN are refused."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise InvalidRequestError(f"{name} must be a finite number, got {value!r}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
+        raise InvalidRequestError(f"{name} must be a finite number, got {short(value)}")
     if not (low < value if above else low <= value) or value > high:
         least = f"above {low:g}" if above else f"at least {low:g}"
         most = "" if math.isinf(high) else f" and at most {high:g}"
         raise InvalidRequestError(f"{name} must be {least}{most}, got {value:g}")
 
 
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
 def _strings(name: str, values: Iterable[str] | None) -> tuple[str, ...]:
     if isinstance(values, str):
-        raise InvalidRequestError(f"{name} must be a list of strings, got the string {values!r}")
+        raise InvalidRequestError(f"{name} must be a list of strings, got the string {short(values)}")
     result = _listed(name, "strings", values or ())
     for value in result:
         if not isinstance(value, str) or not value:
-            raise InvalidRequestError(f"{name} must hold non-empty strings, got {value!r}")
+            raise InvalidRequestError(f"{name} must hold non-empty strings, got {short(value)}")
     return result
 
 
@@ -195,26 +203,30 @@ def _token_ids(name: str, values: Iterable[int]) -> tuple[int, ...]:
     result = tuple(dict.fromkeys(_listed(name, "token ids", values)))
     for value in result:
         if not isinstance(value, int) or value < 0:
-            raise InvalidRequestError(f"{name} must hold token ids, that is integers >= 0, got {value!r}")
+            raise InvalidRequestError(
+                f"{name} must hold token ids, that is integers >= 0, got {short(value)}"
+            )
     return result
 
 
 def _listed(name: str, what: str, values: Iterable[Any]) -> tuple[Any, ...]:
     if not isinstance(values, Iterable):
-        raise InvalidRequestError(f"{name} must be a list of {what}, got {values!r}")
+        raise InvalidRequestError(f"{name} must be a list of {what}, got {short(values)}")
     return tuple(values)
 
 
 def _logit_bias(bias: Mapping[Any, Any]) -> dict[int, float]:
     if not isinstance(bias, Mapping):
-        raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {bias!r}")
+        raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {short(bias)}")
     result: dict[int, float] = {}
     for token, value in bias.items():
         try:
             token_id, number = int(token), float(value)  # JSON objects have string keys
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             token_id, number = -1, 0.0
         if token_id < 0 or math.isnan(number):
-            raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {token!r}: {value!r}")
+            raise InvalidRequestError(
+                f"logit_bias must map token ids to numbers, got {short(token)}: {short(value)}"
+            )
         result[token_id] = min(max(number, -LOGIT_BIAS_LIMIT), LOGIT_BIAS_LIMIT)
     return result

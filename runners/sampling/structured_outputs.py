@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import parse_json
+from dodona.oracle.printable import short
 from dodona.runners.errors import InvalidRequestError
+from dodona.runners.third_party import first_line
+
+MAX_CHARACTERS = 1 << 18
+"""Longest schema, expression or grammar."""
+
+MAX_ENTRIES = 1_000
+"""Most entries of one object or list of a schema, and most choices: compiling takes about a tenth of a second
+for so many properties, and grows with their square."""
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
@@ -42,21 +53,25 @@ class StructuredOutputsParams:
         if isinstance(self.json, Mapping):
             try:
                 put(self, "json", json_module.dumps(self.json, ensure_ascii=False))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 raise InvalidRequestError(
-                    f"structured_outputs.json can't be written as JSON: {error}"
+                    f"structured_outputs.json can't be written as JSON: {first_line(error)}"
                 ) from error
-        elif self.json is not None:
+        if self.json is not None:
             _check_schema_text(self.json)
         for name in ("regex", "grammar"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
-                raise InvalidRequestError(f"structured_outputs.{name} must be non-empty text, got {value!r}")
+                raise InvalidRequestError(
+                    f"structured_outputs.{name} must be non-empty text, got {short(value)}"
+                )
+            if value is not None and len(value) > MAX_CHARACTERS:
+                raise InvalidRequestError(_too_long(name, len(value)))
         if self.choice is not None:
             put(self, "choice", _choices(self.choice))
         if self.json_object not in (None, True, False):
             raise InvalidRequestError(
-                f"structured_outputs.json_object must be true or false, got {self.json_object!r}"
+                f"structured_outputs.json_object must be true or false, got {short(self.json_object)}"
             )
         put(self, "json_object", self.json_object or None)
         given = [name for name in KINDS if getattr(self, name) is not None]
@@ -93,20 +108,47 @@ def _check_schema_text(text: object) -> None:
         raise InvalidRequestError(
             f"structured_outputs.json must be a JSON schema as text or mapping, got {type(text).__name__}"
         )
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidRequestError(_too_long("json", len(text)))
     try:
-        schema = json_module.loads(text)
-    except ValueError as error:
+        schema = parse_json(text, where="structured_outputs.json")
+    except ConfigError as error:
         raise InvalidRequestError(f"structured_outputs.json is not JSON: {error}") from error
     if not isinstance(schema, (dict, bool)):
         raise InvalidRequestError(
-            f"structured_outputs.json must hold a JSON schema, that is an object; got {text!r}"
+            f"structured_outputs.json must hold a JSON schema, that is an object; got {short(text)}"
         )
+    _check_width(schema)
+
+
+def _check_width(schema: Any) -> None:
+    todo = [schema]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, (dict, list)):
+            if len(value) > MAX_ENTRIES:
+                raise InvalidRequestError(
+                    f"structured_outputs.json has an object or a list of {len(value)} entries, more than "
+                    f"{MAX_ENTRIES}, which takes too long to compile; split it"
+                )
+            todo.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _too_long(name: str, length: int) -> str:
+    return f"structured_outputs.{name} has {length} characters, more than {MAX_CHARACTERS}; shorten it"
 
 
 def _choices(choice: object) -> tuple[str, ...]:
     if isinstance(choice, str) or not isinstance(choice, Sequence) or not choice:
-        raise InvalidRequestError(f"structured_outputs.choice must be a list of texts, got {choice!r}")
+        raise InvalidRequestError(f"structured_outputs.choice must be a list of texts, got {short(choice)}")
     for text in choice:
         if not isinstance(text, str) or not text:
-            raise InvalidRequestError(f"structured_outputs.choice must hold non-empty texts, got {text!r}")
+            raise InvalidRequestError(
+                f"structured_outputs.choice must hold non-empty texts, got {short(text)}"
+            )
+    if len(choice) > MAX_ENTRIES or sum(map(len, choice)) > MAX_CHARACTERS:
+        raise InvalidRequestError(
+            f"structured_outputs.choice has more than {MAX_ENTRIES} texts, or more than {MAX_CHARACTERS} "
+            "characters; give fewer"
+        )
     return tuple(choice)

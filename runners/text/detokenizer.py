@@ -29,6 +29,7 @@ class Detokenizer:
         # The fast tokenizer inside, where there is one: the wrapper around it costs several times as much.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._byte_ids = _byte_ids(tokenizer, self._backend)
         self._tokens: dict[int, str] = {}
 
     def decode(
@@ -47,6 +48,16 @@ class Detokenizer:
             parts.append("".join(map(self.token, run)) if special else self._decode(run, False))
         return "".join(parts)
 
+    def continues_bytes(self, token_id: int, *, skip_special_tokens: bool) -> bool | None:
+        """Whether a later token may change the text of this one, since both are bytes of one run.
+
+        Decoders with byte fallback look at a whole run of such tokens, and where it is not UTF-8 as a whole,
+        each of its bytes is invalid. None: the token leaves that as it was, because it is skipped.
+        """
+        if token_id in self._byte_ids:
+            return True
+        return None if skip_special_tokens and token_id in self._special_ids else False
+
     def token(self, token_id: int) -> str:
         """The text of one token by itself, special or not."""
         text = self._tokens.get(token_id)
@@ -62,6 +73,14 @@ class Detokenizer:
                 token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
             )
         )
+
+
+def _byte_ids(tokenizer: Any, backend: Any) -> frozenset[int]:
+    """The tokens that stand for one byte each (`<0x0A>`), where the decoder joins runs of them."""
+    if backend is None or backend.decoder is None or "ByteFallback" not in repr(backend.decoder):
+        return frozenset()
+    found = (tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(i for i in found if i is not None and i != tokenizer.unk_token_id)
 
 
 class IncrementalText:
@@ -85,15 +104,24 @@ class IncrementalText:
         self._spaces_between_special_tokens = spaces_between_special_tokens
         # Decoding a window that starts one addition earlier gives the new tokens their left context.
         self._window = list(prompt_token_ids[-PROMPT_CONTEXT:])
+        while self._window and self._continues_bytes(self._window[-1]):
+            del self._window[-1]  # the output's first bytes would change the prompt's text
         self._given_text = self._decode(self._window)
         if self._given_text.endswith(REPLACEMENT):  # the prompt ends within a character
             self._window = []
             self._given_text = ""
         self._num_given = len(self._window)
+        self._within_bytes = False
 
     def add(self, token_ids: Sequence[int]) -> str:
         """Append tokens; returns the text that is certain now and was not given out before."""
         self._window.extend(token_ids)
+        for token_id in token_ids:
+            continues = self._continues_bytes(token_id)
+            if continues is not None:
+                self._within_bytes = continues
+        if self._within_bytes:
+            return ""
         text = self._decode(self._window)
         new = text[len(self._given_text) :]
         if not new:
@@ -126,6 +154,9 @@ class IncrementalText:
         new = self._decode(self._window)[len(self._given_text) :]
         self._given_text += new
         return new
+
+    def _continues_bytes(self, token_id: int) -> bool | None:
+        return self._detokenizer.continues_bytes(token_id, skip_special_tokens=self._skip_special_tokens)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(

@@ -1,16 +1,21 @@
 """Attention over the paged KV cache, as an implementation of transformers' attention interface.
 
-A model calls it with packed queries, keys and values [1, heads, T, head_size]. The step's layout and the
-cache come from the `ForwardState` of the current forward pass, by a context variable: the modelling code has
-no argument to pass them through. The n-th call of a forward pass uses the n-th entry of the cache.
-`layer_idx` is not used, because models number their layers in different ways.
+A model calls it with packed queries, keys and values [1, heads, T, head_size]. The step and the cache come
+from the `Forward` of the current forward pass, by a context variable: the modelling code has no argument to
+pass them through. The n-th call of a forward pass uses the n-th entry of the cache. `layer_idx` is not used,
+because models number their layers in different ways.
+
+`ForwardState` attends in torch, from a layout on the host. `device_forward.DeviceForward` attends by kernels
+over state on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,31 +33,46 @@ MAX_SCORES = 1 << 26
 """Most attention scores, over all heads, of one product (256 MiB in fp32); longer chunks are split."""
 
 
-class ForwardState:
-    """The layout, cache and patterns that the attention calls of one forward pass share."""
+class Forward(ABC):
+    """What the attention calls of one forward pass share."""
 
-    def __init__(self, layout: StepLayout, cache: PagedKVCache, patterns: Sequence[AttentionPattern]) -> None:
-        self.layout = layout
-        self.cache = cache
-        self.patterns = patterns
+    def __init__(self, num_calls: int) -> None:
+        self.num_calls = num_calls
+        """Attention calls of a forward pass, as recorded at load."""
         self.calls = 0
 
     def next_call(self) -> int:
         """Index, from 0, of the attention call that begins. Raises RuntimeError after the last one."""
         call = self.calls
-        if call >= len(self.patterns):
+        if call >= self.num_calls:
             raise RuntimeError(
-                f"the model made more than {len(self.patterns)} attention calls, its number at load"
+                f"the model made more than {self.num_calls} attention calls, its number at load"
             )
         self.calls += 1
         return call
 
+    @abstractmethod
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Store this step's keys and values, then attend over each row's own context.
 
-_current: ContextVar[ForwardState | None] = ContextVar("dodona_v1_forward", default=None)
+        query [T, H, Dk], key [T, Hkv, Dk], value [T, Hkv, Dv] -> [T, H, Dv]. See `paged_attention` for the
+        others.
+        """
+
+
+_current: ContextVar[Forward | None] = ContextVar("dodona_v1_forward", default=None)
 
 
 @contextmanager
-def forward_state(state: ForwardState) -> Iterator[ForwardState]:
+def forward_state(state: Forward) -> Iterator[Forward]:
     """Give `state` to the attention calls that this thread makes inside.
 
     Raises RuntimeError at the end where the model made fewer calls than at load.
@@ -62,8 +82,8 @@ def forward_state(state: ForwardState) -> Iterator[ForwardState]:
         yield state
     finally:
         _current.reset(token)
-    if state.calls != len(state.patterns):
-        raise RuntimeError(f"the model made {state.calls} attention calls, but {len(state.patterns)} at load")
+    if state.calls != state.num_calls:
+        raise RuntimeError(f"the model made {state.calls} attention calls, but {state.num_calls} at load")
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -88,41 +108,73 @@ def paged_attention(
     state = _current.get()
     if state is None:
         raise RuntimeError(f"attention {PAGED_ATTENTION!r} was called outside of a step")
-    call = state.next_call()
-    layout, cache, pattern = state.layout, state.cache, state.patterns[call]
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    cache.write(call, layout.slots, k, v)
-    tokens, heads, head_size = q.shape
-    kv_heads = k.shape[1]
-    # [T, Hkv, G, Dk]: query head h reads KV head h // G.
-    q = q.view(tokens, kv_heads, heads // kv_heads, head_size)
-    sinks = None if s_aux is None else s_aux.reshape(kv_heads, -1)
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    return state.attend(q, k, v, scaling, softcap, s_aux)[None], None
 
-    for group in layout.decode_groups(pattern):
-        keys, values = cache.gather(call, group.slots)
-        # The G query heads of a KV head take the place of the query positions: nothing is repeated.
-        result = _attend(
-            q.index_select(0, group.tokens),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            group.mask,
-            scaling,
-            softcap=softcap,
-            sinks=None if sinks is None else sinks[None, :, :, None],
-        )
-        out.index_copy_(0, group.tokens, result)
-    for chunk in layout.chunks:
-        span = slice(chunk.start, chunk.start + chunk.num_tokens)
-        first = int(pattern.first_visible(chunk.num_computed))
-        if chunk.num_computed == 0:
-            keys, values = k[span], v[span]
-        else:
-            keys, values = cache.gather(call, layout.chunk_slots(chunk, first))
-        _attend_chunk(chunk, pattern, first, q[span], keys, values, scaling, softcap, sinks, out[span])
-    return out.flatten(1, 2)[None], None
+
+class ForwardState(Forward):
+    """The layout, cache and patterns of a step that is laid out on the host, and its attention in torch."""
+
+    def __init__(
+        self,
+        layout: StepLayout,
+        cache: PagedKVCache,
+        patterns: Sequence[AttentionPattern],
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
+    ) -> None:
+        """window_layouts: by attention call, the layout over its window blocks, where it has some."""
+        super().__init__(len(patterns))
+        self.layout = layout
+        self.window_layouts = window_layouts
+        self.cache = cache
+        self.patterns = patterns
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See `Forward.attend`."""
+        call = self.next_call()
+        layout = self.window_layouts.get(call, self.layout)
+        cache, pattern = self.cache, self.patterns[call]
+        cache.write(call, layout.slots, key, value)
+        tokens, heads, head_size = query.shape
+        kv_heads = key.shape[1]
+        # [T, Hkv, G, Dk]: query head h reads KV head h // G.
+        q = query.view(tokens, kv_heads, heads // kv_heads, head_size)
+        if sinks is not None:
+            sinks = sinks.reshape(kv_heads, -1)
+        out = q.new_empty(*q.shape[:-1], value.shape[-1])
+
+        for group in layout.decode_groups(pattern):
+            keys, values = cache.gather(call, group.slots)
+            # The G query heads of a KV head take the place of the query positions: nothing is repeated.
+            result = _attend(
+                q.index_select(0, group.tokens),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                group.mask,
+                scaling,
+                softcap=softcap,
+                sinks=None if sinks is None else sinks[None, :, :, None],
+            )
+            out.index_copy_(0, group.tokens, result)
+        for chunk in layout.chunks:
+            span = slice(chunk.start, chunk.start + chunk.num_tokens)
+            first = int(pattern.first_visible(chunk.num_computed))
+            if chunk.num_computed == 0:
+                keys, values = key[span], value[span]
+            else:
+                keys, values = cache.gather(call, layout.chunk_slots(chunk, first))
+            _attend_chunk(chunk, pattern, first, q[span], keys, values, scaling, softcap, sinks, out[span])
+        return out.flatten(1, 2)
 
 
 def _attend_chunk(

@@ -9,17 +9,24 @@ from __future__ import annotations
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.facts import (
+    exceeds_devices,
     has_active_connector,
+    has_causal_lm,
     has_connector_module,
+    is_row_by_row,
     outgrows_rope,
     resolved_connector,
+    resolved_quantization,
     resolved_runner_type,
     resolved_speculative_method,
+    splits_evenly,
+    uses_workers,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
 
-KV_CONNECTORS = ("OffloadingConnector",)
+KV_CONNECTORS = ("OffloadingConnector", "SharedStorageConnector", "ExampleConnector")
 """The connectors that V1 has."""
 SPECULATIVE_METHODS = ("ngram",)
 """Methods of speculative decoding that V1 has a drafter for."""
@@ -28,18 +35,23 @@ LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
+        "causal-lm",
+        "model-family",
         "quantized-experts",
-        "inner-state-family",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
-        "tensor-parallelism",
+        "device-count",
+        "executor-backend",
+        "tensor-parallel-families",
+        "tensor-parallel-sizes",
+        "workers-combinations",
+        "workers-row-by-row",
         "pipeline-parallelism",
         "data-parallelism",
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
-        "lora",
         "speculative-method",
         "speculative-inner-state",
         "parallel-drafting-method",
@@ -47,6 +59,9 @@ LACKS: frozenset[str] = frozenset(
         "unserved-kv-connector",
         "kv-connector-inner-states",
         "kv-cache-dtype",
+        "torch-compile-row-by-row",
+        "speculative-row-by-row",
+        "kv-connector-row-by-row",
         "dynamo-trace-once",
         "vllm-compile",
     }
@@ -54,29 +69,31 @@ LACKS: frozenset[str] = frozenset(
 """Rule ids of rules/dodona.yaml that veto V1."""
 
 
-INNER_STATE_FAMILIES: frozenset[str] = frozenset(
-    {
-        "bailing_hybrid",
-        "bamba",
-        "falcon_h1",
-        "falcon_mamba",
-        "granitemoehybrid",
-        "jamba",
-        "kimi_linear",
-        "lfm2",
-        "lfm2_moe",
-        "lfm3",
-        "mamba",
-        "mamba2",
-        "olmo_hybrid",
-        "qwen3_5_moe_text",
-        "qwen3_5_text",
-        "qwen3_next",
-        "zaya",
-    }
+TENSOR_PARALLEL_FAMILIES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Gemma3nForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "CohereForCausalLM",
+    "Cohere2ForCausalLM",
+    "GraniteForCausalLM",
+    "Glm4ForCausalLM",
+    "SmolLM3ForCausalLM",
+    "Starcoder2ForCausalLM",
+    "GPTNeoXForCausalLM",
+    "Llama4ForCausalLM",
 )
-"""Model types with an inner state whose tokens were compared with transformers' own
-(tests/v1/test_hybrids.py)."""
+"""Architectures that `tensor_parallel.shard_model` splits by their plan, each backed by a run."""
 
 
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
@@ -86,19 +103,34 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     scheme = quantization_scheme(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
+        "causal-lm": resolved_runner_type(config, model) == "generate" and not has_causal_lm(config, model),
+        "model-family": model.model_type in UNSERVED
+        or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures),
         "quantization": scheme == "other",
         "quantized-experts": scheme is not None and model.is_moe,
-        "inner-state-family": model.has_inner_state and model.model_type not in INNER_STATE_FAMILIES,
         "pooling": resolved_runner_type(config, model) != "generate",
-        "length-dependent-rope": outgrows_rope(config, model),
+        "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
-        "tensor-parallelism": parallel.tensor_parallel_size > 1,
+        "device-count": exceeds_devices(config, environment),
+        "executor-backend": parallel.distributed_executor_backend in ("ray", "external_launcher")
+        or (parallel.distributed_executor_backend == "uni" and parallel.world_size_across_dp > 1),
+        "tensor-parallel-families": parallel.tensor_parallel_size > 1
+        and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
+        "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "workers-combinations": uses_workers(config)
+        and bool(
+            resolved_quantization(config, model) is not None
+            or model.has_inner_state
+            or config.lora_config is not None
+            or speculative is not None
+            or has_active_connector(config)
+            or compilation == "STOCK_TORCH_COMPILE"
+        ),
         "pipeline-parallelism": parallel.pipeline_parallel_size > 1,
         "data-parallelism": parallel.data_parallel_size > 1,
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
-        "lora": config.lora_config is not None,
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-inner-state": speculative is not None and model.has_inner_state,
@@ -114,9 +146,21 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",
     }
-    return tuple(feature for feature, asked in found.items() if asked)
+    features = [feature for feature, asked in found.items() if asked]
+    return (*features, *(need_packing(config) if is_row_by_row(config, model) else ()))
 
 
 def compiles(config: EngineConfig) -> bool:
     """Whether the model goes through `torch.compile`; its attention stays outside of what is traced."""
     return config.compilation_config is not None and config.compilation_config.mode == "STOCK_TORCH_COMPILE"
+
+
+def need_packing(config: EngineConfig) -> tuple[str, ...]:
+    """The features, as in `LACKS`, of a configuration that asks for what only packed rows have."""
+    asked = {
+        "torch-compile-row-by-row": compiles(config),
+        "speculative-row-by-row": config.speculative_config is not None,
+        "workers-row-by-row": config.parallel_config.world_size > 1,
+        "kv-connector-row-by-row": has_active_connector(config),
+    }
+    return tuple(feature for feature, is_asked in asked.items() if is_asked)

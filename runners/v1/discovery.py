@@ -30,7 +30,7 @@ class AttentionCall:
 
 
 @dataclass(frozen=True, slots=True)
-class _ForeignMask:
+class ForeignMask:
     """In place of a mask that is not an `AttentionPattern`."""
 
     local_size: int | None
@@ -59,12 +59,12 @@ def recording(device: torch.device) -> Iterator[list[AttentionCall]]:
 
 def _record_mask(
     *args: Any, mask_function: MaskFunction | None = None, local_size: int | None = None, **kwargs: Any
-) -> AttentionPattern | _ForeignMask:
+) -> AttentionPattern | ForeignMask:
     """The pattern that the model asks for, in place of a mask tensor."""
     recorded = _recorded.get()
     device = torch.device("cpu") if recorded is None else recorded.device
     pattern = None if mask_function is None else recognise(mask_function, local_size, device)
-    return pattern or _ForeignMask(local_size)
+    return pattern or ForeignMask(local_size)
 
 
 def _record_call(
@@ -92,7 +92,8 @@ def _record_call(
         raise _refusal(f"{where} uses a mask that is neither causal, nor sliding-window, nor chunked")
     else:
         pattern = AttentionPattern("sliding", sliding_window) if sliding_window else CAUSAL
-    window = pattern.size if pattern.kind == "sliding" else None
+    # A query sees no farther back than this; in chunks, most see less.
+    window = pattern.size or None
     spec = LayerKVSpec(key.shape[1], key.shape[3], value.shape[3], window)
     calls.append(AttentionCall(spec, pattern, key.dtype))
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None

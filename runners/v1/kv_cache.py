@@ -14,7 +14,8 @@ class PagedKVCache:
     """Keys and values by slot; slot `block_id * block_size + offset` holds one token.
 
     `keys[i]`: [num_blocks * block_size, kv_heads, head_size_k], `values[i]`: [..., head_size_v], for the i-th
-    attention call of a forward pass. Memory is not initialised: attention reads only slots that a row's own
+    attention call of a forward pass; a call with window blocks has slots of its own, see `window_blocks`.
+    Memory is not initialised: attention reads only slots that a row's own
     tokens were written to.
     """
 
@@ -25,21 +26,29 @@ class PagedKVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        window_blocks: Sequence[tuple[Sequence[int], int]] = (),
     ) -> None:
+        """window_blocks: for each group of calls that has them, the calls and how many window blocks."""
         self.num_blocks = num_blocks
         self.block_size = block_size
-        slots = num_blocks * block_size
-        self.keys = [
-            torch.empty(slots, s.num_kv_heads, s.head_size_k, dtype=dtype, device=device) for s in layers
-        ]
-        self.values = [
-            torch.empty(slots, s.num_kv_heads, s.head_size_v, dtype=dtype, device=device) for s in layers
-        ]
+        counts = [num_blocks] * len(layers)
+        for calls, count in window_blocks:
+            for call in calls:
+                counts[call] = count
+
+        def empty(size: int, spec: LayerKVSpec, count: int) -> torch.Tensor:
+            return torch.empty(count * block_size, spec.num_kv_heads, size, dtype=dtype, device=device)
+
+        self.keys = [empty(s.head_size_k, s, n) for s, n in zip(layers, counts, strict=True)]
+        self.values = [empty(s.head_size_v, s, n) for s, n in zip(layers, counts, strict=True)]
+
+    def free_rows(self, rows: Sequence[int]) -> None:
+        """Nothing: blocks belong to the scheduler, which may share them."""
 
     def layers(self) -> list[LayerKV]:
         """The cache block by block, by attention call, for KV transfer."""
         return [
-            LayerKV(*(t.view(self.num_blocks, self.block_size, *t.shape[1:]) for t in pair))
+            LayerKV(*(t.view(len(t) // self.block_size, self.block_size, *t.shape[1:]) for t in pair))
             for pair in zip(self.keys, self.values, strict=True)
         ]
 

@@ -13,7 +13,7 @@ import torch
 from dodona.runners.limits import Limits
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.state_slots import StepStates
 from dodona.runners.v1.step_layout import MAX_GATHERED_TOKENS, StepLayout
 
@@ -47,11 +47,16 @@ def measure_available_memory(
     return max(0, min(available, most_useful + state_bytes))
 
 
-def run_largest_step(model: PackedModel, limits: Limits) -> None:
+def run_largest_step(model: ServedModel, limits: Limits) -> None:
     """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
 
-    All rows share one KV block and one slot of inner states: only the sizes of what is computed matter.
+    All rows share one KV block and one slot of inner states: only the sizes of what is computed matter. Row
+    by row, the largest step is that of one row with the longest context, on a CPU with as many tokens as a
+    step may hold.
     """
+    if not model.packs_rows:
+        _run_largest_row(model, limits)
+        return
     device, block_size, longest = model.device, limits.block_size, limits.max_model_len
     cache, slots = model.make_cache(1, block_size), model.make_state_slots(1)
     whole, rest = divmod(limits.max_num_batched_tokens, longest)
@@ -60,7 +65,7 @@ def run_largest_step(model: PackedModel, limits: Limits) -> None:
     computed = [longest - n if device.type == "cuda" else 0 for n in prompts]
     decodes = max(1, min(limits.max_num_seqs, MAX_GATHERED_TOKENS // longest))
     steps = [(prompts, computed), ([1] * decodes, [longest - 1] * decodes)]
-    if model.mixers:  # their memory grows with the rows, not with the context
+    if model.has_states:  # their memory grows with the rows, not with the context
         steps.append(([1] * limits.max_num_seqs, [1] * limits.max_num_seqs))
     for num_tokens, num_computed in steps:
         tables = np.zeros((len(num_tokens), -(-longest // block_size)), dtype=np.int64)
@@ -68,12 +73,27 @@ def run_largest_step(model: PackedModel, limits: Limits) -> None:
         ids = torch.zeros(layout.total_tokens, dtype=torch.int64, device=device)
         sampled = min(layout.total_tokens, limits.max_num_seqs)
         states = None
-        if model.mixers:  # a prompt as a fresh one: with a state, some mixers compute token by token
+        if model.has_states:  # a prompt as a fresh one: with a state, some mixers compute token by token
             state_computed = [0] * len(prompts) if num_tokens is prompts else num_computed
             states = StepStates(slots, [0] * len(num_tokens), num_tokens, state_computed)
         logits = model.forward(ids, layout, cache, torch.arange(sampled, device=device), states)
         with torch.inference_mode():
             sampling.sample(logits, [_PROFILE_ROW] * sampled)
+
+
+def _run_largest_row(model: ServedModel, limits: Limits) -> None:
+    device, size, longest = model.device, limits.max_num_batched_tokens, limits.max_model_len
+    cache = model.make_cache(1, limits.block_size)
+    tables = np.zeros((1, -(-longest // limits.block_size)), dtype=np.int64)
+    last = longest if device.type == "cuda" else min(size, longest)
+    for start in range(0, last, size):
+        count = min(size, last - start)
+        layout = StepLayout([count], [start], tables, limits.block_size, device)
+        ids = torch.zeros(count, dtype=torch.int64, device=device)
+        logits = model.forward(ids, layout, cache, torch.tensor([count - 1], device=device))
+    with torch.inference_mode():
+        rows = min(size, limits.max_num_seqs)
+        sampling.sample(logits.repeat(rows, 1), [_PROFILE_ROW] * rows)
 
 
 def _cuda(profile: Callable[[], None], device: torch.device, utilization: float) -> int:

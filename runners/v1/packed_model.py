@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
-from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, recording
+from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, ForeignMask, recording
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
+from dodona.runners.v1.patterns import AttentionPattern
+from dodona.runners.v1.positions import first_position
 from dodona.runners.v1.state_slots import StateSlots, StepStates
 from dodona.runners.v1.step_layout import StepLayout
 
@@ -29,6 +32,8 @@ class PackedModel:
     makes no call through transformers' attention interface, or uses an unknown mask.
     """
 
+    packs_rows = True
+
     def __init__(self, model: torch.nn.Module, *, compiled: bool = False) -> None:
         self.model: Any = model
         self.device: torch.device = next(model.parameters()).device
@@ -41,15 +46,14 @@ class PackedModel:
                 "architecture",
                 why=f"{type(model).__name__}.forward takes no position_ids, so rows can't be packed",
             )
+        self._first_position = first_position(model)
         self._takes_logits_to_keep = "logits_to_keep" in parameters
         self.calls: tuple[AttentionCall, ...] = self._record_calls(attention_free=stateful)
         set_attention(model, PLAIN_ATTENTION)
-        self.mixers: tuple[Mixer, ...] = (
-            install_mixers(model, self.text_config, self.device) if stateful else ()
-        )
+        self.mixers: tuple[Mixer, ...] = self._find_mixers() if stateful else ()
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
         self.kv_dtype: torch.dtype = self.calls[0].dtype if self.calls else next(model.parameters()).dtype
-        self._patterns = tuple(call.pattern for call in self.calls)
+        self.patterns: tuple[AttentionPattern, ...] = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
 
@@ -69,9 +73,25 @@ class PackedModel:
         """Rows of the input embedding: input ids are below this."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    def make_cache(self, num_blocks: int, block_size: int) -> PagedKVCache:
-        """A KV cache of this model's shapes on its device."""
-        return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device)
+    def make_cache(
+        self, num_blocks: int, block_size: int, window_blocks: Sequence[tuple[Sequence[int], int]] = ()
+    ) -> PagedKVCache:
+        """A KV cache of this model's shapes on its device; see `PagedKVCache` for `window_blocks`."""
+        return PagedKVCache(self.layers, num_blocks, block_size, self.kv_dtype, self.device, window_blocks)
+
+    def position_ids(self, positions: torch.Tensor) -> torch.Tensor:
+        """[1, T]: what the model is given for tokens at `positions` [T], counted from 0."""
+        return (positions + self._first_position if self._first_position else positions)[None]
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the model keeps inner states of its rows in slots."""
+        return bool(self.mixers)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether all that the model keeps of a prefix is in KV blocks."""
+        return not self.mixers
 
     @property
     def state_bytes_per_row(self) -> int:
@@ -89,20 +109,23 @@ class PackedModel:
         cache: PagedKVCache,
         positions: torch.Tensor,
         states: StepStates | None = None,
+        window_layouts: Mapping[int, StepLayout] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Run the model on packed tokens; write their keys and values to the cache, and what they make of the
         rows' inner states to their slots.
+
+        window_layouts: by attention call, the layout over its window blocks, where it has some.
 
         token_ids: [T] int64. positions: [n] int64, packed indices. Returns logits [n, vocab] at `positions`.
         """
         arguments: dict[str, torch.Tensor] = {}
         if self.takes_positions:
-            arguments["position_ids"] = layout.positions[None]
+            arguments["position_ids"] = self.position_ids(layout.positions)
         if self._takes_logits_to_keep:
             arguments["logits_to_keep"] = positions
         with (
             torch.inference_mode(),
-            forward_state(ForwardState(layout, cache, self._patterns)),
+            forward_state(ForwardState(layout, cache, self.patterns, window_layouts)),
             step_states(states),
         ):
             output = self._forward(input_ids=token_ids[None], use_cache=False, **arguments)
@@ -118,11 +141,23 @@ class PackedModel:
         finally:
             set_attention(self.model, PAGED_ATTENTION)
 
+    def _find_mixers(self) -> tuple[Mixer, ...]:
+        try:
+            return install_mixers(self.model, self.text_config, self.device)
+        except UnsupportedConfiguration:
+            raise
+        except Exception as error:
+            raise UnsupportedConfiguration.lacking(
+                "v1",
+                "hybrid-mamba",
+                why=f"{self.name} keeps inner states in its own way: {_what_failed(error)}",
+            ) from error
+
     def _record_calls(self, *, attention_free: bool) -> tuple[AttentionCall, ...]:
         """attention_free: whether a model without attention calls is no error."""
         set_attention(self.model, RECORDING_ATTENTION)
         ids = torch.zeros(1, 4, dtype=torch.int64, device=self.device)
-        positions = {"position_ids": torch.arange(4, device=self.device)[None]}
+        positions = {"position_ids": self.position_ids(torch.arange(4, device=self.device))}
         try:
             with torch.inference_mode(), recording(self.device) as calls:
                 self.model(input_ids=ids, use_cache=False, **(positions if self.takes_positions else {}))
@@ -132,7 +167,7 @@ class PackedModel:
             raise UnsupportedConfiguration.lacking(
                 "v1",
                 "architecture",
-                why=f"{self.name} does not take the masks and calls of packed rows: {_first_line(error)}",
+                why=f"{self.name} does not take the masks and calls of packed rows: {_what_failed(error)}",
             ) from error
         if not calls and not attention_free:
             raise UnsupportedConfiguration.lacking(
@@ -156,6 +191,11 @@ def set_attention(model: torch.nn.Module, implementation: str) -> None:
             config._attn_implementation = implementation
 
 
-def _first_line(error: BaseException) -> str:
+def _what_failed(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+    line = text[0] if text else ""
+    if AttentionPattern.__name__ in line or ForeignMask.__name__ in line:
+        return "its own code computes with attention masks"
+    if "_SpyingCache" in line:
+        return "it takes no cache but its own"
+    return f"{type(error).__name__}: {line}".rstrip(": ")

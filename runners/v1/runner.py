@@ -1,18 +1,21 @@
-"""Runner V1: any Hugging Face causal LM by transformers' own code, with paged KV, on CPU and GPU."""
+"""Runner V1: any Hugging Face causal LM by transformers' own code, packed over paged KV or row by row."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
+from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -24,15 +27,22 @@ from dodona.runners.interface import (
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
+from dodona.runners.v1.choice import choose
+from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.plan import plan_drafting
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
-from dodona.runners.v1.self_check import SelfCheck, self_check
+from dodona.runners.v1.self_check import SelfCheck
+from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.v1.tensor_parallel import shard_model
+from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
 
@@ -44,11 +54,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model whose weights are on the device and whose paged path was checked."""
+    """A model whose weights are on the device and whose steps were checked."""
 
-    model: PackedModel
+    model: ServedModel
     self_check: SelfCheck
     drafting: Drafting | None
+    lora: LoRALayers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +82,35 @@ class FinishedOutput:
 
 
 class V1Runner(WeightLife):
-    """The general runner: one step at a time, each read to its end before the next begins."""
+    """The general runner. On a GPU its steps run from state on the device, two under way; elsewhere, and for
+    what can't run so (see `device_serving`), the host lays out one step at a time and reads it to its end."""
 
-    name: ClassVar[str] = "v1"
-    max_steps_in_flight = 1
-    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
+    name = "v1"
+    request_features = frozenset({"structured-outputs"})
 
-    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE) -> None:
         super().__init__(config, model, limits)
+        self._mesh = mesh
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
+        self._on_device: DeviceServing | None = None
         self._ready: Ready | None = None
         self._executed: Executed | None = None
         self._kv_connector: KVConnectorWorker = KVConnectorWorker()
 
+    @property
+    def max_steps_in_flight(self) -> int:
+        """Two where steps run from state on the device: tokens needn't be read before the next step."""
+        return 1 if self._on_device is None else MAX_STEPS_IN_FLIGHT
+
     # --- Life
 
     def load_model(self) -> None:
-        """Read the weights, record the attention calls and run the self-check.
+        """Read the weights and choose how the model computes steps; see `choice.choose`.
 
         Raises UnsupportedConfiguration naming each feature V1 lacks (nothing is loaded then), or why this
-        model's paged path can't be trusted; ConfigError where the weights are not those of config.json, or
+        model's steps can't be trusted; ConfigError where the weights are not those of config.json, or
         speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
@@ -102,12 +120,23 @@ class V1Runner(WeightLife):
         self._kv_connector = make_worker_connector(self.config)
         plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
-        model = PackedModel(
-            self._read_model(self._device, directory), compiled=capabilities.compiles(self.config)
+        outgrows = outgrows_rope(self.config, self.model_info)
+        chosen = choose(
+            self._read_share(self._device, directory),
+            max_model_len=self.limits.max_model_len,
+            compiled=capabilities.compiles(self.config),
+            rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
+            need_packing=capabilities.need_packing(self.config),
         )
         drafting = None if plan is None else NgramDrafting(plan)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
-        self._loaded = Loaded(model, self_check(model, max_model_len=self.limits.max_model_len), drafting)
+        lora: LoRALayers | None = None
+        if self.config.lora_config is not None:
+            with chosen.model.plain() as plain:
+                lora = LoRALayers(plain, self.config.lora_config)
+        self._loaded = Loaded(chosen.model, chosen.self_check, drafting, lora)
+        if isinstance(chosen.model, PackedModel):
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place. KV computed before belongs to the old weights."""
@@ -115,19 +144,37 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
+        fresh = self._read_share(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(loaded.model.model, fresh)
 
-    def get_kv_cache_spec(self) -> KVCacheSpec:
-        """One entry per attention call, in the order of the calls; then those of the draft.
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that see each token of a pass, by name."""
+        lora = self._require_loaded().lora
+        if lora is None:
+            raise RuntimeError("lora_config is not set")
+        return lora.targets
 
-        Without attention nothing is paged: a block then counts a whole sequence, and takes no bytes.
+    def get_kv_cache_spec(self) -> KVCacheSpec:
+        """Packed: one entry per attention call, in the order of the calls. Row by row: one for all.
+
+        Where tokens add nothing to a cache, a block counts a whole sequence and takes no bytes.
         """
         loaded, limits = self._require_loaded(), self.limits
         model, drafting = loaded.model, loaded.drafting
         block_size = limits.block_size if model.layers else limits.max_model_len
-        spec = KVCacheSpec(model.layers, block_size, model.kv_dtype.itemsize, model.state_bytes_per_row)
-        return spec if drafting is None else drafting.extend_spec(spec)
+        spec = KVCacheSpec(
+            model.layers,
+            block_size,
+            model.kv_dtype.itemsize,
+            model.state_bytes_per_row,
+            model.shares_prefixes,
+        )
+        if drafting is not None:
+            spec = drafting.extend_spec(spec)
+        # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
+        # one block table of a row.
+        together = has_active_connector(self.config) or spec.layers != model.layers or self._on_device
+        return replace(spec, windows_apart=not together)
 
     def determine_available_memory(self) -> int:
         """Bytes for inner states and KV blocks that a run of the largest step leaves.
@@ -135,7 +182,12 @@ class V1Runner(WeightLife):
         See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
+        if self._on_device is not None:
+            # The states are allocated while the rest is measured; the engine subtracts them, too.
+            states = limits.max_num_seqs * spec.state_bytes_per_row
+            return states + self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
+        window_blocks = zip(spec.num_window_blocks(blocks, limits), spec.window_groups, strict=True)
         loaded = self._require_loaded()
 
         def largest_step() -> None:
@@ -147,7 +199,8 @@ class V1Runner(WeightLife):
             largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
-            most_useful=blocks * spec.bytes_per_block,
+            most_useful=blocks * spec.bytes_per_block
+            + sum(count * group.bytes_per_block for count, group in window_blocks),
             state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 
@@ -155,22 +208,36 @@ class V1Runner(WeightLife):
         """Allocate `num_blocks` blocks and a slot of inner states for each row, in place of those allocated
         before.
 
-        `max_model_len` makes no difference: a request's tokens are a list that grows with it.
+        `max_model_len` makes no difference on the host: a request's tokens are a list that grows with it.
         """
-        loaded, block_size = self._require_loaded(), self.get_kv_cache_spec().block_size
-        model, drafting, num_rows = loaded.model, loaded.drafting, self.limits.max_num_seqs
+        if self._on_device is not None:
+            self._on_device.steps.initialize(num_blocks, max_model_len)
+            return
+        loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs
+        model, drafting, groups = loaded.model, loaded.drafting, spec.window_groups
+        counts = zip(groups, spec.num_window_blocks(num_blocks, self.limits), strict=True)
         self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
-        cache = model.make_cache(num_blocks, block_size)
-        drafter = None if drafting is None else drafting.start(num_blocks, num_rows)
-        self._ready = Ready(model, cache, model.make_state_slots(num_rows), BatchState(), drafter)
-        self._kv_connector.register_kv_caches(cache.layers())
+        self._ready = Ready(
+            model,
+            model.make_cache(num_blocks, spec.block_size, [(group.layers, count) for group, count in counts]),
+            WindowTables(groups, num_blocks),
+            model.make_state_slots(num_rows),
+            BatchState(),
+            None if drafting is None else drafting.start(num_blocks, num_rows),
+            loaded.lora,
+        )
+        self._kv_connector.register_kv_caches(self._ready.cache.layers())
 
     def capture_graphs(self) -> None:
-        """Nothing: V1 runs no device graphs."""
+        """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or
+        the model can't be captured; then run the self-check through the graphs. Nothing on a CPU."""
+        if self._on_device is not None:
+            self._on_device.capture_graphs()
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._on_device = None
         self._kv_connector.shutdown()
         self._loaded = None
         self._ready = None
@@ -182,6 +249,9 @@ class V1Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
+        if self._on_device is not None:
+            self._on_device.steps.execute(scheduler_output)
+            return
         ready = self._require_ready()
         if self._executed is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
@@ -193,11 +263,18 @@ class V1Runner(WeightLife):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
+        if self._on_device is not None:
+            return self._on_device.steps.sample(grammar_output)
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
         output = self._require_ready().sample(executed.step, grammar_output)
         return FinishedOutput(with_connector_output(output, executed.transfers))
+
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
+        self._executed = None
+        self._require_ready().take(output)
 
     # --- Parts
 
@@ -212,6 +289,12 @@ class V1Runner(WeightLife):
         return self._ready
 
     def _weight_views(self) -> WeightViews:
+        if self._mesh.size > 1:
+            raise UnsupportedConfiguration.lacking(
+                self.name,
+                "load_weights and apply_sparse_weight_patches with several workers",
+                why="each holds a share of the tensors; use reload_weights",
+            )
         return model_weights.views(self._require_loaded().model.model)
 
     def _weights_to_release(self) -> Iterable[torch.Tensor]:
@@ -219,12 +302,23 @@ class V1Runner(WeightLife):
         return parameters
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
+        if self._on_device is not None:
+            return self._on_device.steps.release_kv_cache()
         num_blocks = self._require_ready().cache.num_blocks
         self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return num_blocks, None
+
+    def _read_share(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, with this rank's share of the weights."""
+        if self._mesh.size == 1:
+            return self._read_model(device, directory)
+        # The device is to hold the share only. Random weights depend on the device that draws them.
+        model = self._read_model(torch.device("cpu") if directory else device, directory)
+        shard_model(model, self._mesh.tensor)
+        return model.to(device)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
         """The model on `device`, its weights read from a directory or (None) drawn at random."""

@@ -1,4 +1,4 @@
-"""Self-check at load: the paged path must compute the same logits as the plain model.
+"""Self-check at load: V1's steps must compute the same logits as the plain model.
 
 A model that accepts our attention may still keep state between steps, share keys and values between layers,
 derive positions from lengths, or mask in its own way. So two random prompts are run three ways: by
@@ -8,23 +8,28 @@ one row is chunked while the other starts and both then decode side by side. All
 This proves that chunked prefill, packing, block tables, decode, positions and masks are right for these
 weights on this device, up to the prompts' length. Other checks cover longer sequences: `patterns.recognise`
 evaluates the model's mask functions, for windows; `WatchedCache` notes at any length where a model asks for
-other states (an indexer's keys, compressed keys); the veto `length-dependent-rope` excludes rotary embeddings
-that change with length.
+other states (an indexer's keys, compressed keys); rows whose rotary embedding changes with length are not
+packed.
+
+A model that computes its rows one by one goes through the same steps, with chunks and with two rows in turn.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.quantization.replacement import quantized_layers
-from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.mixers import STATE_API, cache_argument
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.positions import first_position
+from dodona.runners.v1.row_model import RowModel
+from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout, to_device
 from dodona.runners.v1.watched_cache import WatchedCache, unusual_uses
@@ -46,37 +51,28 @@ class SelfCheck:
     """The relative differences found, each at most `tolerance`."""
 
     paged: float
-    """Between the paged path and the plain model without a cache."""
+    """Between the steps and the plain model without a cache."""
     plain_cached: float
-    """Between the plain model with and without its cache: the noise of rounding."""
+    """Between the plain model with and without its cache: the noise of rounding; row by row, `paged`."""
     tolerance: float
     prompt_lengths: tuple[int, int]
 
 
 def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
     """Run the check. Raises UnsupportedConfiguration with the differences where they exceed the tolerance."""
-    longest = min(_LONGEST_PROMPT, max_model_len)
-    windows = [call.pattern.size for call in model.calls if call.pattern.size]
-    feasible = [w for w in windows if 2 * w + 3 <= longest]
-    length = min(longest, max(2 * max(feasible) + 3 if feasible else 0, 21))
-    lengths = (length, max(1, length - 5))
-    generator = torch.Generator().manual_seed(_SEED)
-    prompts = [torch.randint(0, model.vocab_size, (n,), generator=generator) for n in lengths]
-
+    prompts = _prompts(model, [call.pattern.size for call in model.calls], max_model_len)
     try:
-        plain = [_plain_logits(model, prompt) for prompt in prompts]
+        plain = [plain_logits(model, prompt) for prompt in prompts]
         cached = [_cached_logits(model, prompt) for prompt in prompts]
-        paged = _paged_logits(model, prompts)
+        paged = _step_logits(model, prompts)
     except UnsupportedConfiguration:
         raise
     except Exception as error:
         raise _refusal(model, f"it failed with {type(error).__name__}: {error}") from error
 
-    tolerance = TOLERANCE[model.kv_dtype]
-    if any(layer.activations is not None for layer in quantized_layers(model.model).values()):
-        tolerance = max(tolerance, ROUNDED_TOLERANCE)
-    noise = max(_difference(a, b) for a, b in zip(plain, cached, strict=True))
-    found = max(_difference(a, b) for a, b in zip(plain, paged, strict=True))
+    tolerance = tolerance_of(model)
+    noise = max(difference(a, b) for a, b in zip(plain, cached, strict=True))
+    found = max(difference(a, b) for a, b in zip(plain, paged, strict=True))
     if not noise <= tolerance:
         raise _refusal(
             model, f"the plain model differs from itself with a cache by {noise:.2g} (limit {tolerance:g})"
@@ -85,10 +81,60 @@ def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
         raise _refusal(
             model, f"the paged path differs from the plain model by {found:.2g} (limit {tolerance:g})"
         )
-    return SelfCheck(found, noise, tolerance, lengths)
+    return SelfCheck(found, noise, tolerance, (len(prompts[0]), len(prompts[1])))
 
 
-def _plain_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
+def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
+    """Run the check for a model that computes its rows one by one. Raises as `self_check` does."""
+    prompts = _prompts(model, _windows(model.model), max_model_len)
+    try:
+        plain = [plain_logits(model, prompt) for prompt in prompts]
+        stepped = _step_logits(model, prompts)
+    except UnsupportedConfiguration:
+        raise
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0]
+        raise _refusal(model, f"row by row it failed with {type(error).__name__}: {text}") from error
+    tolerance = tolerance_of(model)
+    found = max(difference(a, b) for a, b in zip(plain, stepped, strict=True))
+    if not found <= tolerance:
+        how = "computed again for each token" if model.continuation == "none" else "with its own cache"
+        raise _refusal(
+            model, f"{how}, it differs from one pass over all tokens by {found:.2g} (limit {tolerance:g})"
+        )
+    return SelfCheck(found, found, tolerance, (len(prompts[0]), len(prompts[1])))
+
+
+def tolerance_of(model: ServedModel) -> float:
+    """Largest accepted difference, see `TOLERANCE` and `ROUNDED_TOLERANCE`."""
+    tolerance = TOLERANCE[model.kv_dtype]
+    if any(layer.activations is not None for layer in quantized_layers(model.model).values()):
+        return max(tolerance, ROUNDED_TOLERANCE)
+    return tolerance
+
+
+def _windows(model: Any) -> list[int]:
+    """Sizes of windows and chunks of attention that the model's configurations name."""
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    found = [getattr(config, name, None) for config in configs for name in ("sliding_window", "window_size")]
+    return [size for size in found if isinstance(size, int)]
+
+
+def _prompts(model: ServedModel, windows: list[int], max_model_len: int) -> list[torch.Tensor]:
+    """Two random prompts; longer than twice the largest window that the limits allow."""
+    longest = min(_LONGEST_PROMPT, max_model_len)
+    feasible = [w for w in windows if w and 2 * w + 3 <= longest]
+    length = min(longest, max(2 * max(feasible) + 3 if feasible else 0, 21))
+    generator = torch.Generator().manual_seed(_SEED)
+    prompts = [
+        torch.randint(0, model.vocab_size, (n,), generator=generator) for n in (length, max(1, length - 5))
+    ]
+    # A model that gives padding a position of its own would number these prompts in another way.
+    padding = first_position(model.model) - 1
+    return [torch.where(prompt == padding, (padding + 1) % model.vocab_size, prompt) for prompt in prompts]
+
+
+def plain_logits(model: ServedModel, prompt: torch.Tensor) -> torch.Tensor:
     """[n, vocab] fp32 on the host, by transformers without a cache."""
     with torch.inference_mode(), model.plain() as plain:
         logits: torch.Tensor = plain(input_ids=prompt.to(model.device)[None], use_cache=False).logits[0]
@@ -101,7 +147,7 @@ def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
     Raises UnsupportedConfiguration where the model puts more than attention's keys and values into the cache.
     """
     ids = prompt.to(model.device)[None]
-    positions = torch.arange(len(prompt), device=model.device)[None]
+    positions = torch.arange(len(prompt), device=model.device)[None] + first_position(model.model)
     half = len(prompt) // 2
     parts = [*([slice(0, half)] if half else []), *(slice(i, i + 1) for i in range(half, len(prompt)))]
     cache = WatchedCache(model.text_config)
@@ -123,7 +169,7 @@ def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
     return torch.cat(logits).float().cpu()
 
 
-def _paged_logits(model: PackedModel, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
+def _step_logits(model: ServedModel, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
     """The same logits through steps of one or two rows over interleaved blocks."""
     long, short = len(prompts[0]), len(prompts[1])
     blocks = -(-max(long, short) // _BLOCK_SIZE)
@@ -147,8 +193,8 @@ def _paged_logits(model: PackedModel, prompts: list[torch.Tensor]) -> list[torch
 
 
 def _step(
-    model: PackedModel,
-    cache: PagedKVCache,
+    model: ServedModel,
+    cache: Any,
     slots: StateSlots,
     prompts: list[torch.Tensor],
     tables: np.ndarray,
@@ -158,14 +204,14 @@ def _step(
 ) -> tuple[torch.Tensor, ...]:
     num_tokens = [counts[r] for r in rows]
     num_computed = [done[r] for r in rows]
-    layout = StepLayout(num_tokens, num_computed, tables[rows], _BLOCK_SIZE, model.device)
+    layout = StepLayout(num_tokens, num_computed, tables[rows], _BLOCK_SIZE, model.device, rows)
     states = slots.step(rows, num_tokens, num_computed)
     ids = torch.cat([prompts[r][done[r] : done[r] + counts[r]] for r in rows]).to(model.device)
     everything = to_device(np.arange(layout.total_tokens), model.device)
     return torch.split(model.forward(ids, layout, cache, everything, states).float().cpu(), num_tokens)
 
 
-def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
+def difference(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Root mean square of the difference over the spread of the reference; infinite where one is NaN."""
     # Models that forbid tokens give them the least number there is; it would make any spread huge.
     allowed = reference > -1e30
@@ -177,7 +223,7 @@ def _difference(reference: torch.Tensor, other: torch.Tensor) -> float:
     return found if math.isfinite(found) else float("inf")
 
 
-def _refusal(model: PackedModel, what: str) -> UnsupportedConfiguration:
+def _refusal(model: ServedModel, what: str) -> UnsupportedConfiguration:
     return UnsupportedConfiguration.lacking(
         "v1", "architecture", why=f"self-check of {model.name} at load: {what}"
     )

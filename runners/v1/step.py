@@ -1,4 +1,4 @@
-"""One step of V1: a packed forward pass over the rows that the scheduler names, then sampling.
+"""One step of V1: the forward pass over the rows that the scheduler names, then sampling.
 
 A row that verifies drafts is sampled after its token and after each draft, each time as if all drafts before
 had been accepted. Its tokens are those up to the first that differs from the draft in its place: what it
@@ -8,7 +8,8 @@ would have sampled without drafts, from the same logits and with the same noise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +20,11 @@ from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.drafting.drafter import DraftContext, Drafter
-from dodona.runners.v1.kv_cache import PagedKVCache
-from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.lora import LoRALayers
+from dodona.runners.v1.served_model import ServedModel, StepCache
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout, to_device
+from dodona.runners.v1.window_tables import WindowTables
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -62,13 +64,15 @@ class ExecutedStep:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A loaded model with a KV cache and the state rows of its requests."""
+    """A loaded model with its cache and the state rows of its requests."""
 
-    model: PackedModel
-    cache: PagedKVCache
+    model: ServedModel
+    cache: StepCache
+    windows: WindowTables
     states: StateSlots
     batch: BatchState
     drafter: Drafter | None = None
+    lora: LoRALayers | None = None
 
     def execute(self, step: SchedulerOutput) -> ExecutedStep:
         """Apply what the step changes in the state rows, then run the forward pass.
@@ -76,23 +80,27 @@ class Ready:
         Raises ValueError where the step contradicts the state rows: a row taken twice, tokens that aren't
         there yet, too few KV blocks, or inner states of other tokens.
         """
+        self.windows.attach(step.window_blocks)
         self.batch.apply(step)
+        self.cache.free_rows(step.freed_rows)
         if not step.rows:
             return ExecutedStep(torch.empty(0, 0), (), step, np.empty(0))
         block_size, device = self.cache.block_size, self.model.device
-        layout = StepLayout(
-            step.num_tokens,
-            step.num_computed_tokens,
-            self.batch.block_tables(step, block_size),
-            block_size,
-            device,
-        )
+        tables = self.batch.block_tables(step, block_size)
+        counts = step.num_tokens, step.num_computed_tokens
+        layout = StepLayout(*counts, tables, block_size, device, step.rows)
+        window_layouts: dict[int, StepLayout] = {}
+        for calls, window_tables in self.windows.tables(tables):
+            of_group = StepLayout(*counts, window_tables, block_size, device)
+            window_layouts.update(dict.fromkeys(calls, of_group))
         states = self.states.step(step.rows, step.num_tokens, step.num_computed_tokens)
         rows, positions = self._rows_with_logits(step, layout)
         # A step of prompt chunks alone needs no logits, but the head must be given a position.
         computed = np.asarray(positions or [layout.total_tokens - 1], dtype=np.int64)
         token_ids = to_device(self.batch.input_token_ids(step), device)
-        logits = self.model.forward(token_ids, layout, self.cache, to_device(computed, device), states)
+        kept = to_device(computed, device)
+        with self._adapters(step, kept):
+            logits = self.model.forward(token_ids, layout, self.cache, kept, states, window_layouts)
         return ExecutedStep(logits[: len(positions)], rows, step, layout.starts)
 
     def sample(self, executed: ExecutedStep, grammar_output: GrammarOutput | None) -> StepOutput:
@@ -122,15 +130,22 @@ class Ready:
             own, entries = result.token_ids[place : place + size], result.logprobs[place : place + size]
             place += size
             count = num_agreeing(own, row.drafts) + 1
-            self.batch[row.row].output_token_ids.extend(own[:count])
             token_ids.append(own[0])
             known = [entry for entry in entries[:count] if entry is not None]
             if known:
                 logprobs[row.row] = known[0]
             if count > 1:
                 further[row.row] = FurtherTokens(own[1:count], known[1:])
-        drafts = self._propose(executed, further)
-        return StepOutput(rows, token_ids, logprobs, prompt_logprobs, further, drafts)
+        output = StepOutput(rows, token_ids, logprobs, prompt_logprobs, further)
+        self.take(output)
+        return replace(output, draft_token_ids=self._propose(executed, further))
+
+    def take(self, output: StepOutput) -> None:
+        """Append what was sampled, here or on another rank, to the state rows."""
+        for row, token_id in zip(output.rows, output.token_ids, strict=True):
+            self.batch[row].output_token_ids.append(token_id)
+        for row, further in output.further.items():
+            self.batch[row].output_token_ids.extend(further.token_ids)
 
     def _propose(
         self, executed: ExecutedStep, further: Mapping[int, FurtherTokens]
@@ -148,6 +163,13 @@ class Ready:
                 DraftContext(row, self.batch[row], int(executed.starts[i]), start, end, step.samples[i])
             )
         return self.drafter.propose(contexts)
+
+    def _adapters(self, step: SchedulerOutput, kept: torch.Tensor) -> AbstractContextManager[None]:
+        """The adapters of the step's rows, for the forward pass inside."""
+        if self.lora is None:
+            return nullcontext()
+        adapters = [self.batch[row].request.adapter for row in step.rows]
+        return self.lora.step(adapters, step.num_tokens, kept)
 
     def _rows_with_logits(
         self, step: SchedulerOutput, layout: StepLayout

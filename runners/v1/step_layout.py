@@ -48,8 +48,8 @@ class DecodeGroup:
 class StepLayout:
     """A packed step: `positions` and `slots` [T] on the device, rows split into chunks and single tokens.
 
-    Rows are packed in the order given. `block_tables` [R, N] int64, on the host, has each row's block ids;
-    entries beyond a row's length are not read.
+    Rows are packed in the order given; `rows` [R] are their state rows. `block_tables` [R, N] int64, on the
+    host, has each row's block ids; entries beyond a row's length are not read.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class StepLayout:
         block_tables: np.ndarray,
         block_size: int,
         device: torch.device,
+        rows: Sequence[int] | None = None,
     ) -> None:
         counts = np.asarray(num_tokens, dtype=np.int64)
         computed = np.asarray(num_computed_tokens, dtype=np.int64)
@@ -73,6 +74,9 @@ class StepLayout:
         self.last_tokens: np.ndarray = starts + counts - 1
         """[R]: packed index of each row's last token."""
         self.starts: np.ndarray = starts
+        self.num_tokens: np.ndarray = counts
+        self.num_computed: np.ndarray = computed
+        self.rows: Sequence[int] = range(len(counts)) if rows is None else rows
         self.positions = to_device(positions, device)
         self.slots = to_device(slots, device)
         self.chunks = tuple(

@@ -28,7 +28,7 @@ def test_shape_by_hand() -> None:
     # A layer: qkv 4 × (6 + 3 + 3), o 6 × 4, gate, up and down 3 × 4 × 6.
     assert SMALL.layer_weights == 2 * (48 + 24 + 72)
     assert SMALL.head_weights == 40
-    assert SMALL.weight_bytes == 2 * (288 + 40)
+    assert SMALL.step_weight_bytes(7) == 2 * (288 + 40)
     assert SMALL.kv_bytes_per_token == 2 * 2 * 1 * 3 * 2
     assert SMALL.pair_flops == 2 * 2 * 2 * 2 * 3
 
@@ -59,14 +59,24 @@ def test_known_models() -> None:
     assert llama.layer_weights + 2 * llama.head_weights == pytest.approx(8.03e9, rel=0.01)
 
 
-def test_every_shape_has_a_roofline() -> None:
+def test_every_shape_without_inner_states_has_a_roofline() -> None:
     for name in SHAPES:
-        assert Shape.of(read_config(name), 2).weight_bytes > 0
+        if name == "falcon-h1-1.5b":
+            with pytest.raises(ValueError, match="inner state"):
+                Shape.of(read_config(name), 2)
+            continue
+        assert Shape.of(read_config(name), 2).step_weight_bytes(1) > 0
 
 
-def test_experts_are_refused() -> None:
-    with pytest.raises(ValueError, match="dense models only"):
-        Shape.of({**read_config("tiny"), "num_experts": 8}, 2)
+def test_experts() -> None:
+    """Parameters as published: 30.5 billion, of which a token meets 3.3, embeddings among both."""
+    shape = Shape.of(read_config("qwen3-30b-a3b"), 2)
+    assert shape.layer_weights + 2 * shape.head_weights == pytest.approx(3.3e9, rel=0.02)
+    everything = shape.step_weight_bytes(1 << 20) / 2 + shape.head_weights
+    assert everything == pytest.approx(30.5e9, rel=0.01)
+    assert shape.step_weight_bytes(1) / 2 == pytest.approx(shape.layer_weights + shape.head_weights, abs=100)
+    with pytest.raises(ValueError, match="shared experts"):
+        Shape.of({**read_config("qwen3-30b-a3b"), "shared_expert_intermediate_size": 8}, 2)
 
 
 def test_unknown_models_are_refused() -> None:
@@ -93,7 +103,9 @@ def test_schedule_against_simulation(lengths: list[tuple[int, int]], rows: int, 
             break
         steps += 1
         seen = sum(min(context, window) if window else context for context, _ in running)
-        expected_bytes += shape.weight_bytes + (seen + len(running)) * shape.kv_bytes_per_token
+        expected_bytes += (
+            shape.step_weight_bytes(len(running)) + (seen + len(running)) * shape.kv_bytes_per_token
+        )
         expected_flops += 2 * (288 + 40) * len(running) + shape.pair_flops * seen
         running = [[context + 1, left - 1] for context, left in running if left > 1]
     result = workload_roofline(shape, lengths, max_num_seqs=rows, max_num_batched_tokens=4)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dodona.runners.kv_transfer.offloading.scheduler import OffloadingScheduler
+from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
 from dodona.runners.kv_transfer.offloading.slots import HostSlots
 from tests.engine.test_scheduler import VOCAB, Job, assert_solo, make_request, scenarios
 from tests.support.fake_kv_worker import FakeKVWorker
@@ -21,7 +21,7 @@ def offloading_engine(
     *, num_slots: int = 64, seed: int = 0, most_steps: int = 3, fault_rate: float = 0.0, **sizes
 ):
     """An engine whose blocks go to `num_slots` slots, and its worker."""
-    connector = OffloadingScheduler(num_slots=num_slots, block_size=sizes.get("block_size", 4))
+    connector = BlockTransferScheduler(HostSlots(num_slots), block_size=sizes.get("block_size", 4))
     engine = SyncEngine(**sizes, kv_connector=connector)
     worker = FakeKVWorker(engine.runner, seed=seed, most_steps=most_steps, fault_rate=fault_rate)
     engine.runner.kv_connector = worker
@@ -51,7 +51,7 @@ def test_every_output_is_that_of_its_solo_run(
         fault_rate=fault_rate,
         seed=seed,
         vocab_size=VOCAB,
-        **sizes,
+        **{**sizes, "windows": (None,)},
     )
     for turn in range(2):  # the second time, what the first one left on the host is found
         requests = [
@@ -201,7 +201,7 @@ def test_the_calls_of_a_step_come_in_their_order() -> None:
     ]  # fmt: skip
 
 
-class _Undecided(OffloadingScheduler):
+class _Undecided(BlockTransferScheduler):
     """Doesn't know what it has until it was asked three times."""
 
     asked = 0
@@ -216,7 +216,7 @@ class _Undecided(OffloadingScheduler):
 
 
 def test_a_connector_that_does_not_know_yet_is_asked_again() -> None:
-    connector = _Undecided(num_slots=8, block_size=4)
+    connector = _Undecided(HostSlots(8), block_size=4)
     engine = SyncEngine(kv_connector=connector)
     engine.runner.kv_connector = FakeKVWorker(engine.runner)
     generate(engine, PROMPT, max_tokens=2)
@@ -224,11 +224,11 @@ def test_a_connector_that_does_not_know_yet_is_asked_again() -> None:
 
 
 def test_a_connector_that_loads_within_a_step_is_refused() -> None:
-    class Synchronous(OffloadingScheduler):
+    class Synchronous(BlockTransferScheduler):
         def get_num_new_matched_tokens(self, request, num_computed_tokens):
             return 4, False
 
-    engine = SyncEngine(kv_connector=Synchronous(num_slots=8, block_size=4))
+    engine = SyncEngine(kv_connector=Synchronous(HostSlots(8), block_size=4))
     engine.scheduler.add(make_request("a", PROMPT))
     with pytest.raises(RuntimeError, match="Synchronous loads within a step"):
         engine.step()
@@ -247,7 +247,7 @@ def test_slots_are_those_of_a_plain_lru(num_slots: int, operations: list[tuple[s
     for operation, number in operations:
         value = bytes([number])
         if operation == "store" and value not in order and value not in loading:
-            slot = slots.allocate(value)
+            slot = slots.reserve(value)
             if len(loading) == num_slots:
                 assert slot is None
                 continue
@@ -266,7 +266,7 @@ def test_slots_are_those_of_a_plain_lru(num_slots: int, operations: list[tuple[s
             del loading[value]
             order.append(value)
         elif operation == "touch" and value in order:
-            slots.touch(value)
+            assert slots.reserve(value) is None
             order.remove(value)
             order.append(value)
         elif operation == "clear":
@@ -277,5 +277,4 @@ def test_slots_are_those_of_a_plain_lru(num_slots: int, operations: list[tuple[s
         assert len(slots) == len(order) + len(loading)
         for number in range(8):
             each = bytes([number])
-            assert (each in slots) == (each in order or each in loading)
-            assert slots.is_loading(each) == (each in loading)
+            assert slots.find(each) is (None if each in loading else each in order)

@@ -441,7 +441,7 @@ def test_defaults_and_eos_of_generation_config(model_dir: Path) -> None:
         assert llm.get_default_sampling_params() == SamplingParams()
         assert llm._client.admission.eos_token_ids == {0}
     for text, expected in (
-        ("{", "can't be read as JSON"),
+        ("{", "not valid JSON"),
         ('{"top_p": 7}', "top_p must be above 0"),
         ("[]", "object"),
     ):

@@ -50,7 +50,7 @@ def test_a_request_begins_with_its_prompt_and_nothing_else() -> None:
     )
     assert (request.finished, request.stop_reason, request.error) == (False, None, None)
     assert (request.logprobs, request.prompt_logprobs, request.index) == ([], [], 0)
-    assert repr(request) == "Request('0', 3/7 tokens, None)"
+    assert repr(request) == f"Request({request.request_id!r}, 3/7 tokens, None)"
 
 
 def test_a_request_has_what_it_was_made_with() -> None:
@@ -238,7 +238,8 @@ def test_progress_is_what_is_new() -> None:
         (logprobs_of(6), logprobs_of(7)), None, None,
     ]  # fmt: skip
     assert [progress.finish_reason for progress in found] == [None, None, "length"]
-    assert {(each.request_id, each.sequence_index, each.num_cached_tokens) for each in found} == {("0", 0, 0)}
+    assert {each.request_id for each in found} == {request.request_id}
+    assert {(each.sequence_index, each.num_cached_tokens) for each in found} == {(0, 0)}
     assert {(each.text, each.stop_reason, each.error) for each in found} == {(None, None, None)}
 
 

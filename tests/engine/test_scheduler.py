@@ -83,6 +83,7 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, object], int, list[Job]]:
         "enable_prefix_caching": draw(st.booleans()),
         "max_steps_in_flight": draw(st.integers(1, 3)),
         "num_speculative_tokens": draw(st.sampled_from([0, 1, 4])),
+        "windows": draw(st.sampled_from([(None,), (None,), (2,), (7,), (None, 1), (None, 9, 3), (8, 5)])),
     }
     return sizes, max_model_len, draw(st.lists(jobs(max_model_len), min_size=1, max_size=8))
 

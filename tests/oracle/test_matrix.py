@@ -28,7 +28,9 @@ ASKED: dict[str, dict[str, Any]] = {
     "generate": {"runner": "pooling"},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
-    "quantized-weights": {"quantization": "fp8"},
+    "executor-backend": {"distributed_executor_backend": "ray"},
+    "workers": {"distributed_executor_backend": "mp"},
+    "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
     "data-parallelism": {"data_parallel_size": 2},
@@ -101,9 +103,12 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_configuration = {
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
-    # remote-code also needs a model that has some; length-dependent RoPE a model that outgrows it; drafts and
-    # connectors for inner states a model that has one
-    of_models = {"remote-code", "speculative-inner-state", "kv-connector-inner-states"}
+    # These also need a model: one with code of its own, with an inner state, or one that is not packed.
+    of_models = {
+        "remote-code", "speculative-inner-state", "kv-connector-inner-states", "speculative-row-by-row",
+        "kv-connector-row-by-row", "torch-compile-row-by-row",
+        "tensor-parallel-families", "workers-row-by-row",
+    }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from dodona.runners.interface import KVConnectorMetadata
 from dodona.runners.kv_transfer.block_layout import LayerKV
+from dodona.runners.kv_transfer.block_transfers import BlockMetadata, Place, Transfer
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
-from dodona.runners.kv_transfer.offloading.metadata import OffloadingMetadata, Transfer
 from tests.support.fake_runner import FakeRunner, _Slot
 
 GARBAGE = _Slot(-1, -1, -1, -1)
@@ -26,14 +26,14 @@ class _UnderWay:
 
 
 class FakeKVWorker(KVConnectorWorker):
-    """Moves `OffloadingMetadata` within `most_steps` steps. `fault_rate` of the loads lose one block."""
+    """Moves `BlockMetadata` within `most_steps` steps. `fault_rate` of the loads lose one block."""
 
     def __init__(self, runner: FakeRunner, *, seed: int = 0, most_steps: int = 3, fault_rate: float = 0.0):
         self.runner = runner
         self.rng = random.Random(seed)
         self.most_steps = most_steps
         self.fault_rate = fault_rate
-        self.host: dict[int, list[_Slot]] = {}
+        self.host: dict[Place, list[_Slot]] = {}
         self.stores: list[_UnderWay] = []
         self.loads: list[_UnderWay] = []
         self.ended: set[str] = set()
@@ -51,7 +51,7 @@ class FakeKVWorker(KVConnectorWorker):
             self._end_store(store)
 
     def start_load_kv(self, metadata: KVConnectorMetadata) -> None:
-        assert isinstance(metadata, OffloadingMetadata)
+        assert isinstance(metadata, BlockMetadata)
         self.calls.append("start_load_kv")
         for load in metadata.loads:
             for block_id in load.block_ids:
@@ -65,7 +65,7 @@ class FakeKVWorker(KVConnectorWorker):
         self.calls.append(f"save_kv_layer {layer}")
 
     def wait_for_save(self, metadata: KVConnectorMetadata) -> None:
-        assert isinstance(metadata, OffloadingMetadata)
+        assert isinstance(metadata, BlockMetadata)
         self.calls.append("wait_for_save")
         for store in metadata.stores:
             self.stores.append(_UnderWay(store, self.rng.randint(0, self.most_steps)))
@@ -93,22 +93,22 @@ class FakeKVWorker(KVConnectorWorker):
         return failed
 
     def _end_store(self, store: _UnderWay) -> None:
-        slots = set(store.transfer.slots)
+        slots = set(store.transfer.places)
         for earlier in self.stores[: self.stores.index(store)]:
-            if slots & set(earlier.transfer.slots):  # on one stream, stores of a slot keep their order
+            if slots & set(earlier.transfer.places):  # on one stream, stores of a slot keep their order
                 self._end_store(earlier)
         self.stores.remove(store)
-        for block_id, slot in zip(store.transfer.block_ids, store.transfer.slots, strict=True):
+        for block_id, slot in zip(store.transfer.block_ids, store.transfer.places, strict=True):
             size = self.runner.block_size
-            self.host[slot] = [self.runner.slots[block_id, offset] for offset in range(size)]
+            self.host[slot] = [self.runner.slots[0, block_id, offset] for offset in range(size)]
 
     def _end_load(self, load: _UnderWay) -> None:
-        slots = set(load.transfer.slots)
-        for store in [s for s in self.stores if slots & set(s.transfer.slots)]:
+        slots = set(load.transfer.places)
+        for store in [s for s in self.stores if slots & set(s.transfer.places)]:
             if store in self.stores:
                 self._end_store(store)
         self.loads.remove(load)
-        pairs = list(zip(load.transfer.block_ids, load.transfer.slots, strict=True))
+        pairs = list(zip(load.transfer.block_ids, load.transfer.places, strict=True))
         lost = self.rng.randrange(len(pairs)) if self.rng.random() < self.fault_rate else None
         for index, (block_id, slot) in enumerate(pairs):
             if index == lost:
@@ -120,4 +120,4 @@ class FakeKVWorker(KVConnectorWorker):
 
     def _write(self, block_id: int, content: Sequence[_Slot]) -> None:
         for offset, slot in enumerate(content):
-            self.runner.slots[block_id, offset] = slot
+            self.runner.slots[0, block_id, offset] = slot

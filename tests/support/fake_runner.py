@@ -5,6 +5,9 @@ prefix and with which weights. Before it samples, it reads a row's whole context
 table, and fails unless that is exactly the row's tokens. The next token is a hash of the context (and of
 the seed, unless greedy), so each output can be compared with `solo_run`.
 
+With `windows` it has groups of layers: each keeps tokens by itself, and reads what its window shows. Without,
+there is one group, which sees everything.
+
 With `num_speculative_tokens` it drafts: a random number of tokens, each of them right or wrong at random.
 """
 
@@ -37,6 +40,7 @@ from dodona.runners.interface import (
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.limits import Limits, resolve_limits
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
@@ -53,6 +57,11 @@ def mix(*values: int) -> int:
         result = ((result ^ (value + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) & _MASK
         result ^= result >> 29
     return result
+
+
+def adapted(weights: int, key: bytes) -> int:
+    """The version of the weights that a request with an adapter sees."""
+    return mix(weights, int.from_bytes(key[:8], "little"))
 
 
 def context_hash(token_ids: Sequence[int]) -> int:
@@ -184,8 +193,10 @@ class FakeRunner(Runner):
         on_step: Callable[[int], None] | None = None,
         num_speculative_tokens: int = 0,
         guess: Guess | None = None,
+        windows: Sequence[int | None] = (None,),
     ) -> None:
-        """guess: makes the drafts that are to be right; None takes the token that will be sampled unless the
+        """windows: by group, the one that sees farthest first; at least 2, where it is the first one.
+        guess: makes the drafts that are to be right; None takes the token that will be sampled unless the
         row has a grammar."""
         super().__init__(config, model, limits)
         self.max_steps_in_flight = max_steps_in_flight
@@ -194,6 +205,9 @@ class FakeRunner(Runner):
         self.on_step = on_step
         self.num_speculative_tokens = num_speculative_tokens
         self.guess = guess
+        self.windows = windows
+        self.window_blocks: dict[tuple[int, int], int] = {}
+        """Window block by group, from 1 on, and block id."""
         self.proposed: dict[int, Sequence[int]] = {}
         """By row: what it proposed last."""
         self.block_size = limits.block_size
@@ -204,7 +218,8 @@ class FakeRunner(Runner):
         """A test may put another one in its place."""
         self.transfers: KVConnectorOutput | None = None
         self.rows: dict[int, _Row] = {}
-        self.slots: dict[tuple[int, int], _Slot] = {}
+        self.slots: dict[tuple[int, int, int], _Slot] = {}
+        """By group, block (or window block) and offset."""
         self.executed: _Executed | None = None
         self.in_flight: deque[_Pending] = deque()
         self.trace = Trace()
@@ -243,8 +258,17 @@ class FakeRunner(Runner):
         assert not self.in_flight, "weights change under a step"
         self.weights += 1
 
+    def get_lora_targets(self) -> dict[str, LoRATarget]:
+        return {"model.linear": LoRATarget(8, 6)}
+
+    def _version(self, request: NewRequest) -> int:
+        """What the KV of a request depends on beside its tokens: the weights, and its adapter."""
+        adapter = request.adapter
+        return self.weights if adapter is None else adapted(self.weights, adapter.key)
+
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        return KVCacheSpec((LayerKVSpec(1, 4, 4),), self.block_size, 4)
+        layers = tuple(LayerKVSpec(1, 4, 4, window) for window in self.windows)
+        return KVCacheSpec(layers, self.block_size, 4, windows_apart=True)
 
     def determine_available_memory(self) -> int:
         self._note("determine_available_memory")
@@ -254,6 +278,8 @@ class FakeRunner(Runner):
         self._note("initialize_kv_cache")
         self.num_blocks = num_blocks
         self.max_model_len = self.limits.max_model_len if max_model_len is None else max_model_len
+        self.slots.clear()
+        self.window_blocks.clear()
         assert 1 <= self.max_model_len <= self.limits.max_model_len
 
     def capture_graphs(self) -> None:
@@ -288,7 +314,7 @@ class FakeRunner(Runner):
             assert list(drafts) == list(self.proposed.pop(row, ()))[: len(drafts)], "drafts nobody proposed"
             state.tokens.extend(drafts)
             self._write(state, computed, count)
-            contexts = self._read_context(state)
+            contexts = self._read_context(state, computed)
             del state.tokens[len(state.tokens) - len(drafts) :]
             params = state.request.sampling_params
             if params.prompt_logprobs is not None:
@@ -357,7 +383,8 @@ class FakeRunner(Runner):
 
     def _next_token(self, context: int, state: _Row) -> int:
         request, length = state.request, len(state.tokens)
-        return next_token(context, length, request.num_prompt_tokens, request, self.vocab_size, self.weights)
+        version = self._version(request)
+        return next_token(context, length, request.num_prompt_tokens, request, self.vocab_size, version)
 
     def _draft(self, state: _Row) -> Sequence[int]:
         tokens = list(state.tokens)
@@ -373,7 +400,7 @@ class FakeRunner(Runner):
                     request = state.request
                     draft = next_token(
                         context, len(tokens), request.num_prompt_tokens, request, self.vocab_size,
-                        self.weights,
+                        self._version(request),
                     )  # fmt: skip
             tokens.append(draft)
             context = mix(context, draft)
@@ -401,6 +428,10 @@ class FakeRunner(Runner):
         pending.read = True
 
     def _apply(self, step: SchedulerOutput) -> None:
+        counts = self.get_kv_cache_spec().num_window_blocks(self.num_blocks, self.limits)
+        for number, block, window_block in step.window_blocks:
+            assert 0 <= window_block < counts[number]
+            self.window_blocks[number + 1, block] = window_block
         for row in step.freed_rows:
             assert row in self.rows, f"row {row} is freed, but holds no request"
             del self.rows[row]
@@ -418,7 +449,9 @@ class FakeRunner(Runner):
             assert row in step.rows, "blocks for a row that doesn't run"
             self.rows[row].block_ids.extend(block_ids)
         for state in self.rows.values():
-            assert len(set(state.block_ids)) == len(state.block_ids), "a block twice in one table"
+            first = self._first_visible(0, state.num_computed) // self.block_size
+            visible = state.block_ids[first:]
+            assert len(set(visible)) == len(visible), "a block twice in one table"
             assert all(0 <= block < self.num_blocks for block in state.block_ids)
 
     def _check_batch(self, step: SchedulerOutput) -> None:
@@ -440,30 +473,42 @@ class FakeRunner(Runner):
             decodes = state.sampled_last and step.num_tokens[index] == 1 and step.samples[index]
             assert decodes == (index < step.num_decodes), "decodes are not the batch's prefix"
 
+    def _first_visible(self, group: int, position: int) -> int:
+        window = self.windows[group]
+        return 0 if window is None else max(0, position - window + 1)
+
     def _write(self, state: _Row, computed: int, count: int) -> None:
-        context = self._slot(state, computed - 1).context if computed else 0
+        context = self._slot(state, 0, computed - 1).context if computed else 0
         for position in range(computed, computed + count):
             token = state.tokens[position]
             context = mix(context, token)
-            block = state.block_ids[position // self.block_size]
-            self.slots[block, position % self.block_size] = _Slot(token, position, context, self.weights)
+            version = self._version(state.request)
+            for group in range(len(self.windows)):
+                key = self._key(state, group, position)
+                self.slots[key] = _Slot(token, position, context, version)
         state.num_computed = computed + count
 
-    def _slot(self, state: _Row, position: int) -> _Slot:
+    def _key(self, state: _Row, group: int, position: int) -> tuple[int, int, int]:
         block = state.block_ids[position // self.block_size]
-        return self.slots[block, position % self.block_size]
+        place = self.window_blocks[group, block] if group else block
+        return group, place, position % self.block_size
 
-    def _read_context(self, state: _Row) -> list[int]:
-        """Context hashes by position, from the KV that attention reads."""
+    def _slot(self, state: _Row, group: int, position: int) -> _Slot:
+        return self.slots[self._key(state, group, position)]
+
+    def _read_context(self, state: _Row, computed: int) -> list[int]:
+        """Context hashes by position, from the KV that the queries from position `computed` on see."""
         contexts = []
         expected = 0
         for position in range(state.num_computed):
-            slot = self._slot(state, position)
             token = state.tokens[position]
             expected = mix(expected, token)
-            wanted = _Slot(token, position, expected, self.weights)
-            assert slot == wanted, f"{state.request.request_id} reads {slot}, expected {wanted}"
-            contexts.append(slot.context)
+            wanted = _Slot(token, position, expected, self._version(state.request))
+            for group in range(len(self.windows)):
+                if position >= self._first_visible(group, computed):
+                    slot = self._slot(state, group, position)
+                    assert slot == wanted, f"{state.request.request_id} reads {slot}, expected {wanted}"
+            contexts.append(expected)
         return contexts
 
 

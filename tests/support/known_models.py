@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ FIELDS = (
     "kv_lora_rank",
     "qk_nope_head_dim",
     "qk_rope_head_dim",
+    "pad_token_id",
     "rms_norm_eps",
 )
+
+NOT_MADE = ("musicgen", "musicgen_melody")
+"""Types of the automatic class for causal language models whose model takes another configuration."""
 
 
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -100,14 +105,25 @@ def config_class(model_type: str) -> Any:
     return CONFIG_MAPPING[model_type]
 
 
-def is_stateful(model_type: str) -> bool:
-    """Whether transformers' modelling code marks the family as keeping a recurrent state."""
+def modelling_code(model_type: str) -> str:
+    """The family's source."""
     import importlib
 
-    cls = config_class(model_type)
-    module = cls.__module__.replace("configuration_", "modeling_")
+    module = config_class(model_type).__module__.replace("configuration_", "modeling_")
     source = importlib.util.find_spec(module)
-    return source is not None and "_is_stateful = True" in Path(source.origin).read_text()
+    return "" if source is None else Path(source.origin).read_text()
+
+
+def is_causal(model_type: str) -> bool:
+    """Whether transformers' automatic class for causal language models makes a model of the type."""
+    from transformers.models.auto import modeling_auto
+
+    return model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in NOT_MADE
+
+
+_AFTER_PADDING = re.compile(
+    r"nn.Embedding\(\s*config.max_position_embeddings, config.hidden_size, padding_idx=self.padding_idx"
+)
 
 
 def entry(model_type: str) -> dict[str, Any]:
@@ -137,10 +153,13 @@ def entry(model_type: str) -> dict[str, Any]:
     if "tie_word_embeddings" not in vars(cls) and getattr(made, "tie_word_embeddings", None) is True:
         defaults["tie_word_embeddings"] = True
     fields = getattr(cls, "__annotations__", {})
+    code = modelling_code(model_type)
     found = {
         "text": text_model_type(model_type),
         "rotary": "rope_parameters" in fields or hasattr(cls, "rope_parameters"),
-        "stateful": is_stateful(model_type),
+        "causal": is_causal(model_type),
+        "positions_after_padding": bool(_AFTER_PADDING.search(code)),
+        "stateful": "_is_stateful = True" in code,
         "rope": rope if rope != PLAIN_ROPE else None,
         "kinds": kinds if kinds != ["full_attention"] or defaults.get("sliding_window") else None,
         "aliases": aliases,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import NO_ROW, Request
@@ -29,6 +30,7 @@ class SyncEngine:
         vocab_size: int = 97,
         num_speculative_tokens: int = 0,
         guess: Guess | None = None,
+        windows: Sequence[int | None] = (None,),
         kv_connector: KVConnectorScheduler | None = None,
     ) -> None:
         self.runner = fake_runner(
@@ -41,7 +43,10 @@ class SyncEngine:
             vocab_size=vocab_size,
             num_speculative_tokens=num_speculative_tokens,
             guess=guess,
+            windows=windows,
         )
+        spec = self.runner.get_kv_cache_spec()
+        counts = spec.num_window_blocks(num_blocks, self.runner.limits)
         self.runner.initialize_kv_cache(num_blocks)
         warm_up(self.runner)
         self.runner.trace.steps.clear()
@@ -53,6 +58,10 @@ class SyncEngine:
             enable_chunked_prefill=enable_chunked_prefill,
             enable_prefix_caching=enable_prefix_caching,
             num_speculative_tokens=num_speculative_tokens,
+            window=spec.groups[0].window,
+            window_groups=[
+                (group.window or 0, count) for group, count in zip(spec.window_groups, counts, strict=True)
+            ],
             kv_connector=kv_connector,
         )
         self.num_rows = self.scheduler.num_free_rows
@@ -89,7 +98,10 @@ class SyncEngine:
     def check(self) -> None:
         """The books: users of blocks, free blocks, rows."""
         scheduler = self.scheduler
-        tables = [request.block_ids for request in (*scheduler.running, *scheduler.loaded)]
+        tables = [
+            request.block_ids[request.num_forgotten_blocks :]
+            for request in (*scheduler.running, *scheduler.loaded)
+        ]
         tables += scheduler.transfers.held_blocks()
         users = Counter(block for table in tables for block in table)
         blocks = scheduler.blocks
@@ -97,6 +109,7 @@ class SyncEngine:
             users[i] for i in range(blocks.num_blocks)
         ]
         assert blocks.num_free == sum(not users[i] for i in range(blocks.num_blocks))
+        self.check_window_blocks()
         rows = [request.row for request in scheduler.running]
         assert len(set(rows)) == len(rows)
         assert NO_ROW not in rows
@@ -111,6 +124,21 @@ class SyncEngine:
         for request in scheduler.loaded:
             assert request.row == NO_ROW
             assert bool(request.block_ids) != request.finished
+
+    def check_window_blocks(self) -> None:
+        """The same for window blocks: what requests use, and that they use no more than they may see."""
+        scheduler = self.scheduler
+        for number, group in enumerate(scheduler.windows.groups):
+            users: Counter[int] = Counter()
+            for request in scheduler.running:
+                first, end = request.window_spans[number]
+                users.update(request.block_ids[first:end])
+                assert end * scheduler.block_size >= request.num_computed_tokens
+            assert all(group.has(block) for block in users)
+            assert [group.num_users(i) for i in range(scheduler.blocks.num_blocks)] == [
+                users[i] for i in range(scheduler.blocks.num_blocks)
+            ]
+            assert group.num_used == len(users) <= group.num_window_blocks
 
     def check_idle(self) -> None:
         """Nothing is held by anybody."""

@@ -70,7 +70,11 @@ class Driver:
         prefix_caching: bool = False,
     ) -> None:
         self.runner = runner
-        self.block_size = runner.get_kv_cache_spec().block_size
+        spec = runner.get_kv_cache_spec()
+        self.block_size = spec.block_size
+        # A window block for every block, once and for all.
+        self._attached = [(g, b, b) for g in range(len(spec.window_groups)) for b in range(num_blocks)]
+        assert all(count == num_blocks for count in spec.num_window_blocks(num_blocks, runner.limits))
         self.budget = budget
         self.preempt_every = preempt_every
         self.prefix_caching = prefix_caching
@@ -149,8 +153,10 @@ class Driver:
             num_computed_tokens=[job.computed for job, _ in scheduled],
             samples=samples,
             num_decodes=sum(c == 1 and s for (_, c), s in zip(scheduled, samples, strict=True)),
+            window_blocks=self._attached,
         )
         self._freed = []
+        self._attached = []
         self.runner.execute_model(step)
         self._apply(self.runner.sample_tokens().result(), scheduled, ends, running)
 

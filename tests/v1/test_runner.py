@@ -14,6 +14,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.row_by_row import ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
@@ -39,7 +40,6 @@ ASKS = {
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
-    "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
     "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
@@ -67,25 +67,33 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
     [
         ("quantization", {"quantization_config": {"quant_method": "hqq"}}),
         ("quantized-experts", {"quantization_config": {"quant_method": "fp8"}, "num_local_experts": 4}),
-        ("inner-state-family", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("causal-lm", {"model_type": "clip_text_model"}),
+        ("model-family", {"model_type": "xlnet"}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
         ("pooling", {"architectures": ["LlamaModel"]}),
-        (
-            "length-dependent-rope",
-            {
-                "rope_parameters": {
-                    "rope_type": "longrope",
-                    "rope_theta": 1e4,
-                    "original_max_position_embeddings": 64,
-                }
-            },
-        ),
     ],
 )
 def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
     path = tiny_models.path("llama")
     model = ModelInfo.from_mapping({**json.loads((path / "config.json").read_text()), **change})
     assert check_supported(make_runner(path, load=False).config, model, CPU) == (feature,)
+
+
+ROW_BY_ROW_ASKS = {
+    "torch-compile-row-by-row": {"compilation_config": {"mode": "STOCK_TORCH_COMPILE"}},
+    "speculative-row-by-row": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+    "kv-connector-row-by-row": {"kv_offloading_size": 1.0},
+}
+
+
+@pytest.mark.parametrize("feature", ROW_BY_ROW_ASKS)
+def test_what_only_packed_rows_have(tiny_models, feature):
+    path = tiny_models.path("llama")
+    raw = json.loads((path / "config.json").read_text())
+    config = EngineConfig.from_flat(str(path), device="cpu", **ROW_BY_ROW_ASKS[feature])
+    assert check_supported(config, ModelInfo.from_mapping(raw), CPU) == ()
+    for change in ({"model_type": "bloom"}, {"architectures": list(ROW_BY_ROW_WRAPPERS)}):
+        assert check_supported(config, ModelInfo.from_mapping({**raw, **change}), CPU) == (feature,)
 
 
 def test_a_gpu_that_is_not_there(tiny_models):
@@ -97,8 +105,8 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
-        "inner-state-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
-        "kv-connector-inner-states", "quantized-experts",
+        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
+        "kv-connector-inner-states", "quantized-experts", *ROW_BY_ROW_ASKS,
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 
@@ -110,24 +118,14 @@ def test_what_asks_for_nothing_is_not_refused(tiny_models, flat):
 
 
 def test_ropes_that_change_with_length(tiny_models):
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0] * 4,
-    }
-    path = tiny_models.path(
-        "phi3", rope_parameters=rope | {"original_max_position_embeddings": 64},
-        original_max_position_embeddings=64,
-    )  # fmt: skip
-    with pytest.raises(UnsupportedConfiguration, match="length-dependent-rope"):
-        make_runner(path)
-    make_runner(path, max_model_len=64)
-    dynamic = ModelInfo.load(
-        tiny_models.path("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
-    )
-    assert not outgrows_rope(EngineConfig.from_flat("m", max_model_len=256), dynamic)
-    assert outgrows_rope(EngineConfig.from_flat("m", max_model_len=257), dynamic)
+    path = tiny_models.path("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    make_runner(path, max_model_len=256)
+    dynamic = ModelInfo.load(path)
+    within, beyond = (EngineConfig.from_flat("m", device="cpu", max_model_len=n) for n in (256, 257))
+    assert not outgrows_rope(within, dynamic)
+    assert check_supported(within, dynamic, CPU) == ()
+    assert outgrows_rope(beyond, dynamic)
+    assert check_supported(beyond, dynamic, CPU) == ("length-dependent-rope",)
 
 
 def test_kv_spec_and_block_bytes(tiny_models):
@@ -254,7 +252,7 @@ def test_weights_of_another_shape_are_an_error(tiny_models, tmp_path):
 def test_an_unknown_architecture_is_refused(tiny_models, tmp_path):
     config = json.loads((tiny_models.path("llama") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
-    with pytest.raises(UnsupportedConfiguration, match="no-such-model"):
+    with pytest.raises(UnsupportedConfiguration, match="causal-lm"):
         make_runner(tmp_path)
 
 

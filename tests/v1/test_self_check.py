@@ -48,7 +48,7 @@ def test_windows_are_known_beyond_the_length_of_the_check():
 
 
 def _ignore_window(model, patch):
-    model._patterns = (CAUSAL,) * len(model.calls)
+    model.patterns = (CAUSAL,) * len(model.calls)
 
 
 def _swap_keys_and_values(model, patch):

@@ -17,6 +17,7 @@ from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
+from dodona.oracle.models.row_by_row import ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.fact import Fact, registry
 from dodona.oracle.systems.own.quantization import quantization_scheme
 
@@ -111,11 +112,63 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
     return fixed is not None and (longest is None or longest > fixed)
 
 
+def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE."""
+    listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
+    return listed or outgrows_rope(config, model)
+
+
+def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether transformers has a causal language model of this type, or trusted code comes with the model."""
+    auto_map = model.raw.get("auto_map")
+    brings_one = isinstance(auto_map, Mapping) and "AutoModelForCausalLM" in auto_map
+    return model.is_causal_lm or (brings_one and config.model_config.trust_remote_code)
+
+
 def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> FactValue:
     """The quantization method configured, else that of the stored weights; null where there is none."""
     if config.model_config.quantization is not None:
         return config.model_config.quantization.lower()
     return UNKNOWN if model is None else model.quant_method
+
+
+MAX_CPU_RANKS = 64
+"""Most workers that may share a processor."""
+
+
+def uses_workers(config: EngineConfig) -> bool:
+    """Whether the runner works in processes of its own: several of them, or one that is asked for."""
+    parallel = config.parallel_config
+    return parallel.world_size_across_dp > 1 or parallel.distributed_executor_backend in ("mp", "ray")
+
+
+def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
+    """Whether there are more ranks than devices; a CPU takes `MAX_CPU_RANKS`."""
+    devices = MAX_CPU_RANKS
+    if resolved_device(config, environment) == "cuda" and environment.device_count is not None:
+        devices = environment.device_count
+    return config.parallel_config.world_size_across_dp > devices
+
+
+def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
+    """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
+
+    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them.
+    """
+    ranks, heads = config.parallel_config.tensor_parallel_size, model.num_key_value_heads
+    if ranks == 1:
+        return True
+    if None in (heads, model.num_attention_heads, model.intermediate_size):
+        return None
+    even = not (model.num_attention_heads % ranks or model.intermediate_size % ranks)
+    return even and (heads % ranks == 0 or ranks % heads == 0)
+
+
+def _splits_evenly(inputs: Inputs) -> FactValue:
+    if inputs.config.parallel_config.tensor_parallel_size == 1:
+        return True
+    found = None if inputs.model is None else splits_evenly(inputs.config, inputs.model)
+    return UNKNOWN if found is None else found
 
 
 def _scheme(inputs: Inputs) -> FactValue:
@@ -226,6 +279,20 @@ _MODEL_SPECS = (
         derive=lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
         domain=("generate", "pooling", "draft"),
         reads=("model_config.runner",),
+    ),
+    OwnFact(
+        "model_config.has_causal_lm",
+        "bool",
+        "transformers has a causal language model of this type, or trusted code comes with the model.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else has_causal_lm(i.config, i.model),
+    ),
+    OwnFact(
+        "model_config.is_row_by_row",
+        "bool",
+        "V1 can't pack the model's requests: by its type (docs/models.md), or because it outgrows its RoPE.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else is_row_by_row(i.config, i.model),
     ),
     OwnFact(
         "model_config.quantization",
@@ -360,6 +427,10 @@ _MODEL_SPECS = (
     ),
 )
 
+_PARALLEL_SIZES = tuple(
+    f"parallel_config.{name}_parallel_size" for name in ("tensor", "pipeline", "data", "prefill_context")
+)
+
 _ENGINE_SPECS = (
     _field("cache_config.block_size", "int", "Tokens per KV block."),
     _field("cache_config.cache_dtype", "str", "Type of stored keys and values; `auto` is the model's."),
@@ -370,6 +441,38 @@ _ENGINE_SPECS = (
     _field("parallel_config.prefill_context_parallel_size", "int", "Devices that split a prompt."),
     _field("parallel_config.decode_context_parallel_size", "int", "Devices that split the KV of a sequence."),
     _field("parallel_config.enable_expert_parallel", "bool", "Experts are spread over devices."),
+    _field(
+        "parallel_config.distributed_executor_backend",
+        "str",
+        "How workers run, as configured; null where it isn't.",
+        domain=("mp", "ray", "uni", "external_launcher"),
+        nullable=True,
+    ),
+    OwnFact(
+        "parallel_config.world_size_across_dp",
+        "int",
+        "Ranks of all replicas together: the product of the sizes.",
+        "config",
+        derive=lambda i: min(i.config.parallel_config.world_size_across_dp, MAX_INT),
+        reads=_PARALLEL_SIZES,
+        minimum=1,
+    ),
+    OwnFact(
+        "parallel_config.exceeds_devices",
+        "bool",
+        f"There are more ranks than CUDA devices, or than the {MAX_CPU_RANKS} that may share a processor.",
+        "environment",
+        derive=lambda i: exceeds_devices(i.config, i.environment),
+        reads=(*_PARALLEL_SIZES, "device_config.device"),
+    ),
+    OwnFact(
+        "parallel_config.splits_evenly",
+        "bool",
+        "Attention heads and feed-forward layers divide among `tensor_parallel_size` ranks.",
+        "model",
+        derive=_splits_evenly,
+        reads=("parallel_config.tensor_parallel_size",),
+    ),
     _field("scheduler_config.enable_chunked_prefill", "bool", "A prompt may be computed in several steps."),
     _field("scheduler_config.max_num_seqs", "int", "Most requests of one step."),
     _field(
@@ -491,6 +594,13 @@ _ENVIRONMENT_SPECS = (
         "Lowest CUDA compute capability of the visible devices, 8.0 being 80; null where there is no CUDA.",
         nullable=True,
         minimum=0,
+    ),
+    _environment(
+        "device_count",
+        "int",
+        "Visible CUDA devices; null where there is no CUDA.",
+        nullable=True,
+        minimum=1,
     ),
     _environment("logitsproc_plugins", "bool", "An installed package offers logits processors."),
 )

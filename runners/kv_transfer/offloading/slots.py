@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 
 class HostSlots:
-    """Slots 0 .. num_slots-1, by the hash of the block that each holds. Every operation is O(1) per slot."""
+    """A `BlockIndex` of slots 0 .. num_slots-1. Every operation is O(1) per slot."""
 
     def __init__(self, num_slots: int) -> None:
         self._by_hash: OrderedDict[bytes, int] = OrderedDict()
@@ -18,20 +18,18 @@ class HostSlots:
     def __len__(self) -> int:
         return len(self._by_hash) + len(self._in_use)
 
-    def __contains__(self, value: bytes) -> bool:
-        return value in self._by_hash or value in self._in_use
+    def find(self, value: bytes) -> bool | None:
+        """Whether the block is there; None while a load reads it."""
+        return None if value in self._in_use else value in self._by_hash
 
-    def is_loading(self, value: bytes) -> bool:
-        """Whether a load reads the block's slot."""
-        return value in self._in_use
-
-    def touch(self, value: bytes) -> None:
-        """Count a block, which is there, as used now."""
+    def reserve(self, value: bytes) -> int | None:
+        """A slot for a block. None where it is there, and then counts as used now, or where loads read all
+        slots."""
         if value in self._by_hash:
             self._by_hash.move_to_end(value)
-
-    def allocate(self, value: bytes) -> int | None:
-        """A slot for a block that is not there; None where loads read them all."""
+            return None
+        if value in self._in_use:
+            return None
         if self._free:
             slot = self._free.pop()
         elif self._by_hash:
@@ -41,7 +39,7 @@ class HostSlots:
         self._by_hash[value] = slot
         return slot
 
-    def begin_load(self, values: Iterable[bytes]) -> list[int]:
+    def begin_load(self, values: Sequence[bytes]) -> Sequence[int]:
         """The slots of these blocks, which no other load reads; they keep them until `end_load`."""
         slots = []
         for value in values:
@@ -49,7 +47,7 @@ class HostSlots:
             self._in_use[value] = slots[-1]
         return slots
 
-    def end_load(self, values: Iterable[bytes]) -> None:
+    def end_load(self, values: Sequence[bytes]) -> None:
         """The load of these blocks ended."""
         for value in values:
             self._by_hash[value] = self._in_use.pop(value)

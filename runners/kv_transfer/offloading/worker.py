@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from dodona.runners.interface import KVConnectorMetadata
 from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
+from dodona.runners.kv_transfer.block_transfers import BlockMetadata, Place
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.offloading.host_memory import Copy, HostMemory, allocate_host_memory
-from dodona.runners.kv_transfer.offloading.metadata import OffloadingMetadata
 
 
 class OffloadingWorker(KVConnectorWorker):
@@ -45,18 +45,18 @@ class OffloadingWorker(KVConnectorWorker):
 
     def start_load_kv(self, metadata: KVConnectorMetadata) -> None:
         """Begin the step's loads."""
-        assert isinstance(metadata, OffloadingMetadata)
+        assert isinstance(metadata, BlockMetadata)
         for load in metadata.loads:
-            self._loads[load.request_id] = self._host.load(load.block_ids, load.slots)
+            self._loads[load.request_id] = self._host.load(load.block_ids, _slots(load.places))
 
     def wait_for_save(self, metadata: KVConnectorMetadata) -> None:
         """Begin the step's stores, all in one; their blocks stay until they are reported."""
-        assert isinstance(metadata, OffloadingMetadata)
+        assert isinstance(metadata, BlockMetadata)
         # A slot that a later store of the step takes over holds what that one stores.
         blocks = {
             slot: block_id
             for store in metadata.stores
-            for block_id, slot in zip(store.block_ids, store.slots, strict=True)
+            for block_id, slot in zip(store.block_ids, _slots(store.places), strict=True)
         }
         if blocks:
             copy = self._host.store(list(blocks.values()), list(blocks))
@@ -90,3 +90,7 @@ class OffloadingWorker(KVConnectorWorker):
         if self._memory is None:
             raise RuntimeError("there is no KV cache: call register_kv_caches first")
         return self._memory
+
+
+def _slots(places: Sequence[Place]) -> list[int]:
+    return [int(place) for place in places]

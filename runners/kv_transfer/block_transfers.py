@@ -1,15 +1,53 @@
-"""The scheduler's side of OffloadingConnector: which blocks are copied to the host, and which come back."""
+"""The scheduler's side of connectors that keep blocks by their hash: what is stored, and what comes back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler, KVRequest
-from dodona.runners.kv_transfer.offloading.metadata import OffloadingMetadata, Transfer
-from dodona.runners.kv_transfer.offloading.slots import HostSlots
+
+Place = int | str
+"""Where a block is kept: a slot of the host's memory, or a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Blocks of one request to copy, between `block_ids` of the cache and `places`."""
+
+    request_id: str
+    """`KVRequest.kv_transfer_id`."""
+    block_ids: Sequence[int]
+    places: Sequence[Place]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMetadata(KVConnectorMetadata):
+    """A step's copies. Loads begin before its stores."""
+
+    loads: Sequence[Transfer] = ()
+    stores: Sequence[Transfer] = ()
+
+
+class BlockIndex(Protocol):
+    """Which blocks are kept, and where."""
+
+    def find(self, value: bytes) -> bool | None:
+        """Whether the block with this hash can be loaded; None: not while another load reads it."""
+
+    def reserve(self, value: bytes) -> Place | None:
+        """Where to store a block, found from the next step on; None where it is kept, or can't be."""
+
+    def begin_load(self, values: Sequence[bytes]) -> Sequence[Place]:
+        """The places of blocks that were found; they stay until `end_load`."""
+
+    def end_load(self, values: Sequence[bytes]) -> None:
+        """The load of these blocks ended."""
+
+    def clear(self) -> None:
+        """Weights changed: find none of the blocks stored before."""
 
 
 @dataclass(slots=True)
@@ -18,18 +56,18 @@ class _Tracked:
 
     request: KVRequest
     num_seen: int = 0
-    """Its leading blocks that are on the host, or had no room there."""
+    """Its leading blocks that were given to the index."""
     is_stored: bool = False
     """Whether any block of it was given to the worker."""
 
 
-class OffloadingScheduler(KVConnectorScheduler):
-    """A block goes to the host once it is full, unless it is there; the block used last stays longest."""
+class BlockTransferScheduler(KVConnectorScheduler):
+    """Stores each block once it is full, unless the index has it, and loads what follows a cached prefix."""
 
     needs_block_hashes: ClassVar[bool] = True
 
-    def __init__(self, *, num_slots: int, block_size: int) -> None:
-        self.slots = HostSlots(num_slots)
+    def __init__(self, index: BlockIndex, *, block_size: int) -> None:
+        self.index = index
         self._block_size = block_size
         self._tracked: dict[str, _Tracked] = {}
         self._loading: dict[str, Sequence[bytes]] = {}
@@ -38,37 +76,38 @@ class OffloadingScheduler(KVConnectorScheduler):
         """Ended requests whose blocks are still read."""
         self._new_loads: list[Transfer] = []
         self._last_stores: list[tuple[_Tracked, list[bytes], list[int]]] = []
-        """What ended requests left to store: hashes and blocks. They get slots with the step that stores
+        """What ended requests left to store: hashes and blocks. They get places with the step that stores
         them, since no load may find them before."""
 
     def get_num_new_matched_tokens(
         self, request: KVRequest, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        """Blocks on the host that follow the cached ones; later, while one is under way to another request,
-        after which the cache has it."""
+        """Kept blocks that follow the cached ones; later, while one is under way to another request, after
+        which the cache has it."""
         first = num_computed_tokens // self._block_size
         most = (len(request.token_ids) - 1) // self._block_size
         count = 0
         for value in request.block_hashes[first:most]:
-            if value not in self.slots:
-                break
-            if self.slots.is_loading(value):
+            found = self.index.find(value)
+            if found is None:
                 return None, False
+            if not found:
+                break
             count += 1
         return count * self._block_size, count > 0
 
     def update_state_after_alloc(
         self, request: KVRequest, block_ids: Sequence[int], num_external_tokens: int
     ) -> None:
-        """Reserve the slots to load from."""
+        """Reserve the places to load from."""
         self._tracked[request.kv_transfer_id] = _Tracked(request)
         count = num_external_tokens // self._block_size
         if count:
             first = len(request.block_ids) - len(block_ids)
             hashes = request.block_hashes[first : first + count]
             self._loading[request.kv_transfer_id] = hashes
-            slots = self.slots.begin_load(hashes)
-            self._new_loads.append(Transfer(request.kv_transfer_id, block_ids[:count], slots))
+            places = self.index.begin_load(hashes)
+            self._new_loads.append(Transfer(request.kv_transfer_id, block_ids[:count], places))
 
     def build_connector_meta(
         self, preempted_req_ids: Sequence[str], finished_req_ids: Sequence[str]
@@ -81,14 +120,14 @@ class OffloadingScheduler(KVConnectorScheduler):
             if tracked.request.num_remembered_blocks > tracked.num_seen and transfer_id not in self._loading:
                 stores.append(self._store(tracked, *self._unseen(tracked)))
         loads, self._new_loads, self._last_stores = self._new_loads, [], []
-        stores = [store for store in stores if store.slots]
+        stores = [store for store in stores if store.places]
         finished = tuple(name for name in finished_req_ids if name in self._sending)
         if not (loads or stores or self._loading or self._sending or preempted_req_ids):
             return None
-        return OffloadingMetadata(tuple(preempted_req_ids), finished, loads, stores)
+        return BlockMetadata(tuple(preempted_req_ids), finished, loads, stores)
 
     def request_finished(self, request: KVRequest) -> tuple[bool, dict[str, Any] | None]:
-        """Its blocks stay until those that go to the host are there."""
+        """Its blocks stay until those that are stored were read."""
         tracked = self._tracked.pop(request.kv_transfer_id)
         hashes, block_ids = self._unseen(tracked)
         if hashes:
@@ -99,33 +138,29 @@ class OffloadingScheduler(KVConnectorScheduler):
         return True, None
 
     def update_connector_output(self, output: KVConnectorOutput) -> None:
-        """Slots that were read may be used again."""
+        """Places that were read may be used again."""
         for transfer_id in output.finished_recving:
-            self.slots.end_load(self._loading.pop(transfer_id))
+            self.index.end_load(self._loading.pop(transfer_id))
         self._sending -= output.finished_sending
 
     def reset_cache(self) -> None:
-        """Forget what is on the host."""
-        self.slots.clear()
+        """Find none of the blocks that are kept."""
+        self.index.clear()
         self._last_stores.clear()
 
     def _unseen(self, tracked: _Tracked) -> tuple[list[bytes], list[int]]:
-        """Hashes and ids of the full blocks that were not looked at yet."""
+        """Hashes and ids of the full blocks that the index was not given yet."""
         request, first = tracked.request, tracked.num_seen
         tracked.num_seen = full = request.num_remembered_blocks
         return request.block_hashes[first:full], request.block_ids[first:full]
 
     def _store(self, tracked: _Tracked, hashes: list[bytes], block_ids: list[int]) -> Transfer:
-        """Slots for those of these blocks that are not on the host."""
-        slots: list[int] = []
-        stored: list[int] = []
-        for value, block_id in zip(hashes, block_ids, strict=True):
-            if value in self.slots:
-                self.slots.touch(value)
-                continue
-            slot = self.slots.allocate(value)
-            if slot is not None:
-                slots.append(slot)
-                stored.append(block_id)
-        tracked.is_stored |= bool(slots)
-        return Transfer(tracked.request.kv_transfer_id, stored, slots)
+        """Places for those of these blocks that the index takes."""
+        reserved = [
+            (block, self.index.reserve(value)) for value, block in zip(hashes, block_ids, strict=True)
+        ]
+        taken = [(block_id, place) for block_id, place in reserved if place is not None]
+        tracked.is_stored |= bool(taken)
+        return Transfer(
+            tracked.request.kv_transfer_id, [block for block, _ in taken], [place for _, place in taken]
+        )

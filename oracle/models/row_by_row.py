@@ -1,0 +1,77 @@
+"""Model types that runner V1 computes row by row, and those that it does not serve.
+
+docs/models.md has what a run of every type says; tests hold it, these lists and rules/dodona.yaml to one
+another. V1 itself does not choose by them: it tries each model that is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ROW_BY_ROW: tuple[str, ...] = (
+    "axk2",
+    "bart",
+    "big_bird",
+    "bigbird_pegasus",
+    "blenderbot",
+    "blenderbot-small",
+    "bloom",
+    "codegen",
+    "deepseek_v32",
+    "deepseek_v4",
+    "doge",
+    "dots3_note_text",
+    "falcon",
+    "git",
+    "glm_moe_dsa",
+    "gpt_neo",
+    "gpt_neox_japanese",
+    "gptj",
+    "hy_v4",
+    "inkling2_text",
+    "inkling_text",
+    "marian",
+    "mbart",
+    "megatron-bert",
+    "minimax",
+    "mllama_text_model",
+    "mpt",
+    "mvp",
+    "nemotron_h",
+    "openai-gpt",
+    "pegasus",
+    "plbart",
+    "qwen4_exp_text",
+    "recurrent_gemma",
+    "reformer",
+    "rembert",
+    "roformer",
+    "rwkv",
+    "trocr",
+    "whisper",
+    "xglm",
+    "xlstm",
+    "zamba2",
+)
+"""Types of language models that are computed row by row."""
+
+ROW_BY_ROW_WRAPPERS: tuple[str, ...] = (
+    "Gemma4UnifiedForConditionalGeneration",
+    "MossTranscribeDiarizeForConditionalGeneration",
+)
+"""Architectures that are computed row by row because of the model around the language model."""
+
+UNSERVED: Mapping[str, str] = {
+    "blt": "reads bytes in patches that a second model cuts; transformers itself can't generate with it",
+    "cpmant": "sees later tokens of the prompt, so its logits differ from pass to pass",
+    "prophetnet": "continues its cache by one token only, and then differs from itself",
+    "xlm": "generates by filling in a mask token after the text",
+    "xlnet": "generates by filling in a token after the text, and sees later tokens of the prompt",
+}
+"""Types of language models that V1 does not serve, and what they do."""
+
+UNSERVED_ARCHITECTURES: Mapping[str, str] = {
+    "Gemma4AssistantForCausalLM": "a draft model, which continues hidden states of another model",
+    "Gemma4UnifiedAssistantForCausalLM": "a draft model, which continues hidden states of another model",
+}
+"""The same for models that share a language model's type with models that V1 serves."""

@@ -1,0 +1,95 @@
+"""Chooses at load how a model computes steps: packed, row by row, or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.v1.packed_model import PLAIN_ATTENTION, PackedModel, set_attention
+from dodona.runners.v1.row_model import Continuation, RowModel
+from dodona.runners.v1.self_check import SelfCheck, self_check, self_check_rows
+from dodona.runners.v1.served_model import ServedModel
+
+logger = logging.getLogger("dodona.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """A model and the self-check that it passed."""
+
+    model: ServedModel
+    self_check: SelfCheck
+    why_not_packed: str | None = None
+    """Why its rows are computed one by one; None where they are packed."""
+
+
+def choose(
+    module: torch.nn.Module,
+    *,
+    max_model_len: int,
+    compiled: bool = False,
+    rope_changes_beyond: int | None = None,
+    need_packing: Sequence[str] = (),
+) -> CheckedModel:
+    """The fastest way to compute steps with `module` that passes its self-check.
+
+    Packed where the model can be packed; else row by row, with a cache that goes on by chunks or by tokens;
+    else row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are
+    others, where sequences may grow beyond it; then rows can't be packed. need_packing: features that only
+    packed rows have.
+
+    Raises UnsupportedConfiguration with what the model does where no way passes, and where `need_packing` is
+    not empty but the model can't be packed.
+    """
+    if rope_changes_beyond is None:
+        try:
+            packed = PackedModel(module, compiled=compiled)
+            return CheckedModel(packed, self_check(packed, max_model_len=max_model_len))
+        except UnsupportedConfiguration as error:
+            why_not_packed = _reason(error)
+    else:
+        why_not_packed = f"its rotary frequencies change beyond {rope_changes_beyond} tokens"
+    if need_packing:
+        raise UnsupportedConfiguration.lacking("v1", *need_packing, why=why_not_packed)
+    set_attention(module, PLAIN_ATTENTION)
+    continuations: tuple[Continuation, ...] = ("chunks", "tokens", "none")
+    failures: list[str] = []
+    for continuation in continuations:
+        try:
+            rows = RowModel(
+                module,
+                max_model_len=max_model_len,
+                continuation=continuation,
+                recompute_beyond=rope_changes_beyond,
+            )
+            check = self_check_rows(rows, max_model_len=max_model_len)
+        except UnsupportedConfiguration as error:
+            failures.append(_reason(error))
+            continue
+        logger.warning("%s", consequence(rows, why_not_packed))
+        return CheckedModel(rows, check, why_not_packed)
+    raise UnsupportedConfiguration.lacking(
+        "v1", "architecture", why=f"{why_not_packed}; and row by row: {failures[-1]}"
+    )
+
+
+def consequence(model: RowModel, why_not_packed: str) -> str:
+    """What it costs that the model's rows are computed one by one, in words."""
+    again = {
+        "chunks": "",
+        "tokens": " A prompt that needs several steps goes on token by token.",
+        "none": " It has no cache that could go on: each token computes the whole sequence again.",
+    }
+    return (
+        f"{model.name} is slow: each request is computed on its own, because {why_not_packed}."
+        f"{again[model.continuation]} Prefixes are not cached."
+    )
+
+
+def _reason(error: UnsupportedConfiguration) -> str:
+    """The error's text without "runner v1 does not support …: "."""
+    return str(error).partition(": ")[2] or str(error)

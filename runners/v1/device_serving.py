@@ -1,0 +1,164 @@
+"""Decides at load whether a model's steps run from state on the device, and whether they can be captured.
+
+This is the only place that decides it. What a model or a configuration can't do there is found by trying, is
+said once in the log, and runs as before: launch by launch, or in steps that the host lays out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.systems.own.facts import has_active_connector
+from dodona.runners.device.graphs import FixedStep
+from dodona.runners.device.state import fits
+from dodona.runners.device.steps import DeviceSteps
+from dodona.runners.limits import Limits
+from dodona.runners.v1 import capabilities
+from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps
+from dodona.runners.v1.device_model import DeviceModel
+from dodona.runners.v1.packed_model import PackedModel
+
+logger = logging.getLogger(__name__)
+
+_CHECK_LENGTH = 128
+"""Tokens of the check's longer prompt, or as many as its largest window needs."""
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether Triton's kernels run on the device at speed."""
+    return device.type == "cuda"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceServing:
+    """A model and its steps on the device."""
+
+    model: DeviceModel
+    steps: DeviceSteps
+
+    def capture_graphs(self) -> None:
+        """Capture the steps of fixed form, and run the self-check through the graphs; drop them where they
+        compute something else."""
+        self.steps.capture_graphs()
+        ready = self.steps.ready
+        if ready.graphs is None:
+            return
+        try:
+            check_device_steps(
+                self.model,
+                self.steps,
+                num_blocks=ready.num_blocks,
+                prompt_length=_check_length(self.model.packed),
+            )
+        except UnsupportedConfiguration as error:
+            name = self.model.packed.name
+            logger.warning("V1: the CUDA graphs of %s are not used: %s", name, _first_line(error))
+            self.steps.use_graphs(None)
+
+
+def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) -> DeviceServing | None:
+    """The model's steps on the device, checked against the plain model; None where they are the host's.
+
+    Fused parts are installed in the model where its steps run on the device.
+    """
+    if not kernels_run_on(model.device):
+        return None
+    reasons = _reasons_against(config, limits)
+    if reasons:
+        _say_on_the_host(model, "; ".join(reasons))
+        return None
+    try:
+        device_model = DeviceModel(model, limits.block_size)
+    except Exception as error:
+        _say_on_the_host(model, _first_line(error))
+        return None
+    try:
+        _check(device_model, limits)
+        captures = not config.model_config.enforce_eager and _can_be_captured(device_model, limits)
+    except Exception as error:
+        device_model.fusions.remove()
+        _say_on_the_host(model, _first_line(error))
+        return None
+    finally:
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return DeviceServing(device_model, DeviceSteps(device_model, limits, capture=captures))
+
+
+def _check_length(model: PackedModel) -> int:
+    """Tokens of a prompt that reaches beyond the model's windows, where these are not long."""
+    windows = [call.pattern.size for call in model.calls if 2 * call.pattern.size + 3 <= _CHECK_LENGTH]
+    return max(2 * max(windows) + 3 if any(windows) else 0, 21)
+
+
+def _reasons_against(config: EngineConfig, limits: Limits) -> Sequence[str]:
+    """What a configuration needs that steps on the device don't have yet."""
+    found = {
+        "several ranks exchange tensors": config.parallel_config.world_size > 1,
+        "torch.compile is on": capabilities.compiles(config),
+        "drafts are verified": config.speculative_config is not None,
+        "a KV connector reads its blocks": has_active_connector(config),
+        "LoRA adapters are loaded": config.lora_config is not None,
+        "max_num_seqs × max_model_len is too large for the requests' state": not fits(
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=limits.max_model_len,
+            block_size=limits.block_size,
+        ),
+    }
+    return [reason for reason, holds in found.items() if holds]
+
+
+def _check(model: DeviceModel, limits: Limits) -> None:
+    length = _check_length(model.packed)
+    blocks_per_row = -(-(length + NEW_TOKENS) // limits.block_size)
+    steps = DeviceSteps(model, limits, capture=False)
+    steps.initialize(2 * blocks_per_row, min(limits.max_model_len, blocks_per_row * limits.block_size))
+    check_device_steps(model, steps, num_blocks=2 * blocks_per_row, prompt_length=length)
+
+
+def _can_be_captured(model: DeviceModel, limits: Limits) -> bool:
+    """Whether a step of one decode can be captured: found by trying. Says why where it can't."""
+    if model.device.type != "cuda":
+        return False
+    steps = DeviceSteps(model, limits, capture=False)
+    steps.initialize(1, min(limits.max_model_len, limits.block_size))
+    run = steps.ready.steps
+    try:
+        with torch.inference_mode():
+            run.set_padding(prompts=False)
+            run.run(FixedStep(1, True))
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                run.run(FixedStep(1, True))
+            graph.replay()
+            torch.cuda.synchronize()
+    except Exception as error:
+        logger.warning(
+            "V1: %s can't be captured in CUDA graphs: its decode steps are launched kernel by kernel, which "
+            "makes small batches several times slower: %s",
+            model.packed.name,
+            _first_line(error),
+        )
+        return False
+    return True
+
+
+def _say_on_the_host(model: PackedModel, why: str) -> None:
+    logger.warning(
+        "V1: the steps of %s are laid out on the host, which makes them many times slower on a GPU: %s",
+        model.name,
+        why,
+        exc_info=logger.isEnabledFor(logging.DEBUG),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")

@@ -1,0 +1,234 @@
+"""Parts of a model that one kernel computes: norms, gated MLPs, rotary embeddings, products of one token.
+
+transformers marks such parts for kernels of its hub, but not all of them, and only where the package
+`kernels` is installed. So a part is recognised by what it has, and proven by what it computes: the kernel
+stands in where it gives the same result, up to rounding, as the part itself with its own weights on random
+inputs. Nothing here knows an architecture. Submodules of a part are called as before, so that whatever
+replaced or hooked them stays in force.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dodona.kernels.attention.rotate import rotate
+from dodona.kernels.linear.activation import ACTIVATIONS, gated
+from dodona.kernels.linear.rms_norm import rms_norm_rows
+from dodona.kernels.linear.single_token_linear import single_token_linear
+
+ROUNDING = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference between a part and its kernel, relative to the largest value of the part's result."""
+
+_ROTARY = "apply_rotary_pos_emb"
+"""Name by which transformers' attention modules call their rotary embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """A module, and what computes its forward pass in one launch."""
+
+    module: nn.Module
+    forward: Callable[..., Any]
+
+
+class Fusions:
+    """The fusions found in a model; installed until `removed`.
+
+    Args:
+        model: on the device where it will run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        with torch.inference_mode():
+            self._fusions = tuple(_find(model))
+        self._install()
+
+    def __len__(self) -> int:
+        return len(self._fusions)
+
+    def remove(self) -> None:
+        """Let every module compute its own forward pass again."""
+        for fusion in self._fusions:
+            fusion.module.__dict__.pop("forward", None)
+
+    @contextmanager
+    def removed(self) -> Iterator[None]:
+        """The model without them."""
+        self.remove()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _install(self) -> None:
+        for fusion in self._fusions:
+            fusion.module.__dict__["forward"] = fusion.forward
+
+
+def _find(model: nn.Module) -> Iterator[Fusion]:
+    rotaries: dict[Callable[..., Any], Callable[..., Any] | None] = {}
+    for module in model.modules():
+        if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
+            continue  # someone else changed what it computes
+        forward = _with_fused_rotary(module, rotaries)
+        if forward is None and len(inspect.signature(module.forward).parameters) == 1:
+            forward = _norm(module) or _gated_mlp(module) or _single_token_linear(module)
+        if forward is not None:
+            yield Fusion(module, forward)
+
+
+def _norm(module: Any) -> Callable[..., Any] | None:
+    """For a module with a vector of weights and an epsilon: RMS norm by its weight, or 1 + its weight."""
+    parameters = dict(module.named_parameters(recurse=False))
+    weight = parameters.get("weight")
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if len(parameters) != 1 or weight is None or weight.ndim != 1 or not isinstance(eps, float):
+        return None
+    if next(module.children(), None) is not None or weight.dtype not in ROUNDING:
+        return None
+    x = _random(3, weight.numel(), like=weight)
+    # As small as epsilon's root, so that leaving epsilon out would show.
+    inputs = (x, x * eps**0.5)
+
+    def make(offset: float) -> Callable[..., Any]:
+        def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+            rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+            return rms_norm_rows(x=rows, weight=module.weight, eps=eps, offset=offset).view(
+                hidden_states.shape
+            )
+
+        return forward
+
+    for offset in (0.0, 1.0):
+        forward = make(offset)
+        if all(_agree(module, forward, x) for x in inputs):
+            return forward
+    return None
+
+
+def _gated_mlp(module: Any) -> Callable[..., Any] | None:
+    """For a module of three projections: down(activation(gate(x)) * up(x))."""
+    children = dict(module.named_children())
+    gate, up, down = (children.get(name) for name in ("gate_proj", "up_proj", "down_proj"))
+    if not all(type(part) is nn.Linear for part in (gate, up, down)):
+        return None
+    assert isinstance(gate, nn.Linear)
+    if gate.weight.dtype not in ROUNDING or next(module.parameters(recurse=False), None) is not None:
+        return None
+    x = _random(3, gate.in_features, like=gate.weight)
+
+    def make(activation: str) -> Callable[..., Any]:
+        def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+            g, u = module.gate_proj(hidden_states), module.up_proj(hidden_states)
+            product = gated(gate=g.flatten(0, -2), up=u.flatten(0, -2), activation=activation)
+            down: torch.Tensor = module.down_proj(product.view(g.shape))
+            return down
+
+        return forward
+
+    for activation in ACTIVATIONS:
+        forward = make(activation)
+        if _agree(module, forward, x[None]):
+            return forward
+    return None
+
+
+def _single_token_linear(module: Any) -> Callable[..., Any] | None:
+    """For a linear layer: a product of one row by `single_token_linear`, which reads weights faster than a
+    matrix product of the library does; of more rows as before."""
+    if type(module) is not nn.Linear or module.weight.dtype not in ROUNDING:
+        return None
+    inner = module.in_features
+
+    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+        weight, bias = module.weight, module.bias
+        if hidden_states.numel() != inner:
+            return nn.functional.linear(hidden_states, weight, bias)
+        product = single_token_linear(x=hidden_states.reshape(1, inner), weight=weight)
+        if bias is not None:
+            product += bias
+        return product.view(*hidden_states.shape[:-1], -1)
+
+    return forward if _agree(module, forward, _random(1, 1, inner, like=module.weight)) else None
+
+
+def _with_fused_rotary(
+    module: nn.Module, known: dict[Callable[..., Any], Callable[..., Any] | None]
+) -> Callable[..., Any] | None:
+    """For a module whose forward pass calls a global `apply_rotary_pos_emb`: the same code with a fused one.
+
+    `known` has the fused function of each such function that was tried.
+    """
+    forward = type(module).forward
+    if not isinstance(forward, types.FunctionType) or _ROTARY not in forward.__code__.co_names:
+        return None
+    original = forward.__globals__.get(_ROTARY)
+    parameter = next(module.parameters(), None)
+    if not callable(original) or parameter is None:
+        return None
+    if original not in known:
+        known[original] = _fused_rotary(original, parameter)
+    fused = known[original]
+    if fused is None:
+        return None
+    names = {**forward.__globals__, _ROTARY: fused}
+    copy = types.FunctionType(
+        forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return types.MethodType(copy, module)
+
+
+def _fused_rotary(original: Callable[..., Any], like: torch.Tensor) -> Callable[..., Any] | None:
+    """`original` by one launch where it gives what `rotate` does for shapes [1, heads, tokens, head size]."""
+
+    def fused(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        fits = unsqueeze_dim == 1 and q.ndim == k.ndim == 4 and q.shape[0] == k.shape[0] == cos.shape[0] == 1
+        if not fits or not q.shape[-1] == k.shape[-1] == cos.shape[-1] == sin.shape[-1]:
+            return original(q, k, cos, sin, unsqueeze_dim)  # type: ignore[no-any-return]
+        rotated = rotate(q=q[0].transpose(0, 1), k=k[0].transpose(0, 1), cos=cos[0], sin=sin[0])
+        return rotated[0].transpose(0, 1)[None], rotated[1].transpose(0, 1)[None]
+
+    dtype = like.dtype if like.dtype in ROUNDING else torch.float32
+    q, k, cos, sin = (
+        _random(1, *shape, like=like).to(dtype) for shape in ((4, 3, 16), (2, 3, 16), (3, 16), (3, 16))
+    )
+    try:
+        expected = original(q, k, cos, sin)
+        found = fused(q, k, cos, sin)
+        same = all(_close(a, b) for a, b in zip(expected, found, strict=True))
+    except Exception:  # other arguments, or complex numbers
+        return None
+    return fused if same else None
+
+
+def _agree(module: nn.Module, forward: Callable[..., Any], x: torch.Tensor) -> bool:
+    """Whether `forward` computes what the module does for `x`."""
+    try:
+        expected = module(x)
+    except Exception:  # it takes more than one argument
+        return False
+    return isinstance(expected, torch.Tensor) and _close(expected, forward(x))
+
+
+def _close(expected: torch.Tensor, found: torch.Tensor) -> bool:
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    limit = ROUNDING[expected.dtype] * float(expected.abs().max())
+    return bool(float((expected.float() - found.float()).abs().max()) <= limit)
+
+
+def _random(*shape: int, like: torch.Tensor) -> torch.Tensor:
+    """Normal numbers of `like`'s type and device, the same each time."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(*shape, generator=generator).to(like.device, like.dtype)

@@ -1,0 +1,369 @@
+"""Writes docs/models.md: every causal language model type of transformers, run by V1, against `generate`.
+
+``python -m tests.support.models_table`` tries the types that tests/data/models/transformers-VERSION.json has
+no result of for the tiny configuration that they have now. With ``--again`` it tries all, with names of types
+only these. ``--document`` writes the document from the results of all versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import multiprocessing
+import resource
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.every_family import VOCAB_SIZE, architecture, make_model, model_types, tiny_config
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "tests" / "data" / "models"
+DOCUMENT = ROOT / "docs" / "models.md"
+
+PROMPT_LENGTHS = (5, 17, 40)
+NEW_TOKENS = 12
+ENGINE = {
+    "device": "cpu", "dtype": "float32", "block_size": 4, "max_num_batched_tokens": 16, "max_num_seqs": 4,
+    "max_model_len": 64, "num_gpu_blocks_override": 20,
+}  # fmt: skip
+"""Chunks of 16 tokens; too few blocks for all prompts, so that one is preempted."""
+
+SECONDS = 120
+
+
+def prompts() -> list[list[int]]:
+    """Random prompts; ids from 4 on, so that none is a padding token."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(4, VOCAB_SIZE - 2, (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
+
+
+def try_family(model_type: str) -> dict[str, str]:
+    """The outcome of one type: "packed", "rows, …", "refused", "untried" or "wrong", and why."""
+    import torch
+
+    refused = _refused(model_type)
+    if refused:
+        return {"outcome": "refused", "why": refused}
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            _save(model_type, Path(directory))
+            plain, expected = _answers(directory)
+        except Exception as error:
+            return {"outcome": "untried", "why": _first_line(error)}
+        try:
+            way, why, actual = _dodona(directory)
+        except Exception as error:
+            from dodona.oracle.errors import UnsupportedConfiguration
+
+            if isinstance(error, UnsupportedConfiguration):
+                rules = [] if error.verdict is None else [r.rule for r in error.verdict.refusals]
+                return {"outcome": "refused", "why": ", ".join(rules) or _first_line(error)}
+            return {"outcome": "wrong", "why": _first_line(error)}
+        from tests.support.equal_tokens import EqualTokens
+
+        def logits(ids: Sequence[int]) -> Any:
+            with torch.inference_mode():
+                return plain(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
+
+        equal = EqualTokens(logits, max_ties=1)
+        failure = _difference(equal, expected, actual)
+        if failure:
+            # generate() numbers RoBERTa's positions from 0; the model's own forward pass does not.
+            own = [_greedy(logits, prompt) for prompt in prompts()]
+            if own != expected:
+                again = _difference(EqualTokens(logits, max_ties=1), own, actual)
+                if again is None:
+                    return {
+                        "outcome": way,
+                        "why": why,
+                        "note": "equal to forward(), from which generate() differs",
+                    }
+            return {"outcome": "wrong", "why": failure}
+        return {"outcome": way, "why": why}
+
+
+def _refused(model_type: str) -> str:
+    """The rule that refuses the type whatever its configuration, and what the type does; else nothing."""
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
+    from dodona.oracle.systems.own.facts import has_causal_lm
+
+    info = ModelInfo.from_mapping({"architectures": [architecture(model_type)], "model_type": model_type})
+    if not has_causal_lm(EngineConfig.from_flat("m"), info):
+        return "causal-lm: transformers' own class does not take the configuration of this type"
+    why = UNSERVED.get(info.model_type) or UNSERVED_ARCHITECTURES.get(info.architectures[0])
+    return f"model-family: {why}" if why else ""
+
+
+def _save(model_type: str, directory: Path) -> None:
+    config = tiny_config(model_type)
+    model = make_model(config)
+    model.save_pretrained(directory)
+    file = directory / "config.json"
+    if model.config.model_type != model_type:
+        # A language model that is saved without the model around it; checkpoints have both.
+        whole = {**config.to_dict(), "architectures": [type(model).__name__]}
+        file.write_text(json.dumps(whole, default=str), encoding="utf-8")
+
+
+def _difference(equal: Any, expected: Sequence[Any], actual: Sequence[Any]) -> str | None:
+    """Where the tokens differ first; None where they are equal, but for a tie."""
+    try:
+        for prompt, tokens, found in zip(prompts(), expected, actual, strict=True):
+            equal.compare(prompt, tokens, found)
+        equal.check()
+    except AssertionError as error:
+        return _first_line(error)
+    return None
+
+
+def _greedy(logits: Callable[[Sequence[int]], Any], prompt: Sequence[int]) -> list[int]:
+    """Greedy tokens by forward passes over the whole sequence."""
+    found: list[int] = []
+    for _ in range(NEW_TOKENS):
+        found.append(int(logits([*prompt, *found]).argmax()))
+    return found
+
+
+def _answers(directory: str) -> tuple[Any, list[list[int]]]:
+    """transformers' model and its greedy tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    answers = []
+    for prompt in prompts():
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+            )  # fmt: skip
+        answers.append(output[0, len(prompt) :].tolist())
+    return model, answers
+
+
+def _dodona(directory: str) -> tuple[str, str, list[list[int]]]:
+    """How V1 computed the model's steps, why not packed, and its greedy tokens."""
+    from dodona import LLM, SamplingParams
+    from dodona.runners.v1 import runner
+    from dodona.runners.v1.row_model import RowModel
+
+    chosen: list[Any] = []
+
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        chosen.append(original(*args, **kwargs))
+        return chosen[-1]
+
+    # The process runs one model and ends, so nothing is put back.
+    original, runner.choose = runner.choose, choose
+    greedy = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    with LLM(directory, **ENGINE) as llm:
+        outputs = llm.generate([{"prompt_token_ids": p} for p in prompts()], greedy, use_tqdm=False)
+    failed = [output.error for output in outputs if output.error]
+    if failed:
+        raise RuntimeError(failed[0])
+    model = chosen[0].model
+    way = f"rows, {model.continuation}" if isinstance(model, RowModel) else "packed"
+    return way, chosen[0].why_not_packed or "", [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    named = text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
+    return named.replace(str(Path(tempfile.gettempdir())), "")[:220]
+
+
+# --- One process for each type
+
+
+def _child(model_type: str, pipe: Any) -> None:
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+    pipe.send(try_family(model_type))
+
+
+def run_apart(model_type: str) -> dict[str, str]:
+    """`try_family` in a process of its own, which is ended after `SECONDS`."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(model_type, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(SECONDS):
+            return {"outcome": "untried", "why": f"no end after {SECONDS} s"}
+        return dict(ours.recv())
+    except EOFError:
+        return {"outcome": "untried", "why": "the process died"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def described(model_type: str) -> dict[str, str]:
+    """What rules read of a config.json of the type: the architecture, and the type of the language model."""
+    from dodona.oracle.models.model_info import ModelInfo
+
+    raw = {"architectures": [architecture(model_type)], "model_type": model_type}
+    try:
+        raw = {**tiny_config(model_type).to_dict(), **raw}
+    except Exception:  # a type that can't be made small; its defaults tell enough
+        raw = dict(raw)
+    return {
+        "architecture": architecture(model_type),
+        "language_model": ModelInfo.from_mapping(raw).model_type,
+    }
+
+
+def key(model_type: str) -> str:
+    """What a result belongs to: the tiny configuration."""
+    try:
+        config = tiny_config(model_type).to_dict()
+    except Exception as error:
+        config = {"fails": _first_line(error)}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def results_file(version: str) -> Path:
+    """The results of one version of transformers."""
+    return RESULTS / f"transformers-{version}.json"
+
+
+def load(version: str) -> dict[str, dict[str, str]]:
+    """The results that there are, by type."""
+    file = results_file(version)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def run(only: Sequence[str], again: bool) -> None:
+    """Try what has no result yet, and keep the results."""
+    import transformers
+
+    importlib.import_module("dodona.runners.v1.runner")  # once, before the processes fork
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    version = transformers.__version__
+    known = load(version)
+    results: dict[str, dict[str, str]] = {}
+    for model_type in model_types():
+        now = key(model_type)
+        found = known.get(model_type)
+        wanted = model_type in only if only else again or found is None or found["config"] != now
+        if wanted:
+            found = {"config": now, **run_apart(model_type)}
+            print(model_type, found["outcome"], found["why"], flush=True)
+            known[model_type] = found
+            _write(version, known)
+        if found is not None:
+            results[model_type] = {**found, **described(model_type)}
+    _write(version, results)
+
+
+def _write(version: str, results: Mapping[str, Mapping[str, str]]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(t)}: {json.dumps(results[t], sort_keys=True)}" for t in sorted(results)]
+    results_file(version).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+WORDS = {
+    "packed": "packed",
+    "rows, chunks": "row by row",
+    "rows, tokens": "row by row, token by token",
+    "rows, none": "row by row, without a cache",
+    "refused": "refused",
+    "untried": "not tried",
+    "wrong": "**wrong**",
+}
+
+HEAD = """# Models
+
+Which causal language models of transformers runner V1 serves. This page is generated by `python -m
+tests.support.models_table`: a tiny model with random weights of every type that transformers' automatic
+class for causal language models knows is run by `dodona.LLM` in fp32 on a CPU (prompts of {prompts} tokens
+together, chunks of {chunk}, KV blocks of {block}, too few blocks for all, {new} greedy tokens each) and
+compared with transformers' own `generate`. Each type runs in a process of its own.
+
+| transformers | types | packed | row by row | refused | not tried | wrong |
+| --- | --: | --: | --: | --: | --: | --: |
+{counts}
+
+- **packed**: all requests of a step are computed in one forward pass, over a paged KV cache; inner states
+  of hybrid and Mamba models are kept in slots.
+- **row by row**: slow. Each request is computed on its own by transformers' plain model, with the cache
+  that the model makes; prefixes are not cached. The rule book reports it as the consequence `row-by-row`.
+  *Token by token*: a prompt that needs several steps goes on one token at a time after the first chunk.
+  *Without a cache*: each token computes the whole sequence again.
+- **refused**: by the rule that is named, before anything loads.
+- **not tried**: no tiny model of the type could be made, or transformers itself could not generate with it.
+
+V1 does not choose by this table. At load it measures each model (`runners.v1.choice.choose`): packed if its
+steps equal the plain model, else row by row if those steps do, else it refuses with the reason. A model
+whose RoPE changes with length (`longrope` beyond its original length) is computed row by row too.
+
+| Model type | {versions} | Why not packed; remarks |
+| --- | {dashes} | --- |
+{rows}
+"""
+
+
+def document() -> str:
+    """The text of docs/models.md, from the results of all versions."""
+    results = {
+        file.stem.removeprefix("transformers-"): json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(RESULTS.glob("transformers-*.json"))
+    }
+    counts, rows = [], []
+    for version, found in results.items():
+        outcomes = [entry["outcome"] for entry in found.values()]
+        numbers = [sum(o.startswith(kind) for o in outcomes) for kind in _KINDS]
+        counts.append(f"| {version} | {len(outcomes)} | " + " | ".join(map(str, numbers)) + " |")
+    for model_type in sorted({t for found in results.values() for t in found}):
+        entries = [found.get(model_type) for found in results.values()]
+        last = next(entry for entry in reversed(entries) if entry)
+        cells = [WORDS[entry["outcome"]] if entry else "–" for entry in entries]
+        remark = "; ".join(filter(None, (_plain(last["why"]), last.get("note"))))
+        rows.append(f"| `{model_type}` | " + " | ".join(cells) + f" | {remark} |")
+    return HEAD.format(
+        prompts=", ".join(map(str, PROMPT_LENGTHS)), chunk=ENGINE["max_num_batched_tokens"],
+        block=ENGINE["block_size"], new=NEW_TOKENS, counts="\n".join(counts), versions=" | ".join(results),
+        dashes=" | ".join("---" for _ in results), rows="\n".join(rows),
+    )  # fmt: skip
+
+
+_KINDS = ("packed", "rows", "refused", "untried", "wrong")
+
+
+def _plain(why: str) -> str:
+    return why.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("*", "\\*")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--document", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.document:
+        run(arguments.types, arguments.again)
+    DOCUMENT.write_text(document(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

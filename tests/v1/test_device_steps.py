@@ -1,0 +1,93 @@
+"""V1's steps from state on the device, here by Triton's interpreter."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from dodona.runners.v1 import device_forward, device_serving
+from dodona.runners.v1.fusions import Fusions
+from tests.support.equal_tokens import EqualTokens
+from tests.support.tiny_models import make_model
+from tests.v1.driver import Driver, make_runner
+
+FAMILIES = ("gemma2", "llama4", "lfm2")
+"""Windows, soft caps, 1 + weight; chunks and another rotation; inner states. More on a GPU: `test_gpu`."""
+
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [2, 7, 1]]
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps run from state on the device on a CPU, too."""
+    monkeypatch.setattr(device_serving, "kernels_run_on", lambda device: True)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens(tiny_models, reference, family):
+    path = tiny_models.path(family)
+    plain = reference(path)
+    runner = make_runner(path, num_blocks=40)
+    assert runner.max_steps_in_flight == 2
+    driver = Driver(runner, num_blocks=40, budget=9, preempt_every=4)
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    for job in driver.generate(PROMPTS, 4):
+        equal.compare(job.prompt, plain.generate(job.prompt, job.max_tokens), job.output)
+    equal.check()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_model_whose_steps_differ_on_the_device_runs_on_the_host(
+    tiny_models, reference, caplog, monkeypatch
+):
+    """A kernel that computes something else is found by the check at load, and nothing of it stays."""
+
+    def wrong(*, out: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        return out.fill_(0.5)
+
+    monkeypatch.setattr(device_forward, "paged_decode_attention", wrong)
+    path = tiny_models.path("qwen3")
+    with caplog.at_level(logging.WARNING):
+        runner = make_runner(path)
+    assert "laid out on the host" in caplog.text
+    assert runner.max_steps_in_flight == 1
+    job = Driver(runner).generate([[5, 6, 7]], 3)[0]
+    assert job.output == reference(path).generate(job.prompt, 3)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_what_the_host_must_lay_out_is_said(tiny_models, caplog):
+    with caplog.at_level(logging.WARNING):
+        runner = make_runner(tiny_models.path("llama"), max_num_seqs=1 << 24, load=False)
+        runner.load_model()
+    assert "too large for the requests' state" in caplog.text
+    assert runner.max_steps_in_flight == 1
+
+
+def test_fused_parts_are_found_by_what_they_compute(tiny_models):
+    """Norms by a weight and by 1 + a weight, both kinds of gates, and rotations; a rotation of neighbouring
+    dimensions and a norm that centres stay as they are."""
+    found = {}
+    for family in ("qwen3", "gemma2", "cohere"):
+        model = make_model(family)
+        fusions = Fusions(model)
+        found[family] = {type(part.module).__name__ for part in fusions._fusions}
+        ids = torch.tensor([[3, 1, 4, 1, 5]])
+        fused = model(input_ids=ids).logits
+        with fusions.removed():
+            plain = model(input_ids=ids).logits
+            assert not any("forward" in module.__dict__ for module in model.modules())
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+    assert found["qwen3"] == {"Qwen3RMSNorm", "Qwen3MLP", "Qwen3Attention", "Linear"}
+    assert found["gemma2"] == {"Gemma2RMSNorm", "Gemma2MLP", "Gemma2Attention", "Linear"}
+    assert found["cohere"] == {"CohereMLP", "Linear"}
+
+
+def test_a_part_that_someone_hooked_is_left_alone():
+    model = make_model("qwen3")
+    norm = model.model.norm
+    norm.register_forward_hook(lambda module, args, output: output * 2)
+    assert norm not in [part.module for part in Fusions(model)._fusions]

@@ -1,0 +1,238 @@
+"""V1 with SharedStorageConnector: tokens are transformers', blocks outlive their engine, and nothing that
+happens to a file changes a token."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dodona.runners.errors import EngineSetupError
+from dodona.runners.kv_transfer.storage.block_files import BlockFiles, DamagedBlockError
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
+from tests.support.tiny_models import VOCAB_SIZE
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+SIZES = {
+    "device": "cpu", "skip_tokenizer_init": True, "block_size": 4, "max_num_seqs": 5, "max_model_len": 64,
+    "max_num_batched_tokens": 24, "num_gpu_blocks_override": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _v1(monkeypatch):
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+
+
+def storage(path: Path, role: str = "kv_both", name: str = "SharedStorageConnector", **extra: object):
+    return {
+        "kv_transfer_config": {
+            "kv_connector": name,
+            "kv_role": role,
+            "kv_connector_extra_config": {"shared_storage_path": str(path), **extra},
+        }
+    }
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    found = [torch.randint(2, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (3, 33, 17, 40)]
+    return [*found, found[1][:24] + found[0]]
+
+
+def run(llm: LLM, todo, params=GREEDY):
+    outputs = llm.generate([{"prompt_token_ids": p} for p in todo], params, use_tqdm=False)
+    return [list(o.outputs[0].token_ids) for o in outputs], [o.num_cached_tokens for o in outputs]
+
+
+def files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_models, reference):
+    plain = reference(tiny_models.path("llama"))
+    return [plain.generate(prompt, 6) for prompt in prompts()]
+
+
+def test_blocks_outlive_their_engine(tiny_models, tmp_path, expected):
+    with LLM(tiny_models.path("llama"), **SIZES, **storage(tmp_path)) as llm:
+        for _ in range(2):
+            tokens, _ = run(llm, prompts())
+            assert tokens == expected
+    stored = files(tmp_path)
+    assert stored
+    with LLM(tiny_models.path("llama"), **SIZES, **storage(tmp_path, name="ExampleConnector")) as llm:
+        tokens, cached = run(llm, prompts())
+        assert tokens == expected
+        assert cached == [4 * ((len(p) - 1) // 4) for p in prompts()]
+    assert files(tmp_path) == stored
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_producer_and_a_consumer_at_the_same_time(tiny_models, tmp_path, expected):
+    path = tiny_models.path("llama")
+    with LLM(path, **SIZES, **storage(tmp_path, "kv_producer")) as producer:
+        with LLM(path, **SIZES, **storage(tmp_path, "kv_consumer")) as consumer:
+            assert run(consumer, prompts()[1:2]) == (expected[1:2], [0])
+            assert not files(tmp_path)
+            run(producer, prompts(), SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
+            deadline = time.monotonic() + 60
+            wanted = sum((len(p) - 1) // 4 for p in prompts()) - 6  # two begin with the same six blocks
+            while len(files(tmp_path)) < wanted and time.monotonic() < deadline:
+                time.sleep(0.01)
+            tokens, cached = run(consumer, prompts())
+            assert tokens == expected
+            assert cached == [4 * ((len(p) - 1) // 4) for p in prompts()]
+        stored = files(tmp_path)
+        for file in stored:
+            file.unlink()
+    with LLM(path, **SIZES, **storage(tmp_path, "kv_producer")) as producer:
+        assert run(producer, prompts())[0] == expected
+    assert len(files(tmp_path)) >= len(stored)
+    with LLM(path, **SIZES, **storage(tmp_path, "kv_producer")) as producer:
+        assert run(producer, prompts()[2:3]) == (expected[2:3], [0])
+
+
+def damage_cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def damage_empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def damage_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 4
+    file.write_bytes(data)
+
+
+def damage_header(file: Path) -> None:
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+
+
+def damage_missing(file: Path) -> None:
+    file.unlink()
+
+
+def damage_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = [damage_cut, damage_empty, damage_bit, damage_header, damage_missing, damage_folder]
+
+
+def test_damaged_files_are_computed_again(tiny_models, tmp_path, expected):
+    path = tiny_models.path("llama")
+    with LLM(path, **SIZES, **storage(tmp_path)) as llm:
+        run(llm, prompts())
+    stored = files(tmp_path)
+    for index, file in enumerate(stored):
+        DAMAGES[index % len(DAMAGES)](file)
+    exchanged = [file for index, file in enumerate(stored) if index % len(DAMAGES) == 4]
+    for index, file in enumerate(exchanged):  # other blocks' files under these names
+        sound = stored[(index * len(DAMAGES) + 7) % len(stored)]
+        file.write_bytes(sound.read_bytes() if sound.is_file() else b"")
+    with LLM(path, **SIZES, **storage(tmp_path)) as llm:
+        assert run(llm, prompts())[0] == expected
+    with LLM(path, **SIZES, **storage(tmp_path)) as llm:
+        assert run(llm, prompts())[0] == expected
+
+
+def test_other_weights_and_other_layouts_find_nothing(tiny_models, tmp_path):
+    path, todo = tiny_models.path("llama"), prompts()[1:2]
+    with LLM(path, **SIZES, **storage(tmp_path)) as llm:
+        run(llm, todo)
+        llm.reload_weights()
+        assert run(llm, todo)[1] == [0]
+    for flat in ({"block_size": 8}, {"dtype": "bfloat16"}):
+        with LLM(path, **{**SIZES, **flat}, **storage(tmp_path)) as llm:
+            assert run(llm, todo)[1] == [0]
+    with LLM(path, **SIZES, **storage(tmp_path)) as llm:
+        assert run(llm, todo)[1] == [32]
+    weights = path / "model.safetensors"
+    before = weights.stat()
+    try:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        with LLM(path, **SIZES, **storage(tmp_path)) as llm:
+            assert run(llm, todo)[1] == [0]
+    finally:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_the_size_has_a_bound_and_the_oldest_go(tmp_path):
+    files_ = BlockFiles(tmp_path, max_bytes=10_000)
+    blocks = {f"n/aa/{i:02}.safetensors": torch.full((100,), float(i)) for i in range(60)}
+    for number, (path, block) in enumerate(blocks.items()):
+        files_.write(path, block)
+        os.utime(tmp_path / path, (number + 1, number + 1))
+        if number:
+            files_.read("n/aa/00.safetensors", elements=100, dtype=torch.float32)  # stays: it is used
+        assert sum(file.stat().st_size for file in files(tmp_path)) <= 10_000
+    left = {str(file.relative_to(tmp_path)) for file in files(tmp_path)}
+    assert "n/aa/00.safetensors" in left
+    assert "n/aa/59.safetensors" in left
+    assert "n/aa/01.safetensors" not in left
+    for path in left:
+        assert torch.equal(files_.read(path, elements=100, dtype=torch.float32), blocks[path])
+    with pytest.raises(DamagedBlockError):
+        files_.read("n/aa/59.safetensors", elements=99, dtype=torch.float32)
+    with pytest.raises(FileNotFoundError):
+        files_.read("n/aa/59.safetensors", elements=100, dtype=torch.float32)
+
+
+def test_a_writer_that_is_killed_leaves_only_whole_blocks(tmp_path):
+    program = """
+import sys, torch
+from pathlib import Path
+from dodona.runners.kv_transfer.storage.block_files import BlockFiles
+files = BlockFiles(Path(sys.argv[1]), max_bytes=None)
+for number in range(100_000):
+    files.write(f"n/aa/{number:06}.safetensors", torch.full((1 << 18,), float(number)))
+    if number == 3:
+        print("writing", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    reader = BlockFiles(tmp_path, max_bytes=None)
+    found = [str(file.relative_to(tmp_path)) for file in files(tmp_path)]
+    assert len(found) >= 4
+    for path in found:
+        block = reader.read(path, elements=1 << 18, dtype=torch.float32)
+        assert torch.equal(block, torch.full((1 << 18,), float(Path(path).stem)))
+
+
+def test_files_that_a_dead_writer_left_are_removed(tmp_path):
+    old = tmp_path / "n" / "dead.tmp"
+    old.parent.mkdir()
+    old.write_bytes(b"x" * 100)
+    os.utime(old, (1, 1))
+    BlockFiles(tmp_path, max_bytes=1 << 20).write("n/aa/1.safetensors", torch.zeros(4))
+    assert not old.exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "error"),
+    [
+        ({"shared_storage_path": 3}, "needs shared_storage_path"),
+        ({"shared_storage_path": "/dev/null/x"}, "shared_storage_path '/dev/null/x'"),
+        ({"max_bytes": 0}, "max_bytes must be a number of bytes above 0"),
+        ({"shards": 2}, "doesn't know 'shards'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tiny_models, tmp_path, extra, error):
+    with pytest.raises(EngineSetupError, match=error):
+        LLM(tiny_models.path("llama"), **SIZES, **storage(tmp_path, **extra))

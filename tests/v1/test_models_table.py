@@ -1,0 +1,70 @@
+"""docs/models.md: generated from results, which agree with the rules, and with a sample that is run anew."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import transformers
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.language.conditions import comparisons
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
+from dodona.oracle.select import verdict_for
+from dodona.oracle.systems.books import load_rulebook
+from tests.support import models_table
+
+RESULTS = {
+    file.stem.removeprefix("transformers-"): json.loads(file.read_text(encoding="utf-8"))
+    for file in sorted(models_table.RESULTS.glob("*.json"))
+}
+BOOK = load_rulebook("dodona")
+CPU = Environment(has_triton=False, platform="cpu")
+
+SAMPLE = ("llama", "qwen2_moe", "deepseek_v3", "jamba", "roberta", "bloom", "gpt_neo", "rwkv", "xlnet")
+
+
+def test_the_document_is_that_of_the_results():
+    written = models_table.DOCUMENT.read_text(encoding="utf-8")
+    assert written == models_table.document(), "run `python -m tests.support.models_table --document`"
+
+
+@pytest.mark.parametrize("version", RESULTS)
+def test_nothing_is_wrong_and_most_types_are_served(version):
+    outcomes = [entry["outcome"] for entry in RESULTS[version].values()]
+    assert "wrong" not in outcomes
+    assert sum(outcome == "packed" or outcome.startswith("rows") for outcome in outcomes) >= 170
+
+
+@pytest.mark.parametrize("version", RESULTS)
+def test_the_rules_say_what_the_runs_found(version):
+    """The book says of a config.json of each type what its run said: row by row, refused, or neither."""
+    for model_type, entry in RESULTS[version].items():
+        raw = {"architectures": [entry["architecture"]], "model_type": model_type}
+        if entry["language_model"] != model_type:
+            raw["text_config"] = {"model_type": entry["language_model"]}
+        verdict = verdict_for(EngineConfig.from_flat("m"), ModelInfo.from_mapping(raw), CPU, BOOK)
+        refused = {reason.rule for reason in verdict.refusals} & {"causal-lm", "model-family"}
+        rows = {found.consequence for found in verdict.consequences} & {"row-by-row"}
+        outcome = entry["outcome"]
+        if outcome != "untried":
+            assert bool(refused) == (outcome == "refused"), model_type
+            assert bool(rows) == outcome.startswith("rows"), model_type
+
+
+def test_the_rule_names_the_types_that_are_not_served():
+    found = {c.fact: set(c.value) for c in comparisons(BOOK.by_id["model-family"].when)}
+    assert found == {
+        "model_config.model_type": set(UNSERVED),
+        "model_config.architectures": set(UNSERVED_ARCHITECTURES),
+    }
+
+
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_sample_runs_as_the_results_say(model_type):
+    found = models_table.run_apart(model_type)
+    assert found["outcome"] not in ("wrong", "untried"), found
+    if transformers.__version__ in RESULTS:
+        assert found["outcome"] == RESULTS[transformers.__version__][model_type]["outcome"], found
