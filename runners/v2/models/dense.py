@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -14,14 +13,9 @@ from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.linear.activation import silu_and_mul
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
-from dodona.kernels.linear.small_batch_linear import (
-    max_small_batch_tokens,
-    small_batch_linear,
-    supports_small_batch_linear,
-)
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
-from dodona.runners.v2.models.projections import project, project_token, serves_single_token
+from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
 from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
@@ -46,15 +40,11 @@ class DenseModel:
             dtype=spec.dtype,
             cos_sin=cos_sin_table(spec.rope, spec.head_size, spec.max_model_len).to(device),
         )
-        sizes = (spec.hidden_size, spec.num_q_heads * spec.head_size, spec.intermediate_size)
         projections = [projection for layer in weights.layers for projection in layer.projections]
         self._is_dense = all(isinstance(projection, torch.Tensor) for projection in projections)
-        if not self._is_dense:
-            self._max_small_batch = 1 if all(map(serves_single_token, projections)) else 0
-        elif supports_small_batch_linear(device=device, dtype=spec.dtype, sizes=sizes):
-            self._max_small_batch = max_small_batch_tokens(spec.hidden_size)
-        else:
-            self._max_small_batch = 1
+        self._max_small_batch = max_small_batch(
+            projections, spec.hidden_size, device=device, dtype=spec.dtype
+        )
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +166,7 @@ class DenseModel:
         """The residual stream of a small batch before the last norm, [tokens, hidden]. Norms, gates and
         residuals are fused with the products, so a layer takes five launches."""
         eps = self.spec.norm_eps
-        linear: Any = project_token if inputs.num_tokens == 1 else small_batch_linear
+        linear = project_small_batch
         residual = self._embedded(inputs)
         attention = self._attention.plan_small_batch(inputs, leave_parts=self._is_dense)
         for layer, norm, kv_cache in zip(self.weights.layers, self._qk_norms, caches, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -14,9 +14,18 @@ from dodona.kernels.linear.quantized_single_token_linear import (
     quantized_single_token_linear,
     supports_quantized_single_token,
 )
+from dodona.kernels.linear.quantized_small_batch_linear import (
+    quantized_small_batch_linear,
+    supports_quantized_small_batch,
+)
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.kernels.linear.round_activations import RoundedActivations, Rounding, round_activations
 from dodona.kernels.linear.single_token_linear import single_token_linear
+from dodona.kernels.linear.small_batch_linear import (
+    max_small_batch_tokens,
+    small_batch_linear,
+    supports_small_batch_linear,
+)
 from dodona.oracle.models.quantization import WeightScheme
 from dodona.runners.quantization.formats import LinearShape, weight_kind
 
@@ -83,9 +92,19 @@ def empty_projection(
     return QuantizedProjection(weight, rounding)
 
 
-def serves_single_token(projection: Projection) -> bool:
-    """Whether `project_token` computes it."""
-    return isinstance(projection, torch.Tensor) or supports_quantized_single_token(projection.weight)
+def max_small_batch(
+    projections: Sequence[Projection], hidden_size: int, *, device: torch.device, dtype: torch.dtype
+) -> int:
+    """The most tokens for which `project_small_batch` serves all of these, and is the fastest; 0 where it
+    doesn't serve one."""
+    dense = [p for p in projections if isinstance(p, torch.Tensor)]
+    quantized = [p.weight for p in projections if isinstance(p, QuantizedProjection)]
+    sizes = [weight.shape[1] for weight in dense]
+    if supports_small_batch_linear(device=device, dtype=dtype, sizes=sizes) and (
+        supports_quantized_small_batch(quantized, device=device, dtype=dtype)
+    ):
+        return max_small_batch_tokens(hidden_size)
+    return 1 if all(map(supports_quantized_single_token, quantized)) else 0
 
 
 MAX_FUSED_ROWS = 128
@@ -108,7 +127,7 @@ def _rounded(x: torch.Tensor, rounding: Rounding | None) -> torch.Tensor | Round
     return x if rounding is None else round_activations(x=x, rounding=rounding)
 
 
-def project_token(
+def project_small_batch(
     *,
     x: torch.Tensor,
     weight: Projection,
@@ -117,15 +136,18 @@ def project_token(
     residual: torch.Tensor | None = None,
     silu_mul: bool = False,
 ) -> torch.Tensor:
-    """`single_token_linear` with a projection as `weight`."""
+    """`small_batch_linear` with a projection as `weight`; where `max_small_batch` allows so many rows of `x`."""
     if isinstance(weight, torch.Tensor):
-        return single_token_linear(
+        linear = single_token_linear if x.shape[0] == 1 else small_batch_linear
+        return linear(
             x=x, weight=weight, norm_weight=norm_weight, eps=eps, residual=residual, silu_mul=silu_mul
         )
     given: torch.Tensor | RoundedActivations = x
     if weight.rounding is not None:
         given = round_activations(x=x, rounding=weight.rounding, norm_weight=norm_weight, eps=eps)
         norm_weight = None
-    return quantized_single_token_linear(
+    is_served = supports_quantized_small_batch([weight.weight], device=x.device, dtype=x.dtype)
+    quantized = quantized_small_batch_linear if is_served else quantized_single_token_linear
+    return quantized(
         x=given, weight=weight.weight, norm_weight=norm_weight, eps=eps, residual=residual, silu_mul=silu_mul
     )
