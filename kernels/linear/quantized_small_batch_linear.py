@@ -2,22 +2,24 @@
 
     out = epilogue(norm(x) @ dequantize(weight).T)
 
-As there, rows of the weight are the rows of the matrix instruction and tokens its columns, and each thread reads
-16 bytes at a time straight into the registers where the instruction wants them: 32 4-bit numbers, or 16 of 8
-bits. That permutes the inner dimension, alike in both operands. The numbers become the instruction's type there:
+As there, rows of the weight are the rows of the matrix instruction and tokens its columns, and each thread
+reads 16 bytes at a time straight into the registers where the instruction wants them: 32 4-bit numbers, or 16
+of 8 bits. That permutes the inner dimension, alike in both operands. The numbers become the instruction's
+type there:
 
 - E4M3 by the GPU's conversion;
 - 4 bits in pairs: a shift, a mask and the exponent of 128 make two bfloat16, each 128 more than its number;
 - int8 as two such numbers, of its upper and its lower four bits.
 
-What is too much is taken away by the sum of the inputs, which is a product with ones. Scales of groups come in
-once a tile, those of rows at the end.
+What is too much is taken away by the sum of the inputs, which is a product with ones. Scales of groups come
+in once a tile, those of rows at the end.
 """
 
 # ruff: noqa: RUF005 - kernels can't unpack tuples
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -38,15 +40,26 @@ from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
 
 COLUMNS = gl.constexpr(16)
 """Columns of a program: rows of the matrix instruction."""
-NUM_WARPS = 4
 
 INT4, INT8, FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 
 
+@dataclass(frozen=True, slots=True)
+class SmallBatchTiles:
+    """How the kernel is run."""
+
+    num_warps: int
+    """4 or 8; they share the inner dimension."""
+    ahead: int
+    """Tiles of the weight under way at a time, and before the kernel waits for its inputs."""
+    x_ahead: int = 2
+    """Tiles of `x` under way at a time."""
+
+
 @gluon.jit
 def _pairs(words, shift):
-    """Two bfloat16 of each two neighbours in the last dimension, which hold one word: 128 and the 4-bit numbers
-    at `shift` bits of its halves."""
+    """Two bfloat16 of each two neighbours in the last dimension, which hold one word: 128 and the 4-bit
+    numbers at `shift` bits of its halves."""
     return gl.inline_asm_elementwise(
         "{ .reg .b32 t; shr.u32 t, $1, $3; lop3.b32 $0, t, 0x000F000F, 0x43004300, 0xEA; }",
         "=r,r,r,r,r",
@@ -133,7 +146,7 @@ def _quantized_small_batch_linear_kernel(
     if DEPENDENT:
         let_next_start_gluon()
     WARPS: gl.constexpr = gl.num_warps()
-    # Inner elements of a warp's tile; units (words or bytes) that a thread reads of a row, and of a row in all.
+    # Inner elements of a warp's tile; units (words or bytes) that a thread reads of a row; those of a row.
     INNER: gl.constexpr = 128 if FORMAT == INT4 else 64
     UNITS: gl.constexpr = 16 if FORMAT == FP8 else 4
     ROW_UNITS: gl.constexpr = K if FORMAT == FP8 else K // 4 if FORMAT == INT8 else K // 8
@@ -141,13 +154,19 @@ def _quantized_small_batch_linear_kernel(
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
     W_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, MMA, 8)
     X_LAYOUT: gl.constexpr = gl.DotOperandLayout(1, MMA, 8)
+    if WARPS == 8:
+        WARP_BASES: gl.constexpr = [[1, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]]
+        WIDE_WARP_BASES: gl.constexpr = [[1, 0, 0, 0, 0], [2, 0, 0, 0, 0], [4, 0, 0, 0, 0]]
+    else:
+        WARP_BASES: gl.constexpr = [[1, 0, 0, 0], [2, 0, 0, 0]]
+        WIDE_WARP_BASES: gl.constexpr = [[1, 0, 0, 0, 0], [2, 0, 0, 0, 0]]
     if FORMAT == FP8:
         TILE_LAYOUT: gl.constexpr = gl.DistributedLinearLayout(
             [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 4], [0, 0, 0, 8], [0, 8, 0, 0]],
             [[0, 0, 1, 0], [0, 0, 2, 0], [0, 1, 0, 0], [0, 2, 0, 0], [0, 4, 0, 0]],
-            [[1, 0, 0, 0], [2, 0, 0, 0]],
+            WARP_BASES,
             [],
-            [4, 16, 4, 16],
+            [WARPS, 16, 4, 16],
         )
         shift = 0
     elif FORMAT == INT4:
@@ -161,18 +180,18 @@ def _quantized_small_batch_linear_kernel(
                 [0, 8, 0, 0, 0],
             ],
             [[0, 0, 1, 0, 0], [0, 0, 2, 0, 0], [0, 1, 0, 0, 0], [0, 2, 0, 0, 0], [0, 4, 0, 0, 0]],
-            [[1, 0, 0, 0, 0], [2, 0, 0, 0, 0]],
+            WIDE_WARP_BASES,
             [],
-            [4, 16, 4, 4, 8],
+            [WARPS, 16, 4, 4, 8],
         )
         TILE_LAYOUT: gl.constexpr = gl.SliceLayout(4, WIDE_LAYOUT)
     else:
         WIDE_LAYOUT: gl.constexpr = gl.DistributedLinearLayout(
             [[0, 0, 0, 0, 1], [0, 0, 0, 0, 2], [0, 0, 0, 1, 0], [0, 0, 0, 2, 0], [0, 8, 0, 0, 0]],
             [[0, 0, 1, 0, 0], [0, 0, 2, 0, 0], [0, 1, 0, 0, 0], [0, 2, 0, 0, 0], [0, 4, 0, 0, 0]],
-            [[1, 0, 0, 0, 0], [2, 0, 0, 0, 0]],
+            WIDE_WARP_BASES,
             [],
-            [4, 16, 4, 4, 4],
+            [WARPS, 16, 4, 4, 4],
         )
         TILE_LAYOUT: gl.constexpr = gl.SliceLayout(4, WIDE_LAYOUT)
     if FORMAT != FP8:
@@ -375,21 +394,21 @@ def quantized_small_batch_linear(
     residual: torch.Tensor | None = None,
     silu_mul: bool = False,
     out: torch.Tensor | None = None,
-    ahead: tuple[int, int] | None = None,
+    tiles: SmallBatchTiles | None = None,
 ) -> torch.Tensor:
     """`norm(x) @ dequantize(weight).T`, then added to the residual, or gated; where
     `supports_quantized_small_batch`.
 
     Args:
-        x: [tokens, inner], bfloat16, contiguous, at most 16 tokens; or rounded, and then without `norm_weight`,
-            in one group a row or in the weight's groups.
+        x: [tokens, inner], bfloat16, contiguous, at most 16 tokens; or rounded, and then without
+            `norm_weight`, in one group a row or in the weight's groups.
         weight: [columns, inner].
         norm_weight: [inner]: the weight of an RMS norm of `x` with `eps`; None for no norm.
         residual: [tokens, columns], contiguous: the product is added to it in place, and it is returned.
         silu_mul: `weight` is [2 * size, inner], gate and up, and `silu(gate) * up` returns.
         out: [tokens, columns] or with `silu_mul` [tokens, size], contiguous, to write into; None for a new
             one. Not with `residual`.
-        ahead: tiles under way at a time, of the weight and of `x`; None to choose.
+        tiles: how the kernel is run; None to choose.
 
     Returns:
         [tokens, columns], or with `silu_mul` [tokens, size]: fp32 sums of products of bfloat16 (`x` times the
@@ -408,9 +427,9 @@ def quantized_small_batch_linear(
     elif out is None:
         out = torch.empty((tokens, columns), dtype=values.dtype, device=values.device)
     x_groups = 0 if rounded is None or rounded.group_size is None else rounded.scales.shape[1]
-    tiles = triton.cdiv(inner, NUM_WARPS * (128 if weight.kind == "int4" else 64))
-    if ahead is None:
-        ahead = (4, 2) if silu_mul else (8, 2)
+    if tiles is None:
+        tiles = choose_small_batch_tiles(weight, silu_mul=silu_mul)
+    count = triton.cdiv(inner, tiles.num_warps * (128 if weight.kind == "int4" else 64))
     dependent = supports_dependent_launch(values.device)
     _quantized_small_batch_linear_kernel[(triton.cdiv(columns, COLUMNS.value),)](
         x=values,
@@ -435,9 +454,23 @@ def quantized_small_batch_linear(
         EPILOGUE=SILU_MUL if silu_mul else ADD if residual is not None else PLAIN,
         DEPENDENT=dependent,
         TOKENS=8 if tokens <= 8 else 16,
-        AHEAD=min(tiles, ahead[0]),
-        X_AHEAD=min(tiles, ahead[1]),
-        num_warps=NUM_WARPS,
+        AHEAD=min(count, tiles.ahead),
+        X_AHEAD=min(count, tiles.x_ahead),
+        num_warps=tiles.num_warps,
         **launch_options(dependent),
     )
     return out
+
+
+def choose_small_batch_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> SmallBatchTiles:
+    """Tiles for a product with a weight, of half its rows with `silu_mul`; as measured on an H200."""
+    if silu_mul:
+        return SmallBatchTiles(4, 6 if weight.kind == "int4" else 8)
+    if weight.inner > 4096:
+        return SmallBatchTiles(8, 6 if weight.kind == "int4" else 8)
+    return SmallBatchTiles(4, 6 if weight.kind == "fp8" and weight.group_size is None else 12)
+
+
+def is_faster_after_norm(weight: QuantizedWeight, *, silu_mul: bool) -> bool:
+    """Whether a norm of its own and a product without are faster than both in one; as measured on an H200."""
+    return weight.kind == "int8" or (weight.kind == "int4" and not silu_mul)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -15,10 +15,12 @@ from dodona.kernels.linear.quantized_single_token_linear import (
     supports_quantized_single_token,
 )
 from dodona.kernels.linear.quantized_small_batch_linear import (
+    is_faster_after_norm,
     quantized_small_batch_linear,
     supports_quantized_small_batch,
 )
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
+from dodona.kernels.linear.rms_norm import rms_norm
 from dodona.kernels.linear.round_activations import RoundedActivations, Rounding, round_activations
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.linear.small_batch_linear import (
@@ -136,7 +138,7 @@ def project_small_batch(
     residual: torch.Tensor | None = None,
     silu_mul: bool = False,
 ) -> torch.Tensor:
-    """`small_batch_linear` with a projection as `weight`; where `max_small_batch` allows so many rows of `x`."""
+    """`small_batch_linear` with a projection as `weight`, for as many rows as `max_small_batch` says."""
     if isinstance(weight, torch.Tensor):
         linear = single_token_linear if x.shape[0] == 1 else small_batch_linear
         return linear(
@@ -146,8 +148,13 @@ def project_small_batch(
     if weight.rounding is not None:
         given = round_activations(x=x, rounding=weight.rounding, norm_weight=norm_weight, eps=eps)
         norm_weight = None
+    quantized: Callable[..., torch.Tensor] = quantized_single_token_linear
     is_served = supports_quantized_small_batch([weight.weight], device=x.device, dtype=x.dtype)
-    quantized = quantized_small_batch_linear if is_served else quantized_single_token_linear
+    # E4M3 numbers are converted so fast that the matrix instruction doesn't pay for one row.
+    if is_served and (x.shape[0] > 1 or weight.weight.kind != "fp8"):
+        quantized = quantized_small_batch_linear
+        if norm_weight is not None and is_faster_after_norm(weight.weight, silu_mul=silu_mul):
+            given, norm_weight = rms_norm(x=x, weight=norm_weight, eps=eps), None
     return quantized(
         x=given, weight=weight.weight, norm_weight=norm_weight, eps=eps, residual=residual, silu_mul=silu_mul
     )
