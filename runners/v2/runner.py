@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 
@@ -20,6 +20,7 @@ from dodona.runners.interface import GrammarOutput, KVCacheSpec, PendingOutput, 
 from dodona.runners.limits import Limits
 from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
 from dodona.runners.v2.models.registry import checkpoint_views
+from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
 
@@ -128,10 +129,9 @@ class V2Runner(WeightLife):
         tied = {"lm_head.weight": "model.embed_tokens.weight"} if spec.tie_word_embeddings else {}
         return WeightViews(checkpoint_views(spec, weights), tied)
 
-    def _weights_to_release(self) -> Iterable[torch.Tensor]:
+    def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
         spec, weights = self.loaded.spec, self.loaded.model.weights
-        quantized = (t for layer in weights.layers for t in layer.quantized_tensors())
-        return [*checkpoint_views(spec, weights).values(), *quantized]
+        return {**checkpoint_views(spec, weights), **quantized_tensors(weights)}
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         return self.steps.release_kv_cache()

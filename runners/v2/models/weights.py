@@ -37,15 +37,6 @@ class LayerWeights:
     down: Projection
     """[hidden, intermediate]."""
 
-    def quantized_tensors(self) -> list[torch.Tensor]:
-        """The tensors of the quantized projections."""
-        return [
-            tensor
-            for projection in self.projections
-            if isinstance(projection, QuantizedProjection)
-            for tensor in projection.tensors()
-        ]
-
     @property
     def projections(self) -> tuple[Projection, ...]:
         """All four."""
@@ -164,3 +155,14 @@ def _projections(
         (_GATE_UP, (spec.intermediate_size,) * 2, layer.gate_up),
         (_DOWN, (spec.hidden_size,), layer.down),
     )
+
+
+def quantized_tensors(weights: ModelWeights) -> dict[str, torch.Tensor]:
+    """The tensors of the quantized projections, by names of their own."""
+    return {
+        f"layers.{i}.{j}.{k}": tensor
+        for i, layer in enumerate(weights.layers)
+        for j, projection in enumerate(layer.projections)
+        if isinstance(projection, QuantizedProjection)
+        for k, tensor in enumerate(projection.tensors())
+    }
