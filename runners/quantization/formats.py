@@ -281,8 +281,10 @@ def _online_tensors(scheme: WeightScheme, shape: LinearShape) -> Specs:
 
 
 def _convert_online(scheme: WeightScheme, shape: LinearShape, tensors: Tensors) -> Converted:
-    kind = "fp8" if scheme.kind == "float" else "int8"
-    return Converted(quantize_weight(tensors["weight"], kind=kind))
+    weight = tensors["weight"]
+    if scheme.kind == "float":
+        return Converted(quantize_weight(weight, kind="fp8"))
+    return Converted(quantize_weight(weight, kind="int8"))
 
 
 _FORMATS: Mapping[

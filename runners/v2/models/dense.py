@@ -173,6 +173,7 @@ class DenseModel:
             qkv = linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
             attended = attention.attend(qkv=qkv, norm=norm, kv_cache=kv_cache)
             if isinstance(attended, AttentionParts):
+                assert isinstance(layer.o, torch.Tensor)  # else no parts are left
                 residual = attended_linear(parts=attended, weight=layer.o, residual=residual)
             else:
                 residual = linear(x=attended, weight=layer.o, residual=residual)
