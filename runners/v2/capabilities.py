@@ -10,12 +10,12 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     exceeds_devices,
-    has_active_connector,
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.runners.kv_transfer.settings import lacks_connector
 from dodona.runners.v2.models.registry import MODEL_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -151,7 +151,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "eagle3-pipeline-parallelism": pipeline
         and speculative is not None
         and speculative.method == "eagle3",
-        "kv-connector": has_active_connector(config),
+        "kv-connector": lacks_connector(config),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "stock-torch-compile": mode == "STOCK_TORCH_COMPILE",
         "dynamo-trace-once": mode == "DYNAMO_TRACE_ONCE",

@@ -35,7 +35,8 @@ LLAMA = {
 MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
-OFFLOADING = {"kv_offloading_size": 1.0}
+NATIVE = {"kv_offloading_size": 1.0}
+OFFLOADING = {"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"}
 
 
 def lacking(raw, environment=GPU, **flat):
@@ -44,7 +45,9 @@ def lacking(raw, environment=GPU, **flat):
 
 
 @pytest.mark.parametrize("raw", [LLAMA, MISTRAL, QWEN3])
-@pytest.mark.parametrize("flat", [{}, {"dtype": "float16"}, {"block_size": 64}, {"kv_transfer_config": {}}])
+@pytest.mark.parametrize(
+    "flat", [{}, {"dtype": "float16"}, {"block_size": 64}, {"kv_transfer_config": {}}, NATIVE]
+)
 def test_what_v2_has(raw, flat):
     assert lacking(raw, **flat) == ()
 
