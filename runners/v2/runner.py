@@ -30,6 +30,7 @@ from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward,
 from dodona.runners.limits import Limits
 from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
 from dodona.runners.v2.models.registry import checkpoint_views
+from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
 
@@ -159,7 +160,8 @@ class V2Runner(WeightLife):
         return WeightViews(checkpoint_views(spec, weights), tied)
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
-        return self._weight_views().views
+        spec, weights = self.loaded.spec, self.loaded.model.weights
+        return {**checkpoint_views(spec, weights), **quantized_tensors(weights)}
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         self._kv_connector.release_kv_caches()

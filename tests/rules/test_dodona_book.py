@@ -301,12 +301,13 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, {"rope"}),
     "attention bias": ({**LLAMA, "attention_bias": True}, {}, {"attention-bias"}),
     "head of 80": ({**LLAMA, "head_dim": 80}, {}, {"head-size"}),
-    "quantized weights": (
-        {**QWEN, "quantization_config": {"quant_method": "fp8"}},
+    "quantized weights": ({**QWEN, "quantization_config": {"quant_method": "fp8"}}, {}, set()),
+    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, set()),
+    "groups in the order of activations": (
+        {**QWEN, "quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
         {},
         {"quantized-weights"},
     ),
-    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantized-weights"}),
     "weights that none reads": (
         {**QWEN, "quantization_config": {"quant_method": "hqq"}},
         {},

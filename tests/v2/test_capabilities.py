@@ -69,7 +69,10 @@ def test_what_v2_has(raw, flat):
         ({"attn_logit_softcapping": 30.0}, "plain-arithmetic"),
         ({"final_logit_softcapping": 30.0}, "plain-arithmetic"),
         ({"num_experts": 8}, "moe"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantized-weights"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
+            "quantized-weights",
+        ),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantization"),
     ],
 )
@@ -82,7 +85,6 @@ def test_assumptions_about_config_json(changes, feature):
     [
         ({"runner": "pooling"}, "generate"),
         ({"block_size": 48}, "block-size"),
-        ({"quantization": "fp8"}, "quantized-weights"),
         ({"quantization": "awq"}, "quantization"),
         ({"tensor_parallel_size": 2}, "tensor-parallelism"),
         ({"pipeline_parallel_size": 2}, "pipeline-parallelism"),
