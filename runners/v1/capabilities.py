@@ -52,6 +52,7 @@ LACKS: frozenset[str] = frozenset(
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
+        "lora-torch-compile",
         "speculative-method",
         "speculative-inner-state",
         "parallel-drafting-method",
@@ -132,6 +133,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
+        "lora-torch-compile": config.lora_config is not None and compiles(config),
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-inner-state": speculative is not None and model.has_inner_state,
