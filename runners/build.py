@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import uses_workers
 from dodona.oracle.systems.registry import system_of
 from dodona.runners.limits import Limits, resolve_limits
 
 if TYPE_CHECKING:
-    from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.decide.verdict import Verdict
     from dodona.runners.interface import Runner
 
-    RunnerClass = Callable[[EngineConfig, ModelInfo, Limits], Runner]
+    RunnerClass = type[Runner]
 
 
 def _v1() -> RunnerClass:
@@ -69,4 +69,8 @@ def build_runner(verdict: Verdict, model: ModelInfo | None = None, limits: Limit
     if limits is None:
         limits = resolve_limits(config, model)
     runner_class = RUNNERS[verdict.runner]()
+    if uses_workers(config):
+        from dodona.runners.distributed.runner import DistributedRunner
+
+        return DistributedRunner(runner_class, config, model, limits)
     return runner_class(config, model, limits)

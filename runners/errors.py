@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dodona.oracle.errors import DodonaError
 
 
@@ -15,6 +17,24 @@ class EngineDeadError(DodonaError, RuntimeError):
 
 class EngineSetupError(DodonaError, ValueError):
     """The engine can't start with this configuration, for instance with too little memory for KV blocks."""
+
+
+class WorkerError(DodonaError, RuntimeError):
+    """A worker died, gave no answer in time, or failed; `rank` is its rank.
+
+    `str()` says what happened, then the last lines of its traceback and output, which `log_tail` holds. The
+    error that it failed with is the `__cause__`.
+    """
+
+    def __init__(self, rank: int, happened: str, log_tail: Sequence[str] = ()) -> None:
+        super().__init__(rank, happened, tuple(log_tail))
+        self.rank = rank
+        self.happened = happened
+        self.log_tail = tuple(log_tail)
+
+    def __str__(self) -> str:
+        lines = [f"  | {line}" for line in self.log_tail]
+        return "\n".join([f"{self.happened}; its last lines:", *lines] if lines else [self.happened])
 
 
 class EngineAsleepError(DodonaError, RuntimeError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.current_config import CurrentConfig
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.limits import Limits
+    from dodona.runners.lora.adapter import Adapter
+    from dodona.runners.lora.target import LoRATarget
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -134,6 +136,9 @@ class NewRequest:
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the request: EOS unless ignored, and those it gave. Masked before `min_tokens`."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    adapter: Adapter | None = None
+    """What changes the model's linear layers for this request. The requests that have a row have at most
+    `lora_config.max_loras` different ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,15 +272,15 @@ class Runner(ABC):
     thread calls a runner. A call before its time raises RuntimeError that names the call it needs.
     """
 
-    name: ClassVar[str]
+    name: str
     """The runner's name in the rule book, such as "v1"."""
-    request_features: ClassVar[frozenset[str]] = frozenset()
+    request_features: frozenset[str] = frozenset()
     """Optional features that requests may use: "structured-outputs", "logits-processors"."""
 
     num_speculative_tokens: int = 0
     """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
 
-    warm_up_params: ClassVar[Mapping[str, Any]] = {}
+    warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
 
@@ -334,9 +339,20 @@ class Runner(ABC):
         `grammar_output` is given where the request of one of these rows has `structured_outputs`.
         """
 
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled.
+
+        Raises RuntimeError where the runner has no other ranks.
+        """
+        raise RuntimeError(f"runner {self.name} works on one rank, and samples itself")
+
     @abstractmethod
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that adapters can change, by name. Needs the loaded model, and `lora_config`."""
+        raise UnsupportedConfiguration.lacking(self.name, "lora")
 
     # --- While the engine runs, between two steps, with none under way
 

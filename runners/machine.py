@@ -18,5 +18,8 @@ def torch_environment(device: str) -> Environment:
         return Environment(has_triton=False, platform="cpu")
     major, minor = torch.cuda.get_device_capability()
     return Environment(
-        has_triton=has_package("triton"), platform="cuda", compute_capability=10 * major + minor
+        has_triton=has_package("triton"),
+        platform="cuda",
+        compute_capability=10 * major + minor,
+        device_count=torch.cuda.device_count(),
     )

@@ -213,6 +213,22 @@ class ParallelConfig:
     """Devices that split the KV of a sequence."""
     enable_expert_parallel: Flag = False
     """Spread experts over the devices."""
+    distributed_executor_backend: Literal["mp", "ray", "uni", "external_launcher"] | None = None
+    """How workers run: in processes of this machine ("mp"), as Ray actors, or in the engine's process
+    ("uni"). None means "mp" where there are several, else "uni"."""
+    distributed_timeout_seconds: Count | None = None
+    """Seconds that a step of several workers may take; None means 600."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of one replica."""
+        split = self.tensor_parallel_size * self.pipeline_parallel_size
+        return split * self.prefill_context_parallel_size
+
+    @property
+    def world_size_across_dp(self) -> int:
+        """Ranks of all replicas together."""
+        return self.world_size * self.data_parallel_size
 
 
 @config_errors("scheduler_config")
@@ -255,6 +271,8 @@ class LoRAConfig:
     """Adapters of one step."""
     max_lora_rank: Count = 16
     """Largest rank of an adapter."""
+    max_cpu_loras: Count | None = None
+    """Adapters kept in host memory; None means `max_loras`."""
 
 
 @config_errors("speculative_config")

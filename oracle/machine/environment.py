@@ -18,6 +18,8 @@ from dodona.oracle.language.rulebook import OWN_SYSTEM, EnvironmentVariable, Rul
 PLATFORMS: Final = ("cuda", "rocm", "xpu", "cpu", "tpu", "unspecified")
 ASSUMED_COMPUTE_CAPABILITY: Final = 90
 """Compute capability that is assumed for a CUDA environment without one (a Hopper GPU)."""
+ASSUMED_DEVICE_COUNT: Final = 8
+"""Number of devices that is assumed for a CUDA environment without one."""
 
 
 def _capability(value: object) -> object:
@@ -46,9 +48,19 @@ class Environment:
     """Whether an installed package offers logits processors (the entry-point group
     `vllm.logits_processors`)."""
 
+    device_count: Annotated[int, Strict(), Field(ge=1)] | None = None
+    """How many CUDA devices are visible.
+
+    On CUDA, 8 is assumed where it isn't given; on other platforms it must not be given.
+    """
+
     def __post_init__(self) -> None:
         if self.platform != "cuda" and self.compute_capability is not None:
             raise ValueError(f"platform {self.platform!r} has no CUDA compute capability; leave it out")
+        if self.platform != "cuda" and self.device_count is not None:
+            raise ValueError(f"platform {self.platform!r} has no CUDA devices to count; leave it out")
+        if self.platform == "cuda" and self.device_count is None:
+            object.__setattr__(self, "device_count", ASSUMED_DEVICE_COUNT)
         if self.platform == "cuda" and self.compute_capability is None:
             object.__setattr__(self, "compute_capability", ASSUMED_COMPUTE_CAPABILITY)
 
@@ -63,7 +75,7 @@ class Environment:
         kept for the life of the process. Raises ConfigError for a value of the variable without a meaning.
         """
         from dodona.oracle.machine.probe import (
-            cuda_capability,
+            cuda_capabilities,
             has_entry_points,
             has_package,
             torch_supports_cuda,
@@ -71,12 +83,13 @@ class Environment:
 
         environ = os.environ if environ is None else environ
         override = forced_runner(_own_variable() if book is None else book.environment, environ)
-        capability = cuda_capability(environ.get("CUDA_VISIBLE_DEVICES")) if torch_supports_cuda() else None
+        found = cuda_capabilities(environ.get("CUDA_VISIBLE_DEVICES")) if torch_supports_cuda() else ()
         return cls(
-            has_triton=capability is not None and has_package("triton"),
-            platform="cpu" if capability is None else "cuda",
+            has_triton=bool(found) and has_package("triton"),
+            platform="cuda" if found else "cpu",
             override=override,
-            compute_capability=capability,
+            compute_capability=min(found, default=None),
+            device_count=len(found) or None,
             logitsproc_plugins=has_entry_points("vllm.logits_processors"),
         )
 
@@ -112,5 +125,5 @@ def _own_variable() -> EnvironmentVariable | None:
 
 @functools.cache
 def assumed_gpu(override: str | None = None) -> Environment:
-    """A machine with one Hopper GPU and Triton, for asking on another machine what one would do."""
+    """A machine with eight Hopper GPUs and Triton, for asking on another machine what one would do."""
     return Environment(has_triton=True, platform="cuda", override=override)

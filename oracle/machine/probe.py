@@ -62,12 +62,15 @@ def has_entry_points(group: str) -> bool:
 
 
 @functools.cache
-def cuda_capability(visible: str | None) -> int | None:
-    """Lowest compute capability (as 90) of the devices that `CUDA_VISIBLE_DEVICES` shows; None if there is
-    none."""
+def cuda_capabilities(visible: str | None) -> tuple[int, ...]:
+    """The compute capability (as 90) of each device that `CUDA_VISIBLE_DEVICES` shows.
+
+    Where it names devices by their ids, which may be abbreviated, the lowest capability of the machine stands
+    for each.
+    """
     wanted = _visible_devices(visible)
     if wanted == [] or not os.path.exists("/dev/nvidiactl"):
-        return None
+        return ()
     try:
         return _ask_nvml(wanted)
     except OSError:
@@ -75,7 +78,7 @@ def cuda_capability(visible: str | None) -> int | None:
     try:
         return _ask_driver()
     except OSError:
-        return None
+        return ()
 
 
 def _visible_devices(visible: str | None) -> list[str] | None:
@@ -91,24 +94,24 @@ def _visible_devices(visible: str | None) -> list[str] | None:
     return devices
 
 
-def _ask_nvml(wanted: list[str] | None) -> int | None:
+def _ask_nvml(wanted: list[str] | None) -> tuple[int, ...]:
     nvml = ctypes.CDLL("libnvidia-ml.so.1")
     if nvml.nvmlInit_v2() != 0:
-        return None
+        return ()
     try:
         count = ctypes.c_uint()
         if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0 or count.value == 0:
-            return None
-        if wanted is None:
-            indices = list(range(count.value))
-        elif all(name.isdecimal() for name in wanted):
+            return ()
+        numbered = wanted is None or all(name.isdecimal() for name in wanted)
+        indices = list(range(count.value))
+        if wanted is not None and numbered:
             indices = [int(name) for name in wanted if int(name) < count.value]
-        else:
-            # Names may be abbreviated, and those of MIG slices are no devices of their own: all devices stand
-            # for them.
-            indices = list(range(count.value))
-        found = [_nvml_capability(nvml, index) for index in indices]
-        return min((c for c in found if c is not None), default=None)
+        found = [c for index in indices if (c := _nvml_capability(nvml, index)) is not None]
+        if numbered or not found or wanted is None:
+            return tuple(found)
+        # Names may be abbreviated, and those of MIG slices are no devices of their own: all devices stand for
+        # them.
+        return (min(found),) * len(wanted)
     finally:
         nvml.nvmlShutdown()
 
@@ -122,12 +125,12 @@ def _nvml_capability(nvml: ctypes.CDLL, index: int) -> int | None:
     return major.value * 10 + minor.value
 
 
-def _ask_driver() -> int | None:
+def _ask_driver() -> tuple[int, ...]:
     """By the CUDA driver, which reads CUDA_VISIBLE_DEVICES itself; device attributes need no context."""
     cuda = ctypes.CDLL("libcuda.so.1")
     count = ctypes.c_int()
     if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return None
+        return ()
     found = []
     for ordinal in range(count.value):
         device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
@@ -136,4 +139,4 @@ def _ask_driver() -> int | None:
         cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
         cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
         found.append(major.value * 10 + minor.value)
-    return min(found, default=None)
+    return tuple(found)

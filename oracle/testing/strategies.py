@@ -116,6 +116,7 @@ def environments(
         platform=st.just("cuda"),
         override=overrides,
         compute_capability=st.sampled_from([70, 75, 80, 86, 89, 90, 100, 120]),
+        device_count=st.sampled_from([1, 1, 2, 8]),
         logitsproc_plugins=st.booleans(),
     )
     other = st.builds(
@@ -153,6 +154,7 @@ _SECTIONS: Mapping[str, SearchStrategy[dict[str, Any]]] = {
             "prefill_context_parallel_size": _SIZES,
             "decode_context_parallel_size": _SIZES,
             "enable_expert_parallel": st.booleans(),
+            "distributed_executor_backend": st.sampled_from([None, None, "mp", "ray", "uni"]),
         }
     ),
     "scheduler_config": _optional(

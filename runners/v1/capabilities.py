@@ -11,14 +11,18 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.facts import (
+    exceeds_devices,
     has_active_connector,
     has_causal_lm,
     has_connector_module,
     is_row_by_row,
     outgrows_rope,
     resolved_connector,
+    resolved_quantization,
     resolved_runner_type,
     resolved_speculative_method,
+    splits_evenly,
+    uses_workers,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
 
@@ -37,13 +41,17 @@ LACKS: frozenset[str] = frozenset(
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
-        "tensor-parallelism",
+        "device-count",
+        "executor-backend",
+        "tensor-parallel-families",
+        "tensor-parallel-sizes",
+        "workers-combinations",
+        "workers-row-by-row",
         "pipeline-parallelism",
         "data-parallelism",
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
-        "lora",
         "speculative-method",
         "speculative-inner-state",
         "parallel-drafting-method",
@@ -61,6 +69,33 @@ LACKS: frozenset[str] = frozenset(
 """Rule ids of rules/dodona.yaml that veto V1."""
 
 
+TENSOR_PARALLEL_FAMILIES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Gemma3nForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "CohereForCausalLM",
+    "Cohere2ForCausalLM",
+    "GraniteForCausalLM",
+    "Glm4ForCausalLM",
+    "SmolLM3ForCausalLM",
+    "Starcoder2ForCausalLM",
+    "GPTNeoXForCausalLM",
+    "Llama4ForCausalLM",
+)
+"""Architectures that `tensor_parallel.shard_model` splits by their plan, each backed by a run."""
+
+
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
@@ -76,13 +111,26 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
-        "tensor-parallelism": parallel.tensor_parallel_size > 1,
+        "device-count": exceeds_devices(config, environment),
+        "executor-backend": parallel.distributed_executor_backend in ("ray", "external_launcher")
+        or (parallel.distributed_executor_backend == "uni" and parallel.world_size_across_dp > 1),
+        "tensor-parallel-families": parallel.tensor_parallel_size > 1
+        and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
+        "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "workers-combinations": uses_workers(config)
+        and bool(
+            resolved_quantization(config, model) is not None
+            or model.has_inner_state
+            or config.lora_config is not None
+            or speculative is not None
+            or has_active_connector(config)
+            or compilation == "STOCK_TORCH_COMPILE"
+        ),
         "pipeline-parallelism": parallel.pipeline_parallel_size > 1,
         "data-parallelism": parallel.data_parallel_size > 1,
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
-        "lora": config.lora_config is not None,
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-inner-state": speculative is not None and model.has_inner_state,
@@ -112,6 +160,7 @@ def need_packing(config: EngineConfig) -> tuple[str, ...]:
     asked = {
         "torch-compile-row-by-row": compiles(config),
         "speculative-row-by-row": config.speculative_config is not None,
+        "workers-row-by-row": config.parallel_config.world_size > 1,
         "kv-connector-row-by-row": has_active_connector(config),
     }
     return tuple(feature for feature, is_asked in asked.items() if is_asked)

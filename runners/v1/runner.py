@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,7 @@ from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
+from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -26,6 +27,7 @@ from dodona.runners.interface import (
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
@@ -33,11 +35,13 @@ from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.plan import plan_drafting
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
+from dodona.runners.v1.tensor_parallel import shard_model
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -55,6 +59,7 @@ class Loaded:
     model: ServedModel
     self_check: SelfCheck
     drafting: Drafting | None
+    lora: LoRALayers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,12 @@ class V1Runner(WeightLife):
     """The general runner. On a GPU its steps run from state on the device, two under way; elsewhere, and for
     what can't run so (see `device_serving`), the host lays out one step at a time and reads it to its end."""
 
-    name: ClassVar[str] = "v1"
-    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
+    name = "v1"
+    request_features = frozenset({"structured-outputs"})
 
-    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE) -> None:
         super().__init__(config, model, limits)
+        self._mesh = mesh
         self._device = torch.device(limits.device)
         # How far the runner's life has come; `shutdown` goes back to the beginning.
         self._loaded: Loaded | None = None
@@ -116,7 +122,7 @@ class V1Runner(WeightLife):
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         chosen = choose(
-            self._read_model(self._device, directory),
+            self._read_share(self._device, directory),
             max_model_len=self.limits.max_model_len,
             compiled=capabilities.compiles(self.config),
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
@@ -124,7 +130,11 @@ class V1Runner(WeightLife):
         )
         drafting = None if plan is None else NgramDrafting(plan)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
-        self._loaded = Loaded(chosen.model, chosen.self_check, drafting)
+        lora: LoRALayers | None = None
+        if self.config.lora_config is not None:
+            with chosen.model.plain() as plain:
+                lora = LoRALayers(plain, self.config.lora_config)
+        self._loaded = Loaded(chosen.model, chosen.self_check, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
@@ -134,8 +144,15 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
+        fresh = self._read_share(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(loaded.model.model, fresh)
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that see each token of a pass, by name."""
+        lora = self._require_loaded().lora
+        if lora is None:
+            raise RuntimeError("lora_config is not set")
+        return lora.targets
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """Packed: one entry per attention call, in the order of the calls. Row by row: one for all.
@@ -166,7 +183,9 @@ class V1Runner(WeightLife):
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
         if self._on_device is not None:
-            return self._on_device.steps.determine_available_memory(spec.bytes_per_block)
+            # The states are allocated while the rest is measured; the engine subtracts them, too.
+            states = limits.max_num_seqs * spec.state_bytes_per_row
+            return states + self._on_device.steps.determine_available_memory(spec.bytes_per_block)
         blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
         window_blocks = zip(spec.num_window_blocks(blocks, limits), spec.window_groups, strict=True)
         loaded = self._require_loaded()
@@ -206,6 +225,7 @@ class V1Runner(WeightLife):
             model.make_state_slots(num_rows),
             BatchState(),
             None if drafting is None else drafting.start(num_blocks, num_rows),
+            loaded.lora,
         )
         self._kv_connector.register_kv_caches(self._ready.cache.layers())
 
@@ -251,6 +271,11 @@ class V1Runner(WeightLife):
         output = self._require_ready().sample(executed.step, grammar_output)
         return FinishedOutput(with_connector_output(output, executed.transfers))
 
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
+        self._executed = None
+        self._require_ready().take(output)
+
     # --- Parts
 
     def _require_loaded(self) -> Loaded:
@@ -264,6 +289,12 @@ class V1Runner(WeightLife):
         return self._ready
 
     def _weight_views(self) -> WeightViews:
+        if self._mesh.size > 1:
+            raise UnsupportedConfiguration.lacking(
+                self.name,
+                "load_weights and apply_sparse_weight_patches with several workers",
+                why="each holds a share of the tensors; use reload_weights",
+            )
         return model_weights.views(self._require_loaded().model.model)
 
     def _weights_to_release(self) -> Iterable[torch.Tensor]:
@@ -279,6 +310,15 @@ class V1Runner(WeightLife):
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return num_blocks, None
+
+    def _read_share(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The model on `device`, with this rank's share of the weights."""
+        if self._mesh.size == 1:
+            return self._read_model(device, directory)
+        # The device is to hold the share only. Random weights depend on the device that draws them.
+        model = self._read_model(torch.device("cpu") if directory else device, directory)
+        shard_model(model, self._mesh.tensor)
+        return model.to(device)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
         """The model on `device`, its weights read from a directory or (None) drawn at random."""

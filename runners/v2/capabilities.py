@@ -9,6 +9,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
+    exceeds_devices,
     has_active_connector,
     resolved_device,
     resolved_dtype,
@@ -47,6 +48,8 @@ LACKS: frozenset[str] = frozenset(
         "hybrid-mamba",
         "encoder-decoder",
         "remote-code",
+        "device-count",
+        "workers",
         "tensor-parallelism",
         "pipeline-parallelism",
         "data-parallelism",
@@ -79,6 +82,7 @@ def check_supported(
     capability = environment.compute_capability
     lacking = {
         **({} if interpreted else _machine(device, environment, capability)),
+        "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
         **_features(config),
     }
@@ -126,6 +130,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
     pipeline = parallel.pipeline_parallel_size > 1
     return {
         "block-size": config.cache_config.block_size not in BLOCK_SIZES,
+        "workers": parallel.distributed_executor_backend in ("mp", "ray", "external_launcher"),
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": pipeline,
         "data-parallelism": parallel.data_parallel_size > 1,

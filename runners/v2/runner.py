@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable
 
 import torch
 
@@ -29,10 +28,10 @@ class V2Runner(WeightLife):
     """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
     read."""
 
-    name: ClassVar[str] = "v2"
+    name = "v2"
     max_steps_in_flight = MAX_STEPS_IN_FLIGHT
-    request_features: ClassVar[frozenset[str]] = frozenset({"structured-outputs"})
-    warm_up_params: ClassVar[Mapping[str, Any]] = example_params(grammar=False)
+    request_features = frozenset({"structured-outputs"})
+    warm_up_params = example_params(grammar=False)
 
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
         super().__init__(config, model, limits)

@@ -67,12 +67,12 @@ def test_select_prints_a_table_with_every_reason(llama: str) -> None:
 
 
 def test_a_refusal_is_printed_and_exits_with_3(llama: str) -> None:
-    as_json = run("select", llama, "--assume-gpu", "-tp", "2", "--json")
+    as_json = run("select", llama, "--assume-gpu", "-dcp", "2", "--json")
     assert as_json.exit_code == 3
-    assert "tensor-parallelism" in {reason.rule for reason in verdict_of(as_json).refusals}
-    as_table = run("select", llama, "--assume-gpu", "-tp", "2")
+    assert "decode-context-parallelism" in {reason.rule for reason in verdict_of(as_json).refusals}
+    as_table = run("select", llama, "--assume-gpu", "-dcp", "2")
     assert as_table.exit_code == 3
-    assert "tensor-parallelism" in as_table.stdout
+    assert "decode-context-parallelism" in as_table.stdout
 
 
 def test_the_override_holds_for_an_assumed_gpu_too(llama: str) -> None:
@@ -96,6 +96,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "kv_offloading_backend": ("lmcache", "lmcache"),
     "device": ("cpu", "cpu"),
     "load_format": ("dummy", "dummy"),
+    "distributed_executor_backend": ("mp", "mp"),
 }
 
 
@@ -367,9 +368,9 @@ def test_forms_that_are_refused_before_loading(flags: tuple[str, ...], message: 
 
 
 def test_generate_refused_by_a_rule_shows_the_verdict() -> None:
-    result = run("generate", str(CHECKPOINT), "--prompt", "x", "--tensor-parallel-size", "2")
+    result = run("generate", str(CHECKPOINT), "--prompt", "x", "--decode-context-parallel-size", "2")
     assert (result.exit_code, result.stdout) == (3, "")
-    assert "tensor-parallelism" in result.stderr
+    assert "decode-context-parallelism" in result.stderr
 
 
 def test_bench_reports() -> None:

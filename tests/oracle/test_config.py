@@ -206,7 +206,6 @@ def test_older_names_of_mtp_are_rewritten() -> None:
 
 REFUSED_WITH_THEIR_SECTION = {
     "kv_transfer_config": "kv-connector",
-    "lora_config": "lora",
 }
 """Section → the rule that refuses every configuration in which its further fields would have a meaning."""
 
@@ -269,6 +268,7 @@ CHANGES: dict[str, Any] = {
     "cache_config.cache_dtype": "fp8",
     "cache_config.kv_offloading_size": 1.5,
     "parallel_config.enable_expert_parallel": True,
+    "parallel_config.distributed_executor_backend": "mp",
     "scheduler_config.enable_chunked_prefill": False,
     "device_config.device": "cpu",
     "load_config.load_format": "dummy",

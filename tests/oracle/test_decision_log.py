@@ -69,10 +69,10 @@ def test_a_line_says_what_was_decided(qwen3: str, tmp_path: Path) -> None:
 
 def test_a_refusal_is_logged_and_still_raised(qwen3: str, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    config = EngineConfig.from_flat(qwen3, tensor_parallel_size=2)
+    config = EngineConfig.from_flat(qwen3, decode_context_parallel_size=2)
     with pytest.raises(UnsupportedConfiguration):
         select_and_log(config, environment=assumed_gpu(), log=log)
-    assert lines(log)[0]["refusals"] == ["tensor-parallelism"]
+    assert lines(log)[0]["refusals"] == ["decode-context-parallelism"]
 
 
 def test_nothing_of_the_configuration_is_readable(qwen3: str, tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_the_command_line_logs(qwen3: str, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     env = {LOG_VARIABLE: str(log), "DODONA_USE_V2_MODEL_RUNNER": None, "VLLM_USE_V2_MODEL_RUNNER": None}
     CliRunner().invoke(app, ["select", qwen3, "--assume-gpu"], env=env)
-    CliRunner().invoke(app, ["select", qwen3, "--assume-gpu", "-tp", "2"], env=env)
+    CliRunner().invoke(app, ["select", qwen3, "--assume-gpu", "-dcp", "2"], env=env)
     vllm = ["select", qwen3, "--assume-gpu", "--rulebook", "vllm/0.25.1", "--enable-dbo"]
     CliRunner().invoke(app, vllm, env=env)
     found = [(line["rulebook"], line["runner"], line["fired"]) for line in lines(log)]
     assert found == [
         ("dodona", "v2", []),
-        ("dodona", "v1", ["tensor-parallelism"]),
+        ("dodona", "v1", ["decode-context-parallelism"]),
         ("vllm/0.25.1", "v1", ["dual-batch-overlap"]),
     ]
 
@@ -217,5 +217,5 @@ def test_the_engine_logs(qwen3: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     log = tmp_path / "log.jsonl"
     monkeypatch.setenv(LOG_VARIABLE, str(log))
     with pytest.raises(UnsupportedConfiguration):
-        LLM(qwen3, tensor_parallel_size=2)
-    assert "tensor-parallelism" in lines(log)[0]["refusals"]
+        LLM(qwen3, decode_context_parallel_size=2)
+    assert "decode-context-parallelism" in lines(log)[0]["refusals"]

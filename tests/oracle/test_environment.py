@@ -120,16 +120,24 @@ class FakeNvml:
 
 
 @pytest.mark.parametrize(
-    ("visible", "capability"),
-    [(None, 80), ("0", 90), ("1,0", 80), ("7", None), ("MIG-1", 80), ("0,-1,1", 90)],
+    ("visible", "capabilities"),
+    [
+        (None, (90, 80)),
+        ("0", (90,)),
+        ("1,0", (80, 90)),
+        ("7", ()),
+        ("MIG-1", (80,)),
+        ("GPU-a,GPU-b", (80, 80)),
+        ("0,-1,1", (90,)),
+    ],
 )
-def test_the_lowest_visible_capability_counts(
-    visible: str | None, capability: int | None, monkeypatch: pytest.MonkeyPatch
+def test_each_visible_device_has_its_capability(
+    visible: str | None, capabilities: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvml = FakeNvml((9, 0), (8, 0))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
     monkeypatch.setattr(os.path, "exists", lambda path: True)
-    assert probe.cuda_capability.__wrapped__(visible) == capability
+    assert probe.cuda_capabilities.__wrapped__(visible) == capabilities
     assert nvml.running == 0
 
 
@@ -139,7 +147,7 @@ def test_no_library_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     monkeypatch.setattr(os.path, "exists", lambda path: True)
-    assert probe.cuda_capability.__wrapped__(None) is None
+    assert probe.cuda_capabilities.__wrapped__(None) == ()
 
 
 def test_torch_build_is_read_from_its_version_file() -> None:

@@ -258,6 +258,8 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         "model_config.math_modifiers",
         "model_config.max_model_len",
         "scheduler_config.max_num_batched_tokens",
+        "parallel_config.distributed_executor_backend",
         "environment.override",
         "environment.compute_capability",
+        "environment.device_count",
     }

@@ -244,12 +244,24 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "EAGLE3 with pipeline": (
         LLAMA,
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {
+            "speculative-decoding",
+            "speculative-method",
+            "pipeline-parallelism",
+            "eagle3-pipeline-parallelism",
+            "workers-combinations",
+        },
     ),
     "drafting of unknown method with pipeline": (
         LLAMA,
         {"speculative_config": {"model": "draft"}, "parallel_config": {"pipeline_parallel_size": 2}},
-        {"speculative-decoding", "speculative-method", "pipeline-parallelism", "eagle3-pipeline-parallelism"},
+        {
+            "speculative-decoding",
+            "speculative-method",
+            "pipeline-parallelism",
+            "eagle3-pipeline-parallelism",
+            "workers-combinations",
+        },
     ),
     "parallel drafting": (
         LLAMA,

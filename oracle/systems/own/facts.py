@@ -132,6 +132,45 @@ def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> Fact
     return UNKNOWN if model is None else model.quant_method
 
 
+MAX_CPU_RANKS = 64
+"""Most workers that may share a processor."""
+
+
+def uses_workers(config: EngineConfig) -> bool:
+    """Whether the runner works in processes of its own: several of them, or one that is asked for."""
+    parallel = config.parallel_config
+    return parallel.world_size_across_dp > 1 or parallel.distributed_executor_backend in ("mp", "ray")
+
+
+def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
+    """Whether there are more ranks than devices; a CPU takes `MAX_CPU_RANKS`."""
+    devices = MAX_CPU_RANKS
+    if resolved_device(config, environment) == "cuda" and environment.device_count is not None:
+        devices = environment.device_count
+    return config.parallel_config.world_size_across_dp > devices
+
+
+def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
+    """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
+
+    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them.
+    """
+    ranks, heads = config.parallel_config.tensor_parallel_size, model.num_key_value_heads
+    if ranks == 1:
+        return True
+    if None in (heads, model.num_attention_heads, model.intermediate_size):
+        return None
+    even = not (model.num_attention_heads % ranks or model.intermediate_size % ranks)
+    return even and (heads % ranks == 0 or ranks % heads == 0)
+
+
+def _splits_evenly(inputs: Inputs) -> FactValue:
+    if inputs.config.parallel_config.tensor_parallel_size == 1:
+        return True
+    found = None if inputs.model is None else splits_evenly(inputs.config, inputs.model)
+    return UNKNOWN if found is None else found
+
+
 def _scheme(inputs: Inputs) -> FactValue:
     if inputs.model is None:
         return UNKNOWN
@@ -388,6 +427,10 @@ _MODEL_SPECS = (
     ),
 )
 
+_PARALLEL_SIZES = tuple(
+    f"parallel_config.{name}_parallel_size" for name in ("tensor", "pipeline", "data", "prefill_context")
+)
+
 _ENGINE_SPECS = (
     _field("cache_config.block_size", "int", "Tokens per KV block."),
     _field("cache_config.cache_dtype", "str", "Type of stored keys and values; `auto` is the model's."),
@@ -398,6 +441,38 @@ _ENGINE_SPECS = (
     _field("parallel_config.prefill_context_parallel_size", "int", "Devices that split a prompt."),
     _field("parallel_config.decode_context_parallel_size", "int", "Devices that split the KV of a sequence."),
     _field("parallel_config.enable_expert_parallel", "bool", "Experts are spread over devices."),
+    _field(
+        "parallel_config.distributed_executor_backend",
+        "str",
+        "How workers run, as configured; null where it isn't.",
+        domain=("mp", "ray", "uni", "external_launcher"),
+        nullable=True,
+    ),
+    OwnFact(
+        "parallel_config.world_size_across_dp",
+        "int",
+        "Ranks of all replicas together: the product of the sizes.",
+        "config",
+        derive=lambda i: min(i.config.parallel_config.world_size_across_dp, MAX_INT),
+        reads=_PARALLEL_SIZES,
+        minimum=1,
+    ),
+    OwnFact(
+        "parallel_config.exceeds_devices",
+        "bool",
+        f"There are more ranks than CUDA devices, or than the {MAX_CPU_RANKS} that may share a processor.",
+        "environment",
+        derive=lambda i: exceeds_devices(i.config, i.environment),
+        reads=(*_PARALLEL_SIZES, "device_config.device"),
+    ),
+    OwnFact(
+        "parallel_config.splits_evenly",
+        "bool",
+        "Attention heads and feed-forward layers divide among `tensor_parallel_size` ranks.",
+        "model",
+        derive=_splits_evenly,
+        reads=("parallel_config.tensor_parallel_size",),
+    ),
     _field("scheduler_config.enable_chunked_prefill", "bool", "A prompt may be computed in several steps."),
     _field("scheduler_config.max_num_seqs", "int", "Most requests of one step."),
     _field(
@@ -519,6 +594,13 @@ _ENVIRONMENT_SPECS = (
         "Lowest CUDA compute capability of the visible devices, 8.0 being 80; null where there is no CUDA.",
         nullable=True,
         minimum=0,
+    ),
+    _environment(
+        "device_count",
+        "int",
+        "Visible CUDA devices; null where there is no CUDA.",
+        nullable=True,
+        minimum=1,
     ),
     _environment("logitsproc_plugins", "bool", "An installed package offers logits processors."),
 )

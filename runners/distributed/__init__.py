@@ -1,0 +1,1 @@
+"""Several workers for one runner: processes, their ranks, and what they exchange."""

@@ -1,0 +1,93 @@
+"""How a worker joins the other ranks of its engine, by torch.distributed, and leaves them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dodona.runners.distributed.mesh import Alone, Group, Mesh
+from dodona.runners.distributed.messages import Start
+from dodona.runners.distributed.ranks import RankSizes
+
+_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0"}
+"""Nothing listens beyond this machine. NVLink's multicast is left alone: not every machine grants it."""
+
+
+class ProcessGroup:
+    """A group of processes, by torch.distributed."""
+
+    def __init__(self, ranks: Sequence[int], handle: dist.ProcessGroup) -> None:
+        self._ranks = tuple(ranks)
+        self._handle = handle
+        self.rank = self._ranks.index(dist.get_rank())
+        self.size = len(self._ranks)
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place."""
+        dist.all_reduce(tensor, group=self._handle)
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Every rank's tensor."""
+        gathered = [torch.empty_like(tensor) for _ in self._ranks]
+        dist.all_gather(gathered, tensor.contiguous(), group=self._handle)
+        return gathered
+
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        """Hand the tensor to the group's rank `to`."""
+        dist.send(tensor.contiguous(), dst=self._ranks[to], group=self._handle)
+
+    def receive(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
+        """Fill the tensor with what the group's rank `source` sent."""
+        dist.recv(tensor, src=self._ranks[source], group=self._handle)
+        return tensor
+
+
+def join(start: Start) -> Mesh:
+    """Find the other ranks: by NCCL where they are on GPUs, else by gloo. Returns this rank's place."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cuda, world = start.limits.device == "cuda", start.sizes.world
+    if not cuda and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=dist.FileStore(start.store, world),  # type: ignore[attr-defined]
+        rank=start.rank,
+        world_size=world,
+        timeout=timedelta(seconds=start.timeout_s),
+        device_id=torch.device("cuda", start.device_index) if cuda else None,
+    )
+    return process_mesh(start.sizes)
+
+
+def leave() -> None:
+    """Leave the other ranks, where this process joined them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def process_mesh(sizes: RankSizes) -> Mesh:
+    """This process's place, where torch.distributed is initialised with `sizes.world` ranks."""
+    return Mesh(
+        dist.get_rank(),
+        sizes.world,
+        tensor=_group(sizes.tensor_groups()),
+        context=_group(sizes.context_groups()),
+        pipeline=_group(sizes.pipeline_groups()),
+    )
+
+
+def _group(groups: Sequence[tuple[int, ...]]) -> Group:
+    """The group, of `groups`, that this process is in; all processes make all groups, as torch asks."""
+    if len(groups[0]) == 1:
+        return Alone()
+    handles = [dist.new_group(list(ranks)) for ranks in groups]
+    for ranks, handle in zip(groups, handles, strict=True):
+        if dist.get_rank() in ranks:
+            return ProcessGroup(ranks, handle)
+    raise RuntimeError(f"rank {dist.get_rank()} is in none of {groups}")

@@ -1,0 +1,108 @@
+"""What the engine's process and its workers tell each other. Everything is pickled over a socket pair."""
+
+from __future__ import annotations
+
+import copyreg
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from dodona.runners.distributed.ranks import RankSizes
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.interface import GrammarOutput, Runner, SchedulerOutput, StepOutput
+    from dodona.runners.limits import Limits
+
+
+def _reduce_mapping(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
+    return _read_only, (dict(mapping),)
+
+
+def _read_only(values: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(values)
+
+
+# A ModelInfo holds read-only mappings, which don't pickle by themselves.
+copyreg.pickle(MappingProxyType, _reduce_mapping)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Join the other ranks and make the runner. The first message to a worker; it answers."""
+
+    runner_class: Callable[..., Runner]
+    """The runner that the verdict chose, called with (config, model, limits, mesh): no worker decides."""
+    config: EngineConfig
+    model: ModelInfo
+    limits: Limits
+    rank: int
+    sizes: RankSizes
+    device_index: int
+    """Number of the GPU among the visible ones."""
+    store: str
+    """File by which the ranks find each other."""
+    timeout_s: float
+    """Seconds after which an exchange between ranks fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call a method of the runner; every rank answers with its result."""
+
+    method: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run a step's forward pass; nobody answers."""
+
+    step: SchedulerOutput
+    sampled: StepOutput | None
+    """What the sampling rank sampled in the step before: the other ranks have to be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Sample for the step's rows, and answer with the StepOutput. Only the sampling rank is asked."""
+
+    grammar_output: GrammarOutput | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Shut the runner down and end; nobody answers."""
+
+
+Message = Start | Call | Execute | Sample | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A message was carried out."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A message was not carried out."""
+
+    error: Exception
+    traceback: str
+    at: float
+    """`time.monotonic()`, which all processes of a machine share: the cause is the earliest failure."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The failure that an exception, which is being handled, makes."""
+        return cls(error, "".join(traceback.format_exception(error)), time.monotonic())
+
+
+Answer = Result | Failure

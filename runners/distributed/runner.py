@@ -1,0 +1,187 @@
+"""A runner that is several: it hands each call once to the workers of all ranks.
+
+The engine sees one `Runner`. Each worker has a runner of its own, of the class that the verdict chose, which
+knows its rank's place by a `Mesh`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dodona.runners.distributed.messages import Call, Execute, Sample, Start
+from dodona.runners.distributed.ranks import RankSizes
+from dodona.runners.distributed.workers import Workers
+from dodona.runners.interface import (
+    FurtherTokens,
+    GrammarOutput,
+    KVCacheSpec,
+    PendingOutput,
+    Runner,
+    SchedulerOutput,
+    StepOutput,
+)
+from dodona.runners.rpc import rpc_method
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.limits import Limits
+
+DEFAULT_TIMEOUT = 600.0
+"""Seconds that a step, or an exchange between ranks, may take where the configuration says nothing."""
+
+_UNLIMITED = frozenset({"load_model", "reload_weights", "sleep", "wake_up"})
+"""Calls that take as long as storage does. Exchanges between ranks are limited in them, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """The output of a step that the sampling rank is still to answer with."""
+
+    runner: DistributedRunner
+
+    def result(self) -> StepOutput:
+        """Wait for the answer."""
+        return self.runner.read_output()
+
+
+class DistributedRunner(Runner):
+    """Workers in processes on this machine, one per rank.
+
+    runner_class: the workers' runner, called with (config, model, limits, mesh).
+
+    Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
+    """
+
+    max_steps_in_flight = 1
+
+    def __init__(
+        self,
+        runner_class: type[Runner],
+        config: EngineConfig,
+        model: ModelInfo,
+        limits: Limits,
+        *,
+        first_device: int = 0,
+    ) -> None:
+        super().__init__(config, model, limits)
+        self._runner_class = runner_class
+        self.name = runner_class.name
+        self.request_features = runner_class.request_features
+        self.warm_up_params = runner_class.warm_up_params
+        self._sizes = RankSizes.of(config.parallel_config)
+        self._first_device = first_device
+        self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
+        self._workers: Workers | None = None
+        self._sampled: StepOutput | None = None
+
+    # --- Life
+
+    def load_model(self) -> None:
+        """Start the workers, and load the model in each. Raises what their runners raise, and WorkerError."""
+        if self._workers is not None:
+            raise RuntimeError("load_model twice")
+        self._workers = workers = Workers(self._sizes.world)
+        for rank in range(self._sizes.world):
+            start = Start(
+                runner_class=self._runner_class,
+                config=self.config,
+                model=self.model_info,
+                limits=self.limits,
+                rank=rank,
+                sizes=self._sizes,
+                device_index=self._first_device + rank,
+                store=str(workers.store),
+                timeout_s=self._timeout,
+            )
+            workers.tell(start, [rank])
+        workers.answers(range(self._sizes.world), "start", self._timeout)
+        self._call_all("load_model")
+
+    def get_kv_cache_spec(self) -> KVCacheSpec:
+        """The spec of the rank whose blocks take the most bytes: sizes are per device."""
+        specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
+        return max(specs, key=lambda spec: spec.bytes_per_block)
+
+    def determine_available_memory(self) -> int:
+        """The least that a rank has, for blocks of `get_kv_cache_spec`'s size.
+
+        On a CPU the ranks share the memory that each of them found.
+        """
+        sharing = self._sizes.world if self.limits.device == "cpu" else 1
+        found: list[int] = self._call_all("determine_available_memory")
+        specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
+        blocks = min(free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True))
+        return blocks * max(spec.bytes_per_block for spec in specs)
+
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
+        """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
+        self._forget_sampled()
+        self._call_all("initialize_kv_cache", num_blocks, max_model_len)
+
+    def capture_graphs(self) -> None:
+        """Capture on every rank."""
+        self._call_all("capture_graphs")
+
+    def shutdown(self) -> None:
+        """End the workers and release all that they hold. Idempotent."""
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.stop()
+
+    # --- Steps
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> None:
+        """Send the step to every rank, with what was sampled in the step before."""
+        sampled, self._sampled = self._sampled, None
+        if sampled is not None:
+            further = {row: FurtherTokens(more.token_ids) for row, more in sampled.further.items()}
+            sampled = StepOutput(sampled.rows, sampled.token_ids, further=further)
+        self._require_workers().tell(Execute(scheduler_output, sampled))
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
+        """Ask the sampling rank; its output is waited for by the pending output's `result`."""
+        self._require_workers().tell(Sample(grammar_output), [self._sizes.sampling_rank])
+        return _Pending(self)
+
+    def take_sampled_tokens(self, output: StepOutput) -> None:
+        """Raises RuntimeError: the workers' ranks are told by `execute_model`."""
+        raise RuntimeError("the engine samples by sample_tokens")
+
+    def read_output(self) -> StepOutput:
+        """Wait for the sampling rank's answer to the last `sample_tokens`."""
+        rank = self._sizes.sampling_rank
+        (output,) = self._require_workers().answers([rank], "execute_model", self._timeout)
+        self._sampled = output
+        return output  # type: ignore[no-any-return]
+
+    # --- Parts
+
+    def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`."""
+        rpc_method(method)
+        self._forget_sampled()
+        results = self._call_all(method, *args, **(kwargs or {}))
+        if method == "update_config":  # no worker refused it
+            self.update_config(*args, **(kwargs or {}))
+        return results
+
+    def _forget_sampled(self) -> None:
+        """Between two requests: rows of the step before may be gone when the next one comes."""
+        if self._sampled is not None:
+            self._sampled = StepOutput((), ())
+
+    def _call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        workers = self._require_workers()
+        workers.tell(Call(method, args, kwargs))
+        limit = None if method in _UNLIMITED else self._timeout
+        return workers.answers(range(self._sizes.world), method, limit)
+
+    def _require_workers(self) -> Workers:
+        if self._workers is None:
+            raise RuntimeError("there are no workers: call load_model first")
+        return self._workers

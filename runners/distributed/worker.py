@@ -1,0 +1,130 @@
+"""A worker's process: `python -m dodona.runners.distributed.worker COMMANDS LIFE`.
+
+COMMANDS and LIFE are numbers of file descriptors that the engine's process opened: a socket for messages, and
+a pipe whose end says that this process is gone. A worker never outlives it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from dodona.runners.distributed.mesh import ALONE
+from dodona.runners.distributed.messages import Answer, Call, Execute, Failure, Message, Result, Sample, Start
+from dodona.runners.rpc import RPC_METHODS
+
+if TYPE_CHECKING:
+    from dodona.runners.interface import Runner
+
+ENDED_WITH_THE_ENGINE = 70
+"""Exit status of a worker whose engine's process is gone."""
+
+
+def main() -> None:
+    """Serve the messages until `Stop`, or until the engine's process is gone."""
+    commands, life = (int(argument) for argument in sys.argv[1:3])
+    for descriptor in (commands, life):
+        os.set_inheritable(descriptor, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's, which then stops its workers
+    faulthandler.register(signal.SIGUSR1)  # the engine asks where a worker hangs
+    threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+    with Connection(commands) as connection:
+        serve(connection)
+
+
+def serve(connection: Any) -> None:
+    """Carry out messages one after the other. A failed step ends the worker; a failed call does not."""
+    runner: Runner | None = None
+    samples = joined = False
+    try:
+        while isinstance(message := _receive(connection), Message):
+            try:
+                if isinstance(message, Start):
+                    joined = message.sizes.world > 1
+                    runner, samples = _start(message)
+                    _answer(connection, Result(None))
+                elif runner is None:
+                    raise RuntimeError(f"{type(message).__name__} before Start")
+                elif isinstance(message, Call):
+                    _answer(connection, Result(_call(runner, message)))
+                elif isinstance(message, Execute):
+                    if message.sampled is not None and not samples:
+                        runner.take_sampled_tokens(message.sampled)
+                    runner.execute_model(message.step)
+                elif isinstance(message, Sample):
+                    _answer(connection, Result(runner.sample_tokens(message.grammar_output).result()))
+                else:
+                    break
+            except Exception as error:
+                _answer(connection, Failure.of(error))
+                if not isinstance(message, Call):
+                    break
+    finally:
+        if runner is not None:
+            runner.shutdown()
+        if joined:
+            from dodona.runners.distributed.joining import leave
+
+            leave()
+
+
+def _call(runner: Runner, call: Call) -> Any:
+    if call.method in RPC_METHODS:
+        return runner.collective_rpc(call.method, call.args, call.kwargs)[0]
+    return getattr(runner, call.method)(*call.args, **call.kwargs)
+
+
+def _receive(connection: Any) -> Message | None:
+    """The next message; None where the engine's process has closed the connection."""
+    try:
+        message: Message = pickle.loads(connection.recv_bytes())
+    except (EOFError, ConnectionError):
+        return None
+    return message
+
+
+def _answer(connection: Any, answer: Answer) -> None:
+    try:
+        data = pickle.dumps(answer)
+        pickle.loads(data)  # some exceptions can be pickled, but not read again
+    except Exception as error:
+        if isinstance(answer, Failure):
+            plain = RuntimeError(f"{type(answer.error).__name__}: {answer.error}")
+            data = pickle.dumps(Failure(plain, answer.traceback, answer.at))
+        else:
+            what = type(answer.value).__name__
+            data = pickle.dumps(
+                Failure.of(TypeError(f"a result of type {what} can't leave the worker: {error}"))
+            )
+    connection.send_bytes(data)
+
+
+def _start(start: Start) -> tuple[Runner, bool]:
+    """Take this rank's device and join the others; returns the runner and whether this rank samples."""
+    if start.limits.device == "cuda":
+        import torch
+
+        torch.cuda.set_device(start.device_index)
+    if start.sizes.world == 1:
+        mesh = ALONE
+    else:
+        from dodona.runners.distributed.joining import join
+
+        mesh = join(start)
+    return start.runner_class(start.config, start.model, start.limits, mesh), mesh.samples
+
+
+def _end_with(life: int) -> None:
+    """End this process, whatever it is doing, once the engine's is gone."""
+    os.read(life, 1)  # nothing is ever written: this returns when the other end is closed
+    os._exit(ENDED_WITH_THE_ENGINE)
+
+
+if __name__ == "__main__":
+    main()

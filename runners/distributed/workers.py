@@ -1,0 +1,179 @@
+"""All workers of one runner: started together, asked together, and ended together.
+
+Whatever ends one of them ends all: ranks wait for each other in every step.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dodona.oracle.errors import DodonaError
+from dodona.runners.distributed.messages import Answer, Failure, Message, Stop
+from dodona.runners.distributed.process import WorkerProcess
+from dodona.runners.errors import WorkerError
+
+_GRACE = 2.0
+"""Seconds after a failure in which the other ranks' failures are gathered: the cause is among them."""
+
+_PATIENCE = 10.0
+"""Seconds in which workers that were told to stop must have ended."""
+
+
+class Workers:
+    """The processes of the ranks 0 .. count-1. Only one thread may use them.
+
+    Every method raises WorkerError where a worker died, gave no answer in time or failed in a step. All
+    workers are then ended.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="dodona-workers-"))
+        self.store = self._folder / "store"
+        """File by which the ranks find each other."""
+        self._processes: list[WorkerProcess] = []
+        self._ended_by: WorkerError | None = None
+        try:
+            for rank in range(count):
+                self._processes.append(WorkerProcess(rank))
+        except BaseException:
+            self.kill()
+            raise
+
+    def tell(self, message: Message, ranks: Sequence[int] | None = None) -> None:
+        """Send a message to some ranks (None: all), pickled once."""
+        if self._ended_by is not None:
+            raise self._ended_by
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        for rank in range(len(self._processes)) if ranks is None else ranks:
+            # A worker that is gone is found when answers are waited for.
+            self._processes[rank].send(data)
+
+    def answers(self, ranks: Sequence[int], what: str, limit_s: float | None) -> list[Any]:
+        """The values that some ranks answer with, in the order of `ranks`.
+
+        what: what they do, for errors. limit_s: seconds that they may take; None: as long as they live.
+
+        Where all of them answered and some failed, the workers live on: raises what failed if all failed
+        alike, which is not the fault of a rank, else WorkerError.
+        """
+        found = self._gather(set(ranks), what, limit_s)
+        failures = {rank: answer for rank, answer in found.items() if isinstance(answer, Failure)}
+        if failures:
+            first = min(failures, key=lambda rank: failures[rank].at)
+            error = failures[first].error
+            alike = {(type(f.error), str(f.error)) for f in failures.values()}
+            if len(failures) == len(ranks) and len(alike) == 1 and isinstance(error, DodonaError):
+                raise error
+            raise self._error(
+                first, f"failed in {what}: {_text(error)}", failures[first].traceback
+            ) from error
+        return [answer.value for rank in ranks if not isinstance(answer := found[rank], Failure)]
+
+    def stop(self) -> None:
+        """Let all workers end in order, and kill those that don't. Idempotent."""
+        if self._processes:
+            self.tell(Stop())
+        deadline = time.monotonic() + _PATIENCE
+        for process in self._processes:
+            process.end(max(0.0, deadline - time.monotonic()))
+        self._let_go()
+
+    def kill(self) -> dict[int, int]:
+        """End all workers at once. Returns their exit statuses by rank: those of the dead are their own."""
+        statuses = {process.rank: process.end(0.0) for process in self._processes}
+        self._let_go()
+        return statuses
+
+    # --- Parts
+
+    def _let_go(self) -> None:
+        self._processes.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _gather(self, ranks: set[int], what: str, limit_s: float | None) -> Mapping[int, Answer]:
+        """The answers of `ranks`; ends all workers and raises WorkerError unless all of them answered."""
+        began = time.monotonic()
+        deadline = None if limit_s is None else began + limit_s
+        found: dict[int, Answer] = {}
+        unasked: dict[int, Failure] = {}
+        gone: set[int] = set()
+        by_connection = {process.connection: process for process in self._processes}
+        while not ranks <= found.keys():
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = wait([c for c, process in by_connection.items() if process.rank not in gone], left)
+            if not ready:
+                break
+            for connection in ready:
+                process = by_connection[connection]  # type: ignore[index]
+                answer = process.receive()
+                if answer is None:
+                    gone.add(process.rank)
+                elif process.rank in ranks:
+                    found[process.rank] = answer
+                elif isinstance(answer, Failure):
+                    unasked[process.rank] = answer
+            if gone or unasked or any(isinstance(answer, Failure) for answer in found.values()):
+                grace = time.monotonic() + _GRACE
+                deadline = grace if deadline is None else min(deadline, grace)
+        if not gone and not unasked and ranks <= found.keys():
+            return found
+        failures = {**unasked, **{r: a for r, a in found.items() if isinstance(a, Failure)}}
+        if gone or failures:
+            self._end_by_failure(what, failures, gone)
+        self._end_by_time(what, ranks - found.keys(), time.monotonic() - began)
+
+    def _end_by_failure(self, what: str, failures: Mapping[int, Failure], gone: set[int]) -> NoReturn:
+        """Raise the error of the rank that began it: when one dies, the others fail for want of it."""
+        processes = {process.rank: process for process in self._processes}
+        statuses = self.kill()
+        died = {rank for rank in gone if rank not in failures}
+        # NCCL ends a process by SIGABRT when another rank is gone.
+        signalled = sorted(rank for rank in died if statuses[rank] < 0 and -statuses[rank] != signal.SIGABRT)
+        if failures and not signalled:
+            rank = min(failures, key=lambda each: failures[each].at)
+            cause = failures[rank]
+            happened = f"failed in {what}: {_text(cause.error)}"
+            self._ended_by = self._error(rank, happened, cause.traceback, processes[rank])
+            raise self._ended_by from cause.error
+        rank = signalled[0] if signalled else min(died)
+        self._ended_by = self._error(rank, f"{_ending(statuses[rank])} in {what}", "", processes[rank])
+        raise self._ended_by
+
+    def _end_by_time(self, what: str, missing: set[int], waited_s: float) -> NoReturn:
+        processes = list(self._processes)
+        stopped = [process for process in processes if process.is_stopped()]
+        for process in processes:
+            process.dump_stack()
+        time.sleep(0.5)
+        process = stopped[0] if stopped else next(p for p in processes if p.rank in missing)
+        self.kill()
+        state = "is stopped and gave no answer" if stopped else "gave no answer"
+        happened = f"{state} within {waited_s:.0f} s to {what}"
+        self._ended_by = self._error(process.rank, happened, "", process)
+        raise self._ended_by
+
+    def _error(
+        self, rank: int, happened: str, trace: str, process: WorkerProcess | None = None
+    ) -> WorkerError:
+        process = process or self._processes[rank]
+        tail = [*trace.rstrip().splitlines(), *process.log_tail()]
+        return WorkerError(rank, f"worker of rank {rank} (pid {process.pid}) {happened}", tail)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -1,0 +1,160 @@
+"""Tensor parallelism: each rank of a group keeps a share of every layer's weights.
+
+Which weights are split, and how, is transformers' own plan of the model (`model.tp_plan`): by name, with "*"
+for a layer's number, the style of a Linear or of the experts' stacked weights. What a plan leaves out stays
+whole on every rank. The sums between ranks are our own, on plain tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.distributed.mesh import Group
+
+WHOLE_STYLES = frozenset(
+    {
+        "embedding_rowwise",
+        "embedding_colwise",
+        "replicate",
+        "replicated_with_grad_allreduce",
+        # Pairs of them leave the layer between unsplit; keeping the weights whole computes the same.
+        "colwise_gather_output",
+        "colwise_rep",
+        "rowwise_split_input",
+        "rowwise_rep",
+    }
+)
+"""Styles of modules that stay whole on every rank."""
+
+SPLIT_STYLES = frozenset({"colwise", "rowwise", "packed_colwise", "packed_rowwise", "moe_tp_experts"})
+"""Styles that `shard_model` carries out."""
+
+
+def shard_model(model: torch.nn.Module, group: Group) -> None:
+    """Keep this rank's share of the weights of a transformers model, in place.
+
+    Nothing happens in a group of one. Raises UnsupportedConfiguration where the model has no plan, or one
+    with a style that is not known here, and where a size doesn't divide by the number of ranks.
+    """
+    if group.size == 1:
+        return
+    plan = _plan(model)
+    heads = _heads(model, group.size)
+    for name, module in model.named_modules():
+        style = plan.get(_pattern(name))
+        if style in ("colwise", "rowwise") and not isinstance(module, torch.nn.Linear):
+            raise _refusal(model, f"{name} is {style} in its plan, but no Linear")
+        if style == "colwise":
+            assert isinstance(module, torch.nn.Linear)
+            _split_outputs(name, module, group, heads if name.endswith((".k_proj", ".v_proj")) else None)
+        elif style == "rowwise":
+            assert isinstance(module, torch.nn.Linear)
+            _split_inputs(name, module, group)
+        elif style == "moe_tp_experts":
+            module.register_forward_hook(lambda _module, _args, output: group.all_reduce(output))
+        for parameter_name, parameter in list(module.named_parameters(recurse=False)):
+            where = f"{name}.{parameter_name}"
+            style = plan.get(_pattern(where))
+            if style is not None and style not in WHOLE_STYLES:
+                _replace(module, parameter_name, _share_of(where, parameter, style, group))
+        _adjust_heads(module, group, heads)
+
+
+def _plan(model: torch.nn.Module) -> Mapping[str, str]:
+    plan: dict[str, str] = dict(getattr(model, "tp_plan", None) or {})
+    unknown = sorted(set(plan.values()) - WHOLE_STYLES - SPLIT_STYLES)
+    if unknown:
+        raise _refusal(model, f"its plan has styles that are not known here: {', '.join(unknown)}")
+    if not set(plan.values()) & SPLIT_STYLES:
+        raise _refusal(model, "transformers has no plan that splits its layers")
+    return plan
+
+
+def _pattern(name: str) -> str:
+    """The name with "*" for each number, as plans have it."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _heads(model: Any, ranks: int) -> int:
+    """Key/value heads of a layer. No rank may hold a part of a head."""
+    config = model.config.get_text_config(decoder=True)
+    query_heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
+    if query_heads % ranks or (heads % ranks and ranks % heads):
+        uneven = query_heads if query_heads % ranks else heads
+        raise _uneven("attention heads", uneven, ranks)
+    return heads
+
+
+def _split_outputs(name: str, linear: torch.nn.Linear, group: Group, heads: int | None) -> None:
+    """Keep the rows of a Linear that make this rank's outputs.
+
+    heads: key/value heads that the outputs are; where there are fewer than ranks, neighbours share one.
+    """
+    ranks, rank = group.size, group.rank
+    if heads is not None and heads < ranks:
+        ranks, rank = heads, rank * heads // ranks
+    for parameter_name in ("weight", "bias"):
+        parameter = getattr(linear, parameter_name)
+        if parameter is not None:
+            _replace(linear, parameter_name, _part(name, parameter, 0, ranks, rank))
+    linear.out_features = linear.weight.shape[0]
+
+
+def _split_inputs(name: str, linear: torch.nn.Linear, group: Group) -> None:
+    """Keep the columns of a Linear that take this rank's inputs; its output is the sum over ranks."""
+    _replace(linear, "weight", _part(name, linear.weight, 1, group.size, group.rank))
+    linear.in_features = linear.weight.shape[1]
+    # Once, after the sum. It keeps its place in the state dict under a name of its own.
+    linear.register_parameter("bias_after_sum", linear.bias)
+    linear.register_parameter("bias", None)
+
+    def add_up(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        total = group.all_reduce(output)
+        return total if module.bias_after_sum is None else total + module.bias_after_sum
+
+    linear.register_forward_hook(add_up)
+
+
+def _share_of(name: str, parameter: torch.Tensor, style: str, group: Group) -> torch.Tensor:
+    """This rank's share of the experts' stacked weights [experts, rows, columns].
+
+    "packed" weights are two matrices, gate and up, one after the other in the dimension that is split.
+    """
+    dim = parameter.ndim - (2 if style in ("colwise", "packed_colwise") else 1)
+    if not style.startswith("packed"):
+        return _part(name, parameter, dim, group.size, group.rank)
+    halves = parameter.chunk(2, dim)
+    return torch.cat([_part(name, half, dim, group.size, group.rank) for half in halves], dim)
+
+
+def _adjust_heads(module: Any, group: Group, heads: int) -> None:
+    """Tell an attention module how many query heads share a key/value head here."""
+    groups = getattr(module, "num_key_value_groups", None)
+    if groups is not None and heads < group.size:
+        module.num_key_value_groups = groups * heads // group.size
+
+
+def _part(name: str, tensor: torch.Tensor, dim: int, parts: int, index: int) -> torch.Tensor:
+    size = tensor.shape[dim]
+    if size % parts:
+        raise _uneven(name, size, parts)
+    return tensor.narrow(dim, index * (size // parts), size // parts).clone()
+
+
+def _replace(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _uneven(name: str, size: int, ranks: int) -> UnsupportedConfiguration:
+    why = f"{name}: {size} does not divide by {ranks} ranks; lower tensor_parallel_size"
+    return UnsupportedConfiguration.lacking("v1", "tensor-parallelism", why=why)
+
+
+def _refusal(model: torch.nn.Module, why: str) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration.lacking("v1", "tensor-parallelism", why=f"{type(model).__name__}: {why}")

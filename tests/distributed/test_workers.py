@@ -1,0 +1,172 @@
+"""Workers that fail: the engine's end names the rank and the cause, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dodona.oracle.errors import ConfigError
+from dodona.runners.distributed.messages import Call, Execute, Sample, Start
+from dodona.runners.distributed.ranks import RankSizes
+from dodona.runners.distributed.workers import Workers
+from dodona.runners.errors import WorkerError
+from dodona.runners.limits import Limits
+from tests.support.child_interpreter import child_environment
+from tests.support.plain_worker import PlainRunner
+
+LIMITS = Limits("cpu", "float32", 8, 1, 8, 4, None, 0.9)
+LIMIT = 30.0
+RANKS = (0, 1)
+
+
+@contextmanager
+def workers(count: int = 2) -> Iterator[Workers]:
+    """Workers that import neither torch nor a model. Each is a rank to itself: they exchange nothing."""
+    started = Workers(count)
+    try:
+        for rank in range(count):
+            start = Start(
+                runner_class=PlainRunner,
+                config=None,  # type: ignore[arg-type]
+                model=None,  # type: ignore[arg-type]
+                limits=LIMITS,
+                rank=rank,
+                sizes=RankSizes(1, 1, 1),
+                device_index=rank,
+                store=str(started.store),
+                timeout_s=LIMIT,
+            )
+            started.tell(start, [rank])
+        started.answers(RANKS[:count], "start", LIMIT)
+        yield started
+    finally:
+        started.stop()
+
+
+def pids(started: Workers) -> list[int]:
+    return [process.pid for process in started._processes]
+
+
+def gone(pid: int) -> bool:
+    """Whether no process has this id, not even one that waits to be reaped."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def fails(started: Workers, ranks=RANKS, what="execute_model", limit=LIMIT) -> WorkerError:
+    """The error that waiting for answers ends with; everything must be gone then."""
+    processes = pids(started)
+    with pytest.raises(WorkerError) as caught:
+        started.answers(ranks, what, limit)
+    assert all(map(gone, processes))
+    assert not started.store.parent.exists()
+    with pytest.raises(WorkerError) as again:
+        started.tell(Call("anything"))
+    assert again.value is caught.value
+    return caught.value
+
+
+def test_calls_reach_every_rank_and_their_failures_leave_the_workers_alive():
+    with workers() as started:
+        processes, folder = pids(started), started.store.parent
+        started.tell(Call("echo", ("a",), {"b": 1}))
+        assert started.answers(RANKS, "echo", LIMIT) == [("a", 1), ("a", 1)]
+
+        started.tell(Call("no_such_method"))
+        with pytest.raises(WorkerError, match=r"rank \d .*AttributeError.*no_such_method"):
+            started.answers(RANKS, "no_such_method", LIMIT)
+        # What all ranks refuse alike is no rank's fault.
+        started.tell(Call("refuse", ("block_size",)))
+        with pytest.raises(ConfigError, match="block_size"):
+            started.answers(RANKS, "refuse", LIMIT)
+        # An exception that can't be pickled, and a result that can't.
+        for method, words in (("raise_strange", "strange"), ("strange_result", "can't leave the worker")):
+            started.tell(Call(method))
+            with pytest.raises(WorkerError, match=words):
+                started.answers(RANKS, method, LIMIT)
+
+        started.tell(Execute(("step", 1), None))  # type: ignore[arg-type]
+        started.tell(Sample(None), [0])
+        assert started.answers([0], "execute_model", LIMIT) == [("sampled", ("step", 1))]
+        started.stop()
+        assert all(map(gone, processes))
+        assert not folder.exists()
+
+
+def test_a_step_that_raises_ends_all_workers():
+    with workers() as started:
+        started.tell(Execute(("raise", "no memory left"), None), [1])  # type: ignore[arg-type]
+        started.tell(Execute(("sleep", 60.0), None), [0])  # type: ignore[arg-type]
+        started.tell(Sample(None), [0])
+        error = fails(started, [0])
+    assert error.rank == 1
+    assert "RuntimeError: no memory left" in str(error)
+    assert "about to raise" in str(error)  # its output
+    assert isinstance(error.__cause__, RuntimeError)
+
+
+def test_a_worker_that_dies_is_named_with_its_signal_and_output():
+    with workers() as started:
+        started.tell(Execute(("die", int(signal.SIGKILL)), None), [1])  # type: ignore[arg-type]
+        started.tell(Execute(("raise when peers are gone", 0.3), None), [0])  # type: ignore[arg-type]
+        started.tell(Sample(None), [0])
+        error = fails(started, [0])
+    assert error.rank == 1
+    assert "killed by SIGKILL" in str(error)
+    assert "about to die" in str(error)
+
+
+def test_a_worker_that_hangs_is_named_after_the_time_limit():
+    with workers() as started:
+        os.kill(pids(started)[1], signal.SIGSTOP)
+        started.tell(Call("echo", ("a",), {"b": 1}))
+        error = fails(started, what="echo", limit=2.0)
+    assert error.rank == 1
+    assert "is stopped and gave no answer within 2 s to echo" in str(error)
+
+
+def test_a_worker_that_computes_for_too_long_shows_where():
+    with workers(1) as started:
+        started.tell(Execute(("sleep", 60.0), None), [0])  # type: ignore[arg-type]
+        started.tell(Sample(None), [0])
+        error = fails(started, [0], limit=2.0)
+    assert "plain_worker.py" in str(error)
+
+
+def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path):
+    script = tmp_path / "engine.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import time
+            from tests.distributed.test_workers import Execute, pids, workers
+            with workers() as started:
+                started.tell(Execute(("sleep", 60.0), None))
+                print(*pids(started), flush=True)
+                time.sleep(60)
+            """
+        )
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], env=child_environment(), stdout=subprocess.PIPE, text=True
+    ) as engine:
+        assert engine.stdout is not None
+        processes = [int(pid) for pid in engine.stdout.readline().split()]
+        assert len(processes) == 2
+        engine.kill()
+    deadline = time.monotonic() + LIMIT
+    while not all(map(gone, processes)):
+        assert time.monotonic() < deadline, "workers live on"
+        time.sleep(0.05)
