@@ -189,7 +189,9 @@ def text() -> str:
         version, named = written["transformers"], {*written["architectures"], *architectures()}
     else:
         entries = {t: entry(t) for t in model_types()}
-        later = {t: e for t, e in written["models"].items() if Version(e.get("since", "0")) > Version(version)}
+        later = {
+            t: e for t, e in written["models"].items() if Version(e.get("since", "0")) > Version(version)
+        }
         entries, named = {**later, **entries}, {*written["architectures"], *architectures(), *ONLY_IN_VLLM}
     names = ", ".join(json.dumps(name) for name in sorted(named))
     models = [
