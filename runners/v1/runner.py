@@ -33,7 +33,8 @@ from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
-from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.drafting import Drafting
+from dodona.runners.v1.drafting.load import load_drafting
 from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
@@ -117,8 +118,8 @@ class V1Runner(WeightLife):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        plan = plan_drafting(self.config, self.model_info, self.limits)
         self._kv_connector = make_worker_connector(self.config)
-        plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         chosen = choose(
@@ -128,7 +129,7 @@ class V1Runner(WeightLife):
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
             need_packing=capabilities.need_packing(self.config),
         )
-        drafting = None if plan is None else NgramDrafting(plan)
+        drafting = None if plan is None else load_drafting(plan, chosen.model, self.config, self.limits)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
         lora: LoRALayers | None = None
         if self.config.lora_config is not None:
@@ -224,7 +225,7 @@ class V1Runner(WeightLife):
             WindowTables(groups, num_blocks),
             model.make_state_slots(num_rows),
             BatchState(),
-            None if drafting is None else drafting.start(num_blocks, num_rows),
+            None if drafting is None else drafting.start(num_blocks, self.limits),
             loaded.lora,
         )
         self._kv_connector.register_kv_caches(self._ready.cache.layers())

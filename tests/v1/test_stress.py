@@ -24,3 +24,23 @@ def test_random_requests_equal_their_solo_runs(reference, monkeypatch):
         AutoTokenizer.from_pretrained(path),
         block_size=8,
     )
+
+
+@pytest.mark.slow
+def test_random_requests_with_drafts_equal_their_solo_runs_without(reference, monkeypatch):
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    path = CHECKPOINTS / "mistral"
+    plain = reference(path)
+    drafts = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+    def make_llm(**flat):
+        alone = flat["max_num_seqs"] == 1
+        return LLM(path, device="cpu", speculative_config=None if alone else drafts, **flat)
+
+    check_stress(
+        make_llm,
+        lambda ids: plain.logits(ids)[-1],
+        AutoTokenizer.from_pretrained(path),
+        block_size=8,
+        count=60,
+    )
