@@ -156,7 +156,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "xlm": {"causal": True},
     "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
              "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"]},
-    "inkling2_loop_text": {"num_hidden_layers": 3, "loop_layer_index_start": 1, "loop_layer_index_end": 2,
+    "inkling2_loop_text": {"num_hidden_layers": 3, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2,
                            "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
                            "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_hidden_layers": 2},
