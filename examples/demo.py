@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from checkpoints.task import KINDS, Question, chat_messages, draw_conversation, draw_question
@@ -50,10 +51,6 @@ def main() -> int:
         )
     done = time.perf_counter()
 
-    console.print()
-    console.rule("An answer with drafts")
-    console.print(drafts_table())
-
     answers = [output.outputs[0].text for output in outputs]
     table, right = answer_table(conversations, answers)
     console.print(table)
@@ -62,6 +59,10 @@ def main() -> int:
         f"{right} of {len(answers)} right. Ready after {ready - started:.1f} s; "
         f"{tokens} tokens for {len(answers)} prompts, batched, in {done - ready:.2f} s."
     )
+
+    console.print()
+    console.rule("An answer with drafts")
+    show_drafts(console)
     return 0 if right == len(answers) else 1
 
 
@@ -77,8 +78,8 @@ def unseen_conversations() -> list[tuple[Question, ...]]:
     return [*single, *longer]
 
 
-def drafts_table() -> Table:
-    """The steps of one answer, each with the drafts that it kept and the token that the model added."""
+def show_drafts(console: Console) -> None:
+    """Print the steps of one answer, each with the number of drafts that it kept."""
     rng = random.Random(SEED)
     question = draw_question(rng, held_out=True, kind="next-day")
     head = f"{MODEL}-eagle3"
@@ -90,10 +91,7 @@ def drafts_table() -> Table:
         params = SamplingParams(temperature=0.0, max_tokens=16)
         steps = [output.outputs[0] for output in llm.stream(question.text, params)]
         stats = llm.draft_stats()
-    table = Table(
-        title=f"{question.text} Drafts by {speculative['method']}: {stats.num_accepted_tokens} of "
-        f"{stats.num_draft_tokens} accepted, {stats.mean_acceptance_length:.2f} tokens per step."
-    )
+    table = Table()
     for header in ("Step", "Text", "Tokens", "Accepted drafts"):
         table.add_column(header)
     accepted = 0
@@ -102,7 +100,12 @@ def drafts_table() -> Table:
             str(number), step.text, str(len(step.token_ids)), str(step.num_accepted_tokens - accepted)
         )
         accepted = step.num_accepted_tokens
-    return table
+    console.print(question.text)
+    console.print(table)
+    console.print(
+        f"Drafts by {speculative['method']}: {stats.num_accepted_tokens} of {stats.num_draft_tokens} "
+        f"accepted, {stats.mean_acceptance_length:.2f} tokens per step."
+    )
 
 
 def answer_table(conversations: list[tuple[Question, ...]], answers: list[str]) -> tuple[Table, int]:

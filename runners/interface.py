@@ -395,6 +395,10 @@ class Runner(ABC):
         """
         raise UnsupportedConfiguration.lacking(self.name, "apply_sparse_weight_patches")
 
+    def missing_weights(self) -> list[str]:
+        """Names of tensors that `sleep(level=2)` dropped, and that were not all loaded again."""
+        return []
+
     def sleep(self, level: int = 1) -> None:
         """Give back the memory of weights, KV cache and graphs. No request may be running.
 

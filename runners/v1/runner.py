@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -298,9 +298,8 @@ class V1Runner(WeightLife):
             )
         return model_weights.views(self._require_loaded().model.model)
 
-    def _weights_to_release(self) -> Iterable[torch.Tensor]:
-        parameters: Iterable[torch.Tensor] = self._require_loaded().model.model.parameters()
-        return parameters
+    def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
+        return model_weights.releasable(self._require_loaded().model.model)
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         if self._on_device is not None:

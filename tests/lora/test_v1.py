@@ -6,17 +6,22 @@ import itertools
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from checkpoints.quantize import quantize_checkpoint
 from dodona import LLM, LoRARequest, SamplingParams
 from dodona.runners.errors import InvalidRequestError
 from tests.support.adapters import linear_layers, merge, scale_of, write_adapter
+from tests.support.equal_tokens import EqualTokens
 from tests.support.every_family import make_model, tiny_config
+from tests.support.quantized_reference import plain_model
 from tests.support.tiny_models import TinyModels
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=3)
@@ -114,6 +119,43 @@ def three_kinds_in_one_batch(path: Path, tmp_path: Path) -> None:
         check(llm, lora, models)
         check(llm, lora[::-1], [models[2], models[1], models[0]])
         assert llm.list_loras() == {1, 2}
+
+
+@pytest.mark.parametrize("form", ["w4a16-asym", "gptq-act-order"])
+def test_adapters_over_quantized_layers(form: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Against hooks that add scale * B A x to the outputs of the plain model of that format."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.15}
+    path = tmp_path / "model"
+    quantize_checkpoint(tiny_models.path("qwen3", **sizes), path, form, prompts=PROMPTS)
+    model = plain_model(path)
+    ends = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
+    with make_llm(path, dtype="float32") as llm:
+        targets = llm._client.call(lambda runner, _: runner.get_lora_targets())
+        layers = {
+            name: (target.in_features, target.out_features)
+            for name, target in targets.items()
+            if name.endswith(ends)
+        }
+        assert len(layers) == 10
+        adapter = write_adapter(tmp_path / "a", layers, spread=0.15)
+        lora = LoRARequest("a", 1, str(adapter))
+        outputs = llm.generate(PROMPTS, GREEDY, lora_request=[lora, None, lora], use_tqdm=False)
+    stored = load_file(adapter / "adapter_model.safetensors")
+    hooks = []
+    for adapted in (False, True):
+        if adapted:
+            for name in layers:
+                a, b = (stored[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+                hook = partial(lambda a, b, module, args, output: output + 2 * (args[0] @ a.T @ b.T), a, b)
+                hooks.append(model.get_submodule(name).register_forward_hook(hook))
+        equal = EqualTokens(
+            lambda ids: model(torch.tensor([ids]), use_cache=False).logits[0, -1].detach(),
+            half_precision=form == "fp8",
+        )
+        for number in (0, 2) if adapted else (1,):
+            expected, _ = generated(model, PROMPTS[number])
+            equal.compare(PROMPTS[number], expected, outputs[number].outputs[0].token_ids)
+        equal.check()
 
 
 def test_patterns_of_rank_alpha_and_layers(tiny_models: TinyModels, tmp_path: Path) -> None:

@@ -257,4 +257,4 @@ def test_a_parallel_head_that_drafts_one_after_the_other_collapses(
     (parallel_outputs, parallel), (sequential_outputs, collapsed) = found
     assert_equal(sequential_outputs, parallel_outputs)  # acceptance suffers, outputs don't
     after_first = [sum(s.num_accepted_tokens_per_pos[1:]) / s.num_drafts for s in (parallel, collapsed)]
-    assert after_first[1] < after_first[0] / 2
+    assert after_first[1] < 0.7 * after_first[0]
