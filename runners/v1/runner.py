@@ -112,7 +112,7 @@ class V1Runner(WeightLife):
         speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
-        lacking = () and capabilities.check_supported(self.config, self.model_info, machine)
+        lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         self._kv_connector = make_worker_connector(self.config)
