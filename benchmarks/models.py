@@ -108,6 +108,15 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
         "tie_word_embeddings": False,
     },
+    "falcon-h1-1.5b": {
+        **_COMMON, "architectures": ["FalconH1ForCausalLM"], "model_type": "falcon_h1", "hidden_size": 2048,
+        "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "head_dim": 128, "mamba_d_ssm": 3072, "mamba_n_heads": 48,
+        "mamba_d_head": 64, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4,
+        "mamba_chunk_size": 128, "mamba_expand": 2, "vocab_size": 65536, "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e11, "tie_word_embeddings": False, "bos_token_id": 1,
+        "eos_token_id": 11, "pad_token_id": 0,
+    },
     "tiny": {
         **_COMMON, **_QWEN3, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 211,

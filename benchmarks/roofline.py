@@ -71,7 +71,9 @@ class Shape:
     @classmethod
     def of(cls, config: Mapping[str, Any], dtype_bytes: int) -> Shape:
         """From config.json's content. Raises ValueError for models of another build (layers without experts
-        beside layers with them, shared experts)."""
+        beside layers with them, shared experts, inner states)."""
+        if "mamba_d_state" in config:
+            raise ValueError("the roofline knows no layers with an inner state")
         experts = config.get("num_experts") or config.get("num_local_experts") or 0
         dense = config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers")
         if experts and (dense or config.get("shared_expert_intermediate_size")):

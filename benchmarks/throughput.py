@@ -184,10 +184,16 @@ def check_tokens(workload: Workload, outputs: Sequence[Sequence[int]]) -> None:
             )
 
 
-def roofline(workload: Workload, head: Mapping[str, Any], seconds: float, rates: Rates) -> dict[str, Any]:
-    """The record's "roofline"."""
+def roofline(
+    workload: Workload, head: Mapping[str, Any], seconds: float, rates: Rates
+) -> dict[str, Any] | None:
+    """The record's "roofline"; None for a model of a build that it does not know."""
+    try:
+        shape = Shape.of(head["config"], DTYPE_BYTES[head["dtype"]])
+    except ValueError:
+        return None
     least = workload_roofline(
-        Shape.of(head["config"], DTYPE_BYTES[head["dtype"]]),
+        shape,
         [(len(ask.prompt), ask.max_tokens) for ask in workload.asks],
         max_num_seqs=len(workload.asks),
         max_num_batched_tokens=8192,

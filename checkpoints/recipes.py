@@ -97,6 +97,27 @@ def _lfm2(common: dict[str, Any]) -> Any:
     )
 
 
+def _qwen3_moe(common: dict[str, Any]) -> Any:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **common,
+            num_hidden_layers=3,
+            intermediate_size=192,
+            moe_intermediate_size=80,
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            decoder_sparse_step=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )
+    )
+
+
 RECIPES: Mapping[str, Recipe] = {
     "qwen3": Recipe(
         title="Tiny Qwen3",
@@ -117,6 +138,13 @@ RECIPES: Mapping[str, Recipe] = {
         what="MistralForCausalLM: untied embeddings, a sliding window of 28 tokens, one file",
         build=_mistral,
         recall=False,
+        max_shard_size="50GB",
+    ),
+    "qwen3_moe": Recipe(
+        title="Tiny Qwen3-MoE",
+        what="Qwen3MoeForCausalLM: 4 experts in each layer, 2 for each token, one file",
+        build=_qwen3_moe,
+        recall=True,
         max_shard_size="50GB",
     ),
     "lfm2": Recipe(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dodona.runners.device.forward_inputs import RowChunk
 from dodona.runners.device.graphs import FixedStep, StepGraphs
 from dodona.runners.device.sampling.prompt_logprobs import PromptChunk, PromptHidden, PromptLogprobRequests
 from dodona.runners.device.sampling.sampler import SampledTokens
@@ -101,6 +102,8 @@ class MixedBatch:
     """Longest chunk that begins a sequence; 0 where there is none."""
     max_continued_len: int
     """Longest chunk with tokens before it; 0 where there is none."""
+    chunks: Sequence[RowChunk]
+    """The rows that are no decodes."""
     prompt_chunks: Sequence[PromptChunk]
     """Positions whose log-probabilities are asked for."""
 
@@ -113,6 +116,7 @@ class MixedBatch:
             self.max_fresh_len,
             self.max_continued_len,
             len(self.rows),
+            chunks=self.chunks,
             keep_hidden=bool(self.prompt_chunks),
         )
         return None if hidden is None else PromptHidden(self.prompt_chunks, hidden)
@@ -185,14 +189,20 @@ class BatchBuilder:
         if num_samples < batch:
             rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
         decodes = step.num_decodes
-        chunks = list(zip(step.num_tokens[decodes:], step.num_computed_tokens[decodes:], strict=True))
+        chunks, start = [], decodes
+        for row, count, computed in zip(
+            step.rows[decodes:], step.num_tokens[decodes:], step.num_computed_tokens[decodes:], strict=True
+        ):
+            chunks.append(RowChunk(row, start, count, computed))
+            start += count
         return MixedBatch(
             rows,
             num_rows=batch,
             num_tokens=step.total_tokens,
             num_decodes=decodes,
-            max_fresh_len=max((length for length, context in chunks if not context), default=0),
-            max_continued_len=max((length for length, context in chunks if context), default=0),
+            max_fresh_len=max((c.num_tokens for c in chunks if not c.num_computed), default=0),
+            max_continued_len=max((c.num_tokens for c in chunks if c.num_computed), default=0),
+            chunks=chunks,
             prompt_chunks=prompt_chunks,
         )
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class RowChunk:
+    """A sequence of a step that is no decode, as the host knows it: the packed tokens [start, start +
+    num_tokens) of a state row, after `num_computed` tokens before the step."""
+
+    row: int
+    start: int
+    num_tokens: int
+    num_computed: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +47,8 @@ class ForwardInputs:
     """Longest chunk of the other sequences that begin in this step; 0 where there are none."""
     max_continued_len: int
     """Longest chunk of the other sequences that have tokens before it; 0 where there are none."""
+    chunks: Sequence[RowChunk] = ()
+    """The other sequences, where the step is not of fixed form."""
     embedded: torch.Tensor | None = None
     """[tokens, hidden], the model's dtype: the tokens' embeddings, where they were looked up already."""
 

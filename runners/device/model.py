@@ -12,7 +12,7 @@ from dodona.runners.device.forward_inputs import ForwardInputs
 
 class StepModel(Protocol):
     """A model whose forward pass reads a step's description from the device, and writes keys and values to
-    KV caches that it is given.
+    caches that it is given.
 
     Nothing in it may wait for the device. Where steps are captured as graphs, it may allocate, but what it
     returns belongs to the graphs' pool.
@@ -43,17 +43,18 @@ class StepModel(Protocol):
         """[vocab, hidden], contiguous, where a step of decodes is to have its tokens' embeddings looked up
         before the forward pass (`ForwardInputs.embedded`)."""
 
-    def kv_cache_shapes(self, num_blocks: int, block_size: int) -> Sequence[tuple[int, ...]]:
-        """Shapes of the KV caches, one per layer; the first dimension is that of the blocks."""
-
     @property
-    def kv_dtype(self) -> torch.dtype:
-        """Type of keys and values in the caches."""
+    def pads_prompts(self) -> bool:
+        """Whether padding after a prompt does no harm, so that steps of one prompt can be captured."""
+
+    def make_caches(self, num_blocks: int, block_size: int, num_rows: int) -> Sequence[torch.Tensor]:
+        """New caches on the device: keys and values, one or more tensors whose first dimension is that of the
+        blocks; and what else the model keeps, for `num_rows` state rows."""
 
     def forward(
         self,
         inputs: ForwardInputs,
-        kv_caches: Sequence[torch.Tensor],
+        caches: Sequence[torch.Tensor],
         *,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -64,6 +65,6 @@ class StepModel(Protocol):
         """[n, vocab] for hidden states [n, hidden]; written into `out` where given."""
 
     def decode(
-        self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor], *, out: torch.Tensor
+        self, inputs: ForwardInputs, caches: Sequence[torch.Tensor], *, out: torch.Tensor
     ) -> torch.Tensor:
         """`forward` and `logits` of a step of decodes alone: `out`, [tokens, vocab]."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from dodona.runners.device.batches import BatchBuilder
 from dodona.runners.device.graphs import StepGraphs
 from dodona.runners.device.model import StepModel
@@ -48,16 +46,12 @@ def make_ready(
     sampler = DeviceSampler(
         max_num_seqs=limits.max_num_seqs, vocab_size=model.vocab_size, token_ids=state.token_ids
     )
-    # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
-    kv_caches = [
-        torch.zeros(shape, dtype=model.kv_dtype, device=device)
-        for shape in model.kv_cache_shapes(num_blocks, limits.block_size)
-    ]
+    caches = model.make_caches(num_blocks, limits.block_size, limits.max_num_seqs)
     steps = StepRunner(
         model=model,
         state=state,
         sampler=sampler,
-        kv_caches=kv_caches,
+        kv_caches=caches,
         block_size=limits.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_tokens=max(limits.max_num_batched_tokens, limits.max_num_seqs),

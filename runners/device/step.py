@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from dodona.kernels.state.step_state import prepare_inputs, update_state
-from dodona.runners.device.forward_inputs import ForwardInputs
+from dodona.runners.device.forward_inputs import ForwardInputs, RowChunk
 from dodona.runners.device.graphs import FixedStep, StepGraphs
 from dodona.runners.device.model import StepModel
 from dodona.runners.device.sampling.ring import SampleRing
@@ -138,6 +138,7 @@ class StepRunner:
         max_continued_len: int,
         num_samples: int,
         *,
+        chunks: Sequence[RowChunk],
         keep_hidden: bool,
     ) -> torch.Tensor | None:
         """Any batch, as described in the state. Leaves logits of its `num_samples` sampled entries.
@@ -146,7 +147,13 @@ class StepRunner:
         """
         last = self.state.sample_tokens[:num_samples]
         inputs = self._inputs(
-            batch, num_tokens, num_decodes, max_fresh_len, max_continued_len, self.state.query_start
+            batch,
+            num_tokens,
+            num_decodes,
+            max_fresh_len,
+            max_continued_len,
+            self.state.query_start,
+            chunks=chunks,
         )
         hidden = self.model.forward(inputs, self.kv_caches, wanted=None if keep_hidden else last)
         sampled = torch.index_select(hidden, 0, last) if keep_hidden else hidden
@@ -175,6 +182,7 @@ class StepRunner:
         query_start: torch.Tensor,
         *,
         ring: SampleRing | None = None,
+        chunks: Sequence[RowChunk] = (),
     ) -> ForwardInputs:
         """Gather a step's inputs from the state, and go on to the next slot of `ring`."""
         state = self.state
@@ -196,6 +204,7 @@ class StepRunner:
             num_decodes=num_decodes,
             max_fresh_len=max_fresh_len,
             max_continued_len=max_continued_len,
+            chunks=chunks,
             embedded=embedded,
         )
         prepare_inputs(

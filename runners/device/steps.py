@@ -75,14 +75,13 @@ class DeviceSteps:
         self.initialize(1)
         sizes = self._sizes_to_capture()
         largest = [] if sizes is None else [
-            FixedStep(sizes.decodes[-1], True), FixedStep(sizes.prompts[-1], True, is_prompt=True)
+            *(FixedStep(size, True) for size in sizes.decodes[-1:]),
+            *(FixedStep(size, True, is_prompt=True) for size in sizes.prompts[-1:]),
         ]  # fmt: skip
         available = measure_available_memory(
             self._device,
             utilization=limits.gpu_memory_utilization,
-            largest_step=lambda: self.rehearse(
-                rehearsal.largest_step(limits.max_num_seqs, limits.max_num_batched_tokens)
-            ),
+            largest_step=self._rehearse_largest,
             captured=[partial(self._launch_padding, step) for step in largest],
         )
         self.release()
@@ -201,6 +200,12 @@ class DeviceSteps:
             for size in decode_sizes(limits.max_num_seqs):
                 self._launch_padding(FixedStep(size, True))
 
+    def _rehearse_largest(self) -> None:
+        limits = self.limits
+        self.rehearse(rehearsal.largest_step(limits.max_num_seqs, limits.max_num_batched_tokens))
+        if not self.model.pads_prompts:  # it computes each prompt by itself
+            self.rehearse(rehearsal.RehearsalStep([limits.max_num_batched_tokens]))
+
     def rehearse(self, step: rehearsal.RehearsalStep) -> None:
         """Run a step of requests that no user can have, and read its result."""
         grammars = rehearsal.grammars_of(step, self.model.vocab_size)
@@ -220,4 +225,5 @@ class DeviceSteps:
         if not self._capture:
             return None
         longest = min(self.limits.max_num_batched_tokens, self.ready.max_model_len)
-        return FixedSizes(decode_sizes(self.limits.max_num_seqs), prompt_sizes(longest))
+        prompts = prompt_sizes(longest) if self.model.pads_prompts else ()
+        return FixedSizes(decode_sizes(self.limits.max_num_seqs), prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,9 @@ from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v1.attention import forward_state
 from dodona.runners.v1.device_forward import DeviceForward, kv_cache_shape
 from dodona.runners.v1.fusions import Fusions
+from dodona.runners.v1.mixers import step_states
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.state_slots import DeviceStates, StateChunk
 
 
 class DeviceModel:
@@ -44,7 +47,8 @@ class DeviceModel:
             else 1
         )
         with self.plain(), torch.inference_mode():
-            output = self._body(input_ids=self._no_ids, position_ids=self._no_ids, use_cache=False)
+            positions = {"position_ids": model.position_ids(self._no_ids[0])} if model.takes_positions else {}
+            output = self._body(input_ids=self._no_ids, use_cache=False, **positions)
         if not hasattr(output, "last_hidden_state"):
             raise ValueError(f"the body of {model.name} returns no last_hidden_state")
         self._output_type: Any = type(output)
@@ -76,7 +80,7 @@ class DeviceModel:
     @property
     def max_kv_heads(self) -> int:
         """Most KV heads of an attention call."""
-        return max(spec.num_kv_heads for spec in self.packed.layers)
+        return max((spec.num_kv_heads for spec in self.packed.layers), default=1)
 
     @property
     def index_dtype(self) -> torch.dtype:
@@ -89,38 +93,62 @@ class DeviceModel:
         return
 
     @property
-    def kv_dtype(self) -> torch.dtype:
-        """Type of keys and values."""
-        return self.packed.kv_dtype
+    def pads_prompts(self) -> bool:
+        """Inner states would go on over padding."""
+        return not self.packed.mixers
 
-    def kv_cache_shapes(self, num_blocks: int, block_size: int) -> Sequence[tuple[int, ...]]:
-        """One per attention call, in the order of the calls."""
-        return [kv_cache_shape(spec, num_blocks, block_size) for spec in self.packed.layers]
+    def make_caches(self, num_blocks: int, block_size: int, num_rows: int) -> Sequence[torch.Tensor]:
+        """One per attention call, in the order of the calls; then the inner states of `num_rows` rows, and
+        one more for padding, mixer after mixer."""
+        packed = self.packed
+        keys_and_values = [
+            torch.zeros(
+                kv_cache_shape(spec, num_blocks, block_size), dtype=packed.kv_dtype, device=packed.device
+            )
+            for spec in packed.layers
+        ]
+        slots = packed.make_state_slots(num_rows + 1)
+        return [*keys_and_values, *itertools.chain.from_iterable(slots.tensors)]
 
     def forward(
         self,
         inputs: ForwardInputs,
-        kv_caches: Sequence[torch.Tensor],
+        caches: Sequence[torch.Tensor],
         *,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states that the head takes: [tokens, hidden], or [n, hidden] at packed indices `wanted`."""
+        packed = self.packed
+        calls = len(packed.layers)
         state = DeviceForward(
             inputs,
-            kv_caches,
-            layers=self.packed.layers,
-            patterns=self.packed.patterns,
+            caches[:calls],
+            layers=packed.layers,
+            patterns=packed.patterns,
             block_size=self._block_size,
             num_multiprocessors=self._num_multiprocessors,
         )
-        with forward_state(state):
-            output = self._body(
-                input_ids=inputs.input_ids[None],
-                position_ids=self.packed.position_ids(inputs.positions),
-                use_cache=False,
-            )
+        positions = {"position_ids": packed.position_ids(inputs.positions)} if packed.takes_positions else {}
+        with forward_state(state), step_states(self._states(inputs, caches[calls:])):
+            output = self._body(input_ids=inputs.input_ids[None], use_cache=False, **positions)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden if wanted is None else hidden.index_select(0, wanted)
+
+    def _states(self, inputs: ForwardInputs, tensors: Sequence[torch.Tensor]) -> DeviceStates | None:
+        """The inner states of the step's rows, of caches that `make_caches` made."""
+        if not tensors:
+            return None
+        rest = iter(tensors)
+        by_mixer = [tuple(itertools.islice(rest, len(mixer.states))) for mixer in self.packed.mixers]
+        count = inputs.num_decodes
+        rows = inputs.rows[:count].long()
+        return DeviceStates(
+            by_mixer,
+            count,
+            torch.where(rows < 0, len(tensors[0]) - 1, rows),  # the last slot is the padding's
+            torch.arange(count, device=rows.device),
+            [StateChunk(c.row, c.start, c.num_tokens, not c.num_computed) for c in inputs.chunks],
+        )
 
     def logits(self, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """[n, vocab] of hidden states [n, hidden]; written into `out` where given."""
@@ -134,10 +162,10 @@ class DeviceModel:
         return logits if out is None else out.copy_(logits)
 
     def decode(
-        self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor], *, out: torch.Tensor
+        self, inputs: ForwardInputs, caches: Sequence[torch.Tensor], *, out: torch.Tensor
     ) -> torch.Tensor:
         """`forward` and `logits` of a step of decodes alone: `out`, [tokens, vocab]."""
-        return self.logits(self.forward(inputs, kv_caches), out=out)
+        return self.logits(self.forward(inputs, caches), out=out)
 
 
 def _body(causal_lm: Any) -> Any:

@@ -69,7 +69,7 @@ def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) ->
     """
     if not kernels_run_on(model.device):
         return None
-    reasons = _reasons_against(model, config, limits)
+    reasons = _reasons_against(config, limits)
     if reasons:
         _say_on_the_host(model, "; ".join(reasons))
         return None
@@ -97,13 +97,11 @@ def _check_length(model: PackedModel) -> int:
     return max(2 * max(windows) + 3 if any(windows) else 0, 21)
 
 
-def _reasons_against(model: PackedModel, config: EngineConfig, limits: Limits) -> Sequence[str]:
-    """What a model or a configuration needs that steps on the device don't have yet."""
+def _reasons_against(config: EngineConfig, limits: Limits) -> Sequence[str]:
+    """What a configuration needs that steps on the device don't have yet."""
     found = {
         "several ranks exchange tensors": config.parallel_config.world_size > 1,
         "torch.compile is on": capabilities.compiles(config),
-        "it keeps inner states": bool(model.mixers),
-        "it takes no position_ids": not model.takes_positions,
         "drafts are verified": config.speculative_config is not None,
         "a KV connector reads its blocks": has_active_connector(config),
         "LoRA adapters are loaded": config.lora_config is not None,

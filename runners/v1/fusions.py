@@ -9,6 +9,7 @@ replaced or hooked them stays in force.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,12 +78,9 @@ def _find(model: nn.Module) -> Iterator[Fusion]:
     for module in model.modules():
         if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
             continue  # someone else changed what it computes
-        forward = (
-            _norm(module)
-            or _gated_mlp(module)
-            or _single_token_linear(module)
-            or _with_fused_rotary(module, rotaries)
-        )
+        forward = _with_fused_rotary(module, rotaries)
+        if forward is None and len(inspect.signature(module.forward).parameters) == 1:
+            forward = _norm(module) or _gated_mlp(module) or _single_token_linear(module)
         if forward is not None:
             yield Fusion(module, forward)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,41 @@ class StateChunk:
     num_tokens: int
     fresh: bool
     """Whether nothing of the row was computed before: it begins without a state."""
+
+
+class MixerStates(Protocol):
+    """How a step's rows share the work of a mixer: the decodes as one batch, every other row by itself."""
+
+    @property
+    def tensors(self) -> Sequence[Sequence[torch.Tensor]]:
+        """The slots: by mixer, then by state, [slots, *shape]."""
+
+    @property
+    def num_decodes(self) -> int:
+        """Rows that decode."""
+
+    @property
+    def decode_slots(self) -> torch.Tensor:
+        """[num_decodes] int64."""
+
+    @property
+    def decode_tokens(self) -> torch.Tensor:
+        """[num_decodes] int64: packed indices."""
+
+    @property
+    def chunks(self) -> Sequence[StateChunk]:
+        """The other rows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceStates:
+    """`MixerStates` of a step from state on the device, whose decodes come first."""
+
+    tensors: Sequence[Sequence[torch.Tensor]]
+    num_decodes: int
+    decode_slots: torch.Tensor
+    decode_tokens: torch.Tensor
+    chunks: Sequence[StateChunk]
 
 
 class StateSlots:
@@ -77,7 +112,7 @@ class StateSlots:
 
 
 class StepStates:
-    """How a step's rows share the work of a mixer: the decodes as one batch, every other row by itself."""
+    """`MixerStates` of a step that the host lays out."""
 
     def __init__(
         self,

@@ -59,8 +59,12 @@ def test_known_models() -> None:
     assert llama.layer_weights + 2 * llama.head_weights == pytest.approx(8.03e9, rel=0.01)
 
 
-def test_every_shape_has_a_roofline() -> None:
+def test_every_shape_without_inner_states_has_a_roofline() -> None:
     for name in SHAPES:
+        if name == "falcon-h1-1.5b":
+            with pytest.raises(ValueError, match="inner state"):
+                Shape.of(read_config(name), 2)
+            continue
         assert Shape.of(read_config(name), 2).step_weight_bytes(1) > 0
 
 

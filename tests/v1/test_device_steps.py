@@ -13,8 +13,8 @@ from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_models import make_model
 from tests.v1.driver import Driver, make_runner
 
-FAMILIES = ("gemma2", "llama4")
-"""Windows, soft caps, norms by 1 + weight; chunks and another rotation. More on a GPU: `test_gpu`."""
+FAMILIES = ("gemma2", "llama4", "lfm2")
+"""Windows, soft caps, 1 + weight; chunks and another rotation; inner states. More on a GPU: `test_gpu`."""
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [2, 7, 1]]
 

@@ -79,35 +79,37 @@ class DenseModel:
         return self.weights.embedding
 
     @property
-    def kv_dtype(self) -> torch.dtype:
-        """Type of keys and values."""
-        return self.spec.dtype
+    def pads_prompts(self) -> bool:
+        """Padding has no slot and no row."""
+        return True
 
-    def kv_cache_shapes(self, num_blocks: int, block_size: int) -> Sequence[tuple[int, ...]]:
+    def make_caches(self, num_blocks: int, block_size: int, num_rows: int) -> Sequence[torch.Tensor]:
         """[num_blocks, 2, num_kv_heads, block_size, head_size] for each layer."""
         spec = self.spec
-        return [(num_blocks, 2, spec.num_kv_heads, block_size, spec.head_size)] * spec.num_layers
+        shape = (num_blocks, 2, spec.num_kv_heads, block_size, spec.head_size)
+        # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
+        return [torch.zeros(shape, dtype=spec.dtype, device=self.device) for _ in range(spec.num_layers)]
 
     def forward(
         self,
         inputs: ForwardInputs,
-        kv_caches: Sequence[torch.Tensor],
+        caches: Sequence[torch.Tensor],
         *,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states, normalised: [tokens, hidden]. Writes the tokens' keys and values into
-        `kv_caches`.
+        `caches`.
 
         Args:
             inputs: the step.
-            kv_caches: one per layer, [num_blocks, 2, num_kv_heads, block_size, head_size].
+            caches: one per layer, [num_blocks, 2, num_kv_heads, block_size, head_size].
             wanted: [n], packed indices of the tokens to return: [n, hidden]; None for all. The last layer
                 computes keys and values of the other tokens, and nothing else. A small batch of decodes
                 returns all tokens regardless.
         """
         eps = self.spec.norm_eps
         if self._is_small_batch(inputs):
-            residual = self._forward_small_batch(inputs, kv_caches)
+            residual = self._forward_small_batch(inputs, caches)
             return rms_norm(x=residual, weight=self.weights.final_norm, eps=eps)
         residual = self._embedded(inputs)
         attention = self._attention.plan(inputs)
@@ -115,7 +117,7 @@ class DenseModel:
         update: torch.Tensor | None = None
         # Large intermediates are nested, not named: a name would keep their memory for longer.
         for i, (layer, norm, kv_cache) in enumerate(
-            zip(self.weights.layers, self._qk_norms, kv_caches, strict=True)
+            zip(self.weights.layers, self._qk_norms, caches, strict=True)
         ):
             if update is None:
                 hidden = rms_norm(x=residual, weight=layer.input_norm, eps=eps)
@@ -141,18 +143,18 @@ class DenseModel:
         return torch.mm(hidden, self.weights.lm_head.t(), out=out)
 
     def decode(
-        self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor], *, out: torch.Tensor
+        self, inputs: ForwardInputs, caches: Sequence[torch.Tensor], *, out: torch.Tensor
     ) -> torch.Tensor:
         """`forward` and `logits` of a step of decodes alone: `out`, [tokens, vocab]."""
         if inputs.num_tokens == 1 and self._is_small_batch(inputs):
             return single_token_linear(
-                x=self._forward_small_batch(inputs, kv_caches),
+                x=self._forward_small_batch(inputs, caches),
                 weight=self.weights.lm_head,
                 norm_weight=self.weights.final_norm,
                 eps=self.spec.norm_eps,
                 out=out,
             )
-        return self.logits(self.forward(inputs, kv_caches), out=out)
+        return self.logits(self.forward(inputs, caches), out=out)
 
     def _embedded(self, inputs: ForwardInputs) -> torch.Tensor:
         if inputs.embedded is not None:
@@ -164,14 +166,14 @@ class DenseModel:
         time."""
         return inputs.num_tokens <= self._max_small_batch and not inputs.max_prefill_len
 
-    def _forward_small_batch(self, inputs: ForwardInputs, kv_caches: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _forward_small_batch(self, inputs: ForwardInputs, caches: Sequence[torch.Tensor]) -> torch.Tensor:
         """The residual stream of a small batch before the last norm, [tokens, hidden]. Norms, gates and
         residuals are fused with the products, so a layer takes five launches."""
         eps = self.spec.norm_eps
         linear = single_token_linear if inputs.num_tokens == 1 else small_batch_linear
         residual = self._embedded(inputs)
         attention = self._attention.plan_small_batch(inputs)
-        for layer, norm, kv_cache in zip(self.weights.layers, self._qk_norms, kv_caches, strict=True):
+        for layer, norm, kv_cache in zip(self.weights.layers, self._qk_norms, caches, strict=True):
             qkv = linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
             attended = attention.attend(qkv=qkv, norm=norm, kv_cache=kv_cache)
             if isinstance(attended, AttentionParts):

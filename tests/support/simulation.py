@@ -1,0 +1,433 @@
+"""A deterministic simulation of the engine: one seed makes a story, and the story runs in one thread.
+
+The engine's own code runs, its loop too; only its thread is replaced. Where the loop would wait, and as each
+step starts, the story acts: requests arrive and are aborted, weights change, and faults strike. The fake
+runner computes tokens as a function of the tokens that it reads from its KV cache, so that a wrong block, row
+or order is a wrong token. After each step the books are checked; at the end each caller has its answer, once.
+
+A fault is the N-th pass of a named site (`SITES`): most end the engine, and every caller must be told; that
+of a sink ends its own request only.
+
+`Story.test()` is the text of a test that runs the same story.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from dodona.runners.engine import engine as engine_module
+from dodona.runners.engine.engine import Engine, _Call
+from dodona.runners.engine.events import Event
+from dodona.runners.engine.kv_blocks import KVBlocks
+from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.errors import EngineDeadError
+from dodona.runners.interface import Runner
+from dodona.runners.sampling.params import SamplingParams
+from tests.support.fake_runner import FakeRunner, fake_runner, solo_run
+
+VOCAB = 31
+EOS = frozenset({0})
+MAX_MODEL_LEN = 24
+
+SITES = ("step", "read", "allocate", "sink", "call")
+"""Where a fault may strike: a forward pass starts, a result is read, a block is allocated, a sink takes news,
+a function runs between two steps."""
+
+
+class Fault(Exception):
+    """What a fault raises."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The engine's configuration."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    enable_chunked_prefill: bool
+    enable_prefix_caching: bool
+    max_steps_in_flight: int
+    num_speculative_tokens: int
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, and when it comes and goes: counted in turns of the engine."""
+
+    turn: int
+    prompt: tuple[int, ...]
+    max_tokens: int | None
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    streaming: bool = False
+    abort_turn: int | None = None
+
+    @property
+    def params(self) -> SamplingParams:
+        """Its sampling parameters."""
+        return SamplingParams(
+            temperature=0.0 if self.seed is None else 1.0, seed=self.seed, n=self.n,
+            max_tokens=self.max_tokens, stop_token_ids=self.stop_token_ids, min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos, logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that happens."""
+
+    sizes: Sizes
+    arrivals: tuple[Arrival, ...]
+    weight_changes: tuple[int, ...] = ()
+    """Turns at which weights change, after the requests that came before are finished."""
+    fault: tuple[str, int] | None = None
+    """A site, and which of its passes fails, from 0."""
+
+    def test(self) -> str:
+        """The text of a test that runs it."""
+        return f"def test_this_story():\n    run({self!r})\n"
+
+
+def story_of(seed: int, *, faults: bool = True) -> Story:
+    """The story of a seed."""
+    rng = random.Random(seed)
+    block_size = rng.randint(1, 4)
+    least = -(-MAX_MODEL_LEN // block_size)
+    chunked = rng.random() < 0.7
+    sizes = Sizes(
+        num_blocks=least + rng.choice((0, 0, rng.randint(0, 3), rng.randint(0, least))),
+        block_size=block_size,
+        max_num_seqs=rng.randint(1, 4),
+        max_num_batched_tokens=rng.randint(1, 12) if chunked else MAX_MODEL_LEN + rng.randint(0, 8),
+        enable_chunked_prefill=chunked,
+        enable_prefix_caching=rng.random() < 0.7,
+        max_steps_in_flight=rng.choice((1, 1, 2)),
+        num_speculative_tokens=rng.choice((0, 0, 2)),
+    )
+    bases = [tuple(rng.randrange(1, VOCAB) for _ in range(12)) for _ in range(2)]
+    arrivals = tuple(_arrival(rng, bases) for _ in range(rng.randint(1, 5)))
+    changes = tuple(rng.randint(0, 16) for _ in range(rng.choice((0, 0, 0, 1, 2))))
+    fault = None
+    if faults and rng.random() < 0.3:
+        site = rng.choice(SITES)
+        fault = (site, rng.randint(0, 1 if site == "call" else 12))
+    return Story(sizes, arrivals, changes, fault)
+
+
+def _arrival(rng: random.Random, bases: list[tuple[int, ...]]) -> Arrival:
+    prompt = rng.choice(bases)[: rng.randint(1, 12)]
+    if rng.random() < 0.4:
+        prompt = (*prompt[:-1], rng.randrange(1, VOCAB))
+    seed = rng.randrange(100) if rng.random() < 0.4 else None
+    turn = rng.choice((0, 0, rng.randint(0, 14)))
+    max_tokens = rng.choice((None, 1, rng.randint(1, 8), rng.randint(1, 8)))
+    return Arrival(
+        turn=turn,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        stop_token_ids=tuple({rng.randrange(VOCAB) for _ in range(rng.choice((0, 0, 2)))}),
+        min_tokens=rng.randint(0, max_tokens or 6) if rng.random() < 0.3 else 0,
+        ignore_eos=rng.random() < 0.3,
+        seed=seed,
+        n=1 if seed is None else rng.choice((1, 1, 2)),
+        logprobs=rng.choice((None, None, 1)),
+        prompt_logprobs=rng.choice((None, None, None, 1)),
+        streaming=rng.random() < 0.4,
+        abort_turn=turn + rng.randint(0, 10) if rng.random() < 0.25 else None,
+    )
+
+
+@dataclass
+class Caller:
+    """What one sequence's caller was told."""
+
+    arrival: Arrival
+    request: Request
+    events: list[Event] = field(default_factory=list)
+    refused: bool = False
+    """The engine had ended when it came."""
+    first_weights: int | None = None
+
+
+class _NoThread:
+    """In place of the engine's thread: the simulation runs the loop itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def start(self) -> None: ...
+
+    def join(self) -> None: ...
+
+
+class _Waiting(threading.Condition):
+    """A condition on which nobody waits: `on_wait` brings what is waited for."""
+
+    def __init__(self, on_wait: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_wait = on_wait
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._on_wait()
+        return True
+
+
+def run(story: Story) -> bool:
+    """Run a story to its end; returns whether its fault struck. Raises AssertionError where an invariant does
+    not hold."""
+    simulation = _Simulation(story)
+    simulation.run()
+    return simulation.struck is not None
+
+
+class _Simulation:
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        sizes = story.sizes
+        self.runner = fake_runner(
+            {
+                "block_size": sizes.block_size,
+                "max_num_seqs": sizes.max_num_seqs,
+                "max_num_batched_tokens": sizes.max_num_batched_tokens,
+                "max_model_len": MAX_MODEL_LEN,
+            },
+            vocab_size=VOCAB,
+            max_steps_in_flight=sizes.max_steps_in_flight,
+            num_speculative_tokens=sizes.num_speculative_tokens,
+            on_step=self.on_step,
+        )
+        self.runner.initialize_kv_cache(sizes.num_blocks)
+        self.scheduler = Scheduler(
+            num_blocks=sizes.num_blocks,
+            block_size=sizes.block_size,
+            max_num_seqs=sizes.max_num_seqs,
+            max_num_batched_tokens=sizes.max_num_batched_tokens,
+            enable_chunked_prefill=sizes.enable_chunked_prefill,
+            enable_prefix_caching=sizes.enable_prefix_caching,
+            num_speculative_tokens=sizes.num_speculative_tokens,
+        )
+        self.num_rows = self.scheduler.num_free_rows
+        self.callers: list[Caller] = []
+        self.calls: list[Future[Any]] = []
+        self.turn = 0
+        self.passes: Counter[str] = Counter()
+        self.struck: str | None = None
+        self.failed_sink = -1
+        """The caller whose sink was called last, up to the fault."""
+        self.sink_failed_last = False
+        """Whether that call brought the end of its request."""
+        events: list[tuple[int, int, Callable[[], None]]] = []
+        for index, arrival in enumerate(story.arrivals):
+            events.append((arrival.turn, index, lambda i=index: self.arrive(i)))
+            if arrival.abort_turn is not None:
+                events.append((arrival.abort_turn, 100 + index, lambda i=index: self.engine.abort(str(i))))
+        events += [(turn, 200, self.change_weights) for turn in story.weight_changes]
+        self.due = sorted(events, key=lambda event: event[:2])
+        with mock.patch.object(engine_module.threading, "Thread", _NoThread):
+            self.engine = Engine(lambda: (self.runner, self.scheduler))
+        self.engine._wake = _Waiting(self.idle)
+
+    # --- the story's acts
+
+    def pass_site(self, site: str) -> None:
+        """Count a pass of a site; raises where the fault strikes."""
+        number = self.passes[site]
+        self.passes[site] += 1
+        if self.story.fault == (site, number):
+            self.struck = site
+            raise Fault(site)
+
+    def on_step(self, number: int) -> None:
+        self.check_books()
+        assert number < 4000, "requests never finish"
+        self.turn += 1
+        self.act()
+        self.pass_site("step")
+
+    def idle(self) -> None:
+        """The engine has nothing to do: go to the next act, or end."""
+        if self.due:
+            self.turn = max(self.turn, self.due[0][0])
+            self.act()
+        else:
+            self.engine.shutdown()
+
+    def act(self) -> None:
+        while self.due and self.due[0][0] <= self.turn:
+            self.due.pop(0)[2]()
+
+    def arrive(self, index: int) -> None:
+        arrival = self.story.arrivals[index]
+        params = arrival.params
+        limit = MAX_MODEL_LEN
+        if params.max_tokens is not None:
+            limit = min(limit, len(arrival.prompt) + params.max_tokens)
+        new: list[Caller] = []
+        others = params.replace(prompt_logprobs=None)
+        for i in range(params.n):
+            number = len(self.callers) + i
+            request = Request(
+                f"{index}/{i}", list(arrival.prompt), params if i == 0 else others,
+                seed=(params.seed or 0) + i, limit=limit, eos_token_ids=EOS, bad_words_token_ids=(),
+                stop_text=None, grammar=None, parent_id=str(index), index=i,
+                sink=partial(self.take, number), streaming=arrival.streaming,
+            )  # fmt: skip
+            new.append(Caller(arrival, request))
+        self.callers += new
+        try:
+            self.engine.submit([caller.request for caller in new])
+        except EngineDeadError:
+            for caller in new:
+                caller.refused = True
+
+    def change_weights(self) -> None:
+        def change(runner: Runner, scheduler: Scheduler) -> None:
+            self.pass_site("call")
+            runner.reload_weights()
+            scheduler.new_weights()
+
+        future: Future[Any] = Future()
+        self.calls.append(future)
+        with self.engine._wake:
+            if self.engine._end is None:
+                self.engine._inbox.append(_Call(change, future, drain=True))
+            else:
+                future.set_exception(self.engine.dead_error())
+
+    def take(self, number: int, event: Event) -> None:
+        self.callers[number].events.append(event)
+        if event is not None:
+            if self.struck is None:
+                self.failed_sink = number
+                self.sink_failed_last = event.finish_reason is not None
+            self.pass_site("sink")
+
+    # --- what must hold
+
+    def check_books(self) -> None:
+        scheduler = self.scheduler
+        blocks = scheduler.blocks
+        users = Counter(block for request in scheduler.running for block in request.block_ids)
+        assert all(blocks.num_users(i) == users[i] for i in range(blocks.num_blocks)), "users of blocks"
+        assert blocks.num_free == sum(not users[i] for i in range(blocks.num_blocks)), "free blocks"
+        rows = [request.row for request in scheduler.running]
+        assert len(set(rows)) == len(rows), "a row for two"
+        assert NO_ROW not in rows, "a running request without a row"
+        assert scheduler.num_free_rows + len(rows) == self.num_rows, "free rows"
+        for request in scheduler.running:
+            assert not request.finished, "a finished request runs"
+            assert len(request.block_ids) * scheduler.block_size >= request.num_computed_tokens, (
+                "too few blocks"
+            )
+        for request in scheduler.waiting:
+            assert request.row == NO_ROW, "a waiting request has a row"
+            assert not request.block_ids, "a waiting request has blocks"
+
+    def run(self) -> None:
+        with self.watch_sites():
+            self.engine._run()
+        end = self.engine._end
+        assert end is not None
+        if end.cause is not None:
+            assert isinstance(end.cause, Fault), repr(end.cause)
+        self.act_after_the_end()
+        fatal = self.struck in ("step", "read", "allocate")
+        assert (end.cause is not None) == fatal, f"{self.struck}: {end.cause!r}"
+        for caller in self.callers:
+            self.check_caller(caller, dead=end.cause is not None)
+        if self.struck == "sink":
+            last = self.callers[self.failed_sink].events[-1]
+            assert last is not None
+            assert last.finish_reason == "abort" or self.sink_failed_last, "its request goes on"
+        for future in self.calls:
+            assert future.done(), "a call was not answered"
+        if not fatal:
+            self.check_books()
+            assert not self.scheduler.running, "requests are left"
+            assert self.scheduler.num_unfinished == 0, "requests are counted that are finished"
+            assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks, "blocks are lost"
+
+    def act_after_the_end(self) -> None:
+        """Who comes later is told, too."""
+        self.turn = 10**6
+        self.act()
+
+    @contextmanager
+    def watch_sites(self) -> Iterator[None]:
+        allocate_one, read = KVBlocks.allocate_one, FakeRunner.read
+
+        def allocating(blocks: KVBlocks) -> int:
+            self.pass_site("allocate")
+            return allocate_one(blocks)
+
+        def reading(runner: FakeRunner, pending: Any) -> None:
+            self.pass_site("read")
+            read(runner, pending)
+
+        quiet = logging.getLogger("dodona.engine")
+        level = quiet.level
+        quiet.setLevel(logging.CRITICAL)
+        try:
+            with (
+                mock.patch.object(KVBlocks, "allocate_one", allocating),
+                mock.patch.object(FakeRunner, "read", reading),
+            ):
+                yield
+        finally:
+            quiet.setLevel(level)
+
+    def check_caller(self, caller: Caller, *, dead: bool) -> None:
+        who = caller.request.request_id
+        events = caller.events
+        if caller.refused:
+            assert not events, f"{who} was refused and told"
+            return
+        ends = [i for i, e in enumerate(events) if e is None or e.finish_reason is not None]
+        assert ends == [len(events) - 1], f"{who} was not answered just once, at the end: {events}"
+        told = [event for event in events if event is not None]
+        tokens = [token for event in told for token in event.token_ids]
+        reason = told[-1].finish_reason if told else None
+        if events[-1] is None:
+            assert dead, f"{who} was told of an end that was not"
+            reason = None
+        elif reason == "abort":
+            asked = caller.arrival.abort_turn is not None
+            assert asked or self.struck == "sink", f"{who} was aborted by nobody"
+        else:
+            assert reason in ("stop", "length"), f"{who} ended with {reason}"
+        assert caller.arrival.streaming or len(told) <= 1, f"{who} was told more than once"
+        arrival = caller.arrival
+        versions = range(self.runner.weights + 1)
+        solos = [self.solo(caller, weights) for weights in versions]
+        if reason in ("stop", "length"):
+            assert (tokens, reason) in solos, f"{who} got {tokens} ({reason}), alone {solos}"
+        else:
+            assert any(solo[: len(tokens)] == tokens for solo, _ in solos), (
+                f"{who} got {tokens}, alone {solos}"
+            )
+        if arrival.logprobs is not None:
+            assert sum(len(event.logprobs) for event in told) == len(tokens), f"{who}: log-probabilities"
+
+    def solo(self, caller: Caller, weights: int) -> tuple[list[int], str]:
+        """Its tokens and finish reason, had it the engine to itself."""
+        return solo_run(
+            caller.arrival.prompt, caller.request.params, vocab_size=VOCAB, max_model_len=MAX_MODEL_LEN,
+            seed=caller.request.seed, eos=EOS, weights=weights,
+        )  # fmt: skip
