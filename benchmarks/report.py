@@ -98,7 +98,7 @@ def throughput_table(records: Iterable[Record]) -> str:
                 workload["name"],
                 _engine(record),
                 f"{rate:,.0f} {side}",
-                f"{100 * least['share']:.1f} %",
+                "–" if least is None else f"{100 * least['share']:.1f} %",
                 f"{record['start_seconds']:.1f}",
                 *_where(record),
             )

@@ -1,4 +1,5 @@
-"""`make demo`: select a runner for a real model, show the reasons, build the runner, generate, and check.
+"""`make demo`: select a runner for a real model, show the reasons, build the runner, generate, and check; at
+last, one answer with drafts.
 
 The model is checkpoints/qwen3. The questions are not part of its training data. Exits with status 1 if an
 answer is wrong.
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from checkpoints.task import KINDS, Question, chat_messages, draw_conversation, draw_question
@@ -57,6 +59,10 @@ def main() -> int:
         f"{right} of {len(answers)} right. Ready after {ready - started:.1f} s; "
         f"{tokens} tokens for {len(answers)} prompts, batched, in {done - ready:.2f} s."
     )
+
+    console.print()
+    console.rule("An answer with drafts")
+    show_drafts(console)
     return 0 if right == len(answers) else 1
 
 
@@ -70,6 +76,36 @@ def unseen_conversations() -> list[tuple[Question, ...]]:
         if len(turns) > 2 and (turns[-1].kind == "recall") == (not longer):
             longer.append(turns)
     return [*single, *longer]
+
+
+def show_drafts(console: Console) -> None:
+    """Print the steps of one answer, each with the number of drafts that it kept."""
+    rng = random.Random(SEED)
+    question = draw_question(rng, held_out=True, kind="next-day")
+    head = f"{MODEL}-eagle3"
+    if Path(head).is_dir():
+        speculative = {"method": "eagle3", "model": head, "num_speculative_tokens": 4}
+    else:
+        speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
+    with LLM(MODEL, speculative_config=speculative) as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=16)
+        steps = [output.outputs[0] for output in llm.stream(question.text, params)]
+        stats = llm.draft_stats()
+    table = Table()
+    for header in ("Step", "Text", "Tokens", "Accepted drafts"):
+        table.add_column(header)
+    accepted = 0
+    for number, step in enumerate(steps, 1):
+        table.add_row(
+            str(number), step.text, str(len(step.token_ids)), str(step.num_accepted_tokens - accepted)
+        )
+        accepted = step.num_accepted_tokens
+    console.print(question.text)
+    console.print(table)
+    console.print(
+        f"Drafts by {speculative['method']}: {stats.num_accepted_tokens} of {stats.num_draft_tokens} "
+        f"accepted, {stats.mean_acceptance_length:.2f} tokens per step."
+    )
 
 
 def answer_table(conversations: list[tuple[Question, ...]], answers: list[str]) -> tuple[Table, int]:

@@ -26,6 +26,8 @@ from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
 from dodona.runners.interface import Runner
 from dodona.runners.limits import KVSize
+from dodona.runners.lora.registry import AdapterRegistry
+from dodona.runners.lora.request import LoRARequest
 from dodona.runners.sampling.generation_defaults import GenerationDefaults
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.startup import start
@@ -103,6 +105,10 @@ class EngineClient:
             tokenizer=self.tokenizer,
             request_features=request_features,
         )
+        self._adapters: AdapterRegistry | None = None
+        if config.lora_config is not None:
+            targets = self._engine.call(lambda runner, scheduler: runner.get_lora_targets())
+            self._adapters = AdapterRegistry(config.lora_config, targets)
 
     def submit(
         self,
@@ -112,6 +118,7 @@ class EngineClient:
         *,
         request_ids: Sequence[str] | None = None,
         streaming: bool = False,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> Submission:
         """Hand prompts over to the engine, as many at a time as fill a step.
 
@@ -120,22 +127,29 @@ class EngineClient:
             news may come before this returns.
         request_ids: one per prompt, all different, such as `request_ids` gives; None makes them up.
         streaming: news after each token, rather than once per sequence.
+        lora_request: the adapter of all prompts, or one per prompt (None: without).
 
         Raises InvalidRequestError for `sampling_params` that don't fit the prompts, and for a request id that
         is in use; EngineDeadError. After an error none of the prompts goes on.
         """
         params_list = self._params_list(sampling_params, len(prompts))
         ids = [None] * len(prompts) if request_ids is None else request_ids
+        lora_requests = _per_prompt(lora_request, len(prompts))
         admitted: dict[int, OutputAssembler] = {}
         refused: dict[int, str] = {}
         submitted: list[str] = []
         batch: list[Request] = []
         num_tokens = 0
         try:
-            for index, (prompt, params, given_id) in enumerate(zip(prompts, params_list, ids, strict=True)):
+            for index, (prompt, params, given_id, lora) in enumerate(
+                zip(prompts, params_list, ids, lora_requests, strict=True)
+            ):
                 try:
                     parsed = parse_prompt(prompt)
-                    requests = self.admission.admit(parsed, params, given_id, sink=sink, streaming=streaming)
+                    adapter = None if lora is None else self.adapters().get(lora)
+                    requests = self.admission.admit(
+                        parsed, params, given_id, adapter=adapter, sink=sink, streaming=streaming
+                    )
                 except InvalidRequestError as error:
                     refused[index] = str(error)
                     continue
@@ -152,6 +166,12 @@ class EngineClient:
             self._engine.abort(*submitted)  # not all: an id may be refused because it is somebody else's
             raise
         return Submission(admitted, refused)
+
+    def adapters(self) -> AdapterRegistry:
+        """The adapters that requests can use. Raises InvalidRequestError without `enable_lora`."""
+        if self._adapters is None:
+            raise InvalidRequestError("lora_request: adapters are off; make the LLM with enable_lora=True")
+        return self._adapters
 
     def abort(self, *request_ids: str) -> None:
         """End requests with the tokens that they have; their finish reason is "abort". Ignores ids that are
@@ -205,6 +225,21 @@ class EngineClient:
                 f"{len(listed)} sampling_params for {count} prompts; give one, or one for each"
             )
         return listed
+
+
+def _per_prompt(
+    given: LoRARequest | Sequence[LoRARequest | None] | None, count: int
+) -> Sequence[LoRARequest | None]:
+    """One adapter or None for each prompt. Raises InvalidRequestError for a list of another length."""
+    if given is None or isinstance(given, LoRARequest):
+        return [given] * count
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+        raise InvalidRequestError(f"lora_request: expected a LoRARequest, got {given!r:.80}")
+    if len(given) != count:
+        raise InvalidRequestError(
+            f"{len(given)} lora_requests for {count} prompts; give one, or one for each"
+        )
+    return given
 
 
 def _eos_token_ids(model: ModelInfo, tokenizer: Any) -> tuple[int, ...]:

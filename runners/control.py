@@ -34,7 +34,7 @@ class EngineControl:
         """Held by one call that puts to sleep or wakes up; guards the two below."""
         self._asleep: frozenset[str] = frozenset()
         self._weights_lost = False
-        """Whether the weights were dropped and have not been loaded again."""
+        """Whether the weights were dropped and have not all been loaded again."""
 
     @property
     def config(self) -> EngineConfig:
@@ -128,14 +128,17 @@ class EngineControl:
 
     def _weights_are_back(self) -> None:
         with self._lock:
-            if self._weights_lost:
-                self._weights_lost = False
-                self._take_requests_if_awake()
+            if not self._weights_lost:
+                return
+            missing = [name for names in self._call("missing_weights", (), None) for name in names]
+            self._weights_lost = bool(missing)
+            self._take_requests_if_awake(missing)
 
-    def _take_requests_if_awake(self) -> None:
+    def _take_requests_if_awake(self, missing: Sequence[str] = ()) -> None:
         if not self.is_sleeping:
             self._engine.refuse_requests(None)
         elif not self._asleep:
             self._engine.refuse_requests(
                 "the weights were dropped by sleep(level=2); call reload_weights or load_weights first"
+                + (f": {len(missing)} tensors are missing, such as {missing[0]}" if missing else "")
             )

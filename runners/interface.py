@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.limits import Limits
+    from dodona.runners.lora.adapter import Adapter
+    from dodona.runners.lora.target import LoRATarget
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -134,6 +136,9 @@ class NewRequest:
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the request: EOS unless ignored, and those it gave. Masked before `min_tokens`."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    adapter: Adapter | None = None
+    """What changes the model's linear layers for this request. The requests that have a row have at most
+    `lora_config.max_loras` different ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +351,10 @@ class Runner(ABC):
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
 
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that adapters can change, by name. Needs the loaded model, and `lora_config`."""
+        raise UnsupportedConfiguration.lacking(self.name, "lora")
+
     # --- While the engine runs, between two steps, with none under way
 
     def collective_rpc(
@@ -386,6 +395,10 @@ class Runner(ABC):
         what is wrong, before anything is written.
         """
         raise UnsupportedConfiguration.lacking(self.name, "apply_sparse_weight_patches")
+
+    def missing_weights(self) -> list[str]:
+        """Names of tensors that `sleep(level=2)` dropped, and that were not all loaded again."""
+        return []
 
     def sleep(self, level: int = 1) -> None:
         """Give back the memory of weights, KV cache and graphs. No request may be running.

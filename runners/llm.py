@@ -16,6 +16,7 @@ from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.events import Event
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, is_single_prompt
 from dodona.runners.errors import InvalidRequestError
+from dodona.runners.lora.request import LoRARequest
 from dodona.runners.outputs import CompletionOutput, RequestOutput
 from dodona.runners.progress_bar import progress_bar
 from dodona.runners.sampling.params import SamplingParams
@@ -88,12 +89,14 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """Generate for each prompt; returns the outputs in the prompts' order.
 
         prompts: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, or a list of these.
         sampling_params: one for all, or one per prompt; None uses `get_default_sampling_params()`.
         use_tqdm: show a progress bar; None shows it after two seconds where stderr is a terminal.
+        lora_request: the adapter of all prompts, or one per prompt (None: without); needs enable_lora=True.
 
         A prompt that can't be served has its reason in `.error` and the finish reason "error"; the others
         go on. Ctrl-C ends the engine.
@@ -101,7 +104,9 @@ class LLM:
         prompt_list = as_prompt_list(prompts)
         events: SimpleQueue[Event] = SimpleQueue()
         try:
-            submission = self._client.submit(prompt_list, sampling_params, events.put)
+            submission = self._client.submit(
+                prompt_list, sampling_params, events.put, lora_request=lora_request
+            )
             return self._collect(prompt_list, submission, events, use_tqdm)
         except KeyboardInterrupt as interrupt:
             self._client.shutdown(interrupt)
@@ -113,6 +118,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         add_generation_prompt: bool = True,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -129,7 +135,7 @@ class LLM:
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
         )
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def stream(
         self,
@@ -137,11 +143,12 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         request_id: str | Sequence[str] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> OutputStream:
         """Generate for one prompt, or for several, token by token. Closing the iterator aborts the unfinished
         requests.
 
-        prompts, sampling_params: as for `generate`.
+        prompts, sampling_params, lora_request: as for `generate`.
         request_id: the request's id, or a list of them for a list of prompts; None makes up ids that nobody
             can guess. Ids that begin with "auto-" or "__dodona_" are reserved.
 
@@ -160,7 +167,12 @@ class LLM:
         ids = self._client.request_ids(request_id, len(prompt_list))
         events: SimpleQueue[Event] = SimpleQueue()
         submission = self._client.submit(
-            prompt_list, sampling_params, events.put, request_ids=ids, streaming=True
+            prompt_list,
+            sampling_params,
+            events.put,
+            request_ids=ids,
+            streaming=True,
+            lora_request=lora_request,
         )
         if single and submission.refused:
             raise InvalidRequestError(submission.refused[0])
@@ -181,6 +193,24 @@ class LLM:
         Returns at once: the id is free for another request when the stream of this one has ended.
         """
         self._client.abort(request_id)
+
+    # --- Adapters
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Load an adapter before a request needs it; True if it was not loaded. Raises InvalidRequestError
+        for what can't be served."""
+        adapters = self._client.adapters()
+        known = adapters.loaded()
+        adapters.get(lora_request)
+        return lora_request.lora_int_id not in known
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """Forget an adapter; False where there is none of this number. Requests that run with it go on."""
+        return self._client.adapters().remove(lora_id)
+
+    def list_loras(self) -> set[int]:
+        """Numbers of the loaded adapters."""
+        return self._client.adapters().loaded()
 
     # --- The running engine
 

@@ -26,6 +26,7 @@ RPC_METHODS: Mapping[str, RpcMethod] = {
     "reload_weights": RpcMethod(changes_weights=True),
     "load_weights": RpcMethod(changes_weights=True),
     "apply_sparse_weight_patches": RpcMethod(changes_weights=True),
+    "missing_weights": RpcMethod(),
     "sleep": RpcMethod(changes_weights=True),
     "wake_up": RpcMethod(),
 }

@@ -67,6 +67,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
         # A connector may still have to read the blocks of a running request.
         window=spec.groups[0].window if spec.layers and not has_active_connector(config) else None,
         window_groups=[

@@ -33,6 +33,7 @@ def test_the_demo_decides_generates_and_is_right() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 of 7 right" in done.stdout
     assert done.stdout.count("✓") == 7
+    assert "tokens per step" in done.stdout
     if HAS_GPU:
         assert "Runner v2 for checkpoints/qwen3" in done.stdout
     else:

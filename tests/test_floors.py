@@ -34,7 +34,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.attention",),
     ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar", "runners.third_party"),
     ("runners.sampling", "runners.quantization"),
-    ("runners.limits", "runners.rpc", "runners.current_config"),
+    ("runners.limits", "runners.rpc", "runners.current_config", "runners.lora"),
     ("runners.interface",),
     ("runners.kv_transfer",),
     ("runners.warm_up", "runners.device", "runners.weights"),

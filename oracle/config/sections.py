@@ -271,6 +271,8 @@ class LoRAConfig:
     """Adapters of one step."""
     max_lora_rank: Count = 16
     """Largest rank of an adapter."""
+    max_cpu_loras: Count | None = None
+    """Adapters kept in host memory; None means `max_loras`."""
 
 
 @config_errors("speculative_config")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.printable import short
 from dodona.runners.engine.events import Sink, discard
@@ -30,6 +30,9 @@ this many times the characters of the most tokens at their longest."""
 
 MAX_ID_LENGTH = 256
 """Longest request id that a caller may give."""
+
+if TYPE_CHECKING:
+    from dodona.runners.lora.adapter import Adapter
 
 _MASK_63 = (1 << 63) - 1
 
@@ -89,11 +92,13 @@ class Admission:
         params: SamplingParams,
         request_id: str | None = None,
         *,
+        adapter: Adapter | None = None,
         sink: Sink = discard,
         streaming: bool = False,
     ) -> list[Request]:
         """The `params.n` requests for a prompt, whose news will go to `sink`, token by token if `streaming`.
-        Without a request id, they get one that no other prompt has.
+        Without a request id, they get one that no other prompt has. `adapter` is what changes the model for
+        them.
 
         Raises InvalidRequestError that says what can't be served.
         """
@@ -121,6 +126,7 @@ class Admission:
                 bad_words_token_ids=bad_words,
                 stop_text=self._stop_text(token_ids, params),
                 grammar=self._grammar(params),
+                adapter=adapter,
                 parent_id=request_id,
                 index=index,
                 sink=sink,

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 
-def root_hash(weights_version: int) -> bytes:
-    """The hash that a first block's hash is chained to: KV belongs to one version of the weights."""
-    return blake2b(str(weights_version).encode(), digest_size=16).digest()
+def root_hash(weights_version: int, adapter_key: bytes = b"") -> bytes:
+    """The hash that a first block's hash is chained to: KV belongs to one version of the weights, and to one
+    adapter or (no key) to none."""
+    return blake2b(str(weights_version).encode() + adapter_key, digest_size=16).digest()
 
 
 def block_hash(previous: bytes, token_ids: Sequence[int]) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dodona.runners.engine.events import Progress, Sink, discard
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.text.stop_strings import StopStringText
+
+if TYPE_CHECKING:
+    from dodona.runners.lora.adapter import Adapter
 
 NO_ROW = -1
 
@@ -22,6 +26,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter",
         "bad_words_token_ids",
         "block_hashes",
         "block_ids",
@@ -76,6 +81,7 @@ class Request:
         bad_words_token_ids: tuple[tuple[int, ...], ...] = (),
         stop_text: StopStringText | None = None,
         grammar: Grammar | None = None,
+        adapter: Adapter | None = None,
         parent_id: str | None = None,
         index: int = 0,
         sink: Sink = discard,
@@ -85,6 +91,7 @@ class Request:
         limit: most tokens that it may have, prompt included.
         stop_text: its text, given with stop strings only: the engine must look for them.
         grammar: its place in its grammar, given with structured outputs only.
+        adapter: what changes the model for it; held to its end.
         parent_id: the prompt's request id, where it has several sequences; `index` is this one's number.
         sink: where its news go; after each token if it is `streaming`, else once it is finished.
         """
@@ -99,6 +106,7 @@ class Request:
         self.bad_words_token_ids = bad_words_token_ids
         self.stop_text = stop_text
         self.grammar = grammar
+        self.adapter = adapter
         self.wants_logprobs = params.wants_logprobs
         self.wants_prompt_logprobs = params.prompt_logprobs is not None
 

@@ -62,12 +62,14 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        max_loras: int = 0,
         kv_connector: KVConnectorScheduler | None = None,
         window: int | None = None,
         window_groups: Iterable[tuple[int, int]] = (),
     ) -> None:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
+        max_loras: most different adapters of the running requests.
         window, window_groups: see `Windows`; none of them with a KV connector, which reads whole blocks.
         """
         self.blocks = KVBlocks(num_blocks, block_size)
@@ -76,6 +78,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
         self.enable_prefix_caching = enable_prefix_caching
+        self.max_loras = max_loras
         self.transfers = KVTransfers(kv_connector or KVConnectorScheduler(), self.blocks)
         self._hashes_blocks = enable_prefix_caching or self.transfers.connector.needs_block_hashes
         self.waiting: deque[Request] = deque()
@@ -329,7 +332,9 @@ class Scheduler:
         return started
 
     def _fits(self, request: Request, num_computed_tokens: int, budget: int) -> bool:
-        """Whether what is left to compute may go into a step with this budget."""
+        """Whether what is left to compute may go into a step with this budget, beside what runs."""
+        if not self._has_place_for_adapter(request):
+            return False
         return self.enable_chunked_prefill or len(request.token_ids) - num_computed_tokens <= budget
 
     def _cached_blocks(self, request: Request) -> list[int] | None:
@@ -380,6 +385,13 @@ class Scheduler:
             request.num_cached_tokens = request.num_computed_tokens
         self.running.append(request)
         return request
+
+    def _has_place_for_adapter(self, request: Request) -> bool:
+        """Whether the running requests and this one have at most `max_loras` adapters."""
+        if request.adapter is None:
+            return True
+        keys = {running.adapter.key for running in self.running if running.adapter is not None}
+        return len(keys | {request.adapter.key}) <= self.max_loras
 
     def _take_loaded(self, requests: list[Request]) -> None:
         """Requests whose KV was loaded can start; aborted ones end now."""
@@ -435,11 +447,15 @@ class Scheduler:
         request.num_remembered_blocks = num_full
         request.next_block_end = (num_full + 1) * self.block_size
 
+    def _root_hash(self, request: Request) -> bytes:
+        adapter = request.adapter
+        return root_hash(self._weights_version, b"" if adapter is None else adapter.key)
+
     def _block_hashes(self, request: Request, count: int) -> list[bytes]:
         """Hashes of the request's leading blocks, at least `count` of them."""
         hashes, size = request.block_hashes, self.block_size
         for begin in range(len(hashes) * size, count * size, size):
-            previous = hashes[-1] if hashes else root_hash(self._weights_version)
+            previous = hashes[-1] if hashes else self._root_hash(request)
             hashes.append(block_hash(previous, request.token_ids[begin : begin + size]))
         return hashes
 
@@ -497,4 +513,5 @@ def _new_request(request: Request) -> NewRequest:
         seed=request.seed,
         stop_token_ids=tuple(sorted(request.stop_token_ids)),
         bad_words_token_ids=request.bad_words_token_ids,
+        adapter=request.adapter,
     )

@@ -103,12 +103,18 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         raise ValueError(f"logits must be [{len(rows)} rows, vocab]; got shape {tuple(logits.shape)}")
     if not rows:
         return SampledTokens([], [])
+    token_ids = draw(logits, rows)
+    return SampledTokens(token_ids.tolist(), _sampled_logprobs(logits, token_ids, rows))
+
+
+def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The tokens of `sample` alone, at least one: [n] int64 on the logits' device."""
     scores = sanitize(logits)
     for i, row in enumerate(rows):
         process_row(scores[i], row)
     inverse = torch.tensor([inverse_temperature(row.params.temperature) for row in rows], dtype=torch.float32)
     _filter_rows(scores, inverse, rows)
-    token_ids = gumbel_argmax(
+    return gumbel_argmax(
         scores,
         inverse.to(logits.device),
         torch.tensor([row.seed for row in rows], dtype=torch.int64, device=logits.device),
@@ -119,7 +125,6 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
             device=logits.device,
         ),
     )
-    return SampledTokens(token_ids.tolist(), _sampled_logprobs(logits, token_ids, rows))
 
 
 def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top_n: int) -> list[TokenLogprobs]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,11 +48,16 @@ class RequestState:
         grammar_words: [ceil(vocab / 32)], the row's share of `GrammarOutput.bitmask`, for a request with
         structured outputs; ValueError where it is missing.
         """
-        request = self.request
         if grammar_words is None and self.sampling_params.structured_outputs is not None:
             raise ValueError(
-                f"row {request.row} has a grammar, and grammar_output doesn't say what it allows"
+                f"row {self.request.row} has a grammar, and grammar_output doesn't say what it allows"
             )
+        row = self.ungoverned_row(drafts)
+        return row if grammar_words is None else replace(row, grammar_words=grammar_words)
+
+    def ungoverned_row(self, drafts: Sequence[int] = ()) -> SamplingRow:
+        """The same without a grammar."""
+        request = self.request
         return SamplingRow(
             params=self.sampling_params,
             prompt_token_ids=self.prompt_token_ids,
@@ -59,7 +65,6 @@ class RequestState:
             seed=request.seed,
             stop_token_ids=request.stop_token_ids,
             bad_words_token_ids=request.bad_words_token_ids,
-            grammar_words=grammar_words,
         )
 
 

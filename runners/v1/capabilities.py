@@ -28,7 +28,7 @@ from dodona.oracle.systems.own.quantization import quantization_scheme
 
 KV_CONNECTORS = ("OffloadingConnector", "SharedStorageConnector", "ExampleConnector")
 """The connectors that V1 has."""
-SPECULATIVE_METHODS = ("ngram",)
+SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V1 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
@@ -52,13 +52,13 @@ LACKS: frozenset[str] = frozenset(
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
-        "lora",
         "speculative-method",
         "speculative-inner-state",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
         "unserved-kv-connector",
         "kv-connector-inner-states",
+        "speculative-kv-connector",
         "kv-cache-dtype",
         "torch-compile-row-by-row",
         "speculative-row-by-row",
@@ -132,7 +132,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
-        "lora": config.lora_config is not None,
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-inner-state": speculative is not None and model.has_inner_state,
@@ -144,6 +143,8 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "unserved-kv-connector": has_active_connector(config)
         and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
+        "speculative-kv-connector": has_active_connector(config)
+        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",

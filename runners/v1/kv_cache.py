@@ -48,7 +48,7 @@ class PagedKVCache:
     def layers(self) -> list[LayerKV]:
         """The cache block by block, by attention call, for KV transfer."""
         return [
-            LayerKV(*(t.view(self.num_blocks, self.block_size, *t.shape[1:]) for t in pair))
+            LayerKV(*(t.view(len(t) // self.block_size, self.block_size, *t.shape[1:]) for t in pair))
             for pair in zip(self.keys, self.values, strict=True)
         ]
 

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.v1.lora import adapters_of
 from dodona.runners.v1.state_slots import MixerStates, StateChunk, StateSpec
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
@@ -99,12 +100,14 @@ class Mixer:
         if states.num_decodes:
             tokens = states.decode_tokens
             batch = _packed(arguments, total, lambda value: value.index_select(1, tokens).transpose(0, 1))
-            parts.append((tokens, _turned_back(self._decode(batch, mine, states.decode_slots))))
+            with adapters_of(tokens):
+                parts.append((tokens, _turned_back(self._decode(batch, mine, states.decode_slots))))
         for chunk in states.chunks:
             span = slice(chunk.start, chunk.start + chunk.num_tokens)
             slots = [tensor[chunk.slot : chunk.slot + 1] for tensor in mine]
             layer = self._layer(None if chunk.fresh else slots)
-            parts.append((span, self._compute(_cut(arguments, span, total), layer, chunk)))
+            with adapters_of(span):
+                parts.append((span, self._compute(_cut(arguments, span, total), layer, chunk)))
             for slot, state in zip(slots, self._states_of(layer), strict=True):
                 if state is not slot:  # else it was changed in place
                     slot.copy_(state)
@@ -122,7 +125,11 @@ class Mixer:
         if self.continues or chunk.fresh:
             return self._run(inputs, layer)
         spans = [slice(i, i + 1) for i in range(count)]
-        return _joined([(span, self._run(_cut(inputs, span, count), layer)) for span in spans], count)
+        parts: list[tuple[Any, Any]] = []
+        for span in spans:
+            with adapters_of(span):
+                parts.append((span, self._run(_cut(inputs, span, count), layer)))
+        return _joined(parts, count)
 
     def _run(self, arguments: Mapping[str, Any], layer: Any) -> Any:
         cache = Cache(layers=[layer] * (self._layer_idx + 1))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dodona.oracle.errors import ConfigError
+from dodona.runners.quantization.replacement import quantized_layers
 from dodona.runners.weights.life import WeightViews
 
 
@@ -22,11 +23,15 @@ def views(model: torch.nn.Module) -> WeightViews:
     """A model's parameters and persistent buffers, by their own names and by those of its checkpoint.
 
     The two differ where transformers fuses tensors as it loads them, such as the experts of a layer; then
-    each of the checkpoint's tensors is a part of a parameter.
+    each of the checkpoint's tensors is a part of a parameter. Quantized layers are left out.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    own: dict[str, torch.Tensor] = dict(model.state_dict())
+    quantized = {
+        f"{name}.{part}" for name, layer in quantized_layers(model).items() for part in layer.state_dict()
+    }
+    # A quantized layer's tensors are not those of its checkpoint: they change by `replace` alone.
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in quantized}
     # A name of a tensor that another name has too: the first is the one that checkpoints have.
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -45,6 +50,15 @@ def views(model: torch.nn.Module) -> WeightViews:
         if tensor.untyped_storage().data_ptr() in places
     }
     return WeightViews({**own, **parts}, tied)
+
+
+def releasable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a sleeping model gives back, by name: its parameters, and the tensors of quantized layers. Other
+    buffers are small, and not all of them are in a checkpoint."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters())
+    for name, layer in quantized_layers(model).items():
+        found |= {f"{name}.{part}": buffer for part, buffer in layer.named_buffers()}
+    return found
 
 
 def replace(model: torch.nn.Module, fresh: torch.nn.Module) -> None:

@@ -20,6 +20,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.kv_transfer.block_layout import LayerKV
+from dodona.runners.v1.lora import adapters_of_row
 from dodona.runners.v1.positions import first_position, takes_positions
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout
@@ -166,9 +167,10 @@ class RowModel:
         with torch.inference_mode():
             for row, start, count, computed in spans:
                 here = wanted[(wanted >= start) & (wanted < start + count)] - start
-                found = self._advance(
-                    cache.state(row, int(computed)), token_ids[start : start + count], bool(len(here))
-                )
+                with adapters_of_row(int(start)):
+                    found = self._advance(
+                        cache.state(row, int(computed)), token_ids[start : start + count], bool(len(here))
+                    )
                 if len(here):
                     logits.append(found[torch.from_numpy(here).to(self.device)])
         return torch.cat(logits)

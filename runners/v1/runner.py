@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,13 +27,16 @@ from dodona.runners.interface import (
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
-from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.drafting import Drafting
+from dodona.runners.v1.drafting.load import load_drafting
 from dodona.runners.v1.drafting.plan import plan_drafting
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import SelfCheck
@@ -57,6 +60,7 @@ class Loaded:
     model: ServedModel
     self_check: SelfCheck
     drafting: Drafting | None
+    lora: LoRALayers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,8 @@ class V1Runner(WeightLife):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        plan = plan_drafting(self.config, self.model_info, self.limits)
         self._kv_connector = make_worker_connector(self.config)
-        plan = plan_drafting(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         chosen = choose(
@@ -125,9 +129,13 @@ class V1Runner(WeightLife):
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
             need_packing=capabilities.need_packing(self.config),
         )
-        drafting = None if plan is None else NgramDrafting(plan)
+        drafting = None if plan is None else load_drafting(plan, chosen.model, self.config, self.limits)
         self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
-        self._loaded = Loaded(chosen.model, chosen.self_check, drafting)
+        lora: LoRALayers | None = None
+        if self.config.lora_config is not None:
+            with chosen.model.plain() as plain:
+                lora = LoRALayers(plain, self.config.lora_config)
+        self._loaded = Loaded(chosen.model, chosen.self_check, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
@@ -139,6 +147,13 @@ class V1Runner(WeightLife):
         # Random weights depend on the device that draws them.
         fresh = self._read_share(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(loaded.model.model, fresh)
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that see each token of a pass, by name."""
+        lora = self._require_loaded().lora
+        if lora is None:
+            raise RuntimeError("lora_config is not set")
+        return lora.targets
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """Packed: one entry per attention call, in the order of the calls. Row by row: one for all.
@@ -210,7 +225,8 @@ class V1Runner(WeightLife):
             WindowTables(groups, num_blocks),
             model.make_state_slots(num_rows),
             BatchState(),
-            None if drafting is None else drafting.start(num_blocks, num_rows),
+            None if drafting is None else drafting.start(num_blocks, self.limits),
+            loaded.lora,
         )
         self._kv_connector.register_kv_caches(self._ready.cache.layers())
 
@@ -282,9 +298,8 @@ class V1Runner(WeightLife):
             )
         return model_weights.views(self._require_loaded().model.model)
 
-    def _weights_to_release(self) -> Iterable[torch.Tensor]:
-        parameters: Iterable[torch.Tensor] = self._require_loaded().model.model.parameters()
-        return parameters
+    def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
+        return model_weights.releasable(self._require_loaded().model.model)
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         if self._on_device is not None:

@@ -8,6 +8,7 @@ would have sampled without drafts, from the same logits and with the same noise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.drafting.drafter import DraftContext, Drafter
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.served_model import ServedModel, StepCache
 from dodona.runners.v1.state_slots import StateSlots
 from dodona.runners.v1.step_layout import StepLayout, to_device
@@ -70,6 +72,7 @@ class Ready:
     states: StateSlots
     batch: BatchState
     drafter: Drafter | None = None
+    lora: LoRALayers | None = None
 
     def execute(self, step: SchedulerOutput) -> ExecutedStep:
         """Apply what the step changes in the state rows, then run the forward pass.
@@ -95,9 +98,9 @@ class Ready:
         # A step of prompt chunks alone needs no logits, but the head must be given a position.
         computed = np.asarray(positions or [layout.total_tokens - 1], dtype=np.int64)
         token_ids = to_device(self.batch.input_token_ids(step), device)
-        logits = self.model.forward(
-            token_ids, layout, self.cache, to_device(computed, device), states, window_layouts
-        )
+        kept = to_device(computed, device)
+        with self._adapters(step, kept):
+            logits = self.model.forward(token_ids, layout, self.cache, kept, states, window_layouts)
         return ExecutedStep(logits[: len(positions)], rows, step, layout.starts)
 
     def sample(self, executed: ExecutedStep, grammar_output: GrammarOutput | None) -> StepOutput:
@@ -160,6 +163,13 @@ class Ready:
                 DraftContext(row, self.batch[row], int(executed.starts[i]), start, end, step.samples[i])
             )
         return self.drafter.propose(contexts)
+
+    def _adapters(self, step: SchedulerOutput, kept: torch.Tensor) -> AbstractContextManager[None]:
+        """The adapters of the step's rows, for the forward pass inside."""
+        if self.lora is None:
+            return nullcontext()
+        adapters = [self.batch[row].request.adapter for row in step.rows]
+        return self.lora.step(adapters, step.num_tokens, kept)
 
     def _rows_with_logits(
         self, step: SchedulerOutput, layout: StepLayout

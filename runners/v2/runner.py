@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 
@@ -128,8 +128,8 @@ class V2Runner(WeightLife):
         tied = {"lm_head.weight": "model.embed_tokens.weight"} if spec.tie_word_embeddings else {}
         return WeightViews(checkpoint_views(spec, weights), tied)
 
-    def _weights_to_release(self) -> Iterable[torch.Tensor]:
-        return self._weight_views().views.values()
+    def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
+        return self._weight_views().views
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         return self.steps.release_kv_cache()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from dodona.runners.interface import SLEEP_LEVELS, SLEEP_TAGS, Runner
-from dodona.runners.weights.sleeping import SleepingWeights
+from dodona.runners.weights.sleeping import SleepingWeights, is_spoilt
 from dodona.runners.weights.tensors import apply_sparse_patches, load_tensors
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class WeightLife(Runner):
     def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
         super().__init__(config, model, limits)
         self._asleep: _Asleep | None = None
+        self._dropped: Mapping[str, torch.Tensor] = {}
+        """Tensors that a sleep of level 2 dropped, as far as they were not all seen to be loaded again."""
 
     # --- What a runner says of itself
 
@@ -56,8 +58,8 @@ class WeightLife(Runner):
         """The loaded model's weights."""
 
     @abstractmethod
-    def _weights_to_release(self) -> Iterable[torch.Tensor]:
-        """Tensors whose memory a sleeping runner gives back; all of them are read again by a reload."""
+    def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
+        """Tensors by name whose memory a sleeping runner gives back; a reload reads all of them again."""
 
     @abstractmethod
     def _release_kv_cache(self) -> tuple[int, int | None]:
@@ -78,6 +80,13 @@ class WeightLife(Runner):
         found = self._weight_views()
         apply_sparse_patches(found.views, patches, tied=found.tied)
 
+    def missing_weights(self) -> list[str]:
+        """Names of tensors that a sleep dropped and nobody loaded again; see `Runner.missing_weights`."""
+        missing = [name for name, tensor in self._dropped.items() if is_spoilt(tensor)]
+        if not missing:
+            self._dropped = {}
+        return missing
+
     def _require_weights(self, call: str) -> None:
         if self._asleep is not None and self._asleep.weights is not None:
             raise EngineAsleepError(f"{call}: the weights are asleep; call wake_up(tags=['weights']) first")
@@ -91,7 +100,10 @@ class WeightLife(Runner):
         if self._asleep is not None:
             raise EngineAsleepError("sleep: asleep already; call wake_up first")
         kv_size = self._release_kv_cache()
-        self._asleep = _Asleep(SleepingWeights(self._weights_to_release(), keep=level == 1), kv_size)
+        weights = self._weights_to_release()
+        self._asleep = _Asleep(SleepingWeights(weights.values(), keep=level == 1), kv_size)
+        if level == 2:
+            self._dropped = weights
 
     def wake_up(self, tags: Collection[str] | None = None) -> None:
         """Take the memory again; see `Runner.wake_up`."""

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dodona.runners.llm import LLM
+    from dodona.runners.lora.request import LoRARequest
     from dodona.runners.sampling.params import SamplingParams
     from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = ["LLM", "LoRARequest", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 _HOMES = {
     "LLM": "dodona.runners.llm",
+    "LoRARequest": "dodona.runners.lora.request",
     "SamplingParams": "dodona.runners.sampling.params",
     "StructuredOutputsParams": "dodona.runners.sampling.structured_outputs",
 }

@@ -206,7 +206,6 @@ def test_older_names_of_mtp_are_rewritten() -> None:
 
 REFUSED_WITH_THEIR_SECTION = {
     "kv_transfer_config": "kv-connector",
-    "lora_config": "lora",
 }
 """Section → the rule that refuses every configuration in which its further fields would have a meaning."""
 

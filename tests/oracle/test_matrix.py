@@ -48,6 +48,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_offloading_size": 1.0},
+    "speculative-kv-connector": {
+        "speculative_config": {"method": "draft_model"},
+        "kv_offloading_size": 1.0,
+    },
     "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "stock-torch-compile": {"compilation_config": 1},

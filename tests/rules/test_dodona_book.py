@@ -67,6 +67,12 @@ BESIDE: dict[str, dict[str, Any]] = {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
     },
+    "speculative-row-by-row": {"speculative_config.method": "ngram"},
+    "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
+    "speculative-kv-connector": {
+        "kv_transfer_config.kv_connector": "OffloadingConnector",
+        "speculative_config": True,
+    },
 }
 """By rule, what must be served for it to be the only reason: a drafter or a connector, and the model without
 it."""
@@ -246,7 +252,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
         {
             "speculative-decoding",
-            "speculative-method",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
             "workers-combinations",
@@ -266,7 +271,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "parallel drafting": (
         LLAMA,
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
-        {"speculative-decoding", "speculative-method", "parallel-drafting", "parallel-drafting-method"},
+        {"speculative-decoding", "parallel-drafting", "parallel-drafting-method"},
     ),
     "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, {"speculative-decoding"}),
     "draft on two devices": (

@@ -40,6 +40,7 @@ from dodona.runners.interface import (
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
 from dodona.runners.limits import Limits, resolve_limits
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
@@ -56,6 +57,11 @@ def mix(*values: int) -> int:
         result = ((result ^ (value + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) & _MASK
         result ^= result >> 29
     return result
+
+
+def adapted(weights: int, key: bytes) -> int:
+    """The version of the weights that a request with an adapter sees."""
+    return mix(weights, int.from_bytes(key[:8], "little"))
 
 
 def context_hash(token_ids: Sequence[int]) -> int:
@@ -252,6 +258,14 @@ class FakeRunner(Runner):
         assert not self.in_flight, "weights change under a step"
         self.weights += 1
 
+    def get_lora_targets(self) -> dict[str, LoRATarget]:
+        return {"model.linear": LoRATarget(8, 6)}
+
+    def _version(self, request: NewRequest) -> int:
+        """What the KV of a request depends on beside its tokens: the weights, and its adapter."""
+        adapter = request.adapter
+        return self.weights if adapter is None else adapted(self.weights, adapter.key)
+
     def get_kv_cache_spec(self) -> KVCacheSpec:
         layers = tuple(LayerKVSpec(1, 4, 4, window) for window in self.windows)
         return KVCacheSpec(layers, self.block_size, 4, windows_apart=True)
@@ -369,7 +383,8 @@ class FakeRunner(Runner):
 
     def _next_token(self, context: int, state: _Row) -> int:
         request, length = state.request, len(state.tokens)
-        return next_token(context, length, request.num_prompt_tokens, request, self.vocab_size, self.weights)
+        version = self._version(request)
+        return next_token(context, length, request.num_prompt_tokens, request, self.vocab_size, version)
 
     def _draft(self, state: _Row) -> Sequence[int]:
         tokens = list(state.tokens)
@@ -385,7 +400,7 @@ class FakeRunner(Runner):
                     request = state.request
                     draft = next_token(
                         context, len(tokens), request.num_prompt_tokens, request, self.vocab_size,
-                        self.weights,
+                        self._version(request),
                     )  # fmt: skip
             tokens.append(draft)
             context = mix(context, draft)
@@ -467,9 +482,10 @@ class FakeRunner(Runner):
         for position in range(computed, computed + count):
             token = state.tokens[position]
             context = mix(context, token)
+            version = self._version(state.request)
             for group in range(len(self.windows)):
                 key = self._key(state, group, position)
-                self.slots[key] = _Slot(token, position, context, self.weights)
+                self.slots[key] = _Slot(token, position, context, version)
         state.num_computed = computed + count
 
     def _key(self, state: _Row, group: int, position: int) -> tuple[int, int, int]:
@@ -487,7 +503,7 @@ class FakeRunner(Runner):
         for position in range(state.num_computed):
             token = state.tokens[position]
             expected = mix(expected, token)
-            wanted = _Slot(token, position, expected, self.weights)
+            wanted = _Slot(token, position, expected, self._version(state.request))
             for group in range(len(self.windows)):
                 if position >= self._first_visible(group, computed):
                     slot = self._slot(state, group, position)

@@ -136,12 +136,19 @@ def run_together(llm: LLM, todo: Sequence[Plan]) -> list[tuple[list[Progress], R
 
 
 def check_stress(
-    make_llm: Callable[..., LLM], logits: Logits, tokenizer: Any, *, block_size: int, count: int = 200
+    make_llm: Callable[..., LLM],
+    logits: Logits,
+    tokenizer: Any,
+    *,
+    block_size: int,
+    count: int = 200,
+    prefix_caching: bool = True,
 ) -> None:
     """`make_llm(**flat)` makes an LLM over one model; `logits` is transformers' answer for the next token.
 
     All requests together run with as many KV blocks as the longest one needs, so that others are preempted;
-    then each runs alone, without a prefix cache.
+    then each runs alone, without a prefix cache. prefix_caching: whether some must find a cached prefix, or
+    none may.
     """
     todo = plans(tokenizer, count)
     sizes = {"max_model_len": LONGEST_PROMPT + MOST_TOKENS}
@@ -155,7 +162,8 @@ def check_stress(
         assert scheduler.blocks.num_free == num_blocks
         assert not any(scheduler.blocks.num_users(block) for block in range(num_blocks))
         assert scheduler.num_preemptions > 0
-        assert any(last is not None and last.num_cached_tokens for _, last in together)
+        found = any(last is not None and last.num_cached_tokens for _, last in together)
+        assert found == prefix_caching
     assert sum(s.finish_reason == "abort" for sequences, _ in together for s in sequences) >= count // 20
 
     with make_llm(**sizes, max_num_seqs=1, num_gpu_blocks_override=20, enable_prefix_caching=False) as llm:

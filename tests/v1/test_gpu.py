@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.equal_tokens import EqualTokens
+from tests.support.tiny_models import MAX_LENGTH
 from tests.v1.driver import Driver, make_runner
 from tests.v1.test_greedy_tokens import NEW_TOKENS, mixed_prompts
 
@@ -30,6 +31,20 @@ def test_greedy_tokens(tiny_models, reference, family, budget):
 def test_greedy_tokens_by_graphs(tiny_models, reference, family):
     runner = compare(tiny_models.path(family), reference, graphs=True, budget=64)
     assert (runner._on_device.steps.ready.graphs is None) == (family in EAGER)
+
+
+@pytest.mark.parametrize("budget", [64, 7], ids=["", "chunked"])
+@pytest.mark.parametrize("family", ["lfm2", "falcon-h1", "mamba", "qwen3-next"])
+def test_greedy_tokens_of_models_with_inner_states(tiny_models, reference, family, budget):
+    path = tiny_models.path(family)
+    plain = reference(path)
+    runner = make_runner(path, device="cuda", dtype="float32", num_blocks=160, max_model_len=MAX_LENGTH)
+    driver = Driver(runner, num_blocks=160, budget=budget, preempt_every=5)
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    for job in driver.generate(mixed_prompts(), NEW_TOKENS):
+        equal.compare(job.prompt, plain.generate(job.prompt, job.max_tokens), job.output)
+    equal.check()
+    runner.shutdown()
 
 
 def compare(path, reference, *, graphs, budget):

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from dodona.runners.llm import LLM
 from tests.support.stress import check_stress
+from tests.support.tiny_models import make_model
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
@@ -23,4 +24,42 @@ def test_random_requests_equal_their_solo_runs(reference, monkeypatch):
         lambda ids: plain.logits(ids)[-1],
         AutoTokenizer.from_pretrained(path),
         block_size=8,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["lfm2", "falcon-h1"])
+def test_random_requests_of_a_hybrid_equal_their_solo_runs(reference, monkeypatch, tmp_path, family):
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "qwen3")
+    make_model(family, vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    plain = reference(tmp_path)
+    check_stress(
+        lambda **flat: LLM(tmp_path, device="cpu", **flat),
+        lambda ids: plain.logits(ids)[-1],
+        tokenizer,
+        block_size=8,
+        count=40,
+        prefix_caching=False,
+    )
+
+
+@pytest.mark.slow
+def test_random_requests_with_drafts_equal_their_solo_runs_without(reference, monkeypatch):
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    path = CHECKPOINTS / "mistral"
+    plain = reference(path)
+    drafts = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+    def make_llm(**flat):
+        alone = flat["max_num_seqs"] == 1
+        return LLM(path, device="cpu", speculative_config=None if alone else drafts, **flat)
+
+    check_stress(
+        make_llm,
+        lambda ids: plain.logits(ids)[-1],
+        AutoTokenizer.from_pretrained(path),
+        block_size=8,
+        count=60,
     )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints.quantize import quantize_checkpoint
 from dodona.oracle.errors import ConfigError
 from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from tests.support.tiny_models import TinyModels
@@ -245,3 +246,66 @@ def test_dropped_weights_give_their_memory_back_and_are_not_numbers(
     assert all(view.isnan().all() for view in views.values())
     runner.reload_weights()
     assert not any(view.isnan().any() for view in views.values())
+
+
+# --- Quantized layers on V1
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Path]:
+    """A quantized tiny Qwen3 by format and seed."""
+
+    def get(form: str, seed: int) -> Path:
+        path = tmp_path_factory.mktemp("quantized") / f"{form}-{seed}"
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.15}
+        quantize_checkpoint(tiny_models.path("qwen3", seed=seed, **sizes), path, form, prompts=PROMPTS)
+        return path
+
+    return get
+
+
+@pytest.mark.parametrize("form", ["w4a16-asym", "fp8", "gptq-act-order"])
+def test_quantized_weights_are_reloaded_in_place(form: str, quantized: Callable[[str, int], Path]) -> None:
+    first, second = quantized(form, 0), quantized(form, 1)
+    runner = make("v1", first)
+    state = runner._loaded.model.model.state_dict()
+    held = {each: tensor.data_ptr() for each, tensor in state.items()}
+    before = tokens(runner)
+    runner.reload_weights(second)
+    assert {each: t.data_ptr() for each, t in runner._loaded.model.model.state_dict().items()} == held
+    changed = tokens(runner)
+    assert before != changed == tokens(make("v1", second))
+    layer = "model.layers.0.self_attn.q_proj"
+    for wrong in (f"{layer}.data", f"{layer}.weight_packed", f"{layer}.weight"):
+        with pytest.raises(InvalidRequestError, match="the model has no tensor"):
+            runner.apply_sparse_weight_patches({wrong: (torch.tensor([0]), torch.ones(1))})
+    runner.apply_sparse_weight_patches({"model.norm.weight": (torch.tensor([0]), torch.ones(1))})
+    runner.sleep(level=2)
+    runner.wake_up()
+    missing = runner.missing_weights()
+    assert f"{layer}.scales" in missing
+    assert "model.norm.weight" in missing
+    runner.load_weights([("model.norm.weight", torch.ones(64))])
+    assert "model.norm.weight" not in runner.missing_weights()
+    runner.reload_weights()
+    assert runner.missing_weights() == []
+    assert tokens(runner) == before
+
+
+@both
+def test_after_a_sleep_of_level_2_each_tensor_must_be_loaded(name: str, copy: Callable[..., Path]) -> None:
+    path = copy(head_dim=16)
+    runner = make(name, path)
+    first = tokens(runner)
+    assert runner.missing_weights() == []
+    runner.sleep(level=2)
+    runner.wake_up()
+    weights = list(load_file(path / "model.safetensors").items())
+    assert set(runner.missing_weights()) >= {each for each, _ in weights}
+    runner.load_weights(weights[:9])
+    assert set(runner.missing_weights()) == {each for each, _ in weights[9:]}
+    runner.load_weights(weights[9:])
+    assert runner.missing_weights() == []
+    assert tokens(runner) == first

@@ -24,8 +24,8 @@ class Drafting(Protocol):
     def run_largest_step(self, limits: Limits) -> None:
         """Compute as much as after the largest step, for the measurement of memory."""
 
-    def start(self, num_blocks: int, num_rows: int) -> Drafter:
-        """A drafter for `num_rows` state rows, with KV in `num_blocks` blocks of the target's ids."""
+    def start(self, num_blocks: int, limits: Limits) -> Drafter:
+        """A drafter with KV in `num_blocks` blocks of the target's ids."""
 
 
 class NgramDrafting:
@@ -42,7 +42,7 @@ class NgramDrafting:
     def run_largest_step(self, limits: Limits) -> None:
         """Nothing: it takes no device memory."""
 
-    def start(self, num_blocks: int, num_rows: int) -> Drafter:
+    def start(self, num_blocks: int, limits: Limits) -> Drafter:
         """A drafter that reads rows' tokens."""
         plan = self._plan
         return NgramDrafter(

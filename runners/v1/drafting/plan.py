@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import SpeculativeConfig
 from dodona.oracle.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.files import read_json
+from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.facts import is_row_by_row, resolved_speculative_method
+from dodona.runners.limits import Limits
+from dodona.runners.machine import torch_environment
+from dodona.runners.v1.capabilities import check_supported
+from dodona.runners.v1.drafting.head_config import HeadConfig, read_head_config
 
 DEFAULT_PROMPT_LOOKUP = 5
 """`prompt_lookup_max` and `prompt_lookup_min` where neither is given; vLLM's."""
+
+MAX_TOKENIZER_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +33,60 @@ class NgramPlan:
     prompt_lookup_min: int
 
 
-def plan_drafting(config: EngineConfig) -> NgramPlan | None:
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """A draft model."""
+
+    num_speculative_tokens: int
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlan:
+    """A head of the EAGLE family."""
+
+    num_speculative_tokens: int
+    directory: Path
+    head: HeadConfig
+
+
+DraftPlan = NgramPlan | ModelPlan | HeadPlan
+
+
+def plan_drafting(config: EngineConfig, target: ModelInfo, limits: Limits) -> DraftPlan | None:
     """What a configuration asks for; None without speculative_config.
 
-    Raises ConfigError that names the field which is missing or does not fit.
+    Raises ConfigError that names the field or file which is missing or does not fit the target.
     """
     speculative = config.speculative_config
     if speculative is None:
         return None
-    count = speculative.num_speculative_tokens
-    if count is None:
+    method = resolved_speculative_method(config)
+    if method == "ngram":
+        return _ngram(speculative)
+    if speculative.model is None:
         raise ConfigError(
-            "speculative_config.num_speculative_tokens is not set: method 'ngram' needs it; give it, as in 4"
+            f"speculative_config.model is not set: method {method!r} needs a draft; give its directory"
         )
+    directory = locate_or_download(speculative.model, weights=config.load_config.load_format != "dummy")
+    _check_tokenizer(directory, Path(target.file).parent)
+    if method == "draft_model":
+        _check_draft_model(config, ModelInfo.load(directory), target, limits)
+        return ModelPlan(_count(speculative, None), directory)
+    head = read_head_config(
+        directory, method=method or "", parallel=speculative.parallel_drafting, target=target
+    )
+    return HeadPlan(_count(speculative, head.num_speculative_tokens), directory, head)
+
+
+def _count(speculative: SpeculativeConfig, default: int | None) -> int:
+    count = speculative.num_speculative_tokens or default
+    if count is None:
+        raise ConfigError("speculative_config.num_speculative_tokens is not set; give it, as in 4")
+    return count
+
+
+def _ngram(speculative: SpeculativeConfig) -> NgramPlan:
     largest, smallest = speculative.prompt_lookup_max, speculative.prompt_lookup_min
     largest = largest or smallest or DEFAULT_PROMPT_LOOKUP
     smallest = smallest or largest
@@ -43,4 +94,50 @@ def plan_drafting(config: EngineConfig) -> NgramPlan | None:
         raise ConfigError(
             f"speculative_config.prompt_lookup_min={smallest} is over prompt_lookup_max={largest}; lower it"
         )
-    return NgramPlan(count, largest, smallest)
+    return NgramPlan(_count(speculative, None), largest, smallest)
+
+
+def _check_draft_model(config: EngineConfig, draft: ModelInfo, target: ModelInfo, limits: Limits) -> None:
+    alone = replace(config, speculative_config=None)
+    lacking = check_supported(alone, draft, torch_environment(limits.device))
+    if draft.has_inner_state:
+        lacking += ("speculative-inner-state",)
+    if draft.quant_method is not None:
+        lacking += ("quantized-weights",)
+    if is_row_by_row(alone, draft):
+        lacking += ("speculative-row-by-row",)
+    if lacking:
+        raise ConfigError(f"{draft.file}: V1 can't run this draft model, for {', '.join(lacking)}")
+    if draft.vocab_size != target.vocab_size:
+        raise ConfigError(
+            f"{draft.file}: vocab_size={draft.vocab_size} does not fit the target, {target.file}, where it "
+            f"is {target.vocab_size}; choose a draft model of the same family"
+        )
+    longest = draft.max_position_embeddings
+    if longest is not None and longest < limits.max_model_len:
+        raise ConfigError(
+            f"{draft.file}: max_position_embeddings={longest} is less than max_model_len="
+            f"{limits.max_model_len}; lower max_model_len"
+        )
+
+
+def _check_tokenizer(draft: Path, target: Path) -> None:
+    """Raise ConfigError where both directories have a tokenizer.json and their tokens differ."""
+    mine, theirs = _tokens(draft / "tokenizer.json"), _tokens(target / "tokenizer.json")
+    if mine is not None and theirs is not None and mine != theirs:
+        raise ConfigError(
+            f"{draft / 'tokenizer.json'}: other tokens than the target's, {target / 'tokenizer.json'}; "
+            "choose a draft with the same tokenizer"
+        )
+
+
+def _tokens(file: Path) -> Any:
+    """A tokenizer's vocabulary and added tokens."""
+    if not file.is_file():
+        return None
+    raw = read_json(file, limit=MAX_TOKENIZER_BYTES, expected="a tokenizer")
+    if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
+        raise ConfigError(f"{file}: is no tokenizer of the tokenizers library")
+    added = raw.get("added_tokens")
+    listed = added if isinstance(added, list) else []
+    return raw["model"].get("vocab"), [(t.get("id"), t.get("content")) for t in listed if isinstance(t, dict)]

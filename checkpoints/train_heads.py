@@ -1,0 +1,351 @@
+"""Train the draft heads of checkpoints/qwen3: `python -m checkpoints.train_heads eagle3 peagle`.
+
+The target answers questions of the training split greedily, and goes on after its answers. A head learns the
+target's distribution at each depth, along what the target said: EAGLE3 from its own output at the depth
+before ("training-time test", arXiv:2503.01840), P-EAGLE from a mask at every depth after the first. The heads
+are cast to bf16, saved, and measured by the engine on unseen questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints.evaluate import held_out_prompts
+from checkpoints.heads import (
+    DRAFT_VOCAB_SIZE,
+    NUM_SPECULATIVE_TOKENS,
+    RECIPES,
+    TARGET,
+    HeadRecipe,
+    head_configuration,
+    save_head,
+)
+from checkpoints.task import chat_messages, draw_conversation, draw_question
+from checkpoints.train import HERE, MAX_TURNS, PLAIN_SHARE, learning_rate
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.v1.drafting.head import DraftHead
+from dodona.runners.v1.drafting.head_config import read_head_config
+from dodona.runners.v1.drafting.hidden_states import HiddenStates
+
+NEW_TOKENS = 28
+"""Tokens of the target after each prompt: longer than its answers."""
+
+
+def training_prompts(tokenizer: Any, *, size: int, seed: int) -> list[list[int]]:
+    """Plain questions and conversations of the training split, as token ids."""
+    rng = random.Random(seed)
+    found = []
+    for _ in range(size):
+        if rng.random() < PLAIN_SHARE:
+            text = draw_question(rng, held_out=False).text
+        else:
+            turns = draw_conversation(rng, held_out=False, max_turns=MAX_TURNS, recall=True)
+            text = tokenizer.apply_chat_template(
+                chat_messages(turns), tokenize=False, add_generation_prompt=True
+            )
+        found.append(text)
+    return [list(ids) for ids in tokenizer(found, add_special_tokens=False)["input_ids"]]
+
+
+@torch.inference_mode()
+def continuations(model: Any, prompts: Sequence[Sequence[int]], *, batch: int = 1024) -> Pool:
+    """Each prompt with `NEW_TOKENS` greedy tokens of the model, which does not stop."""
+    by_length: dict[int, list[Sequence[int]]] = defaultdict(list)
+    for prompt in prompts:
+        by_length[len(prompt)].append(prompt)
+    rows: list[Tensor] = []
+    starts: list[int] = []
+    for length, same in sorted(by_length.items()):
+        for begin in range(0, len(same), batch):
+            ids = torch.tensor(same[begin : begin + batch], device=model.device)
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=NEW_TOKENS,
+                max_new_tokens=NEW_TOKENS,
+            )
+            rows += list(out.cpu())
+            starts += [length] * len(ids)
+    return Pool(rows, starts)
+
+
+class Pool:
+    """Sequences of prompt and continuation; `starts` are the prompts' lengths."""
+
+    def __init__(self, rows: list[Tensor], starts: list[int]) -> None:
+        self.lengths = torch.tensor([len(row) for row in rows])
+        self.starts = torch.tensor(starts)
+        self.ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def counts(self, vocab_size: int) -> Tensor:
+        """[vocab]: how often each token occurs in continuations."""
+        places = torch.arange(self.ids.shape[1])
+        inside = (places >= self.starts[:, None]) & (places < self.lengths[:, None])
+        return torch.bincount(self.ids[inside], minlength=vocab_size)
+
+
+class DepthAttention:
+    """Attention of a head at one depth after the other, over whole sequences.
+
+    Depth 0 is causal. The entry of depth d at place t sees the entries of depth 0 up to t, and those of
+    depths 1 to d at t itself: what a drafting head sees.
+    """
+
+    def __init__(self, scaling: float) -> None:
+        self.scaling = scaling
+        self.keys: dict[int, list[Tensor]] = defaultdict(list)
+        self.values: dict[int, list[Tensor]] = defaultdict(list)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        keys, values = self.keys[layer], self.values[layer]
+        keys.append(key)
+        values.append(value)
+        scores = query @ keys[0].transpose(-1, -2) * self.scaling
+        length = query.shape[2]
+        later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+        own = [(query * k).sum(-1, keepdim=True) * self.scaling for k in keys[1:]]
+        weights = torch.cat([scores, *own], dim=-1).softmax(-1)
+        out = weights[..., :length] @ values[0]
+        for i, v in enumerate(values[1:]):
+            out = out + weights[..., length + i : length + i + 1] * v
+        return out.transpose(1, 2)
+
+
+def depth_losses(
+    head: DraftHead, ids: Tensor, starts: Tensor, lengths: Tensor, hidden: Tensor, logits: Tensor
+) -> list[Tensor]:
+    """Cross-entropy with the target's distribution at each depth.
+
+    ids [B, L]; starts, lengths [B]; hidden [B, L, n * size] and logits [B, L, vocab] of the target.
+    """
+    count = ids.shape[1] - 1
+    places = torch.arange(count, device=ids.device)
+    positions = places[None].expand(len(ids), -1)
+    features = head.features(hidden[:, :count])
+    mask = head.features(head.mask_hidden) if head.head.is_parallel else None
+    attend = DepthAttention(head.scaling)
+    losses = []
+    output = features
+    for depth in range(NUM_SPECULATIVE_TOKENS):
+        tokens = _shifted(ids, 1 + depth)[:, :count]
+        if depth and mask is not None:
+            tokens = torch.full_like(tokens, head.head.mask_token_id or 0)
+            features = mask.expand(len(ids), count, -1)
+        elif depth:
+            features = head.next_features(output)
+        output = head(tokens, features, positions + depth, attend)
+        wanted = _shifted(logits, 1 + depth)[:, :count, head.targets].float().softmax(-1)
+        found = head.draft_logits(output).float().log_softmax(-1)
+        due = (places >= starts[:, None] - 1) & (places + 2 + depth < lengths[:, None])
+        losses.append(-(wanted * found).sum(-1)[due].mean())
+    return losses
+
+
+def _shifted(values: Tensor, count: int) -> Tensor:
+    return torch.roll(values, -count, dims=1)
+
+
+def train_head(
+    head: DraftHead, target: Any, pool: Pool, *, steps: int, batch: int, peak: float, device: str, seed: int
+) -> list[float]:
+    """Train in place; returns the losses by depth, means of the last steps."""
+    head.train().to(device)
+    hidden_states = HiddenStates(target, head.head.layer_ids)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    recent: list[Tensor] = []
+    started = time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak=peak, warm_up=min(200, steps // 10 + 1))
+        rows = torch.randint(len(pool.ids), (batch,), generator=generator)
+        width = int(pool.lengths[rows].max())
+        ids = pool.ids[rows, :width].to(device)
+        starts, lengths = pool.starts[rows].to(device), pool.lengths[rows].to(device)
+        with torch.no_grad():
+            logits = target(input_ids=ids, use_cache=False).logits
+            hidden = hidden_states.batched()
+        losses = torch.stack(depth_losses(head, ids, starts, lengths, hidden, logits))
+        optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        recent = [*recent[-99:], losses.detach()]
+        if (step + 1) % max(1, steps // 10) == 0:
+            shown = ", ".join(f"{value:.3f}" for value in torch.stack(recent).mean(0).tolist())
+            elapsed = time.perf_counter() - started
+            print(f"step {step + 1}/{steps}  losses by depth {shown}  {elapsed:.0f} s", flush=True)
+    found: list[float] = torch.stack(recent).mean(0).tolist()
+    return found
+
+
+def measure(folder: Path, target: Path, *, parallel: bool, count: int, device: str) -> dict[str, Any]:
+    """Acceptance on `count` held-out prompts of each form, greedy, by the engine: `DraftStats` by form."""
+    from dodona.runners.llm import LLM
+    from dodona.runners.sampling.params import SamplingParams
+
+    speculative = {
+        "method": "eagle3",
+        "model": str(folder),
+        "num_speculative_tokens": NUM_SPECULATIVE_TOKENS,
+        "parallel_drafting": parallel,
+    }
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    found: dict[str, Any] = {}
+    for form in ("plain", "chat", "conversation"):
+        with LLM(str(target), device=device, speculative_config=speculative) as llm:
+            prompts = held_out_prompts(llm.get_tokenizer(), count=count, recall=True, seed=1)[form]
+            llm.generate([{"prompt_token_ids": list(p.token_ids)} for p in prompts], params, use_tqdm=False)
+            found[form] = llm.draft_stats()
+    return found
+
+
+def write_card(folder: Path, recipe: HeadRecipe, form: str, found: dict[str, Any], trained: str) -> None:
+    """README.md of a head."""
+    depths = " | ".join(f"draft {depth + 1}" for depth in range(NUM_SPECULATIVE_TOKENS))
+    rows = "\n".join(
+        f"| {name} | {stats.mean_acceptance_length:.2f} | "
+        + " | ".join(f"{count / stats.num_drafts:.1%}" for count in stats.num_accepted_tokens_per_pos)
+        + " |"
+        for name, stats in found.items()
+    )
+    layout = "SafeAILab/EAGLE" if form == "safeailab" else "vllm-project/speculators"
+    (folder / "README.md").write_text(
+        f"""---
+license: apache-2.0
+base_model: {TARGET}
+---
+# {recipe.title[0].upper()}{recipe.title[1:]} for checkpoints/{TARGET}
+
+In the format of {layout}, bf16. It drafts for the questions of `checkpoints/task.py` and knows nothing else.
+
+## Acceptance
+
+Greedy, {NUM_SPECULATIVE_TOKENS} drafts a step, {
+            NEW_TOKENS
+        } tokens after each held-out prompt (the answer, and what the
+model says after it). Tokens per step include the one that the model adds to the accepted drafts; of {
+            NUM_SPECULATIVE_TOKENS + 1
+        } at most.
+
+| prompts | tokens per step | {depths} |
+| --- | --- | {" | ".join("---" for _ in range(NUM_SPECULATIVE_TOKENS))} |
+{rows}
+
+## Training
+
+{trained}
+""",
+        encoding="utf-8",
+    )
+
+
+def train_one(name: str, recipe: HeadRecipe, target: Any, pool: Pool, args: argparse.Namespace) -> str:
+    """Train one head and save it in its formats; returns the card's sentences on training."""
+    started = time.perf_counter()
+    counts = pool.counts(target.config.vocab_size)
+    targets = counts.argsort(descending=True, stable=True)[:DRAFT_VOCAB_SIZE].sort().values
+    mask_token_id = int(counts.argmin())
+    forms = recipe.folders
+    with tempfile.TemporaryDirectory() as scratch:
+        any_form = next(iter(forms.values()))
+        configuration = head_configuration(recipe, target.config, form=any_form, mask_token_id=mask_token_id)
+        save_head(Path(scratch), configuration, {}, targets, form=any_form)
+        info = ModelInfo.load(args.target)
+        config = read_head_config(Path(scratch), method="eagle3", parallel=recipe.parallel, target=info)
+    torch.manual_seed(args.seed)
+    head = DraftHead(config)
+    head.set_targets(targets)
+    with torch.no_grad():
+        head.embed_tokens.weight.copy_(target.get_input_embeddings().weight.float().cpu())
+    losses = train_head(
+        head,
+        target,
+        pool,
+        steps=args.steps,
+        batch=args.batch,
+        peak=args.learning_rate,
+        device=args.device,
+        seed=args.seed,
+    )
+    for folder, form in forms.items():
+        configuration = head_configuration(recipe, target.config, form=form, mask_token_id=mask_token_id)
+        save_head(args.output / folder, configuration, head.state_dict(), targets, form=form)
+    minutes = (time.perf_counter() - started) / 60
+    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else "a CPU"
+    parameters = sum(p.numel() for p in head.parameters())
+    return (
+        f"`python -m checkpoints.train_heads {name} --steps {args.steps} --batch {args.batch} "
+        f"--pool {args.pool} --seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on "
+        f"{where}, torch {torch.__version__}, final losses by depth "
+        f"{', '.join(f'{loss:.3f}' for loss in losses)}."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m checkpoints.train_heads", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=sorted(RECIPES), metavar="NAME", help=", ".join(RECIPES))
+    parser.add_argument("--steps", type=int, default=6_000, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=256, help="sequences a step (default %(default)s)")
+    parser.add_argument("--pool", type=int, default=60_000, help="training sequences (default %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights, data and order (default %(default)s)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--measure", type=int, default=300, help="held-out prompts of each form (default %(default)s)"
+    )
+    parser.add_argument("--measure-only", action="store_true", help="measure what is saved, train nothing")
+    parser.add_argument("--target", type=Path, default=HERE / TARGET, help="model directory (default: qwen3)")
+    parser.add_argument("--output", type=Path, default=HERE, help="parent of the folders")
+    args = parser.parse_args(arguments)
+    if args.steps < 1 or args.batch < 1 or args.pool < 1 or args.measure < 1:
+        parser.error("--steps, --batch, --pool and --measure must be at least 1")
+    target, pool = (None, None) if args.measure_only else _target_and_pool(args)
+    for name in args.names:
+        recipe = RECIPES[name]
+        trained = "" if pool is None else train_one(name, recipe, target, pool, args)
+        for folder, form in recipe.folders.items():
+            found = measure(
+                args.output / folder,
+                args.target,
+                parallel=recipe.parallel,
+                count=args.measure,
+                device=args.device,
+            )
+            for form_of_prompts, stats in found.items():
+                print(f"{folder}, {form_of_prompts}: {stats.mean_acceptance_length:.2f} tokens per step")
+            if trained:
+                write_card(args.output / folder, recipe, form, found, trained)
+
+
+def _target_and_pool(args: argparse.Namespace) -> tuple[Any, Pool]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    target: Any = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32)
+    target = target.to(args.device).eval().requires_grad_(False)
+    started = time.perf_counter()
+    pool = continuations(target, training_prompts(tokenizer, size=args.pool, seed=args.seed))
+    print(f"{len(pool.ids):,} sequences, {time.perf_counter() - started:.0f} s", flush=True)
+    return target, pool
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""`Adapter`: the weights of one LoRA adapter in host memory, checked against the model's layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import check_folder
+from dodona.runners.lora.peft_config import PeftConfig
+from dodona.runners.lora.request import LoRARequest
+from dodona.runners.lora.target import LoRATarget
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_READABLE = ("F32", "F16", "BF16")
+_MAX_FILE = 1 << 36
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoRAWeights:
+    """What an adapter adds to one linear layer: scale * B A x."""
+
+    a: torch.Tensor
+    """[rank, in_features]."""
+    b: torch.Tensor
+    """[out_features, rank]."""
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """One adapter. Immutable: an adapter that is read again is another value."""
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+    key: bytes
+    """A hash of what it computes. KV that was computed with an adapter belongs to its key."""
+    layers: Mapping[str, LoRAWeights]
+    """By the name of the module."""
+
+
+def read_adapter(request: LoRARequest, targets: Mapping[str, LoRATarget], *, max_lora_rank: int) -> Adapter:
+    """Read a directory that PEFT's `save_pretrained` wrote.
+
+    targets: the layers of the model that can have adapters, by name. Raises ConfigError that names file and
+    field or tensor: for what can't be served, for a rank over `max_lora_rank`, and for tensors that do not
+    belong to these layers.
+    """
+    directory = Path(request.lora_path)
+    config = PeftConfig.load(directory)
+    file = directory / WEIGHTS_FILE
+    if not file.exists():
+        pickled = (directory / "adapter_model.bin").exists()
+        raise ConfigError(
+            f"{file}: no such file; "
+            + ("adapter_model.bin is not read: save it as safetensors" if pickled else "check the path")
+        )
+    check_folder(directory, suffixes=(".safetensors",), limit=_MAX_FILE)
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stored:
+            layers = _read_layers(file, stored, config, targets, max_lora_rank)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{file}: cannot be read as safetensors: {error}; fetch the adapter again"
+        ) from error
+    for module in targets:
+        if config.targets(module) and module not in layers:
+            raise ConfigError(
+                f"{file}: lacks the adapter of {module!r}, which {config.file} names as a target; "
+                "fetch the adapter again"
+            )
+    key = _digest(layers)
+    return Adapter(request.lora_name, request.lora_int_id, request.lora_path, key, layers)
+
+
+def _read_layers(
+    file: Path, stored: Any, config: PeftConfig, targets: Mapping[str, LoRATarget], max_lora_rank: int
+) -> dict[str, LoRAWeights]:
+    sides: dict[str, dict[str, str]] = {}
+    for name in stored.keys():  # noqa: SIM118 - not a mapping
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise ConfigError(
+                f"{file}: tensor {name!r:.120}: not supported: expected only "
+                "base_model.model.<layer>.lora_A.weight and lora_B.weight"
+            )
+        sides.setdefault(found["module"], {})[found["side"]] = name
+    if not sides:
+        raise ConfigError(f"{file}: has no tensors; fetch the adapter again")
+    layers: dict[str, LoRAWeights] = {}
+    for module, names in sides.items():
+        if module not in targets or config.targets(module) is False:
+            why = (
+                f"{config.file} does not name it as a target"
+                if module in targets
+                else "the model has no linear layer of this name that adapters can change"
+            )
+            raise ConfigError(f"{file}: an adapter of {module!r:.120}: {why}")
+        rank, target = config.rank(module), targets[module]
+        if rank > max_lora_rank:
+            raise ConfigError(
+                f"{config.file}: the adapter of {module!r} has rank {rank}, over "
+                f"max_lora_rank={max_lora_rank}; raise max_lora_rank"
+            )
+        down = _read(file, stored, names.get("A"), f"{module}.lora_A", (rank, target.in_features))
+        up = _read(file, stored, names.get("B"), f"{module}.lora_B", (target.out_features, rank))
+        layers[module] = LoRAWeights(down, up, config.scale(module))
+    return layers
+
+
+def _read(file: Path, stored: Any, name: str | None, what: str, shape: tuple[int, int]) -> torch.Tensor:
+    if name is None:
+        raise ConfigError(f"{file}: lacks the tensor {what}.weight; fetch the adapter again")
+    described = stored.get_slice(name)
+    found, dtype = tuple(described.get_shape()), described.get_dtype()
+    if found != shape or dtype not in _READABLE:
+        raise ConfigError(
+            f"{file}: tensor {name!r} is {dtype} of shape {list(found)}, expected shape {list(shape)} of one "
+            f"of {', '.join(_READABLE)}; check that adapter and model belong together"
+        )
+    tensor: torch.Tensor = stored.get_tensor(name)
+    # A number that is none would reach the rows of other adapters in the same product.
+    if not torch.isfinite(tensor).all():
+        raise ConfigError(f"{file}: tensor {name!r} has values that are not finite")
+    return tensor
+
+
+def _digest(layers: Mapping[str, LoRAWeights]) -> bytes:
+    digest = blake2b(digest_size=16)
+    for module in sorted(layers):
+        weights = layers[module]
+        digest.update(f"{module} {weights.a.dtype} {tuple(weights.a.shape)} {weights.scale!r}".encode())
+        for tensor in (weights.a, weights.b):
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

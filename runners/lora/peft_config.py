@@ -1,0 +1,223 @@
+"""adapter_config.json as PEFT writes it: what it says of the layers, and what can't be served."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import read_json
+
+_REFUSED: Mapping[str, str] = {
+    "use_dora": "DoRA scales the sum of weight and adapter",
+    "modules_to_save": "whole layers of its own",
+    "lora_bias": "biases of lora_B",
+    "target_parameters": "adapters of parameters that belong to no linear layer",
+    "trainable_token_indices": "embeddings of its own",
+    "alora_invocation_tokens": "activated LoRA begins in the middle of a prompt",
+    "layer_replication": "layers that the model does not have",
+    "use_qalora": "QALoRA pools the inputs of lora_A",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "routing between adapters",
+    "kasa_config": "KaSA adds a diagonal",
+    "monteclora_config": "MonteCLoRA samples its weights",
+    "velora_config": "VeLoRA",
+}
+"""Fields that, where they are set, ask for more than B A x; with the reason in words."""
+
+_HARMLESS = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+        "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+        "lora_ga_config",
+        "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout",
+        "megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
+        "rank_pattern", "alpha_pattern", "revision", "runtime_config", "target_modules", "task_type",
+        "use_rslora",
+    }
+)  # fmt: skip
+"""Fields that are read here, or that concern training alone."""
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways of initialisation that also change the weights of the model itself."""
+
+_LAYER = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
+"""The first number among the parts of a module's name (PEFT's rule for layers_to_transform)."""
+
+_MAX_JSON = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """What adapter_config.json says."""
+
+    file: str
+    r: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    target_modules: tuple[str, ...] | None
+    """Ends of module names; None where a regular expression, or "all-linear", says which."""
+    exclude_modules: tuple[str, ...]
+    layers_to_transform: frozenset[int] | None
+    layers_pattern: tuple[str, ...]
+
+    @classmethod
+    def load(cls, directory: Path) -> PeftConfig:
+        """Read a directory's adapter_config.json.
+
+        Raises ConfigError that names the file and the field: for what is not as PEFT writes it, and for what
+        can't be served.
+        """
+        path = directory / "adapter_config.json"
+        raw = read_json(path, limit=_MAX_JSON)
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+        fields = _Fields(str(path), raw)
+        fields.check_served()
+        targets = raw.get("target_modules")
+        return cls(
+            file=str(path),
+            r=fields.rank("r", raw.get("r")),
+            alpha=fields.number("lora_alpha", raw.get("lora_alpha", 8)),
+            use_rslora=bool(raw.get("use_rslora")),
+            rank_pattern={k: fields.rank(f"rank_pattern.{k}", v) for k, v in fields.pattern("rank_pattern")},
+            alpha_pattern={
+                k: fields.number(f"alpha_pattern.{k}", v) for k, v in fields.pattern("alpha_pattern")
+            },
+            target_modules=None if isinstance(targets, str) else fields.names("target_modules", targets),
+            exclude_modules=fields.names("exclude_modules", raw.get("exclude_modules") or []),
+            layers_to_transform=fields.layers(),
+            layers_pattern=fields.names("layers_pattern", raw.get("layers_pattern") or []),
+        )
+
+    def rank(self, module: str) -> int:
+        """The rank of a module's adapter."""
+        return self.rank_pattern.get(_matching(self.rank_pattern, module), self.r)
+
+    def scale(self, module: str) -> float:
+        """The factor of B A x: alpha / r, or alpha / sqrt(r) with use_rslora."""
+        alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.alpha)
+        rank = self.rank(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool | None:
+        """Whether a module of this name has an adapter; None where only a regular expression says so."""
+        if _named(self.exclude_modules, module):
+            return False
+        if self.target_modules is None:
+            return None
+        if module in self.target_modules or not _named(self.target_modules, module):
+            return module in self.target_modules
+        if self.layers_to_transform is None:
+            return True
+        index = self._layer_index(module)
+        return index is not None and index in self.layers_to_transform
+
+    def _layer_index(self, module: str) -> int | None:
+        if not self.layers_pattern:
+            found = _LAYER.match(module)
+            return None if found is None else int(found["index"])
+        parts = module.split(".")
+        for part, following in itertools.pairwise(parts):
+            if part in self.layers_pattern and following.isdecimal():
+                return int(following)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """Reads fields with their types."""
+
+    file: str
+    raw: Mapping[str, Any]
+
+    def check_served(self) -> None:
+        """Raise ConfigError for an adapter of another kind, or with more than B A x."""
+        raw = self.raw
+        if raw.get("peft_type") != "LORA":
+            raise self._error("peft_type", "'LORA'", raw.get("peft_type"))
+        for name, reason in _REFUSED.items():
+            if raw.get(name):
+                raise ConfigError(f"{self.file}: field {name!r}: not supported: {reason}")
+        if raw.get("bias", "none") != "none":
+            raise ConfigError(f"{self.file}: field 'bias': not supported: biases of the model's own layers")
+        start = raw.get("init_lora_weights", True)
+        if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+            raise ConfigError(
+                f"{self.file}: field 'init_lora_weights': not supported: {start!r} changes the model's own "
+                "weights, too; save the adapter with path_initial_model_for_weight_conversion"
+            )
+        for name in sorted(raw.keys() - _HARMLESS - _REFUSED.keys()):
+            if raw[name]:
+                raise ConfigError(
+                    f"{self.file}: field {name!r}: not known, and it may change what the adapter computes"
+                )
+
+    def rank(self, name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 16:
+            raise self._error(name, "a rank from 1", value)
+        return value
+
+    def number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+            raise self._error(name, "a number", value)
+        return float(value)
+
+    def names(self, name: str, value: Any) -> tuple[str, ...]:
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+            raise self._error(name, "a list of module names", value)
+        return tuple(listed)
+
+    def layers(self) -> frozenset[int] | None:
+        value = self.raw.get("layers_to_transform")
+        listed = [value] if isinstance(value, int) else value
+        if not listed:
+            return None
+        if not isinstance(listed, list) or not all(type(each) is int for each in listed):
+            raise self._error("layers_to_transform", "numbers of layers", value)
+        return frozenset(listed)
+
+    def pattern(self, name: str) -> list[tuple[str, Any]]:
+        value = self.raw.get(name) or {}
+        if not isinstance(value, dict):
+            raise self._error(name, "an object", value)
+        for key in value:
+            if _is_costly(key):
+                raise ConfigError(
+                    f"{self.file}: field {name!r}: the expression {key!r:.80} may take too long to match; "
+                    "write the modules' names"
+                )
+        return list(value.items())
+
+    def _error(self, name: str, expected: str, value: Any) -> ConfigError:
+        return ConfigError(f"{self.file}: field {name!r}: expected {expected}, got {value!r:.80}")
+
+
+def _named(names: tuple[str, ...], module: str) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _matching(patterns: Mapping[str, Any], module: str) -> str:
+    """The first pattern that matches the module's name or its end (PEFT's `get_pattern_key`)."""
+    for key in patterns:
+        if re.match(rf"(.*\.)?({key})$", module):
+            return key
+    return module
+
+
+def _is_costly(pattern: str) -> bool:
+    """Whether matching may take more than a short while: adapters are files of other people."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return True
+    repeats_a_group = re.search(r"\)[*+?{]", pattern) is not None
+    return len(pattern) > 512 or repeats_a_group or len(re.findall(r"[*+{]", pattern)) > 3

@@ -1,0 +1,245 @@
+"""LoRA adapters on a model's linear layers: rows of several adapters, and of none, in one packed pass.
+
+Each layer that can have an adapter has room for `max_loras` of them, padded with zeros to `max_lora_rank`:
+A [slots * rank, in] and B [out, slots * rank]. A forward pass adds B ((A x) where the token's slot is), so
+that it takes two products whatever adapters a step has. Punica (Chen et al., 2023) names the task; gathering
+by token is not needed for the few adapters of one step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from dodona.oracle.config.sections import LoRAConfig
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.lora.adapter import Adapter
+from dodona.runners.lora.target import LoRATarget
+
+NO_SLOT = -1
+
+_PROBED_TOKENS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """Which columns of A x count, per token: [tokens, slots * rank] bool. One entry serves all tokens of a
+    row that is computed by itself."""
+
+    tokens: torch.Tensor
+    """For layers over all tokens of the pass."""
+    kept: torch.Tensor
+    """For layers over the tokens whose logits are wanted."""
+
+
+_current: ContextVar[_Masks | None] = ContextVar("dodona_v1_lora", default=None)
+
+
+@contextmanager
+def adapters_of(selection: torch.Tensor | slice) -> Iterator[None]:
+    """Inside, layers compute only these of the pass's tokens, in this order."""
+    masks = _current.get()
+    if masks is None:
+        yield
+        return
+    token = _current.set(_Masks(masks.tokens[selection], masks.kept))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def adapters_of_row(start: int) -> Iterator[None]:
+    """Inside, layers compute any tokens of one row, whose first token of the pass has this index."""
+    masks = _current.get()
+    if masks is None:
+        yield
+        return
+    row = masks.tokens[start : start + 1]
+    token = _current.set(_Masks(row, row))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class _Layer:
+    """One linear layer's room for adapters. Once made, the layer adds them."""
+
+    def __init__(
+        self, module: torch.nn.Module, target: LoRATarget, *, is_kept: bool, columns: int, like: torch.Tensor
+    ) -> None:
+        self._is_kept = is_kept
+        self.a = like.new_zeros(columns, target.in_features)
+        self.b = like.new_zeros(target.out_features, columns)
+        module.register_forward_hook(self._add)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _add(
+        self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        masks = _current.get()
+        if masks is None:
+            return None
+        x = args[0].to(self.a.dtype)
+        mask = masks.kept if self._is_kept else masks.tokens
+        inner = functional.linear(x.reshape(-1, x.shape[-1]), self.a).masked_fill(~mask, 0)
+        return output + functional.linear(inner, self.b).view(output.shape).to(output.dtype)
+
+
+class LoRALayers:
+    """The linear layers of a model with room for `max_loras` adapters, and which adapter has which slot.
+
+    model: as transformers runs it, with its own attention. Only layers that see each token of a pass once, in
+    order, can have adapters: experts do not.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: LoRAConfig) -> None:
+        self._rank = config.max_lora_rank
+        self._num_slots = config.max_loras
+        like = next(p for p in model.parameters() if p.is_floating_point())
+        columns = self._rank * self._num_slots
+        self.targets: dict[str, LoRATarget] = {}
+        self._layers: dict[str, _Layer] = {}
+        modules = dict(model.named_modules())
+        for name, is_kept in _layers_by_token(model):
+            target = _features(modules[name])
+            self.targets[name] = target
+            self._layers[name] = _Layer(
+                modules[name], target, is_kept=is_kept, columns=columns, like=like.data
+            )
+        self._slots: OrderedDict[bytes, int] = OrderedDict()
+        """Slots by the adapter's key, the one used last at the end."""
+        self._slot_of_column = torch.arange(self._num_slots, device=like.device).repeat_interleave(self._rank)
+
+    @contextmanager
+    def step(
+        self, adapters: Sequence[Adapter | None], num_tokens: Sequence[int], kept: torch.Tensor
+    ) -> Iterator[None]:
+        """Inside, the model computes a packed pass over rows with these adapters.
+
+        num_tokens: of each row. kept: [n], packed indices of the tokens whose logits are wanted. There are at
+        most `max_loras` different adapters.
+        """
+        wanted = {adapter.key: adapter for adapter in adapters if adapter is not None}
+        if not wanted:
+            yield
+            return
+        self._place(wanted)
+        rows = torch.tensor([NO_SLOT if each is None else self._slots[each.key] for each in adapters])
+        slots = rows.repeat_interleave(torch.tensor(num_tokens)).to(kept.device)
+        mask = slots[:, None] == self._slot_of_column
+        token = _current.set(_Masks(mask, mask[kept]))
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def _place(self, wanted: Mapping[bytes, Adapter]) -> None:
+        """Give each of these adapters a slot, in place of those unused for the longest."""
+        for key in wanted:
+            if key in self._slots:
+                self._slots.move_to_end(key)
+        for key, adapter in wanted.items():
+            if key not in self._slots:
+                if len(self._slots) < self._num_slots:
+                    slot = len(self._slots)
+                else:
+                    _, slot = self._slots.popitem(last=False)
+                self._write(adapter, slot)
+                self._slots[key] = slot
+
+    def _write(self, adapter: Adapter, slot: int) -> None:
+        begin, end = slot * self._rank, (slot + 1) * self._rank
+        with torch.inference_mode():
+            for name, layer in self._layers.items():
+                weights = adapter.layers.get(name)
+                layer.a[begin:end].zero_()
+                layer.b[:, begin:end].zero_()
+                if weights is not None:
+                    rank = len(weights.a)
+                    layer.a[begin : begin + rank].copy_(weights.a)
+                    layer.b[:, begin : begin + rank].copy_(weights.b.float() * weights.scale)
+
+
+def _layers_by_token(model: Any) -> list[tuple[str, bool]]:
+    """Names of the linear layers that see each token of a pass once; and whether they see only those whose
+    logits are wanted. Found by two passes with hooks."""
+    seen: dict[str, list[int]] = {}
+    hooks = [
+        module.register_forward_hook(_count(name, seen))
+        for name, module in model.named_modules()
+        if _is_linear(module) and not _is_expert(name)
+    ]
+    device = next(model.parameters()).device
+    vocabulary = int(model.get_input_embeddings().num_embeddings)
+    ids = torch.arange(1, _PROBED_TOKENS + 1, device=device).remainder(vocabulary)[None]
+    kept = torch.tensor([1, 3], device=device)
+    found: list[tuple[str, bool]] = []
+    try:
+        with torch.inference_mode():
+            _probe(model, input_ids=ids)
+            everything = {name: counts[:] for name, counts in seen.items()}
+            seen.clear()
+            if takes_logits_to_keep(model):
+                _probe(model, input_ids=ids, logits_to_keep=kept)
+            else:
+                seen.update(everything)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, counts in everything.items():
+        if set(counts) == {_PROBED_TOKENS}:
+            again = set(seen.get(name, ()))
+            if again == {_PROBED_TOKENS} or again == {len(kept)}:
+                found.append((name, again == {len(kept)}))
+    return found
+
+
+def _probe(model: Any, **arguments: torch.Tensor) -> None:
+    try:
+        model(**arguments, use_cache=False)
+    except Exception as error:
+        raise UnsupportedConfiguration.lacking(
+            "v1", "lora", why=f"{type(model).__name__} can't be run to find its linear layers: {error}"
+        ) from error
+
+
+def takes_logits_to_keep(model: torch.nn.Module) -> bool:
+    """Whether the model computes logits of given positions alone."""
+    import inspect
+
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _count(name: str, seen: dict[str, list[int]]) -> Any:
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], torch.Tensor):
+            seen.setdefault(name, []).append(args[0].numel() // max(1, args[0].shape[-1]))
+
+    return hook
+
+
+def _is_expert(name: str) -> bool:
+    return any("expert" in part and "shared" not in part for part in name.split("."))
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Linear layers, quantized ones, and transformers' Conv1D, which is one with a transposed weight."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return True
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _features(module: Any) -> LoRATarget:
+    if hasattr(module, "in_features"):
+        return LoRATarget(int(module.in_features), int(module.out_features))
+    return LoRATarget(int(module.weight.shape[0]), int(module.nf))
