@@ -22,7 +22,7 @@ is the identity.
 
 Unusual logits: NaN counts as -inf, and what exceeds 1e30 (+inf too) as 1e30. Where no token is left, the row
 yields its *fallback token*: the lowest of its allowed ids, else the lowest id that ends the request, else 0.
-A row that nothing masks has no fallback: its logits say nothing, and `NO_TOKEN` ends the request with an error.
+A row that nothing masks has none: its logits say nothing, and `NO_TOKEN` ends the request with an error.
 A constraint of allowed ids is therefore never broken; `min_tokens` and `bad_words` give way. With a grammar
 the fallback token is the lowest that it allows, among the allowed ids if one of these is: all else gives way
 to a grammar.
