@@ -175,8 +175,8 @@ class Request:
         """
         if token_id < 0:
             self._fail(
-                f"the model's logits after {len(self.token_ids)} tokens are NaN or all -inf: check the weights, "
-                "or compute in another dtype"
+                f"the model's logits after {len(self.token_ids)} tokens are NaN or all -inf: check the "
+                "weights, or compute in another dtype"
             )
             return len(self.token_ids)
         grammar = self.grammar
