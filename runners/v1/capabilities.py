@@ -15,10 +15,8 @@ from dodona.oracle.systems.own.facts import (
     fills_stages,
     has_active_connector,
     has_causal_lm,
-    has_connector_module,
     is_row_by_row,
     outgrows_rope,
-    resolved_connector,
     resolved_quantization,
     resolved_runner_type,
     resolved_speculative_method,
@@ -26,9 +24,8 @@ from dodona.oracle.systems.own.facts import (
     uses_workers,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.runners.kv_transfer.settings import lacks_connector
 
-KV_CONNECTORS = ("OffloadingConnector", "SharedStorageConnector", "ExampleConnector")
-"""The connectors that V1 has."""
 SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V1 has a drafter for."""
 
@@ -58,8 +55,9 @@ LACKS: frozenset[str] = frozenset(
         "speculative-inner-state",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
-        "unserved-kv-connector",
+        "kv-connector",
         "kv-connector-inner-states",
+        "kv-connector-lora",
         "speculative-kv-connector",
         "kv-cache-dtype",
         "torch-compile-row-by-row",
@@ -180,9 +178,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and resolved_speculative_method(config) != "eagle3",
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
-        "unserved-kv-connector": has_active_connector(config)
-        and (resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)),
+        "kv-connector": lacks_connector(config),
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
+        "kv-connector-lora": has_active_connector(config) and config.lora_config is not None,
         "speculative-kv-connector": has_active_connector(config)
         and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",

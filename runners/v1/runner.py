@@ -26,7 +26,7 @@ from dodona.runners.interface import (
 )
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
-from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
@@ -65,14 +65,6 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Executed:
-    """A step that waits for `sample_tokens`."""
-
-    step: ExecutedStep
-    transfers: KVConnectorOutput | None
-
-
-@dataclass(frozen=True, slots=True)
 class FinishedOutput:
     """The pending output of a step that has ended already: V1 samples on the host."""
 
@@ -98,8 +90,10 @@ class V1Runner(WeightLife):
         self._loaded: Loaded | None = None
         self._on_device: DeviceServing | None = None
         self._ready: Ready | None = None
-        self._executed: Executed | None = None
-        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
+        self._executed: ExecutedStep | None = None
+        self._kv_connector = KVConnectorWorker()
+        self._transfers: KVConnectorOutput | None = None
+        """What the last `execute_model` heard of them."""
 
     @property
     def max_steps_in_flight(self) -> int:
@@ -215,13 +209,14 @@ class V1Runner(WeightLife):
 
         `max_model_len` makes no difference on the host: a request's tokens are a list that grows with it.
         """
+        self._kv_connector.release_kv_caches()
         if self._on_device is not None:
             self._on_device.steps.initialize(num_blocks, max_model_len)
+            self._kv_connector.register_kv_caches(self._on_device.kv_layers())
             return
         loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs
         model, drafting, groups = loaded.model, loaded.drafting, spec.window_groups
         counts = zip(groups, spec.num_window_blocks(num_blocks, self.limits), strict=True)
-        self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
         self._ready = Ready(
             model,
@@ -242,8 +237,8 @@ class V1Runner(WeightLife):
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
-        self._on_device = None
         self._kv_connector.shutdown()
+        self._on_device = None
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -254,27 +249,27 @@ class V1Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
+        metadata = scheduler_output.kv_connector_metadata
+        num_layers = len(self._require_loaded().model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
         if self._on_device is not None:
             self._on_device.steps.execute(scheduler_output)
-            return
-        ready = self._require_ready()
-        if self._executed is not None:
-            raise RuntimeError("execute_model twice without sample_tokens in between")
-        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
-        before_forward(self._kv_connector, metadata, num_layers=num_layers)
-        step = ready.execute(scheduler_output)
-        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
-        self._executed = Executed(step, transfers)
+        else:
+            ready = self._require_ready()
+            if self._executed is not None:
+                raise RuntimeError("execute_model twice without sample_tokens in between")
+            self._executed = ready.execute(scheduler_output)
+        self._transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         if self._on_device is not None:
-            return self._on_device.steps.sample(grammar_output)
+            return with_transfers(self._on_device.steps.sample(grammar_output), self._transfers)
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        output = self._require_ready().sample(executed.step, grammar_output)
-        return FinishedOutput(with_connector_output(output, executed.transfers))
+        output = self._require_ready().sample(executed, grammar_output)
+        return with_transfers(FinishedOutput(output), self._transfers)
 
     def take_sampled_tokens(self, output: StepOutput) -> None:
         """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
@@ -306,10 +301,10 @@ class V1Runner(WeightLife):
         return model_weights.releasable(self._require_loaded().model.model)
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
+        self._kv_connector.release_kv_caches()
         if self._on_device is not None:
             return self._on_device.steps.release_kv_cache()
         num_blocks = self._require_ready().cache.num_blocks
-        self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
