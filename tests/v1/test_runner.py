@@ -45,11 +45,12 @@ ASKS = {
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
+    "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
     },
-    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
