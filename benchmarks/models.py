@@ -51,7 +51,33 @@ def _llama3_rope(factor: float) -> dict[str, Any]:
     }
 
 
-SHAPES: Mapping[str, Mapping[str, Any]] = {
+def _integers(bits: int, group_size: int | None = None) -> Mapping[str, Any]:
+    """compressed-tensors' packed integers, symmetric."""
+    strategy = {"strategy": "group", "group_size": group_size} if group_size else {"strategy": "channel"}
+    weights = {"type": "int", "num_bits": bits, "symmetric": True, **strategy}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
+
+
+_QUANTIZED: Mapping[str, Mapping[str, Any]] = {
+    "w4a16": _integers(4, 128),
+    "w8a16": _integers(8),
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
+    "fp8-block": {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    },
+}
+"""What is appended to a model's name → its `quantization_config`: groups of 128, rows, a whole weight,
+blocks of 128 × 128."""
+
+_DENSE: Mapping[str, Mapping[str, Any]] = {
     "qwen3-0.6b": {
         **_COMMON, **_QWEN3, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
         "num_attention_heads": 16, "tie_word_embeddings": True,
@@ -124,6 +150,11 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True, "torch_dtype": "float32",
     },
 }  # fmt: skip
+SHAPES: Mapping[str, Mapping[str, Any]] = _DENSE | {
+    f"{name}-{suffix}": {**_DENSE[name], "quantization_config": quantization}
+    for name in ("qwen3-0.6b", "qwen3-8b")
+    for suffix, quantization in _QUANTIZED.items()
+}
 """config.json by name. "tiny" is for trying the programs where there is no GPU."""
 
 

@@ -72,6 +72,10 @@ class Shape:
     def of(cls, config: Mapping[str, Any], dtype_bytes: int) -> Shape:
         """From config.json's content. Raises ValueError for models of another build (layers without experts
         beside layers with them, shared experts, inner states)."""
+        if config.get("quantization_config"):
+            raise ValueError(
+                "the roofline counts weights of the model's type, and config.json quantizes them"
+            )
         if "mamba_d_state" in config:
             raise ValueError("the roofline knows no layers with an inner state")
         experts = config.get("num_experts") or config.get("num_local_experts") or 0

@@ -102,9 +102,18 @@ class KVCacheSpec:
         window, one step's tokens, and one block that was not dropped yet."""
         step = min(limits.max_num_batched_tokens, limits.max_model_len)
         return tuple(
-            limits.max_num_seqs * (-(-((group.window or 0) - 1 + step) // self.block_size) + 2)
+            limits.max_num_seqs * most_blocks_of_window(group.window or 0, step, self.block_size)
             for group in self.window_groups
         )
+
+    def most_blocks_per_row(self, limits: Limits) -> int:
+        """KV blocks that suffice for a sequence of `max_model_len`, where blocks that no query sees any more
+        are given back."""
+        whole = -(-limits.max_model_len // self.block_size)
+        window = self.groups[0].window if self.layers else None
+        if window is None:
+            return whole
+        return min(whole, most_blocks_of_window(window, limits.max_num_batched_tokens, self.block_size))
 
     def num_window_blocks(self, num_blocks: int, limits: Limits) -> tuple[int, ...]:
         """Window blocks of each of `window_groups` beside `num_blocks` blocks: as many as can be used."""
@@ -114,6 +123,12 @@ class KVCacheSpec:
         specs = [self.layers[i] for i in layers]
         elements = sum(s.num_kv_heads * (s.head_size_k + s.head_size_v) for s in specs)
         return elements * self.block_size * self.dtype_bytes
+
+
+def most_blocks_of_window(window: int, num_tokens: int, block_size: int) -> int:
+    """The most blocks that a request uses at once behind a sliding window, where a step computes at most
+    `num_tokens` tokens of it; one of them was not given back yet."""
+    return -(-(window - 1 + num_tokens) // block_size) + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +256,8 @@ class StepOutput:
     rows: Sequence[int]
     """The rows that sampled, in batch order (`SchedulerOutput.rows` where `samples`)."""
     token_ids: Sequence[int]
-    """One token per entry of `rows`; see `further` for rows with drafts."""
+    """One token per entry of `rows`; see `further` for rows with drafts. -1 where none could be drawn,
+    because all logits are NaN or -inf: the request ends with an error."""
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
     """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`: those of `token_ids`."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)

@@ -130,6 +130,7 @@ def size_kv_cache(
     block_size: int | None = None,
     state_bytes_per_row: int = 0,
     window_groups: Sequence[tuple[int, int]] = (),
+    most_blocks_per_row: int | None = None,
 ) -> KVSize:
     """KV blocks: `num_gpu_blocks_override`, else as many as fit into `kv_cache_memory_bytes`, else into the
     bytes that `determine_available_memory` returns, which is called only then. Inner states of
@@ -142,6 +143,7 @@ def size_kv_cache(
     block_size: tokens of a block; None is `limits.block_size`.
     window_groups: for each group of layers with window blocks, the most that can be used, and the bytes of
     one. There are as many as KV blocks, or as many as can be used, if that is less.
+    most_blocks_per_row: blocks that suffice for a sequence of any length; None: as many as hold it whole.
     """
     block_size = block_size or limits.block_size
     if config.cache_config.num_gpu_blocks_override is not None:
@@ -174,7 +176,7 @@ def size_kv_cache(
             sizes = "KV blocks without keys and values"
         source = f"{source}({sizes})" if source else sizes
     room = num_blocks * block_size
-    if room >= limits.max_model_len:
+    if room >= limits.max_model_len or (most_blocks_per_row and num_blocks >= most_blocks_per_row):
         return KVSize(num_blocks, limits.max_model_len)
     if config.model_config.max_model_len is not None or room < 2:
         raise EngineSetupError(

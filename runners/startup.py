@@ -34,6 +34,8 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         runner.load_model()
         spec = runner.get_kv_cache_spec()
         connector = kv_transfer.scheduler_connector(spec, limits.dtype)
+        # A connector may still have to read the blocks of a running request: then none are given back.
+        slides = bool(spec.layers) and not has_active_connector(config)
         size = size_kv_cache(
             config,
             limits,
@@ -44,6 +46,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
                 (most, group.bytes_per_block)
                 for most, group in zip(spec.most_window_blocks(limits), spec.window_groups, strict=True)
             ],
+            most_blocks_per_row=spec.most_blocks_per_row(limits) if slides else None,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
@@ -68,8 +71,7 @@ def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
         max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
-        # A connector may still have to read the blocks of a running request.
-        window=spec.groups[0].window if spec.layers and not has_active_connector(config) else None,
+        window=spec.groups[0].window if slides else None,
         window_groups=[
             (group.window or 0, count)
             for group, count in zip(

@@ -37,6 +37,8 @@ class QuantizedWeight:
     """[rows, groups] int8, of "int8" and "int4"; None: 0 of "int8", `INT4_ZERO` of "int4"."""
     group_size: int | None = None
     """Inner elements that share a scale (the last group may be shorter); None where a row has one scale."""
+    shared_rows: int = 1
+    """Rows, counted from a multiple of this, that have the same scales: those of blocks."""
 
     @property
     def rows(self) -> int:
@@ -57,7 +59,8 @@ class QuantizedWeight:
         """`count` rows from `start`; shares the memory."""
         rows = slice(start, start + count)
         zeros = None if self.zeros is None else self.zeros[rows]
-        return QuantizedWeight(self.kind, self.data[rows], self.scales[rows], zeros, self.group_size)
+        scales = self.scales[rows]
+        return QuantizedWeight(self.kind, self.data[rows], scales, zeros, self.group_size, self.shared_rows)
 
 
 def pack_nibbles(values: torch.Tensor) -> torch.Tensor:

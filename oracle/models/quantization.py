@@ -25,7 +25,9 @@ SCHEMES = (
     "w8a16_fp8",
     "w8a8_int8",
     "w8a8_int8_asymmetric",
+    "w8a8_int8_static",
     "w8a8_fp8",
+    "w8a8_fp8_static",
     "w8a8_fp8_block",
     "w4a16_mxfp4",
     "mixed",
@@ -91,8 +93,10 @@ class WeightScheme:
             base = f"w{self.bits}a16"
             return base + ("_fp8" if self.kind == "float" else "_act_order" if self.act_order else "")
         if self.kind == "float":
-            return "w8a8_fp8_block" if self.strategy == "block" else "w8a8_fp8"
-        return "w8a8_int8" if self.activations.symmetric else "w8a8_int8_asymmetric"
+            base = "w8a8_fp8_block" if self.strategy == "block" else "w8a8_fp8"
+        else:
+            base = "w8a8_int8" if self.activations.symmetric else "w8a8_int8_asymmetric"
+        return base if self.activations.dynamic else base.removesuffix("_asymmetric") + "_static"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,13 @@ from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.kv_transfers import KVTransfers
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.window_blocks import Windows
-from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
+from dodona.runners.interface import (
+    FurtherTokens,
+    NewRequest,
+    SchedulerOutput,
+    StepOutput,
+    most_blocks_of_window,
+)
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 
 
@@ -74,6 +80,10 @@ class Scheduler:
         """
         self.blocks = KVBlocks(num_blocks, block_size)
         self.windows = Windows(self.blocks, window, window_groups)
+        # Where all layers slide, a long prompt gets blocks for its next step as others are given back.
+        self._most_blocks = sys.maxsize
+        if window is not None:
+            self._most_blocks = most_blocks_of_window(window, max_num_batched_tokens, block_size)
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
@@ -144,11 +154,11 @@ class Scheduler:
             batch.add_drafts(request, len(drafts[request.row]))
         for request in prefilling:
             if batch.budget:
-                self._compute_chunk(request, batch)
+                self._compute_chunk(request, batch, new_blocks)
         new_requests: list[NewRequest] = []
         while batch.budget and self._free_rows and (newcomer := self._admit(batch.budget)):
             new_requests.append(_new_request(newcomer))
-            self._compute_chunk(newcomer, batch)
+            self._compute_chunk(newcomer, batch, new_blocks)
 
         if not batch.rows and not self.transfers.under_way:
             return None
@@ -288,10 +298,15 @@ class Scheduler:
         if request.row != NO_ROW:  # else it was preempted, and nothing of it counts as computed
             request.num_computed_tokens -= num_drafts - accepted
 
-    def _compute_chunk(self, request: Request, batch: _Batch) -> None:
+    def _compute_chunk(
+        self, request: Request, batch: _Batch, new_blocks: list[tuple[int, list[int]]]
+    ) -> None:
         """Put the request's next tokens into the batch, as many as the budget allows."""
         if self.windows.slide:
             self.windows.forget_unseen(request)
+            end = min(request.num_prefill_tokens, request.num_computed_tokens + batch.budget)
+            if end > request.capacity and not self._grow(request, end, new_blocks):
+                return
         batch.add_chunk(request)
         if self.windows.groups:
             self.windows.attach(request, request.num_computed_tokens)
@@ -299,6 +314,20 @@ class Scheduler:
             # The blocks can be found before they are computed. A request that finds them comes later in this
             # batch or in a later step, and the runner writes KV in that order.
             self._remember_full_blocks(request)
+
+    def _grow(self, request: Request, end: int, new_blocks: list[tuple[int, list[int]]]) -> bool:
+        """Give a prompt blocks up to its token `end`; where there are too few, because others share what it
+        gave back, it is computed again later, and False is returned."""
+        missing = self.blocks.blocks_for(end) - len(request.block_ids)
+        if missing > self.blocks.num_free:
+            if self.running[-1] is request:
+                self._preempt_latest()
+            return False
+        block_ids = self.blocks.allocate(missing)
+        request.block_ids += block_ids
+        request.capacity += missing * self.block_size
+        new_blocks.append((request.row, block_ids))
+        return True
 
     def _admit(self, budget: int) -> Request | None:
         """Start the first request that can run: one whose KV was loaded, else the first waiting one if there
@@ -349,7 +378,7 @@ class Scheduler:
             most = (num_tokens - 1) // self.block_size
             hashes = self._block_hashes(request, most)[:most]
             cached = self.windows.find(hashes) if self.windows.slide else blocks.find(hashes)
-        num_new_blocks = blocks.blocks_for(num_tokens) - len(cached)
+        num_new_blocks = min(blocks.blocks_for(num_tokens) - len(cached), self._most_blocks)
         # A block left for each running request: else a newcomer, or who was just preempted, would not stay.
         spare = len(self.running) + len(self.loaded) + self.transfers.num_loading
         shared = cached[self.windows.num_unseen(len(cached) * self.block_size) :]
@@ -364,11 +393,13 @@ class Scheduler:
         return self.transfers.find(request, len(cached) * self.block_size)
 
     def _give_blocks(self, request: Request, cached: list[int], num_external_tokens: int) -> None:
-        """Give a waiting request the cached blocks, and new ones for the rest of its tokens."""
+        """Give a waiting request the cached blocks, and new ones for the rest of its tokens, or as many as it
+        may hold at once."""
         num_tokens = len(request.token_ids)
         request.num_forgotten_blocks = self.windows.num_unseen(len(cached) * self.block_size)
         self.blocks.share(cached[request.num_forgotten_blocks :])
-        new = self.blocks.allocate(self.blocks.blocks_for(num_tokens) - len(cached))
+        missing = self.blocks.blocks_for(num_tokens) - len(cached)
+        new = self.blocks.allocate(min(missing, self._most_blocks))
         request.block_ids = cached + new
         request.capacity = len(request.block_ids) * self.block_size
         request.num_computed_tokens = len(cached) * self.block_size + num_external_tokens

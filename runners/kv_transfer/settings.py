@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.systems.own.facts import has_active_connector, resolved_connector
+from dodona.oracle.systems.own.facts import has_active_connector, has_connector_module, resolved_connector
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 OFFLOADING = "OffloadingConnector"
 SHARED_STORAGE = ("SharedStorageConnector", "ExampleConnector")
 """Two names of one connector: vLLM's older and newer one."""
+
+KV_CONNECTORS = (OFFLOADING, *SHARED_STORAGE)
+"""The connectors that there are."""
 
 _WITHOUT_EFFECT = ("kv_buffer_device", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port", "engine_id")
 """Fields of `kv_transfer_config` that no connector here reads."""
@@ -70,9 +73,14 @@ def resolve_kv_transfer(config: EngineConfig) -> KVTransferSettings | None:
         return _offloading(config)
     if name in SHARED_STORAGE and config.kv_transfer_config is not None:
         return _shared_storage(config.kv_transfer_config)
-    raise EngineSetupError(
-        f"kv_connector {name!r} is not known; known: {', '.join((OFFLOADING, *SHARED_STORAGE))}"
-    )
+    raise EngineSetupError(f"kv_connector {name!r} is not known; known: {', '.join(KV_CONNECTORS)}")
+
+
+def lacks_connector(config: EngineConfig) -> bool:
+    """Whether the configuration asks for a connector that there is none of, or for code from elsewhere."""
+    if not has_active_connector(config):
+        return False
+    return resolved_connector(config) not in KV_CONNECTORS or has_connector_module(config)
 
 
 def _shared_storage(transfer: KVTransferConfig) -> SharedStorageSettings:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput, StepOutput
+from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput, PendingOutput, StepOutput
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 
 
@@ -36,6 +36,15 @@ def after_forward(
     return KVConnectorOutput(frozenset(sent), frozenset(received), frozenset(failed))
 
 
-def with_connector_output(output: StepOutput, transfers: KVConnectorOutput | None) -> StepOutput:
-    """The step's output with what its transfers came to."""
-    return output if transfers is None else replace(output, kv_connector_output=transfers)
+@dataclass(frozen=True, slots=True)
+class _WithTransfers:
+    pending: PendingOutput
+    transfers: KVConnectorOutput
+
+    def result(self) -> StepOutput:
+        return replace(self.pending.result(), kv_connector_output=self.transfers)
+
+
+def with_transfers(pending: PendingOutput, transfers: KVConnectorOutput | None) -> PendingOutput:
+    """The step's pending output with what transfers came to."""
+    return pending if transfers is None else _WithTransfers(pending, transfers)

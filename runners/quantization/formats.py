@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dodona.kernels.linear.quantized_weight import QuantizedWeight, WeightKind, pack_nibbles
+from dodona.kernels.linear.quantized_weight import QuantizedWeight, WeightKind, pack_nibbles, quantize_weight
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.quantization import WeightScheme
 
@@ -177,6 +177,7 @@ def _convert_plain(scheme: WeightScheme, shape: LinearShape, tensors: Tensors) -
             per_row(tensors[scheme.scale_name]),
             None if zeros is None else per_row(zeros),
             scheme.group_size,
+            scheme.block_rows or 1,
         )
     )
 
@@ -272,6 +273,20 @@ def _convert_awq(scheme: WeightScheme, shape: LinearShape, tensors: Tensors) -> 
     return Converted(_integers(scheme, rows(tensors["qweight"]), scales, rows(tensors["qzeros"])))
 
 
+# --- Not quantized yet
+
+
+def _online_tensors(scheme: WeightScheme, shape: LinearShape) -> Specs:
+    return {"weight": TensorSpec((shape.rows, shape.inner), torch.float32)}
+
+
+def _convert_online(scheme: WeightScheme, shape: LinearShape, tensors: Tensors) -> Converted:
+    weight = tensors["weight"]
+    if scheme.kind == "float":
+        return Converted(quantize_weight(weight, kind="fp8"))
+    return Converted(quantize_weight(weight, kind="int8"))
+
+
 _FORMATS: Mapping[
     str,
     tuple[
@@ -284,4 +299,5 @@ _FORMATS: Mapping[
     "pack-quantized": (_packed_tensors, _convert_packed),
     "gptq": (_gptq_tensors, _convert_gptq),
     "awq": (_awq_tensors, _convert_awq),
+    "online": (_online_tensors, _convert_online),
 }

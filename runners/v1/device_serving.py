@@ -14,13 +14,14 @@ import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.systems.own.facts import has_active_connector
 from dodona.runners.device.graphs import FixedStep
 from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
+from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import capabilities
 from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps
+from dodona.runners.v1.device_forward import keys_and_values
 from dodona.runners.v1.device_model import DeviceModel
 from dodona.runners.v1.packed_model import PackedModel
 
@@ -41,6 +42,20 @@ class DeviceServing:
 
     model: DeviceModel
     steps: DeviceSteps
+
+    def kv_layers(self) -> list[LayerKV]:
+        """The KV cache block by block, by attention call, for KV transfer."""
+        caches, block_size = self.steps.ready.steps.kv_caches, self.steps.limits.block_size
+        return [
+            LayerKV(*(view.transpose(1, 2) for view in keys_and_values(cache, layer, block_size)))
+            for cache, layer in zip(caches, self.model.packed.layers, strict=False)
+        ]
+
+    def release(self) -> None:
+        """Give back the KV cache and what steps work in, and let the model's parts compute themselves again:
+        a fused part refers to its module, which refers to it."""
+        self.steps.release()
+        self.model.fusions.remove()
 
     def capture_graphs(self) -> None:
         """Capture the steps of fixed form, and run the self-check through the graphs; drop them where they
@@ -103,7 +118,6 @@ def _reasons_against(config: EngineConfig, limits: Limits) -> Sequence[str]:
         "several ranks exchange tensors": config.parallel_config.world_size > 1,
         "torch.compile is on": capabilities.compiles(config),
         "drafts are verified": config.speculative_config is not None,
-        "a KV connector reads its blocks": has_active_connector(config),
         "LoRA adapters are loaded": config.lora_config is not None,
         "max_num_seqs × max_model_len is too large for the requests' state": not fits(
             max_num_seqs=limits.max_num_seqs,

@@ -26,7 +26,7 @@ from dodona.runners.interface import (
 )
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
-from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
@@ -39,6 +39,7 @@ from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.pipeline_parallel import take_stage
 from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
@@ -61,14 +62,6 @@ class Loaded:
     self_check: SelfCheck
     drafting: Drafting | None
     lora: LoRALayers | None
-
-
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """A step that waits for `sample_tokens`."""
-
-    step: ExecutedStep
-    transfers: KVConnectorOutput | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +90,10 @@ class V1Runner(WeightLife):
         self._loaded: Loaded | None = None
         self._on_device: DeviceServing | None = None
         self._ready: Ready | None = None
-        self._executed: Executed | None = None
-        self._kv_connector: KVConnectorWorker = KVConnectorWorker()
+        self._executed: ExecutedStep | None = None
+        self._kv_connector = KVConnectorWorker()
+        self._transfers: KVConnectorOutput | None = None
+        """What the last `execute_model` heard of them."""
 
     @property
     def max_steps_in_flight(self) -> int:
@@ -126,6 +121,7 @@ class V1Runner(WeightLife):
             self._read_share(self._device, directory),
             max_model_len=self.limits.max_model_len,
             compiled=capabilities.compiles(self.config),
+            mesh=self._mesh,
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
             need_packing=capabilities.need_packing(self.config),
         )
@@ -173,8 +169,10 @@ class V1Runner(WeightLife):
         if drafting is not None:
             spec = drafting.extend_spec(spec)
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
-        # one block table of a row.
+        # one block table of a row, as ranks that share prompts. Stages have other layers than the engine is
+        # told of.
         together = has_active_connector(self.config) or spec.layers != model.layers or self._on_device
+        together = together or self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
 
     def determine_available_memory(self) -> int:
@@ -211,13 +209,14 @@ class V1Runner(WeightLife):
 
         `max_model_len` makes no difference on the host: a request's tokens are a list that grows with it.
         """
+        self._kv_connector.release_kv_caches()
         if self._on_device is not None:
             self._on_device.steps.initialize(num_blocks, max_model_len)
+            self._kv_connector.register_kv_caches(self._on_device.kv_layers())
             return
         loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs
         model, drafting, groups = loaded.model, loaded.drafting, spec.window_groups
         counts = zip(groups, spec.num_window_blocks(num_blocks, self.limits), strict=True)
-        self._kv_connector.release_kv_caches()
         self._ready = None  # releases what was allocated before
         self._ready = Ready(
             model,
@@ -238,8 +237,10 @@ class V1Runner(WeightLife):
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
-        self._on_device = None
         self._kv_connector.shutdown()
+        if self._on_device is not None:
+            self._on_device.release()
+        self._on_device = None
         self._loaded = None
         self._ready = None
         self._executed = None
@@ -250,27 +251,27 @@ class V1Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
+        metadata = scheduler_output.kv_connector_metadata
+        num_layers = len(self._require_loaded().model.layers)
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
         if self._on_device is not None:
             self._on_device.steps.execute(scheduler_output)
-            return
-        ready = self._require_ready()
-        if self._executed is not None:
-            raise RuntimeError("execute_model twice without sample_tokens in between")
-        metadata, num_layers = scheduler_output.kv_connector_metadata, len(ready.model.layers)
-        before_forward(self._kv_connector, metadata, num_layers=num_layers)
-        step = ready.execute(scheduler_output)
-        transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
-        self._executed = Executed(step, transfers)
+        else:
+            ready = self._require_ready()
+            if self._executed is not None:
+                raise RuntimeError("execute_model twice without sample_tokens in between")
+            self._executed = ready.execute(scheduler_output)
+        self._transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         if self._on_device is not None:
-            return self._on_device.steps.sample(grammar_output)
+            return with_transfers(self._on_device.steps.sample(grammar_output), self._transfers)
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        output = self._require_ready().sample(executed.step, grammar_output)
-        return FinishedOutput(with_connector_output(output, executed.transfers))
+        output = self._require_ready().sample(executed, grammar_output)
+        return with_transfers(FinishedOutput(output), self._transfers)
 
     def take_sampled_tokens(self, output: StepOutput) -> None:
         """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
@@ -302,10 +303,10 @@ class V1Runner(WeightLife):
         return model_weights.releasable(self._require_loaded().model.model)
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
+        self._kv_connector.release_kv_caches()
         if self._on_device is not None:
             return self._on_device.steps.release_kv_cache()
         num_blocks = self._require_ready().cache.num_blocks
-        self._kv_connector.release_kv_caches()
         self._ready = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -317,7 +318,10 @@ class V1Runner(WeightLife):
             return self._read_model(device, directory)
         # The device is to hold the share only. Random weights depend on the device that draws them.
         model = self._read_model(torch.device("cpu") if directory else device, directory)
-        shard_model(model, self._mesh.tensor)
+        take_stage(model, self._mesh.pipeline)
+        shard_model(
+            model, self._mesh.tensor, whole_experts=self.config.parallel_config.enable_expert_parallel
+        )
         return model.to(device)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:

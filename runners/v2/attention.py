@@ -217,14 +217,17 @@ class Attention:
         return self._mixed(inputs) if inputs.max_prefill_len else self._decode(inputs)
 
     def plan_small_batch(
-        self, inputs: ForwardInputs
+        self, inputs: ForwardInputs, *, leave_parts: bool
     ) -> SingleTokenAttention | SmallBatchAttention | DecodeAttention:
-        """The attention of a step of decodes alone, as fast as possible for one sequence or two."""
+        """The attention of a step of decodes alone, as fast as possible for one sequence or two.
+
+        `leave_parts`: whether the output projection may weigh the parts of one sequence's attention.
+        """
         shape, num_tokens = self._shape, inputs.num_tokens
         if num_tokens > MAX_SMALL_BATCH or shape.group > LARGEST_GROUP:
             return self._decode(inputs)
         tokens, sequences = self._tokens(inputs), _sequences(inputs)
-        if num_tokens == 1 and shape.num_q_heads * self._row_bytes <= LARGEST_ATTENDED:
+        if leave_parts and num_tokens == 1 and shape.num_q_heads * self._row_bytes <= LARGEST_ATTENDED:
             return SingleTokenAttention(shape, tokens, sequences)
         return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals)
 

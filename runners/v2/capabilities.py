@@ -10,12 +10,12 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     exceeds_devices,
-    has_active_connector,
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.runners.kv_transfer.settings import lacks_connector
 from dodona.runners.v2.models.registry import MODEL_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -23,6 +23,9 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 ROPE_TYPES = ("default", "llama3")
 DTYPES = ("float32", "bfloat16", "float16")
 MIN_COMPUTE_CAPABILITY = 80
+FP8_SCHEMES = ("w8a16_fp8", "w8a8_fp8", "w8a8_fp8_block")
+FP8_COMPUTE_CAPABILITY = 89
+QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -45,6 +48,7 @@ LACKS: frozenset[str] = frozenset(
         "moe",
         "quantization",
         "quantized-weights",
+        "fp8-compute-capability",
         "hybrid-mamba",
         "encoder-decoder",
         "remote-code",
@@ -79,9 +83,8 @@ def check_supported(
     (tests).
     """
     device = resolved_device(config, environment)
-    capability = environment.compute_capability
     lacking = {
-        **({} if interpreted else _machine(device, environment, capability)),
+        **({} if interpreted else _machine(config, model, device, environment)),
         "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
         **_features(config),
@@ -91,11 +94,16 @@ def check_supported(
     return tuple(feature for feature, asked in lacking.items() if asked)
 
 
-def _machine(device: str, environment: Environment, capability: int | None) -> dict[str, bool]:
+def _machine(
+    config: EngineConfig, model: ModelInfo, device: str, environment: Environment
+) -> dict[str, bool]:
+    capability = environment.compute_capability
+    is_fp8 = quantization_scheme(config, model) in FP8_SCHEMES
     return {
         "cuda": not device == environment.platform == "cuda",
         "triton": not environment.has_triton,
         "compute-capability": capability is None or capability < MIN_COMPUTE_CAPABILITY,
+        "fp8-compute-capability": is_fp8 and capability is not None and capability < FP8_COMPUTE_CAPABILITY,
     }
 
 
@@ -117,7 +125,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
         "plain-arithmetic": bool(model.math_modifiers),
         "moe": model.is_moe,
         "quantization": scheme == "other",
-        "quantized-weights": scheme not in (None, "other"),
+        "quantized-weights": scheme not in (None, "other", *QUANTIZATION_SCHEMES),
         "hybrid-mamba": model.has_inner_state,
         "encoder-decoder": model.is_encoder_decoder,
         "remote-code": model.has_remote_code and config.model_config.trust_remote_code,
@@ -143,7 +151,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "eagle3-pipeline-parallelism": pipeline
         and speculative is not None
         and speculative.method == "eagle3",
-        "kv-connector": has_active_connector(config),
+        "kv-connector": lacks_connector(config),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "stock-torch-compile": mode == "STOCK_TORCH_COMPILE",
         "dynamo-trace-once": mode == "DYNAMO_TRACE_ONCE",

@@ -16,10 +16,21 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.device.ready import Ready
 from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT, DeviceSteps
-from dodona.runners.interface import GrammarOutput, KVCacheSpec, PendingOutput, SchedulerOutput
+from dodona.runners.interface import (
+    GrammarOutput,
+    KVCacheSpec,
+    KVConnectorOutput,
+    PendingOutput,
+    SchedulerOutput,
+)
+from dodona.runners.kv_transfer.block_layout import LayerKV
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import make_worker_connector
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
 from dodona.runners.limits import Limits
 from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
 from dodona.runners.v2.models.registry import checkpoint_views
+from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
 
@@ -38,6 +49,9 @@ class V2Runner(WeightLife):
         self._device = torch.device(limits.device)
         self._loaded: Loaded | None = None
         self._steps: DeviceSteps | None = None
+        self._kv_connector = KVConnectorWorker()
+        self._transfers: KVConnectorOutput | None = None
+        """What the last `execute_model` heard of them."""
 
     # -- life
     # ------------------------------------------------------------------------------------------------------
@@ -68,6 +82,7 @@ class V2Runner(WeightLife):
         where config.json or the weights are not as they must be.
         """
         self._loaded = load(self.config, self.model_info, self.limits)
+        self._kv_connector = make_worker_connector(self.config)
         self._steps = DeviceSteps(
             self._loaded.model, self.limits, capture=not self.config.model_config.enforce_eager
         )
@@ -91,7 +106,14 @@ class V2Runner(WeightLife):
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate KV blocks and what steps work in: see `DeviceSteps.initialize`."""
+        self._kv_connector.release_kv_caches()
         self.steps.initialize(num_blocks, max_model_len)
+        self._kv_connector.register_kv_caches(
+            [
+                LayerKV(cache[:, 0].transpose(1, 2), cache[:, 1].transpose(1, 2))
+                for cache in self.ready.steps.kv_caches
+            ]
+        )
 
     def capture_graphs(self) -> None:
         """Compile what steps of all kinds need, and capture those of fixed form as CUDA graphs, unless
@@ -103,6 +125,7 @@ class V2Runner(WeightLife):
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
+        self._kv_connector.shutdown()
         self._steps = None
         self._loaded = None
         if self._device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -114,11 +137,14 @@ class V2Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Launch one step; never waits for the device. See `DeviceSteps.execute`."""
+        metadata, num_layers = scheduler_output.kv_connector_metadata, self.loaded.spec.num_layers
+        before_forward(self._kv_connector, metadata, num_layers=num_layers)
         self.steps.execute(scheduler_output)
+        self._transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Launch what is left of the step and the copies of its results."""
-        return self.steps.sample(grammar_output)
+        return with_transfers(self.steps.sample(grammar_output), self._transfers)
 
     # -- weights
     # ---------------------------------------------------------------------------------------------------
@@ -129,7 +155,9 @@ class V2Runner(WeightLife):
         return WeightViews(checkpoint_views(spec, weights), tied)
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
-        return self._weight_views().views
+        spec, weights = self.loaded.spec, self.loaded.model.weights
+        return {**checkpoint_views(spec, weights), **quantized_tensors(weights)}
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
+        self._kv_connector.release_kv_caches()
         return self.steps.release_kv_cache()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dodona.runners.engine.request import Request
-from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX
+from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX, most_blocks_of_window
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import context_hash, solo_run, token_logprobs
 from tests.support.sync_engine import SyncEngine
@@ -74,16 +74,20 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, object], int, list[Job]]:
     max_model_len = draw(st.integers(6, 40))
     least = -(-max_model_len // block_size)
     chunked = draw(st.booleans())
+    budget = draw(st.integers(1 if chunked else max_model_len, 48))
+    windows = draw(st.sampled_from([(None,), (None,), (2,), (7,), (None, 1), (None, 9, 3), (8, 5)]))
+    if windows[0] is not None:
+        least = min(least, most_blocks_of_window(windows[0], budget, block_size))
     sizes: dict[str, object] = {
         "block_size": block_size,
         "num_blocks": draw(st.integers(least, least + 20)),
         "max_num_seqs": draw(st.integers(1, 6)),
-        "max_num_batched_tokens": draw(st.integers(1 if chunked else max_model_len, 48)),
+        "max_num_batched_tokens": budget,
         "enable_chunked_prefill": chunked,
         "enable_prefix_caching": draw(st.booleans()),
         "max_steps_in_flight": draw(st.integers(1, 3)),
         "num_speculative_tokens": draw(st.sampled_from([0, 1, 4])),
-        "windows": draw(st.sampled_from([(None,), (None,), (2,), (7,), (None, 1), (None, 9, 3), (8, 5)])),
+        "windows": windows,
     }
     return sizes, max_model_len, draw(st.lists(jobs(max_model_len), min_size=1, max_size=8))
 

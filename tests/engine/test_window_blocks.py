@@ -8,6 +8,7 @@ import pytest
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.engine.window_blocks import WindowBlocks, first_visible_block
+from dodona.runners.errors import EngineSetupError
 from dodona.runners.interface import KVCacheSpec, LayerKVSpec
 from dodona.runners.limits import resolve_limits, size_kv_cache
 from tests.engine.test_limits import MODEL
@@ -83,6 +84,26 @@ def test_blocks_behind_the_window_are_free_while_the_request_runs(
     # 95 tokens would take 24.
     assert most <= 4 * 5
     assert engine.scheduler.num_preemptions == 0
+    for request in requests:
+        assert_solo(request)
+    engine.check_idle()
+
+
+@pytest.mark.parametrize("enable_prefix_caching", [False, True])
+def test_a_prompt_longer_than_all_blocks_passes_through_its_window(enable_prefix_caching: bool) -> None:
+    engine = SyncEngine(
+        windows=(10,),
+        num_blocks=12,
+        block_size=4,
+        max_num_seqs=2,
+        max_num_batched_tokens=16,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    requests = [make_request(str(i), [i + 1] * 150, max_tokens=30, ignore_eos=True) for i in range(3)]
+    requests.append(make_request("3", [1] * 150, max_tokens=5, ignore_eos=True))
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.run()
     for request in requests:
         assert_solo(request)
     engine.check_idle()
@@ -171,6 +192,29 @@ def test_groups_of_layers() -> None:
     assert KVCacheSpec((), 2, 4).bytes_per_block == 0
 
 
+def test_blocks_that_suffice_for_the_longest_sequence() -> None:
+    flat = {"max_model_len": 500, "max_num_batched_tokens": 6, "block_size": 2}
+    config = EngineConfig.from_flat("m", device="cpu", **flat)
+    limits = resolve_limits(config, MODEL)
+    sliding, full = KVCacheSpec(LAYERS[:1], 2, 4), KVCacheSpec(LAYERS, 2, 4)
+    assert full.most_blocks_per_row(limits) == 250
+    enough = sliding.most_blocks_per_row(limits)
+    assert enough == 7 + 2  # 8 tokens before a step's 6, and two blocks more
+
+    def size(available: int) -> int:
+        return size_kv_cache(
+            config,
+            limits,
+            bytes_per_block=1,
+            determine_available_memory=lambda: available,
+            most_blocks_per_row=enough,
+        ).max_model_len
+
+    assert size(enough) == 500
+    with pytest.raises(EngineSetupError, match="less than one sequence of max_model_len=500"):
+        size(enough - 1)
+
+
 @pytest.mark.parametrize("available", [1, 383, 384, 5000, 123_457])
 def test_as_many_blocks_as_fit_with_their_window_blocks(available: int) -> None:
     config = EngineConfig.from_flat(
@@ -198,5 +242,5 @@ def test_as_many_blocks_as_fit_with_their_window_blocks(available: int) -> None:
     if expected:
         assert found() == expected
     else:
-        with pytest.raises(Exception, match="hold 0 tokens"):
+        with pytest.raises(EngineSetupError, match="hold 0 tokens"):
             found()

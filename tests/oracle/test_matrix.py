@@ -28,7 +28,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "generate": {"runner": "pooling"},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
-    "quantized-weights": {"quantization": "fp8"},
+    "quantized-tensor-parallelism": {"quantization": "int8", "tensor_parallel_size": 2},
     "executor-backend": {"distributed_executor_backend": "ray"},
     "workers": {"distributed_executor_backend": "mp"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
@@ -47,19 +47,24 @@ ASKED: dict[str, dict[str, Any]] = {
     "speculative-decoding": {"speculative_config": {"method": "ngram"}},
     "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
-    "kv-connector": {"kv_offloading_size": 1.0},
+    "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
+    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model"},
         "kv_offloading_size": 1.0,
     },
     "lora-torch-compile": {"enable_lora": True, "compilation_config": 1},
-    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "stock-torch-compile": {"compilation_config": 1},
     "dynamo-trace-once": {"compilation_config": 2},
     "vllm-compile": {"compilation_config": 3},
 }
 """By rule, the flags that ask for its feature."""
+
+STORED: dict[str, dict[str, Any]] = {
+    "quantized-weights": {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
+}
+"""By rule, what config.json says where the feature is the checkpoint's."""
 
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen3ForCausalLM": {"model_type": "qwen3"},
@@ -92,9 +97,11 @@ def test_each_cell_is_what_select_says() -> None:
         for feature, cell in zip(matrix.features, column.cells, strict=True)
     }
     for architecture, more in MODELS.items():
-        info = ModelInfo.from_mapping({"architectures": [architecture], "torch_dtype": "bfloat16", **more})
+        raw = {"architectures": [architecture], "torch_dtype": "bfloat16", **more}
         for feature in matrix.features:
-            flags = ASKED[feature.rules[0]] if feature.rules else {}
+            rule = feature.rules[0] if feature.rules else None
+            flags = {} if rule is None or rule in STORED else ASKED[rule]
+            info = ModelInfo.from_mapping({**raw, **STORED.get(rule or "", {})})
             verdict = verdict_for(EngineConfig.from_flat("m", **flags), info, assumed_gpu(), DODONA)
             cell = cells[architecture, feature.rules]
             assert (cell.runner, cell.starts) == (verdict.runner, not verdict.refusals), (
@@ -113,7 +120,8 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_models = {
         "remote-code", "speculative-inner-state", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
-        "tensor-parallel-families", "workers-row-by-row",
+        "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
+        "workers-row-by-row",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

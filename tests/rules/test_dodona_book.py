@@ -69,6 +69,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     },
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
+    "kv-connector-lora": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "speculative-kv-connector": {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "speculative_config": True,
@@ -243,9 +244,14 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "connector": (
         QWEN,
         {"kv_transfer_config": {"kv_connector": "AnyName", "kv_role": "kv_both"}},
-        {"kv-connector", "unserved-kv-connector"},
+        {"kv-connector"},
     ),
-    "KV offloading": (QWEN, {"cache_config": {"kv_offloading_size": 4.0}}, {"kv-connector"}),
+    "KV offloading": (QWEN, {"cache_config": {"kv_offloading_size": 4.0}}, set()),
+    "KV offloading by LMCache": (
+        QWEN,
+        {"cache_config": {"kv_offloading_size": 4.0, "kv_offloading_backend": "lmcache"}},
+        {"kv-connector"},
+    ),
     "KV offloading of nothing": (QWEN, {"cache_config": {"kv_offloading_size": 0.0}}, set()),
     "EAGLE3 with pipeline": (
         LLAMA,
@@ -295,12 +301,13 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, {"rope"}),
     "attention bias": ({**LLAMA, "attention_bias": True}, {}, {"attention-bias"}),
     "head of 80": ({**LLAMA, "head_dim": 80}, {}, {"head-size"}),
-    "quantized weights": (
-        {**QWEN, "quantization_config": {"quant_method": "fp8"}},
+    "quantized weights": ({**QWEN, "quantization_config": {"quant_method": "fp8"}}, {}, set()),
+    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, set()),
+    "groups in the order of activations": (
+        {**QWEN, "quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
         {},
         {"quantized-weights"},
     ),
-    "quantized by flag": (QWEN, {"model_config": {"quantization": "FP8"}}, {"quantized-weights"}),
     "weights that none reads": (
         {**QWEN, "quantization_config": {"quant_method": "hqq"}},
         {},
@@ -347,7 +354,7 @@ FEATURES: list[dict[str, Any]] = [
     {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
     {"lora_config": {}},
     {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
-    {"cache_config": {"kv_offloading_size": 1.0}},
+    {"cache_config": {"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"}},
     {"cache_config": {"block_size": 7}},
     {"compilation_config": {"mode": 1}},
     {"model_config": {"quantization": "awq"}},

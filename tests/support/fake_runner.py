@@ -38,7 +38,7 @@ from dodona.runners.interface import (
     StepOutput,
 )
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
-from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_connector_output
+from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
 from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.sampling.params import SamplingParams
@@ -355,10 +355,9 @@ class FakeRunner(Runner):
                 proposed[sampled.row] = drafts
         self.proposed.update(proposed)
         output = StepOutput(rows, token_ids, logprobs, executed.prompt_logprobs, further, proposed)
-        output = with_connector_output(output, self.transfers)
         pending = _Pending(self, output, [self.rows[row].request for row in rows])
         self.in_flight.append(pending)
-        return pending
+        return with_transfers(pending, self.transfers)
 
     def _sample(
         self, state: _Row, sampled: _Sampled, masks: Sequence[Any]

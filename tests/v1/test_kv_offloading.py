@@ -109,8 +109,8 @@ def test_settings_that_cannot_be_are_refused(tiny_models, flat, error):
 @pytest.mark.parametrize(
     ("flat", "rule"),
     [
-        ({"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}}, "unserved-kv-connector"),
-        ({"kv_offloading_backend": "lmcache"}, "unserved-kv-connector"),
+        ({"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}}, "kv-connector"),
+        ({"kv_offloading_backend": "lmcache"}, "kv-connector"),
         (
             {
                 "kv_transfer_config": {
@@ -119,7 +119,7 @@ def test_settings_that_cannot_be_are_refused(tiny_models, flat, error):
                     "kv_connector_module_path": "m",
                 }
             },
-            "unserved-kv-connector",
+            "kv-connector",
         ),
     ],
 )

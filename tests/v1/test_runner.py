@@ -49,11 +49,12 @@ ASKS = {
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
+    "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
     },
-    "unserved-kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
@@ -114,7 +115,8 @@ def test_a_gpu_that_is_not_there(tiny_models):
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
         "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
-        "kv-connector-inner-states", "quantized-experts", *ROW_BY_ROW_ASKS,
+        "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
+        *ROW_BY_ROW_ASKS,
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 

@@ -91,6 +91,7 @@ def generate(
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens or 64,
         enable_chunked_prefill=True,
         enable_prefix_caching=enable_prefix_caching,
+        window=runner.get_kv_cache_spec().groups[0].window,
     )
     count = len(prompts)
     each = [params] * count if isinstance(params, SamplingParams) else list(params)

@@ -35,7 +35,8 @@ LLAMA = {
 MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
-OFFLOADING = {"kv_offloading_size": 1.0}
+NATIVE = {"kv_offloading_size": 1.0}
+OFFLOADING = {"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"}
 
 
 def lacking(raw, environment=GPU, **flat):
@@ -44,7 +45,9 @@ def lacking(raw, environment=GPU, **flat):
 
 
 @pytest.mark.parametrize("raw", [LLAMA, MISTRAL, QWEN3])
-@pytest.mark.parametrize("flat", [{}, {"dtype": "float16"}, {"block_size": 64}, {"kv_transfer_config": {}}])
+@pytest.mark.parametrize(
+    "flat", [{}, {"dtype": "float16"}, {"block_size": 64}, {"kv_transfer_config": {}}, NATIVE]
+)
 def test_what_v2_has(raw, flat):
     assert lacking(raw, **flat) == ()
 
@@ -66,7 +69,10 @@ def test_what_v2_has(raw, flat):
         ({"attn_logit_softcapping": 30.0}, "plain-arithmetic"),
         ({"final_logit_softcapping": 30.0}, "plain-arithmetic"),
         ({"num_experts": 8}, "moe"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantized-weights"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
+            "quantized-weights",
+        ),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantization"),
     ],
 )
@@ -79,7 +85,6 @@ def test_assumptions_about_config_json(changes, feature):
     [
         ({"runner": "pooling"}, "generate"),
         ({"block_size": 48}, "block-size"),
-        ({"quantization": "fp8"}, "quantized-weights"),
         ({"quantization": "awq"}, "quantization"),
         ({"tensor_parallel_size": 2}, "tensor-parallelism"),
         ({"pipeline_parallel_size": 2}, "pipeline-parallelism"),

@@ -23,6 +23,7 @@ class CacheCopies:
         event: torch.cuda.Event = torch.cuda.current_stream(self.layout.device).record_event()
         return event
 
+    @torch.inference_mode()
     def to_host(self, block_ids: Sequence[int], after: torch.cuda.Event | None) -> torch.Tensor:
         """[n, block_elements] on the host."""
         if after is None:
@@ -32,6 +33,7 @@ class CacheCopies:
             stream.wait_event(after)
             return self._pack(block_ids).cpu()
 
+    @torch.inference_mode()
     def to_cache(
         self, block_ids: Sequence[int], blocks: Sequence[torch.Tensor], after: torch.cuda.Event | None
     ) -> None:

@@ -11,12 +11,14 @@ import triton
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
 from dodona.runners.v2 import capabilities
 from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
+from dodona.runners.v2.loading.quantized import fill_parts_randomly
 from dodona.runners.v2.models.dense import DenseModel
-from dodona.runners.v2.models.registry import checkpoint_views, make_spec
+from dodona.runners.v2.models.registry import checkpoint_views, make_spec, quantized_parts
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import allocate_weights
 from dodona.runners.weights.source import weights_directory
@@ -42,7 +44,7 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
     )
     if lacking:
         raise UnsupportedConfiguration.lacking("v2", *lacking)
-    spec = make_spec(info, limits)
+    spec = make_spec(info, limits, quantization_of(config, info))
     loaded = Loaded(spec, DenseModel(spec, allocate_weights(spec, torch.device(limits.device))))
     read_weights(loaded, weights_directory(config, info, None), seed=config.model_config.seed)
     return loaded
@@ -54,7 +56,9 @@ def read_weights(loaded: Loaded, path: Path | None, *, seed: int) -> None:
     Raises ConfigError, before the first write, that names the tensor which does not fit.
     """
     views = checkpoint_views(loaded.spec, loaded.model.weights)
+    parts = quantized_parts(loaded.spec, loaded.model.weights)
     if path is None:
         fill_randomly(views, seed=seed)
+        fill_parts_randomly(parts, seed=seed)
     else:
-        load_safetensors(path, views, tied=loaded.spec.tie_word_embeddings)
+        load_safetensors(path, views, parts, tied=loaded.spec.tie_word_embeddings)

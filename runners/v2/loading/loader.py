@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,39 @@ from safetensors import SafetensorError, safe_open
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
+from dodona.runners.quantization.formats import TensorSpec
+from dodona.runners.v2.loading.quantized import fill_parts, readable_types, stored_specs
+from dodona.runners.v2.models.projections import Parts
+
+NO_PARTS: Parts = {}
 
 _READABLE = ("F32", "F16", "BF16")
 # Old checkpoints store the rotary frequencies; they follow from config.json.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def load_safetensors(path: Path, views: Mapping[str, torch.Tensor], *, tied: bool) -> None:
-    """Copy a checkpoint's tensors into `views`.
+def load_safetensors(
+    path: Path, views: Mapping[str, torch.Tensor], parts: Parts = NO_PARTS, *, tied: bool
+) -> None:
+    """Copy a checkpoint's tensors into `views`, and what it stores of quantized layers into `parts`.
 
     Args:
         path: model directory; one file, or shards with an index.
         views: tensor name → where it goes; its shape is the one expected. Any device, any float dtype (values
             are cast).
+        parts: quantized layer's name → where it goes.
         tied: whether a stored `lm_head.weight` is a copy of the embedding, to be left out.
 
     Raises ConfigError that names file and tensor: missing, unexpected, stored twice, of another shape, not
         float.
     """
-    plan = _plan(path, views, tied)
-    for file, names in plan.items():
-        with _open(file) as stored:
-            for name in names:
-                views[name].copy_(stored.get_tensor(name))
+    specs = stored_specs(parts)
+    places = _plan(path, views, specs, tied)
+    with ExitStack() as stack:
+        files = {file: stack.enter_context(_open(file)) for file in sorted(set(places.values()))}
+        for name in places.keys() & views.keys():
+            views[name].copy_(files[places[name]].get_tensor(name))
+        fill_parts(parts, lambda name: files[places[name]].get_tensor(name))
 
 
 def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int) -> None:
@@ -52,16 +63,18 @@ def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int) -> None:
             view.add_(1.0)
 
 
-def _plan(path: Path, views: Mapping[str, torch.Tensor], tied: bool) -> dict[Path, list[str]]:
-    plan: dict[Path, list[str]] = {}
+def _plan(
+    path: Path, views: Mapping[str, torch.Tensor], specs: Mapping[str, TensorSpec], tied: bool
+) -> dict[str, Path]:
+    """Each tensor's file. Raises ConfigError where a tensor is not as it must be."""
     found: dict[str, Path] = {}
-    for file in weight_files(path):
-        plan[file] = []
+    files = weight_files(path)
+    for file in files:
         with _open(file) as stored:
             for name in stored.keys():  # noqa: SIM118 - not a mapping
                 if _DERIVED.fullmatch(name) or (tied and name == "lm_head.weight"):
                     continue
-                if name not in views:
+                if name not in views and name not in specs:
                     raise ConfigError(
                         f"{file}: unexpected tensor {name!r}: config.json describes a model without it; "
                         "check that weights and config.json belong together"
@@ -70,16 +83,20 @@ def _plan(path: Path, views: Mapping[str, torch.Tensor], tied: bool) -> dict[Pat
                     raise ConfigError(
                         f"{file}: tensor {name!r} is also in {found[name].name}; keep one of them"
                     )
-                _check_tensor(file, name, stored.get_slice(name), views[name])
+                if name in views:
+                    _check_tensor(file, name, stored.get_slice(name), views[name].shape, _READABLE)
+                else:
+                    spec = specs[name]
+                    _check_tensor(file, name, stored.get_slice(name), spec.shape, readable_types(spec))
                 found[name] = file
-                plan[file].append(name)
-    missing = sorted(views.keys() - found.keys())
+    expected = views.keys() | specs.keys()
+    missing = sorted(expected - found.keys())
     if missing:
         raise ConfigError(
-            f"{path}: {len(missing)} of {len(views)} tensors are in none of "
-            f"{', '.join(f.name for f in plan)}: {_some(missing)}; fetch the model again"
+            f"{path}: {len(missing)} of {len(expected)} tensors are in none of "
+            f"{', '.join(f.name for f in files)}: {_some(missing)}; fetch the model again"
         )
-    return plan
+    return found
 
 
 def _open(file: Path) -> Any:
@@ -89,16 +106,18 @@ def _open(file: Path) -> Any:
         raise ConfigError(f"{file}: cannot be read as safetensors: {error}; fetch the model again") from error
 
 
-def _check_tensor(file: Path, name: str, stored: Any, view: torch.Tensor) -> None:
+def _check_tensor(
+    file: Path, name: str, stored: Any, expected: tuple[int, ...], readable: tuple[str, ...]
+) -> None:
     shape = tuple(stored.get_shape())
-    if shape != tuple(view.shape):
+    if shape != tuple(expected) and {shape, tuple(expected)} != {(), (1,)}:
         raise ConfigError(
-            f"{file}: tensor {name!r} has shape {list(shape)}, but config.json makes it {list(view.shape)}; "
+            f"{file}: tensor {name!r} has shape {list(shape)}, but config.json makes it {list(expected)}; "
             "check that weights and config.json belong together"
         )
-    if stored.get_dtype() not in _READABLE:
+    if stored.get_dtype() not in readable:
         raise ConfigError(
-            f"{file}: tensor {name!r} has type {stored.get_dtype()}, expected one of {', '.join(_READABLE)}"
+            f"{file}: tensor {name!r} has type {stored.get_dtype()}, expected one of {', '.join(readable)}"
         )
 
 

@@ -13,13 +13,9 @@ from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.linear.activation import silu_and_mul
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
-from dodona.kernels.linear.small_batch_linear import (
-    max_small_batch_tokens,
-    small_batch_linear,
-    supports_small_batch_linear,
-)
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
+from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
 from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
@@ -44,9 +40,11 @@ class DenseModel:
             dtype=spec.dtype,
             cos_sin=cos_sin_table(spec.rope, spec.head_size, spec.max_model_len).to(device),
         )
-        sizes = (spec.hidden_size, spec.num_q_heads * spec.head_size, spec.intermediate_size)
-        has_small_batch_linear = supports_small_batch_linear(device=device, dtype=spec.dtype, sizes=sizes)
-        self._max_small_batch = max_small_batch_tokens(spec.hidden_size) if has_small_batch_linear else 1
+        projections = [projection for layer in weights.layers for projection in layer.projections]
+        self._is_dense = all(isinstance(projection, torch.Tensor) for projection in projections)
+        self._max_small_batch = max_small_batch(
+            projections, spec.hidden_size, device=device, dtype=spec.dtype
+        )
 
     @property
     def device(self) -> torch.device:
@@ -123,16 +121,14 @@ class DenseModel:
                 hidden = rms_norm(x=residual, weight=layer.input_norm, eps=eps)
             else:
                 hidden = add_rms_norm(x=update, residual=residual, weight=layer.input_norm, eps=eps)
-            attended = attention.attend(
-                qkv=functional.linear(hidden, layer.qkv), norm=norm, kv_cache=kv_cache
-            )
+            attended = attention.attend(qkv=project(hidden, layer.qkv), norm=norm, kv_cache=kv_cache)
             if i == last and wanted is not None:
                 attended = torch.index_select(attended, 0, wanted)
                 residual = torch.index_select(residual, 0, wanted)
-            update = functional.linear(attended, layer.o)
+            update = project(attended, layer.o)
             hidden = add_rms_norm(x=update, residual=residual, weight=layer.post_norm, eps=eps)
-            gated = silu_and_mul(gate_up=functional.linear(hidden, layer.gate_up))
-            update = functional.linear(gated, layer.down)
+            gated = silu_and_mul(gate_up=project(hidden, layer.gate_up))
+            update = project(gated, layer.down)
         assert update is not None  # a model has layers
         return add_rms_norm(x=update, residual=residual, weight=self.weights.final_norm, eps=eps)
 
@@ -170,13 +166,14 @@ class DenseModel:
         """The residual stream of a small batch before the last norm, [tokens, hidden]. Norms, gates and
         residuals are fused with the products, so a layer takes five launches."""
         eps = self.spec.norm_eps
-        linear = single_token_linear if inputs.num_tokens == 1 else small_batch_linear
+        linear = project_small_batch
         residual = self._embedded(inputs)
-        attention = self._attention.plan_small_batch(inputs)
+        attention = self._attention.plan_small_batch(inputs, leave_parts=self._is_dense)
         for layer, norm, kv_cache in zip(self.weights.layers, self._qk_norms, caches, strict=True):
             qkv = linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
             attended = attention.attend(qkv=qkv, norm=norm, kv_cache=kv_cache)
             if isinstance(attended, AttentionParts):
+                assert isinstance(layer.o, torch.Tensor)  # else no parts are left
                 residual = attended_linear(parts=attended, weight=layer.o, residual=residual)
             else:
                 residual = linear(x=attended, weight=layer.o, residual=residual)

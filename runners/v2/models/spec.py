@@ -10,6 +10,7 @@ import torch
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.runners.interface import KVCacheSpec, LayerKVSpec
 from dodona.runners.limits import Limits
 
@@ -49,6 +50,8 @@ class ModelSpec:
     rope: RopeSpec
     dtype: torch.dtype
     max_model_len: int
+    quantization: QuantizationConfig | None = None
+    """How linear layers are quantized; None: they are not."""
 
     @property
     def qkv_size(self) -> int:

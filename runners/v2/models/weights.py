@@ -6,33 +6,46 @@ from dataclasses import dataclass
 
 import torch
 
+from dodona.oracle.models.quantization import WeightScheme
+from dodona.runners.quantization.formats import LinearShape
+from dodona.runners.v2.models.projections import (
+    Projection,
+    QuantizedPart,
+    QuantizedProjection,
+    empty_projection,
+)
 from dodona.runners.v2.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerWeights:
-    """One decoder layer. Projections are [out, in]."""
+    """One decoder layer. Projections are [out, in], dense or quantized."""
 
     input_norm: torch.Tensor
     """[hidden]."""
-    qkv: torch.Tensor
+    qkv: Projection
     """[(q heads + 2 kv heads) * head size, hidden]: queries, keys, values."""
     q_norm: torch.Tensor | None
     """[head size], where the model normalises queries and keys."""
     k_norm: torch.Tensor | None
-    o: torch.Tensor
+    o: Projection
     """[hidden, q heads * head size]."""
     post_norm: torch.Tensor
     """[hidden]."""
-    gate_up: torch.Tensor
+    gate_up: Projection
     """[2 * intermediate, hidden]: gate, up."""
-    down: torch.Tensor
+    down: Projection
     """[hidden, intermediate]."""
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All four."""
+        return (self.qkv, self.o, self.gate_up, self.down)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelWeights:
-    """All weights of a model, on one device in one dtype."""
+    """All weights of a model, on one device; what is not quantized in one dtype."""
 
     embedding: torch.Tensor
     """[vocab, hidden]."""
@@ -43,28 +56,52 @@ class ModelWeights:
     """[vocab, hidden]; the same tensor as `embedding` where the two are tied."""
 
 
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_O = ("self_attn.o_proj",)
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+_DOWN = ("mlp.down_proj",)
+"""Module names of the linear layers that a projection consists of, within a layer."""
+
+
+def _qkv_rows(spec: ModelSpec) -> tuple[int, int, int]:
+    kv_size = spec.num_kv_heads * spec.head_size
+    return spec.num_q_heads * spec.head_size, kv_size, kv_size
+
+
+def _scheme(spec: ModelSpec, layer: int, name: str) -> WeightScheme | None:
+    if spec.quantization is None:
+        return None
+    return spec.quantization.scheme_of(f"model.layers.{layer}.{name}")
+
+
 def allocate_weights(spec: ModelSpec, device: torch.device) -> ModelWeights:
     """Uninitialised weights."""
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=spec.dtype, device=device)
 
-    def layer() -> LayerWeights:
+    def projection(layer: int, names: tuple[str, ...], rows: tuple[int, ...], inner: int) -> Projection:
+        scheme = _scheme(spec, layer, names[0])
+        return empty_projection(scheme, rows, inner, dtype=spec.dtype, device=device)
+
+    hidden, attended = spec.hidden_size, spec.num_q_heads * spec.head_size
+
+    def layer(i: int) -> LayerWeights:
         return LayerWeights(
             input_norm=empty(spec.hidden_size),
-            qkv=empty(spec.qkv_size, spec.hidden_size),
+            qkv=projection(i, _QKV, _qkv_rows(spec), hidden),
             q_norm=empty(spec.head_size) if spec.qk_norm else None,
             k_norm=empty(spec.head_size) if spec.qk_norm else None,
-            o=empty(spec.hidden_size, spec.num_q_heads * spec.head_size),
+            o=projection(i, _O, (hidden,), attended),
             post_norm=empty(spec.hidden_size),
-            gate_up=empty(2 * spec.intermediate_size, spec.hidden_size),
-            down=empty(spec.hidden_size, spec.intermediate_size),
+            gate_up=projection(i, _GATE_UP, (spec.intermediate_size,) * 2, hidden),
+            down=projection(i, _DOWN, (hidden,), spec.intermediate_size),
         )
 
     embedding = empty(spec.vocab_size, spec.hidden_size)
     return ModelWeights(
         embedding=embedding,
-        layers=tuple(layer() for _ in range(spec.num_layers)),
+        layers=tuple(layer(i) for i in range(spec.num_layers)),
         final_norm=empty(spec.hidden_size),
         lm_head=embedding if spec.tie_word_embeddings else empty(spec.vocab_size, spec.hidden_size),
     )
@@ -75,23 +112,57 @@ def dense_checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, 
     views = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.final_norm}
     if not spec.tie_word_embeddings:
         views["lm_head.weight"] = weights.lm_head
-    q_size, kv_size = spec.num_q_heads * spec.head_size, spec.num_kv_heads * spec.head_size
     for i, layer in enumerate(weights.layers):
         prefix = f"model.layers.{i}."
-        q, k, v = torch.split(layer.qkv, [q_size, kv_size, kv_size])
-        gate, up = torch.split(layer.gate_up, spec.intermediate_size)
         views |= {
             prefix + "input_layernorm.weight": layer.input_norm,
-            prefix + "self_attn.q_proj.weight": q,
-            prefix + "self_attn.k_proj.weight": k,
-            prefix + "self_attn.v_proj.weight": v,
-            prefix + "self_attn.o_proj.weight": layer.o,
             prefix + "post_attention_layernorm.weight": layer.post_norm,
-            prefix + "mlp.gate_proj.weight": gate,
-            prefix + "mlp.up_proj.weight": up,
-            prefix + "mlp.down_proj.weight": layer.down,
         }
+        for names, rows, projection in _projections(spec, layer):
+            if isinstance(projection, torch.Tensor):
+                parts = torch.split(projection, list(rows))
+                views |= {f"{prefix}{name}.weight": part for name, part in zip(names, parts, strict=True)}
         if layer.q_norm is not None and layer.k_norm is not None:
             views[prefix + "self_attn.q_norm.weight"] = layer.q_norm
             views[prefix + "self_attn.k_norm.weight"] = layer.k_norm
     return views
+
+
+def dense_quantized_parts(spec: ModelSpec, weights: ModelWeights) -> dict[str, QuantizedPart]:
+    """Each quantized linear layer of a dense decoder's checkpoint → the rows that it fills."""
+    found: dict[str, QuantizedPart] = {}
+    for i, layer in enumerate(weights.layers):
+        for names, rows, projection in _projections(spec, layer):
+            if not isinstance(projection, QuantizedProjection):
+                continue
+            start = 0
+            for name, count in zip(names, rows, strict=True):
+                scheme, module = _scheme(spec, i, name), f"model.layers.{i}.{name}"
+                assert scheme is not None  # all layers of a projection have one scheme
+                shape = LinearShape(module, count, projection.weight.inner)
+                found[module] = QuantizedPart(scheme, shape, projection.weight.slice_rows(start, count))
+                start += count
+    return found
+
+
+def _projections(
+    spec: ModelSpec, layer: LayerWeights
+) -> tuple[tuple[tuple[str, ...], tuple[int, ...], Projection], ...]:
+    """(names of linear layers, their rows, the projection) of a layer."""
+    return (
+        (_QKV, _qkv_rows(spec), layer.qkv),
+        (_O, (spec.hidden_size,), layer.o),
+        (_GATE_UP, (spec.intermediate_size,) * 2, layer.gate_up),
+        (_DOWN, (spec.hidden_size,), layer.down),
+    )
+
+
+def quantized_tensors(weights: ModelWeights) -> dict[str, torch.Tensor]:
+    """The tensors of the quantized projections, by names of their own."""
+    return {
+        f"layers.{i}.{j}.{k}": tensor
+        for i, layer in enumerate(weights.layers)
+        for j, projection in enumerate(layer.projections)
+        if isinstance(projection, QuantizedProjection)
+        for k, tensor in enumerate(projection.tensors())
+    }

@@ -32,6 +32,7 @@ TORCH_TO_TRITON = {
     "int8": "i8",
     "uint8": "u8",
     "bool": "i1",
+    "float8_e4m3fn": "fp8e4nv",
 }
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "launch_pdl")
 

@@ -1,0 +1,88 @@
+"""V2 with KV connectors, in Triton's interpreter where there is no GPU: equal tokens, and blocks of the same
+content as V1's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
+from dodona.runners.kv_transfer.connector import KVConnectorWorker
+from dodona.runners.kv_transfer.factory import plan_kv_transfer
+from dodona.runners.limits import resolve_limits
+from dodona.runners.v1 import device_serving
+from dodona.runners.v1.runner import V1Runner
+from tests.v2.drive import generate, make_runner
+from tests.v2.test_greedy_tokens import prompts_of
+
+BLOCK_SIZE, NUM_BLOCKS = 16, 4
+
+
+class Recorder(KVConnectorWorker):
+    """Keeps the views of the cache that a runner registers."""
+
+    def __init__(self) -> None:
+        self.layers: list[LayerKV] = []
+
+    def register_kv_caches(self, kv_caches):
+        self.layers = list(kv_caches)
+
+
+@pytest.fixture(scope="module")
+def path(tiny_models):
+    return tiny_models.path("qwen3", head_dim=16)
+
+
+def scheduler_of(runner, connector=None):
+    config = runner.config.scheduler_config
+    return Scheduler(
+        num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens, kv_connector=connector,
+    )  # fmt: skip
+
+
+def stored_blocks(runner, prompt):
+    """The prompt's full blocks in the canonical layout, after the runner computed them."""
+    recorder = Recorder()
+    runner._kv_connector = recorder
+    runner.initialize_kv_cache(NUM_BLOCKS)
+    scheduler = scheduler_of(runner)
+    (request,) = generate(runner, [prompt], max_tokens=1, in_flight=1, scheduler=scheduler).requests
+    layout = BlockLayout(recorder.layers)
+    assert layout.bytes_per_block == runner.get_kv_cache_spec().bytes_per_block
+    block_ids = scheduler.blocks.find(request.block_hashes)
+    packed = layout.empty(len(block_ids))
+    layout.pack(torch.tensor(block_ids, device=packed.device), packed)
+    return packed.cpu()
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["v1-on-host", "v1-on-device"])
+def test_both_runners_write_the_same_blocks(path, monkeypatch, on_device):
+    monkeypatch.setattr(device_serving, "kernels_run_on", lambda device: on_device)
+    monkeypatch.setattr(device_serving, "check_device_steps", lambda *args, **kwargs: 0.0)
+    (prompt,) = prompts_of(35)
+    flat = {"block_size": BLOCK_SIZE, "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64}
+    config, model = EngineConfig.from_flat(str(path), device="cpu", **flat), ModelInfo.load(path)
+    v1 = V1Runner(config, model, resolve_limits(config, model))
+    v1.load_model()
+    assert (v1.max_steps_in_flight == 2) == on_device
+    ours = stored_blocks(v1, prompt)
+    theirs = stored_blocks(make_runner(path, num_blocks=1, **flat), prompt)
+    assert ours.shape == theirs.shape == (2, ours.shape[1])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_come_back_from_the_host(path):
+    flat = {"block_size": BLOCK_SIZE, "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64}
+    runner = make_runner(path, num_blocks=NUM_BLOCKS, **flat, kv_offloading_size=0.001)
+    plan = plan_kv_transfer(runner.config, runner.name)
+    scheduler = scheduler_of(runner, plan.scheduler_connector(runner.get_kv_cache_spec(), "float32"))
+    prompt, other = prompts_of(35, 60)
+    first = generate(runner, [prompt], max_tokens=2, scheduler=scheduler)
+    generate(runner, [other], max_tokens=1, scheduler=scheduler)  # takes all blocks
+    again = generate(runner, [prompt], max_tokens=2, scheduler=scheduler)
+    assert [request.num_cached_tokens for request in again.requests] == [32]
+    assert again.outputs == first.outputs
