@@ -238,6 +238,8 @@ class V1Runner(WeightLife):
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
         self._kv_connector.shutdown()
+        if self._on_device is not None:
+            self._on_device.release()
         self._on_device = None
         self._loaded = None
         self._ready = None

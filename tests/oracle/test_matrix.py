@@ -28,6 +28,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "generate": {"runner": "pooling"},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
+    "quantized-tensor-parallelism": {"quantization": "int8", "tensor_parallel_size": 2},
     "executor-backend": {"distributed_executor_backend": "ray"},
     "workers": {"distributed_executor_backend": "mp"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
