@@ -111,7 +111,8 @@ def test_a_gpu_that_is_not_there(tiny_models):
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
         "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
-        "kv-connector-inner-states", "quantized-experts", *ROW_BY_ROW_ASKS,
+        "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
+        *ROW_BY_ROW_ASKS,
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 
