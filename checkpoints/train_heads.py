@@ -37,8 +37,8 @@ from dodona.runners.v1.drafting.head import DraftHead
 from dodona.runners.v1.drafting.head_config import read_head_config
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 
-NEW_TOKENS = 28
-"""Tokens of the target after each prompt: longer than its answers."""
+NEW_TOKENS = 14
+"""Tokens of the target after each prompt: its longest answer, and drafts after it."""
 
 
 def training_prompts(tokenizer: Any, *, size: int, seed: int) -> list[list[int]]:
@@ -68,16 +68,19 @@ def continuations(model: Any, prompts: Sequence[Sequence[int]], *, batch: int = 
     for length, same in sorted(by_length.items()):
         for begin in range(0, len(same), batch):
             ids = torch.tensor(same[begin : begin + batch], device=model.device)
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=NEW_TOKENS,
-                max_new_tokens=NEW_TOKENS,
-            )
-            rows += list(out.cpu())
+            rows += list(_continued(model, ids).cpu())
             starts += [length] * len(ids)
     return Pool(rows, starts)
+
+
+def _continued(model: Any, ids: Tensor) -> Tensor:
+    """[B, L + NEW_TOKENS]: the argmax at each place. `generate` would mask the end of an answer to go on."""
+    cache, inputs = None, ids
+    for _ in range(NEW_TOKENS):
+        output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
+        cache, inputs = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, inputs], dim=1)
+    return ids
 
 
 class Pool:
@@ -193,8 +196,11 @@ def train_head(
     return found
 
 
-def measure(folder: Path, target: Path, *, parallel: bool, count: int, device: str) -> dict[str, Any]:
-    """Acceptance on `count` held-out prompts of each form, greedy, by the engine: `DraftStats` by form."""
+def measure(
+    folder: Path, target: Path, *, parallel: bool, count: int, device: str
+) -> dict[str, tuple[Any, float]]:
+    """Greedy answers to `count` held-out prompts of each form, by the engine. By form: `DraftStats`, and the
+    tokens of answers that a step with drafts gave."""
     from dodona.runners.llm import LLM
     from dodona.runners.sampling.params import SamplingParams
 
@@ -204,24 +210,30 @@ def measure(folder: Path, target: Path, *, parallel: bool, count: int, device: s
         "num_speculative_tokens": NUM_SPECULATIVE_TOKENS,
         "parallel_drafting": parallel,
     }
-    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    found: dict[str, Any] = {}
+    params = SamplingParams(temperature=0.0, max_tokens=32)
+    found: dict[str, tuple[Any, float]] = {}
     for form in ("plain", "chat", "conversation"):
         with LLM(str(target), device=device, speculative_config=speculative) as llm:
             prompts = held_out_prompts(llm.get_tokenizer(), count=count, recall=True, seed=1)[form]
-            llm.generate([{"prompt_token_ids": list(p.token_ids)} for p in prompts], params, use_tqdm=False)
-            found[form] = llm.draft_stats()
+            outputs = llm.generate(
+                [{"prompt_token_ids": list(p.token_ids)} for p in prompts], params, use_tqdm=False
+            )
+            stats = llm.draft_stats()
+            delivered = sum(len(output.outputs[0].token_ids) - 1 for output in outputs)
+            found[form] = stats, delivered / stats.num_drafts
     return found
 
 
-def write_card(folder: Path, recipe: HeadRecipe, form: str, found: dict[str, Any], trained: str) -> None:
+def write_card(
+    folder: Path, recipe: HeadRecipe, form: str, found: dict[str, tuple[Any, float]], trained: str
+) -> None:
     """README.md of a head."""
     depths = " | ".join(f"draft {depth + 1}" for depth in range(NUM_SPECULATIVE_TOKENS))
     rows = "\n".join(
-        f"| {name} | {stats.mean_acceptance_length:.2f} | "
+        f"| {name} | {stats.mean_acceptance_length:.2f} | {delivered:.2f} | "
         + " | ".join(f"{count / stats.num_drafts:.1%}" for count in stats.num_accepted_tokens_per_pos)
         + " |"
-        for name, stats in found.items()
+        for name, (stats, delivered) in found.items()
     )
     layout = "SafeAILab/EAGLE" if form == "safeailab" else "vllm-project/speculators"
     (folder / "README.md").write_text(
@@ -235,15 +247,12 @@ In the format of {layout}, bf16. It drafts for the questions of `checkpoints/tas
 
 ## Acceptance
 
-Greedy, {NUM_SPECULATIVE_TOKENS} drafts a step, {
-            NEW_TOKENS
-        } tokens after each held-out prompt (the answer, and what the
-model says after it). Tokens per step include the one that the model adds to the accepted drafts; of {
-            NUM_SPECULATIVE_TOKENS + 1
-        } at most.
+Greedy answers to held-out prompts, {NUM_SPECULATIVE_TOKENS} drafts a step. The accepted length counts the
+accepted drafts and the token that the model adds; drafts after the end of an answer are compared with what
+the model would say next. Answers are short: a step that ends one gives fewer tokens than it accepted.
 
-| prompts | tokens per step | {depths} |
-| --- | --- | {" | ".join("---" for _ in range(NUM_SPECULATIVE_TOKENS))} |
+| prompts | accepted length | tokens of answers per step | {depths} |
+| --- | --- | --- | {" | ".join("---" for _ in range(NUM_SPECULATIVE_TOKENS))} |
 {rows}
 
 ## Training
@@ -259,7 +268,7 @@ def train_one(name: str, recipe: HeadRecipe, target: Any, pool: Pool, args: argp
     started = time.perf_counter()
     counts = pool.counts(target.config.vocab_size)
     targets = counts.argsort(descending=True, stable=True)[:DRAFT_VOCAB_SIZE].sort().values
-    mask_token_id = int(counts.argmin())
+    mask_token_id = _unused_token(pool, target.config.vocab_size)
     forms = recipe.folders
     with tempfile.TemporaryDirectory() as scratch:
         any_form = next(iter(forms.values()))
@@ -296,6 +305,12 @@ def train_one(name: str, recipe: HeadRecipe, target: Any, pool: Pool, args: argp
     )
 
 
+def _unused_token(pool: Pool, vocab_size: int) -> int:
+    """The last of the tokens that occur least often, prompts included."""
+    counts = torch.bincount(pool.ids.flatten(), minlength=vocab_size)
+    return vocab_size - 1 - int(counts.flip(0).argmin())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m checkpoints.train_heads", description=__doc__)
@@ -329,8 +344,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 count=args.measure,
                 device=args.device,
             )
-            for form_of_prompts, stats in found.items():
-                print(f"{folder}, {form_of_prompts}: {stats.mean_acceptance_length:.2f} tokens per step")
+            for prompts, (stats, delivered) in found.items():
+                print(
+                    f"{folder}, {prompts}: accepted length {stats.mean_acceptance_length:.2f}, "
+                    f"{delivered:.2f} tokens of answers per step",
+                    flush=True,
+                )
             if trained:
                 write_card(args.output / folder, recipe, form, found, trained)
 

@@ -256,7 +256,8 @@ class StepOutput:
     rows: Sequence[int]
     """The rows that sampled, in batch order (`SchedulerOutput.rows` where `samples`)."""
     token_ids: Sequence[int]
-    """One token per entry of `rows`; see `further` for rows with drafts."""
+    """One token per entry of `rows`; see `further` for rows with drafts. -1 where none could be drawn,
+    because all logits are NaN or -inf: the request ends with an error."""
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
     """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`: those of `token_ids`."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)

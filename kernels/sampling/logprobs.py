@@ -139,7 +139,8 @@ def _logprob_blocks_kernel(
     if HAS_ROWS:
         row = tl.load(rows_ptr + entry).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
-    own = load_scores(row_ptr, tl.load(token_ids_ptr + (entry if BY_ENTRY else row)), True)
+    # -1 where no token could be drawn: nobody reads this entry
+    own = load_scores(row_ptr, tl.maximum(tl.load(token_ids_ptr + (entry if BY_ENTRY else row)), 0), True)
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     inside = tokens < vocab
     scores = load_scores(row_ptr, tokens, inside)
@@ -161,6 +162,7 @@ def _logprob_blocks_kernel(
 
 @triton.jit
 def _store_logprob(row_ptr, token, greatest, log_weight, id_ptr, logprob_ptr):
+    token = tl.maximum(token, 0)
     score = load_scores(row_ptr, token, True)
     tl.store(id_ptr, token.to(tl.int32))
     # A row without any finite logit has no distribution: -inf for all, not NaN.

@@ -96,7 +96,7 @@ def count_tokens_reference(
 ) -> None:
     """What `count_tokens` does, in plain torch."""
     for state, token in zip(idx_mapping.tolist(), token_ids.tolist(), strict=True):
-        if state >= 0 and is_penalized[state] != 0:
+        if state >= 0 and token >= 0 and is_penalized[state] != 0:
             output_counts[state, token] += 1
 
 
@@ -148,5 +148,7 @@ def _count_tokens_kernel(
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     state = tl.load(idx_mapping_ptr + rows, mask=rows < n, other=-1).to(tl.int64)
     counted = (state >= 0) & (tl.load(is_penalized_ptr + state, mask=state >= 0, other=0) != 0)
-    places = counts_ptr + state * vocab + tl.load(token_ids_ptr + rows, mask=counted, other=0)
+    token = tl.load(token_ids_ptr + rows, mask=counted, other=-1)
+    counted &= token >= 0  # -1 where no token could be drawn
+    places = counts_ptr + state * vocab + token
     tl.store(places, tl.load(places, mask=counted, other=0) + 1, mask=counted)

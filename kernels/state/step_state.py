@@ -56,7 +56,8 @@ def _prepare_inputs_kernel(
         # A request that ended in an unread step may be scheduled once more than its row has room for. The
         # result is discarded, but the step must not access memory of other requests.
         inside = (i < length) & live & (position < max_model_len)
-        token = tl.load(token_ids + row * stride_tokens + position, mask=inside, other=0)
+        # -1 where no token could be drawn: that request ends, and this step's result is discarded.
+        token = tl.maximum(tl.load(token_ids + row * stride_tokens + position, mask=inside, other=0), 0)
         block = tl.load(block_table + row * stride_table + position // BLOCK_SIZE, mask=inside, other=0)
         slot = tl.where(inside, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
         tl.store(input_ids + start + i, token, mask=mask)
@@ -64,7 +65,7 @@ def _prepare_inputs_kernel(
         tl.store(slots + start + i, slot, mask=mask)
     if HIDDEN > 0:
         inside = live & (computed < max_model_len)
-        token = tl.load(token_ids + row * stride_tokens + computed, mask=inside, other=0)
+        token = tl.maximum(tl.load(token_ids + row * stride_tokens + computed, mask=inside, other=0), 0)
         column = tl.arange(0, BLOCK_HIDDEN)
         vector = tl.load(embedding + token.to(tl.int64) * HIDDEN + column, mask=column < HIDDEN)
         tl.store(hidden + start.to(tl.int64) * HIDDEN + column, vector, mask=column < HIDDEN)
@@ -158,7 +159,7 @@ def prepare_inputs_reference(
             if row < 0 or position >= token_ids.shape[1]:
                 slots[i] = -1
                 continue
-            input_ids[i] = token_ids[row, position]
+            input_ids[i] = max(0, int(token_ids[row, position]))
             positions[i] = position
             slots[i] = block_table[row, position // block_size] * block_size + position % block_size
     return input_ids, positions, slots, seq_lens

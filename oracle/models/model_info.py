@@ -62,6 +62,8 @@ _STATEFUL_LAYERS = (
     "hybrid",
     "gated_delta_net",
 )
+_ATTENTION_LAYERS = frozenset({"attention", "chunked_attention", "full_attention", "sliding_attention"})
+_LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
 _STATEFUL_KEYS = ("ssm_cfg", "mamba_d_state", "ssm_state_size", "hybrid_override_pattern", "mamba_d_ssm")
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -327,6 +329,8 @@ def _read(
     layer_types, kinds = _layers(get, known.layer_kinds if known else ())
     stateful = bool(known and known.stateful) or any(k in text for k in _STATEFUL_KEYS)
     stateful = stateful or any(kind in _STATEFUL_LAYERS for kind in kinds)
+    if _lists_layers(get) and set(kinds) <= _ATTENTION_LAYERS:
+        stateful = known is not None and "hybrid" in known.layer_kinds
     window = get.size("sliding_window") or None
     if not get.flag("use_sliding_window", default=True) or (
         layer_types and "sliding_attention" not in layer_types
@@ -432,13 +436,21 @@ def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla
     return hidden_size // heads if hidden_size and heads else None
 
 
+def _lists_layers(get: _Fields) -> bool:
+    """Whether the file says of each layer what it is."""
+    fields = (*_LAYER_LISTS, "full_attn_idxs")
+    return any(get.raw.get(field) or get.text.get(field) for field in fields)
+
+
 def _layers(get: _Fields, default_kinds: tuple[str, ...]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    given = get.strings("layer_types")
-    if given is None:
-        given = get.strings("layers_block_type") or get.strings("block_types")
+    given = next((found for field in _LAYER_LISTS if (found := get.strings(field)) is not None), None)
+    layers, full_until = get.size("num_hidden_layers"), get.size("max_window_layers")
+    attention = get.text.get("full_attn_idxs")
+    if given is None and layers and isinstance(attention, list):
+        # LFM2's rule: all other layers are short convolutions.
+        given = tuple("full_attention" if i in attention else "conv" for i in range(layers))
     if given:
         return given, tuple(sorted(set(given)))
-    layers, full_until = get.size("num_hidden_layers"), get.size("max_window_layers")
     if layers and full_until is not None and "use_sliding_window" in get.text:
         # Qwen's rule: with use_sliding_window, the layers from max_window_layers on slide.
         slides = get.flag("use_sliding_window") and bool(get.size("sliding_window"))

@@ -16,18 +16,18 @@ ROW_BY_ROW: tuple[str, ...] = (
     "blenderbot",
     "blenderbot-small",
     "bloom",
-    "codegen",
     "deepseek_v32",
     "deepseek_v4",
     "doge",
+    "dory",
     "dots3_note_text",
     "falcon",
     "git",
     "glm_moe_dsa",
     "gpt_neo",
     "gpt_neox_japanese",
-    "gptj",
     "hy_v4",
+    "inkling2_loop_text",
     "inkling2_text",
     "inkling_text",
     "marian",
@@ -54,6 +54,10 @@ ROW_BY_ROW: tuple[str, ...] = (
     "zamba2",
 )
 """Types of language models that are computed row by row."""
+
+PACKED_FROM: Mapping[str, str] = {"codegen": "5.24", "gptj": "5.24"}
+"""Types that are packed from this version of transformers on, and row by row before. Rules do not read the
+version, so they take these types for packed; V1 says at load what it does."""
 
 ROW_BY_ROW_WRAPPERS: tuple[str, ...] = (
     "Gemma4UnifiedForConditionalGeneration",

@@ -173,6 +173,12 @@ class Request:
 
         Returns how many tokens there are now.
         """
+        if token_id < 0:
+            self._fail(
+                f"the model's logits after {len(self.token_ids)} tokens are NaN or all -inf: check the "
+                "weights, or compute in another dtype"
+            )
+            return len(self.token_ids)
         grammar = self.grammar
         if grammar is not None and not grammar.accept(token_id):
             self._fail(grammar.error)

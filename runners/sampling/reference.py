@@ -22,6 +22,7 @@ is the identity.
 
 Unusual logits: NaN counts as -inf, and what exceeds 1e30 (+inf too) as 1e30. Where no token is left, the row
 yields its *fallback token*: the lowest of its allowed ids, else the lowest id that ends the request, else 0.
+A row that nothing masks has none: its logits say nothing, and `NO_TOKEN` ends the request with an error.
 A constraint of allowed ids is therefore never broken; `min_tokens` and `bad_words` give way. With a grammar
 the fallback token is the lowest that it allows, among the allowed ids if one of these is: all else gives way
 to a grammar.
@@ -54,6 +55,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dodona.runners.sampling.params import SamplingParams
+
+
+NO_TOKEN = -1
+"""In place of a token where none could be drawn: the request ends with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +163,15 @@ def inverse_temperature(temperature: float) -> float:
     return max(float(torch.tensor(temperature, dtype=torch.float32).reciprocal()), 1e-30)
 
 
-def fallback_id(params: SamplingParams, stop_token_ids: Sequence[int]) -> int:
-    """The token of a row whose masks leave nothing (see the module's docstring)."""
+def fallback_id(
+    params: SamplingParams, stop_token_ids: Sequence[int], bad_words_token_ids: Sequence[Sequence[int]]
+) -> int:
+    """The token of a row whose masks leave nothing (see the module's docstring).
+
+    `NO_TOKEN` where nothing masks the row: its logits are NaN or all -inf, and nothing can be drawn.
+    """
+    if not (params.allowed_token_ids or params.min_tokens or bad_words_token_ids):
+        return NO_TOKEN
     return min(params.allowed_token_ids or stop_token_ids or (0,))
 
 
@@ -186,7 +198,7 @@ def grammar_fallback_ids(
 
 def _fallback(row: SamplingRow) -> int:
     if row.grammar_words is None:
-        return fallback_id(row.params, row.stop_token_ids)
+        return fallback_id(row.params, row.stop_token_ids, row.bad_words_token_ids)
     return int(grammar_fallback_ids(row.grammar_words[None], [row.params])[0])
 
 
@@ -261,7 +273,8 @@ def _sampled_logprobs(
     for top_n in {count for count in counts if count is not None}:
         asking = [i for i, count in enumerate(counts) if count == top_n]
         index = torch.tensor(asking, device=logits.device)
-        for i, entry in zip(asking, token_logprobs(logits[index], token_ids[index], top_n), strict=True):
+        drawn = token_ids[index].clamp(min=0)
+        for i, entry in zip(asking, token_logprobs(logits[index], drawn, top_n), strict=True):
             given = rows[i].params.logprob_token_ids
             result[i] = with_given(entry, _given_logprobs(logits[i], given)) if given else entry
     return result

@@ -12,6 +12,7 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.facts import (
     exceeds_devices,
+    fills_stages,
     has_active_connector,
     has_causal_lm,
     is_row_by_row,
@@ -35,6 +36,7 @@ LACKS: frozenset[str] = frozenset(
         "causal-lm",
         "model-family",
         "quantized-experts",
+        "quantized-tensor-parallelism",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
@@ -44,11 +46,13 @@ LACKS: frozenset[str] = frozenset(
         "tensor-parallel-sizes",
         "workers-combinations",
         "workers-row-by-row",
-        "pipeline-parallelism",
+        "pipeline-parallel-families",
+        "pipeline-parallel-layers",
         "data-parallelism",
-        "prefill-context-parallelism",
         "decode-context-parallelism",
-        "expert-parallelism",
+        "expert-parallel-families",
+        "expert-parallel-ranks",
+        "lora-torch-compile",
         "speculative-method",
         "speculative-inner-state",
         "parallel-drafting-method",
@@ -94,6 +98,40 @@ TENSOR_PARALLEL_FAMILIES = (
 )
 """Architectures that `tensor_parallel.shard_model` splits by their plan, each backed by a run."""
 
+PIPELINE_PARALLEL_FAMILIES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "CohereForCausalLM",
+    "Cohere2ForCausalLM",
+    "GraniteForCausalLM",
+    "Glm4ForCausalLM",
+    "SmolLM3ForCausalLM",
+    "Starcoder2ForCausalLM",
+    "GPTNeoXForCausalLM",
+    "Phi3ForCausalLM",
+    "GptOssForCausalLM",
+)
+"""Architectures whose layers `pipeline_parallel.take_stage` spreads over stages, each backed by a run."""
+
+EXPERT_PARALLEL_FAMILIES = (
+    "MixtralForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "DeepseekV3ForCausalLM",
+)
+"""Architectures whose experts `tensor_parallel.shard_model` spreads over ranks, each backed by a run."""
+
 
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
@@ -107,6 +145,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures),
         "quantization": scheme == "other",
         "quantized-experts": scheme is not None and model.is_moe,
+        "quantized-tensor-parallelism": scheme is not None and parallel.tensor_parallel_size > 1,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
@@ -125,11 +164,16 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             or has_active_connector(config)
             or compilation == "STOCK_TORCH_COMPILE"
         ),
-        "pipeline-parallelism": parallel.pipeline_parallel_size > 1,
+        "pipeline-parallel-families": parallel.pipeline_parallel_size > 1
+        and not set(model.architectures) & set(PIPELINE_PARALLEL_FAMILIES),
+        "pipeline-parallel-layers": fills_stages(config, model) is False,
         "data-parallelism": parallel.data_parallel_size > 1,
-        "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
-        "expert-parallelism": parallel.enable_expert_parallel,
+        "expert-parallel-families": parallel.enable_expert_parallel
+        and parallel.tensor_parallel_size > 1
+        and not set(model.architectures) & set(EXPERT_PARALLEL_FAMILIES),
+        "expert-parallel-ranks": parallel.enable_expert_parallel and parallel.tensor_parallel_size == 1,
+        "lora-torch-compile": config.lora_config is not None and compiles(config),
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-inner-state": speculative is not None and model.has_inner_state,

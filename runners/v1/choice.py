@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, PackedModel, set_attention
 from dodona.runners.v1.row_model import Continuation, RowModel
 from dodona.runners.v1.self_check import SelfCheck, self_check, self_check_rows
@@ -32,6 +33,7 @@ def choose(
     *,
     max_model_len: int,
     compiled: bool = False,
+    mesh: Mesh = ALONE,
     rope_changes_beyond: int | None = None,
     need_packing: Sequence[str] = (),
 ) -> CheckedModel:
@@ -39,16 +41,17 @@ def choose(
 
     Packed where the model can be packed; else row by row, with a cache that goes on by chunks or by tokens;
     else row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are
-    others, where sequences may grow beyond it; then rows can't be packed. need_packing: features that only
-    packed rows have.
+    others, where sequences may grow beyond it; then rows can't be packed. mesh: the rank's place among those
+    that share the model. need_packing: features that only packed rows have.
 
     Raises UnsupportedConfiguration with what the model does where no way passes, and where `need_packing` is
     not empty but the model can't be packed.
     """
     if rope_changes_beyond is None:
         try:
-            packed = PackedModel(module, compiled=compiled)
-            return CheckedModel(packed, self_check(packed, max_model_len=max_model_len))
+            packed = PackedModel(module, compiled=compiled, context=mesh.context)
+            check = self_check(packed, max_model_len=max_model_len, pipeline=mesh.pipeline)
+            return CheckedModel(packed, check)
         except UnsupportedConfiguration as error:
             why_not_packed = _reason(error)
     else:

@@ -51,6 +51,12 @@ class DeviceServing:
             for cache, layer in zip(caches, self.model.packed.layers, strict=False)
         ]
 
+    def release(self) -> None:
+        """Give back the KV cache and what steps work in, and let the model's parts compute themselves again:
+        a fused part refers to its module, which refers to it."""
+        self.steps.release()
+        self.model.fusions.remove()
+
     def capture_graphs(self) -> None:
         """Capture the steps of fixed form, and run the self-check through the graphs; drop them where they
         compute something else."""

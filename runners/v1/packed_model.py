@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
+from dodona.runners.v1.context_parallel import SharedForwardState, share_of, whole_logits
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, ForeignMask, recording
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
@@ -34,8 +36,12 @@ class PackedModel:
 
     packs_rows = True
 
-    def __init__(self, model: torch.nn.Module, *, compiled: bool = False) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, compiled: bool = False, context: Group = ALONE.context
+    ) -> None:
+        """context: the ranks that share the tokens of prompt chunks."""
         self.model: Any = model
+        self._context = context
         self.device: torch.device = next(model.parameters()).device
         parameters = inspect.signature(model.forward).parameters
         stateful = has_mixers(self.text_config)
@@ -118,19 +124,32 @@ class PackedModel:
 
         token_ids: [T] int64. positions: [n] int64, packed indices. Returns logits [n, vocab] at `positions`.
         """
+        if self._context.size == 1:
+            state = ForwardState(layout, cache, self.patterns, window_layouts)
+            return self._compute(token_ids, layout.positions, state, positions, states)
+        share = share_of(layout, positions, self._context)
+        state = SharedForwardState(share, cache, self.patterns, self._context)
+        token_ids = token_ids.index_select(0, share.tokens)
+        logits = self._compute(token_ids, share.layout.positions, state, share.kept, states)
+        return whole_logits(share, logits, len(positions), self._context)
+
+    def _compute(
+        self,
+        token_ids: torch.Tensor,
+        token_positions: torch.Tensor,
+        state: ForwardState,
+        kept: torch.Tensor,
+        states: StepStates | None,
+    ) -> torch.Tensor:
         arguments: dict[str, torch.Tensor] = {}
         if self.takes_positions:
-            arguments["position_ids"] = self.position_ids(layout.positions)
+            arguments["position_ids"] = self.position_ids(token_positions)
         if self._takes_logits_to_keep:
-            arguments["logits_to_keep"] = positions
-        with (
-            torch.inference_mode(),
-            forward_state(ForwardState(layout, cache, self.patterns, window_layouts)),
-            step_states(states),
-        ):
+            arguments["logits_to_keep"] = kept
+        with torch.inference_mode(), forward_state(state), step_states(states):
             output = self._forward(input_ids=token_ids[None], use_cache=False, **arguments)
         logits: torch.Tensor = output.logits[0]
-        return logits if self._takes_logits_to_keep else logits.index_select(0, positions)
+        return logits if self._takes_logits_to_keep else logits.index_select(0, kept)
 
     @contextmanager
     def plain(self) -> Iterator[torch.nn.Module]:

@@ -119,6 +119,7 @@ class RowModel:
         self._recompute_beyond = 0 if continuation == "none" else recompute_beyond
         self._takes_positions = takes_positions(model)
         self._first_position = first_position(model)
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache_names = _accepted_caches(model)
         row_bytes = self._measure([n for n in _MEASURED_LENGTHS if n <= max_model_len] or [1])
         elements = -(-row_bytes.per_token // self.kv_dtype.itemsize)
@@ -167,50 +168,57 @@ class RowModel:
         with torch.inference_mode():
             for row, start, count, computed in spans:
                 here = wanted[(wanted >= start) & (wanted < start + count)] - start
+                state = cache.state(row, int(computed))
                 with adapters_of_row(int(start)):
-                    found = self._advance(
-                        cache.state(row, int(computed)), token_ids[start : start + count], bool(len(here))
-                    )
-                if len(here):
-                    logits.append(found[torch.from_numpy(here).to(self.device)])
-        return torch.cat(logits)
+                    logits.append(self._advance(state, token_ids[start : start + count], here.tolist()))
+        return torch.cat([part for part in logits if len(part)])
 
     @contextmanager
     def plain(self) -> Iterator[torch.nn.Module]:
         """The model itself, which the self-check compares with."""
         yield self.model
 
-    def _advance(self, state: RowState, ids: torch.Tensor, wanted: bool) -> torch.Tensor:
-        """Logits [n, vocab] of the row's next tokens; only where they are `wanted`, if nothing is cached."""
+    def _advance(self, state: RowState, ids: torch.Tensor, wanted: Sequence[int]) -> torch.Tensor:
+        """Logits [n, vocab] of the row's next tokens `ids`, after those with an index in `wanted`."""
         limit, count = self._recompute_beyond, len(ids)
         if limit is not None:
             state.token_ids.append(ids)
         if self.continuation == "none":
             state.length += count
             if not wanted:
-                return ids
-            whole: torch.Tensor = self.model(
-                input_ids=torch.cat(state.token_ids)[None], use_cache=False
-            ).logits
-            return whole[0, -count:]
+                return ids[:0]
+            whole = torch.cat(state.token_ids)
+            given = {"input_ids": whole[None], "use_cache": False}
+            return self._logits(given, [len(whole) - count + i for i in wanted])[0]
         if limit is not None and state.length <= limit < state.length + count:
             state.cache, state.length = {}, 0
-            return self._call(state, torch.cat(state.token_ids))[-count:]
+            whole = torch.cat(state.token_ids)
+            return self._call(state, whole, [len(whole) - count + i for i in wanted])
         if state.length == 0 or self.continuation == "chunks":
-            return self._call(state, ids)
-        return torch.cat([self._call(state, one) for one in torch.split(ids, 1)])
+            return self._call(state, ids, wanted)
+        parts = [self._call(state, one, [0] * (i in wanted)) for i, one in enumerate(torch.split(ids, 1))]
+        return torch.cat(parts)
 
-    def _call(self, state: RowState, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocab] of one forward pass; the state is that after it."""
-        given = dict(state.cache)
+    def _call(self, state: RowState, ids: torch.Tensor, wanted: Sequence[int]) -> torch.Tensor:
+        """Logits of one forward pass over `ids` after the state, which is then that after them."""
+        given: dict[str, Any] = {"input_ids": ids[None], "use_cache": True, **state.cache}
         if self._takes_positions:
             first = self._first_position + state.length
             given["position_ids"] = torch.arange(first, first + len(ids), device=self.device)[None]
-        output = self.model(input_ids=ids[None], use_cache=True, **given)
+        logits, output = self._logits(given, wanted)
         state.cache = self._cache_of(output)
         state.length += len(ids)
-        logits: torch.Tensor = output.logits[0]
         return logits
+
+    def _logits(self, given: dict[str, Any], wanted: Sequence[int]) -> tuple[torch.Tensor, Any]:
+        """Logits [n, vocab] at the indices `wanted` of the tokens given, and the model's output."""
+        indices = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+        if not self._takes_logits_to_keep:
+            output = self.model(**given)
+            return output.logits[0][indices], output
+        # The head must be given a position even where no logits are wanted.
+        output = self.model(**given, logits_to_keep=indices if wanted else 1)
+        return output.logits[0][: len(wanted)], output
 
     def _cache_of(self, output: Any) -> dict[str, Any]:
         for name in self._cache_names:
@@ -228,7 +236,7 @@ class RowModel:
             with torch.inference_mode():
                 for length in lengths:
                     state = RowState()
-                    self._advance(state, torch.zeros(length, dtype=torch.int64, device=self.device), True)
+                    self._advance(state, torch.zeros(length, dtype=torch.int64, device=self.device), [0])
                     sizes[length] = cache_bytes(state.cache)
         except UnsupportedConfiguration:
             raise

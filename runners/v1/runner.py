@@ -39,6 +39,7 @@ from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.pipeline_parallel import take_stage
 from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
@@ -120,6 +121,7 @@ class V1Runner(WeightLife):
             self._read_share(self._device, directory),
             max_model_len=self.limits.max_model_len,
             compiled=capabilities.compiles(self.config),
+            mesh=self._mesh,
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
             need_packing=capabilities.need_packing(self.config),
         )
@@ -167,8 +169,10 @@ class V1Runner(WeightLife):
         if drafting is not None:
             spec = drafting.extend_spec(spec)
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
-        # one block table of a row.
+        # one block table of a row, as ranks that share prompts. Stages have other layers than the engine is
+        # told of.
         together = has_active_connector(self.config) or spec.layers != model.layers or self._on_device
+        together = together or self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
 
     def determine_available_memory(self) -> int:
@@ -234,6 +238,8 @@ class V1Runner(WeightLife):
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
         self._kv_connector.shutdown()
+        if self._on_device is not None:
+            self._on_device.release()
         self._on_device = None
         self._loaded = None
         self._ready = None
@@ -319,7 +325,10 @@ class V1Runner(WeightLife):
             return self._read_model(device, directory)
         # The device is to hold the share only. Random weights depend on the device that draws them.
         model = self._read_model(torch.device("cpu") if directory else device, directory)
-        shard_model(model, self._mesh.tensor)
+        take_stage(model, self._mesh.pipeline)
+        shard_model(
+            model, self._mesh.tensor, whole_experts=self.config.parallel_config.enable_expert_parallel
+        )
         return model.to(device)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.quantization.replacement import quantized_layers
 from dodona.runners.v1.mixers import STATE_API, cache_argument
 from dodona.runners.v1.packed_model import PackedModel
@@ -43,6 +44,7 @@ them by a whole step."""
 
 _BLOCK_SIZE = 4
 _LONGEST_PROMPT = 128
+_MOST_WINDOWS = 8
 _SEED = 0x0D0D0A
 
 
@@ -58,9 +60,12 @@ class SelfCheck:
     prompt_lengths: tuple[int, int]
 
 
-def self_check(model: PackedModel, *, max_model_len: int) -> SelfCheck:
-    """Run the check. Raises UnsupportedConfiguration with the differences where they exceed the tolerance."""
-    prompts = _prompts(model, [call.pattern.size for call in model.calls], max_model_len)
+def self_check(model: PackedModel, *, max_model_len: int, pipeline: Group = ALONE.pipeline) -> SelfCheck:
+    """Run the check. Raises UnsupportedConfiguration with the differences where they exceed the tolerance.
+
+    pipeline: the ranks that hold the other layers; they check together.
+    """
+    prompts = _prompts(model, _windows(model, pipeline), max_model_len)
     try:
         plain = [plain_logits(model, prompt) for prompt in prompts]
         cached = [_cached_logits(model, prompt) for prompt in prompts]
@@ -118,6 +123,18 @@ def _windows(model: Any) -> list[int]:
     configs = [module.config for module in model.modules() if hasattr(module, "config")]
     found = [getattr(config, name, None) for config in configs for name in ("sliding_window", "window_size")]
     return [size for size in found if isinstance(size, int)]
+
+
+def _windows(model: PackedModel, pipeline: Group) -> list[int]:
+    """The windows of all stages' layers: prompts must be as long on each."""
+    own = {call.pattern.size for call in model.calls}
+    if pipeline.size == 1:
+        return sorted(own)
+    # Stages have few different windows.
+    table = torch.zeros(_MOST_WINDOWS, dtype=torch.int64, device=model.device)
+    values = sorted(own)[:_MOST_WINDOWS]
+    table[: len(values)] = torch.tensor(values, device=model.device)
+    return sorted({int(size) for each in pipeline.all_gather(table) for size in each.tolist()})
 
 
 def _prompts(model: ServedModel, windows: list[int], max_model_len: int) -> list[torch.Tensor]:

@@ -77,6 +77,7 @@ class StepLayout:
         self.num_tokens: np.ndarray = counts
         self.num_computed: np.ndarray = computed
         self.rows: Sequence[int] = range(len(counts)) if rows is None else rows
+        self.block_tables = block_tables
         self.positions = to_device(positions, device)
         self.slots = to_device(slots, device)
         self.chunks = tuple(

@@ -35,8 +35,10 @@ SPLIT_STYLES = frozenset({"colwise", "rowwise", "packed_colwise", "packed_rowwis
 """Styles that `shard_model` carries out."""
 
 
-def shard_model(model: torch.nn.Module, group: Group) -> None:
+def shard_model(model: torch.nn.Module, group: Group, *, whole_experts: bool = False) -> None:
     """Keep this rank's share of the weights of a transformers model, in place.
+
+    whole_experts: each rank has some experts of a layer, in place of a share of each of them.
 
     Nothing happens in a group of one. Raises UnsupportedConfiguration where the model has no plan, or one
     with a style that is not known here, and where a size doesn't divide by the number of ranks.
@@ -57,6 +59,9 @@ def shard_model(model: torch.nn.Module, group: Group) -> None:
             _split_inputs(name, module, group)
         elif style == "moe_tp_experts":
             module.register_forward_hook(lambda _module, _args, output: group.all_reduce(output))
+            if whole_experts:
+                _keep_experts(name, module, group)
+                continue
         for parameter_name, parameter in list(module.named_parameters(recurse=False)):
             where = f"{name}.{parameter_name}"
             style = plan.get(_pattern(where))
@@ -119,6 +124,27 @@ def _split_inputs(name: str, linear: torch.nn.Linear, group: Group) -> None:
         return total if module.bias_after_sum is None else total + module.bias_after_sum
 
     linear.register_forward_hook(add_up)
+
+
+def _keep_experts(name: str, module: Any, group: Group) -> None:
+    """Keep this rank's experts of stacked weights [experts, ...]; its output is the sum over ranks.
+
+    Tokens are on all ranks, so none has to be sent: a rank computes what is routed to its experts.
+    """
+    count = module.num_experts // group.size
+    for parameter_name, parameter in list(module.named_parameters(recurse=False)):
+        _replace(module, parameter_name, _part(name, parameter, 0, group.size, group.rank))
+    module.num_experts = count
+    # transformers' kernels for experts then skip the number beyond the last expert.
+    module._is_expert_parallel = True
+
+    def route(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_states, experts, weights = args
+        here = experts - group.rank * count
+        elsewhere = (here < 0) | (here >= count)
+        return hidden_states, here.masked_fill(elsewhere, count), weights.masked_fill(elsewhere, 0.0)
+
+    module.register_forward_pre_hook(route)
 
 
 def _share_of(name: str, parameter: torch.Tensor, style: str, group: Group) -> torch.Tensor:

@@ -7,7 +7,6 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.ranks import RankSizes
-from dodona.runners.v1 import capabilities
 from dodona.runners.v1.tensor_parallel import shard_model
 from tests.distributed.thread_runners import generate_on_ranks
 from tests.support.equal_tokens import EqualTokens
@@ -29,46 +28,6 @@ def compare(path, reference, found, todo, new_tokens):
         for prompt, count, output in zip(todo, new_tokens, tokens, strict=True):
             equal.compare(prompt, plain.generate(prompt, count), output)
     equal.check()
-
-
-BY_ARCHITECTURE = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2-sliding",
-    "Qwen3ForCausalLM": "qwen3",
-    "GemmaForCausalLM": "gemma",
-    "Gemma2ForCausalLM": "gemma2",
-    "Gemma3ForCausalLM": "gemma3",
-    "Gemma3nForCausalLM": "gemma3n",
-    "MixtralForCausalLM": "mixtral",
-    "Qwen2MoeForCausalLM": "qwen2-moe",
-    "Qwen3MoeForCausalLM": "qwen3-moe",
-    "DeepseekV3ForCausalLM": "deepseek-v3",
-    "Olmo2ForCausalLM": "olmo2",
-    "Olmo3ForCausalLM": "olmo3",
-    "CohereForCausalLM": "cohere",
-    "Cohere2ForCausalLM": "cohere2",
-    "GraniteForCausalLM": "granite",
-    "Glm4ForCausalLM": "glm4",
-    "SmolLM3ForCausalLM": "smollm3",
-    "Starcoder2ForCausalLM": "starcoder2",
-    "GPTNeoXForCausalLM": "gpt-neox",
-    "Llama4ForCausalLM": "llama4",
-}
-"""A family of tiny models for each architecture that V1 splits."""
-
-
-def test_every_architecture_of_the_rule_has_a_family() -> None:
-    assert set(BY_ARCHITECTURE) == set(capabilities.TENSOR_PARALLEL_FAMILIES)
-
-
-@pytest.mark.parametrize("family", BY_ARCHITECTURE.values())
-def test_every_family(tiny_models, reference, family):
-    path = tiny_models.path(family)
-    found, _ = generate_on_ranks(
-        path, prompts(), NEW_TOKENS, tensor_parallel_size=2, driver={"budget": 16}, num_blocks=40
-    )
-    compare(path, reference, found, prompts(), NEW_TOKENS)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])

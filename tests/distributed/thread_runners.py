@@ -48,6 +48,13 @@ def generate_on_ranks(
     told = _Told(sizes.world)
 
     def work(mesh: Mesh) -> tuple[list[list[list[int]]], Driver]:
+        try:
+            return _work(mesh)
+        except BaseException:
+            told.barrier.abort()
+            raise
+
+    def _work(mesh: Mesh) -> tuple[list[list[list[int]]], Driver]:
         runner = _LoadsAlone(config, model, resolve_limits(config, model), mesh)
         runner.load_model()
         runner.initialize_kv_cache(num_blocks)
@@ -65,7 +72,7 @@ class _Told:
     """Hands the sampling rank's outputs to the others, as the engine does."""
 
     def __init__(self, world: int) -> None:
-        self._barrier = threading.Barrier(world, timeout=120)
+        self.barrier = threading.Barrier(world, timeout=20)
         self._output: Any = None
 
     class Runner:
@@ -73,6 +80,7 @@ class _Told:
 
         def __init__(self, runner: V1Runner, told: _Told, mesh: Mesh) -> None:
             self._runner, self._told, self._mesh = runner, told, mesh
+            self.limits = runner.limits
             self.get_kv_cache_spec = runner.get_kv_cache_spec
             self.execute_model = runner.execute_model
 
@@ -80,9 +88,9 @@ class _Told:
             told = self._told
             if self._mesh.samples:
                 told._output = self._runner.sample_tokens().result()
-            told._barrier.wait()
+            told.barrier.wait()
             output = told._output
-            told._barrier.wait()
+            told.barrier.wait()
             if not self._mesh.samples:
                 self._runner.take_sampled_tokens(output)
             return _Done(output)

@@ -28,6 +28,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "generate": {"runner": "pooling"},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
+    "quantized-tensor-parallelism": {"quantization": "int8", "tensor_parallel_size": 2},
     "executor-backend": {"distributed_executor_backend": "ray"},
     "workers": {"distributed_executor_backend": "mp"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
@@ -52,6 +53,7 @@ ASKED: dict[str, dict[str, Any]] = {
         "speculative_config": {"method": "draft_model"},
         "kv_offloading_size": 1.0,
     },
+    "lora-torch-compile": {"enable_lora": True, "compilation_config": 1},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "stock-torch-compile": {"compilation_config": 1},
     "dynamo-trace-once": {"compilation_config": 2},
@@ -118,7 +120,8 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_models = {
         "remote-code", "speculative-inner-state", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
-        "tensor-parallel-families", "workers-row-by-row",
+        "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
+        "workers-row-by-row",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

@@ -570,3 +570,25 @@ def test_a_window_that_is_switched_off_is_no_window(uses: bool, kinds: tuple[str
     model = ModelInfo.from_mapping({**raw, "sliding_window": 64, "use_sliding_window": uses})
     assert model.layer_kinds == kinds
     assert model.sliding_window == (64 if uses else None)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("lfm2", {}),
+        ("lfm2", {"full_attn_idxs": [0, 1]}),
+        ("lfm2", {"full_attn_idxs": [1]}),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("granitemoehybrid", {"layer_types": ["mamba", "attention"], "mamba_d_state": 8}),
+        ("granitemoehybrid", {"layer_types": ["attention", "attention"], "mamba_d_state": 8}),
+        ("falcon_h1", {}),
+        ("zaya", {}),
+        ("bamba", {"attn_layer_indices": [1]}),
+    ],
+)
+def test_listed_layers_decide_whether_there_are_inner_states(model_type: str, fields: dict[str, Any]) -> None:
+    raw = {"model_type": model_type, "num_hidden_layers": 2, **fields}
+    config = transformers.CONFIG_MAPPING[model_type].from_dict(raw)
+    layers = transformers.DynamicCache(config=config).layers
+    info = ModelInfo.from_mapping({"architectures": ["SomeForCausalLM"], **raw})
+    assert info.has_inner_state == any(hasattr(layer, "conv_states") for layer in layers)

@@ -11,7 +11,7 @@ import torch
 
 from dodona.kernels.sampling import reference
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.sampling.reference import grammar_fallback_ids, sample
+from dodona.runners.sampling.reference import NO_TOKEN, grammar_fallback_ids, sample
 from tests.sampling.support import grammar_words, make_row
 
 PROBABILITIES = (0.4, 0.3, 0.2, 0.08, 0.02)
@@ -165,8 +165,9 @@ def test_a_grammar_that_allows_nothing_gives_token_zero() -> None:
 
 def test_the_token_of_a_row_without_any() -> None:
     lost = torch.full((1, 8), math.nan)
-    assert sample(lost, [make_row()]).token_ids == [0]
-    assert sample(lost, [make_row(stop=(5, 3))]).token_ids == [3]
+    assert sample(lost, [make_row()]).token_ids == [NO_TOKEN]
+    assert sample(lost, [make_row(stop=(5, 3), logprobs=1)]).token_ids == [NO_TOKEN]
+    assert sample(lost, [make_row(stop=(5, 3), min_tokens=2)]).token_ids == [3]
     assert sample(lost, [make_row(stop=(5, 3), allowed_token_ids=[7, 6])]).token_ids == [6]
 
 

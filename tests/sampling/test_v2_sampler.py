@@ -292,7 +292,7 @@ def test_unusual_logits_and_parameters():
     requests.add(5, make_row(stop=(4,), logprobs=5))
     requests.add(6, make_row(top_k=2, top_p=0.9, min_p=0.1, stop=(2,), logprobs=1))
     rows = [[0.0] * 5, [1.0] * 5, [nan] * 5, [-inf] * 5]
-    assert requests.step([3, 4, 5, 6], torch.tensor(rows, device=DEVICE))[0] == [2, 3, 4, 2]
+    assert requests.step([3, 4, 5, 6], torch.tensor(rows, device=DEVICE))[0] == [2, 3, -1, -1]
 
 
 def test_all_else_gives_way_to_a_grammar():

@@ -17,7 +17,7 @@ TOKENS: Mapping[str, int] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id
 
 # ruff: noqa: E501
 SIZES: Mapping[str, Any] = {
-    **dict.fromkeys(("vocab_size", "text_vocab_size", "vocab_size_per_layer_input", "n_vocab"), VOCAB_SIZE),
+    **dict.fromkeys(("vocab_size", "text_vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input", "n_vocab"), VOCAB_SIZE),
     **dict.fromkeys(
         ("hidden_size", "n_embd", "d_model", "dim_model", "emb_dim", "embedding_size", "word_embed_proj_dim",
          "attention_hidden_size", "text_embed_dim", "embedding_dim"),
@@ -154,6 +154,11 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
                                 "audio_config": {**_VISION, "d_model": 32, "encoder_layers": 1,
                                                  "encoder_attention_heads": 4, "encoder_ffn_dim": 48}},
     "xlm": {"causal": True},
+    "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
+             "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"]},
+    "inkling2_loop_text": {"num_hidden_layers": 3, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2,
+                           "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+                           "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_hidden_layers": 2},
     "qwen4_exp": _QWEN4, "qwen4_exp_text": _QWEN4,
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": [48] * 4,

@@ -8,6 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 TARGET = Path(__file__).parents[2] / "oracle" / "models" / "known_models.json"
 
 LANGUAGE_TASKS = (
@@ -173,18 +175,33 @@ ONLY_IN_VLLM = ("KimiK3ForConditionalGeneration", "LongcatFlashNgramForCausalLM"
 
 
 def text() -> str:
-    """The content of oracle/models/known_models.json: a line for each model type."""
+    """The content of oracle/models/known_models.json: a line for each model type.
+
+    Types of a later version than the file's are only added: they have `since`, the version they came with.
+    """
     import transformers
 
-    names = ", ".join(json.dumps(name) for name in sorted({*architectures(), *ONLY_IN_VLLM}))
+    version = transformers.__version__
+    written = json.loads(TARGET.read_text(encoding="utf-8"))
+    if Version(version) > Version(written["transformers"]):
+        entries = dict(written["models"])
+        entries |= {t: {**entry(t), "since": version} for t in model_types() if t not in entries}
+        version, named = written["transformers"], {*written["architectures"], *architectures()}
+    else:
+        entries = {t: entry(t) for t in model_types()}
+        later = {
+            t: e for t, e in written["models"].items() if Version(e.get("since", "0")) > Version(version)
+        }
+        entries, named = {**later, **entries}, {*written["architectures"], *architectures(), *ONLY_IN_VLLM}
+    names = ", ".join(json.dumps(name) for name in sorted(named))
     models = [
-        f"{json.dumps(t)}: {json.dumps(entry(t), separators=(',', ':'), sort_keys=True)}"
-        for t in model_types()
+        f"{json.dumps(t)}: {json.dumps(entries[t], separators=(',', ':'), sort_keys=True)}"
+        for t in sorted(entries)
     ]
     return "\n".join(
         [
             "{",
-            f' "transformers": {json.dumps(transformers.__version__)},',
+            f' "transformers": {json.dumps(version)},',
             ' "architectures": [',
             textwrap.fill(names, 110),
             " ],",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -91,3 +93,18 @@ def test_a_part_that_someone_hooked_is_left_alone():
     norm = model.model.norm
     norm.register_forward_hook(lambda module, args, output: output * 2)
     assert norm not in [part.module for part in Fusions(model)._fusions]
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_shutdown_releases_the_model(tiny_models, monkeypatch):
+    """At once, not when the garbage collector runs: another model may need the memory."""
+    monkeypatch.setattr(device_serving, "check_device_steps", lambda *args, **kwargs: 0.0)
+    runner = make_runner(tiny_models.path("qwen3"))
+    assert runner.max_steps_in_flight == 2
+    weight = weakref.ref(runner._loaded.model.model.model.norm.weight)
+    gc.disable()
+    try:
+        runner.shutdown()
+        assert weight() is None
+    finally:
+        gc.enable()

@@ -102,3 +102,22 @@ def test_generation_defaults_as_transformers_takes_them(tmp_path: Path, caplog) 
     assert (params.top_k, params.max_tokens) == (50, 9)
     assert 0 < params.top_p < 1e-5
     assert "no effect here: no_repeat_ngram_size=3" in caplog.text
+
+
+def test_logits_that_are_nan_end_the_request_with_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = model(tmp_path)
+    weights = load_file(QWEN3 / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DodonaError, match="self-check"):  # it sees that, too
+        LLM(folder, max_model_len=64, num_gpu_blocks_override=16, device="cpu")
+    with LLM(QWEN3, max_model_len=64, num_gpu_blocks_override=64, device="cpu") as llm:
+        assert llm.generate("What is 1 + 1?")[0].error is None
+        llm.collective_rpc("load_weights", [list(weights.items())])
+        for output in llm.generate(["What is 1 + 1?", "Sort the digits 3 1."]):
+            assert output.outputs[0].finish_reason == "error"
+            assert output.outputs[0].token_ids == []
+            assert "NaN or all -inf" in (output.error or "")

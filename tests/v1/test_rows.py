@@ -120,7 +120,7 @@ def test_no_cache_is_larger_than_what_is_counted(family):
         state = RowState()
         with torch.inference_mode():
             for start in range(0, length, 16):
-                model._advance(state, torch.full((min(16, length - start),), 7), True)
+                model._advance(state, torch.full((min(16, length - start),), 7), [0])
         assert cache_bytes(state.cache) <= model.state_bytes_per_row + length * per_token, length
 
 

@@ -161,7 +161,24 @@ def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
     if None in (heads, model.num_attention_heads, model.intermediate_size):
         return None
     even = not (model.num_attention_heads % ranks or model.intermediate_size % ranks)
+    if config.parallel_config.enable_expert_parallel:
+        even = even and model.num_experts % ranks == 0
     return even and (heads % ranks == 0 or ranks % heads == 0)
+
+
+def fills_stages(config: EngineConfig, model: ModelInfo) -> bool | None:
+    """Whether each pipeline stage gets a layer; None: not known."""
+    stages = config.parallel_config.pipeline_parallel_size
+    if stages == 1:
+        return True
+    return None if model.num_hidden_layers is None else model.num_hidden_layers >= stages
+
+
+def _fills_stages(inputs: Inputs) -> FactValue:
+    if inputs.config.parallel_config.pipeline_parallel_size == 1:
+        return True
+    found = None if inputs.model is None else fills_stages(inputs.config, inputs.model)
+    return UNKNOWN if found is None else found
 
 
 def _splits_evenly(inputs: Inputs) -> FactValue:
@@ -468,10 +485,18 @@ _ENGINE_SPECS = (
     OwnFact(
         "parallel_config.splits_evenly",
         "bool",
-        "Attention heads and feed-forward layers divide among `tensor_parallel_size` ranks.",
+        "Attention heads and feed-forward layers (experts) divide among `tensor_parallel_size` ranks.",
         "model",
         derive=_splits_evenly,
-        reads=("parallel_config.tensor_parallel_size",),
+        reads=("parallel_config.tensor_parallel_size", "parallel_config.enable_expert_parallel"),
+    ),
+    OwnFact(
+        "parallel_config.fills_stages",
+        "bool",
+        "There are at least as many layers as pipeline stages.",
+        "model",
+        derive=_fills_stages,
+        reads=("parallel_config.pipeline_parallel_size",),
     ),
     _field("scheduler_config.enable_chunked_prefill", "bool", "A prompt may be computed in several steps."),
     _field("scheduler_config.max_num_seqs", "int", "Most requests of one step."),

@@ -29,9 +29,8 @@ class BaseDraw:
         """Stage temperature, seed and fallback token."""
         params = request.sampling_params
         self._rows.floats.stage(request.row, inverse_temperature=inverse_temperature(params.temperature))
-        self._rows.integers.stage(
-            request.row, seed=request.seed, fallback=fallback_id(params, request.stop_token_ids)
-        )
+        fallback = fallback_id(params, request.stop_token_ids, request.bad_words_token_ids)
+        self._rows.integers.stage(request.row, seed=request.seed, fallback=fallback)
 
     def sample(
         self, scores: Tensor, *, idx_mapping: Tensor, positions: Tensor, cuts: Tensor | None = None

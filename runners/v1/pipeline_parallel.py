@@ -1,0 +1,113 @@
+"""Pipeline parallelism: each rank of a group holds consecutive layers, and hands hidden states to the next.
+
+The model keeps its modelling code. Layers of other stages become stand-ins that hand on what they get; the
+first layer of a stage takes the hidden states of the stage before in place of its input, and the last one
+sends its output on. Embeddings and the output head stand in on the stages that have no use for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.distributed.mesh import Group
+
+
+def take_stage(model: torch.nn.Module, group: Group) -> None:
+    """Keep this rank's layers of a transformers model, in place.
+
+    The first stages get the layers that are left over. On all stages but the last, logits are zeros. Nothing
+    happens in a group of one. Raises UnsupportedConfiguration where transformers has no plan that names the
+    model's layers, and where they are fewer than the stages.
+    """
+    if group.size == 1:
+        return
+    layers = _layers(model)
+    count, stages, stage = len(layers), group.size, group.rank
+    if count < stages:
+        raise _refusal(f"{count} layers for {stages} stages; lower pipeline_parallel_size")
+    first, end = (-(-count * number // stages) for number in (stage, stage + 1))
+    for number, layer in enumerate(layers):
+        if not first <= number < end:
+            layers[number] = _Elsewhere(layer, number)
+    whole: Any = model
+    if stage > 0:
+        layers[first].register_forward_pre_hook(_receiving(group, stage - 1))
+        whole.set_input_embeddings(_NoEmbedding(whole.get_input_embeddings()))
+    if stage < stages - 1:
+        layers[end - 1].register_forward_hook(_sending(group, stage + 1))
+        whole.set_output_embeddings(_NoHead(whole.get_output_embeddings()))
+
+
+def _layers(model: Any) -> Any:
+    names = [name for name in (getattr(model, "pp_plan", None) or {}) if name.endswith("layers")]
+    if not names:
+        raise _refusal(f"transformers has no plan of {type(model).__name__}'s layers")
+    return model.get_submodule(names[0])
+
+
+def _receiving(group: Group, source: int) -> Any:
+    def receive(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_states, *others = args
+        return (group.receive(torch.empty_like(hidden_states), source), *others)
+
+    return receive
+
+
+def _sending(group: Group, to: int) -> Any:
+    def send(_module: Any, _args: Any, output: torch.Tensor) -> None:
+        group.send(output, to)
+
+    return send
+
+
+class _Elsewhere(torch.nn.Module):
+    """In place of a layer of another stage."""
+
+    def __init__(self, layer: Any, number: int) -> None:
+        super().__init__()
+        self._number = number
+        for name in ("attention_type", "layer_type"):
+            if hasattr(layer, name):
+                setattr(self, name, getattr(layer, name))
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """The hidden states as they are. A cache of the model's own counts its tokens in every layer."""
+        if past_key_values is not None:
+            nothing = hidden_states.new_zeros(1, 1, hidden_states.shape[1], 1)
+            past_key_values.update(nothing, nothing, self._number)
+        return hidden_states
+
+
+class _NoEmbedding(torch.nn.Module):
+    """In place of the input embedding: zeros of its shape."""
+
+    def __init__(self, embedding: Any) -> None:
+        super().__init__()
+        self.num_embeddings = embedding.num_embeddings
+        self._width = embedding.weight.shape[1]
+        self._like = embedding.weight.new_zeros(1)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[1, T] -> [1, T, hidden_size]."""
+        return self._like.to(input_ids.device).expand(*input_ids.shape, self._width)
+
+
+class _NoHead(torch.nn.Module):
+    """In place of the output head: zeros of its shape."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self._vocab_size = head.weight.shape[0]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[1, n, hidden_size] -> [1, n, vocab]."""
+        return hidden_states.new_zeros(1).expand(*hidden_states.shape[:-1], self._vocab_size)
+
+
+def _refusal(why: str) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration.lacking("v1", "pipeline-parallelism", why=why)

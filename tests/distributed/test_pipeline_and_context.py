@@ -1,0 +1,123 @@
+"""V1's tokens are transformers' own where layers, prompts or experts are spread over ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.distributed.ranks import RankSizes
+from dodona.runners.v1 import capabilities
+from dodona.runners.v1.pipeline_parallel import take_stage
+from tests.distributed.test_tensor_parallel import NEW_TOKENS, compare, prompts
+from tests.distributed.thread_runners import generate_on_ranks
+from tests.support.thread_ranks import run_ranks
+from tests.support.tiny_models import make_model
+
+PP, PCP, TP = "pipeline_parallel_size", "prefill_context_parallel_size", "tensor_parallel_size"
+HARD = {"budget": 13, "preempt_every": 5, "prefix_caching": True}
+"""Chunks, preemption and cached prefixes."""
+
+
+def check(tiny_models, reference, family, *, driver=None, rounds=1, **sizes):
+    path = tiny_models.path(family)
+    found, drivers = generate_on_ranks(
+        path, prompts(), NEW_TOKENS, driver=driver or {"budget": 16}, rounds=rounds, **sizes
+    )
+    compare(path, reference, found, prompts(), NEW_TOKENS)
+    return drivers
+
+
+BY_ARCHITECTURE = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2-sliding",
+    "Qwen3ForCausalLM": "qwen3",
+    "GemmaForCausalLM": "gemma",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+    "Gemma3nForCausalLM": "gemma3n",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2MoeForCausalLM": "qwen2-moe",
+    "Qwen3MoeForCausalLM": "qwen3-moe",
+    "DeepseekV3ForCausalLM": "deepseek-v3",
+    "Olmo2ForCausalLM": "olmo2",
+    "Olmo3ForCausalLM": "olmo3",
+    "CohereForCausalLM": "cohere",
+    "Cohere2ForCausalLM": "cohere2",
+    "GraniteForCausalLM": "granite",
+    "Glm4ForCausalLM": "glm4",
+    "SmolLM3ForCausalLM": "smollm3",
+    "Starcoder2ForCausalLM": "starcoder2",
+    "GPTNeoXForCausalLM": "gpt-neox",
+    "Llama4ForCausalLM": "llama4",
+    "Phi3ForCausalLM": "phi3",
+    "GptOssForCausalLM": "gpt-oss",
+}
+"""A family of tiny models for each architecture of the rules."""
+
+
+def test_every_architecture_of_the_rules_has_a_family() -> None:
+    named = {*capabilities.TENSOR_PARALLEL_FAMILIES, *capabilities.PIPELINE_PARALLEL_FAMILIES}
+    assert set(BY_ARCHITECTURE) == named >= set(capabilities.EXPERT_PARALLEL_FAMILIES)
+
+
+@pytest.mark.parametrize("architecture", BY_ARCHITECTURE)
+def test_layers_and_stages_of_every_architecture(tiny_models, reference, architecture):
+    sizes = {
+        TP: 1 + (architecture in capabilities.TENSOR_PARALLEL_FAMILIES),
+        PP: 1 + (architecture in capabilities.PIPELINE_PARALLEL_FAMILIES),
+    }
+    check(tiny_models, reference, BY_ARCHITECTURE[architecture], **sizes)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "gemma2", "gpt-oss", "llama4", "stablelm"])
+def test_prompts_are_shared(tiny_models, reference, family):
+    check(tiny_models, reference, family, driver=HARD, rounds=2, **{PCP: 2})
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe", "qwen3-moe", "deepseek-v3"])
+def test_experts_are_spread(tiny_models, reference, family):
+    check(tiny_models, reference, family, **{TP: 2, "enable_expert_parallel": True})
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {PP: 2}),
+        ("gemma2", {PP: 3, "num_layers": 3}),
+        ("mixtral", {TP: 2, PCP: 2, "enable_expert_parallel": True}),
+        ("llama", {PP: 2, PCP: 2}),
+        ("qwen3", {TP: 2, PP: 2}),
+        ("mixtral", {TP: 2, PP: 2, PCP: 2}),
+        ("mistral", {PCP: 4}),
+    ],
+    ids=str,
+)
+def test_pairs_with_chunks_preemption_and_prefix_caching(tiny_models, reference, family, sizes):
+    layers = {"num_hidden_layers": sizes["num_layers"]} if "num_layers" in sizes else {}
+    path = tiny_models.path(family, **layers)
+    flat = {name: value for name, value in sizes.items() if name != "num_layers"}
+    todo = [*prompts(), [*prompts()[2][:17], 7, 8, 9]]
+    counts = (*NEW_TOKENS, 8)
+    found, drivers = generate_on_ranks(path, todo, counts, driver=HARD, rounds=2, **flat)
+    compare(path, reference, found, todo, counts)
+    assert drivers[0].preemptions
+    assert drivers[0].prefix_hits
+
+
+def test_a_stage_holds_its_layers() -> None:
+    def held(mesh):
+        model = make_model("llama", num_hidden_layers=3)
+        take_stage(model, mesh.pipeline)
+        return {name.split(".")[2] for name, _ in model.named_parameters() if ".layers." in name}, {
+            name for name, _ in model.named_parameters() if ".layers." not in name
+        }
+
+    first, last = run_ranks(RankSizes(2, 1, 1), held)
+    assert first == ({"0", "1"}, {"model.embed_tokens.weight", "model.norm.weight"})
+    assert last == ({"2"}, {"model.norm.weight", "lm_head.weight"})
+
+
+def test_more_stages_than_layers_are_refused_by_name():
+    with pytest.raises(UnsupportedConfiguration, match="2 layers for 3 stages"):
+        run_ranks(RankSizes(3, 1, 1), lambda mesh: take_stage(make_model("llama"), mesh.pipeline))
