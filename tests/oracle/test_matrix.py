@@ -53,6 +53,7 @@ ASKED: dict[str, dict[str, Any]] = {
         "speculative_config": {"method": "draft_model"},
         "kv_offloading_size": 1.0,
     },
+    "lora-torch-compile": {"enable_lora": True, "compilation_config": 1},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "stock-torch-compile": {"compilation_config": 1},
     "dynamo-trace-once": {"compilation_config": 2},

@@ -40,6 +40,10 @@ ASKS = {
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
+    "lora-torch-compile": {
+        "enable_lora": True,
+        "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
+    },
     "speculative-method": {"speculative_config": {"method": "medusa"}},
     "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {

@@ -238,9 +238,10 @@ def test_a_tied_model_does_not_reload_a_head_of_its_own(tiny_models, tmp_path):
     shutil.copytree(tiny_models.path("qwen3", tie_word_embeddings=True), path)
     tensors = load_file(path / "model.safetensors")
     _, _, views = views_of(path)
-    before = {name: view.clone() for name, view in views.items()}
+    for view in views.values():
+        view.fill_(0.5)
     changed = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
     save_file(changed, path / "model.safetensors")
     with pytest.raises(ConfigError, match=r"lm_head\.weight has other values"):
         load_safetensors(path, views, tied=True)
-    assert all(torch.equal(view, before[name]) for name, view in views.items())
+    assert all(bool((view == 0.5).all()) for view in views.values())
