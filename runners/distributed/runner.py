@@ -7,7 +7,7 @@ knows its rank's place by a `Mesh`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.messages import Call, Execute, Sample, Start
@@ -101,9 +101,15 @@ class DistributedRunner(Runner):
         self._call_all("load_model")
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """The spec of the rank whose blocks take the most bytes: sizes are per device."""
+        """The spec of the rank whose blocks take the most bytes: sizes are per device.
+
+        Of several stages, no layer is said to slide: another stage may need what this one could forget.
+        """
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        return max(specs, key=lambda spec: spec.bytes_per_block)
+        largest = max(specs, key=lambda spec: spec.bytes_per_block)
+        if self._sizes.pipeline == 1:
+            return largest
+        return replace(largest, layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers))
 
     def determine_available_memory(self) -> int:
         """The least that a rank has, for blocks of `get_kv_cache_spec`'s size.

@@ -36,6 +36,7 @@ LACKS: frozenset[str] = frozenset(
         "causal-lm",
         "model-family",
         "quantized-experts",
+        "quantized-tensor-parallelism",
         "pooling",
         "length-dependent-rope",
         "encoder-decoder",
@@ -51,6 +52,7 @@ LACKS: frozenset[str] = frozenset(
         "decode-context-parallelism",
         "expert-parallel-families",
         "expert-parallel-ranks",
+        "lora-torch-compile",
         "speculative-method",
         "speculative-inner-state",
         "parallel-drafting-method",
@@ -143,6 +145,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures),
         "quantization": scheme == "other",
         "quantized-experts": scheme is not None and model.is_moe,
+        "quantized-tensor-parallelism": scheme is not None and parallel.tensor_parallel_size > 1,
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
@@ -170,6 +173,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(EXPERT_PARALLEL_FAMILIES),
         "expert-parallel-ranks": parallel.enable_expert_parallel and parallel.tensor_parallel_size == 1,
+        "lora-torch-compile": config.lora_config is not None and compiles(config),
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-inner-state": speculative is not None and model.has_inner_state,

@@ -82,7 +82,6 @@ class _Layer:
         self.b = like.new_zeros(target.out_features, columns)
         module.register_forward_hook(self._add)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _add(
         self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor
     ) -> torch.Tensor | None:
@@ -222,8 +221,12 @@ def takes_logits_to_keep(model: torch.nn.Module) -> bool:
 
 def _count(name: str, seen: dict[str, list[int]]) -> Any:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(args[0], torch.Tensor):
-            seen.setdefault(name, []).append(args[0].numel() // max(1, args[0].shape[-1]))
+        count = 0  # a router may be a linear layer that returns more than its product
+        if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
+            sizes = _features(module)
+            if (args[0].shape[-1], output.shape[-1]) == (sizes.in_features, sizes.out_features):
+                count = args[0].numel() // sizes.in_features
+        seen.setdefault(name, []).append(count)
 
     return hook
 

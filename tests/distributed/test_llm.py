@@ -81,6 +81,22 @@ def test_tensor_parallel_engine(tiny_models, reference, monkeypatch):
 
 
 @pytest.mark.slow
+def test_stages_and_shared_prompts_in_processes(tiny_models, reference, monkeypatch):
+    path = tiny_models.path("gemma2")
+    plain, prompts = reference(path), mixed_prompts()
+    params = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in NEW_TOKENS]
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    with split_llm(
+        path, monkeypatch, pipeline_parallel_size=2, prefill_context_parallel_size=2,
+        max_num_batched_tokens=16, num_gpu_blocks_override=28, max_model_len=96,
+    ) as llm:  # fmt: skip
+        outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    for prompt, count, output in zip(prompts, NEW_TOKENS, outputs, strict=True):
+        equal.compare(prompt, plain.generate(prompt, count), list(output.outputs[0].token_ids))
+    equal.check()
+
+
+@pytest.mark.slow
 def test_a_start_that_fails_is_no_fault_of_a_rank(tiny_models, tmp_path, monkeypatch):
     """What fails alike on every rank is raised as it is without workers, and leaves nothing behind."""
     shutil.copy(tiny_models.path("llama") / "config.json", tmp_path)

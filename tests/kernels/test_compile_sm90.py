@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(p.stem for p in (Path(__file__).parent / "sm90").glob("*.py") if p.stem != "compile_only")
-PARTS = {"small_batch": 8, "model": 3}
+PARTS = {"small_batch": 8, "model": 3, "quantized": 4}
 """Modules whose cases take minutes to compile, in parts that run in parallel; others are in one part."""
 H200_SHARED_MEMORY = 232_448  # bytes a block may have
 

@@ -73,6 +73,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "opt": {},
     "deepseek-v3": {},
     "qwen3-moe": {},
+    "llama4": {},  # its router is a linear layer that returns a tuple
     "falcon-h1": {},
     "mamba": {},
     "lfm2": {},

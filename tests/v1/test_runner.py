@@ -40,6 +40,10 @@ ASKS = {
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
+    "lora-torch-compile": {
+        "enable_lora": True,
+        "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
+    },
     "speculative-method": {"speculative_config": {"method": "medusa"}},
     "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
@@ -111,7 +115,8 @@ def test_a_gpu_that_is_not_there(tiny_models):
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
         "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
-        "kv-connector-inner-states", "quantized-experts", *ROW_BY_ROW_ASKS,
+        "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
+        *ROW_BY_ROW_ASKS,
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 

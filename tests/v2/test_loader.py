@@ -11,12 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.select import select_runner
 from dodona.runners.limits import resolve_limits
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
 from dodona.runners.v2.models.registry import checkpoint_views, make_spec
 from dodona.runners.v2.models.weights import allocate_weights
-from tests.v2.drive import generate, make_runner
+from tests.v2.drive import DEVICE, generate, make_runner
+from tests.v2.test_greedy_tokens import Reference
 
 CPU = torch.device("cpu")
 
@@ -199,3 +204,44 @@ def test_a_refused_reload_changes_nothing(tiny_models, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.norm\.weight"):
         runner.reload_weights()
     assert generate(runner, [[5, 9, 17, 3]], max_tokens=4).outputs == before
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_a_head_of_its_own_serves_though_config_json_ties_it(tiny_models, tmp_path, monkeypatch, runner):
+    """Tools for fine-tuning write such checkpoints. transformers uses the head, and so do both runners."""
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("qwen3", head_dim=16, tie_word_embeddings=True), path)
+    tensors = load_file(path / "model.safetensors")
+    tied = Reference(path)
+    generator = torch.Generator().manual_seed(1)
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = torch.randn(embedding.shape, generator=generator) * 0.1
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] is True
+    reference = Reference(path)
+    prompt = list(range(2, 9))
+    assert not torch.allclose(reference.logits(prompt), tied.logits(prompt))
+    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 48, "max_model_len": 64}
+    if runner == "v1":
+        monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+        sizes["device"] = DEVICE
+    config = EngineConfig.from_flat(str(path), skip_tokenizer_init=True, num_gpu_blocks_override=40, **sizes)
+    verdict = select_runner(config, environment=assumed_gpu() if runner == "v2" else None)
+    with LLM.from_verdict(verdict) as llm:
+        assert llm.verdict.runner == runner
+        (output,) = llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
+    reference.check([prompt], [list(output.outputs[0].token_ids)], max_tokens=4)
+
+
+def test_a_tied_model_does_not_reload_a_head_of_its_own(tiny_models, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("qwen3", tie_word_embeddings=True), path)
+    tensors = load_file(path / "model.safetensors")
+    _, _, views = views_of(path)
+    for view in views.values():
+        view.fill_(0.5)
+    changed = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
+    save_file(changed, path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"lm_head\.weight has other values"):
+        load_safetensors(path, views, tied=True)
+    assert all(bool((view == 0.5).all()) for view in views.values())

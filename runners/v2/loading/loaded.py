@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
 from dodona.runners.v2 import capabilities
-from dodona.runners.v2.loading.loader import fill_randomly, load_safetensors
+from dodona.runners.v2.loading.loader import fill_randomly, has_own_head, load_safetensors
 from dodona.runners.v2.loading.quantized import fill_parts_randomly
 from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.models.registry import checkpoint_views, make_spec, quantized_parts
@@ -45,8 +45,11 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
     if lacking:
         raise UnsupportedConfiguration.lacking("v2", *lacking)
     spec = make_spec(info, limits, quantization_of(config, info))
+    directory = weights_directory(config, info, None)
+    if spec.tie_word_embeddings and directory is not None and has_own_head(directory):
+        spec = replace(spec, tie_word_embeddings=False)
     loaded = Loaded(spec, DenseModel(spec, allocate_weights(spec, torch.device(limits.device))))
-    read_weights(loaded, weights_directory(config, info, None), seed=config.model_config.seed)
+    read_weights(loaded, directory, seed=config.model_config.seed)
     return loaded
 
 

@@ -23,6 +23,7 @@ from dodona.runners.v2.models.projections import Parts
 
 NO_PARTS: Parts = {}
 
+_HEAD_AND_EMBEDDING = frozenset({"lm_head.weight", "model.embed_tokens.weight"})
 _READABLE = ("F32", "F16", "BF16")
 # Old checkpoints store the rotary frequencies; they follow from config.json.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -38,11 +39,16 @@ def load_safetensors(
         views: tensor name → where it goes; its shape is the one expected. Any device, any float dtype (values
             are cast).
         parts: quantized layer's name → where it goes.
-        tied: whether a stored `lm_head.weight` is a copy of the embedding, to be left out.
+        tied: whether the head shares the embedding's memory: a stored `lm_head.weight` must be equal to it.
 
     Raises ConfigError that names file and tensor: missing, unexpected, stored twice, of another shape, not
         float.
     """
+    if tied and has_own_head(path):
+        raise ConfigError(
+            f"{path}: lm_head.weight has other values than model.embed_tokens.weight, and the running model "
+            "has one tensor for both; load it as a new model"
+        )
     specs = stored_specs(parts)
     places = _plan(path, views, specs, tied)
     with ExitStack() as stack:
@@ -50,6 +56,20 @@ def load_safetensors(
         for name in places.keys() & views.keys():
             views[name].copy_(files[places[name]].get_tensor(name))
         fill_parts(parts, lambda name: files[places[name]].get_tensor(name))
+
+
+def has_own_head(path: Path) -> bool:
+    """Whether a checkpoint stores an output head with other values than its embedding.
+
+    Tools for fine-tuning write such files although config.json ties the two; transformers then uses the head.
+    Raises ConfigError where a file can't be read.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for file in weight_files(path):
+        with _open(file) as stored:
+            for name in _HEAD_AND_EMBEDDING & set(stored.keys()):
+                found[name] = stored.get_tensor(name)
+    return len(found) == 2 and not torch.equal(*found.values())
 
 
 def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int) -> None:
