@@ -137,6 +137,7 @@ class V2Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Launch one step; never waits for the device. See `DeviceSteps.execute`."""
+        _ = self.ready  # raises before its time
         metadata = scheduler_output.kv_connector_metadata
         if metadata is not None:
             before_forward(self._kv_connector, metadata, num_layers=self.loaded.spec.num_layers)
