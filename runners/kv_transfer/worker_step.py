@@ -8,12 +8,8 @@ from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput, Pen
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 
 
-def before_forward(
-    connector: KVConnectorWorker, metadata: KVConnectorMetadata | None, *, num_layers: int
-) -> None:
+def before_forward(connector: KVConnectorWorker, metadata: KVConnectorMetadata, *, num_layers: int) -> None:
     """Begin a step's loads."""
-    if metadata is None:
-        return
     connector.handle_preemptions(metadata)
     connector.start_load_kv(metadata)
     for layer in range(num_layers):
@@ -21,11 +17,9 @@ def before_forward(
 
 
 def after_forward(
-    connector: KVConnectorWorker, metadata: KVConnectorMetadata | None, *, num_layers: int
+    connector: KVConnectorWorker, metadata: KVConnectorMetadata, *, num_layers: int
 ) -> KVConnectorOutput | None:
     """Begin a step's saves, and collect what ended."""
-    if metadata is None:
-        return None
     for layer in range(num_layers):
         connector.save_kv_layer(layer)
     connector.wait_for_save(metadata)
@@ -37,14 +31,12 @@ def after_forward(
 
 
 @dataclass(frozen=True, slots=True)
-class _WithTransfers:
+class WithTransfers:
+    """A step's pending output with what transfers came to."""
+
     pending: PendingOutput
     transfers: KVConnectorOutput
 
     def result(self) -> StepOutput:
+        """Both."""
         return replace(self.pending.result(), kv_connector_output=self.transfers)
-
-
-def with_transfers(pending: PendingOutput, transfers: KVConnectorOutput | None) -> PendingOutput:
-    """The step's pending output with what transfers came to."""
-    return pending if transfers is None else _WithTransfers(pending, transfers)

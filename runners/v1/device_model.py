@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v1.attention import forward_state
 from dodona.runners.v1.device_forward import DeviceForward, kv_cache_shape
@@ -101,12 +102,8 @@ class DeviceModel:
         """One per attention call, in the order of the calls; then the inner states of `num_rows` rows, and
         one more for padding, mixer after mixer."""
         packed = self.packed
-        keys_and_values = [
-            torch.zeros(
-                kv_cache_shape(spec, num_blocks, block_size), dtype=packed.kv_dtype, device=packed.device
-            )
-            for spec in packed.layers
-        ]
+        shapes = [kv_cache_shape(spec, num_blocks, block_size) for spec in packed.layers]
+        keys_and_values = zero_caches(shapes, dtype=packed.kv_dtype, device=packed.device)
         slots = packed.make_state_slots(num_rows + 1)
         return [*keys_and_values, *itertools.chain.from_iterable(slots.tensors)]
 

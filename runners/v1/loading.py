@@ -103,6 +103,9 @@ def _load_model(
             raise
         why = f"transformers has no causal LM for model_type {config.model_type!r} of {path / 'config.json'}"
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
+    except ImportError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"{path}: the model's code needs a package: {' '.join(lines)[:300]}") from error
     except OSError as error:
         raise ConfigError(f"{weights or path}: {error}") from error
     except SafetensorError as error:

@@ -26,7 +26,7 @@ from dodona.runners.interface import (
 )
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
-from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
+from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1 import capabilities, loading, model_weights
@@ -253,8 +253,8 @@ class V1Runner(WeightLife):
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Run the forward pass of one step and keep its logits for `sample_tokens`."""
         metadata = scheduler_output.kv_connector_metadata
-        num_layers = len(self._require_loaded().model.layers)
-        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        if metadata is not None:
+            before_forward(self._kv_connector, metadata, num_layers=self._num_layers)
         if self._on_device is not None:
             self._on_device.steps.execute(scheduler_output)
         else:
@@ -262,17 +262,20 @@ class V1Runner(WeightLife):
             if self._executed is not None:
                 raise RuntimeError("execute_model twice without sample_tokens in between")
             self._executed = ready.execute(scheduler_output)
-        self._transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._transfers = None
+        if metadata is not None:
+            self._transfers = after_forward(self._kv_connector, metadata, num_layers=self._num_layers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         if self._on_device is not None:
-            return with_transfers(self._on_device.steps.sample(grammar_output), self._transfers)
+            pending = self._on_device.steps.sample(grammar_output)
+            return pending if self._transfers is None else WithTransfers(pending, self._transfers)
         executed, self._executed = self._executed, None
         if executed is None:
             raise RuntimeError("sample_tokens without execute_model before it")
-        output = self._require_ready().sample(executed, grammar_output)
-        return with_transfers(FinishedOutput(output), self._transfers)
+        done = FinishedOutput(self._require_ready().sample(executed, grammar_output))
+        return done if self._transfers is None else WithTransfers(done, self._transfers)
 
     def take_sampled_tokens(self, output: StepOutput) -> None:
         """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
@@ -280,6 +283,10 @@ class V1Runner(WeightLife):
         self._require_ready().take(output)
 
     # --- Parts
+
+    @property
+    def _num_layers(self) -> int:
+        return len(self._require_loaded().model.layers)
 
     def _require_loaded(self) -> Loaded:
         if self._loaded is None:

@@ -26,7 +26,7 @@ from dodona.runners.interface import (
 from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
-from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
+from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits
 from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
 from dodona.runners.v2.models.registry import checkpoint_views
@@ -137,14 +137,19 @@ class V2Runner(WeightLife):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Launch one step; never waits for the device. See `DeviceSteps.execute`."""
-        metadata, num_layers = scheduler_output.kv_connector_metadata, self.loaded.spec.num_layers
-        before_forward(self._kv_connector, metadata, num_layers=num_layers)
+        metadata = scheduler_output.kv_connector_metadata
+        if metadata is not None:
+            before_forward(self._kv_connector, metadata, num_layers=self.loaded.spec.num_layers)
         self.steps.execute(scheduler_output)
-        self._transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
+        self._transfers = None
+        if metadata is not None:
+            num_layers = self.loaded.spec.num_layers
+            self._transfers = after_forward(self._kv_connector, metadata, num_layers=num_layers)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Launch what is left of the step and the copies of its results."""
-        return with_transfers(self.steps.sample(grammar_output), self._transfers)
+        pending = self.steps.sample(grammar_output)
+        return pending if self._transfers is None else WithTransfers(pending, self._transfers)
 
     # -- weights
     # ---------------------------------------------------------------------------------------------------

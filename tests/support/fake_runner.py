@@ -38,7 +38,7 @@ from dodona.runners.interface import (
     StepOutput,
 )
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
-from dodona.runners.kv_transfer.worker_step import after_forward, before_forward, with_transfers
+from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.sampling.params import SamplingParams
@@ -303,7 +303,8 @@ class FakeRunner(Runner):
         self.trace.steps.append(step)
         self._apply(step)
         self._check_batch(step)
-        before_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
+        if step.kv_connector_metadata is not None:
+            before_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
 
         executed = _Executed([], {})
         for row, count, computed, samples in zip(
@@ -330,7 +331,9 @@ class FakeRunner(Runner):
             if samples:
                 executed.rows.append(_Sampled(row, contexts[-1 - len(drafts) :], drafts))
         self.executed = executed
-        self.transfers = after_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
+        self.transfers = None
+        if step.kv_connector_metadata is not None:
+            self.transfers = after_forward(self.kv_connector, step.kv_connector_metadata, num_layers=1)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         executed, self.executed = self.executed, None
@@ -357,7 +360,7 @@ class FakeRunner(Runner):
         output = StepOutput(rows, token_ids, logprobs, executed.prompt_logprobs, further, proposed)
         pending = _Pending(self, output, [self.rows[row].request for row in rows])
         self.in_flight.append(pending)
-        return with_transfers(pending, self.transfers)
+        return pending if self.transfers is None else WithTransfers(pending, self.transfers)
 
     def _sample(
         self, state: _Row, sampled: _Sampled, masks: Sequence[Any]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dodona import LLM, SamplingParams
-from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.v1.choice import choose
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.positions import first_position
@@ -163,3 +163,14 @@ def test_no_internals_in_a_reason(caplog):
 def test_what_only_packed_rows_have_is_refused_at_load_too():
     with pytest.raises(UnsupportedConfiguration, match=r"speculative-row-by-row: .*takes no position_ids"):
         choose(make_model(tiny_config("bloom")), max_model_len=64, need_packing=["speculative-row-by-row"])
+
+
+def test_a_package_that_the_models_code_needs_is_named(saved, monkeypatch):
+    import transformers
+
+    def fail(*args, **kwargs):
+        raise ImportError("\nTimmWrapperModel requires the PIL library but it was not found.\n")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ConfigError, match="needs a package: TimmWrapperModel requires the PIL library"):
+        make_runner(saved("bloom"), max_model_len=64)

@@ -106,44 +106,52 @@ class PinnedHostMemory:
                 f"{int(status)}); lower kv_offloading_size"
             )
         self._is_open = True
-        self._chunk = max(1, min(num_slots, STAGING_BYTES // layout.bytes_per_block))
-        self._store_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._load_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._store_staging, self._load_staging = layout.empty(self._chunk), layout.empty(self._chunk)
+        # Half of it is packed or unpacked while the other half is copied.
+        self._chunk = max(1, min(num_slots, STAGING_BYTES // 2 // layout.bytes_per_block))
+        self._storing = _Staging(layout, self._chunk)
+        self._loading = _Staging(layout, self._chunk)
         self._stores: list[tuple[torch.cuda.Event, frozenset[int]]] = []
         """Stores under way and their slots, the oldest first."""
 
+    @torch.inference_mode()
     def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
         """See `HostMemory`."""
-        stream = self._store_stream
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream), torch.inference_mode():
-            for ids, part, count in self._chunks(block_ids, slots):
-                self._layout.pack(ids, self._store_staging[:count])
+        staging = self._storing
+        staging.cache_stream.wait_stream(torch.cuda.current_stream(self._device))
+        for turn, (ids, part) in enumerate(self._chunks(block_ids, slots, staging)):
+            half = staging.halves[turn % 2]
+            staging.wait_for_half(turn, staging.cache_stream)
+            with torch.cuda.stream(staging.cache_stream):
+                self._layout.pack(ids, half[: len(part)])
+            staging.host_stream.wait_stream(staging.cache_stream)
+            with torch.cuda.stream(staging.host_stream):
                 for slot, first, length in _runs(part):
-                    self._memory[slot : slot + length].copy_(
-                        self._store_staging[first : first + length], non_blocking=True
-                    )
-            event: torch.cuda.Event = stream.record_event()
+                    self._memory[slot : slot + length].copy_(half[first : first + length], non_blocking=True)
+            staging.leave_half(turn, staging.host_stream)
+        event: torch.cuda.Event = staging.host_stream.record_event()
         self._stores = [entry for entry in self._stores if not _ended(entry[0])]
         self._stores.append((event, frozenset(slots)))
         return event
 
+    @torch.inference_mode()
     def load(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
         """See `HostMemory`."""
-        stream = self._load_stream
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+        staging = self._loading
+        staging.cache_stream.wait_stream(torch.cuda.current_stream(self._device))
         for event, stored in self._stores:
             if not stored.isdisjoint(slots):
-                stream.wait_event(event)
-        with torch.cuda.stream(stream), torch.inference_mode():
-            for ids, part, count in self._chunks(block_ids, slots):
+                staging.host_stream.wait_event(event)
+        for turn, (ids, part) in enumerate(self._chunks(block_ids, slots, staging)):
+            half = staging.halves[turn % 2]
+            staging.wait_for_half(turn, staging.host_stream)
+            with torch.cuda.stream(staging.host_stream):
                 for slot, first, length in _runs(part):
-                    self._load_staging[first : first + length].copy_(
-                        self._memory[slot : slot + length], non_blocking=True
-                    )
-                self._layout.unpack(ids, self._load_staging[:count])
-            done: torch.cuda.Event = stream.record_event()
+                    half[first : first + length].copy_(self._memory[slot : slot + length], non_blocking=True)
+            staging.cache_stream.wait_stream(staging.host_stream)
+            with torch.cuda.stream(staging.cache_stream):
+                self._layout.unpack(ids, half[: len(part)])
+            staging.leave_half(turn, staging.cache_stream)
+        done: torch.cuda.Event = staging.cache_stream.record_event()
         return done
 
     def order_before_steps(self, copies: Sequence[Copy]) -> None:
@@ -155,8 +163,8 @@ class PinnedHostMemory:
 
     def rebind(self, layout: BlockLayout | None) -> None:
         """See `HostMemory`."""
-        self._store_stream.synchronize()
-        self._load_stream.synchronize()
+        self._storing.synchronize()
+        self._loading.synchronize()
         self._cache = layout
 
     def close(self) -> None:
@@ -164,24 +172,54 @@ class PinnedHostMemory:
         if not self._is_open:
             return
         self._is_open = False
-        self._store_stream.synchronize()
-        self._load_stream.synchronize()
+        self._storing.synchronize()
+        self._loading.synchronize()
         torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())  # type: ignore[no-untyped-call]
         self._memory = self._memory[:0].clone()
-        self._store_staging = self._load_staging = self._store_staging[:0].clone()
+        self._storing.halves = self._loading.halves = ()
 
     @property
     def _layout(self) -> BlockLayout:
         return bound(self._cache)
 
     def _chunks(
-        self, block_ids: Sequence[int], slots: Sequence[int]
-    ) -> Iterator[tuple[torch.Tensor, Sequence[int], int]]:
-        """Block ids on the device, slots and count of each part that the staging memory holds."""
-        ids = torch.tensor(block_ids).pin_memory().to(self._layout.device, non_blocking=True)
+        self, block_ids: Sequence[int], slots: Sequence[int], staging: _Staging
+    ) -> Iterator[tuple[torch.Tensor, Sequence[int]]]:
+        """Block ids on the device, in the order of the stream that reads them, and slots, of each part that
+        half of the staging memory holds."""
+        with torch.cuda.stream(staging.cache_stream):
+            ids = torch.tensor(block_ids).pin_memory().to(self._device, non_blocking=True)
         for start in range(0, len(block_ids), self._chunk):
             part = slots[start : start + self._chunk]
-            yield ids[start : start + len(part)], part, len(part)
+            yield ids[start : start + len(part)], part
+
+
+class _Staging:
+    """Two halves of staging memory for one way, the stream on which they are packed or unpacked, and the one
+    on which they are copied."""
+
+    def __init__(self, layout: BlockLayout, num_blocks: int) -> None:
+        """num_blocks: of each half."""
+        self.halves: Sequence[torch.Tensor] = (layout.empty(num_blocks), layout.empty(num_blocks))
+        self.cache_stream = torch.cuda.Stream(layout.device)  # type: ignore[no-untyped-call]
+        self.host_stream = torch.cuda.Stream(layout.device)  # type: ignore[no-untyped-call]
+        self._left: list[torch.cuda.Event | None] = [None, None]
+        """By half, after which it may be filled again."""
+
+    def wait_for_half(self, turn: int, stream: torch.cuda.Stream) -> None:
+        """Let the stream fill the turn's half once what was in it is where it belongs."""
+        event = self._left[turn % 2]
+        if event is not None:
+            stream.wait_event(event)
+
+    def leave_half(self, turn: int, stream: torch.cuda.Stream) -> None:
+        """What the stream was told so far empties the turn's half."""
+        self._left[turn % 2] = stream.record_event()
+
+    def synchronize(self) -> None:
+        """Wait for both streams."""
+        self.cache_stream.synchronize()
+        self.host_stream.synchronize()
 
 
 def _ended(copy: Copy) -> bool:

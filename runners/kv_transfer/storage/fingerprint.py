@@ -48,6 +48,7 @@ def model_fingerprint(config: EngineConfig, runner: str) -> str:
         "version": _VERSION,
         "model_config": fields,
         "load_config": dataclasses.asdict(config.load_config),
+        "cache_dtype": config.cache_config.cache_dtype,
         "config.json": _digest(directory / "config.json"),
     }
     if is_random:
@@ -60,7 +61,7 @@ def model_fingerprint(config: EngineConfig, runner: str) -> str:
 def cache_fingerprint(spec: KVCacheSpec, dtype: str) -> str:
     """Text of what a block holds: two caches with the same text have the same canonical layout."""
     layers = [(s.num_kv_heads, s.head_size_k, s.head_size_v) for s in spec.layers]
-    return f"{dtype} x {spec.block_size} {layers}"
+    return f"{dtype} {spec.dtype_bytes} x {spec.block_size} {layers}"
 
 
 def namespace(model: str, cache: str) -> str:

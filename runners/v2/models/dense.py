@@ -13,6 +13,7 @@ from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.linear.activation import silu_and_mul
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
+from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
 from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
@@ -85,8 +86,7 @@ class DenseModel:
         """[num_blocks, 2, num_kv_heads, block_size, head_size] for each layer."""
         spec = self.spec
         shape = (num_blocks, 2, spec.num_kv_heads, block_size, spec.head_size)
-        # One allocation per layer: torch zeroes each once, and a layer's blocks are contiguous.
-        return [torch.zeros(shape, dtype=spec.dtype, device=self.device) for _ in range(spec.num_layers)]
+        return zero_caches([shape] * spec.num_layers, dtype=spec.dtype, device=self.device)
 
     def forward(
         self,
