@@ -94,7 +94,8 @@ class _NoEmbedding(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[1, T] -> [1, T, hidden_size]."""
-        return self._like.to(input_ids.device).expand(*input_ids.shape, self._width)
+        zero: torch.Tensor = self._like.to(input_ids.device)
+        return zero.expand(*input_ids.shape, self._width)
 
 
 class _NoHead(torch.nn.Module):

@@ -171,8 +171,9 @@ class V1Runner(WeightLife):
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
         # one block table of a row, as ranks that share prompts. Stages have other layers than the engine is
         # told of.
-        together = has_active_connector(self.config) or spec.layers != model.layers or self._on_device
-        together = together or self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
+        together = has_active_connector(self.config) or spec.layers != model.layers
+        together |= self._on_device is not None
+        together |= self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
 
     def determine_available_memory(self) -> int:

@@ -65,7 +65,7 @@ def self_check(model: PackedModel, *, max_model_len: int, pipeline: Group = ALON
 
     pipeline: the ranks that hold the other layers; they check together.
     """
-    prompts = _prompts(model, _windows(model, pipeline), max_model_len)
+    prompts = _prompts(model, _windows_of_stages(model, pipeline), max_model_len)
     try:
         plain = [plain_logits(model, prompt) for prompt in prompts]
         cached = [_cached_logits(model, prompt) for prompt in prompts]
@@ -125,7 +125,7 @@ def _configured_windows(model: Any) -> list[int]:
     return [size for size in found if isinstance(size, int)]
 
 
-def _windows(model: PackedModel, pipeline: Group) -> list[int]:
+def _windows_of_stages(model: PackedModel, pipeline: Group) -> list[int]:
     """The windows of all stages' layers: prompts must be as long on each."""
     own = {call.pattern.size for call in model.calls}
     if pipeline.size == 1:
