@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import INDEX_FILE, SUFFIX, weight_files
+from dodona.oracle.printable import short
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -20,14 +21,18 @@ def locate_or_download(model: str, *, revision: str | None = None, weights: bool
     A snapshot comes from the local cache if it is there with all that is asked for, else it is downloaded:
     the configuration and tokenizer files, and with `weights` the safetensors too. Raises ConfigError.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        is_directory, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, an unknown user's home
+        raise ConfigError(f"model {short(model)}: no such directory: {error!s:.80}; check the path") from None
+    if is_directory:
         if revision is not None:
             raise ConfigError(
                 f"revision {revision!r}: {model} is a directory, and only hub ids have revisions"
             )
         return path
-    if path.exists():
+    if exists:
         raise ConfigError(f"model {model}: is a file; give the directory that holds config.json")
     if model.startswith(("/", "./", "../", "~")) or not _HUB_ID.fullmatch(model):
         raise ConfigError(f"model {model}: no such directory; check the path")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,10 @@ def as_prompt_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLik
     given: Any = prompts
     if isinstance(given, (str, Mapping)):
         return [given]
+    if not isinstance(given, Iterable):
+        raise InvalidRequestError(
+            f"a prompt must be text, token ids or a mapping, or a list of these, got {_short(given)}"
+        )
     listed = list(given)
     if listed and hasattr(listed[0], "__index__") and not hasattr(listed[0], "__len__"):
         return [listed]

@@ -18,6 +18,10 @@ LOGIT_BIAS_LIMIT = 100.0
 """Logit biases are clamped to ± this, as in the OpenAI API."""
 
 
+MAX_N = 16_384
+"""Most sequences of one prompt."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to sample one request's tokens, and when to stop. Immutable; values are checked and made canonical.
@@ -111,6 +115,8 @@ class SamplingParams:
             put(self, "logits_processors", tuple(self.logits_processors) or None)
 
         _integer("n", self.n, minimum=1)
+        if self.n > MAX_N:
+            raise InvalidRequestError(f"n must be at most {MAX_N}, got {self.n}")
         _real("temperature", self.temperature, 0.0, math.inf)
         _real("top_p", self.top_p, 0.0, 1.0, above=True)
         _integer("top_k", self.top_k, minimum=-1)

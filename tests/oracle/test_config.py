@@ -292,6 +292,9 @@ def test_a_changed_field_changes_a_fact_that_reads_it(field: str) -> None:
     elif field == "kv_transfer_config.kv_role":
         before["kv_transfer_config"] = {"kv_connector": "X"}
         changed = "kv_consumer"
+    elif field == "kv_transfer_config.kv_connector_module_path":
+        before["kv_transfer_config"] = {"kv_connector": "X", "kv_role": "kv_both"}
+        changed = "some.module"
     else:
         changed = CHANGES.get(field, 3)
     after = {**before, section: {**before.get(section, {}), name: changed}}

@@ -246,7 +246,9 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
     }  # fmt: skip
     fields_of_sections = {name for name in FACTS if name.split(".")[0] in sections}
     nullable = {name for name, spec in FACTS.items() if spec.nullable}
-    assert fields_of_sections - nullable == {"kv_transfer_config.is_active"}
+    assert fields_of_sections - nullable == {
+        "kv_transfer_config.is_active", "kv_transfer_config.has_connector_module",
+    }  # fmt: skip
     assert nullable - fields_of_sections == {
         *(f"model_config.{name}" for name in SIZES),
         "model_config.quantization",

@@ -34,12 +34,14 @@ def _tokens(runner, **settings):
 ASKS = {
     "quantization": {"quantization": "awq"},
     "pooling": {"runner": "pooling"},
-    "tensor-parallelism": {"tensor_parallel_size": 2},
-    "pipeline-parallelism": {"pipeline_parallel_size": 2},
+    "device-count": {"tensor_parallel_size": 65},
+    "executor-backend": {"distributed_executor_backend": "ray"},
+    "workers-combinations": {"tensor_parallel_size": 2, "enable_lora": True},
+    "tensor-parallel-sizes": {"tensor_parallel_size": 5},
+    "pipeline-parallel-layers": {"pipeline_parallel_size": 50},
     "data-parallelism": {"data_parallel_size": 2},
-    "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
-    "expert-parallelism": {"enable_expert_parallel": True},
+    "expert-parallel-ranks": {"enable_expert_parallel": True},
     "lora-torch-compile": {
         "enable_lora": True,
         "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
@@ -116,7 +118,8 @@ def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
         "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
-        *ROW_BY_ROW_ASKS,
+        "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
+        "workers-row-by-row", *ROW_BY_ROW_ASKS,
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 

@@ -155,15 +155,16 @@ def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
 
     Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them.
     """
-    ranks, heads = config.parallel_config.tensor_parallel_size, model.num_key_value_heads
+    ranks = config.parallel_config.tensor_parallel_size
+    heads, kv_heads, width = model.num_attention_heads, model.num_key_value_heads, model.intermediate_size
     if ranks == 1:
         return True
-    if None in (heads, model.num_attention_heads, model.intermediate_size):
+    if heads is None or kv_heads is None or width is None:
         return None
-    even = not (model.num_attention_heads % ranks or model.intermediate_size % ranks)
+    even = not (heads % ranks or width % ranks)
     if config.parallel_config.enable_expert_parallel:
         even = even and model.num_experts % ranks == 0
-    return even and (heads % ranks == 0 or ranks % heads == 0)
+    return even and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
 def fills_stages(config: EngineConfig, model: ModelInfo) -> bool | None:

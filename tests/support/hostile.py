@@ -1,0 +1,307 @@
+"""A corpus of hostile and unlucky checkpoints, requests and command lines, and what becomes of each.
+
+    python -m tests.support.hostile        # a table of kind and outcome
+
+Each case runs in a process of its own, forked from one that has imported everything, with limits of time and
+memory. "answered" and "named error" are good outcomes; "traceback", "hang" and "memory" are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+QWEN3 = ROOT / "checkpoints/qwen3"
+MAX_SECONDS = 30
+"""A process takes longer than alone while others compute; what hangs takes forever."""
+MAX_MORE_BYTES = 2 << 30
+"""Address space beyond what the parent has: libraries map more than they use."""
+GOOD = ("answered", "named error")
+
+HUGE = (0, -1, 2**31 + 1, 10**9, 10**30, 1.5, "many", True, [], {}, [1, "x"], None)
+SIZES = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_size",
+    "vocab_size",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+TEXTS = ("\x1b[2J\x1b[31m", "\u202eevil", "\ud800", "x" * 100_000, "\x00", "../../etc", "%s%n{0}", "")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that somebody might do."""
+
+    kind: str
+    name: str
+    act: Callable[[Path], object]
+    """Does it, in an empty folder."""
+
+
+def corpus() -> Iterator[Case]:
+    """All cases."""
+    for field in SIZES:
+        for value in HUGE:
+            yield Case(
+                "size in config.json", f"{field}={value!r:.20}", lambda p, f=field, v=value: select(p, {f: v})
+            )
+    for field in (
+        "architectures",
+        "model_type",
+        "hidden_act",
+        "dtype",
+        "rope_parameters",
+        "quantization_config",
+    ):
+        for text in TEXTS:
+            value = [text] if field == "architectures" else text
+            yield Case(
+                "text in config.json", f"{field}={text!r:.20}", lambda p, f=field, v=value: select(p, {f: v})
+            )
+    for name, content in CONTENTS.items():
+        for file in (
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "model.safetensors",
+            "model.safetensors.index.json",
+        ):
+            yield Case("content of a file", f"{file}: {name}", lambda p, f=file, c=content: load(p, f, c))
+    for name, make in SPECIAL.items():
+        for file in ("config.json", "tokenizer.json", "model.safetensors"):
+            yield Case("special file", f"{file}: {name}", lambda p, f=file, m=make: load(p, f, m))
+        yield Case("special file", f"--config: {name}", lambda p, m=make: config_file(p, m))
+    for name, words in COMMANDS.items():
+        yield Case("command line", name, lambda p, w=words: command(p, w))
+    for name, request in REQUESTS.items():
+        yield Case("request", name, lambda p, r=request: generate(r))
+
+
+CONTENTS: dict[str, bytes] = {
+    "empty": b"",
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"7",
+    "cut off": b'{"a": [1, 2',
+    "deep": b"[" * 50_000,
+    "deep objects": b'{"a":' * 5_000,
+    "not UTF-8": b"\xff\xfe\x00",
+    "long number": b"9" * 50_000,
+    "twice": b'{"a": 1, "a": 2}',
+    "header that lies": b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
+    "weight map of numbers": b'{"weight_map": {"a": 1}}',
+    "weight map outside": b'{"weight_map": {"a": "../x.safetensors"}}',
+}
+
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "directory": Path.mkdir,
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "link to itself": lambda path: path.symlink_to(path),
+    "hole of a gigabyte": lambda path: (path.touch(), os.truncate(path, 1 << 30)),
+}
+
+COMMANDS: dict[str, list[str]] = {
+    "no model": ["select"],
+    "missing": ["select", "/no/such/model"],
+    "root": ["select", "/"],
+    "null byte": ["select", "a\0b"],
+    "escape": ["select", "\x1b[2J"],
+    "long": ["select", "x" * 100_000],
+    "number": ["select", str(QWEN3), "--max-model-len", "9" * 500],
+    "negative": ["select", str(QWEN3), "--block-size", "-5"],
+    "json": ["select", str(QWEN3), "--speculative-config", "{" * 5000],
+    "json list": ["select", str(QWEN3), "--kv-transfer-config", "[]"],
+    "book": ["select", str(QWEN3), "--rulebook", "/dev/zero"],
+    "book folder": ["select", str(QWEN3), "--rulebook", "/tmp"],
+    "check": ["rules", "check", "/dev/zero"],
+    "diff": ["rules", "diff", "HEAD~9999:x.yaml", "dodona"],
+    "replay": ["rules", "replay", "dodona", "/dev/zero"],
+    "generate": ["generate", "/no/such/model", "--prompt", "x"],
+    "grammar": ["generate", str(QWEN3), "--prompt", "x", "--grammar", "/dev/zero"],
+    "vllm words": ["select", "--rulebook", "vllm/0.24.0", "vllm", "serve", "--", "--", "-x"],
+}
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "surrogate": {"prompts": ["ok", "bad \udcff"]},
+    "no text": {"prompts": [None]},
+    "number": {"prompts": 5},
+    "empty": {"prompts": [""]},
+    "50 MB": {"prompts": ["x" * 50_000_000]},
+    "ids": {"prompts": [[1, 10**30]]},
+    "negative ids": {"prompts": [[-1]]},
+    "nested": {"prompts": [[[1]]]},
+    "temperature": {"temperature": 10**400},
+    "nan": {"temperature": float("nan")},
+    "n": {"n": 10**9, "temperature": 1.0},
+    "seed": {"seed": 2**70},
+    "stop": {"stop": ["\ud800"]},
+    "bad words": {"bad_words": ["\ud800"]},
+    "bias": {"logit_bias": {"x": 1}},
+    "logprobs": {"logprobs": 10**9},
+    "regex": {"structured_outputs": {"regex": "(" * 5_000}},
+    "regex power": {"structured_outputs": {"regex": "(a{1000}){1000}"}},
+    "grammar": {"structured_outputs": {"grammar": "start: start"}},
+    "choices": {"structured_outputs": {"choice": ["x"] * 100_000}},
+    "schema": {"structured_outputs": {"json": "[" * 50_000}},
+    "schema reference": {"structured_outputs": {"json": '{"$ref": "#"}'}},
+    "processor": {"logits_processors": [1]},
+    "request id": {"request_id": 5},
+    "reserved id": {"request_id": "auto-1"},
+    "rpc": {"rpc": ("shutdown",)},
+    "rpc private": {"rpc": ("__init__",)},
+    "rpc cache": {"rpc": ("initialize_kv_cache", [-5])},
+}
+
+
+def folder(path: Path, changes: dict[str, Any]) -> Path:
+    """The small Qwen3 by links, with changes of its config.json."""
+    for file in QWEN3.iterdir():
+        (path / file.name).symlink_to(file)
+    config = {**json.loads((QWEN3 / "config.json").read_text()), **changes}
+    (path / "config.json").unlink()
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def select(path: Path, changes: dict[str, Any]) -> None:
+    command(path, ["select", str(folder(path, changes)), "--explain"])
+
+
+def load(path: Path, file: str, content: bytes | Callable[[Path], object]) -> None:
+    """A model in whose directory one file is something else."""
+    folder(path, {})
+    (path / file).unlink(missing_ok=True)
+    if file.endswith("index.json"):
+        (path / "model.safetensors").unlink()
+    if callable(content):
+        content(path / file)
+    else:
+        (path / file).write_bytes(content)
+    command(path, ["generate", str(path), "--prompt", "1 + 1", "--max-tokens", "2", "--max-model-len", "64"])
+
+
+def config_file(path: Path, make: Callable[[Path], object]) -> None:
+    make(path / "arguments.yaml")
+    command(path, ["select", str(QWEN3), "--config", str(path / "arguments.yaml")])
+
+
+def command(path: Path, words: list[str]) -> None:
+    from typer.testing import CliRunner
+
+    from dodona.cli.app import app
+    from dodona.oracle.errors import ConfigError
+
+    done = CliRunner().invoke(app, words)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    if done.exit_code not in (0, 1, 2, 3):
+        raise AssertionError(f"exit code {done.exit_code}")
+    if done.exit_code:
+        raise ConfigError(done.output)
+
+
+def generate(request: dict[str, Any]) -> None:
+    from dodona import LLM, SamplingParams
+    from dodona.oracle.errors import ConfigError
+
+    given = dict(request)
+    prompts, rpc = given.pop("prompts", ["What is 1 + 1?"]), given.pop("rpc", None)
+    request_id = given.pop("request_id", None)
+    with LLM(QWEN3, device="cpu", max_model_len=64, num_gpu_blocks_override=16, max_num_seqs=4) as llm:
+        try:
+            if rpc is not None:
+                llm.collective_rpc(*rpc)
+            params = SamplingParams(**{"temperature": 0.0, "max_tokens": 2, **given})
+            if request_id is not None:
+                list(llm.stream(prompts[0], params, request_id=request_id))
+            for output in llm.generate(prompts, params):
+                if output.error is not None and len(prompts) == 1:
+                    raise ConfigError(output.error)
+        finally:
+            # nobody else notices
+            (after,) = llm.generate("What is 2 + 2?", SamplingParams(temperature=0.0, max_tokens=2))
+            assert after.error is None
+
+
+def outcome(case: Case) -> str:
+    """What becomes of a case, in a child process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reading)
+            os._exit(_in_child(case, Path(scratch), writing))
+        os.close(writing)
+        status, end = None, time.monotonic() + MAX_SECONDS
+        while status is None and time.monotonic() < end:
+            done, code = os.waitpid(child, os.WNOHANG)
+            status = code if done else None
+            time.sleep(0.005)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        with os.fdopen(reading, errors="replace") as said:
+            text = said.read()
+        return "hang" if status is None else text or f"ended by {status}"
+
+
+def _in_child(case: Case, scratch: Path, writing: int) -> int:
+    from dodona.oracle.errors import DodonaError
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_MORE_BYTES, resource.RLIM_INFINITY))
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    try:
+        case.act(scratch)
+        said = "answered"
+    except DodonaError:
+        said = "named error"
+    except MemoryError:
+        said = "memory"
+    except BaseException as error:
+        said = f"traceback: {type(error).__name__}: {error!s:.200}"
+    os.write(writing, said.encode(errors="replace"))
+    return 0
+
+
+def main() -> int:
+    """Print the table; 1 where an outcome is not good."""
+    import dodona.cli.app
+    import dodona.runners.llm
+    import dodona.runners.v1.runner  # noqa: F401
+
+    counts: Counter[tuple[str, str]] = Counter()
+    bad = []
+    for case in corpus():
+        found = outcome(case)
+        counts[case.kind, found.split(":")[0]] += 1
+        if found not in GOOD:
+            bad.append(f"{case.kind}, {case.name}: {found}")
+    print("| kind | outcome | cases |\n| --- | --- | --- |")
+    for (kind, found), count in sorted(counts.items()):
+        print(f"| {kind} | {found} | {count} |")
+    print(*bad, sep="\n")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

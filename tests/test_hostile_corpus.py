@@ -1,0 +1,28 @@
+"""The corpus of hostile input (tests/support/hostile.py): each case is answered, or ends with a named error."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support.hostile import GOOD, corpus, outcome
+
+CASES = list(corpus())
+KINDS = sorted({case.kind for case in CASES})
+SHARE = 5
+"""CI runs each fifth case of a kind; the whole corpus takes some minutes."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each case runs in a forked process")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_case_is_answered_or_a_named_error(kind: str) -> None:
+    import dodona.cli.app
+    import dodona.runners.llm
+    import dodona.runners.v1.runner  # noqa: F401
+
+    cases = [case for case in CASES if case.kind == kind][::SHARE]
+    found = {case.name: outcome(case) for case in cases}
+    assert {name: said for name, said in found.items() if said not in GOOD} == {}
