@@ -157,5 +157,5 @@ def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.redirect_stdout(printed):
         for block in blocks:
             exec(block, {})
-    for expected in ("pipeline parallelism (2 devices)", " 95", " 1 3 7 9", "November 1, 2024"):
+    for expected in ("decode context parallelism (2 devices)", " 95", " 1 3 7 9", "November 1, 2024"):
         assert expected in printed.getvalue()

@@ -1,4 +1,4 @@
-"""The corpus of hostile input (tests/support/hostile.py): each case is answered, or ends with a named error."""
+"""The corpus of hostile input (tests/support/hostile.py): each case is answered or ends in a named error."""
 
 from __future__ import annotations
 
