@@ -141,5 +141,7 @@ def test_the_machine_of_a_runner_on_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     environment = torch_environment("cuda")
     assert (environment.platform, environment.compute_capability) == (platform, capability)
+    assert environment.device_count == (2 if there else None)
