@@ -61,7 +61,7 @@ def test_layout_does_not_change_the_hash() -> None:
     [
         ("{ge: 80}", "{ge: 75}"),
         ("{gt: 1}", "{ge: 1}"),
-        ("Both runners drive one device.", "Both runners drive one device only."),
+        ("Neither runner splits the KV of a sequence.", "Neither runner splits a sequence."),
         ("[v1, v2]", "[v2]"),
         ('"1": v2', '"2": v2'),
     ],

@@ -106,10 +106,10 @@ def test_a_forced_runner_past_any_reason_is_refused_with_all_of_them(
 
 def test_where_no_runner_can_serve_the_error_carries_the_verdict() -> None:
     with pytest.raises(UnsupportedConfiguration, match="no runner can serve") as caught:
-        select_runner(EngineConfig.from_flat(str(QWEN3), enable_lora=True), environment=GPU)
+        select_runner(EngineConfig.from_flat(str(QWEN3), decode_context_parallel_size=2), environment=GPU)
     verdict = caught.value.verdict
     assert verdict is not None
-    assert (verdict.runner, [r.rule for r in verdict.refusals]) == ("v1", ["lora"])
+    assert (verdict.runner, [r.rule for r in verdict.refusals]) == ("v1", ["decode-context-parallelism"])
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
@@ -246,9 +246,9 @@ def test_a_book_that_crashes_the_engine_is_left_to_the_reference(
 
 def test_a_book_of_another_system_gives_its_verdict_also_where_refused() -> None:
     text = BOOK_FILE.read_text().replace("system: dodona", "system: elsewhere")
-    config = EngineConfig.from_flat(str(QWEN3), enable_lora=True)
+    config = EngineConfig.from_flat(str(QWEN3), decode_context_parallel_size=2)
     verdict = select_runner(config, rulebook=parse_rulebook(text), environment=GPU)
-    assert [reason.rule for reason in verdict.refusals] == ["lora"]
+    assert [reason.rule for reason in verdict.refusals] == ["decode-context-parallelism"]
 
 
 def test_import_is_light() -> None:

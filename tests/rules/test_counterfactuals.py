@@ -372,11 +372,11 @@ def test_the_machine_blocks() -> None:
 
 
 def test_the_override_blocks_and_forcing_is_told_apart() -> None:
-    found = ask("v2", assumed_gpu("v1"), pipeline_parallel_size=2)
+    found = ask("v2", assumed_gpu("v1"), decode_context_parallel_size=2)
     assert [(b.rule, b.sources) for b in found.blocked_by] == [("environment-v1", ("override",))]
     assert [(f.value, f.runner, f.refusals) for f in found.forcing] == [
-        ("1", None, ("pipeline parallelism (2 devices)",)),
-        (None, "v1", ("pipeline parallelism (2 devices)",)),
+        ("1", None, ("decode context parallelism (2 devices)",)),
+        (None, "v1", ("decode context parallelism (2 devices)",)),
     ]
 
 
@@ -489,10 +489,12 @@ def test_a_verdict_answers_for_the_machine_it_was_made_for(qwen3: str) -> None:
 
 def test_a_refused_verdict_answers_too(qwen3: str) -> None:
     with pytest.raises(UnsupportedConfiguration) as refusal:
-        select_runner(EngineConfig.from_flat(qwen3, tensor_parallel_size=2), environment=assumed_gpu())
+        select_runner(
+            EngineConfig.from_flat(qwen3, decode_context_parallel_size=2), environment=assumed_gpu()
+        )
     assert refusal.value.verdict is not None
     assert texts(refusal.value.verdict.counterfactuals("v2")) == [
-        ["parallel_config.tensor_parallel_size 2 → 1"]
+        ["parallel_config.decode_context_parallel_size 2 → 1"]
     ]
 
 

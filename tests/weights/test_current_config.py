@@ -37,7 +37,10 @@ def test_what_may_change_changes_for_every_reader() -> None:
         ([1], "expected {section"),
         ({"model_config": {"dtype": "float32"}}, r"model_config\.dtype: rules read it \(.*dtype"),
         ({"model_config": {"model": "other"}}, r"model_config\.model: rules read it"),
-        ({"parallel_config": {"tensor_parallel_size": 2}}, r"tensor_parallel_size: rules read it \(tensor"),
+        (
+            {"parallel_config": {"tensor_parallel_size": 2}},
+            r"tensor_parallel_size: rules read it \(.*tensor-parallelism",
+        ),
         ({"speculative_config": {"method": "ngram"}}, r"speculative_config\.method: rules read it"),
         ({"scheduler_config": {"max_num_seqs": 2}}, r"max_num_seqs: is fixed when the engine starts"),
     ],

@@ -132,8 +132,8 @@ class DraftHead(nn.Module):
 
         super().__init__()
         self.head = head
-        config: Any = LlamaConfig.from_dict({**head.layer_config, "model_type": "llama"})
-        self.config = config
+        self.config: Any = LlamaConfig.from_dict({**head.layer_config, "model_type": "llama"})
+        config = self.config
         size, wide = head.hidden_size, head.target_hidden_size
         count = len(head.layer_ids)
         self.embed_tokens = nn.Embedding(head.vocab_size, size) if embed_tokens is None else embed_tokens
