@@ -48,6 +48,11 @@ class Detokenizer:
             parts.append("".join(map(self.token, run)) if special else self._decode(run, False))
         return "".join(parts)
 
+    @property
+    def joins_bytes(self) -> bool:
+        """Whether the decoder joins runs of tokens that stand for one byte each."""
+        return bool(self._byte_ids)
+
     def continues_bytes(self, token_id: int, *, skip_special_tokens: bool) -> bool | None:
         """Whether a later token may change the text of this one, since both are bytes of one run.
 
@@ -116,7 +121,7 @@ class IncrementalText:
     def add(self, token_ids: Sequence[int]) -> str:
         """Append tokens; returns the text that is certain now and was not given out before."""
         self._window.extend(token_ids)
-        for token_id in token_ids:
+        for token_id in token_ids if self._detokenizer.joins_bytes else ():
             continues = self._continues_bytes(token_id)
             if continues is not None:
                 self._within_bytes = continues

@@ -64,12 +64,15 @@ def has_own_head(path: Path) -> bool:
     Tools for fine-tuning write such files although config.json ties the two; transformers then uses the head.
     Raises ConfigError where a file can't be read.
     """
-    found: dict[str, torch.Tensor] = {}
+    places: dict[str, Path] = {}
     for file in weight_files(path):
         with _open(file) as stored:
-            for name in _HEAD_AND_EMBEDDING & set(stored.keys()):
-                found[name] = stored.get_tensor(name)
-    return len(found) == 2 and not torch.equal(*found.values())
+            places.update(dict.fromkeys(_HEAD_AND_EMBEDDING & set(stored.keys()), file))
+    if len(places) < 2:
+        return False  # nothing to compare, and no tensor is read
+    with ExitStack() as stack:
+        both = [stack.enter_context(_open(file)).get_tensor(name) for name, file in places.items()]
+        return not torch.equal(*both)
 
 
 def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int) -> None:
