@@ -89,9 +89,8 @@ def _append(path: str | bytes, line: bytes) -> None:
     # A pipe without a reader would block the engine's start: without O_NONBLOCK opening it waits for one.
     file = os.open(path, _FLAGS, _MODE)
     try:
-        if _ends_within_a_line(
-            path, os.fstat(file)
-        ):  # what an earlier write left, for instance on a full disk
+        # what an earlier write left, for instance on a full disk
+        if _lock(file) and _ends_within_a_line(path, os.fstat(file)):
             line = b"\n" + line
         written = os.write(file, line)
         if written != len(line):
