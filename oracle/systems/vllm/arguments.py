@@ -8,6 +8,7 @@ it looks like a misspelt argument that matters: that is an error.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from dodona.oracle.systems.vllm.flags import Flag, FlagTable, flag_table
 from dodona.oracle.systems.vllm.invocation import Invocation, invocation_of, invocations
 from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands
 
-Kind = Literal["bool", "int", "str", "list", "section"]
+Kind = Literal["bool", "int", "float", "str", "list", "section"]
 
 ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
     {
@@ -49,6 +50,14 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "enable_elastic_ep": ("parallel_config.enable_elastic_ep", "bool"),
         "enable_batch_sharded_sampling": ("parallel_config.enable_batch_sharded_sampling", "bool"),
         "async_scheduling": ("scheduler_config.async_scheduling", "bool"),
+        "cpu_offload_gb": ("offload_config.cpu_offload_gb", "float"),
+        "disable_cascade_attn": ("model_config.disable_cascade_attn", "bool"),
+        "skip_mm_profiling": ("model_config.multimodal_config.skip_mm_profiling", "bool"),
+        "enable_layerwise_nvtx_tracing": (
+            "observability_config.enable_layerwise_nvtx_tracing",
+            "bool",
+        ),
+        "cudagraph_metrics": ("observability_config.cudagraph_metrics", "bool"),
         "enable_lora": ("lora_config", "bool"),
         "reasoning_parser": ("reasoning_config.reasoning_parser", "str"),
         "reasoning_config": ("reasoning_config", "section"),
@@ -359,6 +368,13 @@ def _read(head: str, kind: Kind, given: Any) -> Any:
             return int(given)
         except (ValueError, TypeError):
             raise ConfigError(f"{flag}: expected a whole number, got {given!r}") from None
+    if kind == "float":
+        try:
+            if isinstance(given, bool) or not math.isfinite(float(given)):
+                raise ValueError
+            return float(given)
+        except (ValueError, TypeError, OverflowError):
+            raise ConfigError(f"{flag}: expected a number, got {given!r}") from None
     if kind == "list":
         return list(given) if isinstance(given, (list, tuple)) else [str(given)]
     if kind == "str":
