@@ -20,7 +20,7 @@ from dodona.oracle.errors import ConfigError, did_you_mean
 from dodona.oracle.printable import short
 from dodona.oracle.systems.vllm.flags import Flag, FlagTable, flag_table
 from dodona.oracle.systems.vllm.invocation import Invocation, invocation_of, invocations
-from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands
+from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands, unresolved_part
 
 Kind = Literal["bool", "int", "float", "str", "list", "section"]
 
@@ -123,7 +123,7 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         if head not in ARGUMENTS:
             unread += _left_alone(head, table)
         elif isinstance(given, str) and UNRESOLVED.search(given):
-            unread.append(f"--{name.replace('_', '-')} {short(given, 40)}: its value is not known here")
+            unread.append(f"--{name.replace('_', '-')}: {unresolved_part(given)} is not known here")
         elif inner:
             path, kind = ARGUMENTS[head]
             if kind != "section":
@@ -226,7 +226,7 @@ def _flat_arguments(words: Sequence[str], table: FlagTable) -> tuple[dict[str, A
             break
         if not is_option(word):
             if UNRESOLVED.match(word) and (free or "model" in flat):
-                unread.append(f"{short(word, 40)}: more arguments, which are not known here")
+                unread.append(f"{unresolved_part(word)}: more arguments, which are not known here")
             else:
                 free.append(word)
             continue
