@@ -110,14 +110,15 @@ def test_an_id_is_one_request_s_at_all_replicas() -> None:
 
 
 def test_what_ends_one_replica_ends_all() -> None:
-    gates = Gate(RuntimeError("the second is broken")), Gate()
+    gates = Gate(RuntimeError("it is broken")), Gate()
     with opened(*gates) as session:
         queues = [session.submit(name, [1, 2])[1] for name in ("a", "b")]
         for gate in gates:
             gate.wait_until_entered()
+        for gate, events in zip(gates, queues, strict=True):
             gate.open()
-        assert [events.get(timeout=PATIENCE) for events in queues] == [None, None]
-        with pytest.raises(EngineDeadError, match="RuntimeError: the second is broken") as caught:
+            assert events.get(timeout=PATIENCE) is None
+        with pytest.raises(EngineDeadError, match="RuntimeError: it is broken") as caught:
             session.submit("c", [1])
         assert caught.value.__cause__.__notes__ == ["in replica 0 of 2"]
         assert str(session.replicas.dead_error()) == str(caught.value)
