@@ -33,8 +33,8 @@ from checkpoints.heads import (
 from checkpoints.task import chat_messages, draw_conversation, draw_question
 from checkpoints.train import HERE, MAX_TURNS, PLAIN_SHARE, learning_rate
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.runners.v1.drafting.head import DraftHead
-from dodona.runners.v1.drafting.head_config import read_head_config
+from dodona.runners.drafting.head import DraftHead
+from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 
 NEW_TOKENS = 14
