@@ -313,7 +313,8 @@ def train_one(name: str, recipe: HeadRecipe, target: Any, pool: Pool, args: argp
     parameters = sum(p.numel() for p in head.parameters())
     return (
         f"`python -m checkpoints.train_heads {name} --steps {args.steps} --batch {args.batch} "
-        f"--pool {args.pool} --learning-rate {args.learning_rate} --seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on "
+        f"--pool {args.pool} --learning-rate {args.learning_rate} "
+        f"--seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on "
         f"{where}, torch {torch.__version__}, final losses by depth "
         f"{', '.join(f'{loss:.3f}' for loss in losses)}."
     )
