@@ -262,6 +262,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         "model_config.max_model_len",
         "scheduler_config.max_num_batched_tokens",
         "parallel_config.distributed_executor_backend",
+        "parallel_config.data_parallel_rank",
         "environment.override",
         "environment.compute_capability",
         "environment.device_count",
