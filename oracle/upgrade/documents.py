@@ -19,7 +19,7 @@ MAX_EVENTS: Final = 200_000
 MAX_STEPS: Final = 50_000
 """Most values that are looked at in one file, those behind anchors counted each time."""
 
-TEMPLATE_VALUE: Final = "${TEMPLATE}"
+TEMPLATE_VALUE: Final = "$TEMPLATE"
 """What stands in for a value that a template fills in."""
 
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
@@ -110,7 +110,7 @@ class _Builder:
                     self.anchors[event.anchor] = node
             elif isinstance(event, yaml.AliasEvent):
                 # an anchor inside its own value is not known yet
-                node = self.anchors.get(event.anchor, Node("", line))
+                node = self.anchors.get(event.anchor or "", Node("", line))
             else:
                 continue
             if stack:

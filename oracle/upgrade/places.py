@@ -21,7 +21,7 @@ from dodona.oracle.systems.vllm.invocation import (
     is_vllm_image,
 )
 from dodona.oracle.upgrade.discovery import Candidate
-from dodona.oracle.upgrade.documents import Node, parse_documents, walk
+from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, parse_documents, walk
 
 Place = Literal["shell", "dockerfile", "compose", "kubernetes", "kserve", "helm", "recipe", "systemd"]
 
@@ -192,7 +192,7 @@ def _yaml(file: Candidate) -> Iterator[Found]:
         services = document.get("services")
         if services is not None and document.get("kind") is None and services.entries:
             for name, service in services.entries.items():
-                seen.add(id(service))
+                seen.update(map(id, walk([service])))
                 yield from _service(file, name, service)
         for node in walk([document]):
             if id(node) in seen:
@@ -274,16 +274,12 @@ def _container(file: Candidate, node: Node, seen: set[int]) -> Iterator[Found]:
     elif "modelURL" in entries:
         yield from _chart_model(file, node)
     elif "image" in entries and ("args" in entries or "command" in entries):
-        seen.update(id(entries[key]) for key in ("args", "command") if key in entries)
-        seen.update(id(item) for key in ("args", "command") if key in entries for item in entries[key].items)
+        own = [entries[key] for key in ("args", "command") if key in entries]
+        seen.update(map(id, walk(own)))
         environ, unread = _container_environment(entries.get("env"))
         if "envFrom" in entries:
             unread = (*unread, "envFrom: its variables are not known here")
-        command = (
-            [_kubernetes(item.text or "", environ) for item in entries["command"].items]
-            if ("command" in entries)
-            else None
-        )
+        command = _arguments(entries["command"], environ) if "command" in entries else None
         arguments = _arguments(entries.get("args"), environ)
         for found in container_invocations(
             _image(entries["image"]),
@@ -346,7 +342,7 @@ def _kserve_model(file: Candidate, node: Node) -> Iterator[Found]:
             arguments.append(word)
     storage = _scalar(node.get("storageUri"))
     if not any(word.partition("=")[0] == "--model" for word in arguments):
-        name = storage.removeprefix("hf://") if storage.startswith("hf://") else storage or "${TEMPLATE}"
+        name = storage.removeprefix("hf://") if storage.startswith("hf://") else storage or TEMPLATE_VALUE
         arguments = ["--model", name, *arguments]
     args = node.get("args")
     line = node.line if args is None else args.line

@@ -166,7 +166,7 @@ spec:
     (found,) = _found("a.yaml", text)
     compared = compare(found, books_between("0.24.0", "0.33.0"), H100)
     assert isinstance(compared, Finding)
-    assert compared.unread == ("--tensor-parallel-size: ${TEMPLATE} is not known here",)
+    assert compared.unread == ("--tensor-parallel-size: $TEMPLATE is not known here",)
 
 
 # --- bounds and secrets -------------------------------------------------------------------------------------
