@@ -160,7 +160,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             resolved_quantization(config, model) is not None
             or model.has_inner_state
             or config.lora_config is not None
-            or speculative is not None
             or has_active_connector(config)
             or compilation == "STOCK_TORCH_COMPILE"
         ),

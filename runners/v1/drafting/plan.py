@@ -17,6 +17,7 @@ from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
 from dodona.runners.v1.capabilities import check_supported
 from dodona.runners.v1.drafting.head_config import HeadConfig, read_head_config
+from dodona.runners.v1.drafting.load_head import has_embedding
 
 DEFAULT_PROMPT_LOOKUP = 5
 """`prompt_lookup_max` and `prompt_lookup_min` where neither is given; vLLM's."""
@@ -48,6 +49,8 @@ class HeadPlan:
     num_speculative_tokens: int
     directory: Path
     head: HeadConfig
+    borrows_embedding: bool
+    """Whether it has none of its own, and is given the target's."""
 
 
 DraftPlan = NgramPlan | ModelPlan | HeadPlan
@@ -68,7 +71,8 @@ def plan_drafting(config: EngineConfig, target: ModelInfo, limits: Limits) -> Dr
         raise ConfigError(
             f"speculative_config.model is not set: method {method!r} needs a draft; give its directory"
         )
-    directory = locate_or_download(speculative.model, weights=config.load_config.load_format != "dummy")
+    random = config.load_config.load_format == "dummy"
+    directory = locate_or_download(speculative.model, weights=not random)
     _check_tokenizer(directory, Path(target.file).parent)
     if method == "draft_model":
         _check_draft_model(config, ModelInfo.load(directory), target, limits)
@@ -76,7 +80,8 @@ def plan_drafting(config: EngineConfig, target: ModelInfo, limits: Limits) -> Dr
     head = read_head_config(
         directory, method=method or "", parallel=speculative.parallel_drafting, target=target
     )
-    return HeadPlan(_count(speculative, head.num_speculative_tokens), directory, head)
+    count = _count(speculative, head.num_speculative_tokens)
+    return HeadPlan(count, directory, head, borrows_embedding=not random and not has_embedding(directory))
 
 
 def _count(speculative: SpeculativeConfig, default: int | None) -> int:
