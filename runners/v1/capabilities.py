@@ -6,7 +6,10 @@ the two.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
@@ -192,6 +195,20 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     }
     features = [feature for feature, asked in found.items() if asked]
     return (*features, *(need_packing(config) if is_row_by_row(config, model) else ()))
+
+
+def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
+    """What V1 lacks for a draft model, which is whole on one device; `config`: the target's, without
+    speculative_config."""
+    config = replace(config, parallel_config=ParallelConfig())
+    lacking = check_supported(config, draft, environment)
+    if draft.has_inner_state:
+        lacking += ("speculative-inner-state",)
+    if draft.quant_method is not None:
+        lacking += ("quantized-weights",)
+    if is_row_by_row(config, draft):
+        lacking += ("speculative-row-by-row",)
+    return lacking
 
 
 def compiles(config: EngineConfig) -> bool:

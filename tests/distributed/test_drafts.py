@@ -20,12 +20,12 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner
 from dodona.runners.distributed.ranks import RankSizes
+from dodona.runners.drafting.head import DraftHead
+from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1 import capabilities
-from dodona.runners.v1.drafting.head import DraftHead
-from dodona.runners.v1.drafting.head_config import read_head_config
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 from dodona.runners.v1.drafting.ngram import NgramDrafter
 from dodona.runners.v1.drafting.sequential import SequentialDrafter
@@ -262,6 +262,18 @@ def test_memory_and_weights_of_an_engine_whose_last_stage_drafts(
         llm.wake_up()
         llm.reload_weights()
         assert check() == accepted
+
+
+def test_a_draft_model_need_not_be_split_as_its_target() -> None:
+    raw = {
+        **json.loads((QWEN3 / "config.json").read_text()),
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 1,
+    }
+    config = EngineConfig.from_flat(str(QWEN3), device="cpu", **{PP: 3, TP: 2})
+    draft = ModelInfo.from_mapping({**raw, "architectures": ["GPT2LMHeadModel"]})
+    assert capabilities.check_supported(config, draft, CPU)
+    assert not capabilities.lacks_of_draft(config, draft, environment=CPU)
 
 
 @pytest.mark.parametrize("architecture", capabilities.PIPELINE_PARALLEL_FAMILIES)
