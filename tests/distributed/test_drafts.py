@@ -146,7 +146,7 @@ class Runs:
     def run(self, kind: str, **sizes: int) -> Ran:
         with drafted() as seen, self.engine(kind, **sizes) as llm:
             tokens = [*generate(llm, PROMPTS), *generate(llm, PROMPTS[:2])]
-            if kind in ("none", "eagle3"):
+            if not sizes and kind in ("none", "eagle3"):
                 assert llm._client.call(lambda _, scheduler: scheduler.num_preemptions) > 0
             return Ran(tokens, seen, llm.draft_stats())
 
@@ -230,6 +230,12 @@ def test_ranks_that_share_layers_and_prompts_draft(runs: Runs, kind: str, sizes:
     assert same >= 0.9 * len(alone.drafted) > 0
     counts = found.stats.num_accepted_tokens, alone.stats.num_accepted_tokens
     assert abs(counts[0] - counts[1]) <= 0.1 * counts[1]
+
+
+def test_replicas_draft(runs: Runs) -> None:
+    found = runs.run("eagle3", data_parallel_size=2)
+    assert found.tokens == runs.alone("none").tokens
+    assert found.stats.num_accepted_tokens > 0
 
 
 def test_memory_and_weights_of_an_engine_whose_last_stage_drafts(

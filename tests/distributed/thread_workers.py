@@ -71,7 +71,7 @@ class ThreadWorkers:
 
     store = "unused"
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, whose: str = "") -> None:
         self._answers: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
         self._connections = [_Connection(rank, self._answers) for rank in range(count)]
         self._place = _Place()
