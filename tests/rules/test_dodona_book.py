@@ -260,7 +260,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
             "speculative-decoding",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
-            "workers-combinations",
         },
     ),
     "drafting of unknown method with pipeline": (
@@ -271,7 +270,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
             "speculative-method",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
-            "workers-combinations",
         },
     ),
     "parallel drafting": (
