@@ -6,7 +6,10 @@ the two.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
@@ -161,7 +164,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             resolved_quantization(config, model) is not None
             or model.has_inner_state
             or config.lora_config is not None
-            or speculative is not None
             or has_active_connector(config)
             or compilation == "STOCK_TORCH_COMPILE"
         ),
@@ -197,7 +199,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
 
 
 def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
-    """What V1 lacks for a draft model; `config`: the target's, without speculative_config."""
+    """What V1 lacks for a draft model, which is whole on one device; `config`: the target's, without
+    speculative_config."""
+    config = replace(config, parallel_config=ParallelConfig())
     lacking = check_supported(config, draft, environment)
     if draft.has_inner_state:
         lacking += ("speculative-inner-state",)
