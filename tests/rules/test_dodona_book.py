@@ -277,11 +277,11 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
         {"speculative-decoding", "parallel-drafting", "parallel-drafting-method"},
     ),
-    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, {"speculative-decoding"}),
+    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, set()),
     "draft on two devices": (
         QWEN,
         {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
-        {"speculative-decoding", "draft-tensor-parallelism"},
+        {"draft-tensor-parallelism"},
     ),
     "empty speculation": (
         QWEN,
