@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoints import train_heads
 from checkpoints.heads import RECIPES, head_configuration, save_head
-from checkpoints.train_heads import depth_losses
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
@@ -94,9 +94,10 @@ def heads(tmp_path_factory: pytest.TempPathFactory, reference: Any) -> Path:
 
 
 def trained(config: Any, target: Any, texts: Sequence[Sequence[int]]) -> DraftHead:
-    width = max(map(len, texts))
+    width = max(map(len, texts)) + train_heads.NEW_TOKENS
     ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
-    starts, lengths = torch.ones(len(texts), dtype=torch.int64), torch.tensor([len(text) for text in texts])
+    lengths = torch.tensor([len(text) for text in texts])
+    starts = lengths - NEW_TOKENS
     hidden_states = HiddenStates(target, config.layer_ids)
     with torch.no_grad():
         logits = target(input_ids=ids, use_cache=False).logits
@@ -107,7 +108,7 @@ def trained(config: Any, target: Any, texts: Sequence[Sequence[int]]) -> DraftHe
     head.embed_tokens.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(30):
-        loss = torch.stack(depth_losses(head, ids, starts, lengths, hidden, logits)).sum()
+        loss = torch.stack(train_heads.depth_losses(head, ids, starts, lengths, hidden, logits)).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
