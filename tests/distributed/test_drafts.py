@@ -202,7 +202,7 @@ def runs(heads: Path) -> Runs:
     [("eagle3", 2), ("eagle3-speculators", 3), ("peagle", 2), ("eagle", 2), ("ngram", 2), ("draft_model", 2)],
 )
 def test_stages_draft_as_one_rank(runs: Runs, kind: str, stages: int) -> None:
-    """What is drafted after a text is the same; steps are of other requests, so that a draft may lack blocks."""
+    """After a text the same is drafted; steps are of other requests, so that a draft may lack blocks."""
     found, alone = runs.run(kind, **{PP: stages}), runs.alone(kind)
     assert found.tokens == runs.alone("none").tokens
     common = found.drafted.keys() & alone.drafted.keys()
