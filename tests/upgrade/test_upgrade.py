@@ -348,6 +348,13 @@ def test_the_command(tmp_path: Path) -> None:
         assert (result.exit_code, message in result.stderr) == (2, True)
 
 
+def test_a_name_tells_no_sizes(tmp_path: Path) -> None:
+    (tmp_path / "a.sh").write_text("vllm serve meta-llama/Llama-3.1-8B -tp 3 --max-model-len 1m\n")
+    (finding,) = _examine(tmp_path).findings
+    assert finding.after.starts
+    assert any("not its sizes" in text for text in finding.assumed)
+
+
 def test_a_folder_of_a_model_is_read(tmp_path: Path) -> None:
     config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
