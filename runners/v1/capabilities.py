@@ -195,6 +195,18 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     return (*features, *(need_packing(config) if is_row_by_row(config, model) else ()))
 
 
+def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
+    """What V1 lacks for a draft model; `config`: the target's, without speculative_config."""
+    lacking = check_supported(config, draft, environment)
+    if draft.has_inner_state:
+        lacking += ("speculative-inner-state",)
+    if draft.quant_method is not None:
+        lacking += ("quantized-weights",)
+    if is_row_by_row(config, draft):
+        lacking += ("speculative-row-by-row",)
+    return lacking
+
+
 def compiles(config: EngineConfig) -> bool:
     """Whether the model goes through `torch.compile`; its attention stays outside of what is traced."""
     return config.compilation_config is not None and config.compilation_config.mode == "STOCK_TORCH_COMPILE"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
+from dodona.runners.drafting.plan import plan_drafting
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -35,7 +37,6 @@ from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_drafting
-from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
@@ -113,7 +114,13 @@ class V1Runner(WeightLife):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        plan = plan_drafting(self.config, self.model_info, self.limits)
+        plan = plan_drafting(
+            self.config,
+            self.model_info,
+            self.limits,
+            runner=self.name,
+            lacks_of_draft=partial(capabilities.lacks_of_draft, environment=machine),
+        )
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dodona.runners.drafting.acceptance import num_agreeing
 from dodona.runners.interface import FurtherTokens, GrammarOutput, SchedulerOutput, StepOutput
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
@@ -212,11 +213,3 @@ class Ready:
             state = self.batch[row.row]
             found += [state.sampling_row(masks[i], row.drafts[:i]) for i in range(size)]
         return found
-
-
-def num_agreeing(token_ids: Sequence[int], drafts: Sequence[int]) -> int:
-    """How many drafts, from the first on, are the token sampled in their place."""
-    for count, (token_id, draft) in enumerate(zip(token_ids, drafts, strict=False)):
-        if token_id != draft:
-            return count
-    return len(drafts)

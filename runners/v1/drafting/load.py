@@ -6,14 +6,14 @@ import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.drafting.load_head import load_head, random_head
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, NgramPlan
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import loading
 from dodona.runners.v1.drafting.draft_model import ModelDrafting
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.head_drafter import HeadDrafting
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
-from dodona.runners.v1.drafting.load_head import load_head, random_head
-from dodona.runners.v1.drafting.plan import DraftPlan, HeadPlan, NgramPlan
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import self_check
 from dodona.runners.v1.served_model import ServedModel

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
+from dodona.runners.drafting.head import DraftHead
+from dodona.runners.drafting.head_config import HeadConfig
 from dodona.runners.third_party import naming
-from dodona.runners.v1.drafting.head import DraftHead
-from dodona.runners.v1.drafting.head_config import HeadConfig
 
 _NOT_READ = ("t2d", "verifier_lm_head.", "verifier_norm.", "rotary_emb.")
 """Tensors that follow from others, or serve training: names that begin so are left out."""
