@@ -32,6 +32,9 @@ _TRUE_OPERATORS = (
 """Questions to the compiled operators that an H100 answers with yes; the rest are answered with no."""
 _FALSE_OPERATORS = ("cutlass_scaled_mm_supports_fp4", "cutlass_sparse_scaled_mm_supported")
 
+_NAMED_OPERATORS = ("rotary_embedding",)
+"""Operators that Python only asks for by name while it is imported."""
+
 
 def install(*, triton: bool = True) -> None:
     """Make up the machine. triton: whether Triton finds a driver."""
@@ -153,6 +156,8 @@ def _torch() -> None:
         torch.library.define(f"torchvision::{name}", "(Tensor input) -> Tensor")
     for name in (*_TRUE_OPERATORS, *_FALSE_OPERATORS):
         torch.library.define(f"_C::{name}", "(int capability) -> bool")
+    for name in _NAMED_OPERATORS:
+        torch.library.define(f"_C::{name}", "(Tensor input) -> Tensor")
     for name in (*_TRUE_OPERATORS, *_FALSE_OPERATORS):
         answer = name in _TRUE_OPERATORS
         torch.library.impl(f"_C::{name}", "default", lambda capability, answer=answer: answer)

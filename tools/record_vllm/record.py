@@ -90,6 +90,7 @@ def flags() -> list[dict[str, Any]]:
 
 def architectures() -> dict[str, Any]:
     """What vLLM's registry says of each model class, and which ones it had or has elsewhere."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
     from vllm.model_executor.models import registry
 
     found: dict[str, Any] = {}
@@ -102,6 +103,9 @@ def architectures() -> dict[str, Any]:
         "models": {name: {k: _plain(v) for k, v in info.items()} for name, info in found.items()},
         "previously": dict(getattr(registry, "_PREVIOUSLY_SUPPORTED_MODELS", {})),
         "elsewhere": dict(getattr(registry, "_OOT_SUPPORTED_MODELS", {})),
+        "of_type": {
+            kind: name if isinstance(name, str) else name[0] for kind, name in MODEL_MAPPING_NAMES.items()
+        },
     }
 
 

@@ -17,9 +17,10 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, evaluate
 from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown, show_value
 from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.models.known_models import known_architectures
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.readable import load_readable
 from dodona.oracle.systems.vllm.facts import default_of
+from dodona.oracle.systems.vllm.model_facts import architectures_of, model_section
 
 _NO_DRAFT: Final = ("ngram", "ngram_gpu", "suffix", "custom_class")
 """Speculative methods without a draft model."""
@@ -31,8 +32,9 @@ _METHOD_BY_TYPE: Final = ("medusa", "mlp_speculator", "eagle", "dspark", "extrac
 def assumed_facts(facts: Facts, model: ModelInfo, book: RuleBook) -> dict[str, FactValue]:
     """Values for those of the facts that are unknown."""
     guesses: dict[str, FactValue] = {"speculative_config.method": "draft_model"}
-    if model.architectures:
-        guesses["model_config.architecture"] = model.architectures[0]
+    named = architectures_of(model)
+    if named:
+        guesses["model_config.architecture"] = named[0]
     return {
         fact: guesses[fact] if fact in guesses else default_of(fact, book.assume)
         for fact, value in facts.items()
@@ -55,13 +57,19 @@ def decisive_assumptions(facts: Facts, model: ModelInfo, book: RuleBook) -> tupl
     )
 
 
-def completed_sections(sections: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
-    """The sections with what config.json and vLLM's rules add, and UNKNOWN for what neither tells."""
+def completed_sections(
+    sections: Mapping[str, Any], model: ModelInfo, release: str | None = None
+) -> dict[str, Any]:
+    """The sections with what config.json and vLLM's rules add, and UNKNOWN for what neither tells.
+
+    release: whose model classes count; None: the newest one's.
+    """
     given = {name: sections.get(name) or {} for name in ALWAYS_CONFIGURED}
     completed = {name: value for name, value in sections.items() if value is not None}
-    completed["model_config"] = {**_model(given["model_config"], model), **given["model_config"]}
+    told = model_section(given["model_config"], model, release)
+    completed["model_config"] = {**told, **given["model_config"]}
     cache = dict(given["cache_config"])
-    if model.has_inner_state:
+    if told["has_inner_state"]:
         cache.setdefault("mamba_cache_mode", UNKNOWN)
     completed["cache_config"] = cache
     completed["parallel_config"] = given["parallel_config"]
@@ -95,29 +103,6 @@ ALWAYS_CONFIGURED: Final = (
 """Sections that vLLM always has."""
 
 
-def _model(given: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
-    runner = given.get("runner")
-    return {
-        "architectures": list(model.architectures),
-        "architecture": model.architectures[0] if len(model.architectures) == 1 else UNKNOWN,
-        "runner_type": model.default_runner if runner in (None, "auto") else runner,
-        "is_moe": model.is_moe,
-        "is_quantized": bool(given.get("quantization") or model.quant_method),
-        "has_inner_state": model.has_inner_state,
-        "is_hybrid": model.has_inner_state and not model.is_attention_free,
-        "is_attention_free": model.is_attention_free,
-        "is_diffusion": False if any(map(_is_causal, model.architectures)) else UNKNOWN,
-        "is_encoder_decoder": model.is_encoder_decoder,
-        "is_multimodal_model": model.is_multimodal,
-        "use_mla": model.use_mla,
-    }
-
-
-def _is_causal(architecture: str) -> bool:
-    """Whether transformers has it as a causal language model, which no diffusion model is."""
-    return architecture.endswith("ForCausalLM") and architecture in known_architectures()
-
-
 def _compilation(given: Mapping[str, Any], *, eager: bool, split: bool) -> dict[str, Any]:
     completed = dict(given)
     mode = completed.get("mode")
@@ -148,7 +133,7 @@ def _section(place: Mapping[str, Any], name: str, within: str) -> dict[str, Any]
 def _speculative(given: Mapping[str, Any]) -> dict[str, Any]:
     completed = dict(given)
     name = given.get("model")
-    draft = ModelInfo.load(name) if isinstance(name, str) and os.path.isdir(name) else None
+    draft = load_readable(name) if isinstance(name, str) and os.path.isdir(name) else None
     method = given.get("method")
     if isinstance(method, str):
         completed["method"] = current_method(method)

@@ -106,7 +106,9 @@ class VllmDeployment(Deployment):
 
     def known_facts(self, changes: Iterable[Change] = ()) -> Facts:
         """All facts, after changes that don't clash; unknown ones are unknown. Raises ConfigError."""
-        sections = completed_sections(self.sections_after(changes), self.model)
+        sections = completed_sections(
+            self.sections_after(changes), self.model, release_of(self.book.rulebook)
+        )
         return derive_facts(sections, self.environment, self.book.assume)
 
     def with_assumptions(self, known: Facts) -> Facts:

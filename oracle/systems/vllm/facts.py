@@ -171,6 +171,23 @@ _ENABLE_DBO = _field(
     "Dual batch overlap: two halves of a batch hide each other's waits.",
     False,
 )
+_HEADS = _field(
+    "model_config.total_num_attention_heads", "int", "Attention heads of a layer.", None, source="model", minimum=0
+)
+_KV_HEADS = _field(
+    "model_config.total_num_kv_heads", "int", "KV heads of a layer.", None, source="model", minimum=0
+)
+_USE_MLA = _of_model("use_mla", "Multi-head latent attention.")
+_TENSOR_PARALLEL = _field(
+    "parallel_config.tensor_parallel_size", "int", "Devices that split each layer.", 1, minimum=1
+)
+_DECODE_CONTEXT = _field(
+    "parallel_config.decode_context_parallel_size",
+    "int",
+    "Devices that split the KV of a sequence.",
+    1,
+    minimum=1,
+)
 _UBATCH_SIZE = _field("parallel_config.ubatch_size", "int", "Micro-batches of one step.", 0, minimum=0)
 
 
@@ -181,6 +198,25 @@ def _served_architecture(inputs: Inputs) -> FactValue:
         return given
     named = _ARCHITECTURES.derive(inputs)
     return named[0] if isinstance(named, tuple) and named else None
+
+
+def _divides_heads(inputs: Inputs) -> FactValue:
+    """null where either number isn't known."""
+    heads, split = _HEADS.derive(inputs), _TENSOR_PARALLEL.derive(inputs)
+    return heads % split == 0 if isinstance(heads, int) and isinstance(split, int) and split > 0 else None
+
+
+def _fits_decode_context(inputs: Inputs) -> FactValue:
+    """null where a number isn't known."""
+    heads, kv_heads = _HEADS.derive(inputs), _KV_HEADS.derive(inputs)
+    split, context = _TENSOR_PARALLEL.derive(inputs), _DECODE_CONTEXT.derive(inputs)
+    if _USE_MLA.derive(inputs) is True or context == 1:
+        return True
+    if not (isinstance(heads, int) and isinstance(kv_heads, int)):
+        return None
+    if not (isinstance(split, int) and isinstance(context, int) and kv_heads > 0):
+        return None
+    return split > kv_heads and context <= split // kv_heads and (heads // kv_heads) % context == 0
 
 
 def _use_ubatching(inputs: Inputs) -> FactValue:
@@ -216,7 +252,11 @@ _FACTS = (
     _of_model("is_diffusion", "The model generates by diffusion."),
     _of_model("is_encoder_decoder", "An encoder's output is attended to."),
     _of_model("is_multimodal_model", "The model takes images, sound or video too."),
-    _of_model("use_mla", "Multi-head latent attention."),
+    _USE_MLA,
+    _HEADS,
+    _KV_HEADS,
+    _of_model("is_supported", "The release has a class for the model.", True),
+    _of_model("is_pp_supported", "The model's layers can be split among pipeline stages.", True),
     _field(
         "model_config.enable_return_routed_experts",
         "bool",
@@ -250,20 +290,14 @@ _FACTS = (
         "none",
         domain=("none", "align", "all"),
     ),
-    _field("parallel_config.tensor_parallel_size", "int", "Devices that split each layer.", 1, minimum=1),
+    _TENSOR_PARALLEL,
     _field(
         "parallel_config.pipeline_parallel_size", "int", "Devices that take consecutive layers.", 1, minimum=1
     ),
     _field(
         "parallel_config.prefill_context_parallel_size", "int", "Devices that split a prompt.", 1, minimum=1
     ),
-    _field(
-        "parallel_config.decode_context_parallel_size",
-        "int",
-        "Devices that split the KV of a sequence.",
-        1,
-        minimum=1,
-    ),
+    _DECODE_CONTEXT,
     _field(
         "parallel_config.distributed_executor_backend",
         "str",
@@ -345,6 +379,26 @@ _FACTS = (
         False,
         path="speculative_config.draft_model_config.hf_config.layer_types",
         read=_mixed_sliding,
+    ),
+    _field("parallel_config.enable_expert_parallel", "bool", "Devices take whole experts.", False),
+    VllmFact(
+        "parallel_config.divides_attention_heads",
+        "bool",
+        "The devices that split a layer divide its attention heads evenly.",
+        "model",
+        derive=_divides_heads,
+        nullable=True,
+        reads=("parallel_config.tensor_parallel_size",),
+    ),
+    VllmFact(
+        "parallel_config.fits_decode_context",
+        "bool",
+        "The devices that split a sequence's KV are as many as copies of the KV heads; always so with latent "
+        "attention.",
+        "model",
+        derive=_fits_decode_context,
+        nullable=True,
+        reads=("parallel_config.tensor_parallel_size", "parallel_config.decode_context_parallel_size"),
     ),
     VllmFact(
         "parallel_config.use_ubatching",

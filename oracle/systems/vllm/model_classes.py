@@ -1,0 +1,128 @@
+"""The model classes of each release: which ones its registry has, and what it says of them.
+
+The table is model_classes.json, which ``python -m tools.record_vllm.model_classes`` draws from recorded
+registries of vLLM.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dodona.oracle.systems.vllm.releases import nearest_release, release_number
+
+SUFFIXES: Final[tuple[tuple[str, str, str], ...]] = (
+    ("ForCausalLM", "generate", "none"),
+    ("ForConditionalGeneration", "generate", "none"),
+    ("ChatModel", "generate", "none"),
+    ("LMHeadModel", "generate", "none"),
+    ("ForTextEncoding", "pooling", "embed"),
+    ("EmbeddingModel", "pooling", "embed"),
+    ("ForSequenceClassification", "pooling", "classify"),
+    ("ForTokenClassification", "pooling", "classify"),
+    ("ForAudioClassification", "pooling", "classify"),
+    ("ForImageClassification", "pooling", "classify"),
+    ("ForVideoClassification", "pooling", "classify"),
+    ("ClassificationModel", "pooling", "classify"),
+    ("ForRewardModeling", "pooling", "embed"),
+    ("RewardModel", "pooling", "embed"),
+    ("Model", "pooling", "embed"),
+)
+"""What vLLM takes from the end of a class's name, first match first: the runner, and the conversion."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClass:
+    """What a release's registry says of a model class."""
+
+    generates: bool
+    pools: bool
+    is_multimodal: bool
+    has_inner_state: bool
+    is_attention_free: bool
+    is_hybrid: bool
+    supports_pp: bool
+    """Whether its layers can be split among pipeline stages."""
+    supports_lora: bool
+
+
+LETTERS: Final[Mapping[str, str]] = {
+    "g": "generates",
+    "p": "pools",
+    "m": "is_multimodal",
+    "s": "has_inner_state",
+    "f": "is_attention_free",
+    "h": "is_hybrid",
+    "P": "supports_pp",
+    "L": "supports_lora",
+}
+"""Letter of the table → field of `ModelClass`."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The model classes of one release."""
+
+    release: str
+    classes: Mapping[str, ModelClass]
+    unread: frozenset[str]
+    """Classes that the release has, of which nothing else is known."""
+    gone: frozenset[str]
+    """Classes that an earlier release had and this one doesn't."""
+
+    def find(self, architecture: str) -> ModelClass | None:
+        """What is said of a class: itself, or the base that vLLM converts it from; None where neither is
+        there.
+        """
+        found = self.classes.get(architecture)
+        if found is not None:
+            return found
+        suffix = next((s for s, _, _ in SUFFIXES if architecture.endswith(s)), None)
+        if suffix is not None:
+            stem = architecture.removesuffix(suffix)
+            return next((self.classes[stem + s] for s, _, _ in SUFFIXES if stem + s in self.classes), None)
+        return None
+
+
+@functools.cache
+def registry_of(release: str | None = None) -> Registry:
+    """The registry of a release; None, or one that isn't in the table: that of the nearest one that is."""
+    data = _data()
+    known: list[str] = data["releases"]
+    nearest = known[-1] if release is None else nearest_release(release, known) or known[-1]
+    number = release_number(nearest)
+    classes: dict[str, ModelClass] = {}
+    unread, gone = set(), set()
+    for name, history in data["classes"].items():
+        letters = None
+        for since, then in history:
+            since_number = release_number(since)
+            assert since_number is not None and number is not None
+            if since_number <= number:
+                letters = then
+                if then is None:
+                    gone.add(name)
+        if letters is not None:
+            gone.discard(name)
+        if letters == "?":
+            unread.add(name)
+        elif letters is not None:
+            classes[name] = ModelClass(**{field: letter in letters for letter, field in LETTERS.items()})
+    return Registry(nearest, classes, frozenset(unread), frozenset(gone))
+
+
+def architecture_of(model_type: str) -> str | None:
+    """The class that stands in for a config.json that names none: transformers' bare model of the type."""
+    found: str | None = _data()["of_type"].get(model_type)
+    return found
+
+
+@functools.cache
+def _data() -> dict[str, Any]:
+    file = importlib.resources.files(__package__) / "model_classes.json"
+    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return data
