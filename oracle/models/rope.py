@@ -115,9 +115,7 @@ def _mixed(ropes: Mapping[str, Rope]) -> Rope:
 def _one(file: str, text: Mapping[str, Any], given: Mapping[str, Any], head_size: int | None) -> Rope:
     kind = given.get("rope_type", given.get("type", "default"))
     if not isinstance(kind, str):
-        raise UnreadableField(
-            f"{file}: field 'rope_type': expected text, got {kind!r}; {_MEND}", "rope_type"
-        )
+        raise UnreadableField(f"{file}: field 'rope_type': expected text, got {kind!r}; {_MEND}", "rope_type")
     if "mrope_section" in given and kind == "default":
         kind = "mrope"
     theta = _number(file, "rope_theta", given, text, fallbacks=("rotary_emb_base",))

@@ -32,9 +32,6 @@ _TRUE_OPERATORS = (
 """Questions to the compiled operators that an H100 answers with yes; the rest are answered with no."""
 _FALSE_OPERATORS = ("cutlass_scaled_mm_supports_fp4", "cutlass_sparse_scaled_mm_supported")
 
-_NAMED_OPERATORS = ("rotary_embedding",)
-"""Operators that Python only asks for by name while it is imported."""
-
 
 def install(*, triton: bool = True) -> None:
     """Make up the machine. triton: whether Triton finds a driver."""
@@ -156,11 +153,24 @@ def _torch() -> None:
         torch.library.define(f"torchvision::{name}", "(Tensor input) -> Tensor")
     for name in (*_TRUE_OPERATORS, *_FALSE_OPERATORS):
         torch.library.define(f"_C::{name}", "(int capability) -> bool")
-    for name in _NAMED_OPERATORS:
+    for name in _named_operators() - {*_TRUE_OPERATORS, *_FALSE_OPERATORS}:
         torch.library.define(f"_C::{name}", "(Tensor input) -> Tensor")
     for name in (*_TRUE_OPERATORS, *_FALSE_OPERATORS):
         answer = name in _TRUE_OPERATORS
         torch.library.impl(f"_C::{name}", "default", lambda capability, answer=answer: answer)
+
+
+def _named_operators() -> set[str]:
+    """Operators of vLLM that its Python asks for by name while it is imported, and that a GPU's build has."""
+    package = importlib.util.find_spec("vllm")
+    if package is None or package.origin is None:
+        raise SystemExit(
+            "vLLM isn't installed in this environment; environment.py beside this file makes one"
+        )
+    found = {"rotary_embedding"}
+    for file in (Path(package.origin).parent / "compilation").rglob("*.py"):
+        found |= set(re.findall(r"torch\.ops\._C\.(\w+)", file.read_text()))
+    return found
 
 
 def _torchvision_operators() -> set[str]:

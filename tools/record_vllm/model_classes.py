@@ -30,12 +30,18 @@ FIELDS = {
 
 def main(words: list[str]) -> None:
     """Merge the files."""
-    recorded = [(word.partition("=")[0], json.loads(Path(word.partition("=")[2]).read_text())) for word in words]
+    recorded = [
+        (word.partition("=")[0], json.loads(Path(word.partition("=")[2]).read_text())) for word in words
+    ]
     recorded.sort(key=lambda pair: [int(part) for part in pair[0].split(".")])
     table = {
         "releases": [release for release, _ in recorded],
         "classes": {name: history(name, recorded) for name in _names(recorded)},
         "of_type": next(data["of_type"] for _, data in reversed(recorded) if "of_type" in data),
+        **{
+            key: {release: data[key] for release, data in recorded if key in data}
+            for key in ("quantization", "speculation", "config_types")
+        },
     }
     TARGET.write_text(_text(table))
 
@@ -68,12 +74,19 @@ def _names(recorded: list[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _text(table: dict[str, Any]) -> str:
+    rest = {key: value for key, value in table.items() if key not in ("releases", "classes")}
     rows = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table["classes"].items()]
     return (
         f'{{\n"releases": {json.dumps(table["releases"])},\n"classes": {{\n'
         + ",\n".join(rows)
-        + f'\n}},\n"of_type": {json.dumps(table["of_type"], indent=0, sort_keys=True)}\n}}\n'
+        + "\n},\n"
+        + ",\n".join(f"{json.dumps(key)}: {_object(value)}" for key, value in rest.items())
+        + "\n}\n"
     )
+
+
+def _object(value: dict[str, Any]) -> str:
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(value.items())) + "\n}"
 
 
 if __name__ == "__main__":

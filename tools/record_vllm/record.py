@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 import traceback
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def main() -> None:
     parser.add_argument("cases", nargs="?")
     parser.add_argument("output")
     args = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="INFO", DO_NOT_TRACK="1")
+    os.environ.update(
+        HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="INFO", DO_NOT_TRACK="1"
+    )
     machine.install(triton=not args.no_triton)
     import vllm.entrypoints.cli.serve  # noqa: F401  (imported once, before the forks)
 
@@ -91,7 +94,10 @@ def flags() -> list[dict[str, Any]]:
 def architectures() -> dict[str, Any]:
     """What vLLM's registry says of each model class, and which ones it had or has elsewhere."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    from vllm.config import speculative
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.model_executor.models import registry
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
     found: dict[str, Any] = {}
     for name, model in registry.ModelRegistry.models.items():
@@ -106,7 +112,18 @@ def architectures() -> dict[str, Any]:
         "of_type": {
             kind: name if isinstance(name, str) else name[0] for kind, name in MODEL_MAPPING_NAMES.items()
         },
+        "quantization": sorted(QUANTIZATION_METHODS),
+        "speculation": sorted(_words(speculative.SpeculativeMethod)),
+        "config_types": sorted(_CONFIG_REGISTRY),
     }
+
+
+def _words(literal: Any) -> set[str]:
+    """The texts of a Literal, nested ones included."""
+    found: set[str] = set()
+    for item in typing.get_args(literal):
+        found |= {item} if isinstance(item, str) else _words(item)
+    return found
 
 
 def _import_models() -> None:
@@ -142,6 +159,7 @@ def _in_fork(case: dict[str, Any]) -> dict[str, Any]:
 def _serve_parser() -> tuple[Any, Any, Any]:
     """The whole parser, that of `serve`, and the subcommand."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
+
     try:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError:
@@ -225,7 +243,11 @@ def _fact(config: Any, name: str) -> Any:
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value if type(value) in (bool, int, float, str, type(None)) else getattr(value, "name", str(value))
+        return (
+            value
+            if type(value) in (bool, int, float, str, type(None))
+            else getattr(value, "name", str(value))
+        )
     if hasattr(value, "name") and hasattr(value, "value"):
         return value.name
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -264,9 +286,7 @@ def _listen() -> list[str]:
     def heard(*args: Any, **more: Any) -> logging.LogRecord:
         record = make(*args, **more)
         text = record.getMessage().split("\n")[0][:300]
-        if record.name.startswith("vllm") and (
-            record.levelno >= logging.WARNING or "runner" in text.lower()
-        ):
+        if record.name.startswith("vllm") and (record.levelno >= logging.WARNING or "runner" in text.lower()):
             lines.append(text)
         return record
 

@@ -30,6 +30,8 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "hf_config_path": ("model_config.hf_config_path", "str"),
         "hf_overrides": ("model_config.hf_overrides", "section"),
         "runner": ("model_config.runner", "str"),
+        "max_model_len": ("model_config.max_model_len", "str"),
+        "trust_remote_code": ("model_config.trust_remote_code", "bool"),
         "convert": ("model_config.convert", "str"),
         "model_impl": ("model_config.model_impl", "str"),
         "quantization": ("model_config.quantization", "str"),
@@ -47,6 +49,7 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "decode_context_parallel_size": ("parallel_config.decode_context_parallel_size", "int"),
         "distributed_executor_backend": ("parallel_config.distributed_executor_backend", "str"),
         "enable_expert_parallel": ("parallel_config.enable_expert_parallel", "bool"),
+        "all2all_backend": ("parallel_config.all2all_backend", "str"),
         "enable_dbo": ("parallel_config.enable_dbo", "bool"),
         "ubatch_size": ("parallel_config.ubatch_size", "int"),
         "enable_elastic_ep": ("parallel_config.enable_elastic_ep", "bool"),
@@ -107,11 +110,14 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
     table = flag_table(release)
     sections: dict[str, Any] = {}
     unread: list[str] = []
+    unrecognized: list[str] = []
     parts: dict[str, dict[str, Any]] = {}
     whole: dict[str, Any] = {}
     for name, given in arguments.items():
         head, *inner = name.split(".")
         head = head.replace("-", "_")
+        if release == table.release and head not in table.names:
+            unrecognized.append(_flag(head))
         if head not in ARGUMENTS:
             unread += _left_alone(head, table)
         elif isinstance(given, str) and UNRESOLVED.search(given):
@@ -129,6 +135,8 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         # as vLLM reads it: parts that are given one by one stand in place of a whole section
         if ARGUMENTS[head][1] != "section" or ARGUMENTS[head][0] not in parts:
             _take(sections, head, given)
+    if unrecognized:
+        sections["arguments"] = {"unrecognized": ", ".join(sorted(unrecognized))}
     _apply_optimization_level(sections, arguments)
     return Arguments(sections, tuple(unread))
 

@@ -20,7 +20,14 @@ from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.readable import load_readable
 from dodona.oracle.systems.vllm.facts import default_of
+from dodona.oracle.systems.vllm.model_classes import Registry, registry_of
 from dodona.oracle.systems.vllm.model_facts import architectures_of, model_section
+from dodona.oracle.systems.vllm.startup_checks import (
+    code_refusal,
+    length_refusal,
+    quantization_refusal,
+    speculation_refusal,
+)
 
 _NO_DRAFT: Final = ("ngram", "ngram_gpu", "suffix", "custom_class")
 """Speculative methods without a draft model."""
@@ -66,13 +73,23 @@ def completed_sections(
     """
     given = {name: sections.get(name) or {} for name in ALWAYS_CONFIGURED}
     completed = {name: value for name, value in sections.items() if value is not None}
-    told = model_section(given["model_config"], model, release)
-    completed["model_config"] = {**told, **given["model_config"]}
+    registry = registry_of(release)
+    told = model_section(given["model_config"], model, registry)
+    refused = {
+        "quantization_refusal": quantization_refusal(given["model_config"], model, registry),
+        "length_refusal": length_refusal(given["model_config"], model),
+        "code_refusal": code_refusal(given["model_config"], model, registry),
+    }
+    completed["model_config"] = {**told, **refused, **given["model_config"]}
     cache = dict(given["cache_config"])
     if told["has_inner_state"]:
         cache.setdefault("mamba_cache_mode", UNKNOWN)
     completed["cache_config"] = cache
-    completed["parallel_config"] = given["parallel_config"]
+    parallel = dict(given["parallel_config"])
+    if parallel.get("distributed_executor_backend") is None:
+        parallel["distributed_executor_backend"] = _executor(parallel)
+    parallel.setdefault("all2all_backend", "allgather_reducescatter")
+    completed["parallel_config"] = parallel
     scheduler = dict(given["scheduler_config"])
     if scheduler.get("async_scheduling") is None:
         scheduler["async_scheduling"] = UNKNOWN
@@ -80,7 +97,8 @@ def completed_sections(
     completed["compilation_config"] = _compilation(
         given["compilation_config"],
         eager=bool(given["model_config"].get("enforce_eager")),
-        split=given["parallel_config"].get("tensor_parallel_size") not in (None, 1),
+        split=parallel.get("tensor_parallel_size") or 1,
+        hidden_size=model.text.get("hidden_size"),
     )
     attention = dict(given["attention_config"])
     if (sections.get("kv_transfer_config") or {}).get("kv_connector") == "HiSparseConnector":
@@ -88,7 +106,7 @@ def completed_sections(
         attention.setdefault("hisparse_config", {})
     completed["attention_config"] = attention
     if sections.get("speculative_config") is not None:
-        completed["speculative_config"] = _speculative(sections["speculative_config"])
+        completed["speculative_config"] = _speculative(sections["speculative_config"], model, registry)
     return completed
 
 
@@ -103,7 +121,21 @@ ALWAYS_CONFIGURED: Final = (
 """Sections that vLLM always has."""
 
 
-def _compilation(given: Mapping[str, Any], *, eager: bool, split: bool) -> dict[str, Any]:
+_SEQUENCE_PARALLEL_WIDTH: Final = 8192
+"""Smallest hidden size for which vLLM keeps sequence parallelism that no threshold is given for."""
+
+
+def _executor(parallel: Mapping[str, Any]) -> FactValue:
+    """What starts the workers where nothing says so."""
+    sizes = (parallel.get("tensor_parallel_size") or 1, parallel.get("pipeline_parallel_size") or 1)
+    if parallel.get("prefill_context_parallel_size") not in (None, 1) or not all(
+        isinstance(size, int) for size in sizes
+    ):
+        return UNKNOWN
+    return "uni" if sizes == (1, 1) else "mp"
+
+
+def _compilation(given: Mapping[str, Any], *, eager: bool, split: int, hidden_size: object) -> dict[str, Any]:
     completed = dict(given)
     mode = completed.get("mode")
     if isinstance(mode, (int, str)) and not isinstance(mode, bool):
@@ -111,14 +143,21 @@ def _compilation(given: Mapping[str, Any], *, eager: bool, split: bool) -> dict[
             completed["mode"] = CompilationMode.of(mode).name
         except ValueError as error:
             raise ConfigError(f"compilation_config.mode: {error}, got {mode!r}") from None
+    if eager:
+        # nothing is compiled, whatever else is asked for
+        completed["mode"] = "NONE"
     graphs = completed.get("cudagraph_mode")
     if isinstance(graphs, str):
         completed["cudagraph_mode"] = graphs.upper()
     elif graphs is None:
         completed["cudagraph_mode"] = "NONE" if eager else UNKNOWN
     passes = _section(completed, "pass_config", "compilation_config")
-    if passes.get("enable_sp") is None and split:
-        passes["enable_sp"] = UNKNOWN
+    asked = bool(passes.get("enable_sp") or passes.get("fuse_gemm_comms"))
+    wide = passes.get("sp_min_token_num") is not None or (
+        isinstance(hidden_size, int) and hidden_size >= _SEQUENCE_PARALLEL_WIDTH
+    )
+    # vLLM switches it off before anything looks at it: on one device, and for small models
+    passes["enable_sp"] = asked and split != 1 and wide
     completed["pass_config"] = passes
     return completed
 
@@ -130,7 +169,7 @@ def _section(place: Mapping[str, Any], name: str, within: str) -> dict[str, Any]
     return dict(value or {})
 
 
-def _speculative(given: Mapping[str, Any]) -> dict[str, Any]:
+def _speculative(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> dict[str, Any]:
     completed = dict(given)
     name = given.get("model")
     draft = load_readable(name) if isinstance(name, str) and os.path.isdir(name) else None
@@ -139,6 +178,7 @@ def _speculative(given: Mapping[str, Any]) -> dict[str, Any]:
         completed["method"] = current_method(method)
     else:
         completed["method"] = _method(name, draft)
+    completed["refusal"] = speculation_refusal(given, completed["method"], model, draft, registry)
     if completed["method"] in _NO_DRAFT or "draft_model_config" in given:
         return completed
     layer_types = None if draft is None else draft.raw.get("layer_types")

@@ -147,6 +147,13 @@ def _of_model(name: str, doc: str, default: FactValue = False) -> VllmFact:
     return _field(f"model_config.{name}", "bool", doc, default, source="model")
 
 
+def _refusal(name: str, what: str) -> VllmFact:
+    doc = (
+        f"Why vLLM's configuration refuses {what}, in its own words; null where nothing is known against it."
+    )
+    return _field(name, "str", doc, None, source="model")
+
+
 def _environment(name: str, type: FactType, doc: str, **more: Any) -> VllmFact:
     def derive(inputs: Inputs) -> FactValue:
         value: FactValue = getattr(inputs.environment, name)
@@ -172,7 +179,12 @@ _ENABLE_DBO = _field(
     False,
 )
 _HEADS = _field(
-    "model_config.total_num_attention_heads", "int", "Attention heads of a layer.", None, source="model", minimum=0
+    "model_config.total_num_attention_heads",
+    "int",
+    "Attention heads of a layer.",
+    None,
+    source="model",
+    minimum=0,
 )
 _KV_HEADS = _field(
     "model_config.total_num_kv_heads", "int", "KV heads of a layer.", None, source="model", minimum=0
@@ -256,6 +268,10 @@ _FACTS = (
     _HEADS,
     _KV_HEADS,
     _of_model("is_supported", "The release has a class for the model.", True),
+    _refusal("model_config.quantization_refusal", "the quantization"),
+    _refusal("model_config.length_refusal", "the length of a sequence"),
+    _refusal("model_config.code_refusal", "a model that brings code of its own"),
+    _refusal("model_config.runner_refusal", "the runner or the conversion"),
     _of_model("is_pp_supported", "The model's layers can be split among pipeline stages.", True),
     _field(
         "model_config.enable_return_routed_experts",
@@ -344,7 +360,14 @@ _FACTS = (
         domain=CUDAGRAPH_MODES,
     ),
     _field("compilation_config.pass_config.enable_sp", "bool", "Sequence parallelism.", None),
+    _field(
+        "arguments.unrecognized",
+        "str",
+        "Arguments that the release's parser does not have; null: none.",
+        None,
+    ),
     _section("speculative_config", "Speculative decoding is configured."),
+    _refusal("speculative_config.refusal", "the speculation"),
     _field("speculative_config.method", "str", "How tokens are drafted.", None),
     _field(
         "speculative_config.parallel_drafting", "bool", "All tokens of a draft come from one pass.", False
@@ -379,6 +402,9 @@ _FACTS = (
         False,
         path="speculative_config.draft_model_config.hf_config.layer_types",
         read=_mixed_sliding,
+    ),
+    _field(
+        "parallel_config.all2all_backend", "str", "What moves tokens between the devices of experts.", None
     ),
     _field("parallel_config.enable_expert_parallel", "bool", "Devices take whole experts.", False),
     VllmFact(

@@ -73,6 +73,12 @@ class Registry:
     """Classes that the release has, of which nothing else is known."""
     gone: frozenset[str]
     """Classes that an earlier release had and this one doesn't."""
+    quantization: frozenset[str]
+    """Names of quantization methods."""
+    speculation: frozenset[str]
+    """Names of speculative methods."""
+    config_types: frozenset[str]
+    """Model types whose configuration classes vLLM has itself, beside those of transformers."""
 
     def find(self, architecture: str) -> ModelClass | None:
         """What is said of a class: itself, or the base that vLLM converts it from; None where neither is
@@ -112,7 +118,8 @@ def registry_of(release: str | None = None) -> Registry:
             unread.add(name)
         elif letters is not None:
             classes[name] = ModelClass(**{field: letter in letters for letter, field in LETTERS.items()})
-    return Registry(nearest, classes, frozenset(unread), frozenset(gone))
+    names = (frozenset(data[key].get(nearest, ())) for key in ("quantization", "speculation", "config_types"))
+    return Registry(nearest, classes, frozenset(unread), frozenset(gone), *names)
 
 
 def architecture_of(model_type: str) -> str | None:

@@ -18,8 +18,9 @@ from dodona.oracle.systems.vllm.model_classes import (
     ModelClass,
     Registry,
     architecture_of,
-    registry_of,
 )
+from dodona.oracle.systems.vllm.startup_checks import runner_refusal
+
 
 KV_HEADS: Final = (
     "n_head_kv",
@@ -67,13 +68,12 @@ MLA_TYPES: Final = frozenset(
 _ATTENTION_ONLY: Final = frozenset({"attention", "full_attention"})
 
 
-def model_section(given: Mapping[str, Any], model: ModelInfo, release: str | None) -> dict[str, Any]:
+def model_section(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> dict[str, Any]:
     """The fields of vLLM's `model_config` that a model decides; UNKNOWN where neither the registry nor
     config.json tells.
 
-    given: the section as it was written. release: whose registry counts; None: the newest one's.
+    given: the section as it was written. registry: that of the release.
     """
-    registry = registry_of(release)
     named = architectures_of(model)
     own = given.get("model_impl") in (None, "auto", "vllm")
     kind = _class(named, registry) if own else None
@@ -96,10 +96,13 @@ def model_section(given: Mapping[str, Any], model: ModelInfo, release: str | Non
         "total_num_attention_heads": _first(model, ("num_attention_heads",), 0),
     }
     fields["total_num_kv_heads"] = _kv_heads(model, fields["total_num_attention_heads"])
+    generates, pools = (None, None) if kind is None else (kind.generates, kind.pools)
+    fields["runner_refusal"] = runner_refusal(given, generates, pools)
     kind = kind or registry.classes.get(served)
     if kind is None:
         fields |= dict.fromkeys(
-            ("has_inner_state", "is_hybrid", "is_attention_free", "is_multimodal_model", "is_pp_supported"), UNKNOWN
+            ("has_inner_state", "is_hybrid", "is_attention_free", "is_multimodal_model", "is_pp_supported"),
+            UNKNOWN,
         )
     else:
         fields |= {
@@ -154,7 +157,9 @@ def _wrapper(given: Mapping[str, Any], model: ModelInfo, named: Sequence[str]) -
         runner = given["runner"]
     if runner == "pooling" and convert == "embed":
         return name + "EmbeddingModel"
-    return name + ("ForSequenceClassification" if runner == "pooling" and convert == "classify" else "ForCausalLM")
+    return name + (
+        "ForSequenceClassification" if runner == "pooling" and convert == "classify" else "ForCausalLM"
+    )
 
 
 def _runner_type(
@@ -184,8 +189,12 @@ def _is_supported(
         return True
     if not named:
         return False
-    elsewhere = any(name in known_architectures() for name in named) or model.has_remote_code
-    return UNKNOWN if elsewhere or given.get("model_impl") == "terratorch" else False
+    wrapped = any(name in known_architectures() for name in named)
+    code = model.raw.get("auto_map")
+    own_code = isinstance(code, Mapping) and any(name.startswith("AutoModel") for name in code)
+    if registry.gone.issuperset(named) and not wrapped:
+        return False
+    return UNKNOWN if wrapped or own_code or given.get("model_impl") == "terratorch" else False
 
 
 def _is_quantized(model: ModelInfo) -> bool:
