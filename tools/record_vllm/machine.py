@@ -1,8 +1,8 @@
 """A made-up machine for vLLM: eight H100s that answer questions and compute nothing.
 
 `install()` comes before the first import of vLLM. It replaces what vLLM asks of the driver, of torch and of
-Triton, and gives vLLM's compiled modules empty stand-ins. None of vLLM's Python is changed, with one exception
-that `after_import` names.
+Triton, and gives vLLM's compiled modules empty stand-ins. None of vLLM's Python is changed, but for what
+`after_import` says.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class _Nvml(importlib.abc.MetaPathFinder):
         if fullname != "vllm.third_party.pynvml":
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         run = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
@@ -167,10 +168,15 @@ def _named_operators() -> set[str]:
         raise SystemExit(
             "vLLM isn't installed in this environment; environment.py beside this file makes one"
         )
-    found = {"rotary_embedding"}
-    for file in (Path(package.origin).parent / "compilation").rglob("*.py"):
-        found |= set(re.findall(r"torch\.ops\._C\.(\w+)", file.read_text()))
-    return found
+    root = Path(package.origin).parent
+    found, asked = {"rotary_embedding"}, set()
+    for file in (root / "_custom_ops.py", *(root / "compilation").rglob("*.py")):
+        text = file.read_text()
+        asked |= set(re.findall(r"hasattr\(\s*torch\.ops\._C,\s*\"(\w+)\"", text))
+        if file.name != "_custom_ops.py":
+            found |= set(re.findall(r"torch\.ops\._C\.(\w+)", text))
+    # what is asked for first may be missing, and its stand-in would need the very schema
+    return found - asked
 
 
 def _torchvision_operators() -> set[str]:

@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
         "of_type": next(data["of_type"] for _, data in reversed(recorded) if "of_type" in data),
         **{
             key: {release: data[key] for release, data in recorded if key in data}
-            for key in ("quantization", "speculation", "config_types")
+            for key in ("quantization", "speculation", "config_types", "sections")
         },
     }
     TARGET.write_text(_text(table))
@@ -49,7 +49,8 @@ def main(words: list[str]) -> None:
 def history(name: str, recorded: list[tuple[str, dict[str, Any]]]) -> list[list[str | None]]:
     """What the releases say of a class: each change with the release that made it.
 
-    null: it is gone. "?": its module could not be imported when the registry was recorded.
+    null: it is gone. Where its module could not be imported when the registry was recorded, what the next
+    release says of it counts, else the last one's; "?": none says anything.
     """
     changes: list[list[str | None]] = []
     for release, data in recorded:
@@ -59,11 +60,20 @@ def history(name: str, recorded: list[tuple[str, dict[str, Any]]]) -> list[list[
             missing = not changes and name not in data["previously"] and name not in data["elsewhere"]
         else:
             told = "".join(letter for letter, field in FIELDS.items() if info.get(field))
-            letters = "?" if "raised" in info else told
+            letters = _told_by_others(name, release, recorded) if "raised" in info else told
             missing = False
         if not missing and (not changes or changes[-1][1] != letters):
             changes.append([release, letters])
     return changes
+
+
+def _told_by_others(name: str, release: str, recorded: list[tuple[str, dict[str, Any]]]) -> str:
+    at = [r for r, _ in recorded].index(release)
+    for _, data in (*recorded[at + 1 :], *reversed(recorded[:at])):
+        info = data["models"].get(name)
+        if info is not None and "raised" not in info:
+            return "".join(letter for letter, field in FIELDS.items() if info.get(field))
+    return "?"
 
 
 def _names(recorded: list[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -7,8 +7,8 @@
 Runs in an environment that `environment.py` makes. A case is an object with `id`, `argv` (the words after
 `vllm serve`) and `env`. Each one runs in a fork of a process that has imported vLLM once: vLLM's own parser,
 its engine arguments and its engine configuration. The answer has `use_v2`, the unsupported features of each
-runner, `facts`, or what was raised: `raised.type`, `.message` (first line), `.where` (innermost place in vLLM),
-`.stage` (parser, validate, arguments, config). README.md beside this file describes the fields.
+runner, `facts`, or what was raised: `raised.type`, `.message` (first line), `.where` (innermost place in
+vLLM), `.stage` (parser, validate, arguments, config). README.md beside this file describes the fields.
 """
 
 from __future__ import annotations
@@ -74,21 +74,19 @@ def main() -> None:
 
 def flags() -> list[dict[str, Any]]:
     """The parser's flags: names, the field each sets, its number of values, choices."""
-    found = []
-    for action in _serve_parser()[1]._actions:
-        if action.option_strings and action.dest != "help":
-            found.append(
-                {
-                    "flags": action.option_strings,
-                    "dest": action.dest,
-                    "action": type(action).__name__,
-                    "nargs": action.nargs,
-                    "const": action.const if isinstance(action.const, (str, int, bool)) else None,
-                    "choices": None if action.choices is None else [str(c) for c in action.choices],
-                    "type": getattr(action.type, "__name__", None),
-                }
-            )
-    return found
+    return [
+        {
+            "flags": action.option_strings,
+            "dest": action.dest,
+            "action": type(action).__name__,
+            "nargs": action.nargs,
+            "const": action.const if isinstance(action.const, (str, int, bool)) else None,
+            "choices": None if action.choices is None else [str(c) for c in action.choices],
+            "type": getattr(action.type, "__name__", None),
+        }
+        for action in _serve_parser()[1]._actions
+        if action.option_strings and action.dest != "help"
+    ]
 
 
 def architectures() -> dict[str, Any]:
@@ -115,7 +113,37 @@ def architectures() -> dict[str, Any]:
         "quantization": sorted(QUANTIZATION_METHODS),
         "speculation": sorted(_words(speculative.SpeculativeMethod)),
         "config_types": sorted(_CONFIG_REGISTRY),
+        "sections": _sections(),
     }
+
+
+def _sections() -> dict[str, list[str]]:
+    """The fields of sections that the command line takes as JSON; `!`: it must be given."""
+    import dataclasses
+
+    import vllm.config as configs
+
+    classes = {
+        "attention_config": "AttentionConfig",
+        "compilation_config": "CompilationConfig",
+        "compilation_config.pass_config": "PassConfig",
+        "ec_transfer_config": "ECTransferConfig",
+        "kv_transfer_config": "KVTransferConfig",
+        "reasoning_config": "ReasoningConfig",
+        "speculative_config": "SpeculativeConfig",
+        "watermark_config": "WatermarkConfig",
+    }
+    found = {}
+    for name, cls in classes.items():
+        section = getattr(configs, cls, None) or getattr(configs.vllm, cls, None)
+        if section is not None:
+            missing = dataclasses.MISSING
+            found[name] = sorted(
+                field.name + ("!" if field.default is missing and field.default_factory is missing else "")
+                for field in dataclasses.fields(section)
+                if field.init
+            )
+    return found
 
 
 def _words(literal: Any) -> set[str]:
@@ -279,7 +307,7 @@ def _watch() -> list[bool | str]:
 
 
 def _listen() -> list[str]:
-    """Warnings of vLLM, and what it says of its runners. vLLM configures its handlers late: a factory hears all."""
+    """Warnings of vLLM, and what it says of its runners; a factory hears all, handlers come late."""
     lines: list[str] = []
     make = logging.getLogRecordFactory()
 

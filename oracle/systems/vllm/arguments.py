@@ -19,7 +19,9 @@ from dodona.oracle.errors import ConfigError, did_you_mean
 from dodona.oracle.printable import short
 from dodona.oracle.systems.vllm.flags import Flag, FlagTable, flag_table
 from dodona.oracle.systems.vllm.invocation import Invocation, invocation_of, invocations
+from dodona.oracle.systems.vllm.model_classes import registry_of
 from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands
+from dodona.oracle.systems.vllm.startup_checks import refused_fields
 
 Kind = Literal["bool", "int", "str", "list", "section"]
 
@@ -42,7 +44,10 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "logits_processors": ("model_config.logits_processors", "list"),
         "mm_encoder_only": ("model_config.multimodal_config.mm_encoder_only", "bool"),
         "kv_sharing_fast_prefill": ("cache_config.kv_sharing_fast_prefill", "bool"),
+        "enable_prefix_caching": ("cache_config.enable_prefix_caching", "bool"),
+        "enable_chunked_prefill": ("scheduler_config.enable_chunked_prefill", "bool"),
         "mamba_cache_mode": ("cache_config.mamba_cache_mode", "str"),
+        "data_parallel_size": ("parallel_config.data_parallel_size", "int"),
         "tensor_parallel_size": ("parallel_config.tensor_parallel_size", "int"),
         "pipeline_parallel_size": ("parallel_config.pipeline_parallel_size", "int"),
         "prefill_context_parallel_size": ("parallel_config.prefill_context_parallel_size", "int"),
@@ -135,6 +140,9 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         # as vLLM reads it: parts that are given one by one stand in place of a whole section
         if ARGUMENTS[head][1] != "section" or ARGUMENTS[head][0] not in parts:
             _take(sections, head, given)
+    registry = registry_of(release)
+    if release == registry.release:
+        unrecognized += refused_fields(sections, registry)
     if unrecognized:
         sections["arguments"] = {"unrecognized": ", ".join(sorted(unrecognized))}
     _apply_optimization_level(sections, arguments)

@@ -82,6 +82,7 @@ def completed_sections(
     }
     completed["model_config"] = {**told, **refused, **given["model_config"]}
     cache = dict(given["cache_config"])
+    cache.setdefault("enable_prefix_caching", UNKNOWN)
     if told["has_inner_state"]:
         cache.setdefault("mamba_cache_mode", UNKNOWN)
     completed["cache_config"] = cache
@@ -93,6 +94,7 @@ def completed_sections(
     scheduler = dict(given["scheduler_config"])
     if scheduler.get("async_scheduling") is None:
         scheduler["async_scheduling"] = UNKNOWN
+    scheduler.setdefault("enable_chunked_prefill", True if told["runner_type"] == "generate" else UNKNOWN)
     completed["scheduler_config"] = scheduler
     completed["compilation_config"] = _compilation(
         given["compilation_config"],
@@ -127,12 +129,13 @@ _SEQUENCE_PARALLEL_WIDTH: Final = 8192
 
 def _executor(parallel: Mapping[str, Any]) -> FactValue:
     """What starts the workers where nothing says so."""
-    sizes = (parallel.get("tensor_parallel_size") or 1, parallel.get("pipeline_parallel_size") or 1)
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    sizes = [parallel.get(name) or 1 for name in names]
     if parallel.get("prefill_context_parallel_size") not in (None, 1) or not all(
         isinstance(size, int) for size in sizes
     ):
         return UNKNOWN
-    return "uni" if sizes == (1, 1) else "mp"
+    return "uni" if sizes == [1, 1, 1] else "mp"
 
 
 def _compilation(given: Mapping[str, Any], *, eager: bool, split: int, hidden_size: object) -> dict[str, Any]:
@@ -179,6 +182,9 @@ def _speculative(given: Mapping[str, Any], model: ModelInfo, registry: Registry)
     else:
         completed["method"] = _method(name, draft)
     completed["refusal"] = speculation_refusal(given, completed["method"], model, draft, registry)
+    if completed["method"] in ("ngram", "ngram_gpu", "suffix"):
+        # the target stands in for it
+        completed.setdefault("draft_model_config", {"architectures": list(architectures_of(model))})
     if completed["method"] in _NO_DRAFT or "draft_model_config" in given:
         return completed
     layer_types = None if draft is None else draft.raw.get("layer_types")

@@ -10,8 +10,8 @@ from typing import Any, Final
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import SECTIONS
 from dodona.oracle.errors import ConfigError, did_you_mean
-from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.overrides import overridden
 from dodona.oracle.models.readable import load_readable
 from dodona.oracle.systems.vllm.arguments import Arguments, from_command_line, from_flat

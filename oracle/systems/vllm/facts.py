@@ -298,6 +298,7 @@ _FACTS = (
     _field(
         "model_config.multimodal_config.mm_encoder_only", "bool", "Only the multimodal encoder is run.", False
     ),
+    _field("cache_config.enable_prefix_caching", "bool", "Prompts' KV is kept for later requests.", None),
     _field("cache_config.kv_sharing_fast_prefill", "bool", "Layers that share KV skip prompt tokens.", False),
     _field(
         "cache_config.mamba_cache_mode",
@@ -334,6 +335,7 @@ _FACTS = (
         "Sampling is split over devices by rows.",
         None,
     ),
+    _field("scheduler_config.enable_chunked_prefill", "bool", "Long prompts are split.", None),
     _field(
         "scheduler_config.async_scheduling",
         "bool",

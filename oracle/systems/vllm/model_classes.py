@@ -77,6 +77,8 @@ class Registry:
     """Names of quantization methods."""
     speculation: frozenset[str]
     """Names of speculative methods."""
+    sections: Mapping[str, tuple[str, ...]]
+    """Fields of the sections that the command line takes as JSON; `!` behind one that must be given."""
     config_types: frozenset[str]
     """Model types whose configuration classes vLLM has itself, beside those of transformers."""
 
@@ -107,7 +109,8 @@ def registry_of(release: str | None = None) -> Registry:
         letters = None
         for since, then in history:
             since_number = release_number(since)
-            assert since_number is not None and number is not None
+            assert since_number is not None
+            assert number is not None
             if since_number <= number:
                 letters = then
                 if then is None:
@@ -119,7 +122,17 @@ def registry_of(release: str | None = None) -> Registry:
         elif letters is not None:
             classes[name] = ModelClass(**{field: letter in letters for letter, field in LETTERS.items()})
     names = (frozenset(data[key].get(nearest, ())) for key in ("quantization", "speculation", "config_types"))
-    return Registry(nearest, classes, frozenset(unread), frozenset(gone), *names)
+    quantization, speculation, config_types = names
+    return Registry(
+        nearest,
+        classes,
+        frozenset(unread),
+        frozenset(gone),
+        quantization,
+        speculation,
+        {name: tuple(fields) for name, fields in data["sections"].get(nearest, {}).items()},
+        config_types,
+    )
 
 
 def architecture_of(model_type: str) -> str | None:

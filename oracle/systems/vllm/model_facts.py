@@ -1,4 +1,4 @@
-"""What vLLM knows of a model: from its registry of classes and from config.json, as its own properties have it.
+"""What vLLM knows of a model: from its registry of classes and from config.json, as its own properties say.
 
 These are vLLM's facts, which differ from transformers': a class decides what a model is, and config.json's
 fields count under the names that vLLM looks for.
@@ -20,7 +20,6 @@ from dodona.oracle.systems.vllm.model_classes import (
     architecture_of,
 )
 from dodona.oracle.systems.vllm.startup_checks import runner_refusal
-
 
 KV_HEADS: Final = (
     "n_head_kv",
@@ -216,9 +215,9 @@ def _only_attention(model: ModelInfo) -> bool:
 def _kv_heads(model: ModelInfo, heads: int) -> int:
     if model.model_type in ("mamba", "falcon_mamba"):
         return 0
-    if model.model_type in ("falcon", "RefinedWeb", "RefinedWebModel"):
-        if model.text.get("multi_query") and not model.text.get("new_decoder_architecture"):
-            return 1
+    falcon = model.model_type in ("falcon", "RefinedWeb", "RefinedWebModel")
+    if falcon and model.text.get("multi_query") and not model.text.get("new_decoder_architecture"):
+        return 1
     if model.model_type == "dbrx":
         attention = model.text.get("attn_config")
         found = attention.get("kv_n_heads") if isinstance(attention, Mapping) else None

@@ -22,24 +22,64 @@ _WITHOUT_DRAFT: Final = frozenset(
 """Methods that need no draft model of their own."""
 
 MTP_TYPES: Final = frozenset(
-    """
-    bailing_hybrid deepseek_v3 deepseek_v32 deepseek_v4 deepseek_v41 dots3_note ernie4_5_moe exaone4_5
-    exaone_moe gemma4_assistant gemma4_unified_assistant glm5_next glm_moe_dsa hy_v3 hy_v4 inkling_mm_model
-    inkling_model intern_s2_preview interns2_mobius kimi_k3 longcat_flash minimax_m3_vl nemotron_h
-    nemotron_h_puzzle pangu_ultra_moe qwen3_5 qwen3_5_moe qwen3_next qwen4_exp qwen4_exp_text step3p5 step3p7
-    step5 step5_vl
-    """.split()
+    [
+        "bailing_hybrid",
+        "deepseek_v3",
+        "deepseek_v32",
+        "deepseek_v4",
+        "deepseek_v41",
+        "dots3_note",
+        "ernie4_5_moe",
+        "exaone4_5",
+        "exaone_moe",
+        "gemma4_assistant",
+        "gemma4_unified_assistant",
+        "glm5_next",
+        "glm_moe_dsa",
+        "hy_v3",
+        "hy_v4",
+        "inkling_mm_model",
+        "inkling_model",
+        "intern_s2_preview",
+        "interns2_mobius",
+        "kimi_k3",
+        "longcat_flash",
+        "minimax_m3_vl",
+        "nemotron_h",
+        "nemotron_h_puzzle",
+        "pangu_ultra_moe",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_next",
+        "qwen4_exp",
+        "qwen4_exp_text",
+        "step3p5",
+        "step3p7",
+        "step5",
+        "step5_vl",
+    ]
 )
 """Model types that vLLM drafts for by multi-token prediction."""
 
 MTP_CLASSES: Final = frozenset(
-    """
-    BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration
-    Glm4MoeForCausalLM Glm4MoeLiteForCausalLM GlmOcrForConditionalGeneration MiMoForCausalLM
-    MiMoV2FlashForCausalLM MiMoV2ForCausalLM MiMoV2OmniForCausalLM MiniMaxM3SparseForConditionalGeneration
-    NemotronH_Super_Omni_Reasoning_V3 Step3p5ForCausalLM Step3p7ForConditionalGeneration Step5ForCausalLM
-    Step5ForConditionalGeneration
-    """.split()
+    [
+        "BailingMoeV2_5ForCausalLM",
+        "BailingMoeV3ForCausalLM",
+        "BailingMoeV3VLForConditionalGeneration",
+        "Glm4MoeForCausalLM",
+        "Glm4MoeLiteForCausalLM",
+        "GlmOcrForConditionalGeneration",
+        "MiMoForCausalLM",
+        "MiMoV2FlashForCausalLM",
+        "MiMoV2ForCausalLM",
+        "MiMoV2OmniForCausalLM",
+        "MiniMaxM3SparseForConditionalGeneration",
+        "NemotronH_Super_Omni_Reasoning_V3",
+        "Step3p5ForCausalLM",
+        "Step3p7ForConditionalGeneration",
+        "Step5ForCausalLM",
+        "Step5ForConditionalGeneration",
+    ]
 )
 """Model classes that it does so for, whatever their type."""
 
@@ -99,8 +139,8 @@ def speculation_refusal(
         predicted = draft is not None and ("n_predict" in draft.raw or draft.raw.get("num_lookahead_tokens"))
         if not predicted and not mtp and (draft is not None or given.get("model") is None):
             return (
-                "num_speculative_tokens must be provided with speculative model unless the draft model config "
-                "contains an n_predict parameter"
+                "num_speculative_tokens must be provided with speculative model unless the draft model "
+                "config contains an n_predict parameter"
             )
         return None
     if mtp:
@@ -136,13 +176,12 @@ def quantization_refusal(given: Mapping[str, Any], model: ModelInfo, registry: R
         return None
     if stored is None and asked in _NEEDS_CHECKPOINT and model.quant_method is None:
         return f"Cannot find the config file for {asked}"
-    if stored is not None and asked != stored:
-        if not any({asked, stored} <= family for family in _FAMILIES):
-            return (
-                f"Quantization method specified in the model config ({stored}) does not match the quantization "
-                f"method specified in the `quantization` argument ({asked})"
-            )
-    return None
+    if stored in (None, asked) or any({asked, stored} <= family for family in _FAMILIES):
+        return None
+    return (
+        f"Quantization method specified in the model config ({stored}) does not match the quantization "
+        f"method specified in the `quantization` argument ({asked})"
+    )
 
 
 def length_refusal(given: Mapping[str, Any], model: ModelInfo) -> str | None:
@@ -190,6 +229,24 @@ def code_refusal(given: Mapping[str, Any], model: ModelInfo, registry: Registry)
     if isinstance(code, Mapping) and "AutoConfig" in code:
         return "The repository contains custom code which must be executed to correctly load the model"
     return None
+
+
+def refused_fields(sections: Mapping[str, Any], registry: Registry) -> list[str]:
+    """Fields of JSON arguments that the release's sections don't have, or that must be given and are not."""
+    found = []
+    for path, fields in registry.sections.items():
+        given: Any = sections
+        for part in path.split("."):
+            given = given.get(part) if isinstance(given, Mapping) else None
+        if isinstance(given, Mapping):
+            known = {field.removesuffix("!") for field in fields}
+            flag = (
+                "--" + path.replace("_", "-").split(".")[0] + path.partition(".")[1] + path.partition(".")[2]
+            )
+            found += [f"{flag}.{name}" for name in given if name not in known]
+            needed = [field[:-1] for field in fields if field.endswith("!")]
+            found += [f"{flag} without {name}" for name in needed if name not in given]
+    return found
 
 
 def runner_refusal(given: Mapping[str, Any], generates: bool | None, pools: bool | None) -> str | None:
