@@ -1,4 +1,4 @@
-"""vLLM's books against what its releases were recorded to decide for real config.json files and command lines."""
+"""vLLM's books against what its releases were recorded to decide for real models and command lines."""
 
 from __future__ import annotations
 

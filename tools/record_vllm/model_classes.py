@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
         "of_type": next(data["of_type"] for _, data in reversed(recorded) if "of_type" in data),
         **{
             key: {release: data[key] for release, data in recorded if key in data}
-            for key in ("quantization", "speculation", "config_types", "sections")
+            for key in ("quantization", "speculation", "config_types", "sections", "choices")
         },
     }
     TARGET.write_text(_text(table))

@@ -114,6 +114,7 @@ def architectures() -> dict[str, Any]:
         "speculation": sorted(_words(speculative.SpeculativeMethod)),
         "config_types": sorted(_CONFIG_REGISTRY),
         "sections": _sections(),
+        "choices": {flag["dest"]: flag["choices"] for flag in flags() if flag["choices"]},
     }
 
 

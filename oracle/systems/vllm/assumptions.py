@@ -94,7 +94,8 @@ def completed_sections(
     scheduler = dict(given["scheduler_config"])
     if scheduler.get("async_scheduling") is None:
         scheduler["async_scheduling"] = UNKNOWN
-    scheduler.setdefault("enable_chunked_prefill", True if told["runner_type"] == "generate" else UNKNOWN)
+    splits = told["runner_type"] == "generate" and not told["is_encoder_decoder"]
+    scheduler.setdefault("enable_chunked_prefill", True if splits else UNKNOWN)
     completed["scheduler_config"] = scheduler
     completed["compilation_config"] = _compilation(
         given["compilation_config"],
@@ -149,6 +150,8 @@ def _compilation(given: Mapping[str, Any], *, eager: bool, split: int, hidden_si
     if eager:
         # nothing is compiled, whatever else is asked for
         completed["mode"] = "NONE"
+    elif mode is None:
+        completed["mode"] = "VLLM_COMPILE"
     graphs = completed.get("cudagraph_mode")
     if isinstance(graphs, str):
         completed["cudagraph_mode"] = graphs.upper()

@@ -79,6 +79,8 @@ class Registry:
     """Names of speculative methods."""
     sections: Mapping[str, tuple[str, ...]]
     """Fields of the sections that the command line takes as JSON; `!` behind one that must be given."""
+    choices: Mapping[str, tuple[str, ...]]
+    """The values that an argument may have, by its flat name; empty where they weren't recorded."""
     config_types: frozenset[str]
     """Model types whose configuration classes vLLM has itself, beside those of transformers."""
 
@@ -131,6 +133,7 @@ def registry_of(release: str | None = None) -> Registry:
         quantization,
         speculation,
         {name: tuple(fields) for name, fields in data["sections"].get(nearest, {}).items()},
+        {name: tuple(values) for name, values in data["choices"].get(nearest, {}).items()},
         config_types,
     )
 
