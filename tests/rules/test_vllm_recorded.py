@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,16 @@ from dodona.oracle.select import select_runner
 from dodona.oracle.systems.vllm.model_classes import registry_of
 from dodona.oracle.systems.vllm.model_facts import model_section
 from dodona.oracle.systems.vllm.startup_checks import readable_length
-from tests.support.vllm_agreement import Compared, compare, releases
+from tests.support.vllm_agreement import DOCUMENT, compare, documented, releases
 
 HOPPER = Environment(has_triton=True, platform="cuda")
 CHOICES, REFUSALS, FACTS = 0.995, 0.95, 0.995
 """Least shares of decided cases, of recorded refusals, and of facts, that the books agree with."""
 
 
-@functools.cache
-def _compared(release: str) -> tuple[Compared, ...]:
-    return tuple(compare(release))
-
-
 @pytest.mark.parametrize("release", releases())
 def test_the_choice_agrees_with_the_release(release: str) -> None:
-    decided = [case for case in _compared(release) if case.recorded != "refused"]
+    decided = [case for case in compare(release) if case.recorded != "refused"]
     differing = [f"{case.id}: {case.recorded}, book {case.book} ({case.why})" for case in decided]
     wrong = [text for text, case in zip(differing, decided, strict=True) if case.book != case.recorded]
     assert len(wrong) <= (1 - CHOICES) * len(decided), "\n".join(wrong)
@@ -40,7 +34,7 @@ def test_the_choice_agrees_with_the_release(release: str) -> None:
 def test_nothing_is_refused_that_the_release_starts(release: str) -> None:
     wrong = [
         f"{case.id}: {case.why}"
-        for case in _compared(release)
+        for case in compare(release)
         if case.book == "refused" and case.recorded != "refused"
     ]
     assert not wrong, "\n".join(wrong)
@@ -48,16 +42,20 @@ def test_nothing_is_refused_that_the_release_starts(release: str) -> None:
 
 @pytest.mark.parametrize("release", releases())
 def test_refusals_of_the_release_are_known(release: str) -> None:
-    refused = [case for case in _compared(release) if case.recorded == "refused"]
+    refused = [case for case in compare(release) if case.recorded == "refused"]
     missed = [f"{case.id}: {case.why}" for case in refused if case.book != "refused"]
     assert len(missed) <= (1 - REFUSALS) * len(refused), "\n".join(missed)
 
 
 @pytest.mark.parametrize("release", releases())
 def test_the_facts_that_rules_read_are_vllms(release: str) -> None:
-    cases = _compared(release)
+    cases = compare(release)
     wrong = [f"{case.id}: {fact}" for case in cases for fact in case.facts]
     assert len(wrong) <= (1 - FACTS) * sum(case.compared for case in cases), "\n".join(wrong)
+
+
+def test_the_documented_table_is_what_is_measured() -> None:
+    assert DOCUMENT.read_text() == documented(), "run `python -m tests.support.vllm_agreement --write`"
 
 
 def _model(folder: Path, **config: Any) -> ModelInfo:

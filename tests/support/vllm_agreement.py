@@ -2,7 +2,8 @@
 
 ``python -m tests.support.vllm_agreement``
 
-It prints the table of docs/vllm-books.md, and with `--all` each case that differs. tools/record_vllm records.
+It prints the table of docs/vllm-books.md, with `--all` each case that differs,
+and writes the table with `--write`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.registry import system_of
 
 DATA: Final = Path(__file__).parents[1] / "data" / "vllm_recorded"
+DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "vllm-books.md"
+BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
 HOPPER: Final = Environment(has_triton=True, platform="cuda")
 
 
@@ -74,9 +77,10 @@ def cases(release: str) -> Iterator[dict[str, Any]]:
         yield json.loads(line.replace("{models}", str(models_folder())))
 
 
-def compare(release: str) -> list[Compared]:
+@cache
+def compare(release: str) -> tuple[Compared, ...]:
     """Every recorded case of a release against its book."""
-    return [_compared(release, case) for case in cases(release)]
+    return tuple(_compared(release, case) for case in cases(release))
 
 
 def _compared(release: str, case: Mapping[str, Any]) -> Compared:
@@ -147,7 +151,15 @@ def differences() -> Iterator[str]:
             yield f"{release} {count} × {text}"
 
 
+def documented() -> str:
+    """docs/vllm-books.md with the table as it should be."""
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+
+
 if __name__ == "__main__":
     print(table())
+    if "--write" in sys.argv:
+        DOCUMENT.write_text(documented())
     if "--all" in sys.argv:
         print("\n".join(differences()))

@@ -141,13 +141,12 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         if ARGUMENTS[head][1] != "section" or ARGUMENTS[head][0] not in parts:
             _take(sections, head, given)
     registry = registry_of(release)
-    if release == registry.release:
-        unrecognized += refused_fields(sections, registry)
-        unrecognized += [
-            f"{_flag(head)} {short(given, 40)}"
-            for head, given in whole.items()
-            if isinstance(given, str) and given not in registry.choices.get(head, (given,))
-        ]
+    unrecognized += refused_fields(sections, registry)
+    unrecognized += [
+        f"{_flag(head)} {short(given, 40)}"
+        for head, given in whole.items()
+        if isinstance(given, str) and given not in registry.choices.get(head, (given,))
+    ]
     if unrecognized:
         sections["arguments"] = {"unrecognized": ", ".join(sorted(unrecognized))}
     _apply_optimization_level(sections, arguments)

@@ -10,7 +10,7 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dodona.oracle.systems.vllm.releases import nearest_release, release_number
@@ -73,16 +73,21 @@ class Registry:
     """Classes that the release has, of which nothing else is known."""
     gone: frozenset[str]
     """Classes that an earlier release had and this one doesn't."""
-    quantization: frozenset[str]
-    """Names of quantization methods."""
-    speculation: frozenset[str]
+    quantization: frozenset[str] = frozenset()
+    """Names of quantization methods; none where the release isn't recorded, here and below."""
+    speculation: frozenset[str] = frozenset()
     """Names of speculative methods."""
-    sections: Mapping[str, tuple[str, ...]]
+    sections: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Fields of the sections that the command line takes as JSON; `!` behind one that must be given."""
-    choices: Mapping[str, tuple[str, ...]]
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The values that an argument may have, by its flat name; empty where they weren't recorded."""
-    config_types: frozenset[str]
+    config_types: frozenset[str] = frozenset()
     """Model types whose configuration classes vLLM has itself, beside those of transformers."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the release itself was recorded, not only its neighbours."""
+        return bool(self.quantization)
 
     def find(self, architecture: str) -> ModelClass | None:
         """What is said of a class: itself, or the base that vLLM converts it from; None where neither is
@@ -100,42 +105,54 @@ class Registry:
 
 @functools.cache
 def registry_of(release: str | None = None) -> Registry:
-    """The registry of a release; None, or one that isn't in the table: that of the nearest one that is."""
+    """The registry of a release; None: the newest one's.
+
+    One that isn't in the table has its neighbours' classes, and nothing that only an exact record tells.
+    """
+    known: list[str] = _data()["releases"]
+    if release is None or release in known:
+        return _recorded(release or known[-1])
+    before = nearest_release(release, known) or known[-1]
+    after = next((other for other in known if _number(other) > _number(before)), before)
+    if _number(release) < _number(before):
+        after = before
+    older, newer = _recorded(before), _recorded(after)
+    classes = {**newer.classes, **older.classes}
+    unread = (older.unread | newer.unread) - classes.keys()
+    return Registry(release, classes, unread, (older.gone | newer.gone) - classes.keys() - unread)
+
+
+@functools.cache
+def _recorded(release: str) -> Registry:
     data = _data()
-    known: list[str] = data["releases"]
-    nearest = known[-1] if release is None else nearest_release(release, known) or known[-1]
-    number = release_number(nearest)
     classes: dict[str, ModelClass] = {}
     unread, gone = set(), set()
     for name, history in data["classes"].items():
-        letters = None
-        for since, then in history:
-            since_number = release_number(since)
-            assert since_number is not None
-            assert number is not None
-            if since_number <= number:
-                letters = then
-                if then is None:
-                    gone.add(name)
-        if letters is not None:
-            gone.discard(name)
-        if letters == "?":
+        told = [then for since, then in history if _number(since) <= _number(release)]
+        if not told:
+            continue
+        if told[-1] is None:
+            gone.add(name)
+        elif told[-1] == "?":
             unread.add(name)
-        elif letters is not None:
-            classes[name] = ModelClass(**{field: letter in letters for letter, field in LETTERS.items()})
-    names = (frozenset(data[key].get(nearest, ())) for key in ("quantization", "speculation", "config_types"))
-    quantization, speculation, config_types = names
+        else:
+            said = told[-1]
+            classes[name] = ModelClass(**{key: letter in said for letter, key in LETTERS.items()})
     return Registry(
-        nearest,
+        release,
         classes,
         frozenset(unread),
         frozenset(gone),
-        quantization,
-        speculation,
-        {name: tuple(fields) for name, fields in data["sections"].get(nearest, {}).items()},
-        {name: tuple(values) for name, values in data["choices"].get(nearest, {}).items()},
-        config_types,
+        quantization=frozenset(data["quantization"].get(release, ())),
+        speculation=frozenset(data["speculation"].get(release, ())),
+        sections={name: tuple(names) for name, names in data["sections"].get(release, {}).items()},
+        choices={name: tuple(values) for name, values in data["choices"].get(release, {}).items()},
+        config_types=frozenset(data["config_types"].get(release, ())),
     )
+
+
+def _number(release: str) -> tuple[int, int, int]:
+    return release_number(release) or (0, 0, 0)
 
 
 def architecture_of(model_type: str) -> str | None:

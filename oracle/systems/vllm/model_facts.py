@@ -193,7 +193,8 @@ def _is_supported(
     own_code = isinstance(code, Mapping) and any(name.startswith("AutoModel") for name in code)
     if registry.gone.issuperset(named) and not wrapped:
         return False
-    return UNKNOWN if wrapped or own_code or given.get("model_impl") == "terratorch" else False
+    other = given.get("model_impl") == "terratorch" or not registry.is_recorded
+    return UNKNOWN if wrapped or own_code or other else False
 
 
 def _is_quantized(model: ModelInfo) -> bool:

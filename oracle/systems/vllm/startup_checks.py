@@ -137,7 +137,7 @@ def speculation_refusal(
     mtp = method == "mtp" and given.get("model") is None
     if given.get("num_speculative_tokens") is None:
         predicted = draft is not None and ("n_predict" in draft.raw or draft.raw.get("num_lookahead_tokens"))
-        if not predicted and not mtp and (draft is not None or given.get("model") is None):
+        if not predicted and (draft is not None or given.get("model") is None):
             return (
                 "num_speculative_tokens must be provided with speculative model unless the draft model "
                 "config contains an n_predict parameter"
