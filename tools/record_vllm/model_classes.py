@@ -38,6 +38,7 @@ def main(words: list[str]) -> None:
         "releases": [release for release, _ in recorded],
         "classes": {name: history(name, recorded) for name in _names(recorded)},
         "of_type": next(data["of_type"] for _, data in reversed(recorded) if "of_type" in data),
+        "without_backend": next((d["without_backend"] for _, d in recorded if "without_backend" in d), []),
         **{
             key: {release: data[key] for release, data in recorded if key in data}
             for key in ("quantization", "speculation", "config_types", "sections", "choices")
@@ -95,7 +96,9 @@ def _text(table: dict[str, Any]) -> str:
     )
 
 
-def _object(value: dict[str, Any]) -> str:
+def _object(value: Any) -> str:
+    if isinstance(value, list):
+        return json.dumps(value)
     return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(value.items())) + "\n}"
 
 

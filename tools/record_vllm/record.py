@@ -114,8 +114,23 @@ def architectures() -> dict[str, Any]:
         "speculation": sorted(_words(speculative.SpeculativeMethod)),
         "config_types": sorted(_CONFIG_REGISTRY),
         "sections": _sections(),
+        "without_backend": _without_backend(),
         "choices": {flag["dest"]: flag["choices"] for flag in flags() if flag["choices"]},
     }
+
+
+def _without_backend() -> list[str]:
+    """Model types of transformers whose models take no other attention: up to 0.28 vLLM can't wrap them."""
+    import transformers.models
+
+    folder = Path(transformers.models.__path__[0])
+    found = [
+        file.parent.name
+        for file in folder.glob("*/modeling_*.py")
+        if file.stem == f"modeling_{file.parent.name}"
+        and "_supports_attention_backend = True" not in file.read_text()
+    ]
+    return sorted(found)
 
 
 def _sections() -> dict[str, list[str]]:

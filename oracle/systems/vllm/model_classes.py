@@ -155,6 +155,15 @@ def _number(release: str) -> tuple[int, int, int]:
     return release_number(release) or (0, 0, 0)
 
 
+WRAPS_MORE_SINCE: Final = (0, 29, 0)
+"""First release that may wrap models of transformers that don't take another attention."""
+
+
+def cannot_be_wrapped(model_type: str, release: str) -> bool:
+    """Whether a release can't serve transformers' own model of a type, as far as that is known."""
+    return _number(release) < WRAPS_MORE_SINCE and model_type in _data()["without_backend"]
+
+
 def architecture_of(model_type: str) -> str | None:
     """The class that stands in for a config.json that names none: transformers' bare model of the type."""
     found: str | None = _data()["of_type"].get(model_type)

@@ -18,6 +18,7 @@ from dodona.oracle.systems.vllm.model_classes import (
     ModelClass,
     Registry,
     architecture_of,
+    cannot_be_wrapped,
 )
 from dodona.oracle.systems.vllm.startup_checks import runner_refusal
 
@@ -189,6 +190,8 @@ def _is_supported(
     if not named:
         return False
     wrapped = any(name in known_architectures() for name in named)
+    if cannot_be_wrapped(str(model.raw.get("model_type")), registry.release):
+        wrapped = False
     code = model.raw.get("auto_map")
     own_code = isinstance(code, Mapping) and any(name.startswith("AutoModel") for name in code)
     if registry.gone.issuperset(named) and not wrapped:
