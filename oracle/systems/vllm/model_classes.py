@@ -63,7 +63,7 @@ LETTERS: Final[Mapping[str, str]] = {
 """Letter of the table → field of `ModelClass`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registry:
     """The model classes of one release."""
 

@@ -6,8 +6,10 @@ fields count under the names that vLLM looks for.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from dodona.oracle.language.facts import UNKNOWN, FactValue
@@ -68,12 +70,22 @@ MLA_TYPES: Final = frozenset(
 _ATTENTION_ONLY: Final = frozenset({"attention", "full_attention"})
 
 
-def model_section(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> dict[str, Any]:
+def model_section(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> Mapping[str, Any]:
     """The fields of vLLM's `model_config` that a model decides; UNKNOWN where neither the registry nor
     config.json tells.
 
     given: the section as it was written. registry: that of the release.
     """
+    asked = (given.get("runner"), given.get("convert"), given.get("model_impl"))
+    return _section(model, registry, *(None if value is None else str(value) for value in asked))
+
+
+@functools.lru_cache(maxsize=256)
+def _section(
+    model: ModelInfo, registry: Registry, runner: str | None, convert: str | None, model_impl: str | None
+) -> Mapping[str, Any]:
+    # a ModelInfo is kept as long as its files do not change, and is compared by identity
+    given = {"runner": runner, "convert": convert, "model_impl": model_impl}
     named = architectures_of(model)
     own = given.get("model_impl") in (None, "auto", "vllm")
     kind = _class(named, registry) if own else None
@@ -112,7 +124,7 @@ def model_section(given: Mapping[str, Any], model: ModelInfo, registry: Registry
             "is_multimodal_model": kind.is_multimodal,
             "is_pp_supported": kind.supports_pp,
         }
-    return fields
+    return MappingProxyType(fields)
 
 
 def architectures_of(model: ModelInfo) -> tuple[str, ...]:
