@@ -6,11 +6,12 @@ knows its rank's place by a `Mesh`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dodona.runners.distributed.messages import Call, Execute, Sample, Start
+from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.interface import (
@@ -36,6 +37,9 @@ _UNLIMITED = frozenset({"load_model", "reload_weights", "sleep", "wake_up"})
 """Calls that take as long as storage does. Exchanges between ranks are limited in them, too."""
 
 
+_NOTHING = StepOutput((), ())
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     """The output of a step that the sampling rank is still to answer with."""
@@ -51,11 +55,10 @@ class DistributedRunner(Runner):
     """Workers in processes on this machine, one per rank.
 
     runner_class: the workers' runner, called with (config, model, limits, mesh).
+    replica: number among `data_parallel_size`; each takes the next devices.
 
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
     """
-
-    max_steps_in_flight = 1
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class DistributedRunner(Runner):
         model: ModelInfo,
         limits: Limits,
         *,
-        first_device: int = 0,
+        replica: int = 0,
     ) -> None:
         super().__init__(config, model, limits)
         self._runner_class = runner_class
@@ -72,10 +75,19 @@ class DistributedRunner(Runner):
         self.request_features = runner_class.request_features
         self.warm_up_params = runner_class.warm_up_params
         self._sizes = RankSizes.of(config.parallel_config)
-        self._first_device = first_device
+        self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
-        self._sampled: StepOutput | None = None
+        self.num_micro_batches = self._sizes.pipeline
+        self._in_flight: deque[set[int]] = deque()
+        """For each step under way, the rows that were freed since."""
+        self._sampled = _NOTHING
+        """What was read since the last step: the ranks that don't sample have to be told."""
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """One for each stage, so that none has to wait for another."""
+        return self.num_micro_batches
 
     # --- Life
 
@@ -83,7 +95,8 @@ class DistributedRunner(Runner):
         """Start the workers, and load the model in each. Raises what their runners raise, and WorkerError."""
         if self._workers is not None:
             raise RuntimeError("load_model twice")
-        self._workers = workers = Workers(self._sizes.world)
+        whose = f" of replica {self._replica}" if self.config.parallel_config.data_parallel_size > 1 else ""
+        self._workers = workers = Workers(self._sizes.world, whose)
         for rank in range(self._sizes.world):
             start = Start(
                 runner_class=self._runner_class,
@@ -92,39 +105,48 @@ class DistributedRunner(Runner):
                 limits=self.limits,
                 rank=rank,
                 sizes=self._sizes,
-                device_index=self._first_device + rank,
+                device_index=self._replica * self._sizes.world + rank,
                 store=str(workers.store),
                 timeout_s=self._timeout,
+                sharing=self.config.parallel_config.world_size_across_dp,
             )
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
+        workers.tell(Read("num_speculative_tokens"))
+        self.num_speculative_tokens, *_ = workers.answers(range(self._sizes.world), "load_model", None)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """The spec of the rank whose blocks take the most bytes: sizes are per device.
+        """The spec of the rank whose blocks take the most bytes, with the largest states of a row: sizes are
+        per device. A draft takes its part on the rank that samples.
 
         Of several stages, no layer is said to slide: another stage may need what this one could forget.
         """
-        specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        largest = max(specs, key=lambda spec: spec.bytes_per_block)
+        largest = _largest(self._call_all("get_kv_cache_spec"))
         if self._sizes.pipeline == 1:
             return largest
         return replace(largest, layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers))
 
     def determine_available_memory(self) -> int:
-        """The least that a rank has, for blocks of `get_kv_cache_spec`'s size.
+        """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
+        of `get_kv_cache_spec`.
 
-        On a CPU the ranks share the memory that each of them found.
+        On a CPU all ranks, those of other replicas too, share the memory that each of them found.
         """
-        sharing = self._sizes.world if self.limits.device == "cpu" else 1
+        sharing = self.config.parallel_config.world_size_across_dp if self.limits.device == "cpu" else 1
+        rows = self.limits.max_num_seqs
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        blocks = min(free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True))
-        return blocks * max(spec.bytes_per_block for spec in specs)
+        blocks = min(
+            (free // sharing - rows * spec.state_bytes_per_row) // spec.bytes_per_block
+            for free, spec in zip(found, specs, strict=True)
+        )
+        largest = _largest(specs)
+        return blocks * largest.bytes_per_block + rows * largest.state_bytes_per_row
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
-        self._forget_sampled()
+        self._sampled = _NOTHING
         self._call_all("initialize_kv_cache", num_blocks, max_model_len)
 
     def capture_graphs(self) -> None:
@@ -140,11 +162,11 @@ class DistributedRunner(Runner):
     # --- Steps
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
-        """Send the step to every rank, with what was sampled in the step before."""
-        sampled, self._sampled = self._sampled, None
-        if sampled is not None:
-            further = {row: FurtherTokens(more.token_ids) for row, more in sampled.further.items()}
-            sampled = StepOutput(sampled.rows, sampled.token_ids, further=further)
+        """Send the step to every rank, with what was sampled and read since the step before."""
+        for freed in self._in_flight:
+            freed.update(scheduler_output.freed_rows)
+        self._in_flight.append(set())
+        sampled, self._sampled = self._sampled, _NOTHING
         self._require_workers().tell(Execute(scheduler_output, sampled))
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
@@ -157,11 +179,12 @@ class DistributedRunner(Runner):
         raise RuntimeError("the engine samples by sample_tokens")
 
     def read_output(self) -> StepOutput:
-        """Wait for the sampling rank's answer to the last `sample_tokens`."""
+        """Wait for the sampling rank's answer to the first `sample_tokens` that was not read."""
         rank = self._sizes.sampling_rank
+        output: StepOutput
         (output,) = self._require_workers().answers([rank], "execute_model", self._timeout)
-        self._sampled = output
-        return output  # type: ignore[no-any-return]
+        self._sampled = _together(self._sampled, output, freed=self._in_flight.popleft())
+        return output
 
     # --- Parts
 
@@ -169,17 +192,12 @@ class DistributedRunner(Runner):
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
         """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`."""
-        rpc_method(method)
-        self._forget_sampled()
+        if rpc_method(method).changes_weights:
+            self._sampled = _NOTHING  # no request is left, and the rows may go with the KV cache
         results = self._call_all(method, *args, **(kwargs or {}))
         if method == "update_config":  # no worker refused it
             self.update_config(*args, **(kwargs or {}))
         return results
-
-    def _forget_sampled(self) -> None:
-        """Between two requests: rows of the step before may be gone when the next one comes."""
-        if self._sampled is not None:
-            self._sampled = StepOutput((), ())
 
     def _call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         workers = self._require_workers()
@@ -191,3 +209,23 @@ class DistributedRunner(Runner):
         if self._workers is None:
             raise RuntimeError("there are no workers: call load_model first")
         return self._workers
+
+
+def _together(one: StepOutput, other: StepOutput, *, freed: Collection[int]) -> StepOutput:
+    """The tokens of two steps of different rows; without those of rows that were freed since the second, and
+    may belong to other requests."""
+    kept = [pair for pair in zip(other.rows, other.token_ids, strict=True) if pair[0] not in freed]
+    further = {row: FurtherTokens(m.token_ids) for row, m in other.further.items() if row not in freed}
+    return StepOutput(
+        [*one.rows, *(row for row, _ in kept)],
+        [*one.token_ids, *(token_id for _, token_id in kept)],
+        further={**one.further, **further},
+    )
+
+
+def _largest(specs: Sequence[KVCacheSpec]) -> KVCacheSpec:
+    """The spec with the largest blocks, and the largest states of a row."""
+    return replace(
+        max(specs, key=lambda spec: spec.bytes_per_block),
+        state_bytes_per_row=max(spec.state_bytes_per_row for spec in specs),
+    )

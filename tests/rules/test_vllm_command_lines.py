@@ -169,10 +169,10 @@ def test_words_are_read_like_text(llama: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "unread"),
     [
-        ("--tensor-parallel-size $TP", "--tensor-parallel-size '$TP': its value is not known here"),
+        ("--tensor-parallel-size $TP", "--tensor-parallel-size: $TP is not known here"),
         ("--config-format mistral", "--config-format: what it does to the choice is not modelled"),
-        ('"$@"', "'$@': more arguments, which are not known here"),
-        ("$EXTRA_ARGS", "'$EXTRA_ARGS': more arguments, which are not known here"),
+        ('"$@"', "$@: more arguments, which are not known here"),
+        ("$EXTRA_ARGS", "$EXTRA_ARGS: more arguments, which are not known here"),
         ("--made-up 3", "--made-up: no flag of vLLM 0.33.0 that is known here"),
     ],
 )

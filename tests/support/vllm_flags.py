@@ -22,7 +22,6 @@ FRONTENDS = (
     "entrypoints/launchers/cli_args.py",
     "entrypoints/common/cli_args.py",
 )
-KINDS = ("switch", "optional", "many", "one")
 
 
 def kind_of(annotation: str) -> str:
@@ -74,8 +73,7 @@ def flags_of(vllm: Path) -> dict[str, list[Any]]:
         if "nargs" in keywords:
             kind = "optional" if "?" in keywords["nargs"] else "many"
         elif "action" in keywords:
-            boolean = "Boolean" in keywords["action"] or "store_" in keywords["action"]
-            kind = "switch" if boolean else kind
+            kind = _of_action(keywords["action"]) or kind
         found[" ".join(options)] = [dest, kind]
     for file in FRONTENDS:
         path = vllm / file
@@ -86,14 +84,23 @@ def flags_of(vllm: Path) -> dict[str, list[Any]]:
             if cls.endswith("FrontendArgs"):
                 found["--" + name.replace("_", "-")] = [name, kind_of(annotation)]
         for options, dest, keywords, _ in arguments(tree):
-            kind = "switch" if "action" in keywords and "LoRA" not in keywords["action"] else "one"
+            kind = _of_action(keywords.get("action", "")) or "one"
             if keywords.get("nargs"):
                 kind = "optional" if "?" in keywords["nargs"] else "many"
             found.setdefault(" ".join(options), [dest, kind])
-    # these are given with `append`, or with an action of their own
-    for name, kind in (("middleware", "one"), ("api_key", "many"), ("lora_modules", "many")):
-        found["--" + name.replace("_", "-")] = [name, kind]
+    # these are given with `append`, as JSON, or with an action of their own
+    for name in ("middleware", "allowed_origins", "allowed_methods", "allowed_headers"):
+        found["--" + name.replace("_", "-")] = [name, "one"]
+    for name in ("api_key", "lora_modules"):
+        found["--" + name.replace("_", "-")] = [name, "many"]
+    if "--device-ids" in found:
+        found["--device-ids"] = ["device_ids", "one"]
     return dict(sorted(found.items()))
+
+
+def _of_action(action: str) -> str | None:
+    """ "set": no value and no negation; "switch": no value, and `--no-…`; None: another action."""
+    return "set" if "store_" in action else "switch" if "Boolean" in action else None
 
 
 def arguments(tree: ast.AST) -> Iterator[tuple[list[str], str, Mapping[str, str], str | None]]:

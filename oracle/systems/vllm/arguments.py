@@ -8,6 +8,7 @@ it looks like a misspelt argument that matters: that is an error.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,10 @@ from dodona.oracle.printable import short
 from dodona.oracle.systems.vllm.flags import Flag, FlagTable, flag_table
 from dodona.oracle.systems.vllm.invocation import Invocation, invocation_of, invocations
 from dodona.oracle.systems.vllm.model_classes import registry_of
-from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands
+from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands, unresolved_part
 from dodona.oracle.systems.vllm.startup_checks import refused_fields
 
-Kind = Literal["bool", "int", "str", "list", "section"]
+Kind = Literal["bool", "int", "float", "str", "list", "section"]
 
 ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
     {
@@ -60,6 +61,14 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "enable_elastic_ep": ("parallel_config.enable_elastic_ep", "bool"),
         "enable_batch_sharded_sampling": ("parallel_config.enable_batch_sharded_sampling", "bool"),
         "async_scheduling": ("scheduler_config.async_scheduling", "bool"),
+        "cpu_offload_gb": ("offload_config.cpu_offload_gb", "float"),
+        "disable_cascade_attn": ("model_config.disable_cascade_attn", "bool"),
+        "skip_mm_profiling": ("model_config.multimodal_config.skip_mm_profiling", "bool"),
+        "enable_layerwise_nvtx_tracing": (
+            "observability_config.enable_layerwise_nvtx_tracing",
+            "bool",
+        ),
+        "cudagraph_metrics": ("observability_config.cudagraph_metrics", "bool"),
         "enable_lora": ("lora_config", "bool"),
         "reasoning_parser": ("reasoning_config.reasoning_parser", "str"),
         "reasoning_config": ("reasoning_config", "section"),
@@ -126,7 +135,7 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         if head not in ARGUMENTS:
             unread += _left_alone(head, table)
         elif isinstance(given, str) and UNRESOLVED.search(given):
-            unread.append(f"--{name.replace('_', '-')} {short(given, 40)}: its value is not known here")
+            unread.append(f"--{name.replace('_', '-')}: {unresolved_part(given)} is not known here")
         elif inner:
             path, kind = ARGUMENTS[head]
             if kind != "section":
@@ -140,13 +149,14 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         # as vLLM reads it: parts that are given one by one stand in place of a whole section
         if ARGUMENTS[head][1] != "section" or ARGUMENTS[head][0] not in parts:
             _take(sections, head, given)
-    registry = registry_of(release)
-    unrecognized += refused_fields(sections, registry)
-    unrecognized += [
-        f"{_flag(head)} {short(given, 40)}"
-        for head, given in whole.items()
-        if isinstance(given, str) and given not in registry.choices.get(head, (given,))
-    ]
+    if release is not None:
+        registry = registry_of(release)
+        unrecognized += refused_fields(sections, registry)
+        unrecognized += [
+            f"{_flag(head)} {short(given, 40)}"
+            for head, given in whole.items()
+            if isinstance(given, str) and given not in registry.choices.get(head, (given,))
+        ]
     if unrecognized:
         sections["arguments"] = {"unrecognized": ", ".join(sorted(unrecognized))}
     _apply_optimization_level(sections, arguments)
@@ -238,7 +248,7 @@ def _flat_arguments(words: Sequence[str], table: FlagTable) -> tuple[dict[str, A
             break
         if not is_option(word):
             if UNRESOLVED.match(word) and (free or "model" in flat):
-                unread.append(f"{short(word, 40)}: more arguments, which are not known here")
+                unread.append(f"{unresolved_part(word)}: more arguments, which are not known here")
             else:
                 free.append(word)
             continue
@@ -380,6 +390,13 @@ def _read(head: str, kind: Kind, given: Any) -> Any:
             return int(given)
         except (ValueError, TypeError):
             raise ConfigError(f"{flag}: expected a whole number, got {given!r}") from None
+    if kind == "float":
+        try:
+            if isinstance(given, bool) or not math.isfinite(float(given)):
+                raise ValueError
+            return float(given)
+        except (ValueError, TypeError, OverflowError):
+            raise ConfigError(f"{flag}: expected a number, got {given!r}") from None
     if kind == "list":
         return list(given) if isinstance(given, (list, tuple)) else [str(given)]
     if kind == "str":

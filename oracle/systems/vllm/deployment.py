@@ -12,7 +12,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.environment import WSL_PIN_MEMORY, Environment, is_on, vllm_variables
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.deployment import Change, Deployment, Value
 from dodona.oracle.systems.vllm.assumptions import (
@@ -153,10 +153,16 @@ def environment_of(
     environment: Environment, variables: Mapping[str, str | None], book: RuleBook
 ) -> Environment:
     """The environment after variables that a command line sets (None: unset). Raises ConfigError."""
+    if not variables:
+        return environment
     if book.environment is not None and book.environment.variable in variables:
         forced = book.environment.parse(variables[book.environment.variable])
         environment = dataclasses.replace(environment, override=forced)
-    return environment
+    names = (set(environment.variables) | set(vllm_variables(variables))) - {
+        name for name, value in variables.items() if value is None
+    }
+    pinned = is_on(variables[WSL_PIN_MEMORY]) if WSL_PIN_MEMORY in variables else environment.wsl_pin_memory
+    return dataclasses.replace(environment, variables=tuple(sorted(names)), wsl_pin_memory=pinned)
 
 
 def _default(path: str, spec: FactSpec | None, book: RuleBook) -> Value:

@@ -81,7 +81,7 @@ def flag_table(release: str | None = None) -> FlagTable:
         if until is not None and _number(until) < number:
             continue
         for option in strings.split():
-            options[option] = Flag(name, values)
+            options[option] = Flag(name, "switch" if values == "set" else values)
             if values == "switch" and option.startswith("--"):
                 for negation in _negations(option, number):
                     options.setdefault(negation, Flag(name, values, negates=True))

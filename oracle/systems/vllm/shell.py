@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from dodona.oracle.errors import ConfigError
@@ -46,6 +46,15 @@ UNRESOLVED = re.compile(r"\$[\w{(@*#?!]|`|\{\{")
 """What is left of a value that only a running shell or a template engine knows."""
 
 
+_NAMED = re.compile(r"\$(\w+|\{\w+[^}]*\}|[@*#?!]|\(\w*)?")
+
+
+def unresolved_part(text: str) -> str:
+    """What of a text only a running shell or a template engine knows: never the rest, which may be secret."""
+    found = _NAMED.search(text)
+    return found[0][:40] if found is not None else "a template's value"
+
+
 @dataclass(frozen=True)
 class SimpleCommand:
     """One command: its words, the environment that is set for it, and the line of its first word."""
@@ -56,7 +65,7 @@ class SimpleCommand:
     line: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Word:
     text: str
     quoted: bool
@@ -64,7 +73,7 @@ class _Word:
     line: int
     raw: bool = False
     """It is an operator."""
-    parts: list[tuple[str, bool]] = field(default_factory=list)
+    parts: tuple[tuple[str, bool], ...] = ()
     """Pieces of its text, and whether variables in them are replaced."""
 
 
@@ -259,7 +268,7 @@ def _read_word(text: str, i: int, line: int) -> tuple[_Word, int, int]:
         else:
             break
     merged = _merged(parts)
-    return _Word("".join(part for part, _ in merged), quoted, line, parts=merged), i, passed
+    return _Word("".join(part for part, _ in merged), quoted, line, parts=tuple(merged)), i, passed
 
 
 def _merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
