@@ -119,7 +119,8 @@ def registry_of(release: str | None = None) -> Registry:
     older, newer = _recorded(before), _recorded(after)
     classes = {**newer.classes, **older.classes}
     unread = (older.unread | newer.unread) - classes.keys()
-    return Registry(release, classes, unread, (older.gone | newer.gone) - classes.keys() - unread)
+    gone = (older.gone | newer.gone) - classes.keys() - unread
+    return Registry(release, classes, unread, gone, config_types=older.config_types | newer.config_types)
 
 
 @functools.cache
