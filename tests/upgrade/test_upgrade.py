@@ -184,6 +184,35 @@ def test_anchors_do_not_grow() -> None:
     assert parse_documents("\n".join(merges), where="x")
 
 
+def test_long_texts_are_read_in_one_pass() -> None:
+    many = 60_000
+    shells = [
+        "${a-" * many,
+        '"' + "\\\\$a" * many + '"',
+        "$(" * many,
+        "`" * many,
+        "a=1;" * many,
+        "'" * many,
+        "<<A\n" * many,
+    ]
+    for text in shells:
+        with contextlib.suppress(ConfigError):
+            assert _found("a.sh", f"docker run {'vllm' * 300}! x; {text}") == []
+    yamls = ["{{" * many, "a: {{ x " * many, "model: m\ndtype: " + "[" * 30 + "x" + "]" * 30]
+    bomb = [
+        "model: m",
+        "seed: &a0 [x, x, x]",
+        *(f"k{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 30)),
+    ]
+    for text in [
+        *yamls,
+        "\n".join(bomb),
+        "services:\n" + "".join(f" s{i}: &s {{image: vllm, x: *s}}\n" for i in range(3000)),
+    ]:
+        with contextlib.suppress(ConfigError):
+            _found("a.yaml", text)
+
+
 @pytest.mark.parametrize(
     "text",
     ["[" * 100_000, "a: &a [*a, vllm]", "a: !!python/object/apply:os.system [vllm]", "{" * 70, "? [a]\n: vllm", "\t vllm:", "a: *b", "<<: vllm"],

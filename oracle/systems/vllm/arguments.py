@@ -85,6 +85,9 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
 )
 """Flat argument → where it belongs, and how its text is read."""
 
+MAX_WORDS: Final = 2000
+"""Most words of a command line."""
+
 COULD_DECIDE: Final = frozenset(
     {
         "aux_output_config",
@@ -236,6 +239,8 @@ def from_invocation(invocation: Invocation, release: str | None = None) -> Argum
 
 def _flat_arguments(words: Sequence[str], table: FlagTable) -> tuple[dict[str, Any], list[str]]:
     """Arguments by flat name, with text as it is written; and words that stand for more arguments."""
+    if len(words) > MAX_WORDS:
+        raise ConfigError(f"the command has more than {MAX_WORDS} words")
     flat: dict[str, Any] = {}
     free: list[str] = []
     unread: list[str] = []
