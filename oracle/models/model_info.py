@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnreadableField
 from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
@@ -233,9 +233,9 @@ class ModelInfo:
         except OSError as error:
             raise ConfigError(_missing(name, error)) from None
         info = cls.from_mapping(
-            _read_json(file),
+            read_config_json(file),
             file=name,
-            pooling=_declares_pooling(file.parent),
+            pooling=declares_pooling(file.parent),
             quantization=companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
@@ -251,13 +251,17 @@ class ModelInfo:
         file: str = "config.json",
         pooling: bool = False,
         quantization: Mapping[str, Any] | None = None,
+        named: bool = True,
     ) -> ModelInfo:
         """From the contents of a config.json; `file` is the name in error messages.
 
         `pooling` and `quantization` (in the form of a `quantization_config`) are what the directory's other
-        files say. Raises ConfigError.
+        files say. named: whether the file must name its architectures. Raises ConfigError.
         """
-        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quantization)
+        get = _Fields(file, raw, _merge(file, raw))
+        if named and not get.strings("architectures", raw):
+            raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+        return _read(raw, get, pooling, quantization)
 
 
 _CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
@@ -275,10 +279,12 @@ class _Fields:
         self.raw = raw
         self.text = text
 
-    def fail(self, field: str, expected: str, value: object) -> ConfigError:
+    def fail(self, field: str, expected: str, value: object) -> UnreadableField:
         shown = json.dumps(value, default=str)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ConfigError(f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}")
+        return UnreadableField(
+            f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}", field
+        )
 
     def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
         value = self.text.get(field)
@@ -318,9 +324,7 @@ def _read(
     raw: Mapping[str, Any], get: _Fields, pooling: bool, companion: Mapping[str, Any] | None
 ) -> ModelInfo:
     text = get.text
-    architectures = get.strings("architectures", raw)
-    if not architectures:
-        raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+    architectures = get.strings("architectures", raw) or ()
     model_type = get.word("model_type") or ""
     known = known_model(model_type)
     hidden_size, heads = get.size("hidden_size"), get.size("num_attention_heads")
@@ -543,7 +547,7 @@ def _missing(file: str, error: OSError) -> str:
     return f"{file}: cannot be read: {error.strerror or error}"
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
+def read_config_json(file: Path) -> Mapping[str, Any]:
     try:
         value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
     except ConfigError as error:
@@ -576,7 +580,7 @@ def _companion(file: Path) -> Any:
         return None
 
 
-def _declares_pooling(directory: Path) -> bool:
+def declares_pooling(directory: Path) -> bool:
     modules = _companion(directory / "modules.json")
     return isinstance(modules, list) and any(
         isinstance(module, dict) and str(module.get("type", "")).endswith(".Pooling") for module in modules
