@@ -53,7 +53,15 @@ class HeadPlan:
     head: HeadConfig
 
 
-DraftPlan = NgramPlan | ModelPlan | HeadPlan
+@dataclass(frozen=True, slots=True)
+class MtpPlan:
+    """The MTP layer of the target's own checkpoint."""
+
+    num_speculative_tokens: int
+    directory: Path
+
+
+DraftPlan = NgramPlan | ModelPlan | HeadPlan | MtpPlan
 
 
 LacksOfDraft = Callable[[EngineConfig, ModelInfo], Sequence[str]]
@@ -73,6 +81,8 @@ def plan_drafting(
     method = resolved_speculative_method(config)
     if method == "ngram":
         return _ngram(speculative)
+    if method == "mtp":
+        return MtpPlan(_count(speculative, None), _own_checkpoint(config, target))
     if speculative.model is None:
         raise ConfigError(
             f"speculative_config.model is not set: method {method!r} needs a draft; give its directory"
@@ -92,6 +102,17 @@ def plan_drafting(
         directory, method=method or "", parallel=speculative.parallel_drafting, target=target
     )
     return HeadPlan(_count(speculative, head.num_speculative_tokens), directory, head)
+
+
+def _own_checkpoint(config: EngineConfig, target: ModelInfo) -> Path:
+    model, given = config.model_config.model, config.speculative_config and config.speculative_config.model
+    directory = Path(target.file).parent
+    if given not in (None, model) and Path(given).resolve() != directory.resolve():
+        raise ConfigError(
+            f"speculative_config.model={given!r}: method 'mtp' drafts with the MTP layer of the target's own "
+            "checkpoint; leave it unset"
+        )
+    return directory
 
 
 def _count(speculative: SpeculativeConfig, default: int | None) -> int:

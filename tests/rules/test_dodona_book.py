@@ -62,7 +62,6 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
 
 
 BESIDE: dict[str, dict[str, Any]] = {
-    "speculative-inner-state": {"speculative_config.method": "ngram", "model_config.model_type": "jamba"},
     "kv-connector-inner-states": {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
