@@ -48,6 +48,8 @@ class Start:
     """File by which the ranks find each other."""
     timeout_s: float
     """Seconds after which an exchange between ranks fails."""
+    sharing: int = 1
+    """Ranks of all replicas: on a CPU they share the processor and its memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class DistributedRunner(Runner):
     """Workers in processes on this machine, one per rank.
 
     runner_class: the workers' runner, called with (config, model, limits, mesh).
+    replica: number among `data_parallel_size`; each takes the next devices.
 
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
     """
@@ -64,7 +65,7 @@ class DistributedRunner(Runner):
         model: ModelInfo,
         limits: Limits,
         *,
-        first_device: int = 0,
+        replica: int = 0,
     ) -> None:
         super().__init__(config, model, limits)
         self._runner_class = runner_class
@@ -72,7 +73,7 @@ class DistributedRunner(Runner):
         self.request_features = runner_class.request_features
         self.warm_up_params = runner_class.warm_up_params
         self._sizes = RankSizes.of(config.parallel_config)
-        self._first_device = first_device
+        self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
         self._sampled: StepOutput | None = None
@@ -83,7 +84,8 @@ class DistributedRunner(Runner):
         """Start the workers, and load the model in each. Raises what their runners raise, and WorkerError."""
         if self._workers is not None:
             raise RuntimeError("load_model twice")
-        self._workers = workers = Workers(self._sizes.world)
+        whose = f" of replica {self._replica}" if self.config.parallel_config.data_parallel_size > 1 else ""
+        self._workers = workers = Workers(self._sizes.world, whose)
         for rank in range(self._sizes.world):
             start = Start(
                 runner_class=self._runner_class,
@@ -92,9 +94,10 @@ class DistributedRunner(Runner):
                 limits=self.limits,
                 rank=rank,
                 sizes=self._sizes,
-                device_index=self._first_device + rank,
+                device_index=self._replica * self._sizes.world + rank,
                 store=str(workers.store),
                 timeout_s=self._timeout,
+                sharing=self.config.parallel_config.world_size_across_dp,
             )
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
@@ -114,9 +117,9 @@ class DistributedRunner(Runner):
     def determine_available_memory(self) -> int:
         """The least that a rank has, for blocks of `get_kv_cache_spec`'s size.
 
-        On a CPU the ranks share the memory that each of them found.
+        On a CPU all ranks, those of other replicas too, share the memory that each of them found.
         """
-        sharing = self._sizes.world if self.limits.device == "cpu" else 1
+        sharing = self.config.parallel_config.world_size_across_dp if self.limits.device == "cpu" else 1
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
         blocks = min(free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True))

@@ -111,6 +111,10 @@ def _start(start: Start) -> tuple[Runner, bool]:
         import torch
 
         torch.cuda.set_device(start.device_index)
+    elif start.sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // start.sharing))
     if start.sizes.world == 1:
         mesh = ALONE
     else:

@@ -11,6 +11,7 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.facts import (
+    deploys_replicas_otherwise,
     exceeds_devices,
     fills_stages,
     has_active_connector,
@@ -51,7 +52,7 @@ LACKS: frozenset[str] = frozenset(
         "workers-row-by-row",
         "pipeline-parallel-families",
         "pipeline-parallel-layers",
-        "data-parallelism",
+        "data-parallel-deployment",
         "decode-context-parallelism",
         "expert-parallel-families",
         "expert-parallel-ranks",
@@ -170,7 +171,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "pipeline-parallel-families": parallel.pipeline_parallel_size > 1
         and not set(model.architectures) & set(PIPELINE_PARALLEL_FAMILIES),
         "pipeline-parallel-layers": fills_stages(config, model) is False,
-        "data-parallelism": parallel.data_parallel_size > 1,
+        "data-parallel-deployment": deploys_replicas_otherwise(parallel),
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallel-families": parallel.enable_expert_parallel
         and parallel.tensor_parallel_size > 1

@@ -9,6 +9,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
+    deploys_replicas_otherwise,
     exceeds_devices,
     resolved_device,
     resolved_dtype,
@@ -57,6 +58,7 @@ LACKS: frozenset[str] = frozenset(
         "tensor-parallelism",
         "pipeline-parallelism",
         "data-parallelism",
+        "data-parallel-deployment",
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
@@ -142,6 +144,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": pipeline,
         "data-parallelism": parallel.data_parallel_size > 1,
+        "data-parallel-deployment": deploys_replicas_otherwise(parallel),
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,

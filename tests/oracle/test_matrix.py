@@ -35,6 +35,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
     "data-parallelism": {"data_parallel_size": 2},
+    "data-parallel-deployment": {"data_parallel_backend": "ray"},
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
