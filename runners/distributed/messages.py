@@ -62,6 +62,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """Read an attribute of the runner; every rank answers with it."""
+
+    attribute: str
+
+
+@dataclass(frozen=True, slots=True)
 class Execute:
     """Run a step's forward pass; nobody answers."""
 
@@ -82,7 +89,7 @@ class Stop:
     """Shut the runner down and end; nobody answers."""
 
 
-Message = Start | Call | Execute | Sample | Stop
+Message = Start | Call | Read | Execute | Sample | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dodona.runners.distributed.messages import Call, Execute, Sample, Start
+from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.interface import (
@@ -102,28 +102,36 @@ class DistributedRunner(Runner):
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
+        workers.tell(Read("num_speculative_tokens"))
+        self.num_speculative_tokens, *_ = workers.answers(range(self._sizes.world), "load_model", None)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """The spec of the rank whose blocks take the most bytes: sizes are per device.
+        """The spec of the rank whose blocks take the most bytes, with the largest states of a row: sizes are
+        per device. A draft takes its part on the rank that samples.
 
         Of several stages, no layer is said to slide: another stage may need what this one could forget.
         """
-        specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        largest = max(specs, key=lambda spec: spec.bytes_per_block)
+        largest = _largest(self._call_all("get_kv_cache_spec"))
         if self._sizes.pipeline == 1:
             return largest
         return replace(largest, layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers))
 
     def determine_available_memory(self) -> int:
-        """The least that a rank has, for blocks of `get_kv_cache_spec`'s size.
+        """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
+        of `get_kv_cache_spec`.
 
         On a CPU all ranks, those of other replicas too, share the memory that each of them found.
         """
         sharing = self.config.parallel_config.world_size_across_dp if self.limits.device == "cpu" else 1
+        rows = self.limits.max_num_seqs
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        blocks = min(free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True))
-        return blocks * max(spec.bytes_per_block for spec in specs)
+        blocks = min(
+            (free // sharing - rows * spec.state_bytes_per_row) // spec.bytes_per_block
+            for free, spec in zip(found, specs, strict=True)
+        )
+        largest = _largest(specs)
+        return blocks * largest.bytes_per_block + rows * largest.state_bytes_per_row
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
@@ -194,3 +202,11 @@ class DistributedRunner(Runner):
         if self._workers is None:
             raise RuntimeError("there are no workers: call load_model first")
         return self._workers
+
+
+def _largest(specs: Sequence[KVCacheSpec]) -> KVCacheSpec:
+    """The spec with the largest blocks, and the largest states of a row."""
+    return replace(
+        max(specs, key=lambda spec: spec.bytes_per_block),
+        state_bytes_per_row=max(spec.state_bytes_per_row for spec in specs),
+    )

@@ -6,7 +6,10 @@ the two.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
@@ -164,7 +167,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             resolved_quantization(config, model) is not None
             or model.has_inner_state
             or config.lora_config is not None
-            or speculative is not None
             or has_active_connector(config)
             or compilation == "STOCK_TORCH_COMPILE"
         ),
@@ -181,7 +183,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
-        and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
+        and (model.model_type not in MTP_MODEL_TYPES or scheme is not None or uses_workers(config)),
         "parallel-drafting-method": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",
@@ -201,7 +203,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
 
 
 def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
-    """What V1 lacks for a draft model; `config`: the target's, without speculative_config."""
+    """What V1 lacks for a draft model, which is whole on one device; `config`: the target's, without
+    speculative_config."""
+    config = replace(config, parallel_config=ParallelConfig())
     lacking = check_supported(config, draft, environment)
     if draft.has_inner_state:
         lacking += ("inner-states",)
