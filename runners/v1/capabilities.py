@@ -62,6 +62,7 @@ LACKS: frozenset[str] = frozenset(
         "lora-torch-compile",
         "speculative-method",
         "speculative-mtp",
+        "speculative-mtp-workers",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -183,7 +184,8 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
-        and (model.model_type not in MTP_MODEL_TYPES or scheme is not None or uses_workers(config)),
+        and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
+        "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
         "parallel-drafting-method": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",

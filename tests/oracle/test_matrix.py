@@ -42,6 +42,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
     "speculative-mtp": {"speculative_config": {"method": "mtp"}},
+    "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
     "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},

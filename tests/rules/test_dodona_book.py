@@ -267,6 +267,8 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {
             "speculative-decoding",
             "speculative-method",
+            "speculative-mtp",
+            "speculative-mtp-workers",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
         },
@@ -285,7 +287,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "empty speculation": (
         QWEN,
         {"speculative_config": {}},
-        {"speculative-decoding", "speculative-method"},
+        {"speculative-decoding", "speculative-method", "speculative-mtp"},
     ),
     "empty LoRA": (QWEN, {"lora_config": {}}, {"lora"}),
     "stock compile by number": (QWEN, {"compilation_config": {"mode": 1}}, {"stock-torch-compile"}),

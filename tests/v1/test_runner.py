@@ -58,6 +58,10 @@ ASKS = {
         "kv_offloading_size": 1.0,
     },
     "speculative-mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
+    "speculative-mtp-workers": {
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+        "tensor_parallel_size": 2,
+    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},

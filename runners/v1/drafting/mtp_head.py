@@ -24,8 +24,9 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.third_party import naming
+from dodona.runners.v1.attention import PAGED_ATTENTION
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, recording
-from dodona.runners.v1.packed_model import PAGED_ATTENTION, set_attention
+from dodona.runners.v1.packed_model import set_attention
 
 _QWEN3_NEXT = {
     "mtp.fc.": "eh_proj.",
