@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dodona.oracle.config.draft_method import method_by_name
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.config.sections import COMPILATION_MODES
+from dodona.oracle.config.sections import COMPILATION_MODES, ParallelConfig
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
@@ -149,6 +149,16 @@ def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
     if resolved_device(config, environment) == "cuda" and environment.device_count is not None:
         devices = environment.device_count
     return config.parallel_config.world_size_across_dp > devices
+
+
+def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
+    """Whether replicas are not all this process's, to start and to share requests among."""
+    return (
+        parallel.data_parallel_backend != "mp"
+        or parallel.data_parallel_rank is not None
+        or parallel.data_parallel_external_lb
+        or parallel.data_parallel_hybrid_lb
+    )
 
 
 def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
@@ -467,6 +477,21 @@ _ENGINE_SPECS = (
     _field("parallel_config.tensor_parallel_size", "int", "Devices that split each layer."),
     _field("parallel_config.pipeline_parallel_size", "int", "Devices that take consecutive layers."),
     _field("parallel_config.data_parallel_size", "int", "Replicas that share the requests."),
+    _field(
+        "parallel_config.data_parallel_backend",
+        "str",
+        "What starts the replicas: this process, or Ray.",
+        domain=("mp", "ray"),
+    ),
+    _field(
+        "parallel_config.data_parallel_rank",
+        "int",
+        "The replica's number, where each is started by itself; null where they are started together.",
+        nullable=True,
+        minimum=0,
+    ),
+    _field("parallel_config.data_parallel_external_lb", "bool", "Others share the requests among replicas."),
+    _field("parallel_config.data_parallel_hybrid_lb", "bool", "Others share the requests among machines."),
     _field("parallel_config.prefill_context_parallel_size", "int", "Devices that split a prompt."),
     _field("parallel_config.decode_context_parallel_size", "int", "Devices that split the KV of a sequence."),
     _field("parallel_config.enable_expert_parallel", "bool", "Experts are spread over devices."),
