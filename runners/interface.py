@@ -296,6 +296,10 @@ class Runner(ABC):
     num_speculative_tokens: int = 0
     """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
 
+    num_micro_batches: int = 1
+    """Into how many steps the running requests are divided, so that so many are under way at a time. A
+    request is in one of them, which is read before its next one."""
+
     warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
