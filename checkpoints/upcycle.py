@@ -17,8 +17,8 @@ def upcycle_qwen3(model: Any, dense: Path) -> None:
     embeddings have the same shapes.
 
     The model has four experts, two for each token, each half as wide as the dense MLP: experts 0 and 1 are
-    the halves of the dense MLP, 2 and 3 copies of them with some hidden units redrawn. The router's rows of one pair
-    begin almost equal, so a token begins with a whole pair.
+    the halves of the dense MLP, 2 and 3 copies of them with some hidden units redrawn. The router's
+    rows of one pair begin almost equal, so a token begins with a whole pair.
     """
     from transformers import Qwen3ForCausalLM
 
