@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnreadableField
 from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
@@ -195,6 +195,12 @@ class ModelInfo:
         return None if self.rope is None else self.rope.fixed_length(self.max_position_embeddings)
 
     @property
+    def rope_stretch(self) -> float:
+        """The longest sequence over `max_position_embeddings`: the factor of "dynamic" RoPE, else 1."""
+        factor = self.rope.parameters.get("factor") if self.rope and self.rope_type == "dynamic" else 1.0
+        return max(1.0, float(factor)) if isinstance(factor, int | float) else 1.0
+
+    @property
     def num_queries_per_kv(self) -> int | None:
         """Query heads that share a key/value head; None where the two do not divide or are not known."""
         if not self.num_attention_heads or not self.num_key_value_heads:
@@ -233,9 +239,9 @@ class ModelInfo:
         except OSError as error:
             raise ConfigError(_missing(name, error)) from None
         info = cls.from_mapping(
-            _read_json(file),
+            read_config_json(file),
             file=name,
-            pooling=_declares_pooling(file.parent),
+            pooling=declares_pooling(file.parent),
             quantization=companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
@@ -251,13 +257,17 @@ class ModelInfo:
         file: str = "config.json",
         pooling: bool = False,
         quantization: Mapping[str, Any] | None = None,
+        named: bool = True,
     ) -> ModelInfo:
         """From the contents of a config.json; `file` is the name in error messages.
 
         `pooling` and `quantization` (in the form of a `quantization_config`) are what the directory's other
-        files say. Raises ConfigError.
+        files say. named: whether the file must name its architectures. Raises ConfigError.
         """
-        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quantization)
+        get = _Fields(file, raw, _merge(file, raw))
+        if named and not get.strings("architectures", raw):
+            raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+        return _read(raw, get, pooling, quantization)
 
 
 _CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
@@ -275,10 +285,12 @@ class _Fields:
         self.raw = raw
         self.text = text
 
-    def fail(self, field: str, expected: str, value: object) -> ConfigError:
+    def fail(self, field: str, expected: str, value: object) -> UnreadableField:
         shown = json.dumps(value, default=str)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ConfigError(f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}")
+        return UnreadableField(
+            f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}", field
+        )
 
     def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
         value = self.text.get(field)
@@ -318,9 +330,7 @@ def _read(
     raw: Mapping[str, Any], get: _Fields, pooling: bool, companion: Mapping[str, Any] | None
 ) -> ModelInfo:
     text = get.text
-    architectures = get.strings("architectures", raw)
-    if not architectures:
-        raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+    architectures = get.strings("architectures", raw) or ()
     model_type = get.word("model_type") or ""
     known = known_model(model_type)
     hidden_size, heads = get.size("hidden_size"), get.size("num_attention_heads")
@@ -543,7 +553,7 @@ def _missing(file: str, error: OSError) -> str:
     return f"{file}: cannot be read: {error.strerror or error}"
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
+def read_config_json(file: Path) -> Mapping[str, Any]:
     try:
         value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
     except ConfigError as error:
@@ -576,7 +586,7 @@ def _companion(file: Path) -> Any:
         return None
 
 
-def _declares_pooling(directory: Path) -> bool:
+def declares_pooling(directory: Path) -> bool:
     modules = _companion(directory / "modules.json")
     return isinstance(modules, list) and any(
         isinstance(module, dict) and str(module.get("type", "")).endswith(".Pooling") for module in modules
