@@ -82,7 +82,8 @@ class SequentialDrafter(ABC):
         count, live = rows.shape[0], rows >= 0
         blocks = self._block_table[rows, positions // self._block_size]
         return ForwardInputs(
-            input_ids=token_ids.clamp(min=0),
+            # What was drawn for padding is any number.
+            input_ids=torch.where(live, token_ids.clamp(min=0), 0),
             positions=positions,
             slots=torch.where(live, blocks * self._block_size + positions % self._block_size, -1),
             rows=rows,
