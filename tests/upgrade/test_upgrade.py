@@ -185,7 +185,7 @@ def test_anchors_do_not_grow() -> None:
 
 
 def test_long_texts_are_read_in_one_pass() -> None:
-    many = 60_000
+    many = 8_000
     shells = [
         "${a-" * many,
         '"' + "\\\\$a" * many + '"',
@@ -346,6 +346,13 @@ def test_the_command(tmp_path: Path) -> None:
     ):
         result = run(*words)
         assert (result.exit_code, message in result.stderr) == (2, True)
+
+
+def test_a_name_tells_no_sizes(tmp_path: Path) -> None:
+    (tmp_path / "a.sh").write_text("vllm serve meta-llama/Llama-3.1-8B -tp 3 --max-model-len 1m\n")
+    (finding,) = _examine(tmp_path).findings
+    assert finding.after.starts
+    assert any("not its sizes" in text for text in finding.assumed)
 
 
 def test_a_folder_of_a_model_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
 from dodona.oracle.models.row_by_row import ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.fact import Fact, registry
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -113,9 +113,10 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
 
 
 def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE."""
+    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE, whose
+    frequencies don't follow each row's length."""
     listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
-    return listed or outgrows_rope(config, model)
+    return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
 
 
 def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
@@ -318,7 +319,8 @@ _MODEL_SPECS = (
     OwnFact(
         "model_config.is_row_by_row",
         "bool",
-        "V1 can't pack the model's requests: by its type (docs/models.md), or because it outgrows its RoPE.",
+        "V1 can't pack the model's requests: by its type (docs/models.md), or because it outgrows its "
+        "RoPE, if that isn't `dynamic`.",
         "model",
         derive=lambda i: UNKNOWN if i.model is None else is_row_by_row(i.config, i.model),
     ),
@@ -340,6 +342,15 @@ _MODEL_SPECS = (
         derive=_scheme,
         nullable=True,
         domain=SCHEMES,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.has_unread_experts",
+        "bool",
+        "The model has experts that are quantized, or are to be, in a way in which V1 does not read those of "
+        "its type.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else has_unread_experts(i.config, i.model),
         reads=("model_config.quantization",),
     ),
     OwnFact(
