@@ -66,6 +66,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
     },
+    "speculative-mtp-workers": {"model_config.model_type": "qwen3_next"},
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "kv-connector-lora": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
