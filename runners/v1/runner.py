@@ -17,6 +17,7 @@ from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.interface import (
+    FinishedOutput,
     GrammarOutput,
     KVCacheSpec,
     KVConnectorOutput,
@@ -62,17 +63,6 @@ class Loaded:
     self_check: SelfCheck
     drafting: Drafting | None
     lora: LoRALayers | None
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedOutput:
-    """The pending output of a step that has ended already: V1 samples on the host."""
-
-    output: StepOutput
-
-    def result(self) -> StepOutput:
-        """The output; never waits."""
-        return self.output
 
 
 class V1Runner(WeightLife):

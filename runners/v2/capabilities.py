@@ -10,6 +10,7 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     exceeds_devices,
+    has_unused_pooler,
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
@@ -34,6 +35,7 @@ LACKS: frozenset[str] = frozenset(
         "compute-capability",
         "architecture",
         "generate",
+        "pooler-config",
         "head-size",
         "query-groups",
         "rope",
@@ -112,6 +114,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
     return {
         "architecture": not set(model.architectures) & MODEL_FAMILIES.keys(),
         "generate": resolved_runner_type(config, model) != "generate",
+        "pooler-config": has_unused_pooler(config, model) is True,
         "head-size": model.head_size not in HEAD_SIZES,
         "query-groups": model.num_queries_per_kv is None,
         "rope": model.rope_type not in ROPE_TYPES,
