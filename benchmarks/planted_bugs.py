@@ -20,6 +20,7 @@ _SCHEDULER = "runners/engine/scheduler.py"
 _BLOCKS = "runners/engine/kv_blocks.py"
 _ENGINE = "runners/engine/engine.py"
 _REQUEST = "runners/engine/request.py"
+_TRANSFERS = "runners/engine/kv_transfers.py"
 
 PLANTED: Sequence[Planted] = (
     Planted("a block hash ignores the tokens before the block", _BLOCKS, "blake2b(previous + ", "blake2b(b'' + "),
@@ -93,5 +94,26 @@ PLANTED: Sequence[Planted] = (
         _ENGINE, "                if not request.finished:  # not aborted", "                if True:  # not aborted",
     ),
     Planted("a request ends a token before its limit", _REQUEST, "if num_tokens >= self.limit:", "if num_tokens >= self.limit - 1:"),
+    Planted(
+        "a grammar is asked before all tokens are read",
+        _REQUEST, "            self.schedulable_until = min(self.limit, num_tokens + 1)\n",
+        "            self.schedulable_until = self.limit\n",
+    ),
+    Planted(
+        "drafts that a grammar forbids are verified",
+        _SCHEDULER, "drafts = drafts[: request.grammar.num_allowed(drafts)]", "pass",
+    ),
+    Planted(
+        "the connector does not hear of a preemption",
+        _TRANSFERS, "        self._preempted.append(request.kv_transfer_id)\n", "",
+    ),
+    Planted(
+        "a block whose load failed counts as loaded",
+        _TRANSFERS, "if block_id in output.invalid_block_ids:", "if False:",
+    ),
+    Planted(
+        "blocks are written while they are loaded, after an abort",
+        _SCHEDULER, "if request.block_ids and not self.transfers.is_loading(request):", "if request.block_ids:",
+    ),
     Planted("accepted drafts go on after a stop token", _SCHEDULER, "in result.further and request.finish_reason is None", "in result.further"),
 )  # fmt: skip

@@ -31,14 +31,16 @@ from checkpoints.heads import (
     save_head,
 )
 from checkpoints.task import chat_messages, draw_conversation, draw_question
-from checkpoints.train import HERE, MAX_TURNS, PLAIN_SHARE, learning_rate
+from checkpoints.train import HERE, MAX_TURNS, learning_rate
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.runners.v1.drafting.head import DraftHead
-from dodona.runners.v1.drafting.head_config import read_head_config
+from dodona.runners.drafting.head import DraftHead
+from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 
 NEW_TOKENS = 14
 """Tokens of the target after each prompt: its longest answer, and drafts after it."""
+PLAIN_SHARE = 0.5
+"""Questions without a conversation around them: they cost a tenth, and teach the same."""
 
 
 def training_prompts(tokenizer: Any, *, size: int, seed: int) -> list[list[int]]:
@@ -84,7 +86,7 @@ def _continued(model: Any, ids: Tensor) -> Tensor:
 
 
 class Pool:
-    """Sequences of prompt and continuation; `starts` are the prompts' lengths."""
+    """Sequences of prompt and continuation, shortest first; `starts` are the prompts' lengths."""
 
     def __init__(self, rows: list[Tensor], starts: list[int]) -> None:
         self.lengths = torch.tensor([len(row) for row in rows])
@@ -102,11 +104,13 @@ class DepthAttention:
     """Attention of a head at one depth after the other, over whole sequences.
 
     Depth 0 is causal. The entry of depth d at place t sees the entries of depth 0 up to t, and those of
-    depths 1 to d at t itself: what a drafting head sees.
+    depths 1 to d at t itself: what a drafting head sees. Depths after the first have entries at the places of
+    `window` [B, W] alone.
     """
 
-    def __init__(self, scaling: float) -> None:
+    def __init__(self, scaling: float, window: Tensor) -> None:
         self.scaling = scaling
+        self.window = window
         self.keys: dict[int, list[Tensor]] = defaultdict(list)
         self.values: dict[int, list[Tensor]] = defaultdict(list)
 
@@ -117,9 +121,13 @@ class DepthAttention:
         keys.append(key)
         values.append(value)
         scores = query @ keys[0].transpose(-1, -2) * self.scaling
-        length = query.shape[2]
-        later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
+        length = keys[0].shape[2]
+        places = torch.arange(length, device=query.device)
+        if len(keys) == 1:
+            later = (places > places[:, None])[None]
+        else:
+            later = places > self.window[..., None]
+        scores = scores.masked_fill(later[:, None], float("-inf"))
         own = [(query * k).sum(-1, keepdim=True) * self.scaling for k in keys[1:]]
         weights = torch.cat([scores, *own], dim=-1).softmax(-1)
         out = weights[..., :length] @ values[0]
@@ -137,29 +145,33 @@ def depth_losses(
     """
     count = ids.shape[1] - 1
     places = torch.arange(count, device=ids.device)
-    positions = places[None].expand(len(ids), -1)
-    features = head.features(hidden[:, :count])
+    # the places from which a token of the continuation is drafted
+    window = starts[:, None] - 1 + torch.arange(NEW_TOKENS, device=ids.device)
+    attend = DepthAttention(head.scaling, window)
     mask = head.features(head.mask_hidden) if head.head.is_parallel else None
-    attend = DepthAttention(head.scaling)
+    output = _at(
+        head(ids[:, 1:], head.features(hidden[:, :count]), places[None].expand(len(ids), -1), attend), window
+    )
     losses = []
-    output = features
     for depth in range(NUM_SPECULATIVE_TOKENS):
-        tokens = _shifted(ids, 1 + depth)[:, :count]
-        if depth and mask is not None:
-            tokens = torch.full_like(tokens, head.head.mask_token_id or 0)
-            features = mask.expand(len(ids), count, -1)
-        elif depth:
-            features = head.next_features(output)
-        output = head(tokens, features, positions + depth, attend)
-        wanted = _shifted(logits, 1 + depth)[:, :count, head.targets].float().softmax(-1)
+        if depth:
+            if mask is not None:
+                tokens = torch.full_like(window, head.head.mask_token_id or 0)
+                features = mask.expand(*window.shape, -1)
+            else:
+                tokens = ids.gather(1, (window + 1 + depth).clamp(max=count))
+                features = head.next_features(output)
+            output = head(tokens, features, window + depth, attend)
+        wanted = _at(logits, (window + 1 + depth).clamp(max=count))[..., head.targets].float().softmax(-1)
         found = head.draft_logits(output).float().log_softmax(-1)
-        due = (places >= starts[:, None] - 1) & (places + 2 + depth < lengths[:, None])
+        due = window + 2 + depth < lengths[:, None]
         losses.append(-(wanted * found).sum(-1)[due].mean())
     return losses
 
 
-def _shifted(values: Tensor, count: int) -> Tensor:
-    return torch.roll(values, -count, dims=1)
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """values [B, L, n], places [B, W] -> [B, W, n]."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def train_head(
@@ -175,7 +187,9 @@ def train_head(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak=peak, warm_up=min(200, steps // 10 + 1))
-        rows = torch.randint(len(pool.ids), (batch,), generator=generator)
+        # sequences of about one length: nothing is computed for padding
+        first = int(torch.randint(max(1, len(pool.ids) - batch + 1), (1,), generator=generator))
+        rows = torch.arange(first, min(first + batch, len(pool.ids)))
         width = int(pool.lengths[rows].max())
         ids = pool.ids[rows, :width].to(device)
         starts, lengths = pool.starts[rows].to(device), pool.lengths[rows].to(device)
@@ -299,7 +313,8 @@ def train_one(name: str, recipe: HeadRecipe, target: Any, pool: Pool, args: argp
     parameters = sum(p.numel() for p in head.parameters())
     return (
         f"`python -m checkpoints.train_heads {name} --steps {args.steps} --batch {args.batch} "
-        f"--pool {args.pool} --seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on "
+        f"--pool {args.pool} --learning-rate {args.learning_rate} "
+        f"--seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on "
         f"{where}, torch {torch.__version__}, final losses by depth "
         f"{', '.join(f'{loss:.3f}' for loss in losses)}."
     )

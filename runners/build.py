@@ -47,11 +47,14 @@ POOLING_RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1_pooling}
 """The same for runner type "pooling"."""
 
 
-def build_runner(verdict: Verdict, model: ModelInfo | None = None, limits: Limits | None = None) -> Runner:
+def build_runner(
+    verdict: Verdict, model: ModelInfo | None = None, limits: Limits | None = None, *, replica: int = 0
+) -> Runner:
     """Make the runner that the verdict chose.
 
     model: config.json of the verdict's model; None reads it.
     limits: those of the verdict's configuration; None resolves them.
+    replica: number among `data_parallel_size`, each of which takes the next devices.
 
     Raises UnsupportedConfiguration where there are refusals, where the book describes another system, or
     where it names a runner that there is none of; and what `resolve_limits` raises.
@@ -84,5 +87,5 @@ def build_runner(verdict: Verdict, model: ModelInfo | None = None, limits: Limit
     if uses_workers(config):
         from dodona.runners.distributed.runner import DistributedRunner
 
-        return DistributedRunner(runner_class, config, model, limits)
+        return DistributedRunner(runner_class, config, model, limits, replica=replica)
     return runner_class(config, model, limits)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.errors import ConfigError
@@ -21,6 +22,7 @@ from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.events import Sink
 from dodona.runners.engine.prompts import PromptLike, parse_prompt
+from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError, WrongTaskError
@@ -71,24 +73,27 @@ class EngineClient:
         """What prompts without sampling parameters get: generation_config.json's, else the usual ones."""
 
         vocab_size = _vocab_size(model, self.tokenizer)
-        size: Future[KVSize] = Future()
+        count = config.parallel_config.data_parallel_size
+        sizes: list[Future[KVSize]] = [Future() for _ in range(count)]
 
-        def start_runner() -> tuple[Runner, Scheduler]:
-            runner, scheduler, kv_size = start(verdict, model)
-            size.set_result(kv_size)
+        def start_runner(replica: int) -> tuple[Runner, Scheduler]:
+            runner, scheduler, kv_size = start(verdict, model, replica)
+            sizes[replica].set_result(kv_size)
             return runner, scheduler
 
-        self._engine = Engine(start_runner)
+        starts = [partial(start_runner, replica) for replica in range(count)]
+        self._engine = Engine(starts[0]) if count == 1 else Replicas(starts)
         self._finalizer = weakref.finalize(self, self._engine.shutdown)
         try:
             self._engine.wait_until_ready()
         except BaseException:
             self.shutdown()
             raise
-        self.max_model_len = size.result().max_model_len
+        self.max_model_len = min(size.result().max_model_len for size in sizes)
         """Most tokens of prompt and output together."""
-        self.num_kv_blocks = size.result().num_blocks
-        request_features, self.max_num_batched_tokens, current_config, settings = self._engine.call(
+        self.num_kv_blocks = sum(size.result().num_blocks for size in sizes)
+        """Of all replicas together."""
+        request_features, self.max_num_batched_tokens, current_config, settings = self.call(
             lambda runner, scheduler: (
                 runner.request_features,
                 scheduler.max_num_batched_tokens,
@@ -111,7 +116,7 @@ class EngineClient:
         )
         self._adapters: AdapterRegistry | None = None
         if config.lora_config is not None:
-            targets = self._engine.call(lambda runner, scheduler: runner.get_lora_targets())
+            targets = self.call(lambda runner, scheduler: runner.get_lora_targets())
             self._adapters = AdapterRegistry(config.lora_config, targets)
 
     def submit(
@@ -193,8 +198,15 @@ class EngineClient:
         self._engine.abort(*request_ids)
 
     def call(self, function: Callable[[Runner, Scheduler], Any], *, drain: bool = False) -> Any:
-        """Run `function(runner, scheduler)` in the engine's thread between two steps; see `Engine.call`."""
-        return self._engine.call(function, drain=drain)
+        """Run `function(runner, scheduler)` in the engine's thread between two steps; see `Engine.call`.
+
+        Of several replicas, which all run it, the first one's result.
+        """
+        return self.call_all(function, drain=drain)[0]
+
+    def call_all(self, function: Callable[[Runner, Scheduler], Any], *, drain: bool = False) -> list[Any]:
+        """`call`, with the results of all replicas; see `Replicas.call_all`."""
+        return self._engine.call_all(function, drain=drain)
 
     def shutdown(self, cause: BaseException | None = None) -> None:
         """End the engine and release the model. Waiting callers get EngineDeadError. Idempotent."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.engine.engine import Engine
+from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineAsleepError
 from dodona.runners.interface import SLEEP_TAGS, Runner
@@ -27,7 +28,7 @@ class EngineControl:
     version of the weights; those submitted after wait for it, and use no cached prefix of the old weights.
     """
 
-    def __init__(self, engine: Engine, current_config: CurrentConfig) -> None:
+    def __init__(self, engine: Engine | Replicas, current_config: CurrentConfig) -> None:
         self._engine = engine
         self._current_config = current_config
         self._lock = threading.Lock()
@@ -99,8 +100,8 @@ class EngineControl:
                 if changes_weights:
                     scheduler.new_weights()
 
-        results: list[Any] = self._engine.call(call, drain=changes_weights)
-        return results
+        of_engines: list[list[Any]] = self._engine.call_all(call, drain=changes_weights)
+        return [result for results in of_engines for result in results]
 
     def _sleep(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Any]:
         with self._lock:

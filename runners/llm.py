@@ -80,7 +80,7 @@ class LLM:
 
     @property
     def num_kv_blocks(self) -> int:
-        """KV blocks, of `block_size` tokens each."""
+        """KV blocks, of `block_size` tokens each, of all replicas together."""
         return self._client.num_kv_blocks
 
     def get_tokenizer(self) -> Any | None:
@@ -293,7 +293,7 @@ class LLM:
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
         """Call one of `rpc.RPC_METHODS` by name on every worker, between two steps. Returns the results in
-        the order of ranks; see `Runner.collective_rpc`.
+        the order of ranks, replica after replica; see `Runner.collective_rpc`.
 
         One that changes weights waits for running requests and ends the life of cached prefixes, see
         `reload_weights`.
@@ -355,8 +355,7 @@ class LLM:
 
     def draft_stats(self) -> DraftStats:
         """Counts of speculative decoding since the start, over all requests."""
-        stats: DraftStats = self._client.call(lambda _, scheduler: scheduler.draft_stats.copy())
-        return stats
+        return DraftStats.total(self._client.call_all(lambda _, scheduler: scheduler.draft_stats.copy()))
 
     def shutdown(self) -> None:
         """End the engine and release the model. Waiting callers get EngineDeadError. Idempotent."""

@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dodona.engine")
 
 
-def start(verdict: Verdict, model: ModelInfo) -> tuple[Runner, Scheduler, KVSize]:
+def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner, Scheduler, KVSize]:
     """Resolve the limits, build the runner, load the model, size and allocate the KV cache, warm up and
     capture. Shuts the runner down if any of it fails.
+
+    replica: number among `data_parallel_size`.
 
     Raises what `resolve_limits`, `build_runner` and `size_kv_cache` raise, and what the runner raises.
     """
     config = verdict.config
     limits = resolve_limits(config, model)
-    runner = build_runner(verdict, model, limits)
+    runner = build_runner(verdict, model, limits, replica=replica)
     kv_transfer = plan_kv_transfer(config, runner.name)
     try:
         runner.load_model()

@@ -36,7 +36,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.sampling", "runners.quantization"),
     ("runners.limits", "runners.rpc", "runners.current_config", "runners.lora", "runners.pooling"),
     ("runners.interface",),
-    ("runners.kv_transfer",),
+    ("runners.kv_transfer", "runners.drafting"),
     ("runners.warm_up", "runners.device", "runners.weights"),
     ("runners.text", "runners.distributed"),
     ("runners.engine", "runners.v1", "runners.v2"),

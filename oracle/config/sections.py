@@ -210,6 +210,14 @@ class ParallelConfig:
     """Devices that take consecutive layers."""
     data_parallel_size: Count = 1
     """Replicas that share the requests."""
+    data_parallel_backend: Literal["mp", "ray"] = "mp"
+    """What starts the replicas: this process ("mp"), or Ray, on several machines."""
+    data_parallel_rank: Natural | None = None
+    """This replica's number, where each is started by itself behind a load balancer."""
+    data_parallel_external_lb: Flag = False
+    """A load balancer of the user's shares the requests among replicas."""
+    data_parallel_hybrid_lb: Flag = False
+    """Such a balancer among machines, and this process among the replicas of its own."""
     prefill_context_parallel_size: Count = 1
     """Devices that split a prompt."""
     decode_context_parallel_size: Count = 1

@@ -134,6 +134,7 @@ def _optional(fields: Mapping[str, SearchStrategy[Any]]) -> SearchStrategy[dict[
 
 
 _SIZES = st.sampled_from([1, 1, 1, 2, 4])
+_RARELY = st.sampled_from([False, False, False, True])
 
 _SECTIONS: Mapping[str, SearchStrategy[dict[str, Any]]] = {
     "cache_config": _optional(
@@ -151,6 +152,10 @@ _SECTIONS: Mapping[str, SearchStrategy[dict[str, Any]]] = {
             "tensor_parallel_size": _SIZES,
             "pipeline_parallel_size": _SIZES,
             "data_parallel_size": _SIZES,
+            "data_parallel_backend": st.sampled_from(["mp", "mp", "ray"]),
+            "data_parallel_rank": st.sampled_from([None, None, 0, 1]),
+            "data_parallel_external_lb": _RARELY,
+            "data_parallel_hybrid_lb": _RARELY,
             "prefill_context_parallel_size": _SIZES,
             "decode_context_parallel_size": _SIZES,
             "enable_expert_parallel": st.booleans(),

@@ -52,8 +52,6 @@ def join(start: Start) -> Mesh:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cuda, world = start.limits.device == "cuda", start.sizes.world
-    if not cuda and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // world))
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         store=dist.FileStore(start.store, world),  # type: ignore[attr-defined]

@@ -48,6 +48,8 @@ class Start:
     """File by which the ranks find each other."""
     timeout_s: float
     """Seconds after which an exchange between ranks fails."""
+    sharing: int = 1
+    """Ranks of all replicas: on a CPU they share the processor and its memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,13 @@ class Call:
     method: str
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read an attribute of the runner; every rank answers with it."""
+
+    attribute: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,7 @@ class Stop:
     """Shut the runner down and end; nobody answers."""
 
 
-Message = Start | Call | Execute | Sample | Stop
+Message = Start | Call | Read | Execute | Sample | Stop
 
 
 @dataclass(frozen=True, slots=True)

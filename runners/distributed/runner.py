@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dodona.runners.distributed.messages import Call, Execute, Sample, Start
+from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.interface import (
@@ -51,6 +51,7 @@ class DistributedRunner(Runner):
     """Workers in processes on this machine, one per rank.
 
     runner_class: the workers' runner, called with (config, model, limits, mesh).
+    replica: number among `data_parallel_size`; each takes the next devices.
 
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
     """
@@ -64,7 +65,7 @@ class DistributedRunner(Runner):
         model: ModelInfo,
         limits: Limits,
         *,
-        first_device: int = 0,
+        replica: int = 0,
     ) -> None:
         super().__init__(config, model, limits)
         self._runner_class = runner_class
@@ -72,7 +73,7 @@ class DistributedRunner(Runner):
         self.request_features = runner_class.request_features
         self.warm_up_params = runner_class.warm_up_params
         self._sizes = RankSizes.of(config.parallel_config)
-        self._first_device = first_device
+        self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
         self._sampled: StepOutput | None = None
@@ -83,7 +84,8 @@ class DistributedRunner(Runner):
         """Start the workers, and load the model in each. Raises what their runners raise, and WorkerError."""
         if self._workers is not None:
             raise RuntimeError("load_model twice")
-        self._workers = workers = Workers(self._sizes.world)
+        whose = f" of replica {self._replica}" if self.config.parallel_config.data_parallel_size > 1 else ""
+        self._workers = workers = Workers(self._sizes.world, whose)
         for rank in range(self._sizes.world):
             start = Start(
                 runner_class=self._runner_class,
@@ -92,35 +94,44 @@ class DistributedRunner(Runner):
                 limits=self.limits,
                 rank=rank,
                 sizes=self._sizes,
-                device_index=self._first_device + rank,
+                device_index=self._replica * self._sizes.world + rank,
                 store=str(workers.store),
                 timeout_s=self._timeout,
+                sharing=self.config.parallel_config.world_size_across_dp,
             )
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
+        workers.tell(Read("num_speculative_tokens"))
+        self.num_speculative_tokens, *_ = workers.answers(range(self._sizes.world), "load_model", None)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """The spec of the rank whose blocks take the most bytes: sizes are per device.
+        """The spec of the rank whose blocks take the most bytes, with the largest states of a row: sizes are
+        per device. A draft takes its part on the rank that samples.
 
         Of several stages, no layer is said to slide: another stage may need what this one could forget.
         """
-        specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        largest = max(specs, key=lambda spec: spec.bytes_per_block)
+        largest = _largest(self._call_all("get_kv_cache_spec"))
         if self._sizes.pipeline == 1:
             return largest
         return replace(largest, layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers))
 
     def determine_available_memory(self) -> int:
-        """The least that a rank has, for blocks of `get_kv_cache_spec`'s size.
+        """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
+        of `get_kv_cache_spec`.
 
-        On a CPU the ranks share the memory that each of them found.
+        On a CPU all ranks, those of other replicas too, share the memory that each of them found.
         """
-        sharing = self._sizes.world if self.limits.device == "cpu" else 1
+        sharing = self.config.parallel_config.world_size_across_dp if self.limits.device == "cpu" else 1
+        rows = self.limits.max_num_seqs
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        blocks = min(free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True))
-        return blocks * max(spec.bytes_per_block for spec in specs)
+        blocks = min(
+            (free // sharing - rows * spec.state_bytes_per_row) // spec.bytes_per_block
+            for free, spec in zip(found, specs, strict=True)
+        )
+        largest = _largest(specs)
+        return blocks * largest.bytes_per_block + rows * largest.state_bytes_per_row
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
@@ -191,3 +202,11 @@ class DistributedRunner(Runner):
         if self._workers is None:
             raise RuntimeError("there are no workers: call load_model first")
         return self._workers
+
+
+def _largest(specs: Sequence[KVCacheSpec]) -> KVCacheSpec:
+    """The spec with the largest blocks, and the largest states of a row."""
+    return replace(
+        max(specs, key=lambda spec: spec.bytes_per_block),
+        state_bytes_per_row=max(spec.state_bytes_per_row for spec in specs),
+    )

@@ -16,7 +16,17 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.mesh import ALONE
-from dodona.runners.distributed.messages import Answer, Call, Execute, Failure, Message, Result, Sample, Start
+from dodona.runners.distributed.messages import (
+    Answer,
+    Call,
+    Execute,
+    Failure,
+    Message,
+    Read,
+    Result,
+    Sample,
+    Start,
+)
 from dodona.runners.rpc import RPC_METHODS
 
 if TYPE_CHECKING:
@@ -53,6 +63,8 @@ def serve(connection: Any) -> None:
                     raise RuntimeError(f"{type(message).__name__} before Start")
                 elif isinstance(message, Call):
                     _answer(connection, Result(_call(runner, message)))
+                elif isinstance(message, Read):
+                    _answer(connection, Result(getattr(runner, message.attribute)))
                 elif isinstance(message, Execute):
                     if message.sampled is not None and not samples:
                         runner.take_sampled_tokens(message.sampled)
@@ -111,6 +123,10 @@ def _start(start: Start) -> tuple[Runner, bool]:
         import torch
 
         torch.cuda.set_device(start.device_index)
+    elif start.sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // start.sharing))
     if start.sizes.world == 1:
         mesh = ALONE
     else:

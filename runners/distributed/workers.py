@@ -28,13 +28,14 @@ _PATIENCE = 10.0
 
 
 class Workers:
-    """The processes of the ranks 0 .. count-1. Only one thread may use them.
+    """The processes of the ranks 0 .. count-1. Only one thread may use them. whose: follows a rank in errors.
 
     Every method raises WorkerError where a worker died, gave no answer in time or failed in a step. All
     workers are then ended.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, whose: str = "") -> None:
+        self._whose = whose
         self._folder = Path(tempfile.mkdtemp(prefix="dodona-workers-"))
         self.store = self._folder / "store"
         """File by which the ranks find each other."""
@@ -165,7 +166,7 @@ class Workers:
     ) -> WorkerError:
         process = process or self._processes[rank]
         tail = [*trace.rstrip().splitlines(), *process.log_tail()]
-        return WorkerError(rank, f"worker of rank {rank} (pid {process.pid}) {happened}", tail)
+        return WorkerError(rank, f"worker of rank {rank}{self._whose} (pid {process.pid}) {happened}", tail)
 
 
 def _text(error: BaseException) -> str:

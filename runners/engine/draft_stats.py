@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 
@@ -20,6 +21,16 @@ class DraftStats:
     def zero(cls, num_speculative_tokens: int) -> DraftStats:
         """Nothing counted yet. num_speculative_tokens: most drafts of a row in a step."""
         return cls(0, 0, [0] * num_speculative_tokens)
+
+    @classmethod
+    def total(cls, parts: Sequence[DraftStats]) -> DraftStats:
+        """The sums over several engines, at least one, that draft alike."""
+        by_depth = zip(*(part.num_accepted_tokens_per_pos for part in parts), strict=True)
+        return cls(
+            sum(part.num_drafts for part in parts),
+            sum(part.num_draft_tokens for part in parts),
+            [sum(counts) for counts in by_depth],
+        )
 
     def copy(self) -> DraftStats:
         """The counts as they are now."""

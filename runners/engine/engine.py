@@ -67,10 +67,18 @@ class Engine:
     `start` makes the runner, ready to step, and its scheduler; it is called in the engine's thread, as is
     everything else of the runner. After the engine has ended, by `shutdown` or by an error, every method
     that needs it raises EngineDeadError with the cause.
+
+    on_failure: called with an error that ends the engine, in its thread, before anybody else hears of it.
     """
 
-    def __init__(self, start: Callable[[], tuple[Runner, Scheduler]]) -> None:
+    def __init__(
+        self,
+        start: Callable[[], tuple[Runner, Scheduler]],
+        *,
+        on_failure: Callable[[BaseException], object] = lambda error: None,
+    ) -> None:
         self._start = start
+        self._on_failure = on_failure
         self._wake = threading.Condition()
         """Guards the four below."""
         self._inbox: deque[_Command] = deque()
@@ -106,7 +114,7 @@ class Engine:
         for request in requests:
             by_id.setdefault(request.parent_id, []).append(request)
         with self._wake:
-            self._check_callable()
+            self.check_callable()
             if self._refusal is not None:
                 raise EngineAsleepError(self._refusal)
             for request_id in by_id:
@@ -137,24 +145,41 @@ class Engine:
 
         `drain`: only once all requests submitted before are finished; those submitted after wait for it.
         """
+        return self.post(function, drain=drain).result()
+
+    def call_all(self, function: Callable[[Runner, Scheduler], Any], *, drain: bool = False) -> list[Any]:
+        """`call`, as several engines have it: the results of all, here of one."""
+        return [self.call(function, drain=drain)]
+
+    def post(self, function: Callable[[Runner, Scheduler], Any], *, drain: bool = False) -> Future[Any]:
+        """`call` without waiting for the result."""
         future: Future[Any] = Future()
         with self._wake:
-            self._check_callable()
+            self.check_callable()
             self._inbox.append(_Call(function, future, drain))
             self._wake.notify()
-        return future.result()
+        return future
 
     def shutdown(self, cause: BaseException | None = None) -> None:
         """End the engine after the step under way, and wait for that. Idempotent.
 
         Whoever waits for a request gets EngineDeadError, whose cause is `cause`.
         """
+        self.end(cause)
+        if not self.runs_here:
+            self._thread.join()
+
+    def end(self, cause: BaseException | None) -> None:
+        """`shutdown` without waiting."""
         with self._wake:
             if self._end is None:
                 self._end = _End(cause)
             self._wake.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the current thread is the engine's."""
+        return threading.current_thread() is self._thread
 
     def dead_error(self) -> EngineDeadError:
         """The error for callers that come after the engine's end, or waited for a request."""
@@ -165,10 +190,11 @@ class Engine:
         error.__cause__ = cause
         return error
 
-    def _check_callable(self) -> None:
+    def check_callable(self) -> None:
+        """Raises EngineDeadError, and EngineThreadError in the engine's own thread."""
         if self._end is not None:
             raise self.dead_error()
-        if threading.current_thread() is self._thread:
+        if self.runs_here:
             raise EngineThreadError(
                 "the engine's own thread would wait for itself: this was called from a function that runs in "
                 "it, such as the sink of a request; call it from another thread"
@@ -196,6 +222,7 @@ class Engine:
         except BaseException as error:
             with self._wake:
                 self._end = _End(error)
+            self._on_failure(error)
             # Its frames would keep the runner's tensors for as long as somebody keeps the error.
             traceback.clear_frames(error.__traceback__)
         gc.unfreeze()  # before the runner looks for what it can give back

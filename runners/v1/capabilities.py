@@ -6,11 +6,15 @@ the two.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.facts import (
+    deploys_replicas_otherwise,
     exceeds_devices,
     fills_stages,
     has_active_connector,
@@ -60,7 +64,7 @@ LACKS: frozenset[str] = frozenset(
         "workers-row-by-row",
         "pipeline-parallel-families",
         "pipeline-parallel-layers",
-        "data-parallelism",
+        "data-parallel-deployment",
         "decode-context-parallelism",
         "expert-parallel-families",
         "expert-parallel-ranks",
@@ -189,14 +193,13 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             resolved_quantization(config, model) is not None
             or model.has_inner_state
             or config.lora_config is not None
-            or speculative is not None
             or has_active_connector(config)
             or compilation == "STOCK_TORCH_COMPILE"
         ),
         "pipeline-parallel-families": parallel.pipeline_parallel_size > 1
         and not set(model.architectures) & set(PIPELINE_PARALLEL_FAMILIES),
         "pipeline-parallel-layers": fills_stages(config, model) is False,
-        "data-parallelism": parallel.data_parallel_size > 1,
+        "data-parallel-deployment": deploys_replicas_otherwise(parallel),
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallel-families": parallel.enable_expert_parallel
         and parallel.tensor_parallel_size > 1
@@ -222,6 +225,20 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     }
     features = [feature for feature, asked in found.items() if asked]
     return (*features, *(need_packing(config) if is_row_by_row(config, model) else ()))
+
+
+def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
+    """What V1 lacks for a draft model, which is whole on one device; `config`: the target's, without
+    speculative_config."""
+    config = replace(config, parallel_config=ParallelConfig())
+    lacking = check_supported(config, draft, environment)
+    if draft.has_inner_state:
+        lacking += ("speculative-inner-state",)
+    if draft.quant_method is not None:
+        lacking += ("quantized-weights",)
+    if is_row_by_row(config, draft):
+        lacking += ("speculative-row-by-row",)
+    return lacking
 
 
 def compiles(config: EngineConfig) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, plan_drafting
 from dodona.runners.interface import (
     FinishedOutput,
     GrammarOutput,
@@ -36,7 +38,6 @@ from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_drafting
-from dodona.runners.v1.drafting.plan import plan_drafting
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
@@ -61,7 +62,10 @@ class Loaded:
 
     model: ServedModel
     self_check: SelfCheck
+    plan: DraftPlan | None
+    """What drafts, on this rank or another."""
     drafting: Drafting | None
+    """On the rank that samples."""
     lora: LoRALayers | None
 
 
@@ -103,25 +107,33 @@ class V1Runner(WeightLife):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        plan = plan_drafting(self.config, self.model_info, self.limits)
+        plan = plan_drafting(
+            self.config,
+            self.model_info,
+            self.limits,
+            runner=self.name,
+            lacks_of_draft=partial(capabilities.lacks_of_draft, environment=machine),
+        )
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         chosen = choose(
-            self._read_share(self._device, directory),
+            self._read_share(self._device, directory, plan),
             max_model_len=self.limits.max_model_len,
             compiled=capabilities.compiles(self.config),
             mesh=self._mesh,
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
             need_packing=capabilities.need_packing(self.config),
         )
-        drafting = None if plan is None else load_drafting(plan, chosen.model, self.config, self.limits)
-        self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
+        drafting: Drafting | None = None
+        if plan is not None:
+            drafting = load_drafting(plan, chosen.model, self.config, self.limits, self._mesh)
+        self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
         lora: LoRALayers | None = None
         if self.config.lora_config is not None:
             with chosen.model.plain() as plain:
                 lora = LoRALayers(plain, self.config.lora_config)
-        self._loaded = Loaded(chosen.model, chosen.self_check, drafting, lora)
+        self._loaded = Loaded(chosen.model, chosen.self_check, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
@@ -131,7 +143,8 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        fresh = self._read_share(torch.device("cpu") if directory else self._device, directory)
+        device = torch.device("cpu") if directory else self._device
+        fresh = self._read_share(device, directory, loaded.plan)
         model_weights.replace(loaded.model.model, fresh)
 
     def get_lora_targets(self) -> Mapping[str, LoRATarget]:
@@ -161,7 +174,7 @@ class V1Runner(WeightLife):
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
         # one block table of a row, as ranks that share prompts. Stages have other layers than the engine is
         # told of.
-        together = has_active_connector(self.config) or spec.layers != model.layers
+        together = has_active_connector(self.config) or isinstance(loaded.plan, (ModelPlan, HeadPlan))
         together |= self._on_device is not None
         together |= self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
@@ -310,13 +323,16 @@ class V1Runner(WeightLife):
             torch.cuda.empty_cache()
         return num_blocks, None
 
-    def _read_share(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+    def _read_share(
+        self, device: torch.device, directory: Path | None, plan: DraftPlan | None
+    ) -> torch.nn.Module:
         """The model on `device`, with this rank's share of the weights."""
         if self._mesh.size == 1:
             return self._read_model(device, directory)
         # The device is to hold the share only. Random weights depend on the device that draws them.
         model = self._read_model(torch.device("cpu") if directory else device, directory)
-        take_stage(model, self._mesh.pipeline)
+        borrowed = isinstance(plan, HeadPlan) and plan.borrows_embedding
+        take_stage(model, self._mesh.pipeline, last_has_embedding=borrowed)
         shard_model(
             model, self._mesh.tensor, whole_experts=self.config.parallel_config.enable_expert_parallel
         )

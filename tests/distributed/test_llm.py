@@ -97,6 +97,36 @@ def test_stages_and_shared_prompts_in_processes(tiny_models, reference, monkeypa
 
 
 @pytest.mark.slow
+def test_replicas(tiny_models, reference, monkeypatch):
+    path = tiny_models.path("llama")
+    plain, prompts = reference(path), mixed_prompts()
+    params = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in NEW_TOKENS]
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    with split_llm(
+        path, monkeypatch, data_parallel_size=2, num_gpu_blocks_override=28, max_model_len=96,
+        max_num_batched_tokens=16,
+    ) as llm:  # fmt: skip
+        assert llm.num_kv_blocks == 56
+        of_replicas = llm._client.call_all(lambda runner, _: [p.pid for p in runner._workers._processes])
+        pids = [pid for of_one in of_replicas for pid in of_one]
+        assert len(set(pids)) == 2
+        outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+        for prompt, count, output in zip(prompts, NEW_TOKENS, outputs, strict=True):
+            equal.compare(prompt, plain.generate(prompt, count), list(output.outputs[0].token_ids))
+        equal.check()
+        assert min(llm._client.call_all(lambda _, scheduler: scheduler._num_steps)) > 0
+        assert len(llm.collective_rpc("reload_weights")) == 2
+
+        os.kill(of_replicas[1][0], signal.SIGKILL)
+        both = [{"prompt_token_ids": prompt} for prompt in prompts[:2]]
+        with pytest.raises(EngineDeadError, match=r"rank 0 of replica 1 .*SIGKILL"):
+            llm.generate(both, params[0], use_tqdm=False)
+        with pytest.raises(EngineDeadError, match="rank 0 of replica 1"):
+            llm.generate([{"prompt_token_ids": prompts[0]}], params[0], use_tqdm=False)
+    assert all(map(gone, pids))
+
+
+@pytest.mark.slow
 def test_a_start_that_fails_is_no_fault_of_a_rank(tiny_models, tmp_path, monkeypatch):
     """What fails alike on every rank is raised as it is without workers, and leaves nothing behind."""
     shutil.copy(tiny_models.path("llama") / "config.json", tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.simulation import SITES, Arrival, Sizes, Story, run, story_of
+from tests.support.simulation import SITES, Arrival, HostMemory, Sizes, Story, run, story_of
 
 STORIES = 10_000
 BLOCK = 500
@@ -27,8 +27,9 @@ def test_each_pass_of_a_site_may_fail(site: str) -> None:
         Arrival(0, (1, 2, 3, 4, 5), 6, streaming=True),
         Arrival(0, (1, 2, 3, 4, 9), 4, seed=3, n=2),
         Arrival(2, (1, 2, 3), None, abort_turn=5),
+        Arrival(3, (1, 2, 3, 4), 5, has_grammar=True),
     )
-    sizes = Sizes(9, 3, 3, 6, True, True, 2, 0)
+    sizes = Sizes(9, 3, 3, 6, True, True, 2, 0, HostMemory(6, 2, 0.0, 1))
     for number in range(200):
         story = Story(sizes, arrivals, (3,), (site, number))
         struck = run(story)
@@ -42,6 +43,8 @@ def test_a_story_is_the_same_each_time_and_can_be_written_down() -> None:
     for seed in range(50):
         story = story_of(seed)
         assert story == story_of(seed)
-        namespace: dict[str, object] = {"Arrival": Arrival, "Sizes": Sizes, "Story": Story, "run": run}
+        namespace: dict[str, object] = {
+            "Arrival": Arrival, "HostMemory": HostMemory, "Sizes": Sizes, "Story": Story, "run": run,
+        }  # fmt: skip
         exec(story.test(), namespace)
         namespace["test_this_story"]()  # type: ignore[operator]

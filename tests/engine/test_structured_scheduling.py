@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,65 +14,16 @@ from hypothesis import strategies as st
 from dodona.runners.engine.request import Request
 from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_scheduler import EOS, VOCAB, assert_solo, make_request
+from tests.support.counting_grammar import COUNT_TO, CountingGrammar
 from tests.support.sync_engine import SyncEngine
 
-COUNT_TO = 7
 
-
-class Counting:
-    """A grammar of the test's own: each token is one of three that follow from the one before; the end may
-    come after every third, and must after `COUNT_TO`. It is its own matcher and vocabulary."""
-
-    def __init__(self, break_at: int | None = None) -> None:
-        self.tokens: list[int] = []
-        self.break_at = break_at
-        self.error: str | None = None
-        self.matcher = self
-        self.vocabulary = self
-
-    def allowed(self) -> set[int]:
-        if len(self.tokens) == COUNT_TO:
-            return set(EOS)
-        last = self.tokens[-1] if self.tokens else 5
-        return {1 + (last * 7 + i) % (VOCAB - 1) for i in (0, 1, 50)} | (
-            set(EOS) if self.tokens and len(self.tokens) % 3 == 0 else set()
-        )
-
-    def accept(self, token_id: int) -> bool:
-        if len(self.tokens) == self.break_at:
-            self.error = "it broke"
-            return False
-        assert token_id in self.allowed()
-        self.tokens.append(token_id)
-        return True
-
-    def after(self, token_ids: Sequence[int]) -> Counting:
-        """The same grammar with these tokens more."""
-        copy = Counting()
-        copy.tokens = [*self.tokens, *token_ids]
-        return copy
-
-    def num_allowed(self, token_ids: Sequence[int]) -> int:
-        for count, token_id in enumerate(token_ids):
-            before = self.after(token_ids[:count])
-            if before.tokens[-1:] in [[token] for token in EOS] or token_id not in before.allowed():
-                return count
-        return len(token_ids)
-
-    def lookahead(self, token_ids: Sequence[int]) -> list[Counting]:
-        return [self.after(token_ids[:count]) for count in range(len(token_ids) + 1)]
-
-    @staticmethod
-    def bitmask(matchers: list[Counting]) -> Any:
-        bits = np.zeros((len(matchers), 128), dtype=np.uint8)
-        for row, matcher in zip(bits, matchers, strict=True):
-            row[sorted(matcher.allowed())] = 1
-        return np.packbits(bits, axis=1, bitorder="little").view("<i4")
+def grammar(break_at: int | None = None) -> CountingGrammar:
+    return CountingGrammar(VOCAB, min(EOS), break_at)
 
 
 def guess(token_ids: Sequence[int]) -> int:
-    """One of the tokens that may follow, the end aside."""
-    return 1 + token_ids[-1] * 7 % (VOCAB - 1)
+    return grammar().guess(token_ids)
 
 
 def counting_request(name: str, prompt: list[int], *, break_at: int | None = None, **changes: Any) -> Request:
@@ -82,7 +32,7 @@ def counting_request(name: str, prompt: list[int], *, break_at: int | None = Non
     )
     return Request(
         name, prompt, params, seed=len(prompt), limit=len(prompt) + (params.max_tokens or 0),
-        eos_token_ids=EOS, grammar=Counting(break_at),  # type: ignore[arg-type]
+        eos_token_ids=EOS, grammar=grammar(break_at),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -261,6 +261,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
     assert from_zero == {
         *(f"model_config.{name}" for name in (*SIZES, "num_experts", "rope_fixed_length")),
         "environment.compute_capability",
+        "parallel_config.data_parallel_rank",
     }
     assert {spec.minimum for spec in whole.values()} == {0, 1}
     sections = {name for name, spec in FACTS.items() if spec.section}
@@ -286,6 +287,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         "model_config.max_model_len",
         "scheduler_config.max_num_batched_tokens",
         "parallel_config.distributed_executor_backend",
+        "parallel_config.data_parallel_rank",
         "environment.override",
         "environment.compute_capability",
         "environment.device_count",

@@ -37,6 +37,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
     "data-parallelism": {"data_parallel_size": 2},
+    "data-parallel-deployment": {"data_parallel_backend": "ray"},
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallelism": {"enable_expert_parallel": True},
@@ -46,7 +47,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
-    "speculative-decoding": {"speculative_config": {"method": "ngram"}},
+    "speculative-decoding": {"speculative_config": {"method": "eagle3"}},
     "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},

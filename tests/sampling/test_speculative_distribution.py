@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from dodona.kernels.sampling.reference import gumbel_argmax
-from dodona.runners.v1.step import num_agreeing
+from dodona.runners.drafting.acceptance import num_agreeing
 
 DRAWS, VOCAB, POSITION = 60_000, 6, 17
 GENERATOR = torch.Generator().manual_seed(5)

@@ -43,6 +43,7 @@ from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
+from tests.support.counting_grammar import CountingGrammar
 
 Guess = Callable[[Sequence[int]], int]
 """A row's tokens to the one that may follow."""
@@ -102,9 +103,14 @@ def solo_run(
     seed: int = 0,
     eos: frozenset[int] = frozenset(),
     weights: int = 0,
+    grammar: CountingGrammar | None = None,
 ) -> tuple[list[int], str]:
-    """Output tokens and finish reason of a request that has the runner to itself."""
+    """Output tokens and finish reason of a request that has the runner to itself.
+
+    grammar: at its beginning; it is moved on.
+    """
     tokens = list(prompt)
+    context = context_hash(tokens)
     stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos)
     request = NewRequest("solo", 0, (), len(prompt), 0, (), params, seed, tuple(sorted(stops)))
     most = max_model_len - len(prompt)
@@ -112,9 +118,18 @@ def solo_run(
         most = min(most, params.max_tokens)
     reason = "length"
     for _ in range(most):
-        token = next_token(context_hash(tokens), len(tokens), len(prompt), request, vocab_size, weights)
+        token = next_token(context, len(tokens), len(prompt), request, vocab_size, weights)
+        if grammar is not None:
+            allowed = grammar.allowed()
+            while token not in allowed:
+                token = (token + 1) % vocab_size
+            if not grammar.accept(token):
+                reason = "error"
+                break
         tokens.append(token)
-        if token in stops and len(tokens) - len(prompt) >= params.min_tokens:
+        context = mix(context, token)
+        is_end = grammar is not None and token in eos
+        if token in stops and (is_end or len(tokens) - len(prompt) >= params.min_tokens):
             reason = "stop"
             break
     return tokens[len(prompt) :], reason
@@ -196,8 +211,8 @@ class FakeRunner(Runner):
         windows: Sequence[int | None] = (None,),
     ) -> None:
         """windows: by group, the one that sees farthest first; at least 2, where it is the first one.
-        guess: makes the drafts that are to be right; None takes the token that will be sampled unless the
-        row has a grammar."""
+        guess: makes the drafts that are to be right for rows with a grammar, which it knows; for others, that
+        is the token that will be sampled."""
         super().__init__(config, model, limits)
         self.max_steps_in_flight = max_steps_in_flight
         self.vocab_size = vocab_size
@@ -391,14 +406,16 @@ class FakeRunner(Runner):
     def _draft(self, state: _Row) -> Sequence[int]:
         tokens = list(state.tokens)
         known = len(tokens)
+        if not self.num_speculative_tokens:
+            return ()
         context = context_hash(tokens)
         count = mix(context, 3) % (self.num_speculative_tokens + 1)
         for _ in range(count):
             draft = mix(context, 5) % self.vocab_size
             if mix(context, 7) % 4:
-                if self.guess is not None:
-                    draft = self.guess(tokens)
-                elif state.request.sampling_params.structured_outputs is None:
+                if state.request.sampling_params.structured_outputs is not None:
+                    draft = draft if self.guess is None else self.guess(tokens)
+                else:
                     request = state.request
                     draft = next_token(
                         context, len(tokens), request.num_prompt_tokens, request, self.vocab_size,

@@ -1,9 +1,11 @@
 """A deterministic simulation of the engine: one seed makes a story, and the story runs in one thread.
 
 The engine's own code runs, its loop too; only its thread is replaced. Where the loop would wait, and as each
-step starts, the story acts: requests arrive and are aborted, weights change, and faults strike. The fake
-runner computes tokens as a function of the tokens that it reads from its KV cache, so that a wrong block, row
-or order is a wrong token. After each step the books are checked; at the end each caller has its answer, once.
+step starts, the story acts: requests arrive and are aborted, weights change, and faults strike. Some requests
+have a grammar, and some engines a KV connector with a small host memory, whose copies are slow and may fail.
+The fake runner computes tokens as a function of the tokens that it reads from its KV cache, so that a wrong
+block, row or order is a wrong token. After each step the books are checked; at the end each caller has its
+answer, once.
 
 A fault is the N-th pass of a named site (`SITES`): most end the engine, and every caller must be told; that
 of a sink ends its own request only.
@@ -25,6 +27,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+from dodona.runners.engine import core as core_module
 from dodona.runners.engine import engine as engine_module
 from dodona.runners.engine.engine import Engine, _Call
 from dodona.runners.engine.events import Event
@@ -32,21 +35,42 @@ from dodona.runners.engine.kv_blocks import KVBlocks
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError
-from dodona.runners.interface import Runner
+from dodona.runners.interface import KVConnectorMetadata, Runner
+from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
+from dodona.runners.kv_transfer.offloading.slots import HostSlots
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
+from tests.support.counting_grammar import CountingGrammar
+from tests.support.fake_kv_worker import FakeKVWorker
 from tests.support.fake_runner import FakeRunner, fake_runner, solo_run
 
 VOCAB = 31
-EOS = frozenset({0})
+END = 0
+EOS = frozenset({END})
 MAX_MODEL_LEN = 24
 
-SITES = ("step", "read", "allocate", "sink", "call")
-"""Where a fault may strike: a forward pass starts, a result is read, a block is allocated, a sink takes news,
-a function runs between two steps."""
+SITES = ("step", "read", "allocate", "mask", "transfer", "sink", "call")
+"""Where a fault may strike: a forward pass starts, a result is read, a block is allocated, grammars are asked
+what they allow, the connector starts a step's loads, a sink takes news, a function runs between two steps."""
+FATAL_SITES = SITES[:5]
+"""Where it ends the engine."""
 
 
 class Fault(Exception):
     """What a fault raises."""
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """A KV connector's memory, and how its copies behave."""
+
+    num_slots: int
+    """Blocks that it holds."""
+    most_steps: int
+    """Steps that a copy takes at most."""
+    fault_rate: float
+    """How often a load loses a block."""
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,7 @@ class Sizes:
     enable_prefix_caching: bool
     max_steps_in_flight: int
     num_speculative_tokens: int
+    host_memory: HostMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -79,15 +104,24 @@ class Arrival:
     prompt_logprobs: int | None = None
     streaming: bool = False
     abort_turn: int | None = None
+    has_grammar: bool = False
+    grammar_breaks_at: int | None = None
+    """How many tokens its grammar takes before it fails; None for all."""
 
     @property
     def params(self) -> SamplingParams:
         """Its sampling parameters."""
+        grammar = StructuredOutputsParams(regex="stands for it") if self.has_grammar else None
         return SamplingParams(
             temperature=0.0 if self.seed is None else 1.0, seed=self.seed, n=self.n,
-            max_tokens=self.max_tokens, stop_token_ids=self.stop_token_ids, min_tokens=self.min_tokens,
-            ignore_eos=self.ignore_eos, logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs,
+            structured_outputs=grammar, max_tokens=self.max_tokens, stop_token_ids=self.stop_token_ids,
+            min_tokens=self.min_tokens, ignore_eos=self.ignore_eos, logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )  # fmt: skip
+
+    def grammar(self) -> CountingGrammar | None:
+        """Its grammar, at the beginning."""
+        return CountingGrammar(VOCAB, END, self.grammar_breaks_at) if self.has_grammar else None
 
 
 @dataclass(frozen=True)
@@ -112,15 +146,18 @@ def story_of(seed: int, *, faults: bool = True) -> Story:
     block_size = rng.randint(1, 4)
     least = -(-MAX_MODEL_LEN // block_size)
     chunked = rng.random() < 0.7
+    host_memory = _host_memory(rng) if rng.random() < 0.3 else None
     sizes = Sizes(
         num_blocks=least + rng.choice((0, 0, rng.randint(0, 3), rng.randint(0, least))),
         block_size=block_size,
         max_num_seqs=rng.randint(1, 4),
         max_num_batched_tokens=rng.randint(1, 12) if chunked else MAX_MODEL_LEN + rng.randint(0, 8),
         enable_chunked_prefill=chunked,
-        enable_prefix_caching=rng.random() < 0.7,
+        # What the cache has is not loaded.
+        enable_prefix_caching=rng.random() < (0.7 if host_memory is None else 0.3),
         max_steps_in_flight=rng.choice((1, 1, 2)),
         num_speculative_tokens=rng.choice((0, 0, 2)),
+        host_memory=host_memory,
     )
     bases = [tuple(rng.randrange(1, VOCAB) for _ in range(12)) for _ in range(2)]
     arrivals = tuple(_arrival(rng, bases) for _ in range(rng.randint(1, 5)))
@@ -132,6 +169,15 @@ def story_of(seed: int, *, faults: bool = True) -> Story:
     return Story(sizes, arrivals, changes, fault)
 
 
+def _host_memory(rng: random.Random) -> HostMemory:
+    return HostMemory(
+        num_slots=rng.choice((rng.randint(1, 4), 40)),
+        most_steps=rng.randint(0, 4),
+        fault_rate=rng.choice((0.0, 0.5)),
+        seed=rng.randrange(100),
+    )
+
+
 def _arrival(rng: random.Random, bases: list[tuple[int, ...]]) -> Arrival:
     prompt = rng.choice(bases)[: rng.randint(1, 12)]
     if rng.random() < 0.4:
@@ -139,19 +185,22 @@ def _arrival(rng: random.Random, bases: list[tuple[int, ...]]) -> Arrival:
     seed = rng.randrange(100) if rng.random() < 0.4 else None
     turn = rng.choice((0, 0, rng.randint(0, 14)))
     max_tokens = rng.choice((None, 1, rng.randint(1, 8), rng.randint(1, 8)))
+    has_grammar = rng.random() < 0.2
     return Arrival(
         turn=turn,
         prompt=prompt,
         max_tokens=max_tokens,
         stop_token_ids=tuple({rng.randrange(VOCAB) for _ in range(rng.choice((0, 0, 2)))}),
         min_tokens=rng.randint(0, max_tokens or 6) if rng.random() < 0.3 else 0,
-        ignore_eos=rng.random() < 0.3,
+        ignore_eos=rng.random() < 0.3 and not has_grammar,
         seed=seed,
         n=1 if seed is None else rng.choice((1, 1, 2)),
         logprobs=rng.choice((None, None, 1)),
         prompt_logprobs=rng.choice((None, None, None, 1)),
         streaming=rng.random() < 0.4,
         abort_turn=turn + rng.randint(0, 10) if rng.random() < 0.25 else None,
+        has_grammar=has_grammar,
+        grammar_breaks_at=rng.randint(0, 5) if has_grammar and rng.random() < 0.2 else None,
     )
 
 
@@ -197,6 +246,18 @@ def run(story: Story) -> bool:
     return simulation.struck is not None
 
 
+class _Worker(FakeKVWorker):
+    """Passes a site before it starts loads."""
+
+    def __init__(self, runner: FakeRunner, memory: HostMemory, pass_site: Callable[[str], None]) -> None:
+        super().__init__(runner, seed=memory.seed, most_steps=memory.most_steps, fault_rate=memory.fault_rate)
+        self._pass_site = pass_site
+
+    def start_load_kv(self, metadata: KVConnectorMetadata) -> None:
+        self._pass_site("transfer")
+        super().start_load_kv(metadata)
+
+
 class _Simulation:
     def __init__(self, story: Story) -> None:
         self.story = story
@@ -212,8 +273,16 @@ class _Simulation:
             max_steps_in_flight=sizes.max_steps_in_flight,
             num_speculative_tokens=sizes.num_speculative_tokens,
             on_step=self.on_step,
+            guess=CountingGrammar(VOCAB, END).guess,
         )
         self.runner.initialize_kv_cache(sizes.num_blocks)
+        self.worker: _Worker | None = None
+        self.connector: BlockTransferScheduler | None = None
+        self.slots = HostSlots(0 if sizes.host_memory is None else sizes.host_memory.num_slots)
+        if sizes.host_memory is not None:
+            self.worker = _Worker(self.runner, sizes.host_memory, self.pass_site)
+            self.runner.kv_connector = self.worker
+            self.connector = BlockTransferScheduler(self.slots, block_size=sizes.block_size)
         self.scheduler = Scheduler(
             num_blocks=sizes.num_blocks,
             block_size=sizes.block_size,
@@ -222,6 +291,7 @@ class _Simulation:
             enable_chunked_prefill=sizes.enable_chunked_prefill,
             enable_prefix_caching=sizes.enable_prefix_caching,
             num_speculative_tokens=sizes.num_speculative_tokens,
+            kv_connector=self.connector,
         )
         self.num_rows = self.scheduler.num_free_rows
         self.callers: list[Caller] = []
@@ -286,7 +356,8 @@ class _Simulation:
             request = Request(
                 f"{index}/{i}", list(arrival.prompt), params if i == 0 else others,
                 seed=(params.seed or 0) + i, limit=limit, eos_token_ids=EOS, bad_words_token_ids=(),
-                stop_text=None, grammar=None, parent_id=str(index), index=i,
+                stop_text=None, parent_id=str(index), index=i,
+                grammar=arrival.grammar(),  # type: ignore[arg-type]  # it stands for one
                 sink=partial(self.take, number), streaming=arrival.streaming,
             )  # fmt: skip
             new.append(Caller(arrival, request))
@@ -324,7 +395,9 @@ class _Simulation:
     def check_books(self) -> None:
         scheduler = self.scheduler
         blocks = scheduler.blocks
-        users = Counter(block for request in scheduler.running for block in request.block_ids)
+        tables = [request.block_ids for request in (*scheduler.running, *scheduler.loaded)]
+        tables += scheduler.transfers.held_blocks()
+        users = Counter(block for table in tables for block in table)
         assert all(blocks.num_users(i) == users[i] for i in range(blocks.num_blocks)), "users of blocks"
         assert blocks.num_free == sum(not users[i] for i in range(blocks.num_blocks)), "free blocks"
         rows = [request.row for request in scheduler.running]
@@ -339,6 +412,9 @@ class _Simulation:
         for request in scheduler.waiting:
             assert request.row == NO_ROW, "a waiting request has a row"
             assert not request.block_ids, "a waiting request has blocks"
+        for request in scheduler.loaded:
+            assert request.row == NO_ROW, "a request whose KV was loaded has a row"
+            assert bool(request.block_ids) != request.finished, "its blocks were not kept, or are kept on"
 
     def run(self) -> None:
         with self.watch_sites():
@@ -348,7 +424,7 @@ class _Simulation:
         if end.cause is not None:
             assert isinstance(end.cause, Fault), repr(end.cause)
         self.act_after_the_end()
-        fatal = self.struck in ("step", "read", "allocate")
+        fatal = self.struck in FATAL_SITES
         assert (end.cause is not None) == fatal, f"{self.struck}: {end.cause!r}"
         for caller in self.callers:
             self.check_caller(caller, dead=end.cause is not None)
@@ -363,15 +439,30 @@ class _Simulation:
             assert not self.scheduler.running, "requests are left"
             assert self.scheduler.num_unfinished == 0, "requests are counted that are finished"
             assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks, "blocks are lost"
+            self.check_transfers()
 
     def act_after_the_end(self) -> None:
         """Who comes later is told, too."""
         self.turn = 10**6
         self.act()
 
+    def check_transfers(self) -> None:
+        """At the end no copy is under way, and each slot of the host's memory is free or has one block."""
+        if self.worker is None:
+            return
+        assert not self.scheduler.transfers.under_way, "transfers go on"
+        assert not self.worker.stores, "stores go on"
+        assert not self.worker.loads, "loads go on"
+        assert not self.worker.ended, "a request was not reported as sent"
+        slots = [*self.slots._by_hash.values(), *self.slots._free]
+        assert sorted(slots) == list(range(len(slots))), "a slot for two"
+        assert not self.slots._in_use, "a slot is read by nobody"
+        assert self.story.sizes.host_memory is not None
+        assert len(slots) == self.story.sizes.host_memory.num_slots, "slots are lost"
+
     @contextmanager
     def watch_sites(self) -> Iterator[None]:
-        allocate_one, read = KVBlocks.allocate_one, FakeRunner.read
+        allocate_one, read, bitmask = KVBlocks.allocate_one, FakeRunner.read, CountingGrammar.bitmask
 
         def allocating(blocks: KVBlocks) -> int:
             self.pass_site("allocate")
@@ -381,6 +472,10 @@ class _Simulation:
             self.pass_site("read")
             read(runner, pending)
 
+        def masking(vocabulary: CountingGrammar, matchers: Any) -> Any:
+            self.pass_site("mask")
+            return bitmask(vocabulary, matchers)
+
         quiet = logging.getLogger("dodona.engine")
         level = quiet.level
         quiet.setLevel(logging.CRITICAL)
@@ -388,6 +483,8 @@ class _Simulation:
             with (
                 mock.patch.object(KVBlocks, "allocate_one", allocating),
                 mock.patch.object(FakeRunner, "read", reading),
+                mock.patch.object(CountingGrammar, "bitmask", masking),
+                mock.patch.object(core_module, "_POLL_SECONDS", 0.0),
             ):
                 yield
         finally:
@@ -411,12 +508,13 @@ class _Simulation:
             asked = caller.arrival.abort_turn is not None
             assert asked or self.struck == "sink", f"{who} was aborted by nobody"
         else:
-            assert reason in ("stop", "length"), f"{who} ended with {reason}"
+            may_break = caller.arrival.grammar_breaks_at is not None
+            assert reason in ("stop", "length") or may_break, f"{who} ended with {reason}"
         assert caller.arrival.streaming or len(told) <= 1, f"{who} was told more than once"
         arrival = caller.arrival
         versions = range(self.runner.weights + 1)
         solos = [self.solo(caller, weights) for weights in versions]
-        if reason in ("stop", "length"):
+        if reason in ("stop", "length", "error"):
             assert (tokens, reason) in solos, f"{who} got {tokens} ({reason}), alone {solos}"
         else:
             assert any(solo[: len(tokens)] == tokens for solo, _ in solos), (
@@ -429,5 +527,5 @@ class _Simulation:
         """Its tokens and finish reason, had it the engine to itself."""
         return solo_run(
             caller.arrival.prompt, caller.request.params, vocab_size=VOCAB, max_model_len=MAX_MODEL_LEN,
-            seed=caller.request.seed, eos=EOS, weights=weights,
+            seed=caller.request.seed, eos=EOS, weights=weights, grammar=caller.arrival.grammar(),
         )  # fmt: skip

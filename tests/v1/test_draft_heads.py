@@ -15,13 +15,13 @@ from checkpoints.heads import RECIPES, head_configuration, save_head
 from checkpoints.train_heads import DepthAttention
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.drafting.head import DraftHead
+from dodona.runners.drafting.head_config import read_head_config
+from dodona.runners.drafting.load_head import load_head
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.drafting.drafter import DraftContext
-from dodona.runners.v1.drafting.head import DraftHead
-from dodona.runners.v1.drafting.head_config import read_head_config
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
-from dodona.runners.v1.drafting.load_head import load_head
 from dodona.runners.v1.drafting.sequential import SequentialDrafter
 from tests.v1.driver import make_runner
 

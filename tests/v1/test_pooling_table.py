@@ -51,3 +51,5 @@ def test_the_rules_say_what_the_runs_found(version):
             config = EngineConfig.from_flat("m", runner="pooling")
             verdict = verdict_for(config, ModelInfo.from_mapping(raw), CPU, BOOK)
             assert bool(verdict.refusals) == (entry["outcome"] == "refused"), (model_type, task)
+            alone = "row-by-row" in {found.consequence for found in verdict.consequences}
+            assert alone == (entry["outcome"] == "alone"), (model_type, task)

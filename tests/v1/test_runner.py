@@ -41,7 +41,7 @@ ASKS = {
     "workers-combinations": {"tensor_parallel_size": 2, "enable_lora": True},
     "tensor-parallel-sizes": {"tensor_parallel_size": 5},
     "pipeline-parallel-layers": {"pipeline_parallel_size": 50},
-    "data-parallelism": {"data_parallel_size": 2},
+    "data-parallel-deployment": {"data_parallel_rank": 0},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
     "expert-parallel-ranks": {"enable_expert_parallel": True},
     "lora-torch-compile": {

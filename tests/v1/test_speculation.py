@@ -201,15 +201,15 @@ def test_a_draft_model_of_other_tokens(tmp_path: Path) -> None:
 
 
 def test_lookup_takes_the_longest_and_latest_match() -> None:
-    from dodona.runners.v1.drafting.ngram import NgramDrafter
+    from dodona.runners.drafting.prompt_lookup import PromptLookup
 
-    drafter = NgramDrafter(num_speculative_tokens=2, largest=3, smallest=1)
+    drafter = PromptLookup(num_speculative_tokens=2, largest=3, smallest=1)
     assert drafter.lookup([1, 2, 3, 4, 9, 2, 3, 5, 6, 1, 2, 3]) == [4, 9]  # three tokens before two
     assert drafter.lookup([2, 3, 4, 4, 9, 2, 3, 5, 6, 7, 2, 3]) == [5, 6]  # the later of two
     assert drafter.lookup([5, 5, 5, 5]) == [5]  # the earliest where none has enough after it
     assert drafter.lookup([1, 2, 3]) == []
     assert drafter.lookup([7]) == []
-    assert NgramDrafter(num_speculative_tokens=2, largest=3, smallest=2).lookup([1, 8, 2, 1]) == []
+    assert PromptLookup(num_speculative_tokens=2, largest=3, smallest=2).lookup([1, 8, 2, 1]) == []
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from dodona.oracle.config.draft_method import method_by_name
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.config.sections import COMPILATION_MODES
+from dodona.oracle.config.sections import COMPILATION_MODES, ParallelConfig
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
-from dodona.oracle.models.row_by_row import ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
+from dodona.oracle.models.row_by_row import POOLED_ALONE, ROW_BY_ROW, ROW_BY_ROW_WRAPPERS, UNPOOLED
 from dodona.oracle.systems.fact import Fact, registry
 from dodona.oracle.systems.own.quantization import quantization_scheme
 
@@ -137,7 +137,7 @@ def has_pooling_model(config: EngineConfig, model: ModelInfo) -> bool | None:
     """Whether transformers has a class of text models of this type for the pooling task; None where the model
     is not for pooling."""
     task = pooling_task(config, model)
-    return None if task is None else task in model.pooling_tasks
+    return None if task is None else task in model.pooling_tasks and model.model_type not in UNPOOLED
 
 
 def has_unused_pooler(config: EngineConfig, model: ModelInfo | None) -> bool | None:
@@ -166,6 +166,8 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
 
 def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
     """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE."""
+    if resolved_runner_type(config, model) == "pooling":
+        return model.model_type in POOLED_ALONE or outgrows_rope(config, model)
     listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
     return listed or outgrows_rope(config, model)
 
@@ -200,6 +202,16 @@ def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
     if resolved_device(config, environment) == "cuda" and environment.device_count is not None:
         devices = environment.device_count
     return config.parallel_config.world_size_across_dp > devices
+
+
+def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
+    """Whether replicas are not all this process's, to start and to share requests among."""
+    return (
+        parallel.data_parallel_backend != "mp"
+        or parallel.data_parallel_rank is not None
+        or parallel.data_parallel_external_lb
+        or parallel.data_parallel_hybrid_lb
+    )
 
 
 def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
@@ -386,9 +398,11 @@ _MODEL_SPECS = (
     OwnFact(
         "model_config.is_row_by_row",
         "bool",
-        "V1 can't pack the model's requests: by its type (docs/models.md), or because it outgrows its RoPE.",
+        "V1 can't compute the model's requests together: by its type (docs/models.md; for pooling "
+        "docs/pooling.md), or because it outgrows its RoPE.",
         "model",
         derive=lambda i: UNKNOWN if i.model is None else is_row_by_row(i.config, i.model),
+        reads=("model_config.convert", "model_config.runner"),
     ),
     OwnFact(
         "model_config.quantization",
@@ -534,6 +548,21 @@ _ENGINE_SPECS = (
     _field("parallel_config.tensor_parallel_size", "int", "Devices that split each layer."),
     _field("parallel_config.pipeline_parallel_size", "int", "Devices that take consecutive layers."),
     _field("parallel_config.data_parallel_size", "int", "Replicas that share the requests."),
+    _field(
+        "parallel_config.data_parallel_backend",
+        "str",
+        "What starts the replicas: this process, or Ray.",
+        domain=("mp", "ray"),
+    ),
+    _field(
+        "parallel_config.data_parallel_rank",
+        "int",
+        "The replica's number, where each is started by itself; null where they are started together.",
+        nullable=True,
+        minimum=0,
+    ),
+    _field("parallel_config.data_parallel_external_lb", "bool", "Others share the requests among replicas."),
+    _field("parallel_config.data_parallel_hybrid_lb", "bool", "Others share the requests among machines."),
     _field("parallel_config.prefill_context_parallel_size", "int", "Devices that split a prompt."),
     _field("parallel_config.decode_context_parallel_size", "int", "Devices that split the KV of a sequence."),
     _field("parallel_config.enable_expert_parallel", "bool", "Experts are spread over devices."),

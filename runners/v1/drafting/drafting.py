@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from dodona.runners.drafting.plan import NgramPlan
 from dodona.runners.interface import KVCacheSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v1.drafting.drafter import Drafter
 from dodona.runners.v1.drafting.ngram import NgramDrafter
-from dodona.runners.v1.drafting.plan import NgramPlan
 
 
 class Drafting(Protocol):
@@ -44,9 +44,4 @@ class NgramDrafting:
 
     def start(self, num_blocks: int, limits: Limits) -> Drafter:
         """A drafter that reads rows' tokens."""
-        plan = self._plan
-        return NgramDrafter(
-            num_speculative_tokens=plan.num_speculative_tokens,
-            largest=plan.prompt_lookup_max,
-            smallest=plan.prompt_lookup_min,
-        )
+        return NgramDrafter(self._plan.prompts)

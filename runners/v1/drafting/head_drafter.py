@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dodona.runners.drafting.head import DraftHead
 from dodona.runners.interface import KVCacheSpec, LayerKVSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v1.attention import ForwardState, forward_state, paged_attention
 from dodona.runners.v1.drafting.drafter import DraftContext
-from dodona.runners.v1.drafting.head import DraftHead
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 from dodona.runners.v1.drafting.pages import DraftPages, DraftPass, extended
 from dodona.runners.v1.drafting.sequential import Draft, SequentialDrafter, draw

@@ -1,44 +1,25 @@
-"""Prompt lookup: what followed the last tokens when they occurred before, in prompt or output."""
+"""Drafts by prompt lookup."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
+from dodona.runners.drafting.prompt_lookup import PromptLookup
 from dodona.runners.v1.drafting.drafter import DraftContext
 
 
 class NgramDrafter:
-    """Looks for the longest of a row's last `smallest` .. `largest` tokens that occurred before."""
+    """Looks up what followed each row's last tokens."""
 
-    def __init__(self, *, num_speculative_tokens: int, largest: int, smallest: int) -> None:
-        self.num_speculative_tokens = num_speculative_tokens
-        self.largest = largest
-        self.smallest = smallest
+    def __init__(self, prompts: PromptLookup) -> None:
+        self._prompts = prompts
 
     def propose(self, contexts: Sequence[DraftContext]) -> Mapping[int, Sequence[int]]:
         """Drafts by row, for rows with an earlier occurrence."""
         drafts = {}
         for context in contexts:
             if context.wants_drafts:
-                found = self.lookup(context.state.tokens(0, context.end + 1))
+                found = self._prompts.lookup(context.state.tokens(0, context.end + 1))
                 if found:
                     drafts[context.row] = found
         return drafts
-
-    def lookup(self, token_ids: Sequence[int]) -> list[int]:
-        """At most `num_speculative_tokens` tokens that followed the longest earlier occurrence; of several,
-        the latest that so many tokens follow, else the earliest."""
-        tokens = np.asarray(token_ids, dtype=np.int64)
-        count = len(tokens)
-        for size in range(min(self.largest, count - 1), self.smallest - 1, -1):
-            windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], size)
-            # Positions after the occurrences, in order.
-            after = np.flatnonzero((windows == tokens[count - size :]).all(axis=1)) + size
-            if len(after):
-                enough = after[after + self.num_speculative_tokens <= count]
-                begin = int(enough[-1] if len(enough) else after[0])
-                found: list[int] = tokens[begin : begin + self.num_speculative_tokens].tolist()
-                return found
-        return []

@@ -34,8 +34,13 @@ class CheckedPoolingModel:
     """Why prompts are computed one by one; None where they are batched."""
 
 
-def choose(module: torch.nn.Module, *, max_model_len: int) -> CheckedPoolingModel:
+def choose(
+    module: torch.nn.Module, *, max_model_len: int, rope_changes_beyond: int | None = None
+) -> CheckedPoolingModel:
     """The fastest way that passes the check.
+
+    rope_changes_beyond: the length beyond which rotary frequencies are others, where prompts may grow beyond
+    it; then the longest prompt of a batch would change the others.
 
     Raises UnsupportedConfiguration with what the model does where it can't compute a prompt, or where it
     differs from itself.
@@ -55,18 +60,18 @@ def choose(module: torch.nn.Module, *, max_model_len: int) -> CheckedPoolingMode
     if not found <= tolerance:
         raise _refusal(alone, f"it differs from itself by {found:.2g} (limit {tolerance:g})")
     batched = PoolingModel(module, pads=True)
-    try:
-        together = batched.compute(prompts) if batched.takes_padding else []
-    except Exception as error:
-        why = f"it does not compute a batch: {_first_line(error)}"
+    if rope_changes_beyond is not None:
+        why = f"its rotary frequencies change beyond {rope_changes_beyond} tokens"
+    elif not batched.takes_padding:
+        why = "it takes no attention_mask"
     else:
-        if not together:
-            why = "it takes no attention_mask"
-        else:
-            difference = _largest(plain, together)
+        try:
+            difference = _largest(plain, batched.compute(prompts))
             if difference <= tolerance:
                 return CheckedPoolingModel(batched, difference)
             why = f"in a padded batch it differs by {difference:.2g} (limit {tolerance:g})"
+        except Exception as error:
+            why = f"it does not compute a batch: {_first_line(error)}"
     logger.warning("%s is slow: each prompt is computed on its own, because %s.", alone.name, why)
     return CheckedPoolingModel(alone, found, why)
 

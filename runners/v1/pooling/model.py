@@ -63,7 +63,7 @@ class PoolingModel:
     @property
     def vocab_size(self) -> int:
         """Rows of the input embedding: input ids are below this."""
-        return int(self.module.get_input_embeddings().num_embeddings)
+        return int(self.module.get_input_embeddings().weight.shape[0])
 
     @property
     def takes_padding(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
+from dodona.oracle.systems.own.facts import outgrows_rope
 from dodona.runners.interface import (
     FinishedOutput,
     GrammarOutput,
@@ -71,7 +72,12 @@ class V1PoolingRunner(WeightLife):
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         directory = weights_directory(self.config, self.model_info, None)
-        checked = choose(self._read_model(self._device, directory), max_model_len=self.limits.max_model_len)
+        outgrows = outgrows_rope(self.config, self.model_info)
+        checked = choose(
+            self._read_model(self._device, directory),
+            max_model_len=self.limits.max_model_len,
+            rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
+        )
         pooler = Pooler(self._settings, load_dense(self._settings.dense, self._device))
         output = checked.model.compute([TokenSequence([0])])[0]
         check_width(pooler, output.shape[-1], self.model_info.file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import is_row_by_row, resolved_speculative_method
+from dodona.oracle.systems.own.facts import resolved_speculative_method
+from dodona.runners.drafting.head_config import HeadConfig, read_head_config
+from dodona.runners.drafting.load_head import has_embedding
+from dodona.runners.drafting.prompt_lookup import PromptLookup
 from dodona.runners.limits import Limits
-from dodona.runners.machine import torch_environment
-from dodona.runners.v1.capabilities import check_supported
-from dodona.runners.v1.drafting.head_config import HeadConfig, read_head_config
 
 DEFAULT_PROMPT_LOOKUP = 5
 """`prompt_lookup_max` and `prompt_lookup_min` where neither is given; vLLM's."""
@@ -28,9 +29,12 @@ MAX_TOKENIZER_BYTES = 256 << 20
 class NgramPlan:
     """Prompt lookup."""
 
-    num_speculative_tokens: int
-    prompt_lookup_max: int
-    prompt_lookup_min: int
+    prompts: PromptLookup
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Most drafts of a row in a step."""
+        return self.prompts.num_speculative_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,21 @@ class HeadPlan:
     num_speculative_tokens: int
     directory: Path
     head: HeadConfig
+    borrows_embedding: bool
+    """Whether it has none of its own, and is given the target's."""
 
 
 DraftPlan = NgramPlan | ModelPlan | HeadPlan
 
 
-def plan_drafting(config: EngineConfig, target: ModelInfo, limits: Limits) -> DraftPlan | None:
-    """What a configuration asks for; None without speculative_config.
+LacksOfDraft = Callable[[EngineConfig, ModelInfo], Sequence[str]]
+"""Ids of rules: what a runner lacks for a draft model, in a configuration without speculative_config."""
+
+
+def plan_drafting(
+    config: EngineConfig, target: ModelInfo, limits: Limits, *, runner: str, lacks_of_draft: LacksOfDraft
+) -> DraftPlan | None:
+    """What a configuration asks of `runner`; None without speculative_config.
 
     Raises ConfigError that names the field or file which is missing or does not fit the target.
     """
@@ -68,15 +80,23 @@ def plan_drafting(config: EngineConfig, target: ModelInfo, limits: Limits) -> Dr
         raise ConfigError(
             f"speculative_config.model is not set: method {method!r} needs a draft; give its directory"
         )
-    directory = locate_or_download(speculative.model, weights=config.load_config.load_format != "dummy")
+    random = config.load_config.load_format == "dummy"
+    directory = locate_or_download(speculative.model, weights=not random)
     _check_tokenizer(directory, Path(target.file).parent)
     if method == "draft_model":
-        _check_draft_model(config, ModelInfo.load(directory), target, limits)
+        draft = ModelInfo.load(directory)
+        lacking = lacks_of_draft(replace(config, speculative_config=None), draft)
+        if lacking:
+            raise ConfigError(
+                f"{draft.file}: {runner.upper()} can't run this draft model, for {', '.join(lacking)}"
+            )
+        _check_draft_model(draft, target, limits)
         return ModelPlan(_count(speculative, None), directory)
     head = read_head_config(
         directory, method=method or "", parallel=speculative.parallel_drafting, target=target
     )
-    return HeadPlan(_count(speculative, head.num_speculative_tokens), directory, head)
+    count = _count(speculative, head.num_speculative_tokens)
+    return HeadPlan(count, directory, head, borrows_embedding=not random and not has_embedding(directory))
 
 
 def _count(speculative: SpeculativeConfig, default: int | None) -> int:
@@ -94,20 +114,10 @@ def _ngram(speculative: SpeculativeConfig) -> NgramPlan:
         raise ConfigError(
             f"speculative_config.prompt_lookup_min={smallest} is over prompt_lookup_max={largest}; lower it"
         )
-    return NgramPlan(_count(speculative, None), largest, smallest)
+    return NgramPlan(PromptLookup(_count(speculative, None), largest, smallest))
 
 
-def _check_draft_model(config: EngineConfig, draft: ModelInfo, target: ModelInfo, limits: Limits) -> None:
-    alone = replace(config, speculative_config=None)
-    lacking = check_supported(alone, draft, torch_environment(limits.device))
-    if draft.has_inner_state:
-        lacking += ("speculative-inner-state",)
-    if draft.quant_method is not None:
-        lacking += ("quantized-weights",)
-    if is_row_by_row(alone, draft):
-        lacking += ("speculative-row-by-row",)
-    if lacking:
-        raise ConfigError(f"{draft.file}: V1 can't run this draft model, for {', '.join(lacking)}")
+def _check_draft_model(draft: ModelInfo, target: ModelInfo, limits: Limits) -> None:
     if draft.vocab_size != target.vocab_size:
         raise ConfigError(
             f"{draft.file}: vocab_size={draft.vocab_size} does not fit the target, {target.file}, where it "
