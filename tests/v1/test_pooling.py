@@ -415,3 +415,16 @@ def test_threads_share_an_engine_and_numbers_that_are_none_end_one_request(bert)
         outputs = llm.embed([[2, 20, 3], [2, 21, 3]], use_tqdm=False)
     assert "NaN" in outputs[0].error
     assert outputs[1].error is None
+
+
+def test_a_longer_prompt_does_not_change_the_rope_of_another(tmp_path):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, **factors}
+    config = pooling_table.tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=32)
+    make_model(config, "AutoModel").save_pretrained(tmp_path)
+    expected = pooling_table.reference(tmp_path, "embed")
+    with LLM(str(tmp_path), **ENGINE, pooler_config={"use_activation": False}) as llm:
+        assert "row-by-row" in {found.consequence for found in llm.verdict.consequences}
+        found = llm.embed([{"prompt_token_ids": p} for p in pooling_table.prompts()], use_tqdm=False)
+    for output, last in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(output.outputs.embedding), last, atol=1e-5, rtol=1e-5)
