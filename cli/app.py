@@ -17,6 +17,7 @@ from dodona.cli.replay import rules_replay
 from dodona.cli.rules import rules_list
 from dodona.cli.select import select
 from dodona.cli.system_words import SelectCommand
+from dodona.cli.upgrade import upgrade
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +50,7 @@ app.command("generate")(generate)
 app.command("embed")(embed)
 app.command("bench")(bench)
 app.command("matrix")(matrix)
+app.command("upgrade")(upgrade)
 app.add_typer(rules_app, name="rules")
 rules_app.command("list")(rules_list)
 rules_app.command("replay")(rules_replay)

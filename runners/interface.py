@@ -316,6 +316,10 @@ class Runner(ABC):
     pooling_settings: PoolingSettings | None = None
     """How the runner pools; None where it generates."""
 
+    num_micro_batches: int = 1
+    """Into how many steps the running requests are divided, so that so many are under way at a time. A
+    request is in one of them, which is read before its next one."""
+
     warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""

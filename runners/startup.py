@@ -74,6 +74,7 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
         and runner.pooling_settings is None,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        num_micro_batches=runner.num_micro_batches,
         max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
         window=spec.groups[0].window if slides else None,
         window_groups=[

@@ -243,7 +243,7 @@ class ModelInfo:
             _read_json(file),
             file=name,
             modules=_modules(file.parent),
-            quantization=_companion_quantization(file.parent),
+            quantization=companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
             _CACHE.clear()
@@ -589,7 +589,7 @@ def _modules(directory: Path) -> tuple[str, ...]:
     return tuple(str(name).rpartition(".")[2] for name in types)
 
 
-def _companion_quantization(directory: Path) -> Mapping[str, Any] | None:
+def companion_quantization(directory: Path) -> Mapping[str, Any] | None:
     """What tools say that write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
     if (directory / "hf_quant_config.json").is_file():
         return {"quant_method": "modelopt"}

@@ -6,7 +6,8 @@ knows its rank's place by a `Mesh`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ _UNLIMITED = frozenset({"load_model", "reload_weights", "sleep", "wake_up"})
 """Calls that take as long as storage does. Exchanges between ranks are limited in them, too."""
 
 
+_NOTHING = StepOutput((), ())
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     """The output of a step that the sampling rank is still to answer with."""
@@ -56,8 +60,6 @@ class DistributedRunner(Runner):
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
     """
 
-    max_steps_in_flight = 1
-
     def __init__(
         self,
         runner_class: type[Runner],
@@ -76,7 +78,16 @@ class DistributedRunner(Runner):
         self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
-        self._sampled: StepOutput | None = None
+        self.num_micro_batches = self._sizes.pipeline
+        self._in_flight: deque[set[int]] = deque()
+        """For each step under way, the rows that were freed since."""
+        self._sampled = _NOTHING
+        """What was read since the last step: the ranks that don't sample have to be told."""
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """One for each stage, so that none has to wait for another."""
+        return self.num_micro_batches
 
     # --- Life
 
@@ -135,7 +146,7 @@ class DistributedRunner(Runner):
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
-        self._forget_sampled()
+        self._sampled = _NOTHING
         self._call_all("initialize_kv_cache", num_blocks, max_model_len)
 
     def capture_graphs(self) -> None:
@@ -151,11 +162,11 @@ class DistributedRunner(Runner):
     # --- Steps
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
-        """Send the step to every rank, with what was sampled in the step before."""
-        sampled, self._sampled = self._sampled, None
-        if sampled is not None:
-            further = {row: FurtherTokens(more.token_ids) for row, more in sampled.further.items()}
-            sampled = StepOutput(sampled.rows, sampled.token_ids, further=further)
+        """Send the step to every rank, with what was sampled and read since the step before."""
+        for freed in self._in_flight:
+            freed.update(scheduler_output.freed_rows)
+        self._in_flight.append(set())
+        sampled, self._sampled = self._sampled, _NOTHING
         self._require_workers().tell(Execute(scheduler_output, sampled))
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
@@ -168,11 +179,12 @@ class DistributedRunner(Runner):
         raise RuntimeError("the engine samples by sample_tokens")
 
     def read_output(self) -> StepOutput:
-        """Wait for the sampling rank's answer to the last `sample_tokens`."""
+        """Wait for the sampling rank's answer to the first `sample_tokens` that was not read."""
         rank = self._sizes.sampling_rank
+        output: StepOutput
         (output,) = self._require_workers().answers([rank], "execute_model", self._timeout)
-        self._sampled = output
-        return output  # type: ignore[no-any-return]
+        self._sampled = _together(self._sampled, output, freed=self._in_flight.popleft())
+        return output
 
     # --- Parts
 
@@ -180,17 +192,12 @@ class DistributedRunner(Runner):
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
         """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`."""
-        rpc_method(method)
-        self._forget_sampled()
+        if rpc_method(method).changes_weights:
+            self._sampled = _NOTHING  # no request is left, and the rows may go with the KV cache
         results = self._call_all(method, *args, **(kwargs or {}))
         if method == "update_config":  # no worker refused it
             self.update_config(*args, **(kwargs or {}))
         return results
-
-    def _forget_sampled(self) -> None:
-        """Between two requests: rows of the step before may be gone when the next one comes."""
-        if self._sampled is not None:
-            self._sampled = StepOutput((), ())
 
     def _call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         workers = self._require_workers()
@@ -202,6 +209,18 @@ class DistributedRunner(Runner):
         if self._workers is None:
             raise RuntimeError("there are no workers: call load_model first")
         return self._workers
+
+
+def _together(one: StepOutput, other: StepOutput, *, freed: Collection[int]) -> StepOutput:
+    """The tokens of two steps of different rows; without those of rows that were freed since the second, and
+    may belong to other requests."""
+    kept = [pair for pair in zip(other.rows, other.token_ids, strict=True) if pair[0] not in freed]
+    further = {row: FurtherTokens(m.token_ids) for row, m in other.further.items() if row not in freed}
+    return StepOutput(
+        [*one.rows, *(row for row, _ in kept)],
+        [*one.token_ids, *(token_id for _, token_id in kept)],
+        further={**one.further, **further},
+    )
 
 
 def _largest(specs: Sequence[KVCacheSpec]) -> KVCacheSpec:

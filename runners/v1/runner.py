@@ -264,7 +264,8 @@ class V1Runner(WeightLife):
             ready = self._require_ready()
             if self._executed is not None:
                 raise RuntimeError("execute_model twice without sample_tokens in between")
-            self._executed = ready.execute(scheduler_output)
+            executed = ready.execute(scheduler_output)
+            self._executed = executed if self._mesh.samples else None
         self._transfers = None
         if metadata is not None:
             self._transfers = after_forward(self._kv_connector, metadata, num_layers=self._num_layers)
@@ -282,7 +283,6 @@ class V1Runner(WeightLife):
 
     def take_sampled_tokens(self, output: StepOutput) -> None:
         """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
-        self._executed = None
         self._require_ready().take(output)
 
     # --- Parts
