@@ -26,7 +26,7 @@ def _overridden(model: ModelInfo, overrides: str) -> ModelInfo:
     return ModelInfo.from_mapping(
         _patched(model.raw, json.loads(overrides)),
         file=f"{model.file} with overrides",
-        pooling=model.pooling,
+        modules=model.modules,
         quantization=companion_quantization(Path(model.file).parent),
     )
 
