@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnreadableField
 from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
@@ -240,9 +240,9 @@ class ModelInfo:
         except OSError as error:
             raise ConfigError(_missing(name, error)) from None
         info = cls.from_mapping(
-            _read_json(file),
+            read_config_json(file),
             file=name,
-            modules=_modules(file.parent),
+            modules=stored_modules(file.parent),
             quantization=companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
@@ -258,13 +258,17 @@ class ModelInfo:
         file: str = "config.json",
         modules: tuple[str, ...] = (),
         quantization: Mapping[str, Any] | None = None,
+        named: bool = True,
     ) -> ModelInfo:
         """From the contents of a config.json; `file` is the name in error messages.
 
         `modules` and `quantization` (in the form of a `quantization_config`) are what the directory's other
-        files say. Raises ConfigError.
+        files say. named: whether the file must name its architectures. Raises ConfigError.
         """
-        return _read(raw, _Fields(file, raw, _merge(file, raw)), modules, quantization)
+        get = _Fields(file, raw, _merge(file, raw))
+        if named and not get.strings("architectures", raw):
+            raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+        return _read(raw, get, modules, quantization)
 
 
 _CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
@@ -282,10 +286,12 @@ class _Fields:
         self.raw = raw
         self.text = text
 
-    def fail(self, field: str, expected: str, value: object) -> ConfigError:
+    def fail(self, field: str, expected: str, value: object) -> UnreadableField:
         shown = json.dumps(value, default=str)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ConfigError(f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}")
+        return UnreadableField(
+            f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}", field
+        )
 
     def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
         value = self.text.get(field)
@@ -325,9 +331,7 @@ def _read(
     raw: Mapping[str, Any], get: _Fields, modules: tuple[str, ...], companion: Mapping[str, Any] | None
 ) -> ModelInfo:
     text = get.text
-    architectures = get.strings("architectures", raw)
-    if not architectures:
-        raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+    architectures = get.strings("architectures", raw) or ()
     model_type = get.word("model_type") or ""
     known = known_model(model_type)
     # transformers' automatic classes go by the file's own type, not by that of a language model inside.
@@ -548,7 +552,7 @@ def _missing(file: str, error: OSError) -> str:
     return f"{file}: cannot be read: {error.strerror or error}"
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
+def read_config_json(file: Path) -> Mapping[str, Any]:
     try:
         value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
     except ConfigError as error:
@@ -581,7 +585,8 @@ def _companion(file: Path) -> Any:
         return None
 
 
-def _modules(directory: Path) -> tuple[str, ...]:
+def stored_modules(directory: Path) -> tuple[str, ...]:
+    """Kinds of the modules that a directory's modules.json (Sentence Transformers) names, in order."""
     modules = _companion(directory / "modules.json")
     if not isinstance(modules, list):
         return ()
