@@ -175,7 +175,9 @@ def run(only: Sequence[str], again: bool) -> None:
     known = load(version)
     for model_type in types():
         if model_type in only if only else again or model_type not in known:
-            known[model_type] = run_apart(model_type, try_type)
+            found = run_apart(model_type, try_type)
+            ended = "outcome" not in found  # else the process came to no end, with all tasks
+            known[model_type] = found if ended else dict.fromkeys(pooling_tasks(model_type), found)
             print(model_type, known[model_type], flush=True)
             file = results_file(version)
             file.parent.mkdir(parents=True, exist_ok=True)
