@@ -124,10 +124,11 @@ def _max_model_len(config: EngineConfig, model: ModelInfo, max_seq_length: int |
         if possible is None:
             raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
         return possible
-    if possible is not None and configured > possible:
+    if possible is not None and configured > possible * model.rope_stretch:
+        stretched = f" times {model.rope_stretch:g} (dynamic RoPE)" if model.rope_stretch > 1 else ""
         raise ConfigError(
-            f"max_model_len={configured} is over the {possible} positions (max_position_embeddings) of "
-            f"{model.file}; give at most {possible}"
+            f"max_model_len={configured} is over the {possible} positions (max_position_embeddings)"
+            f"{stretched} of {model.file}; give at most {int(possible * model.rope_stretch)}"
         )
     return configured
 

@@ -62,7 +62,8 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     if enable_prefix_caching and not spec.shares_prefixes:
         enable_prefix_caching = False
         logger.warning(
-            "prefix caching is off: what %s keeps of a request is not kept per block",
+            "prefix caching is off: what %s keeps of a prefix is not all in KV blocks, or depends on what "
+            "follows the prefix",
             "/".join(model.architectures),
         )
     scheduler = Scheduler(

@@ -202,6 +202,12 @@ class ModelInfo:
         return None if self.rope is None else self.rope.fixed_length(self.max_position_embeddings)
 
     @property
+    def rope_stretch(self) -> float:
+        """The longest sequence over `max_position_embeddings`: the factor of "dynamic" RoPE, else 1."""
+        factor = self.rope.parameters.get("factor") if self.rope and self.rope_type == "dynamic" else 1.0
+        return max(1.0, float(factor)) if isinstance(factor, int | float) else 1.0
+
+    @property
     def num_queries_per_kv(self) -> int | None:
         """Query heads that share a key/value head; None where the two do not divide or are not known."""
         if not self.num_attention_heads or not self.num_key_value_heads:

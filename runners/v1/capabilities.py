@@ -30,7 +30,7 @@ from dodona.oracle.systems.own.facts import (
     splits_evenly,
     uses_workers,
 )
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
@@ -161,7 +161,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": scheme == "other",
-        "quantized-experts": scheme is not None and model.is_moe,
+        "quantized-experts": has_unread_experts(config, model),
         "quantized-tensor-parallelism": scheme is not None and parallel.tensor_parallel_size > 1,
         "draft-runner": runner_type == "draft",
         "pooling": task is not None and task not in SERVED_TASKS,
@@ -180,7 +180,15 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             or uses_workers(config)
         ),
         "pooler-config": has_unused_pooler(config, model) is True,
-        "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
+        "length-dependent-rope": outgrows_rope(config, model)
+        and model.rope_type != "longrope"
+        and (
+            model.rope_type != "dynamic"
+            or parallel.world_size > 1
+            or has_active_connector(config)
+            or compiles(config)
+            or is_row_by_row(config, model)
+        ),
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
         "executor-backend": parallel.distributed_executor_backend in ("ray", "external_launcher")

@@ -1,7 +1,7 @@
 """Loads the Hugging Face model of a directory, from its safetensors or with random weights.
 
-A quantized model is loaded by transformers too, but from a class whose linear layers expect the tensors that
-the checkpoint has: transformers' own quantizers are not asked, so that weights stay compressed.
+A quantized model is loaded by transformers too, but from a class whose linear layers and experts expect the
+tensors that the checkpoint has: transformers' own quantizers are not asked, so that weights stay compressed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.files import check_folder
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.oracle.models.weight_files import weight_files
-from dodona.runners.quantization.replacement import convert_stored, expect_stored, quantize_linears
+from dodona.runners.quantization.replacement import (
+    ExpertNames,
+    convert_stored,
+    expect_stored,
+    quantize_layers,
+)
 from dodona.runners.third_party import naming
+from dodona.runners.v1.expert_names import expert_names, renamed_parts
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file of a model directory that is not weights."""
@@ -89,8 +95,13 @@ def _load_model(
         else:
             weight_files(weights)
             loader: Any = factory
+            renamed: dict[str, str] | None = None
             if quantization is not None and not is_online:
-                loader = _class_of_stored(config, quantization, _stored_shapes(weights), trust_remote_code)
+                stored = _stored_shapes(weights)
+                plain = _plain_model(config, trust_remote_code)
+                experts = expert_names(plain, stored)
+                renamed = renamed_parts(plain, experts, quantization) or None
+                loader = _class_of_stored(type(plain), quantization, stored, experts)
             with _no_progress_bar():
                 model, info = loader.from_pretrained(
                     weights,
@@ -98,6 +109,7 @@ def _load_model(
                     use_safetensors=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported below, by name
+                    key_mapping=renamed,
                     **common,
                 )
             _check_complete(weights, info)
@@ -105,7 +117,7 @@ def _load_model(
                 _check_nothing_ignored(weights, info)
                 convert_stored(model)
         if quantization is not None and (is_online or weights is None):
-            quantize_linears(model, quantization)
+            quantize_layers(model, quantization)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -170,24 +182,31 @@ def _forget_quantization(config: Any) -> None:
                 delattr(part, field)
 
 
-def _class_of_stored(
-    config: Any,
-    quantization: QuantizationConfig,
-    stored: Mapping[str, tuple[int, ...]],
-    trust_remote_code: bool,
-) -> Any:
-    """The model's class, whose linear layers expect the stored tensors of their quantization."""
+def _plain_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
+    """The model as transformers makes it, without memory for its weights."""
     from transformers import AutoModelForCausalLM
 
     factory: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        plain = type(factory.from_config(config, trust_remote_code=trust_remote_code))
+        model: torch.nn.Module = factory.from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
+def _class_of_stored(
+    plain: type,
+    quantization: QuantizationConfig,
+    stored: Mapping[str, tuple[int, ...]],
+    experts: Mapping[str, ExpertNames],
+) -> Any:
+    """The model's class, whose linear layers and experts expect the stored tensors of their quantization."""
 
     class Stored(plain):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            expect_stored(self, quantization, stored)
+            expect_stored(self, quantization, stored, experts)
 
+    # transformers finds a class's conversions of names by these.
+    Stored.__module__ = plain.__module__
     Stored.__name__ = plain.__name__
     Stored.__qualname__ = plain.__qualname__
     return Stored

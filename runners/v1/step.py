@@ -89,7 +89,8 @@ class Ready:
         block_size, device = self.cache.block_size, self.model.device
         tables = self.batch.block_tables(step, block_size)
         counts = step.num_tokens, step.num_computed_tokens
-        layout = StepLayout(*counts, tables, block_size, device, step.rows)
+        prompts = [len(self.batch[row].prompt_token_ids) for row in step.rows]
+        layout = StepLayout(*counts, tables, block_size, device, step.rows, prompts)
         window_layouts: dict[int, StepLayout] = {}
         for calls, window_tables in self.windows.tables(tables):
             of_group = StepLayout(*counts, window_tables, block_size, device)

@@ -152,7 +152,9 @@ def test_ropes_that_change_with_length(tiny_models):
     assert not outgrows_rope(within, dynamic)
     assert check_supported(within, dynamic, CPU) == ()
     assert outgrows_rope(beyond, dynamic)
-    assert check_supported(beyond, dynamic, CPU) == ("length-dependent-rope",)
+    assert check_supported(beyond, dynamic, CPU) == ()
+    shared = EngineConfig.from_flat("m", device="cpu", max_model_len=257, kv_offloading_size=1.0)
+    assert check_supported(shared, dynamic, CPU) == ("length-dependent-rope",)
 
 
 def test_kv_spec_and_block_bytes(tiny_models):

@@ -19,7 +19,7 @@ from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
 from dodona.oracle.models.row_by_row import POOLED_ALONE, ROW_BY_ROW, ROW_BY_ROW_WRAPPERS, UNPOOLED
 from dodona.oracle.systems.fact import Fact, registry
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -165,11 +165,12 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
 
 
 def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE."""
+    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE, whose
+    frequencies don't follow each row's length."""
     if resolved_runner_type(config, model) == "pooling":
         return model.model_type in POOLED_ALONE or outgrows_rope(config, model)
     listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
-    return listed or outgrows_rope(config, model)
+    return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
 
 
 def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
@@ -399,7 +400,7 @@ _MODEL_SPECS = (
         "model_config.is_row_by_row",
         "bool",
         "V1 can't compute the model's requests together: by its type (docs/models.md; for pooling "
-        "docs/pooling.md), or because it outgrows its RoPE.",
+        "docs/pooling.md), or because it outgrows its RoPE, if that isn't `dynamic`.",
         "model",
         derive=lambda i: UNKNOWN if i.model is None else is_row_by_row(i.config, i.model),
         reads=("model_config.convert", "model_config.runner"),
@@ -422,6 +423,15 @@ _MODEL_SPECS = (
         derive=_scheme,
         nullable=True,
         domain=SCHEMES,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.has_unread_experts",
+        "bool",
+        "The model has experts that are quantized, or are to be, in a way in which V1 does not read those of "
+        "its type.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else has_unread_experts(i.config, i.model),
         reads=("model_config.quantization",),
     ),
     OwnFact(
