@@ -5,12 +5,15 @@ A test compares the list with the requires of V2 and the vetoes against V2 in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     deploys_replicas_otherwise,
     exceeds_devices,
+    has_active_connector,
     has_unused_pooler,
     resolved_device,
     resolved_dtype,
@@ -30,7 +33,7 @@ FP8_SCHEMES = ("w8a16_fp8", "w8a8_fp8", "w8a8_fp8_block")
 FP8_COMPUTE_CAPABILITY = 89
 QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
 
-SPECULATIVE_METHODS = ("ngram",)
+SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V2 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
@@ -74,6 +77,7 @@ LACKS: frozenset[str] = frozenset(
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
         "kv-connector",
+        "speculative-kv-connector",
         "kv-cache-dtype",
         "stock-torch-compile",
         "dynamo-trace-once",
@@ -101,6 +105,15 @@ def check_supported(
     if interpreted and resolved_dtype(config, model, device) == "bfloat16":
         lacking["dtype"] = True  # the interpreter computes wrong numbers in it, silently
     return tuple(feature for feature, asked in lacking.items() if asked)
+
+
+def lacks_of_draft(
+    config: EngineConfig, draft: ModelInfo, *, check: Callable[[EngineConfig, ModelInfo], tuple[str, ...]]
+) -> tuple[str, ...]:
+    """What V2 lacks for a draft model. `check`: `check_supported` of this machine; `config`: the target's,
+    without speculative_config."""
+    lacking = check(config, draft)
+    return (*lacking, "quantized-weights") if draft.quant_method is not None else lacking
 
 
 def _machine(
@@ -161,11 +174,15 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
-        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
+        "parallel-drafting": speculative is not None
+        and speculative.parallel_drafting
+        and resolved_speculative_method(config) != "eagle3",
         "eagle3-pipeline-parallelism": pipeline
         and speculative is not None
         and speculative.method == "eagle3",
         "kv-connector": lacks_connector(config),
+        "speculative-kv-connector": has_active_connector(config)
+        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "stock-torch-compile": mode == "STOCK_TORCH_COMPILE",
         "dynamo-trace-once": mode == "DYNAMO_TRACE_ONCE",

@@ -47,8 +47,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
-    "speculative-decoding": {"speculative_config": {"method": "eagle3"}},
-    "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
+    "speculative-decoding": {"speculative_config": {"method": "medusa"}},
+    "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
     "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},

@@ -257,7 +257,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         LLAMA,
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
         {
-            "speculative-decoding",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
         },
@@ -275,7 +274,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "parallel drafting": (
         LLAMA,
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
-        {"speculative-decoding", "parallel-drafting", "parallel-drafting-method"},
+        {"parallel-drafting", "parallel-drafting-method"},
     ),
     "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, set()),
     "draft on two devices": (

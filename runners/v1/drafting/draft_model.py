@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from dodona.runners.drafting.kv_blocks import extended
 from dodona.runners.interface import KVCacheSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v1.drafting.drafter import DraftContext
-from dodona.runners.v1.drafting.pages import DraftPages, DraftPass, extended
+from dodona.runners.v1.drafting.pages import DraftPages, DraftPass
 from dodona.runners.v1.drafting.sequential import Draft, SequentialDrafter
 from dodona.runners.v1.memory import run_largest_step
 from dodona.runners.v1.packed_model import PackedModel

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from dodona.runners.drafting.head import DraftHead
+from dodona.runners.drafting.kv_blocks import extended
 from dodona.runners.interface import KVCacheSpec, LayerKVSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v1.attention import ForwardState, forward_state, paged_attention
 from dodona.runners.v1.drafting.drafter import DraftContext
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
-from dodona.runners.v1.drafting.pages import DraftPages, DraftPass, extended
+from dodona.runners.v1.drafting.pages import DraftPages, DraftPass
 from dodona.runners.v1.drafting.sequential import Draft, SequentialDrafter, draw
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.patterns import CAUSAL
