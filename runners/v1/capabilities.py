@@ -30,8 +30,11 @@ from dodona.oracle.systems.own.facts import (
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
 
-SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
+SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
 """Methods of speculative decoding that V1 has a drafter for."""
+
+MTP_MODEL_TYPES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "deepseek_v3", "glm4_moe")
+"""Model types whose MTP layer `mtp_head.MtpHead` runs, each backed by a run."""
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -58,7 +61,8 @@ LACKS: frozenset[str] = frozenset(
         "expert-parallel-ranks",
         "lora-torch-compile",
         "speculative-method",
-        "speculative-inner-state",
+        "speculative-mtp",
+        "speculative-mtp-workers",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -187,7 +191,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "lora-torch-compile": config.lora_config is not None and compiles(config),
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
-        "speculative-inner-state": speculative is not None and model.has_inner_state,
+        "speculative-mtp": resolved_speculative_method(config) == "mtp"
+        and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
+        "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
         "parallel-drafting-method": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",
@@ -197,7 +203,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-connector-lora": has_active_connector(config) and config.lora_config is not None,
         "speculative-kv-connector": has_active_connector(config)
-        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
+        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3", "mtp"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",
@@ -212,7 +218,7 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
     config = replace(config, parallel_config=ParallelConfig())
     lacking = check_supported(config, draft, environment)
     if draft.has_inner_state:
-        lacking += ("speculative-inner-state",)
+        lacking += ("inner-states",)
     if draft.quant_method is not None:
         lacking += ("quantized-weights",)
     if is_row_by_row(config, draft):

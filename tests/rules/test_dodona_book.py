@@ -62,7 +62,6 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
 
 
 BESIDE: dict[str, dict[str, Any]] = {
-    "speculative-inner-state": {"speculative_config.method": "ngram", "model_config.model_type": "jamba"},
     "kv-connector-inner-states": {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
@@ -267,6 +266,8 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {
             "speculative-decoding",
             "speculative-method",
+            "speculative-mtp",
+            "speculative-mtp-workers",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
         },
@@ -285,7 +286,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "empty speculation": (
         QWEN,
         {"speculative_config": {}},
-        {"speculative-decoding", "speculative-method"},
+        {"speculative-decoding", "speculative-method", "speculative-mtp"},
     ),
     "empty LoRA": (QWEN, {"lora_config": {}}, {"lora"}),
     "stock compile by number": (QWEN, {"compilation_config": {"mode": 1}}, {"stock-torch-compile"}),

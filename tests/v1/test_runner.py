@@ -57,6 +57,11 @@ ASKS = {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
     },
+    "speculative-mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
+    "speculative-mtp-workers": {
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+        "tensor_parallel_size": 2,
+    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
@@ -116,7 +121,7 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
-        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
+        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope",
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", *ROW_BY_ROW_ASKS,
