@@ -19,8 +19,11 @@ from dodona.oracle.systems.own.facts import (
     fills_stages,
     has_active_connector,
     has_causal_lm,
+    has_pooling_model,
+    has_unused_pooler,
     is_row_by_row,
     outgrows_rope,
+    pooling_task,
     resolved_quantization,
     resolved_runner_type,
     resolved_speculative_method,
@@ -29,6 +32,9 @@ from dodona.oracle.systems.own.facts import (
 )
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
+
+SERVED_TASKS = ("embed", "classify", "token_classify")
+"""Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
 
 SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
 """Methods of speculative decoding that V1 has a drafter for."""
@@ -44,7 +50,13 @@ LACKS: frozenset[str] = frozenset(
         "model-family",
         "quantized-experts",
         "quantized-tensor-parallelism",
+        "draft-runner",
         "pooling",
+        "pooling-model",
+        "pooling-multimodal",
+        "pooling-remote-code",
+        "pooling-combinations",
+        "pooler-config",
         "length-dependent-rope",
         "encoder-decoder",
         "device-count",
@@ -146,15 +158,32 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
     scheme = quantization_scheme(config, model)
+    runner_type, task = resolved_runner_type(config, model), pooling_task(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "causal-lm": resolved_runner_type(config, model) == "generate" and not has_causal_lm(config, model),
-        "model-family": model.model_type in UNSERVED
-        or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures),
+        "causal-lm": runner_type == "generate" and not has_causal_lm(config, model),
+        "model-family": runner_type == "generate"
+        and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": scheme == "other",
         "quantized-experts": has_unread_experts(config, model),
         "quantized-tensor-parallelism": scheme is not None and parallel.tensor_parallel_size > 1,
-        "pooling": resolved_runner_type(config, model) != "generate",
+        "draft-runner": runner_type == "draft",
+        "pooling": task is not None and task not in SERVED_TASKS,
+        "pooling-model": task in SERVED_TASKS and not has_pooling_model(config, model),
+        "pooling-multimodal": runner_type == "pooling" and model.is_multimodal,
+        "pooling-remote-code": runner_type == "pooling"
+        and model.has_remote_code
+        and config.model_config.trust_remote_code,
+        "pooling-combinations": runner_type == "pooling"
+        and bool(
+            scheme is not None
+            or config.lora_config is not None
+            or speculative is not None
+            or has_active_connector(config)
+            or compilation == "STOCK_TORCH_COMPILE"
+            or uses_workers(config)
+        ),
+        "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)
         and model.rope_type != "longrope"
         and (

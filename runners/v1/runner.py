@@ -19,6 +19,7 @@ from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
 from dodona.runners.interface import (
+    FinishedOutput,
     GrammarOutput,
     KVCacheSpec,
     KVConnectorOutput,
@@ -71,17 +72,6 @@ class Loaded:
     drafting: Drafting | None
     """On the rank that samples."""
     lora: LoRALayers | None
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedOutput:
-    """The pending output of a step that has ended already: V1 samples on the host."""
-
-    output: StepOutput
-
-    def result(self) -> StepOutput:
-        """The output; never waits."""
-        return self.output
 
 
 class V1Runner(WeightLife):

@@ -14,6 +14,7 @@ from dodona.oracle.systems.own.facts import (
     deploys_replicas_otherwise,
     exceeds_devices,
     has_active_connector,
+    has_unused_pooler,
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
@@ -42,6 +43,7 @@ LACKS: frozenset[str] = frozenset(
         "compute-capability",
         "architecture",
         "generate",
+        "pooler-config",
         "head-size",
         "query-groups",
         "rope",
@@ -132,6 +134,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
     return {
         "architecture": not set(model.architectures) & MODEL_FAMILIES.keys(),
         "generate": resolved_runner_type(config, model) != "generate",
+        "pooler-config": has_unused_pooler(config, model) is True,
         "head-size": model.head_size not in HEAD_SIZES,
         "query-groups": model.num_queries_per_kv is None,
         "rope": model.rope_type not in ROPE_TYPES,

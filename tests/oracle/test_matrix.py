@@ -26,6 +26,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "generate": {"runner": "pooling"},
+    "draft-runner": {"runner": "draft"},
+    "pooling-combinations": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"quantization": "int8", "tensor_parallel_size": 2},
@@ -123,7 +125,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         "remote-code", "speculative-mtp", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row",
+        "workers-row-by-row", "pooling-remote-code",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

@@ -318,7 +318,14 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"architecture", "moe"},
     ),
     "CPU on a GPU machine": (QWEN, {"device_config": {"device": "cpu"}}, {"cuda"}),
-    "pooling": (QWEN, {"model_config": {"runner": "pooling"}}, {"generate", "pooling"}),
+    "pooling": (QWEN, {"model_config": {"runner": "pooling"}}, {"generate"}),
+    "embeddings by convert": (QWEN, {"model_config": {"convert": "embed"}}, {"generate"}),
+    "late interaction": (
+        {**QWEN, "architectures": ["ColBERTModel"]},
+        {},
+        {"architecture", "generate", "pooling"},
+    ),
+    "settings of pooling for a model that generates": (QWEN, {"pooler_config": {}}, {"pooler-config"}),
     "code of its own, not trusted": ({**LLAMA, "auto_map": {"AutoModel": "m.M"}}, {}, set()),
     "code of its own, trusted": (
         {**LLAMA, "auto_map": {"AutoModel": "m.M"}},

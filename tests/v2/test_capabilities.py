@@ -94,6 +94,7 @@ def test_assumptions_about_config_json(changes, feature):
     ("flat", "feature"),
     [
         ({"runner": "pooling"}, "generate"),
+        ({"pooler_config": {}}, "pooler-config"),
         ({"block_size": 48}, "block-size"),
         ({"quantization": "awq"}, "quantization"),
         ({"tensor_parallel_size": 2}, "tensor-parallelism"),

@@ -51,7 +51,7 @@ class HeadDrafting:
             raise ConfigError(
                 f"{directory / 'config.json'}: head_dim={size} with num_attention_heads={heads} and "
                 f"num_key_value_heads={kv_heads}: V2 attends with a head_dim of {HEAD_SIZES} and a whole "
-                "number of query heads per KV head; set DODONA_USE_V2_MODEL_RUNNER=0"
+                "number of query heads per KV head; force runner v1 for this head"
             )
         self.num_speculative_tokens = num_speculative_tokens
         self.own_blocks = own_blocks(num_speculative_tokens, block_size)
