@@ -52,12 +52,13 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
-        warm_up(runner)
+        if runner.pooling_settings is None:
+            warm_up(runner)
         runner.capture_graphs()
     except BaseException:
         runner.shutdown()
         raise
-    enable_prefix_caching = config.cache_config.enable_prefix_caching
+    enable_prefix_caching = config.cache_config.enable_prefix_caching and runner.pooling_settings is None
     if enable_prefix_caching and not spec.shares_prefixes:
         enable_prefix_caching = False
         logger.warning(
@@ -70,7 +71,8 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
         block_size=spec.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
-        enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
+        enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill
+        and runner.pooling_settings is None,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
         num_micro_batches=runner.num_micro_batches,

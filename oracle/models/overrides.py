@@ -23,7 +23,7 @@ def overridden(model: ModelInfo, overrides: Mapping[str, Any]) -> ModelInfo:
 @functools.lru_cache(maxsize=64)
 def _overridden(model: ModelInfo, overrides: str) -> ModelInfo:
     # a ModelInfo is kept as long as its file does not change, and is compared by identity
-    return readable(_patched(model.raw, json.loads(overrides)), file=model.file, pooling=model.pooling)
+    return readable(_patched(model.raw, json.loads(overrides)), file=model.file, modules=model.modules)
 
 
 def _patched(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from dodona.oracle.errors import ConfigError, UnreadableField
 from dodona.oracle.models.model_info import (
     ModelInfo,
     companion_quantization,
-    declares_pooling,
     read_config_json,
+    stored_modules,
 )
 
 
@@ -27,10 +27,10 @@ def load_readable(path: str | os.PathLike[str]) -> ModelInfo:
         return ModelInfo.load(path)
     except UnreadableField:
         file = Path(path) / "config.json"
-        return readable(read_config_json(file), file=str(file), pooling=declares_pooling(file.parent))
+        return readable(read_config_json(file), file=str(file), modules=stored_modules(file.parent))
 
 
-def readable(raw: Mapping[str, Any], *, file: str, pooling: bool) -> ModelInfo:
+def readable(raw: Mapping[str, Any], *, file: str, modules: tuple[str, ...]) -> ModelInfo:
     """A model from the contents of a config.json, without those fields that can't be read.
 
     Raises ConfigError where what is left can't be read either.
@@ -39,7 +39,7 @@ def readable(raw: Mapping[str, Any], *, file: str, pooling: bool) -> ModelInfo:
     while True:
         try:
             return ModelInfo.from_mapping(
-                raw, file=file, pooling=pooling, quantization=companion, named=False
+                raw, file=file, modules=modules, quantization=companion, named=False
             )
         except UnreadableField as error:
             left = _without(raw, error.field)

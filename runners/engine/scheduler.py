@@ -29,6 +29,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
@@ -196,6 +198,8 @@ class Scheduler:
 
         Steps must be given in the order in which they were scheduled.
         """
+        if result.pooled:
+            return self._take_pooled(step.sampling, result)
         news: list[Request] = []
         finished: list[Request] = []
         for request, row, start in step.prompt_chunks:
@@ -228,6 +232,17 @@ class Scheduler:
         if result.kv_connector_output is not None:
             self._take_loaded(self.transfers.update(result.kv_connector_output))
         return news
+
+    def _take_pooled(self, requests: Sequence[Request], result: StepOutput) -> list[Request]:
+        """End the requests of a step that computed whole prompts for a pooling model."""
+        finished = [request for request in requests if not request.finished]
+        for request, row in zip(requests, result.rows, strict=True):
+            if not request.finished:
+                pooled = result.pooled[row]
+                request.finish_pooled(pooled, is_finite=bool(np.isfinite(pooled).all()))
+        if finished:
+            self._retire(finished)
+        return finished
 
     def _decode(
         self, new_blocks: list[tuple[int, list[int]]], drafts: dict[int, Sequence[int]]
@@ -555,4 +570,5 @@ def _new_request(request: Request) -> NewRequest:
         stop_token_ids=tuple(sorted(request.stop_token_ids)),
         bad_words_token_ids=request.bad_words_token_ids,
         adapter=request.adapter,
+        pooling=request.pooling,
     )

@@ -6,6 +6,7 @@ tensors that the checkpoint has: transformers' own quantizers are not asked, so 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,21 +40,24 @@ def load_model(
     seed: int,
     trust_remote_code: bool,
     quantization: QuantizationConfig | None = None,
+    auto_class: str = "AutoModelForCausalLM",
 ) -> torch.nn.Module:
-    """The causal LM that `path`/config.json describes, in evaluation mode on `device`.
+    """The model that `path`/config.json describes, in evaluation mode on `device`.
 
     weights: the directory with its safetensors; None draws random weights from `seed` as the architecture
     initialises them (the same on every call; CPU and CUDA draw different ones).
     quantization: how the checkpoint's linear layers are quantized, or are to be; random weights are too.
+    auto_class: name of transformers' automatic class that makes the model. A causal language model gets
+        transformers' plain attention, another the implementation that transformers chooses for it.
 
     Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
-    transformers has no causal LM for the configuration.
+    transformers has no such model for the configuration.
     """
     folders = {path, *([] if weights is None else [weights])}
     for folder in folders:
         check_folder(folder, suffixes=(".json", ".jinja", ".txt"), limit=MAX_FILE_BYTES)
     with naming(f"transformers can't make the model of {path / 'config.json'}"):
-        return _load_model(path, weights, dtype, device, seed, trust_remote_code, quantization)
+        return _load_model(path, weights, dtype, device, seed, trust_remote_code, quantization, auto_class)
 
 
 def _load_model(
@@ -64,9 +68,13 @@ def _load_model(
     seed: int,
     trust_remote_code: bool,
     quantization: QuantizationConfig | None,
+    auto_class: str,
 ) -> torch.nn.Module:
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    factory: Any = getattr(transformers, auto_class)
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -74,19 +82,19 @@ def _load_model(
         raise UnsupportedConfiguration.lacking(
             "v1", "architecture", why=f"{path / 'config.json'}: {error}"
         ) from error
-    common: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": "eager",
-        "trust_remote_code": trust_remote_code,
-    }
+    common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if auto_class == "AutoModelForCausalLM":
+        common["attn_implementation"] = "eager"
+    elif auto_class == "AutoModel" and _takes_pooling_layer(factory, config):
+        common["add_pooling_layer"] = False  # its weights may be missing, and hidden states are pooled
     _forget_quantization(config)
     is_online = quantization is not None and all(r.scheme.layout == "online" for r in quantization.rules)
     try:
         if weights is None:
-            model = _random_model(config, device, seed, common)
+            model = _random_model(factory, config, device, seed, common)
         else:
             weight_files(weights)
-            loader: Any = AutoModelForCausalLM
+            loader: Any = factory
             renamed: dict[str, str] | None = None
             if quantization is not None and not is_online:
                 stored = _stored_shapes(weights)
@@ -113,7 +121,9 @@ def _load_model(
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
-        why = f"transformers has no causal LM for model_type {config.model_type!r} of {path / 'config.json'}"
+        why = (
+            f"transformers has no {auto_class} for model_type {config.model_type!r} of {path / 'config.json'}"
+        )
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
     except ImportError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -144,14 +154,22 @@ def _no_progress_bar() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[str, Any]) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
+def _takes_pooling_layer(factory: Any, config: Any) -> bool:
+    """Whether the class can leave away the layer with which BERT's kin classify."""
+    try:
+        found = factory._model_mapping[type(config)]
+    except KeyError:
+        return False
+    return "add_pooling_layer" in inspect.signature(found.__init__).parameters
 
+
+def _random_model(
+    factory: Any, config: Any, device: torch.device, seed: int, common: Mapping[str, Any]
+) -> torch.nn.Module:
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # On the target device: drawing billions of weights on a CPU takes minutes.
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        factory: Any = AutoModelForCausalLM
         model: torch.nn.Module = factory.from_config(config, **common)
         return model
 

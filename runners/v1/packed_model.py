@@ -112,9 +112,10 @@ class PackedModel:
         """Bytes of one sequence's inner states; 0 where the model has none."""
         return sum(spec.num_bytes for mixer in self.mixers for spec in mixer.states)
 
-    def make_state_slots(self, num_slots: int) -> StateSlots:
-        """Slots for the inner states of `num_slots` sequences, on the model's device."""
-        return StateSlots([mixer.states for mixer in self.mixers], num_slots, self.device)
+    def make_state_slots(self, num_rows: int, *, num_drafts: int = 0) -> StateSlots:
+        """Slots for the inner states of `num_rows` sequences, on the model's device; see `StateSlots`."""
+        states = [mixer.states for mixer in self.mixers]
+        return StateSlots(states, num_rows, self.device, num_drafts=num_drafts)
 
     def forward(
         self,

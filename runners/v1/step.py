@@ -95,7 +95,9 @@ class Ready:
         for calls, window_tables in self.windows.tables(tables):
             of_group = StepLayout(*counts, window_tables, block_size, device)
             window_layouts.update(dict.fromkeys(calls, of_group))
-        states = self.states.step(step.rows, step.num_tokens, step.num_computed_tokens)
+        states = self.states.step(
+            step.rows, step.num_tokens, step.num_computed_tokens, verifying=step.draft_token_ids
+        )
         rows, positions = self._rows_with_logits(step, layout)
         # A step of prompt chunks alone needs no logits, but the head must be given a position.
         computed = np.asarray(positions or [layout.total_tokens - 1], dtype=np.int64)

@@ -26,6 +26,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "generate": {"runner": "pooling"},
+    "draft-runner": {"runner": "draft"},
+    "pooling-combinations": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"quantization": "int8", "tensor_parallel_size": 2},
@@ -41,12 +43,13 @@ ASKED: dict[str, dict[str, Any]] = {
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
+    "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
     "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
-    "speculative-decoding": {"speculative_config": {"method": "eagle3"}},
-    "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
+    "speculative-decoding": {"speculative_config": {"method": "medusa"}},
+    "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
     "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
@@ -117,12 +120,13 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_configuration = {
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
-    # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one that is not packed.
+    # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one that
+    # is not packed.
     of_models = {
-        "remote-code", "speculative-inner-state", "kv-connector-inner-states", "speculative-row-by-row",
+        "remote-code", "speculative-mtp", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row", "length-dependent-rope",
+        "workers-row-by-row", "length-dependent-rope", "pooling-remote-code",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

@@ -187,21 +187,21 @@ def first_line(error: BaseException) -> str:
 # --- One process for each type
 
 
-def _child(model_type: str, pipe: Any) -> None:
+def _child(attempt: Callable[[str], dict[str, Any]], model_type: str, pipe: Any) -> None:
     import torch
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
-    pipe.send(try_family(model_type))
+    pipe.send(attempt(model_type))
 
 
-def run_apart(model_type: str) -> dict[str, str]:
-    """`try_family` in a process of its own, which is ended after `SECONDS`."""
+def run_apart(model_type: str, attempt: Callable[[str], dict[str, Any]] = try_family) -> dict[str, Any]:
+    """`attempt` in a process of its own, which is ended after `SECONDS`."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(model_type, theirs))
+    process = context.Process(target=_child, args=(attempt, model_type, theirs))
     process.start()
     theirs.close()
     try:

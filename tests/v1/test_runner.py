@@ -33,7 +33,9 @@ def _tokens(runner, **settings):
 
 ASKS = {
     "quantization": {"quantization": "awq"},
-    "pooling": {"runner": "pooling"},
+    "draft-runner": {"runner": "draft"},
+    "pooling-combinations": {"runner": "pooling", "enable_lora": True, "max_model_len": 64},
+    "pooler-config": {"pooler_config": {}},
     "device-count": {"tensor_parallel_size": 65},
     "executor-backend": {"distributed_executor_backend": "ray"},
     "workers-combinations": {"tensor_parallel_size": 2, "enable_lora": True},
@@ -56,6 +58,11 @@ ASKS = {
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
+    },
+    "speculative-mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
+    "speculative-mtp-workers": {
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+        "tensor_parallel_size": 2,
     },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
@@ -81,7 +88,10 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
         ("causal-lm", {"model_type": "clip_text_model"}),
         ("model-family", {"model_type": "xlnet"}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
-        ("pooling", {"architectures": ["LlamaModel"]}),
+        ("pooling", {"architectures": ["HF_ColBERT"]}),
+        ("pooling", {"architectures": ["LlamaForRewardModel"]}),
+        ("pooling-model", {"architectures": ["T5EncoderModel"], "model_type": "my_own"}),
+        ("pooling-multimodal", {"architectures": ["LlamaModel"], "vision_config": {}}),
     ],
 )
 def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
@@ -107,6 +117,14 @@ def test_what_only_packed_rows_have(tiny_models, feature):
         assert check_supported(config, ModelInfo.from_mapping({**raw, **change}), CPU) == (feature,)
 
 
+def test_pooling_and_code_that_comes_with_the_model(tiny_models):
+    path = tiny_models.path("llama")
+    raw = {**json.loads((path / "config.json").read_text()), "auto_map": {"AutoModel": "m.M"}}
+    for trusted, lacking in ((False, ()), (True, ("pooling-remote-code",))):
+        config = EngineConfig.from_flat("m", device="cpu", runner="pooling", trust_remote_code=trusted)
+        assert check_supported(config, ModelInfo.from_mapping(raw), CPU) == lacking
+
+
 def test_a_gpu_that_is_not_there(tiny_models):
     path = tiny_models.path("llama")
     config, model = EngineConfig.from_flat(str(path), device="cuda"), ModelInfo.load(path)
@@ -116,10 +134,11 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
-        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
+        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope",
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row", *ROW_BY_ROW_ASKS,
+        "workers-row-by-row", *ROW_BY_ROW_ASKS, "pooling", "pooling-model", "pooling-multimodal",
+        "pooling-remote-code",
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 

@@ -15,7 +15,7 @@ from dodona.oracle.config.draft_method import current_method, method_by_name
 from dodona.oracle.config.sections import CompilationMode
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, evaluate
-from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown, show_value
+from dodona.oracle.language.facts import UNKNOWN, FactValue, show_value
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.readable import load_readable
@@ -45,7 +45,7 @@ def assumed_facts(facts: Facts, model: ModelInfo, book: RuleBook) -> dict[str, F
     return {
         fact: guesses[fact] if fact in guesses else default_of(fact, book.assume)
         for fact, value in facts.items()
-        if isinstance(value, Unknown)
+        if value is UNKNOWN
     }
 
 
@@ -55,7 +55,7 @@ def decisive_assumptions(facts: Facts, model: ModelInfo, book: RuleBook) -> tupl
     open_facts = {
         name
         for rule in book.rules
-        if evaluate(rule.fires_when, facts) is None
+        if not assumed.keys().isdisjoint(rule.reads) and evaluate(rule.fires_when, facts) is None
         for name in rule.reads
         if name in assumed
     }

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue, Source, Unknown
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue, Source
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.systems.fact import Fact, registry
 
@@ -114,14 +114,15 @@ def _field(
     def derive(inputs: Inputs) -> FactValue:
         value: Any = inputs.config
         for i, part in enumerate(parts):
-            if value is None or isinstance(value, Unknown):
+            if value is None or value is UNKNOWN:
                 return value
-            if not isinstance(value, Mapping):
+            # most are plain dicts, and asking for the abstract class takes far longer
+            if value.__class__ is not dict and not isinstance(value, Mapping):
                 raise ConfigError(f"{'.'.join(parts[:i])}: expected a section, got {value!r}")
             if i > 0 and i == len(parts) - 1 and part not in value:
                 return inputs.assume.get(name, default)
             value = value.get(part)
-        if value is None or isinstance(value, Unknown):
+        if value is None or value is UNKNOWN:
             return value
         try:
             return reader(value)
