@@ -120,8 +120,8 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_configuration = {
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
-    # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one that
-    # is not packed.
+    # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one
+    # that is not packed.
     of_models = {
         "remote-code", "speculative-mtp", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
