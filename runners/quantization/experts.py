@@ -125,4 +125,6 @@ class QuantizedExperts(torch.nn.Module):
         else:
             inner = family.act_fn(expert.up(x))
         out: torch.Tensor = expert.down(inner)
-        return family.post_expert_norm(out) if family.has_post_expert_norm else out
+        if family.has_post_expert_norm:
+            out = family.post_expert_norm(out)
+        return out

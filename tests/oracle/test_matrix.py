@@ -120,12 +120,13 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_configuration = {
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
-    # These also need a model: one with code of its own, with an inner state, or one that is not packed.
+    # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one
+    # that is not packed.
     of_models = {
         "remote-code", "speculative-mtp", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row", "pooling-remote-code",
+        "workers-row-by-row", "length-dependent-rope", "pooling-remote-code",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)
