@@ -5,8 +5,8 @@
 
 Unpacks the models of tests/data/vllm_recorded into MODELS_FOLDER and writes cases for `record.py`. The cases
 are in an order of which each beginning is a fair sample. `{NAME}` in a flag set is the folder of a model.
-With `--held-out` the cases are drawn at random, the text after it being the seed, among models with one or two
-flag sets that the plan without it does not have; each has the key `held_out`.
+With `--held-out` the cases are drawn at random, the text after it being the seed: models with one or two
+flag sets that the plan without it does not combine. Each has the key `held_out`.
 """
 
 from __future__ import annotations
