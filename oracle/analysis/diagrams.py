@@ -19,7 +19,7 @@ TRUE: Final = 1
 
 MAX_NODES: Final = 500_000
 """About ten seconds; the bundled books need some thousands."""
-MAX_WORK: Final = 10_000_000
+MAX_WORK: Final = 3_000_000
 """Branches that are looked at: some seconds. The bundled books need less than 100,000."""
 
 MAX_VARIABLES: Final = 2_000
