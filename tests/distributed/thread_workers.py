@@ -88,7 +88,9 @@ class ThreadWorkers:
         for rank in range(len(self._connections)) if ranks is None else ranks:
             self._connections[rank].messages.put(data)
 
-    def answers(self, ranks: Sequence[int], what: str, limit_s: float | None) -> list[Any]:
+    def answers(
+        self, ranks: Sequence[int], what: str, limit_s: float | None, *, all_or_none: bool = False
+    ) -> list[Any]:
         found: dict[int, Any] = {}
         while not set(ranks) <= found.keys():
             rank, data = self._answers.get(timeout=LIMIT)
