@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     import torch
 
     from dodona.oracle.decide.verdict import Verdict
-
-_REDRAW_AFTER = 0.5
-"""Seconds without news after which the progress bar is drawn anew: the first prompts may take long."""
 
 
 class LLM:
@@ -391,13 +388,7 @@ class LLM:
             with progress_bar(len(prompts), use_tqdm) as bar:
                 bar.update(len(results))
                 while waiting:
-                    try:
-                        progress = events.get(timeout=_REDRAW_AFTER)
-                    except Empty:
-                        bar.update(0)
-                        continue
-                    if progress is None:
-                        raise self._client.dead_error()
+                    progress = self._client.next_progress(events, bar)
                     request_id = progress.request_id
                     index, assembler = waiting[request_id]
                     outputs = sequences[request_id]

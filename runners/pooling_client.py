@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dodona.runners.client import EngineClient
@@ -31,9 +31,6 @@ T = TypeVar("T")
 Params = PoolingParams | Sequence[PoolingParams] | None
 Pair = tuple[PromptLike, PromptLike | None]
 """A prompt, and the second text of a pair."""
-
-_REDRAW_AFTER = 0.5
-"""Seconds without news after which the progress bar is drawn anew."""
 
 _CALLS = {"embed": "LLM.embed", "classify": "LLM.classify", "token_classify": "LLM.encode"}
 
@@ -159,13 +156,7 @@ class PoolingClient:
             with progress_bar(len(pairs), use_tqdm) as bar:
                 bar.update(len(results))
                 while waiting:
-                    try:
-                        progress = events.get(timeout=_REDRAW_AFTER)
-                    except Empty:
-                        bar.update(0)
-                        continue
-                    if progress is None:
-                        raise self.client.dead_error()
+                    progress = self.client.next_progress(events, bar)
                     index, request = waiting.pop(progress.request_id)
                     results[index] = PoolingRequestOutput(
                         request_id=request.request_id,
