@@ -50,6 +50,8 @@ class Start:
     """Seconds after which an exchange between ranks fails."""
     sharing: int = 1
     """Ranks of all replicas: on a CPU they share the processor and its memory."""
+    max_adapters: int = 0
+    """LoRA adapters that are sent once; see `adapters.AdapterSender`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfers:
+    """Answer with what the KV connector reports of the step. Ranks that don't sample are asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Shut the runner down and end; nobody answers."""
 
 
-Message = Start | Call | Execute | Sample | Stop
+Message = Start | Call | Execute | Sample | Transfers | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dodona.runners.distributed.messages import Call, Execute, Sample, Start
+from dodona.runners.distributed.adapters import AdapterSender
+from dodona.runners.distributed.messages import Call, Execute, Sample, Start, Transfers
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.interface import (
@@ -22,6 +23,8 @@ from dodona.runners.interface import (
     SchedulerOutput,
     StepOutput,
 )
+from dodona.runners.kv_transfer.rank_outputs import RankOutputs
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.rpc import rpc_method
 
 if TYPE_CHECKING:
@@ -77,6 +80,12 @@ class DistributedRunner(Runner):
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
         self._sampled: StepOutput | None = None
+        lora = config.lora_config
+        self._max_adapters = 0 if lora is None else lora.max_loras
+        self._adapters = AdapterSender(self._max_adapters) if self._max_adapters else None
+        self._transfers = RankOutputs(self._sizes.world)
+        self._asked_of_transfers = False
+        """Whether all ranks were asked what the KV connector reports of the step under way."""
 
     # --- Life
 
@@ -98,6 +107,7 @@ class DistributedRunner(Runner):
                 store=str(workers.store),
                 timeout_s=self._timeout,
                 sharing=self.config.parallel_config.world_size_across_dp,
+                max_adapters=self._max_adapters,
             )
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
@@ -106,24 +116,41 @@ class DistributedRunner(Runner):
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """The spec of the rank whose blocks take the most bytes: sizes are per device.
 
-        Of several stages, no layer is said to slide: another stage may need what this one could forget.
+        Of several stages, no layer is said to slide: another stage may need what this one could forget. Inner
+        states are those of the stage that has the most.
         """
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
         largest = max(specs, key=lambda spec: spec.bytes_per_block)
         if self._sizes.pipeline == 1:
             return largest
-        return replace(largest, layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers))
+        return replace(
+            largest,
+            layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers),
+            state_bytes_per_row=max(spec.state_bytes_per_row for spec in specs),
+            shares_prefixes=all(spec.shares_prefixes for spec in specs),
+        )
 
     def determine_available_memory(self) -> int:
-        """The least that a rank has, for blocks of `get_kv_cache_spec`'s size.
+        """The least that a rank has, for inner states and blocks of `get_kv_cache_spec`'s sizes.
 
         On a CPU all ranks, those of other replicas too, share the memory that each of them found.
         """
         sharing = self.config.parallel_config.world_size_across_dp if self.limits.device == "cpu" else 1
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        blocks = min(free // sharing // spec.bytes_per_block for free, spec in zip(found, specs, strict=True))
-        return blocks * max(spec.bytes_per_block for spec in specs)
+        rows = self.limits.max_num_seqs
+        left = [
+            free // sharing - rows * spec.state_bytes_per_row for free, spec in zip(found, specs, strict=True)
+        ]
+        states = rows * max(spec.state_bytes_per_row for spec in specs)
+        if min(left) < 0 or not any(spec.bytes_per_block for spec in specs):
+            return states + min(left)
+        blocks = min(
+            free // spec.bytes_per_block
+            for free, spec in zip(left, specs, strict=True)
+            if spec.bytes_per_block
+        )
+        return states + blocks * max(spec.bytes_per_block for spec in specs)
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
@@ -133,6 +160,11 @@ class DistributedRunner(Runner):
     def capture_graphs(self) -> None:
         """Capture on every rank."""
         self._call_all("capture_graphs")
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers of all ranks."""
+        of_ranks: list[Mapping[str, LoRATarget]] = self._call_all("get_lora_targets")
+        return {name: target for targets in of_ranks for name, target in targets.items()}
 
     def shutdown(self) -> None:
         """End the workers and release all that they hold. Idempotent."""
@@ -148,7 +180,14 @@ class DistributedRunner(Runner):
         if sampled is not None:
             further = {row: FurtherTokens(more.token_ids) for row, more in sampled.further.items()}
             sampled = StepOutput(sampled.rows, sampled.token_ids, further=further)
-        self._require_workers().tell(Execute(scheduler_output, sampled))
+        workers, rank = self._require_workers(), self._sizes.sampling_rank
+        adapters = self._adapters
+        step = scheduler_output if adapters is None else adapters.abridge(scheduler_output)
+        workers.tell(Execute(step, sampled))
+        others = [each for each in range(self._sizes.world) if each != rank]
+        self._asked_of_transfers = bool(others) and scheduler_output.kv_connector_metadata is not None
+        if self._asked_of_transfers:
+            workers.tell(Transfers(), others)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Ask the sampling rank; its output is waited for by the pending output's `result`."""
@@ -162,9 +201,14 @@ class DistributedRunner(Runner):
     def read_output(self) -> StepOutput:
         """Wait for the sampling rank's answer to the last `sample_tokens`."""
         rank = self._sizes.sampling_rank
-        (output,) = self._require_workers().answers([rank], "execute_model", self._timeout)
+        asked = range(self._sizes.world) if self._asked_of_transfers else [rank]
+        answers = self._require_workers().answers(asked, "execute_model", self._timeout)
+        output: StepOutput = answers.pop(rank if self._asked_of_transfers else 0)
         self._sampled = output
-        return output  # type: ignore[no-any-return]
+        if self._asked_of_transfers:
+            transfers = self._transfers.add([output.kv_connector_output, *answers])
+            output = replace(output, kv_connector_output=transfers)
+        return output
 
     # --- Parts
 

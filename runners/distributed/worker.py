@@ -15,8 +15,19 @@ import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from dodona.runners.distributed.adapters import AdapterReceiver
 from dodona.runners.distributed.mesh import ALONE
-from dodona.runners.distributed.messages import Answer, Call, Execute, Failure, Message, Result, Sample, Start
+from dodona.runners.distributed.messages import (
+    Answer,
+    Call,
+    Execute,
+    Failure,
+    Message,
+    Result,
+    Sample,
+    Start,
+    Transfers,
+)
 from dodona.runners.rpc import RPC_METHODS
 
 if TYPE_CHECKING:
@@ -41,12 +52,14 @@ def main() -> None:
 def serve(connection: Any) -> None:
     """Carry out messages one after the other. A failed step ends the worker; a failed call does not."""
     runner: Runner | None = None
+    adapters: AdapterReceiver | None = None
     samples = joined = False
     try:
         while isinstance(message := _receive(connection), Message):
             try:
                 if isinstance(message, Start):
                     joined = message.sizes.world > 1
+                    adapters = AdapterReceiver(message.max_adapters) if message.max_adapters else None
                     runner, samples = _start(message)
                     _answer(connection, Result(None))
                 elif runner is None:
@@ -56,7 +69,10 @@ def serve(connection: Any) -> None:
                 elif isinstance(message, Execute):
                     if message.sampled is not None and not samples:
                         runner.take_sampled_tokens(message.sampled)
-                    runner.execute_model(message.step)
+                    step = message.step
+                    runner.execute_model(step if adapters is None else adapters.complete(step))
+                elif isinstance(message, Transfers):
+                    _answer(connection, Result(runner.take_kv_connector_output()))
                 elif isinstance(message, Sample):
                     _answer(connection, Result(runner.sample_tokens(message.grammar_output).result()))
                 else:

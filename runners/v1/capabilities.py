@@ -18,14 +18,14 @@ from dodona.oracle.systems.own.facts import (
     has_causal_lm,
     is_row_by_row,
     outgrows_rope,
-    resolved_quantization,
+    resolved_connector,
     resolved_runner_type,
     resolved_speculative_method,
     splits_evenly,
     uses_workers,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
-from dodona.runners.kv_transfer.settings import lacks_connector
+from dodona.runners.kv_transfer.settings import OFFLOADING, lacks_connector
 
 SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V1 has a drafter for."""
@@ -46,6 +46,8 @@ LACKS: frozenset[str] = frozenset(
         "tensor-parallel-families",
         "tensor-parallel-sizes",
         "workers-combinations",
+        "context-parallel-inner-states",
+        "kv-connector-ranks",
         "workers-row-by-row",
         "pipeline-parallel-families",
         "pipeline-parallel-layers",
@@ -134,6 +136,10 @@ EXPERT_PARALLEL_FAMILIES = (
 """Architectures whose experts `tensor_parallel.shard_model` spreads over ranks, each backed by a run."""
 
 
+UNSPLIT_SCHEMES = ("w4a16_act_order", "w8a16_act_order", "w4a16_mxfp4", "mixed")
+"""Schemes of quantized weights that `tensor_parallel.shard_model` does not split."""
+
+
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
     """The features, as in `LACKS`, that this configuration asks for and V1 lacks on this machine."""
     parallel, speculative = config.parallel_config, config.speculative_config
@@ -146,7 +152,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures),
         "quantization": scheme == "other",
         "quantized-experts": scheme is not None and model.is_moe,
-        "quantized-tensor-parallelism": scheme is not None and parallel.tensor_parallel_size > 1,
+        "quantized-tensor-parallelism": parallel.tensor_parallel_size > 1
+        and scheme is not None
+        and (scheme in UNSPLIT_SCHEMES or model.is_moe),
         "pooling": resolved_runner_type(config, model) != "generate",
         "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
@@ -157,14 +165,11 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
         "workers-combinations": uses_workers(config)
-        and bool(
-            resolved_quantization(config, model) is not None
-            or model.has_inner_state
-            or config.lora_config is not None
-            or speculative is not None
-            or has_active_connector(config)
-            or compilation == "STOCK_TORCH_COMPILE"
-        ),
+        and (speculative is not None or compilation == "STOCK_TORCH_COMPILE"),
+        "context-parallel-inner-states": parallel.prefill_context_parallel_size > 1 and model.has_inner_state,
+        "kv-connector-ranks": parallel.world_size > 1
+        and has_active_connector(config)
+        and resolved_connector(config) != OFFLOADING,
         "pipeline-parallel-families": parallel.pipeline_parallel_size > 1
         and not set(model.architectures) & set(PIPELINE_PARALLEL_FAMILIES),
         "pipeline-parallel-layers": fills_stages(config, model) is False,

@@ -28,7 +28,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "generate": {"runner": "pooling"},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
-    "quantized-tensor-parallelism": {"quantization": "int8", "tensor_parallel_size": 2},
     "executor-backend": {"distributed_executor_backend": "ray"},
     "workers": {"distributed_executor_backend": "mp"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
@@ -49,6 +48,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
+    "kv-connector-ranks": {
+        "kv_transfer_config": {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"},
+        "tensor_parallel_size": 2,
+    },
     "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model"},
@@ -122,7 +125,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         "remote-code", "speculative-inner-state", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row",
+        "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

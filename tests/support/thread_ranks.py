@@ -55,8 +55,8 @@ class ThreadGroup:
         return tensor.copy_(sent)
 
 
-def run_ranks(sizes: RankSizes, function: Callable[[Mesh], T]) -> list[T]:
-    """`function(mesh)` in one thread per rank; the results in the ranks' order. Raises the first error."""
+def thread_meshes(sizes: RankSizes) -> tuple[list[Mesh], list[_Shared]]:
+    """Each rank's place among threads, and what they share."""
     shared: list[_Shared] = []
 
     def group(groups: Sequence[tuple[int, ...]]) -> dict[int, Group]:
@@ -70,11 +70,19 @@ def run_ranks(sizes: RankSizes, function: Callable[[Mesh], T]) -> list[T]:
 
     tensor, context = group(sizes.tensor_groups()), group(sizes.context_groups())
     pipeline = group(sizes.pipeline_groups())
+    return [
+        Mesh(rank, sizes.world, tensor[rank], context[rank], pipeline[rank]) for rank in range(sizes.world)
+    ], shared
+
+
+def run_ranks(sizes: RankSizes, function: Callable[[Mesh], T]) -> list[T]:
+    """`function(mesh)` in one thread per rank; the results in the ranks' order. Raises the first error."""
+    meshes, shared = thread_meshes(sizes)
 
     def work(rank: int) -> T:
         torch.set_num_threads(1)
         try:
-            return function(Mesh(rank, sizes.world, tensor[rank], context[rank], pipeline[rank]))
+            return function(meshes[rank])
         except BaseException:
             for each in shared:
                 each.barrier.abort()

@@ -36,7 +36,14 @@ ASKS = {
     "pooling": {"runner": "pooling"},
     "device-count": {"tensor_parallel_size": 65},
     "executor-backend": {"distributed_executor_backend": "ray"},
-    "workers-combinations": {"tensor_parallel_size": 2, "enable_lora": True},
+    "workers-combinations": {
+        "tensor_parallel_size": 2,
+        "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
+    },
+    "kv-connector-ranks": {
+        "tensor_parallel_size": 2,
+        "kv_transfer_config": {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"},
+    },
     "tensor-parallel-sizes": {"tensor_parallel_size": 5},
     "pipeline-parallel-layers": {"pipeline_parallel_size": 50},
     "data-parallel-deployment": {"data_parallel_rank": 0},

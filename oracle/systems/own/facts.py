@@ -163,7 +163,8 @@ def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
 def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
     """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
 
-    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them.
+    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them. Ranks cut 4-bit
+    weights between words of 8.
     """
     ranks = config.parallel_config.tensor_parallel_size
     heads, kv_heads, width = model.num_attention_heads, model.num_key_value_heads, model.intermediate_size
@@ -174,6 +175,10 @@ def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
     even = not (heads % ranks or width % ranks)
     if config.parallel_config.enable_expert_parallel:
         even = even and model.num_experts % ranks == 0
+    if quantization_scheme(config, model) == "w4a16":
+        if model.head_size is None:
+            return None
+        even = even and not (heads * model.head_size % (8 * ranks) or width % (8 * ranks))
     return even and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
@@ -514,7 +519,11 @@ _ENGINE_SPECS = (
         "Attention heads and feed-forward layers (experts) divide among `tensor_parallel_size` ranks.",
         "model",
         derive=_splits_evenly,
-        reads=("parallel_config.tensor_parallel_size", "parallel_config.enable_expert_parallel"),
+        reads=(
+            "parallel_config.tensor_parallel_size",
+            "parallel_config.enable_expert_parallel",
+            "model_config.quantization",
+        ),
     ),
     OwnFact(
         "parallel_config.fills_stages",
