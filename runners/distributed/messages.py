@@ -36,7 +36,8 @@ class Start:
     """Join the other ranks and make the runner. The first message to a worker; it answers."""
 
     runner_class: Callable[..., Runner]
-    """The runner that the verdict chose, called with (config, model, limits, mesh): no worker decides."""
+    """The runner that the verdict chose, called with (config, model, limits) and, of several ranks, the mesh:
+    no worker decides."""
     config: EngineConfig
     model: ModelInfo
     limits: Limits
@@ -56,7 +57,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call a method of the runner; every rank answers with its result."""
+    """Call a method of the runner, or read an attribute; every rank answers with the result."""
 
     method: str
     args: Sequence[Any] = ()

@@ -53,13 +53,12 @@ class _Pending:
 class DistributedRunner(Runner):
     """Workers in processes on this machine, one per rank.
 
-    runner_class: the workers' runner, called with (config, model, limits, mesh).
+    runner_class: the workers' runner, see `messages.Start`. As many steps are under way as it allows, where
+    it has one rank; several ranks exchange their tokens, and have one.
     replica: number among `data_parallel_size`; each takes the next devices.
 
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
     """
-
-    max_steps_in_flight = 1
 
     def __init__(
         self,
@@ -79,6 +78,7 @@ class DistributedRunner(Runner):
         self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
+        self._max_steps_in_flight = 1
         self._sampled: StepOutput | None = None
         lora = config.lora_config
         self._max_adapters = 0 if lora is None else lora.max_loras
@@ -112,6 +112,13 @@ class DistributedRunner(Runner):
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
+        if self._sizes.world == 1:
+            (self._max_steps_in_flight,) = self._call_all("max_steps_in_flight")
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """One, or what the workers' only rank allows."""
+        return self._max_steps_in_flight
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """The spec of the rank whose blocks take the most bytes: sizes are per device.
@@ -204,7 +211,8 @@ class DistributedRunner(Runner):
         asked = range(self._sizes.world) if self._asked_of_transfers else [rank]
         answers = self._require_workers().answers(asked, "execute_model", self._timeout)
         output: StepOutput = answers.pop(rank if self._asked_of_transfers else 0)
-        self._sampled = output
+        if self._sizes.world > 1:
+            self._sampled = output
         if self._asked_of_transfers:
             transfers = self._transfers.add([output.kv_connector_output, *answers])
             output = replace(output, kv_connector_output=transfers)

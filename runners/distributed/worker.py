@@ -6,6 +6,7 @@ a pipe whose end says that this process is gone. A worker never outlives it.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -13,10 +14,10 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.adapters import AdapterReceiver
-from dodona.runners.distributed.mesh import ALONE
 from dodona.runners.distributed.messages import (
     Answer,
     Call,
@@ -31,7 +32,7 @@ from dodona.runners.distributed.messages import (
 from dodona.runners.rpc import RPC_METHODS
 
 if TYPE_CHECKING:
-    from dodona.runners.interface import Runner
+    from dodona.runners.interface import PendingOutput, Runner
 
 ENDED_WITH_THE_ENGINE = 70
 """Exit status of a worker whose engine's process is gone."""
@@ -53,6 +54,7 @@ def serve(connection: Any) -> None:
     """Carry out messages one after the other. A failed step ends the worker; a failed call does not."""
     runner: Runner | None = None
     adapters: AdapterReceiver | None = None
+    results: _StepResults | None = None
     samples = joined = False
     try:
         while isinstance(message := _receive(connection), Message):
@@ -74,14 +76,24 @@ def serve(connection: Any) -> None:
                 elif isinstance(message, Transfers):
                     _answer(connection, Result(runner.take_kv_connector_output()))
                 elif isinstance(message, Sample):
-                    _answer(connection, Result(runner.sample_tokens(message.grammar_output).result()))
+                    pending = runner.sample_tokens(message.grammar_output)
+                    if runner.max_steps_in_flight == 1:
+                        _answer(connection, Result(pending.result()))
+                    else:
+                        results = results or _StepResults(connection)
+                        results.put(pending)
                 else:
                     break
             except Exception as error:
+                if results is not None:  # one thread answers at a time
+                    results.close()
+                    results = None
                 _answer(connection, Failure.of(error))
                 if not isinstance(message, Call):
                     break
     finally:
+        if results is not None:
+            results.close()
         if runner is not None:
             runner.shutdown()
         if joined:
@@ -90,10 +102,43 @@ def serve(connection: Any) -> None:
             leave()
 
 
+class _StepResults:
+    """Answers with the results of steps, in a thread of its own: the next step is launched meanwhile.
+
+    Nothing else is answered while steps are under way.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._pending: SimpleQueue[PendingOutput | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, pending: PendingOutput) -> None:
+        """Answer with this step's result after those before it."""
+        self._pending.put(pending)
+
+    def close(self) -> None:
+        """Wait for the results that are left."""
+        self._pending.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (pending := self._pending.get()) is not None:
+            answer: Answer
+            try:
+                answer = Result(pending.result())
+            except Exception as error:
+                answer = Failure.of(error)
+            with contextlib.suppress(OSError):  # the engine's process is gone, or has closed the connection
+                _answer(self._connection, answer)
+
+
 def _call(runner: Runner, call: Call) -> Any:
     if call.method in RPC_METHODS:
         return runner.collective_rpc(call.method, call.args, call.kwargs)[0]
-    return getattr(runner, call.method)(*call.args, **call.kwargs)
+    member = getattr(runner, call.method)
+    return member(*call.args, **call.kwargs) if callable(member) else member
 
 
 def _receive(connection: Any) -> Message | None:
@@ -132,11 +177,10 @@ def _start(start: Start) -> tuple[Runner, bool]:
 
         torch.set_num_threads(max(1, torch.get_num_threads() // start.sharing))
     if start.sizes.world == 1:
-        mesh = ALONE
-    else:
-        from dodona.runners.distributed.joining import join
+        return start.runner_class(start.config, start.model, start.limits), True
+    from dodona.runners.distributed.joining import join
 
-        mesh = join(start)
+    mesh = join(start)
     return start.runner_class(start.config, start.model, start.limits, mesh), mesh.samples
 
 

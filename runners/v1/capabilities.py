@@ -17,6 +17,7 @@ from dodona.oracle.systems.own.facts import (
     has_active_connector,
     has_causal_lm,
     is_row_by_row,
+    lacks_executor,
     outgrows_rope,
     resolved_connector,
     resolved_runner_type,
@@ -159,8 +160,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
-        "executor-backend": parallel.distributed_executor_backend in ("ray", "external_launcher")
-        or (parallel.distributed_executor_backend == "uni" and parallel.world_size_across_dp > 1),
+        "executor-backend": lacks_executor(parallel),
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,

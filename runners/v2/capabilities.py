@@ -11,6 +11,7 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     deploys_replicas_otherwise,
     exceeds_devices,
+    lacks_executor,
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
@@ -54,10 +55,9 @@ LACKS: frozenset[str] = frozenset(
         "encoder-decoder",
         "remote-code",
         "device-count",
-        "workers",
+        "executor-backend",
         "tensor-parallelism",
         "pipeline-parallelism",
-        "data-parallelism",
         "data-parallel-deployment",
         "prefill-context-parallelism",
         "decode-context-parallelism",
@@ -140,10 +140,9 @@ def _features(config: EngineConfig) -> dict[str, bool]:
     pipeline = parallel.pipeline_parallel_size > 1
     return {
         "block-size": config.cache_config.block_size not in BLOCK_SIZES,
-        "workers": parallel.distributed_executor_backend in ("mp", "ray", "external_launcher"),
+        "executor-backend": lacks_executor(parallel),
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": pipeline,
-        "data-parallelism": parallel.data_parallel_size > 1,
         "data-parallel-deployment": deploys_replicas_otherwise(parallel),
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,

@@ -20,8 +20,9 @@ class PlainRunner:
     """Made like a runner; a step is (what to do, argument)."""
 
     name = "plain"
+    max_steps_in_flight = 1
 
-    def __init__(self, config: Any, model: Any, limits: Any, mesh: Any) -> None:
+    def __init__(self, config: Any, model: Any, limits: Any) -> None:
         self.step: Any = None
 
     def echo(self, a: Any, *, b: Any) -> Any:

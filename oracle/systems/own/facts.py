@@ -150,6 +150,12 @@ def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
     return config.parallel_config.world_size_across_dp > devices
 
 
+def lacks_executor(parallel: ParallelConfig) -> bool:
+    """Whether workers are to run by Ray or a launcher of the user's, or several of them in one process."""
+    backend = parallel.distributed_executor_backend
+    return backend in ("ray", "external_launcher") or (backend == "uni" and parallel.world_size_across_dp > 1)
+
+
 def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
     """Whether replicas are not all this process's, to start and to share requests among."""
     return (
