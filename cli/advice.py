@@ -233,6 +233,8 @@ def print_comparison(verdicts: Mapping[str, Verdict]) -> None:
                 words("–", style="dim") if found is None else words(f"{found.severity}: {found.feature}")
             )
         table.add_row(words(name_of), *cells)
+    if any(v.unread for v in verdicts.values()):
+        table.add_row("Not understood", *(words("\n".join(v.unread) or "–") for v in verdicts.values()))
     assumed = [words("\n".join(v.assumptions) or "–") for v in verdicts.values()]
     if any(v.assumptions for v in verdicts.values()):
         table.add_row("Assumed", *assumed)

@@ -16,6 +16,7 @@ from dodona.cli.replay import rules_replay
 from dodona.cli.rules import rules_list
 from dodona.cli.select import select
 from dodona.cli.system_words import SelectCommand
+from dodona.cli.upgrade import upgrade
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +48,7 @@ app.command("select", cls=SelectCommand)(select)
 app.command("generate")(generate)
 app.command("bench")(bench)
 app.command("matrix")(matrix)
+app.command("upgrade")(upgrade)
 app.add_typer(rules_app, name="rules")
 rules_app.command("list")(rules_list)
 rules_app.command("replay")(rules_replay)

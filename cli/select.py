@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +45,15 @@ def select(
     assume_gpu: Annotated[
         bool, typer.Option("--assume-gpu", help="Decide for a machine with a Hopper GPU and Triton.")
     ] = False,
+    assume: Annotated[
+        str | None,
+        typer.Option(
+            "--assume",
+            metavar="MACHINE,...",
+            help="Decide for such a machine: h100, a100, b200, mi300x, cpu, wsl2, no-triton, ..., or a .yaml "
+            "file.",
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show every rule, whether it fired, and the facts it read.")
     ] = False,
@@ -72,7 +81,9 @@ def select(
         given = engine_config(model, engine, config) if words is None else words
 
         def environment(book: str) -> Environment | None:
-            return _assumed_gpu(book) if assume_gpu else None
+            if assume is None and not assume_gpu:
+                return None
+            return _assumed((assume or "h100").split(","), book)
 
         if compare is not None:
             from dodona.cli.advice import run_comparison
@@ -111,12 +122,16 @@ def _verdict(config: Any, rulebook: str, environment: Environment | None) -> Ver
         return refusal.verdict
 
 
-def _assumed_gpu(rulebook: str) -> Environment:
-    """A machine with a Hopper GPU, and the runner that the book's environment variable forces here.
+def _assumed(names: Sequence[str], rulebook: str) -> Environment:
+    """A machine of these names, and the runner that the book's environment variable forces here.
 
     Raises ConfigError, RuleFileError.
     """
-    from dodona.oracle.machine.environment import assumed_gpu, forced_runner
+    from dodona.oracle.machine.assumed import assumed_machine
+    from dodona.oracle.machine.environment import forced_runner
     from dodona.oracle.systems.books import load_rulebook
 
-    return assumed_gpu(forced_runner(load_rulebook(rulebook).environment))
+    return assumed_machine(
+        [name.strip() for name in names if name.strip()],
+        override=forced_runner(load_rulebook(rulebook).environment),
+    )

@@ -36,7 +36,8 @@ def select_runner(
     """Decide which runner serves `config`.
 
     config: an EngineConfig, a mapping of its sections, or a model directory (or hub id). With a book of vLLM
-    also a `vllm serve …` command line, as one text or as a list of words.
+    also a command line that starts its server, as one text or as a list of words: `vllm serve …`, with
+    variables, `python -m`, or `docker run` around it.
     rulebook: the name of a bundled book, the path of a book (ending .yaml), or a RuleBook.
     environment: what to decide for; None: this machine, and the runner that the book's environment variable
     forces.
@@ -87,6 +88,7 @@ def verdict_of(deployment: Deployment, *, trusted: bool = False) -> Verdict:
         evaluated_by=evaluated_by,
         vllm_config=deployment.foreign_config(),
         environment=deployment.environment,
+        unread=deployment.unread,
     )
 
 

@@ -28,6 +28,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("oracle.authoring",),
     ("oracle.testing",),
     ("oracle.select",),
+    ("oracle.upgrade",),
     ("oracle.decision_log",),
     ("kernels.devices", "kernels.dependent_launch"),
     ("kernels.linear", "kernels.sampling", "kernels.state"),

@@ -32,6 +32,7 @@ def gumbel_sample(
     inverse_temperatures: Tensor,
     fallback: Tensor,
     cuts: Tensor | None = None,
+    entry_fallback: Tensor | None = None,
 ) -> Tensor:
     """One token per batch row: argmax of logit / temperature + noise, or of the logit where the row is
     greedy.
@@ -47,12 +48,16 @@ def gumbel_sample(
         inverse_temperatures: [rows] fp32, per state row; 0 = greedy.
         fallback: [rows] int64, per state row.
         cuts: [n] fp32, per batch row, or None: only tokens whose tempered logit is >= the row's are drawn.
+        entry_fallback: [n] int64, per batch row, in place of `fallback`; None for that.
     Returns: [n] int32.
     """
     out = torch.empty(logits.shape[0], dtype=torch.int32, device=logits.device)
     if len(out):
         best, token = _draw_blocks(logits, idx_mapping, positions, seeds, inverse_temperatures, cuts)
-        _reduce_blocks(best, token, idx_mapping, fallback, out)
+        if entry_fallback is None:
+            _reduce_blocks(best, token, idx_mapping, fallback, out)
+        else:
+            _reduce_blocks(best, token, idx_mapping, entry_fallback, out, fallback_by_entry=True)
     return out
 
 
@@ -117,6 +122,7 @@ def _reduce_blocks(
     fallback: Tensor,
     out: Tensor,
     *,
+    fallback_by_entry: bool = False,
     turn: Tensor | None = None,
     positions: Tensor | None = None,
     num_computed: Tensor | None = None,
@@ -140,6 +146,7 @@ def _reduce_blocks(
         stride_tokens=0 if token_ids is None else token_ids.stride(0),
         max_model_len=0 if token_ids is None else token_ids.shape[1],
         APPENDS=token_ids is not None,
+        BY_ENTRY=fallback_by_entry,
         WIDTH=triton.next_power_of_2(num_blocks),
         DEPENDENT=dependent,
         num_warps=1,
@@ -156,6 +163,7 @@ def gumbel_sample_reference(
     inverse_temperatures: Tensor,
     fallback: Tensor,
     cuts: Tensor | None = None,
+    entry_fallback: Tensor | None = None,
 ) -> Tensor:
     """What `gumbel_sample` computes, in plain torch."""
     state = idx_mapping.long()
@@ -164,7 +172,13 @@ def gumbel_sample_reference(
     if cuts is not None:
         drawn = (scores * inverse[:, None] >= cuts[:, None]) | (inverse == 0)[:, None]
         scores = scores.masked_fill(~drawn, -torch.inf)
-    tokens = reference.gumbel_argmax(scores, inverse, seeds[state], positions.long(), fallback[state])
+    tokens = reference.gumbel_argmax(
+        scores,
+        inverse,
+        seeds[state],
+        positions.long(),
+        fallback[state] if entry_fallback is None else entry_fallback,
+    )
     return tokens.int()
 
 
@@ -254,7 +268,7 @@ def _reduce_blocks_kernel(
     best_ptr,  # [n, num_blocks]
     token_ptr,  # [n, num_blocks]
     idx_mapping_ptr,  # [n]
-    fallback_ptr,  # [rows]
+    fallback_ptr,  # [rows], or [n] if BY_ENTRY
     out_ptr,  # [n], or [slots, n or more] if APPENDS
     turn_ptr,  # [1]; this and the next three: None if not APPENDS
     positions_ptr,  # [n]
@@ -265,6 +279,7 @@ def _reduce_blocks_kernel(
     stride_tokens,
     max_model_len,
     APPENDS: tl.constexpr,
+    BY_ENTRY: tl.constexpr,
     WIDTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -282,7 +297,7 @@ def _reduce_blocks_kernel(
     greatest, block = tl.max(best, 0, return_indices=True, return_indices_tie_break_left=True)
     token = tl.load(token_ptr + row * num_blocks + block)
     if greatest == float("-inf"):
-        token = tl.load(fallback_ptr + state).to(tl.int32)
+        token = tl.load(fallback_ptr + (row if BY_ENTRY else state)).to(tl.int32)
     if APPENDS:
         tl.store(out_ptr + tl.load(turn_ptr) * stride_ring + row, token)
         position = tl.load(positions_ptr + row)

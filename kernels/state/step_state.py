@@ -25,6 +25,7 @@ def _prepare_inputs_kernel(
     positions,
     slots,
     seq_lens,
+    offsets,
     embedding,
     hidden,
     turn,
@@ -33,6 +34,7 @@ def _prepare_inputs_kernel(
     max_model_len,
     num_tokens,
     BLOCK_SIZE: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
     HIDDEN: tl.constexpr,
     TURNS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -46,6 +48,8 @@ def _prepare_inputs_kernel(
     length = tl.load(query_start + entry + 1) - start
     live = row >= 0
     computed = tl.load(num_computed + row, mask=live, other=0)
+    if HAS_OFFSETS:
+        computed += tl.load(offsets + entry)
     tl.store(seq_lens + entry, tl.where(live, computed + length, 0))
     # The last entry's program also writes the padding after it.
     span = tl.where(entry == tl.num_programs(0) - 1, num_tokens - start, length)
@@ -83,6 +87,7 @@ def prepare_inputs(
     positions: torch.Tensor,
     slots: torch.Tensor,
     seq_lens: torch.Tensor,
+    offsets: torch.Tensor | None = None,
     embedding: torch.Tensor | None = None,
     hidden: torch.Tensor | None = None,
     turn: torch.Tensor | None = None,
@@ -102,6 +107,8 @@ def prepare_inputs(
         input_ids, positions: [tokens], int32 or int64, written: token, and position in its sequence.
         slots: [tokens], int32, written: KV slot (block id * block_size + offset).
         seq_lens: [batch], int32, written: tokens of each entry after this step.
+        offsets: [batch], int32: tokens of the row in the step before each entry, where a row has several
+            entries; None where none has.
         embedding: [vocab, hidden], contiguous, for a step with one token per entry: its rows for the tokens
             are gathered, too; None for not.
         hidden: [batch, hidden], contiguous, written with them; None exactly where `embedding` is.
@@ -121,6 +128,7 @@ def prepare_inputs(
         positions=positions,
         slots=slots,
         seq_lens=seq_lens,
+        offsets=offsets,
         embedding=embedding,
         hidden=hidden,
         turn=turn,
@@ -129,6 +137,7 @@ def prepare_inputs(
         max_model_len=token_ids.shape[1],
         num_tokens=input_ids.shape[0],
         BLOCK_SIZE=block_size,
+        HAS_OFFSETS=offsets is not None,
         HIDDEN=hidden_size,
         TURNS=num_turns,
         BLOCK=16 if small else 1024,
@@ -145,6 +154,7 @@ def prepare_inputs_reference(
     block_table: torch.Tensor,
     block_size: int,
     num_tokens: int,
+    offsets: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`prepare_inputs` in torch, for `num_tokens` packed tokens: (input_ids, positions, slots, seq_lens)."""
     starts = query_start.tolist()
@@ -152,10 +162,11 @@ def prepare_inputs_reference(
     slots[starts[-1] :] = -1
     seq_lens = torch.zeros(len(rows), dtype=torch.int32)
     for entry, row in enumerate(rows.tolist()):
+        computed = int(num_computed[row]) + (0 if offsets is None else int(offsets[entry]))
         if row >= 0:
-            seq_lens[entry] = num_computed[row] + starts[entry + 1] - starts[entry]
+            seq_lens[entry] = computed + starts[entry + 1] - starts[entry]
         for i in range(starts[entry], starts[entry + 1]):
-            position = int(num_computed[row]) + i - starts[entry]
+            position = computed + i - starts[entry]
             if row < 0 or position >= token_ids.shape[1]:
                 slots[i] = -1
                 continue
@@ -249,4 +260,109 @@ def update_state_reference(
         num_computed[row] = seq_len
         if j >= 0 and seq_len < token_ids.shape[1]:
             token_ids[row, seq_len] = sampled[j]
+    return num_computed, token_ids
+
+
+@triton.jit(do_not_specialize=["max_model_len"])
+def _update_verified_state_kernel(
+    rows,
+    seq_lens,
+    sample_index,
+    sampled,
+    num_kept,
+    num_computed,
+    token_ids,
+    ring,
+    turn,
+    stride_tokens,
+    stride_ring,
+    max_model_len,
+    HAS_INDEX: tl.constexpr,
+    HAS_RING: tl.constexpr,
+):
+    entry = tl.program_id(0)
+    row = tl.load(rows + entry).to(tl.int64)
+    if row < 0:
+        return
+    seq_len = tl.load(seq_lens + entry)
+    index = entry
+    if HAS_INDEX:
+        index = tl.load(sample_index + entry)
+        if index < 0:
+            tl.store(num_computed + row, seq_len)
+            return
+    if HAS_RING:
+        tl.store(ring + tl.load(turn) * stride_ring + entry, tl.load(sampled + index))
+    kept = tl.load(num_kept + index)
+    if kept == 0:
+        return
+    end = seq_len + kept - 1
+    tl.store(num_computed + row, end)
+    if end < max_model_len:
+        token = tl.load(sampled + index + kept - 1)
+        tl.store(token_ids + row * stride_tokens + end, token.to(tl.int32))
+
+
+def update_verified_state(
+    *,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    sample_index: torch.Tensor | None,
+    sampled: torch.Tensor,
+    num_kept: torch.Tensor,
+    num_computed: torch.Tensor,
+    token_ids: torch.Tensor,
+    ring: torch.Tensor | None = None,
+    turn: torch.Tensor | None = None,
+) -> None:
+    """`update_state` after a step that verified drafts: advance the rows by the tokens that are kept, and
+    append the last of these. The others are in their places, since they equal the drafts.
+
+    Args:
+        rows, seq_lens, sample_index, sampled, token_ids: see `update_state`; a row that verifies has an entry
+            for its last token and one for each draft.
+        num_kept: [samples], int32: at a row's first entry the tokens that are kept of it, >= 1; 0 at the
+            others (`sampling.acceptance.count_kept_tokens`).
+        num_computed: [state rows], int32, written: tokens of the step's rows whose KV is computed and kept.
+        ring, turn: see `gumbel.gumbel_sample_and_append`: tokens are copied there too; both or none.
+    """
+    _update_verified_state_kernel[(rows.shape[0],)](
+        rows=rows,
+        seq_lens=seq_lens,
+        sample_index=sample_index,
+        sampled=sampled,
+        num_kept=num_kept,
+        num_computed=num_computed,
+        token_ids=token_ids,
+        ring=ring,
+        turn=turn,
+        stride_tokens=token_ids.stride(0),
+        stride_ring=0 if ring is None else ring.stride(0),
+        max_model_len=token_ids.shape[1],
+        HAS_INDEX=sample_index is not None,
+        HAS_RING=ring is not None,
+        num_warps=1,
+    )
+
+
+def update_verified_state_reference(
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    sample_index: torch.Tensor | None,
+    sampled: torch.Tensor,
+    num_kept: torch.Tensor,
+    num_computed: torch.Tensor,
+    token_ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`update_verified_state` in torch: new (num_computed, token_ids)."""
+    num_computed, token_ids = num_computed.clone(), token_ids.clone()
+    index = list(range(len(rows))) if sample_index is None else sample_index.tolist()
+    for row, seq_len, j in zip(rows.tolist(), seq_lens.tolist(), index, strict=True):
+        kept = 0 if j < 0 else int(num_kept[j])
+        if row < 0 or (j >= 0 and not kept):
+            continue
+        end = seq_len + max(0, kept - 1)
+        num_computed[row] = end
+        if j >= 0 and end < token_ids.shape[1]:
+            token_ids[row, end] = sampled[j + kept - 1]
     return num_computed, token_ids

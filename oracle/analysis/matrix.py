@@ -8,6 +8,7 @@ every feature share a column.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Final
 from dodona.oracle.analysis.architectures import PLAIN_ARCHITECTURE, typical_model
 from dodona.oracle.analysis.space import sections_of
 from dodona.oracle.decide.evaluate import evaluate
+from dodona.oracle.language.condition_text import describe
 from dodona.oracle.language.conditions import Facts, comparisons
 from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.rule import Rule, RunnerName
@@ -84,6 +86,18 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A consequence of the book, and where it is reported."""
+
+    consequence: str
+    severity: str
+    runners: tuple[RunnerName, ...]
+    feature: str
+    where: str
+    """The condition, as text."""
+
+
+@dataclass(frozen=True)
 class Matrix:
     """The whole table of one rule book."""
 
@@ -94,6 +108,8 @@ class Matrix:
     columns: tuple[Column, ...]
     runners: tuple[str, ...]
     """In the book's order of preference."""
+    notes: tuple[Note, ...] = ()
+    """The book's consequences."""
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON values: for each model and feature the runner, whether it starts, and what fires."""
@@ -110,7 +126,8 @@ class Matrix:
             for feature, cell in zip(self.features, column.cells, strict=True)
         ]
         features = [{"rules": feature.rules, "label": feature.label} for feature in self.features]
-        return {"rulebook": self.rulebook, "features": features, "cells": rows}
+        notes = [dataclasses.asdict(note) for note in self.notes]
+        return {"rulebook": self.rulebook, "features": features, "cells": rows, "consequences": notes}
 
 
 def make_matrix(book: RuleBook) -> Matrix:
@@ -123,7 +140,10 @@ def make_matrix(book: RuleBook) -> Matrix:
         fired = tuple(firing.rule for firing in evaluate(book, facts).firings)
         alike.setdefault(cells, []).append(Model(architecture, _kind(info), fired))
     columns = tuple(Column(tuple(models), cells) for cells, models in alike.items())
-    return Matrix(book.rulebook, book.system, book.description, features, columns, book.runners)
+    notes = tuple(
+        Note(c.id, c.severity, c.runners, c.feature, describe(c.when, book.facts)) for c in book.consequences
+    )
+    return Matrix(book.rulebook, book.system, book.description, features, columns, book.runners, notes)
 
 
 def _cell(book: RuleBook, facts: Facts) -> Cell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from dodona.oracle.analysis.matrix import Cell, Column, Matrix
+from dodona.oracle.analysis.matrix import Cell, Column, Matrix, Note
 from dodona.oracle.systems.registry import system_of
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ _INTRO = (
 )
 
 
+_NOTE_HEADS = ("Consequence", "Severity", "With", "What is affected", "Reported where")
+
+
+def _note_cells(note: Note) -> tuple[str, ...]:
+    runners = ", ".join(runner.upper() for runner in note.runners)
+    return (note.consequence, note.severity, runners, note.feature, note.where)
+
+
 # --- terminal -----------------------------------------------------------------------------------------------
 
 
@@ -81,7 +89,15 @@ def matrix_table(matrix: Matrix) -> RenderableType:
     for index, column in enumerate(matrix.columns):
         for model in column.models:
             columns.add_row(_letter(index), Text(model.name), Text(", ".join(model.rules) or "–"))
-    return Group(table, Text(_legend(matrix), style="dim"), columns)
+    parts: list[RenderableType] = [table, Text(_legend(matrix), style="dim"), columns]
+    if matrix.notes:
+        notes = Table(title="Consequences", show_lines=True)
+        for head in _NOTE_HEADS:
+            notes.add_column(head, overflow="fold")
+        for note in matrix.notes:
+            notes.add_row(*(Text(cell) for cell in _note_cells(note)))
+        parts.append(notes)
+    return Group(*parts)
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------
@@ -119,6 +135,13 @@ def matrix_markdown(matrix: Matrix) -> str:
         for model in column.models:
             rules = ", ".join(f"`{rule}`" for rule in model.rules) or "–"
             lines.append(f"| {_letter(index)} | {_markdown(model.name)} | {rules} |")
+    if matrix.notes:
+        lines += ["", "## Consequences", "", "What a runner that was chosen costs, changes or ignores.", ""]
+        lines.append("| " + " | ".join(head.lower() for head in _NOTE_HEADS) + " |")
+        lines.append("| " + " | ".join(["---"] * len(_NOTE_HEADS)) + " |")
+        for note in matrix.notes:
+            name, *others = _note_cells(note)
+            lines.append("| " + " | ".join([f"`{name}`", *map(_markdown, others)]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -182,9 +205,27 @@ def matrix_html(matrix: Matrix) -> str:
         '<table><thead><tr><th scope="col">Column</th><th scope="col">Architecture</th>',
         '<th scope="col">What rules out a runner by itself</th></tr></thead><tbody>',
         *models,
-        "</tbody></table></body></html>",
+        "</tbody></table>",
+        *_html_notes(matrix),
+        "</body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _html_notes(matrix: Matrix) -> list[str]:
+    if not matrix.notes:
+        return []
+    heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in _NOTE_HEADS)
+    rows: list[str] = []
+    for note in matrix.notes:
+        name, *others = map(html.escape, _note_cells(note))
+        cells = "".join(f"<td>{cell}</td>" for cell in others)
+        rows.append(f'<tr><th scope="row"><code>{name}</code></th>{cells}</tr>')
+    return [
+        f"<h2>Consequences</h2><table><thead><tr>{heads}</tr></thead><tbody>",
+        *rows,
+        "</tbody></table>",
+    ]
 
 
 def _html_cell(matrix: Matrix, cell: Cell) -> str:

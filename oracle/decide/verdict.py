@@ -141,6 +141,8 @@ class Verdict(BaseModel):
     """What the runner costs, changes or ignores here, in the book's order."""
     assumptions: tuple[str, ...]
     """The values that the book assumed for unknown facts, as text."""
+    unread: tuple[str, ...] = ()
+    """Arguments that could change this verdict and are not understood, each with the reason."""
     rulebook: RuleBookName
     evaluated_by: Evaluator
     log: str | None = None
@@ -196,11 +198,12 @@ def make_verdict(
     evaluated_by: Evaluator,
     vllm_config: Mapping[str, Any] | None = None,
     environment: Environment | None = None,
+    unread: tuple[str, ...] = (),
 ) -> Verdict:
     """The verdict for an evaluation of `book`.
 
     vllm_config: the whole configuration as it was given, for a book of vLLM. environment: the machine that
-    the evaluation is about.
+    the evaluation is about. unread: arguments that are not understood.
     """
     facts, outcome = evaluation.facts, evaluation.outcome
     reasons = {firing.rule: _reason(book, facts, firing) for firing in evaluation.firings}
@@ -221,6 +224,7 @@ def make_verdict(
         refusals=tuple(reasons[rule] for rule in outcome.refusals),
         consequences=_consequences(book, outcome.runner, facts) if book.consequences else (),
         assumptions=evaluation.assumptions,
+        unread=unread,
         rulebook=RuleBookName(name=book.rulebook, system=book.system, content_hash=book.content_hash),
         evaluated_by=evaluated_by,
         log=choice_log(

@@ -30,6 +30,9 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     headline = explain(verdict).splitlines()[0]
     style = "bold red" if verdict.refusals else "bold green"
     parts: list[RenderableType] = [words(headline, style)]
+    if verdict.unread:
+        rows = "\n".join(f"  - {text}" for text in verdict.unread)
+        parts.append(words(f"Not understood, and it may be otherwise for that:\n{rows}", "bold yellow"))
     if verdict.reasons:
         parts.append(_reasons(verdict))
     else:

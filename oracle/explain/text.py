@@ -17,7 +17,7 @@ def explain(verdict: Verdict) -> str:
     """The runner, who decided, and each reason with its feature, references and remedy. Ends without a line
     break.
     """
-    lines = [_headline(verdict), ""]
+    lines = [_headline(verdict), *_unread(verdict), ""]
     if verdict.refusals:
         lines.append(f"It is refused, for {_count(len(verdict.refusals), 'reason')}:")
         lines += _reasons(verdict.refusals)
@@ -51,6 +51,12 @@ def explain(verdict: Verdict) -> str:
     engine = "durable-rules" if verdict.evaluated_by == "durable_rules" else "the reference evaluator"
     lines.append(f"Rule book {book.name} ({book.content_hash[:12]}), evaluated by {engine}.")
     return printable("\n".join(lines))
+
+
+def _unread(verdict: Verdict) -> list[str]:
+    if not verdict.unread:
+        return []
+    return ["Not understood, and it may be otherwise for that:", *(f"  - {text}" for text in verdict.unread)]
 
 
 def _headline(verdict: Verdict) -> str:

@@ -15,6 +15,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.loading import resolve_bundled
 from dodona.oracle.language.rulebook import OWN_SYSTEM, EnvironmentVariable, RuleBook
 
+WSL_PIN_MEMORY: Final = "VLLM_WSL2_ENABLE_PIN_MEMORY"
 PLATFORMS: Final = ("cuda", "rocm", "xpu", "cpu", "tpu", "unspecified")
 ASSUMED_COMPUTE_CAPABILITY: Final = 90
 """Compute capability that is assumed for a CUDA environment without one (a Hopper GPU)."""
@@ -54,6 +55,13 @@ class Environment:
     On CUDA, 8 is assumed where it isn't given; on other platforms it must not be given.
     """
 
+    wsl: Annotated[bool, Strict()] = False
+    """The machine is Linux inside Windows (WSL)."""
+    wsl_pin_memory: Annotated[bool, Strict()] = False
+    """`VLLM_WSL2_ENABLE_PIN_MEMORY` asks vLLM to pin host memory on WSL."""
+    variables: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Names of the environment variables of vLLM (`VLLM_…`) that are set, sorted."""
+
     def __post_init__(self) -> None:
         if self.platform != "cuda" and self.compute_capability is not None:
             raise ValueError(f"platform {self.platform!r} has no CUDA compute capability; leave it out")
@@ -78,6 +86,7 @@ class Environment:
             cuda_capabilities,
             has_entry_points,
             has_package,
+            is_wsl,
             torch_supports_cuda,
         )
 
@@ -91,7 +100,25 @@ class Environment:
             compute_capability=min(found, default=None),
             device_count=len(found) or None,
             logitsproc_plugins=has_entry_points("vllm.logits_processors"),
+            wsl=is_wsl(),
+            wsl_pin_memory=is_on(environ.get(WSL_PIN_MEMORY)),
+            variables=vllm_variables(environ),
         )
+
+
+def vllm_variables(environ: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Names of vLLM's variables that are set, sorted."""
+    return tuple(
+        sorted(name for name, value in environ.items() if name.startswith("VLLM_") and value is not None)
+    )
+
+
+def is_on(value: str | None) -> bool:
+    """Whether a variable of vLLM that is a switch (a whole number, 0 for off) is on."""
+    try:
+        return value is not None and int(value) != 0
+    except ValueError:
+        return False
 
 
 def forced_runner(

@@ -41,6 +41,12 @@ def torch_supports_cuda() -> bool:
 
 
 @functools.cache
+def is_wsl() -> bool:
+    """Whether this is Linux inside Windows, told as vLLM tells it: by the kernel's name."""
+    return "microsoft" in " ".join(os.uname()).lower()
+
+
+@functools.cache
 def has_entry_points(group: str) -> bool:
     """Whether an installed distribution has entry points in `group`."""
     # importlib.metadata parses the metadata of every distribution, which takes a hundred times as long.

@@ -236,7 +236,7 @@ class ModelInfo:
             _read_json(file),
             file=name,
             pooling=_declares_pooling(file.parent),
-            quantization=_companion_quantization(file.parent),
+            quantization=companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
             _CACHE.clear()
@@ -583,7 +583,7 @@ def _declares_pooling(directory: Path) -> bool:
     )
 
 
-def _companion_quantization(directory: Path) -> Mapping[str, Any] | None:
+def companion_quantization(directory: Path) -> Mapping[str, Any] | None:
     """What tools say that write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
     if (directory / "hf_quant_config.json").is_file():
         return {"quant_method": "modelopt"}

@@ -60,6 +60,8 @@ class Deployment(ABC):
     environment: Environment
     """The machine, and the runner that is forced."""
     book: RuleBook
+    unread: tuple[str, ...] = ()
+    """Arguments that were given, could change the verdict, and are not understood."""
 
     @abstractmethod
     def engine_config(self) -> EngineConfig:

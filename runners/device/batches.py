@@ -3,9 +3,9 @@ pass, samples, and appends the tokens in its own way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from dodona.runners.device.forward_inputs import RowChunk
 from dodona.runners.device.graphs import FixedStep, StepGraphs
@@ -23,6 +23,10 @@ class Batch(Protocol):
     def rows(self) -> Sequence[int]:
         """State rows that sample, in batch order."""
 
+    @property
+    def drafts(self) -> Mapping[int, Sequence[int]]:
+        """By row, those that it verifies."""
+
     def launch(self, steps: StepRunner, graphs: StepGraphs | None) -> PromptHidden | None:
         """Launch the forward pass. Returns what prompt log-probabilities are computed from, where asked
         for."""
@@ -32,10 +36,14 @@ class Batch(Protocol):
         batch's."""
 
 
+NO_DRAFTS: Mapping[int, Sequence[int]] = {}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EmptyBatch:
     """No rows: the step only changed the state."""
 
+    drafts: ClassVar[Mapping[int, Sequence[int]]] = NO_DRAFTS
     rows: Sequence[int] = ()
 
     def launch(self, steps: StepRunner, graphs: StepGraphs | None) -> None:
@@ -50,6 +58,7 @@ class EmptyBatch:
 class DecodeBatch:
     """One token of each row. Padding may follow the rows."""
 
+    drafts: ClassVar[Mapping[int, Sequence[int]]] = NO_DRAFTS
     rows: Sequence[int]
     fixed: FixedStep
 
@@ -74,6 +83,7 @@ class DecodeBatch:
 class PromptBatch:
     """The whole of one fresh prompt, which samples. Padding may follow its tokens."""
 
+    drafts: ClassVar[Mapping[int, Sequence[int]]] = NO_DRAFTS
     rows: Sequence[int]
     """One."""
     fixed: FixedStep
@@ -93,6 +103,7 @@ class PromptBatch:
 class MixedBatch:
     """Any rows: decodes first, then chunks of prompts."""
 
+    drafts: ClassVar[Mapping[int, Sequence[int]]] = NO_DRAFTS
     rows: Sequence[int]
     num_rows: int
     """Rows of the batch, of which `rows` sample."""
@@ -124,6 +135,65 @@ class MixedBatch:
     def sample(self, steps: StepRunner, grammar_output: GrammarOutput | None) -> SampledTokens:
         """What the sampler draws; rows that do not sample only advance."""
         return _sample_and_append(steps, self.rows, self.num_rows, grammar_output)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftBatch:
+    """Any rows, of which some verify drafts: decodes, those, and chunks of prompts. A decode or draft is an
+    entry of one token. Without chunks it is a step of fixed form; padding may follow the entries."""
+
+    drafts: Mapping[int, Sequence[int]]
+    rows: Sequence[int]
+    sample_rows: Sequence[int]
+    """State row of each entry that samples."""
+    num_entries: int
+    num_tokens: int
+    num_single: int
+    """Leading entries of one token."""
+    max_fresh_len: int
+    max_continued_len: int
+    chunks: Sequence[RowChunk]
+    prompt_chunks: Sequence[PromptChunk]
+    """These four: see `MixedBatch`."""
+    fixed: FixedStep | None
+    """None where there are chunks, or more entries than steps of fixed form have."""
+
+    def launch(self, steps: StepRunner, graphs: StepGraphs | None) -> PromptHidden | None:
+        """The step of fixed form, or the forward pass, launch by launch."""
+        if self.fixed is not None:
+            steps.launch(self.fixed, graphs)
+            return None
+        hidden = steps.launch_mixed(
+            self.num_entries,
+            self.num_tokens,
+            self.num_single,
+            self.max_fresh_len,
+            self.max_continued_len,
+            len(self.sample_rows),
+            chunks=self.chunks,
+            keep_hidden=bool(self.prompt_chunks),
+            has_drafts=True,
+        )
+        return None if hidden is None else PromptHidden(self.prompt_chunks, hidden)
+
+    def sample(self, steps: StepRunner, grammar_output: GrammarOutput | None) -> SampledTokens:
+        """What the step drew; or what the sampler draws."""
+        count, state = len(self.sample_rows), steps.state
+        if self.fixed is not None and self.fixed.samples:
+            return SampledTokens(steps.sampled(count))
+        sampled = steps.sampler.sample(
+            steps.logits(count),
+            SamplingBatch(
+                self.sample_rows,
+                state.sample_rows[:count],
+                state.sample_positions[:count],
+                grammar_output,
+                steps.drafts(count),
+            ),
+        )
+        assert sampled.num_kept is not None  # the batch has drafts
+        steps.update_verified(self.num_entries, sampled.token_ids, sampled.num_kept)
+        return sampled
 
 
 def _sample_and_append(
@@ -171,6 +241,8 @@ class BatchBuilder:
         batch = len(step.rows)
         if not batch:
             return EmptyBatch()
+        if step.draft_token_ids:
+            return self._draft_batch(step, graphs)
         if step.num_decodes == batch:
             size = batch if graphs is None else graphs.sizes.for_decodes(batch)
             if size is not None:
@@ -188,22 +260,49 @@ class BatchBuilder:
         rows = step.rows
         if num_samples < batch:
             rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
-        decodes = step.num_decodes
-        chunks, start = [], decodes
-        for row, count, computed in zip(
-            step.rows[decodes:], step.num_tokens[decodes:], step.num_computed_tokens[decodes:], strict=True
-        ):
-            chunks.append(RowChunk(row, start, count, computed))
-            start += count
+        chunks = _chunks(step, step.num_decodes, step.num_decodes)
         return MixedBatch(
             rows,
             num_rows=batch,
             num_tokens=step.total_tokens,
-            num_decodes=decodes,
+            num_decodes=step.num_decodes,
             max_fresh_len=max((c.num_tokens for c in chunks if not c.num_computed), default=0),
             max_continued_len=max((c.num_tokens for c in chunks if c.num_computed), default=0),
             chunks=chunks,
             prompt_chunks=prompt_chunks,
+        )
+
+    def _draft_batch(self, step: SchedulerOutput, graphs: StepGraphs | None) -> DraftBatch:
+        drafts, num_single_rows = step.draft_token_ids, step.num_decodes + len(step.draft_token_ids)
+        num_tokens = step.total_tokens
+        has_chunks = num_single_rows < len(step.rows)
+        size = None
+        if not has_chunks:
+            size = num_tokens if graphs is None else graphs.sizes.for_drafts(num_tokens)
+        sizes = self._state.set_draft_batch(
+            step.rows,
+            step.num_computed_tokens,
+            step.num_tokens,
+            step.samples,
+            drafts=drafts,
+            num_single=num_single_rows,
+            padded_length=size or 0,
+        )
+        chunks = _chunks(step, num_single_rows, sizes.num_single)
+        rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
+        base_only = not self._sampler.asked_stages(rows)
+        return DraftBatch(
+            drafts,
+            rows,
+            sample_rows=[row for row in rows for _ in range(1 + len(drafts.get(row, ())))],
+            num_entries=sizes.num_entries,
+            num_tokens=num_tokens,
+            num_single=sizes.num_single,
+            max_fresh_len=max((c.num_tokens for c in chunks if not c.num_computed), default=0),
+            max_continued_len=max((c.num_tokens for c in chunks if c.num_computed), default=0),
+            chunks=chunks,
+            prompt_chunks=self._prompt_logprobs.chunks(step),
+            fixed=None if size is None else FixedStep(size, base_only, verifies=True),
         )
 
     def _decode_batch(self, step: SchedulerOutput, size: int) -> DecodeBatch:
@@ -212,3 +311,14 @@ class BatchBuilder:
             base_only = not self._sampler.asked_stages(step.rows)
             self._decodes = DecodeBatch(step.rows, FixedStep(size, base_only))
         return self._decodes
+
+
+def _chunks(step: SchedulerOutput, first_row: int, first_token: int) -> list[RowChunk]:
+    """The step's rows from the `first_row`-th on, whose tokens begin at packed index `first_token`."""
+    chunks, start = [], first_token
+    for row, count, computed in zip(
+        step.rows[first_row:], step.num_tokens[first_row:], step.num_computed_tokens[first_row:], strict=True
+    ):
+        chunks.append(RowChunk(row, start, count, computed))
+        start += count
+    return chunks

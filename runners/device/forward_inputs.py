@@ -49,6 +49,9 @@ class ForwardInputs:
     """Longest chunk of the other sequences that have tokens before it; 0 where there are none."""
     chunks: Sequence[RowChunk] = ()
     """The other sequences, where the step is not of fixed form."""
+    has_drafts: bool = False
+    """Whether some decodes follow one another in one row: a token, then its drafts. Keys and values of all
+    must be in the cache before any attends."""
     embedded: torch.Tensor | None = None
     """[tokens, hidden], the model's dtype: the tokens' embeddings, where they were looked up already."""
 

@@ -29,6 +29,12 @@ class FixedStep(NamedTuple):
     samples: bool
     """Whether it draws by the sampler's base stage and updates the state; else it ends with the logits."""
     is_prompt: bool = False
+    verifies: bool = False
+    """Whether entries may be drafts of the entry before: see `RequestState.set_draft_batch`."""
+
+
+KINDS = (FixedStep(0, True), FixedStep(0, True, is_prompt=True), FixedStep(0, True, verifies=True))
+"""One step of each kind; its size does not count."""
 
 
 def decode_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -51,12 +57,38 @@ def prompt_sizes(max_num_tokens: int) -> tuple[int, ...]:
     return tuple(sorted({n for n in (16, 32, 64, 96, 128, 192, 256, 384) if n < most} | {most}))
 
 
+LARGEST_DRAFT_STEP = 512
+"""Most entries of a step with drafts that is captured: with more, launches are a small part of its time."""
+
+
+def draft_sizes(max_num_seqs: int, num_speculative_tokens: int, max_num_entries: int) -> tuple[int, ...]:
+    """Entries of steps with drafts to capture: those of batches of which every row has all its drafts, up to
+    `LARGEST_DRAFT_STEP`.
+
+    >>> draft_sizes(16, 4, 80)
+    (5, 10, 20, 40, 80)
+    """
+    most = min(max_num_entries, LARGEST_DRAFT_STEP)
+    sizes = {size * (1 + num_speculative_tokens) for size in decode_sizes(max_num_seqs)}
+    return tuple(sorted({size for size in sizes if size < most} | {most}))
+
+
 @dataclass(frozen=True, slots=True)
 class FixedSizes:
     """Sizes of the steps that are captured, in rising order."""
 
     decodes: Sequence[int]
     prompts: Sequence[int]
+    drafts: Sequence[int] = ()
+    """Entries of steps that verify drafts: a token or a draft each."""
+
+    def of(self, kind: FixedStep) -> Sequence[int]:
+        """Sizes of the steps of a kind."""
+        return self.prompts if kind.is_prompt else self.drafts if kind.verifies else self.decodes
+
+    def for_drafts(self, num_entries: int) -> int | None:
+        """The smallest that holds so many entries, or None."""
+        return _smallest(self.drafts, num_entries)
 
     def for_decodes(self, batch: int) -> int | None:
         """The smallest that holds `batch` entries, or None."""
@@ -75,20 +107,20 @@ class StepGraphs:
         self._graphs: dict[FixedStep, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def capture(self, run: Callable[[FixedStep], None], *, prompts: bool) -> None:
-        """Capture `run(step)` for every size, of prompts or of decodes, with and without sampling.
+    def capture(self, run: Callable[[FixedStep], None], kind: FixedStep) -> None:
+        """Capture `run(step)` for every size of steps of this kind (of `kind`, its size and `samples` do not
+        count), with and without sampling.
 
         For each size, `run` is called once before the captures with sampling, so that kernels are compiled
         and libraries have their workspaces by then. It must keep its results in tensors that were there
         before: what it allocates belongs to the graphs' common pool, and any other graph's replay may
         overwrite it.
         """
-        sizes = self.sizes.prompts if prompts else self.sizes.decodes
-        for size in reversed(sizes):  # the largest first: smaller ones then fit into its memory
-            run(FixedStep(size, True, prompts))
+        for size in reversed(self.sizes.of(kind)):  # the largest first: smaller ones then fit into its memory
+            run(kind._replace(size=size, samples=True))
             torch.cuda.synchronize()
             for samples in (False, True):
-                step = FixedStep(size, samples, prompts)
+                step = kind._replace(size=size, samples=samples)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                     run(step)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 
 from dodona.runners.device.sampling.logprob_values import SampledLogprobs
 from dodona.runners.device.sampling.prompt_logprobs import PromptLogprobs
+from dodona.runners.drafting.acceptance import accepted_output
 from dodona.runners.interface import StepOutput
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 Tree = TypeVar("Tree")
 """A tensor, or a dataclass whose fields are trees or values without tensors."""
@@ -24,18 +26,33 @@ class StepResults:
     rows: Sequence[int]
     """The state rows that sampled, in batch order."""
     token_ids: torch.Tensor
-    """[rows] int32."""
+    """[rows] int32, or more where drafts were verified."""
     logprobs: SampledLogprobs | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    drafts: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+    """By row, those that were verified; then `token_ids` has 1 + k of a row with k drafts."""
 
     def step_output(self) -> StepOutput:
         """The same in lists. Its tensors must be on the host."""
+        if self.drafts:
+            return self._accepted_output()
         return StepOutput(
             self.rows,
             self.token_ids.tolist(),
             {} if self.logprobs is None else self.logprobs.by_row(),
             {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row(),
         )
+
+    def _accepted_output(self) -> StepOutput:
+        token_ids: list[int] = self.token_ids.tolist()
+        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
+        if self.logprobs is not None:
+            entries = iter(self.logprobs.entries())
+            asking = set(self.logprobs.rows)
+            places = [row for row in self.rows for _ in range(1 + len(self.drafts.get(row, ())))]
+            logprobs = [next(entries) if row in asking else None for row in places]
+        prompt_logprobs = {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row()
+        return accepted_output(self.rows, self.drafts, token_ids, logprobs, prompt_logprobs)
 
 
 class HostCopier:

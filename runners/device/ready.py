@@ -31,17 +31,31 @@ class Ready:
     """None: steps are launched kernel by kernel."""
 
 
+def max_entries(limits: Limits, num_speculative_tokens: int) -> int:
+    """Most entries of a batch: rows, and the drafts that they verify."""
+    most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
+    return min(limits.max_num_seqs * (1 + num_speculative_tokens), most_tokens)
+
+
 def make_ready(
-    model: StepModel, limits: Limits, *, num_blocks: int, max_model_len: int, max_steps_in_flight: int
+    model: StepModel,
+    limits: Limits,
+    *,
+    num_blocks: int,
+    max_model_len: int,
+    max_steps_in_flight: int,
+    num_speculative_tokens: int = 0,
 ) -> Ready:
     """Allocate `num_blocks` KV blocks, the requests' state for sequences of `max_model_len`, and the buffers
-    that steps work in."""
+    that steps work in, with up to `num_speculative_tokens` drafts of each row."""
     device = model.device
+    max_num_entries = max_entries(limits, num_speculative_tokens)
     state = RequestState(
         max_num_seqs=limits.max_num_seqs,
         max_model_len=max_model_len,
         block_size=limits.block_size,
         device=device,
+        max_num_entries=max_num_entries,
     )
     sampler = DeviceSampler(
         max_num_seqs=limits.max_num_seqs, vocab_size=model.vocab_size, token_ids=state.token_ids
@@ -53,8 +67,9 @@ def make_ready(
         sampler=sampler,
         kv_caches=caches,
         block_size=limits.block_size,
-        max_num_seqs=limits.max_num_seqs,
+        max_num_entries=max_num_entries,
         max_num_tokens=max(limits.max_num_batched_tokens, limits.max_num_seqs),
         max_steps_in_flight=max_steps_in_flight,
+        num_speculative_tokens=num_speculative_tokens,
     )
     return Ready(num_blocks, max_model_len, state, sampler, steps, BatchBuilder(steps), HostCopier(device))

@@ -52,6 +52,8 @@ class RehearsalStep:
     """What the rows ask for, in turn."""
     context: int = 0
     """Tokens of each prompt that are computed already."""
+    drafts: int = 0
+    """Drafts that each row that decodes verifies."""
 
 
 def scheduler_output(step: RehearsalStep, *, max_model_len: int, block_size: int) -> SchedulerOutput:
@@ -60,6 +62,7 @@ def scheduler_output(step: RehearsalStep, *, max_model_len: int, block_size: int
     All rows share KV block 0: only the sizes of what is computed matter.
     """
     lengths = [max(1, min(n, max_model_len - 1 - step.context)) for n in step.prompts]
+    drafts = max(0, min(step.drafts, max_model_len - 3))
     computed = [1] * step.decodes + [step.context] * len(lengths)
     tokens = [2] * step.decodes + [step.context + n for n in lengths]
     rows = list(range(len(tokens)))
@@ -70,7 +73,7 @@ def scheduler_output(step: RehearsalStep, *, max_model_len: int, block_size: int
             token_ids=(0,) * n,
             num_prompt_tokens=n,
             num_computed_tokens=computed[row],
-            block_ids=(0,) * -(-n // block_size),
+            block_ids=(0,) * -(-(n + drafts) // block_size),
             sampling_params=SamplingParams(temperature=1.0, max_tokens=None, **kind.params),
             seed=0,
             stop_token_ids=kind.stop_token_ids or (0,),
@@ -85,16 +88,18 @@ def scheduler_output(step: RehearsalStep, *, max_model_len: int, block_size: int
         new_requests=new,
         new_blocks=(),
         rows=rows,
-        num_tokens=[1] * step.decodes + lengths,
+        num_tokens=[1 + drafts] * step.decodes + lengths,
         num_computed_tokens=computed,
         samples=[True] * len(rows),
-        num_decodes=step.decodes,
+        num_decodes=0 if drafts else step.decodes,
+        draft_token_ids=dict.fromkeys(rows[: step.decodes], (0,) * drafts) if drafts else {},
     )
 
 
 def grammars_of(step: RehearsalStep, vocab_size: int) -> GrammarOutput:
     """Grammars of all rows that allow everything."""
-    rows = range(step.decodes + len(step.prompts))
+    rows = [row for row in range(step.decodes) for _ in range(1 + step.drafts)]
+    rows += range(step.decodes, step.decodes + len(step.prompts))
     return GrammarOutput(rows, np.full((len(rows), -(-vocab_size // 32)), -1, dtype=np.int32))
 
 
@@ -105,11 +110,16 @@ def largest_step(max_num_seqs: int, max_num_tokens: int) -> RehearsalStep:
     return RehearsalStep([length] * (count - 1) + [max_num_tokens - length * (count - 1)])
 
 
-def small_steps(max_num_seqs: int, max_num_tokens: int) -> Iterator[RehearsalStep]:
+def largest_draft_step(max_num_seqs: int, max_num_tokens: int, drafts: int) -> RehearsalStep:
+    """As many tokens of rows that verify `drafts` as a step may hold, with all stages."""
+    return RehearsalStep((), decodes=max(1, min(max_num_seqs, max_num_tokens // (1 + drafts))), drafts=drafts)
+
+
+def small_steps(max_num_seqs: int, max_num_tokens: int, drafts: int = 0) -> Iterator[RehearsalStep]:
     """Steps that together take every way through the kernels.
 
     Chunks of every size, with and without context; mixed batches of many sizes; and every way through the
-    sampler, by one row, by all, and by some beside others.
+    sampler, by one row, by all, and by some beside others; and again where rows verify `drafts`, if any.
     """
     for length in PROMPT_LENGTHS:
         if length <= max_num_tokens:
@@ -125,3 +135,12 @@ def small_steps(max_num_seqs: int, max_num_tokens: int) -> Iterator[RehearsalSte
         if most > 1:
             yield RehearsalStep([1], decodes=most - 1, kinds=(kind,))
             yield RehearsalStep([1], decodes=most - 1, kinds=(PLAIN, kind))
+    most //= 1 + drafts
+    if drafts and most:
+        for kind in KINDS:
+            for decodes in sorted({1, most}):
+                yield RehearsalStep((), decodes=decodes, kinds=(kind,), drafts=drafts)
+            if most > 1:
+                yield RehearsalStep([1], decodes=most - 1, kinds=(PLAIN, kind), drafts=drafts)
+        for size in (1 << n for n in range(most.bit_length())):
+            yield RehearsalStep((), decodes=size, kinds=(PLAIN,), drafts=drafts)

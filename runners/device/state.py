@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,21 +26,23 @@ MOST_ELEMENTS = 2**31
 
 def fits(*, max_num_seqs: int, max_model_len: int, block_size: int) -> bool:
     """Whether a `RequestState` of such sizes can be indexed."""
-    return _starts(_sizes(max_num_seqs, max_model_len, block_size))[1] < MOST_ELEMENTS
+    sizes = _sizes(max_num_seqs, max_num_seqs, max_model_len, block_size)
+    return _starts(sizes)[1] < MOST_ELEMENTS
 
 
-def _sizes(max_num_seqs: int, max_model_len: int, block_size: int) -> dict[str, int]:
+def _sizes(max_num_seqs: int, max_num_entries: int, max_model_len: int, block_size: int) -> dict[str, int]:
     """Elements of each region."""
     return {
         "token_ids": max_num_seqs * max_model_len,
         "block_table": max_num_seqs * -(-max_model_len // block_size),
         "num_computed": max_num_seqs,
-        "rows": max_num_seqs,
-        "query_start": max_num_seqs + 1,
-        "sample_index": max_num_seqs,
-        "sample_rows": max_num_seqs,
-        "sample_positions": max_num_seqs,
-        "sample_tokens": max_num_seqs,
+        "rows": max_num_entries,
+        "offsets": max_num_entries,
+        "query_start": max_num_entries + 1,
+        "sample_index": max_num_entries,
+        "sample_rows": max_num_entries,
+        "sample_positions": max_num_entries,
+        "sample_tokens": max_num_entries,
     }
 
 
@@ -52,14 +55,38 @@ def _starts(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return starts, total
 
 
+class DraftBatchSizes(NamedTuple):
+    """How much there is of a batch in which rows verify drafts."""
+
+    num_entries: int
+    num_single: int
+    """Leading entries of one token each."""
+    num_samples: int
+
+
 class RequestState:
-    """State rows and batch arrays. Tensors are views of one int32 arena on the device."""
+    """State rows and batch arrays. Tensors are views of one int32 arena on the device.
+
+    Args:
+        max_num_seqs: state rows.
+        max_model_len: most tokens of a row.
+        block_size: tokens of a KV block.
+        device: where it is.
+        max_num_entries: most batch entries; a row that verifies k drafts has 1 + k of them. None: one per
+            row.
+    """
 
     def __init__(
-        self, *, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
+        self,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device,
+        max_num_entries: int | None = None,
     ) -> None:
         max_blocks = -(-max_model_len // block_size)
-        sizes = _sizes(max_num_seqs, max_model_len, block_size)
+        sizes = _sizes(max_num_seqs, max_num_entries or max_num_seqs, max_model_len, block_size)
         starts, total = _starts(sizes)
         if total >= MOST_ELEMENTS:
             raise ValueError(
@@ -84,17 +111,19 @@ class RequestState:
         self.num_computed = view("num_computed")
         """[state rows]: tokens whose KV is computed."""
         self.rows = view("rows")
-        """[max_num_seqs]: the batch's state rows; -1 where a decode batch is padded."""
+        """[max_num_entries]: the batch's state rows; -1 where a decode batch is padded."""
+        self.offsets = view("offsets")
+        """[max_num_entries]: in a batch with drafts, how many entries of the same row come before."""
         self.query_start = view("query_start")
-        """[max_num_seqs + 1]: where each batch entry's tokens start in the packed step."""
+        """[max_num_entries + 1]: where each batch entry's tokens start in the packed step."""
         self.sample_index = view("sample_index")
-        """[max_num_seqs]: each batch entry's place among the sampled ones, or -1."""
+        """[max_num_entries]: each batch entry's place among the sampled ones, or -1."""
         self.sample_rows = view("sample_rows")
-        """[max_num_seqs]: state row of each sampled entry."""
+        """[max_num_entries]: state row of each sampled entry."""
         self.sample_positions = view("sample_positions")
-        """[max_num_seqs]: position that each sampled token will have."""
+        """[max_num_entries]: position that each sampled token will have."""
         self.sample_tokens = view("sample_tokens")
-        """[max_num_seqs]: packed index of each sampled entry's last token."""
+        """[max_num_entries]: packed index of each sampled entry's last token."""
         self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
         self._expected_computed = np.full(max_num_seqs, -1, dtype=np.int64)
         """Per row what `num_computed` holds on the device once all steps so far are done; -1: nothing that
@@ -166,6 +195,60 @@ class RequestState:
         self._stage("sample_tokens", 0, ends[sampling] - 1)
         self._advance(row_array, computed, lengths)
         return int(sampling.sum())
+
+    def set_draft_batch(
+        self,
+        rows: Sequence[int],
+        num_computed: Sequence[int],
+        num_tokens: Sequence[int],
+        samples: Sequence[bool],
+        *,
+        drafts: Mapping[int, Sequence[int]],
+        num_single: int,
+        padded_length: int = 0,
+    ) -> DraftBatchSizes:
+        """Describe a batch in which rows verify drafts, and stage these as the rows' next tokens.
+
+        A row that decodes or verifies has an entry of one token for its last token and for each draft; each
+        of them samples.
+
+        Args:
+            rows, num_computed, num_tokens, samples: see `set_mixed_batch`.
+            drafts: by row.
+            num_single: how many of `rows`, from the first on, decode or verify.
+            padded_length: least entries; those that are missing get row -1.
+        """
+        row_array = np.asarray(rows, dtype=np.int64)
+        computed, lengths = np.asarray(num_computed, dtype=np.int64), np.asarray(num_tokens, dtype=np.int64)
+        for row, start in zip(rows, num_computed, strict=True):
+            if row in drafts:
+                self._stage("token_ids", row * self._max_model_len + start + 1, drafts[row])
+        is_single = np.arange(len(row_array)) < num_single
+        counts = np.where(is_single, lengths, 1)
+        num_entries = int(counts.sum())
+        starts = np.cumsum(counts) - counts
+        offsets = np.arange(num_entries) - np.repeat(starts, counts)
+        entry_rows = np.repeat(row_array, counts)
+        entry_lengths = np.repeat(np.where(is_single, 1, lengths), counts)
+        sampling = np.repeat(np.asarray(samples, dtype=bool), counts)
+        ends = np.cumsum(entry_lengths)
+        missing = max(0, padded_length - num_entries)
+        self._decode_rows = None
+        self._stage("rows", 0, np.pad(entry_rows, (0, missing), constant_values=-1))
+        self._stage("offsets", 0, np.pad(offsets, (0, missing)))
+        self._stage("query_start", 0, np.concatenate([[0], ends]))
+        self._stage("sample_index", 0, np.where(sampling, np.cumsum(sampling) - 1, -1))
+        self._stage("sample_rows", 0, entry_rows[sampling])
+        self._stage("sample_positions", 0, (np.repeat(computed, counts) + offsets + entry_lengths)[sampling])
+        self._stage("sample_tokens", 0, ends[sampling] - 1)
+        self._advance(row_array, computed, lengths)
+        return DraftBatchSizes(num_entries, int(counts[:num_single].sum()), int(sampling.sum()))
+
+    def set_draft_padding(self) -> None:
+        """Describe entries of no row, for steps that verify drafts and have any size."""
+        self._decode_rows = None
+        self._stage("rows", 0, np.full(len(self.rows), -1))
+        self._stage("offsets", 0, np.zeros(len(self.offsets), dtype=np.int64))
 
     def set_empty_prompt(self) -> None:
         """Describe a batch of one prompt without tokens, of no row: a step over it changes no state."""

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import torch
 
-from dodona.kernels.state.step_state import prepare_inputs, update_state
+from dodona.kernels.state.step_state import prepare_inputs, update_state, update_verified_state
 from dodona.runners.device.forward_inputs import ForwardInputs, RowChunk
 from dodona.runners.device.graphs import FixedStep, StepGraphs
 from dodona.runners.device.model import StepModel
 from dodona.runners.device.sampling.ring import SampleRing
 from dodona.runners.device.sampling.sampler import DeviceSampler
+from dodona.runners.device.sampling.stage import VerifiedDrafts
 from dodona.runners.device.state import RequestState
 
 
@@ -30,10 +31,15 @@ class StepRunner:
         sampler: DeviceSampler,
         kv_caches: Sequence[torch.Tensor],
         block_size: int,
-        max_num_seqs: int,
+        max_num_entries: int,
         max_num_tokens: int,
         max_steps_in_flight: int,
+        num_speculative_tokens: int = 0,
     ) -> None:
+        """
+        max_num_entries: most entries of a batch, as of `state`.
+        num_speculative_tokens: most drafts of a row in a step.
+        """
         device = model.device
         self.model = model
         self.state = state
@@ -47,11 +53,14 @@ class StepRunner:
         self._input_ids = ints(max_num_tokens, model.index_dtype)
         self._positions = ints(max_num_tokens, model.index_dtype)
         self._slots = ints(max_num_tokens)
-        self._seq_lens = ints(max_num_seqs)
-        self._arrivals = ints(max_num_seqs * model.max_kv_heads)
-        self._decode_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._logits = torch.zeros((max_num_seqs, model.vocab_size), dtype=model.dtype, device=device)
-        self._ring = SampleRing(num_slots=max_steps_in_flight + 1, max_num_seqs=max_num_seqs, device=device)
+        self._seq_lens = ints(max_num_entries)
+        self._arrivals = ints(max_num_entries * model.max_kv_heads)
+        self._decode_starts = torch.arange(max_num_entries + 1, dtype=torch.int32, device=device)
+        self._logits = torch.zeros((max_num_entries, model.vocab_size), dtype=model.dtype, device=device)
+        self._ring = SampleRing(
+            num_slots=max_steps_in_flight + 1, max_num_tokens=max_num_entries, device=device
+        )
+        self._num_speculative_tokens = num_speculative_tokens
 
     def launch(self, step: FixedStep, graphs: StepGraphs | None) -> None:
         """One token of each of the first `size` batch rows, some of which may be padding, or the whole of one
@@ -67,13 +76,15 @@ class StepRunner:
 
     def launch_padding(self, step: FixedStep) -> None:
         """A step over padding alone, as a graph of it would run; it changes no request's state."""
-        self.set_padding(prompts=step.is_prompt)
+        self.set_padding(prompts=step.is_prompt, verifies=step.verifies)
         self.launch(step, None)
 
-    def set_padding(self, *, prompts: bool) -> None:
+    def set_padding(self, *, prompts: bool, verifies: bool = False) -> None:
         """Describe a batch of padding alone in the state, for steps of one kind and any size."""
         if prompts:
             self.state.set_empty_prompt()
+        elif verifies:
+            self.state.set_draft_padding()
         else:
             self.state.set_decode_batch([], [], len(self._seq_lens))
         self.state.flush()
@@ -87,9 +98,13 @@ class StepRunner:
             hidden = self.model.forward(inputs, self.kv_caches, wanted=state.sample_tokens[:1])
             logits = self.model.logits(hidden, out=self._logits[:1])
         else:
-            inputs = self._inputs(size, size, size, 0, 0, self._decode_starts, ring=self._ring)
+            inputs = self._inputs(
+                size, size, size, 0, 0, self._decode_starts, ring=self._ring, has_drafts=step.verifies
+            )
             logits = self.model.decode(inputs, self.kv_caches, out=self._logits[:size])
-        if step.samples:
+        if step.samples and step.verifies:
+            self._verify(logits, inputs)
+        elif step.samples:
             self.sampler.base.sample_and_append(
                 logits,
                 idx_mapping=inputs.rows,
@@ -98,6 +113,26 @@ class StepRunner:
                 ring=self._ring.tokens,
                 turn=self._ring.turn,
             )
+
+    def _verify(self, logits: torch.Tensor, inputs: ForwardInputs) -> None:
+        """Draw by the sampler's base stage for entries that may be drafts, and update the state."""
+        sampler, rows, positions = self.sampler, inputs.rows, inputs.seq_lens
+        token_ids = sampler.base.sample(logits, idx_mapping=rows, positions=positions)
+        update_verified_state(
+            rows=rows,
+            seq_lens=positions,
+            sample_index=None,
+            sampled=token_ids,
+            num_kept=sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows))),
+            num_computed=self.state.num_computed,
+            token_ids=self.state.token_ids,
+            ring=self._ring.tokens,
+            turn=self._ring.turn,
+        )
+
+    def drafts(self, count: int) -> VerifiedDrafts:
+        """Those of the first `count` entries that sample; entries that do not come after all drafts."""
+        return VerifiedDrafts(self.state.offsets[:count], self._num_speculative_tokens)
 
     def forget_runs(self) -> None:
         """Count steps anew after calls of `run` outside `launch`. All earlier results must be read."""
@@ -140,6 +175,7 @@ class StepRunner:
         *,
         chunks: Sequence[RowChunk],
         keep_hidden: bool,
+        has_drafts: bool = False,
     ) -> torch.Tensor | None:
         """Any batch, as described in the state. Leaves logits of its `num_samples` sampled entries.
 
@@ -154,6 +190,7 @@ class StepRunner:
             max_continued_len,
             self.state.query_start,
             chunks=chunks,
+            has_drafts=has_drafts,
         )
         hidden = self.model.forward(inputs, self.kv_caches, wanted=None if keep_hidden else last)
         sampled = torch.index_select(hidden, 0, last) if keep_hidden else hidden
@@ -172,6 +209,18 @@ class StepRunner:
             token_ids=self.state.token_ids,
         )
 
+    def update_verified(self, batch: int, sampled: torch.Tensor, num_kept: torch.Tensor) -> None:
+        """Advance the batch's rows by what is kept, and append the last token of this."""
+        update_verified_state(
+            rows=self.state.rows[:batch],
+            seq_lens=self._seq_lens[:batch],
+            sample_index=self.state.sample_index[:batch],
+            sampled=sampled,
+            num_kept=num_kept,
+            num_computed=self.state.num_computed,
+            token_ids=self.state.token_ids,
+        )
+
     def _inputs(
         self,
         batch: int,
@@ -183,6 +232,7 @@ class StepRunner:
         *,
         ring: SampleRing | None = None,
         chunks: Sequence[RowChunk] = (),
+        has_drafts: bool = False,
     ) -> ForwardInputs:
         """Gather a step's inputs from the state, and go on to the next slot of `ring`."""
         state = self.state
@@ -202,6 +252,7 @@ class StepRunner:
             block_table=state.block_table,
             arrivals=self._arrivals,
             num_decodes=num_decodes,
+            has_drafts=has_drafts,
             max_fresh_len=max_fresh_len,
             max_continued_len=max_continued_len,
             chunks=chunks,
@@ -218,6 +269,7 @@ class StepRunner:
             positions=inputs.positions,
             slots=inputs.slots,
             seq_lens=inputs.seq_lens,
+            offsets=state.offsets[:batch] if has_drafts else None,
             embedding=embedding,
             hidden=embedded,
             turn=None if ring is None else ring.turn,

@@ -14,11 +14,18 @@ import torch
 
 from dodona.runners.device import rehearsal
 from dodona.runners.device.batches import Batch
-from dodona.runners.device.graphs import FixedSizes, FixedStep, StepGraphs, decode_sizes, prompt_sizes
+from dodona.runners.device.graphs import (
+    FixedSizes,
+    FixedStep,
+    StepGraphs,
+    decode_sizes,
+    draft_sizes,
+    prompt_sizes,
+)
 from dodona.runners.device.memory import measure_available_memory
 from dodona.runners.device.model import StepModel
 from dodona.runners.device.outputs import AsyncOutput, StepResults
-from dodona.runners.device.ready import Ready, make_ready
+from dodona.runners.device.ready import Ready, make_ready, max_entries
 from dodona.runners.device.sampling.prompt_logprobs import PromptHidden, compute_prompt_logprobs
 from dodona.runners.interface import GrammarOutput, PendingOutput, SchedulerOutput
 from dodona.runners.limits import Limits
@@ -42,11 +49,17 @@ class DeviceSteps:
         model: on a GPU, or on a CPU in Triton's interpreter.
         limits: of the configuration.
         capture: whether steps of fixed form are to be captured as CUDA graphs.
+        num_speculative_tokens: most drafts that a row verifies in a step; with any, one step is under way at
+            a time, since which of them were accepted decides about the next.
     """
 
-    def __init__(self, model: StepModel, limits: Limits, *, capture: bool) -> None:
+    def __init__(
+        self, model: StepModel, limits: Limits, *, capture: bool, num_speculative_tokens: int = 0
+    ) -> None:
         self.model = model
         self.limits = limits
+        self.num_speculative_tokens = num_speculative_tokens
+        self.max_steps_in_flight = 1 if num_speculative_tokens else MAX_STEPS_IN_FLIGHT
         self._device = model.device
         self._capture = capture and model.device.type == "cuda"
         self._ready: Ready | None = None
@@ -77,6 +90,7 @@ class DeviceSteps:
         largest = [] if sizes is None else [
             *(FixedStep(size, True) for size in sizes.decodes[-1:]),
             *(FixedStep(size, True, is_prompt=True) for size in sizes.prompts[-1:]),
+            *(FixedStep(size, True, verifies=True) for size in sizes.drafts[-1:]),
         ]  # fmt: skip
         available = measure_available_memory(
             self._device,
@@ -104,7 +118,8 @@ class DeviceSteps:
             self.limits,
             num_blocks=num_blocks,
             max_model_len=self.limits.max_model_len if max_model_len is None else max_model_len,
-            max_steps_in_flight=MAX_STEPS_IN_FLIGHT,
+            max_steps_in_flight=self.max_steps_in_flight,
+            num_speculative_tokens=self.num_speculative_tokens,
         )
 
     def release(self) -> None:
@@ -138,9 +153,13 @@ class DeviceSteps:
         ready = self.ready
         with torch.inference_mode():
             graphs = StepGraphs(sizes)
-            for prompts in (False, True):
-                ready.steps.set_padding(prompts=prompts)
-                graphs.capture(ready.steps.run, prompts=prompts)
+            for kind in (
+                FixedStep(0, True),
+                FixedStep(0, True, is_prompt=True),
+                FixedStep(0, True, verifies=True),
+            ):
+                ready.steps.set_padding(prompts=kind.is_prompt, verifies=kind.verifies)
+                graphs.capture(ready.steps.run, kind)
             ready.steps.forget_runs()
         self.use_graphs(graphs)
 
@@ -174,7 +193,7 @@ class DeviceSteps:
             prompt_logprobs = compute_prompt_logprobs(
                 prompt, model=self.model, token_ids=ready.state.token_ids
             )
-        results = StepResults(batch.rows, sampled.token_ids, sampled.logprobs, prompt_logprobs)
+        results = StepResults(batch.rows, sampled.token_ids, sampled.logprobs, prompt_logprobs, batch.drafts)
         pending = AsyncOutput(results, ready.copier)
         self._under_way.append(pending)
         return pending
@@ -182,9 +201,9 @@ class DeviceSteps:
     def _check_under_way(self) -> None:
         while self._under_way and self._under_way[0].is_read:
             self._under_way.popleft()
-        if len(self._under_way) >= MAX_STEPS_IN_FLIGHT:
+        if len(self._under_way) >= self.max_steps_in_flight:
             raise RuntimeError(
-                f"{len(self._under_way)} steps are under way, and no more than {MAX_STEPS_IN_FLIGHT} "
+                f"{len(self._under_way)} steps are under way, and no more than {self.max_steps_in_flight} "
                 "may be: read the result of the oldest before the next execute_model"
             )
 
@@ -194,15 +213,24 @@ class DeviceSteps:
     def rehearse_all(self) -> None:
         """Run a step of each kind, so that no request waits for a compiler."""
         limits = self.limits
-        for step in rehearsal.small_steps(limits.max_num_seqs, limits.max_num_batched_tokens):
+        sizes = limits.max_num_seqs, limits.max_num_batched_tokens, self.num_speculative_tokens
+        for step in rehearsal.small_steps(*sizes):
             self.rehearse(step)
         if self._sizes_to_capture() is None:  # else a capture runs every size
             for size in decode_sizes(limits.max_num_seqs):
                 self._launch_padding(FixedStep(size, True))
+            for size in self._draft_sizes():
+                self._launch_padding(FixedStep(size, True, verifies=True))
 
     def _rehearse_largest(self) -> None:
         limits = self.limits
         self.rehearse(rehearsal.largest_step(limits.max_num_seqs, limits.max_num_batched_tokens))
+        if self.num_speculative_tokens:
+            self.rehearse(
+                rehearsal.largest_draft_step(
+                    limits.max_num_seqs, limits.max_num_batched_tokens, self.num_speculative_tokens
+                )
+            )
         if not self.model.pads_prompts:  # it computes each prompt by itself
             self.rehearse(rehearsal.RehearsalStep([limits.max_num_batched_tokens]))
 
@@ -226,4 +254,14 @@ class DeviceSteps:
             return None
         longest = min(self.limits.max_num_batched_tokens, self.ready.max_model_len)
         prompts = prompt_sizes(longest) if self.model.pads_prompts else ()
-        return FixedSizes(decode_sizes(self.limits.max_num_seqs), prompts)
+        return FixedSizes(decode_sizes(self.limits.max_num_seqs), prompts, self._draft_sizes())
+
+    def _draft_sizes(self) -> tuple[int, ...]:
+        """Entries of the steps of fixed form that verify drafts."""
+        if not self.num_speculative_tokens:
+            return ()
+        return draft_sizes(
+            self.limits.max_num_seqs,
+            self.num_speculative_tokens,
+            max_entries(self.limits, self.num_speculative_tokens),
+        )

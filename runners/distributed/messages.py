@@ -57,11 +57,18 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call a method of the runner, or read an attribute; every rank answers with the result."""
+    """Call a method of the runner; every rank answers with its result."""
 
     method: str
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read an attribute of the runner; every rank answers with it."""
+
+    attribute: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class Stop:
     """Shut the runner down and end; nobody answers."""
 
 
-Message = Start | Call | Execute | Sample | Transfers | Stop
+Message = Start | Call | Read | Execute | Sample | Transfers | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.adapters import AdapterSender
-from dodona.runners.distributed.messages import Call, Execute, Sample, Start, Transfers
+from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start, Transfers
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.interface import (
@@ -112,8 +112,9 @@ class DistributedRunner(Runner):
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
+        self.num_speculative_tokens, *_ = self._read_all("num_speculative_tokens")
         if self._sizes.world == 1:
-            (self._max_steps_in_flight,) = self._call_all("max_steps_in_flight")
+            (self._max_steps_in_flight,) = self._read_all("max_steps_in_flight")
 
     @property
     def max_steps_in_flight(self) -> int:
@@ -121,43 +122,40 @@ class DistributedRunner(Runner):
         return self._max_steps_in_flight
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """The spec of the rank whose blocks take the most bytes: sizes are per device.
+        """The spec of the rank whose blocks take the most bytes, with the largest states of a row: sizes are
+        per device. A draft takes its part on the rank that samples.
 
         Of several stages, no layer is said to slide: another stage may need what this one could forget. Inner
         states are those of the stage that has the most.
         """
-        specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        largest = max(specs, key=lambda spec: spec.bytes_per_block)
+        largest = _largest(self._call_all("get_kv_cache_spec"))
         if self._sizes.pipeline == 1:
             return largest
-        return replace(
-            largest,
-            layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers),
-            state_bytes_per_row=max(spec.state_bytes_per_row for spec in specs),
-            shares_prefixes=all(spec.shares_prefixes for spec in specs),
-        )
+        return replace(largest, layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers))
 
     def determine_available_memory(self) -> int:
-        """The least that a rank has, for inner states and blocks of `get_kv_cache_spec`'s sizes.
+        """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
+        of `get_kv_cache_spec`.
 
         On a CPU all ranks, those of other replicas too, share the memory that each of them found.
         """
         sharing = self.config.parallel_config.world_size_across_dp if self.limits.device == "cpu" else 1
+        rows = self.limits.max_num_seqs
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        rows = self.limits.max_num_seqs
         left = [
             free // sharing - rows * spec.state_bytes_per_row for free, spec in zip(found, specs, strict=True)
         ]
-        states = rows * max(spec.state_bytes_per_row for spec in specs)
-        if min(left) < 0 or not any(spec.bytes_per_block for spec in specs):
+        largest = _largest(specs)
+        states = rows * largest.state_bytes_per_row
+        if min(left) < 0 or not largest.bytes_per_block:
             return states + min(left)
         blocks = min(
             free // spec.bytes_per_block
             for free, spec in zip(left, specs, strict=True)
             if spec.bytes_per_block
         )
-        return states + blocks * max(spec.bytes_per_block for spec in specs)
+        return states + blocks * largest.bytes_per_block
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
@@ -242,7 +240,21 @@ class DistributedRunner(Runner):
         limit = None if method in _UNLIMITED else self._timeout
         return workers.answers(range(self._sizes.world), method, limit)
 
+    def _read_all(self, attribute: str) -> list[Any]:
+        workers = self._require_workers()
+        workers.tell(Read(attribute))
+        return workers.answers(range(self._sizes.world), attribute, self._timeout)
+
     def _require_workers(self) -> Workers:
         if self._workers is None:
             raise RuntimeError("there are no workers: call load_model first")
         return self._workers
+
+
+def _largest(specs: Sequence[KVCacheSpec]) -> KVCacheSpec:
+    """The spec with the largest blocks and states of a row; prefixes are shared where all ranks can."""
+    return replace(
+        max(specs, key=lambda spec: spec.bytes_per_block),
+        state_bytes_per_row=max(spec.state_bytes_per_row for spec in specs),
+        shares_prefixes=all(spec.shares_prefixes for spec in specs),
+    )

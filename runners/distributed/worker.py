@@ -24,6 +24,7 @@ from dodona.runners.distributed.messages import (
     Execute,
     Failure,
     Message,
+    Read,
     Result,
     Sample,
     Start,
@@ -68,6 +69,8 @@ def serve(connection: Any) -> None:
                     raise RuntimeError(f"{type(message).__name__} before Start")
                 elif isinstance(message, Call):
                     _answer(connection, Result(_call(runner, message)))
+                elif isinstance(message, Read):
+                    _answer(connection, Result(getattr(runner, message.attribute)))
                 elif isinstance(message, Execute):
                     if message.sampled is not None and not samples:
                         runner.take_sampled_tokens(message.sampled)
@@ -137,8 +140,7 @@ class _StepResults:
 def _call(runner: Runner, call: Call) -> Any:
     if call.method in RPC_METHODS:
         return runner.collective_rpc(call.method, call.args, call.kwargs)[0]
-    member = getattr(runner, call.method)
-    return member(*call.args, **call.kwargs) if callable(member) else member
+    return getattr(runner, call.method)(*call.args, **call.kwargs)
 
 
 def _receive(connection: Any) -> Message | None:

@@ -1,8 +1,11 @@
-"""Which drafts are accepted."""
+"""Which drafts are accepted, and what a step yields by them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from dodona.runners.interface import FurtherTokens, StepOutput
+from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 
 def num_agreeing(token_ids: Sequence[int], drafts: Sequence[int]) -> int:
@@ -11,3 +14,38 @@ def num_agreeing(token_ids: Sequence[int], drafts: Sequence[int]) -> int:
         if token_id != draft:
             return count
     return len(drafts)
+
+
+def accepted_output(
+    rows: Sequence[int],
+    drafts: Mapping[int, Sequence[int]],
+    token_ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs | None],
+    prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]],
+) -> StepOutput:
+    """The output of a step whose rows were sampled after their last token and after each of their drafts.
+
+    Args:
+        rows: that sampled, in batch order.
+        drafts: that were verified, by row.
+        token_ids: of all rows, one after another: 1 + k of a row with k drafts.
+        logprobs: parallel to `token_ids`; None where the row asks for none.
+        prompt_logprobs: those of the output.
+    """
+    first_ids: list[int] = []
+    first_logprobs: dict[int, TokenLogprobs] = {}
+    further: dict[int, FurtherTokens] = {}
+    place = 0
+    for row in rows:
+        verified = drafts.get(row, ())
+        end = place + 1 + len(verified)
+        own = token_ids[place:end]
+        count = num_agreeing(own, verified) + 1
+        known = [entry for entry in logprobs[place : place + count] if entry is not None]
+        place = end
+        first_ids.append(own[0])
+        if known:
+            first_logprobs[row] = known[0]
+        if count > 1:
+            further[row] = FurtherTokens(own[1:count], known[1:])
+    return StepOutput(rows, first_ids, first_logprobs, prompt_logprobs, further)

@@ -61,6 +61,17 @@ def random_head(
     return head.prepare(dtype, device)
 
 
+def has_embedding(directory: Path) -> bool:
+    """Whether a head's checkpoint has an embedding of its own; nothing is loaded."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for file in weight_files(directory):
+        with naming(f"{file}: damaged or cut off", "fetch the head again"), safe_open(file, "pt") as opened:
+            names += opened.keys()
+    return "embed_tokens.weight" in map(_speculators_name, names)
+
+
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """A head's tensors by speculators' names, without those that are not read."""
     from safetensors.torch import load_file
@@ -69,14 +80,13 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     for file in weight_files(directory):
         with naming(f"{file}: damaged or cut off", "fetch the head again"):
             tensors.update(load_file(file))
-    found: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        renamed = name.removeprefix("model.")
-        if renamed.startswith("midlayer."):
-            renamed = f"layers.0.{renamed.removeprefix('midlayer.')}"
-        if not renamed.startswith(_NOT_READ):
-            found[renamed] = value
-    return found
+    renamed = {_speculators_name(name): value for name, value in tensors.items()}
+    return {name: value for name, value in renamed.items() if not name.startswith(_NOT_READ)}
+
+
+def _speculators_name(name: str) -> str:
+    own = name.removeprefix("model.")
+    return f"layers.0.{own.removeprefix('midlayer.')}" if own.startswith("midlayer.") else own
 
 
 def _check_borrowed(

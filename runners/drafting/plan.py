@@ -15,6 +15,7 @@ from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import resolved_speculative_method
 from dodona.runners.drafting.head_config import HeadConfig, read_head_config
+from dodona.runners.drafting.load_head import has_embedding
 from dodona.runners.drafting.prompt_lookup import PromptLookup
 from dodona.runners.limits import Limits
 
@@ -51,6 +52,8 @@ class HeadPlan:
     num_speculative_tokens: int
     directory: Path
     head: HeadConfig
+    borrows_embedding: bool
+    """Whether it has none of its own, and is given the target's."""
 
 
 DraftPlan = NgramPlan | ModelPlan | HeadPlan
@@ -77,7 +80,8 @@ def plan_drafting(
         raise ConfigError(
             f"speculative_config.model is not set: method {method!r} needs a draft; give its directory"
         )
-    directory = locate_or_download(speculative.model, weights=config.load_config.load_format != "dummy")
+    random = config.load_config.load_format == "dummy"
+    directory = locate_or_download(speculative.model, weights=not random)
     _check_tokenizer(directory, Path(target.file).parent)
     if method == "draft_model":
         draft = ModelInfo.load(directory)
@@ -91,7 +95,8 @@ def plan_drafting(
     head = read_head_config(
         directory, method=method or "", parallel=speculative.parallel_drafting, target=target
     )
-    return HeadPlan(_count(speculative, head.num_speculative_tokens), directory, head)
+    count = _count(speculative, head.num_speculative_tokens)
+    return HeadPlan(count, directory, head, borrows_embedding=not random and not has_embedding(directory))
 
 
 def _count(speculative: SpeculativeConfig, default: int | None) -> int:

@@ -86,6 +86,11 @@ def forward_state(state: Forward) -> Iterator[Forward]:
         raise RuntimeError(f"the model made {state.calls} attention calls, but {state.num_calls} at load")
 
 
+def current_forward() -> Forward | None:
+    """What the forward pass of this thread was given; None outside of a step."""
+    return _current.get()
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def paged_attention(
     module: torch.nn.Module,

@@ -6,7 +6,10 @@ the two.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
@@ -164,8 +167,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
-        "workers-combinations": uses_workers(config)
-        and (speculative is not None or compilation == "STOCK_TORCH_COMPILE"),
+        "workers-combinations": uses_workers(config) and compilation == "STOCK_TORCH_COMPILE",
         "context-parallel-inner-states": parallel.prefill_context_parallel_size > 1 and model.has_inner_state,
         "kv-connector-ranks": parallel.world_size > 1
         and has_active_connector(config)
@@ -202,7 +204,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
 
 
 def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
-    """What V1 lacks for a draft model; `config`: the target's, without speculative_config."""
+    """What V1 lacks for a draft model, which is whole on one device; `config`: the target's, without
+    speculative_config."""
+    config = replace(config, parallel_config=ParallelConfig())
     lacking = check_supported(config, draft, environment)
     if draft.has_inner_state:
         lacking += ("speculative-inner-state",)

@@ -43,6 +43,8 @@ class ContextShare:
     """[t] int64: their packed indices in the whole step."""
     num_common: int
     """How many of them all ranks compute."""
+    own: Sequence[torch.Tensor]
+    """By rank, [.] int64: the packed indices of its own tokens."""
     slots: Sequence[torch.Tensor]
     """By rank, the KV slots of its own tokens."""
     kept: torch.Tensor
@@ -79,6 +81,7 @@ def share_of(layout: StepLayout, positions: torch.Tensor, group: Group) -> Conte
         ),
         tokens=to_device(tokens, device),
         num_common=len(indices[0]),
+        own=[to_device(each, device) for each in indices[1:]],
         slots=[to_device(slots[each], device) for each in indices[1:]],
         kept=to_device(kept, device),
         places=to_device(places, device),
@@ -135,13 +138,28 @@ class SharedForwardState(ForwardState):
                 self.cache.write(self.calls, slots, k[: len(slots)], v[: len(slots)])
         return super().attend(query, key, value, scaling, softcap, sinks)
 
+    def whole(self, values: torch.Tensor) -> torch.Tensor:
+        """What each rank has of its tokens, [t, size] -> [T, size] of all tokens of the step, packed."""
+        share = self._share
+        found = values.new_empty(share.num_common + sum(map(len, share.own)), values.shape[-1])
+        found[share.tokens] = values
+        if self._longest:
+            for own, theirs in zip(share.own, self._gather_own(values), strict=True):
+                found[own] = theirs[: len(own)]
+        return found
+
     def _gather(self, key: torch.Tensor, value: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values [longest, Hkv, D] of each rank's own tokens, padded."""
-        common, width = self._share.num_common, key.shape[-1]
-        own = torch.cat([key[common:], value[common:]], dim=-1)
+        width = key.shape[-1]
+        gathered = self._gather_own(torch.cat([key, value], dim=-1))
+        return [(each[..., :width], each[..., width:]) for each in gathered]
+
+    def _gather_own(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
+        """[longest, ...] by rank, padded: the values [t, ...] of each rank's own tokens."""
+        own = values[self._share.num_common :]
         padded = own.new_zeros(self._longest, *own.shape[1:])
         padded[: len(own)] = own
-        return [(each[..., :width], each[..., width:]) for each in self._group.all_gather(padded)]
+        return self._group.all_gather(padded)
 
 
 def whole_logits(share: ContextShare, logits: torch.Tensor, count: int, group: Group) -> torch.Tensor:

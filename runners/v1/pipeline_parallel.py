@@ -2,7 +2,8 @@
 
 The model keeps its modelling code. Layers of other stages become stand-ins that hand on what they get; the
 first layer of a stage takes the hidden states of the stage before in place of its input, and the last one
-sends its output on. Embeddings and the output head stand in on the stages that have no use for them.
+sends its output on. Embeddings and the output head stand in on the stages that have no use for them; a draft
+head on the last stage may have use for the embedding.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import Group
 
 
-def take_stage(model: torch.nn.Module, group: Group) -> None:
+def stage_layers(count: int, group: Group) -> range:
+    """Which of a model's `count` layers this rank holds; the first stages get those that are left over."""
+    first, end = (-(-count * number // group.size) for number in (group.rank, group.rank + 1))
+    return range(first, end)
+
+
+def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool = False) -> None:
     """Keep this rank's layers of a transformers model, in place.
 
-    The first stages get the layers that are left over. On all stages but the last, logits are zeros. Nothing
-    happens in a group of one. Raises UnsupportedConfiguration where transformers has no plan that names the
-    model's layers, and where they are fewer than the stages.
+    last_has_embedding: the last stage keeps the input embedding, too.
+
+    On all stages but the last, logits are zeros. Nothing happens in a group of one. Raises
+    UnsupportedConfiguration where transformers has no plan that names the model's layers, and where they are
+    fewer than the stages.
     """
     if group.size == 1:
         return
@@ -29,18 +38,20 @@ def take_stage(model: torch.nn.Module, group: Group) -> None:
     count, stages, stage = len(layers), group.size, group.rank
     if count < stages:
         raise _refusal(f"{count} layers for {stages} stages; lower pipeline_parallel_size")
-    first, end = (-(-count * number // stages) for number in (stage, stage + 1))
+    held = stage_layers(count, group)
     whole: Any = model
     cached = DynamicCache(config=whole.config.get_text_config(decoder=True)).layers
     for number, layer in enumerate(layers):
-        if not first <= number < end:
+        if number not in held:
             has_kv = number >= len(cached) or hasattr(cached[number], "update")
             layers[number] = _Elsewhere(layer, number, has_kv=has_kv)
+    is_last = stage == stages - 1
     if stage > 0:
-        layers[first].register_forward_pre_hook(_receiving(group, stage - 1))
-        whole.set_input_embeddings(_NoEmbedding(whole.get_input_embeddings()))
-    if stage < stages - 1:
-        layers[end - 1].register_forward_hook(_sending(group, stage + 1))
+        layers[held.start].register_forward_pre_hook(_receiving(group, stage - 1))
+        if not (is_last and last_has_embedding):
+            whole.set_input_embeddings(_NoEmbedding(whole.get_input_embeddings()))
+    if not is_last:
+        layers[held.stop - 1].register_forward_hook(_sending(group, stage + 1))
         whole.set_output_embeddings(_NoHead(whole.get_output_embeddings()))
 
 

@@ -17,7 +17,7 @@ from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
-from dodona.runners.drafting.plan import plan_drafting
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, plan_drafting
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -61,7 +61,10 @@ class Loaded:
 
     model: ServedModel
     self_check: SelfCheck
+    plan: DraftPlan | None
+    """What drafts, on this rank or another."""
     drafting: Drafting | None
+    """On the rank that samples."""
     lora: LoRALayers | None
 
 
@@ -124,7 +127,7 @@ class V1Runner(WeightLife):
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
-        share, linear_shares = self._read_share(self._device, directory)
+        share, linear_shares = self._read_share(self._device, directory, plan)
         chosen = choose(
             share,
             max_model_len=self.limits.max_model_len,
@@ -133,13 +136,15 @@ class V1Runner(WeightLife):
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
             need_packing=capabilities.need_packing(self.config),
         )
-        drafting = None if plan is None else load_drafting(plan, chosen.model, self.config, self.limits)
-        self.num_speculative_tokens = 0 if drafting is None else drafting.num_speculative_tokens
+        drafting: Drafting | None = None
+        if plan is not None:
+            drafting = load_drafting(plan, chosen.model, self.config, self.limits, self._mesh)
+        self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
         lora: LoRALayers | None = None
         if self.config.lora_config is not None:
             with chosen.model.plain() as plain:
                 lora = LoRALayers(plain, self.config.lora_config, linear_shares)
-        self._loaded = Loaded(chosen.model, chosen.self_check, drafting, lora)
+        self._loaded = Loaded(chosen.model, chosen.self_check, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
@@ -149,7 +154,8 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
-        fresh, _ = self._read_share(torch.device("cpu") if directory else self._device, directory)
+        device = torch.device("cpu") if directory else self._device
+        fresh, _ = self._read_share(device, directory, loaded.plan)
         model_weights.replace(loaded.model.model, fresh)
 
     def get_lora_targets(self) -> Mapping[str, LoRATarget]:
@@ -179,7 +185,7 @@ class V1Runner(WeightLife):
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
         # one block table of a row, as ranks that share prompts. Stages have other layers than the engine is
         # told of.
-        together = has_active_connector(self.config) or spec.layers != model.layers
+        together = has_active_connector(self.config) or isinstance(loaded.plan, (ModelPlan, HeadPlan))
         together |= self._on_device is not None
         together |= self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
@@ -333,14 +339,15 @@ class V1Runner(WeightLife):
         return num_blocks, None
 
     def _read_share(
-        self, device: torch.device, directory: Path | None
+        self, device: torch.device, directory: Path | None, plan: DraftPlan | None
     ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
         """The model on `device`, with this rank's share of the weights; and that of linear layers by name."""
         if self._mesh.size == 1:
             return self._read_model(device, directory), {}
         # The device is to hold the share only. Random weights depend on the device that draws them.
         model = self._read_model(torch.device("cpu") if directory else device, directory)
-        take_stage(model, self._mesh.pipeline)
+        borrowed = isinstance(plan, HeadPlan) and plan.borrows_embedding
+        take_stage(model, self._mesh.pipeline, last_has_embedding=borrowed)
         shares = shard_model(
             model, self._mesh.tensor, whole_experts=self.config.parallel_config.enable_expert_parallel
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dodona.runners.drafting.acceptance import num_agreeing
+from dodona.runners.drafting.acceptance import accepted_output
 from dodona.runners.interface import FurtherTokens, GrammarOutput, SchedulerOutput, StepOutput
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
@@ -121,25 +121,15 @@ class Ready:
                 kept = [row.prompt_end + i for row in sampled for i in range(1 + len(row.drafts))]
                 logits = logits[kept]
             result = sampling.sample(logits, self._sampling_rows(sampled, grammar_output))
-        rows = [row.row for row in sampled]
-        token_ids: list[int] = []
-        logprobs: dict[int, TokenLogprobs] = {}
-        further: dict[int, FurtherTokens] = {}
-        place = 0
-        for row in sampled:
-            size = 1 + len(row.drafts)
-            own, entries = result.token_ids[place : place + size], result.logprobs[place : place + size]
-            place += size
-            count = num_agreeing(own, row.drafts) + 1
-            token_ids.append(own[0])
-            known = [entry for entry in entries[:count] if entry is not None]
-            if known:
-                logprobs[row.row] = known[0]
-            if count > 1:
-                further[row.row] = FurtherTokens(own[1:count], known[1:])
-        output = StepOutput(rows, token_ids, logprobs, prompt_logprobs, further)
+        output = accepted_output(
+            [row.row for row in sampled],
+            executed.step.draft_token_ids,
+            result.token_ids,
+            result.logprobs,
+            prompt_logprobs,
+        )
         self.take(output)
-        return replace(output, draft_token_ids=self._propose(executed, further))
+        return replace(output, draft_token_ids=self._propose(executed, output.further))
 
     def take(self, output: StepOutput) -> None:
         """Append what was sampled, here or on another rank, to the state rows."""

@@ -4,8 +4,8 @@
 below. The value holds what the layers share; its `attend` takes what differs between them.
 
 - `DecodeAttention`, for decodes alone: the kernel of `decode` or `stream`, whichever the decode plan names.
-- `MixedAttention`, for steps with prompts or chunks of them: rotation and KV write; then decodes as above,
-  prompts without context by `fresh`, and the rest by `prefill`.
+- `MixedAttention`, for steps with prompts or chunks of them, and steps that verify drafts: rotation and KV
+  write; then decodes and drafts as above, prompts without context by `fresh`, and the rest by `prefill`.
 - `SmallBatchAttention`, for one or two decodes: `small_batch`.
 - `SingleTokenAttention`, for one decode: `small_batch`, whose parts the output projection weighs.
 
@@ -123,7 +123,8 @@ class Decodes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MixedAttention:
-    """Of a step with sequences of several tokens: prompts, or chunks of them, after decodes if there are any.
+    """Of a step with sequences of several tokens: prompts, or chunks of them, after decodes if there are any;
+    or of a step whose decodes may be one row's token and its drafts.
 
     Keys and values of all tokens are written to the cache first. Fresh prompts (without tokens before the
     step) attend over the projection, all else over the cache.
@@ -214,15 +215,17 @@ class Attention:
 
     def plan(self, inputs: ForwardInputs) -> DecodeAttention | MixedAttention:
         """The attention of any step."""
-        return self._mixed(inputs) if inputs.max_prefill_len else self._decode(inputs)
+        return self._mixed(inputs) if inputs.max_prefill_len or inputs.has_drafts else self._decode(inputs)
 
     def plan_small_batch(
         self, inputs: ForwardInputs, *, leave_parts: bool
-    ) -> SingleTokenAttention | SmallBatchAttention | DecodeAttention:
+    ) -> SingleTokenAttention | SmallBatchAttention | DecodeAttention | MixedAttention:
         """The attention of a step of decodes alone, as fast as possible for one sequence or two.
 
         `leave_parts`: whether the output projection may weigh the parts of one sequence's attention.
         """
+        if inputs.has_drafts:
+            return self._mixed(inputs)
         shape, num_tokens = self._shape, inputs.num_tokens
         if num_tokens > MAX_SMALL_BATCH or shape.group > LARGEST_GROUP:
             return self._decode(inputs)

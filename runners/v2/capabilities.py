@@ -15,6 +15,7 @@ from dodona.oracle.systems.own.facts import (
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
+    resolved_speculative_method,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
@@ -28,6 +29,9 @@ MIN_COMPUTE_CAPABILITY = 80
 FP8_SCHEMES = ("w8a16_fp8", "w8a8_fp8", "w8a8_fp8_block")
 FP8_COMPUTE_CAPABILITY = 89
 QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
+
+SPECULATIVE_METHODS = ("ngram",)
+"""Methods of speculative decoding that V2 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -64,6 +68,7 @@ LACKS: frozenset[str] = frozenset(
         "expert-parallelism",
         "lora",
         "speculative-decoding",
+        "draft-tensor-parallelism",
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
         "kv-connector",
@@ -148,7 +153,10 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
         "expert-parallelism": parallel.enable_expert_parallel,
         "lora": config.lora_config is not None,
-        "speculative-decoding": speculative is not None,
+        "speculative-decoding": speculative is not None
+        and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "draft-tensor-parallelism": speculative is not None
+        and (speculative.draft_tensor_parallel_size or 1) > 1,
         "parallel-drafting": speculative is not None and speculative.parallel_drafting,
         "eagle3-pipeline-parallelism": pipeline
         and speculative is not None

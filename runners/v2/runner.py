@@ -15,7 +15,8 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.device.ready import Ready
 from dodona.runners.device.sampling.stages import example_params
-from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT, DeviceSteps
+from dodona.runners.device.steps import DeviceSteps
+from dodona.runners.drafting.plan import NgramPlan
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -28,6 +29,7 @@ from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits
+from dodona.runners.v2.drafting.ngram import NgramDrafter, WithDrafts
 from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
 from dodona.runners.v2.models.registry import checkpoint_views
 from dodona.runners.v2.models.weights import quantized_tensors
@@ -37,10 +39,9 @@ from dodona.runners.weights.source import weights_directory
 
 class V2Runner(WeightLife):
     """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
-    read."""
+    read. With drafts it is one."""
 
     name = "v2"
-    max_steps_in_flight = MAX_STEPS_IN_FLIGHT
     request_features = frozenset({"structured-outputs"})
     warm_up_params = example_params(grammar=False)
 
@@ -49,9 +50,15 @@ class V2Runner(WeightLife):
         self._device = torch.device(limits.device)
         self._loaded: Loaded | None = None
         self._steps: DeviceSteps | None = None
+        self._ngram: NgramDrafter | None = None
         self._kv_connector = KVConnectorWorker()
         self._transfers: KVConnectorOutput | None = None
         """What the last `execute_model` heard of them."""
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """See `DeviceSteps`."""
+        return self.steps.max_steps_in_flight
 
     # -- life
     # ------------------------------------------------------------------------------------------------------
@@ -79,12 +86,19 @@ class V2Runner(WeightLife):
         """Read the weights onto the device.
 
         Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError
-        where config.json or the weights are not as they must be.
+        where config.json or the weights are not as they must be, or speculative_config can't be served.
         """
         self._loaded = load(self.config, self.model_info, self.limits)
         self._kv_connector = make_worker_connector(self.config)
+        plan = self._loaded.plan
+        if isinstance(plan, NgramPlan):
+            self._ngram = NgramDrafter(plan.prompts)
+        self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
         self._steps = DeviceSteps(
-            self._loaded.model, self.limits, capture=not self.config.model_config.enforce_eager
+            self._loaded.model,
+            self.limits,
+            capture=not self.config.model_config.enforce_eager,
+            num_speculative_tokens=self.num_speculative_tokens,
         )
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -141,6 +155,8 @@ class V2Runner(WeightLife):
         metadata = scheduler_output.kv_connector_metadata
         if metadata is not None:
             before_forward(self._kv_connector, metadata, num_layers=self.loaded.spec.num_layers)
+        if self._ngram is not None:
+            self._ngram.begin(scheduler_output)
         self.steps.execute(scheduler_output)
         self._transfers = None
         if metadata is not None:
@@ -149,7 +165,9 @@ class V2Runner(WeightLife):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Launch what is left of the step and the copies of its results."""
-        pending = self.steps.sample(grammar_output)
+        pending: PendingOutput = self.steps.sample(grammar_output)
+        if self._ngram is not None:
+            pending = WithDrafts(pending, self._ngram)
         return pending if self._transfers is None else WithTransfers(pending, self._transfers)
 
     # -- weights

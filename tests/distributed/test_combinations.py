@@ -13,12 +13,12 @@ from dodona.runners.interface import KVConnectorOutput
 from dodona.runners.kv_transfer.rank_outputs import RankOutputs
 from tests.distributed.test_tensor_parallel import NEW_TOKENS, prompts
 from tests.distributed.thread_runners import generate_on_ranks
+from tests.distributed.thread_workers import use_threads
 from tests.lora.test_v1 import check as check_adapters
 from tests.lora.test_v1 import make_llm, plain
 from tests.support.adapters import merge, scale_of, write_adapter
 from tests.support.equal_tokens import EqualTokens
 from tests.support.quantized_reference import plain_model
-from tests.support.thread_workers import use_threads
 from tests.v1.test_quantized import SIZES
 
 TP, PP, PCP, DP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "prefill_context", "data"))

@@ -21,7 +21,7 @@ from tests.v1.driver import Driver
 _LOADING = threading.Lock()
 
 
-class _LoadsAlone(V1Runner):
+class LoadsAlone(V1Runner):
     """transformers' loading changes global state for a while."""
 
     def _read_model(self, *args: Any) -> torch.nn.Module:
@@ -55,7 +55,7 @@ def generate_on_ranks(
             raise
 
     def _work(mesh: Mesh) -> tuple[list[list[list[int]]], Driver]:
-        runner = _LoadsAlone(config, model, resolve_limits(config, model), mesh)
+        runner = LoadsAlone(config, model, resolve_limits(config, model), mesh)
         runner.load_model()
         runner.initialize_kv_cache(num_blocks)
         drive = Driver(_Told.Runner(runner, told, mesh), num_blocks=num_blocks, **(driver or {}))

@@ -93,10 +93,10 @@ def test_why_not_where_nothing_has_to_change(qwen3: str) -> None:
 
 
 def test_why_not_of_a_special_case(qwen3: str) -> None:
-    speculative = '{"method": "ngram", "parallel_drafting": true}'
-    result = run(qwen3, "--assume-gpu", "--speculative-config", speculative, "--why-not", "v2")
-    assert "Were speculative-decoding lifted, parallel-drafting would remain" in result.stdout
-    assert "speculative_config.parallel_drafting true → false" in result.stdout
+    options = ("-pp", "2", "--speculative-config", '{"method": "eagle3"}')
+    result = run(qwen3, "--assume-gpu", *options, "--why-not", "v2")
+    assert "Were pipeline-parallelism lifted, eagle3-pipeline-parallelism would remain" in result.stdout
+    assert "parallel_config.pipeline_parallel_size 2 → 1" in result.stdout
 
 
 def test_why_not_of_a_vllm_release(qwen3: str) -> None:

@@ -42,7 +42,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
-    "speculative-decoding": {"speculative_config": {"method": "ngram"}},
+    "speculative-decoding": {"speculative_config": {"method": "eagle3"}},
     "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},

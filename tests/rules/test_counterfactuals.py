@@ -391,7 +391,7 @@ def test_a_special_case_is_looked_at_by_itself() -> None:
     found = ask(
         "v2",
         pipeline_parallel_size=2,
-        speculative_config={"method": "eagle3", "parallel_drafting": True},
+        speculative_config={"method": "eagle3"},
     )
     assert texts(found) == [["parallel_config.pipeline_parallel_size 2 → 1", "speculative_config → unset"]]
     special = {
@@ -399,12 +399,8 @@ def test_a_special_case_is_looked_at_by_itself() -> None:
         for case in found.special_cases
     }
     assert special == {
-        "parallel-drafting": (
-            ("speculative-decoding",),
-            [["speculative_config → unset"], ["speculative_config.parallel_drafting true → false"]],
-        ),
         "eagle3-pipeline-parallelism": (
-            ("pipeline-parallelism", "speculative-decoding"),
+            ("pipeline-parallelism",),
             [["parallel_config.pipeline_parallel_size 2 → 1"], ["speculative_config → unset"]],
         ),
     }

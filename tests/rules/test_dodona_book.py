@@ -260,7 +260,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
             "speculative-decoding",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
-            "workers-combinations",
         },
     ),
     "drafting of unknown method with pipeline": (
@@ -271,7 +270,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
             "speculative-method",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
-            "workers-combinations",
         },
     ),
     "parallel drafting": (
@@ -279,11 +277,11 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
         {"speculative-decoding", "parallel-drafting", "parallel-drafting-method"},
     ),
-    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, {"speculative-decoding"}),
+    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, set()),
     "draft on two devices": (
         QWEN,
         {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
-        {"speculative-decoding", "draft-tensor-parallelism"},
+        {"draft-tensor-parallelism"},
     ),
     "empty speculation": (
         QWEN,

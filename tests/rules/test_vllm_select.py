@@ -212,7 +212,11 @@ def test_a_draft_model_that_can_be_read_is_read(tmp_path: Path, llama: str) -> N
 
 def test_what_is_not_known_is_left_alone_and_noted(llama: str) -> None:
     verdict = _select("0.33.0", f"vllm serve {llama} --brand-new-flag 7 --kv-cache-dtype fp8")
-    assert verdict.assumptions == ("--brand-new-flag is not known here, and was left alone",)
+    assert verdict.unread == ("--brand-new-flag: no flag of vLLM 0.33.0 that is known here",)
+    assert verdict.explain().splitlines()[1:3] == [
+        "Not understood, and it may be otherwise for that:",
+        "  - --brand-new-flag: no flag of vLLM 0.33.0 that is known here",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,7 @@ def test_arguments_are_sorted_into_sections() -> None:
         "reasoning_config": {"reasoning_parser": "x"},
         "speculative_config": {"draft": {"depth": 3}, "method": "y"},
     }
-    assert found.unknown == ()
+    assert found.unread == ()
     assert from_flat({"enable_lora": False, "speculative_config": None}).sections == {}
 
 

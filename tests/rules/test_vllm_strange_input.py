@@ -18,18 +18,12 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.systems.books import bundled_rulebook
 from dodona.oracle.systems.registry import system_of
-from dodona.oracle.systems.vllm.arguments import (
-    ARGUMENTS,
-    SHORT,
-    SWITCHES,
-    WITH_VALUE,
-    from_command_line,
-    from_flat,
-)
+from dodona.oracle.systems.vllm.arguments import ARGUMENTS, from_command_line, from_flat
 from dodona.oracle.systems.vllm.cases import recorded_answer
 from dodona.oracle.systems.vllm.configuration import model_of
 from dodona.oracle.systems.vllm.deployment import VllmDeployment
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS
+from dodona.oracle.systems.vllm.flags import flag_table
 from tests.support.vllm_cases import random_case
 
 BOOK = bundled_rulebook("vllm/0.33.0")
@@ -40,7 +34,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-names = st.sampled_from([*ARGUMENTS, *SHORT, *sorted(WITH_VALUE), *sorted(SWITCHES)]) | st.text(max_size=8)
+names = st.sampled_from([*ARGUMENTS, *(o.lstrip("-") for o in flag_table().options)]) | st.text(max_size=8)
 flags = st.builds(
     lambda dashes, name, dot, value: f"{dashes}{name.replace('_', '-')}{dot}{value}",
     st.sampled_from(["-", "--", "--no-"]),
@@ -74,8 +68,9 @@ def test_command_lines(model: str, given_words: list[str]) -> None:
                 **found.sections,
                 "model_config": {**(found.sections.get("model_config") or {}), "model": model},
             }
-            sections["model_config"].pop("revision", None)
-            facts = VllmDeployment(sections, model_of(sections), GPU, BOOK, found.unknown).facts()
+            for elsewhere in ("revision", "hf_config_path"):
+                sections["model_config"].pop(elsewhere, None)
+            facts = VllmDeployment(sections, model_of(sections), GPU, BOOK, found.unread).facts()
         except ConfigError:
             continue
         assert set(BOOK.reads) <= set(facts)

@@ -55,8 +55,8 @@ class ThreadGroup:
         return tensor.copy_(sent)
 
 
-def thread_meshes(sizes: RankSizes) -> tuple[list[Mesh], list[_Shared]]:
-    """Each rank's place among threads, and what they share."""
+def thread_meshes(sizes: RankSizes) -> tuple[list[Mesh], Callable[[], None]]:
+    """Each rank's place, for a thread of its own; and a function that ends all waiting for each other."""
     shared: list[_Shared] = []
 
     def group(groups: Sequence[tuple[int, ...]]) -> dict[int, Group]:
@@ -70,22 +70,25 @@ def thread_meshes(sizes: RankSizes) -> tuple[list[Mesh], list[_Shared]]:
 
     tensor, context = group(sizes.tensor_groups()), group(sizes.context_groups())
     pipeline = group(sizes.pipeline_groups())
-    return [
-        Mesh(rank, sizes.world, tensor[rank], context[rank], pipeline[rank]) for rank in range(sizes.world)
-    ], shared
+
+    def abort() -> None:
+        for each in shared:
+            each.barrier.abort()
+
+    places = range(sizes.world)
+    return [Mesh(rank, sizes.world, tensor[rank], context[rank], pipeline[rank]) for rank in places], abort
 
 
 def run_ranks(sizes: RankSizes, function: Callable[[Mesh], T]) -> list[T]:
     """`function(mesh)` in one thread per rank; the results in the ranks' order. Raises the first error."""
-    meshes, shared = thread_meshes(sizes)
+    meshes, abort = thread_meshes(sizes)
 
     def work(rank: int) -> T:
         torch.set_num_threads(1)
         try:
             return function(meshes[rank])
         except BaseException:
-            for each in shared:
-                each.barrier.abort()
+            abort()
             raise
 
     with ThreadPoolExecutor(sizes.world) as pool:

@@ -47,8 +47,15 @@ def set_graphs(runner: V2Runner, graphs: EagerGraphs | None) -> None:
 class EagerGraphs:
     """In the place of captured graphs: the same padded steps, launch by launch."""
 
-    def __init__(self, steps: StepRunner, *, decodes: Sequence[int], prompts: Sequence[int]) -> None:
-        self.sizes = FixedSizes(decodes, prompts)
+    def __init__(
+        self,
+        steps: StepRunner,
+        *,
+        decodes: Sequence[int],
+        prompts: Sequence[int],
+        drafts: Sequence[int] = (),
+    ) -> None:
+        self.sizes = FixedSizes(decodes, prompts, drafts)
         self.replayed: list[FixedStep] = []
         self._steps = steps
 
@@ -78,11 +85,13 @@ def generate(
     max_tokens: int | Sequence[int],
     params: SamplingParams | Sequence[SamplingParams] = GREEDY,
     num_blocks: int = 40,
-    in_flight: int = V2Runner.max_steps_in_flight,
+    in_flight: int | None = None,
     enable_prefix_caching: bool = False,
     scheduler: Scheduler | None = None,
 ) -> Run:
-    """Generate for all prompts, with up to `in_flight` steps launched before the oldest is read."""
+    """Generate for all prompts, with up to `in_flight` steps (None: as many as the runner allows) launched
+    before the oldest is read."""
+    in_flight = in_flight or runner.max_steps_in_flight
     config = runner.config
     scheduler = scheduler or Scheduler(
         num_blocks=num_blocks,
@@ -91,6 +100,7 @@ def generate(
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens or 64,
         enable_chunked_prefill=True,
         enable_prefix_caching=enable_prefix_caching,
+        num_speculative_tokens=runner.num_speculative_tokens,
         window=runner.get_kv_cache_spec().groups[0].window,
     )
     count = len(prompts)

@@ -46,7 +46,15 @@ def lacking(raw, environment=GPU, **flat):
 
 @pytest.mark.parametrize("raw", [LLAMA, MISTRAL, QWEN3])
 @pytest.mark.parametrize(
-    "flat", [{}, {"dtype": "float16"}, {"block_size": 64}, {"kv_transfer_config": {}}, NATIVE]
+    "flat",
+    [
+        {},
+        {"dtype": "float16"},
+        {"block_size": 64},
+        {"kv_transfer_config": {}},
+        NATIVE,
+        {"speculative_config": {"method": "ngram"}},
+    ],
 )
 def test_what_v2_has(raw, flat):
     assert lacking(raw, **flat) == ()
@@ -93,8 +101,12 @@ def test_assumptions_about_config_json(changes, feature):
         ({"prefill_context_parallel_size": 2}, "prefill-context-parallelism"),
         ({"decode_context_parallel_size": 2}, "decode-context-parallelism"),
         ({"enable_expert_parallel": True}, "expert-parallelism"),
-        ({"speculative_config": {"method": "ngram"}}, "speculative-decoding"),
-        ({"speculative_config": {"parallel_drafting": True}}, "parallel-drafting"),
+        ({"speculative_config": {"method": "medusa"}}, "speculative-decoding"),
+        ({"speculative_config": {"method": "ngram", "parallel_drafting": True}}, "parallel-drafting"),
+        (
+            {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
+            "draft-tensor-parallelism",
+        ),
         (
             {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
             "eagle3-pipeline-parallelism",

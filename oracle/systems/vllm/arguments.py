@@ -1,29 +1,35 @@
 """vLLM's own ways to write a configuration (its flags, `vllm serve …`, its YAML file) as nested sections.
 
 Only arguments that some release's choice between its runners depends on are sorted into sections. Other
-arguments of vLLM are taken and left alone; one that isn't known here is left alone too, and noted, unless it
-looks like a misspelt one that matters.
+arguments of vLLM are taken and left alone. What could change the choice and isn't understood is named, unless
+it looks like a misspelt argument that matters: that is an error.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from dodona.oracle.config.yaml_file import read_arguments
 from dodona.oracle.errors import ConfigError, did_you_mean
+from dodona.oracle.printable import short
+from dodona.oracle.systems.vllm.flags import Flag, FlagTable, flag_table
+from dodona.oracle.systems.vllm.invocation import Invocation, invocation_of, invocations
+from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands, unresolved_part
 
-Kind = Literal["bool", "int", "str", "list", "section"]
+Kind = Literal["bool", "int", "float", "str", "list", "section"]
 
 ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
     {
         "model": ("model_config.model", "str"),
         "revision": ("model_config.revision", "str"),
+        "hf_config_path": ("model_config.hf_config_path", "str"),
+        "hf_overrides": ("model_config.hf_overrides", "section"),
         "runner": ("model_config.runner", "str"),
         "quantization": ("model_config.quantization", "str"),
         "enforce_eager": ("model_config.enforce_eager", "bool"),
@@ -44,11 +50,22 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "enable_elastic_ep": ("parallel_config.enable_elastic_ep", "bool"),
         "enable_batch_sharded_sampling": ("parallel_config.enable_batch_sharded_sampling", "bool"),
         "async_scheduling": ("scheduler_config.async_scheduling", "bool"),
+        "cpu_offload_gb": ("offload_config.cpu_offload_gb", "float"),
+        "disable_cascade_attn": ("model_config.disable_cascade_attn", "bool"),
+        "skip_mm_profiling": ("model_config.multimodal_config.skip_mm_profiling", "bool"),
+        "enable_layerwise_nvtx_tracing": (
+            "observability_config.enable_layerwise_nvtx_tracing",
+            "bool",
+        ),
+        "cudagraph_metrics": ("observability_config.cudagraph_metrics", "bool"),
         "enable_lora": ("lora_config", "bool"),
         "reasoning_parser": ("reasoning_config.reasoning_parser", "str"),
         "reasoning_config": ("reasoning_config", "section"),
         "compilation_config": ("compilation_config", "section"),
         "speculative_config": ("speculative_config", "section"),
+        "spec_method": ("speculative_config.method", "str"),
+        "spec_model": ("speculative_config.model", "str"),
+        "spec_tokens": ("speculative_config.num_speculative_tokens", "int"),
         "kv_transfer_config": ("kv_transfer_config", "section"),
         "ec_transfer_config": ("ec_transfer_config", "section"),
         "attention_config": ("attention_config", "section"),
@@ -57,194 +74,251 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
 )
 """Flat argument → where it belongs, and how its text is read."""
 
-SHORT: Final[Mapping[str, str]] = MappingProxyType(
+COULD_DECIDE: Final = frozenset(
     {
-        "tp": "tensor_parallel_size",
-        "pp": "pipeline_parallel_size",
-        "pcp": "prefill_context_parallel_size",
-        "dcp": "decode_context_parallel_size",
-        "q": "quantization",
-        "cc": "compilation_config",
-        "sc": "speculative_config",
+        "aux_output_config",
+        "config_format",
+        "convert",
+        "diffusion_config",
+        "enable_trace_replay",
+        "model_class_overrides",
+        "model_impl",
+        "quantization_config",
+        "return_sampling_mask",
+        "scheduler_cls",
+        "swa_bounded_replay",
+        "use_replayssm",
+        "worker_cls",
     }
 )
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-WITH_VALUE: Final = _words(
-    """
-    host port uds api_key served_model_name tokenizer tokenizer_mode tokenizer_revision code_revision
-    dtype max_model_len max_num_seqs max_num_batched_tokens max_logprobs seed gpu_memory_utilization
-    kv_cache_dtype kv_cache_memory_bytes block_size num_gpu_blocks_override swap_space cpu_offload_gb
-    load_format download_dir config_format generation_config override_generation_config hf_token
-    hf_config_path model_impl convert task chat_template chat_template_content_format tool_call_parser
-    tool_parser_plugin response_role limit_mm_per_prompt mm_processor_kwargs media_io_kwargs
-    allowed_local_media_path data_parallel_size data_parallel_rank data_parallel_address
-    data_parallel_rpc_port data_parallel_size_local data_parallel_backend max_loras max_lora_rank
-    lora_dtype max_cpu_loras lora_modules scheduling_policy long_prefill_token_threshold
-    max_num_partial_prefills kv_offloading_size kv_offloading_backend structured_outputs_config
-    guided_decoding_backend ssl_keyfile ssl_certfile root_path middleware uvicorn_log_level
-    allowed_origins allowed_methods allowed_headers otlp_traces_endpoint prefix_caching_hash_algo
-    optimization_level O attention_backend mamba_cache_dtype mamba_ssm_cache_dtype additional_config
-    stream_interval data_parallel_hybrid_lb_address eplb_config nnodes node_rank master_addr
-    master_port numa_bind worker_cls all2all_backend api_server_count max_parallel_loading_workers
-    dbo_decode_token_threshold
-    """
-)
-"""Arguments of vLLM that no release's choice reads, and that take a value (or several)."""
-
-SWITCHES: Final = _words(
-    """
-    trust_remote_code enable_prefix_caching enable_chunked_prefill enable_expert_parallel
-    disable_log_requests disable_log_stats enable_log_requests enable_auto_tool_choice
-    skip_tokenizer_init headless enable_eplb disable_custom_all_reduce enable_sleep_mode
-    enable_request_id_headers disable_fastapi_docs enable_server_load_tracking
-    enable_force_include_usage return_tokens_as_token_ids disable_frontend_multiprocessing
-    allow_credentials calculate_kv_scales enable_lora_bias data_parallel_hybrid_lb
-    data_parallel_external_lb use_tqdm_on_load disable_sliding_window disable_cascade_attn
-    disable_hybrid_kv_cache_manager trust_request_chat_template
-    """
-)
-"""Arguments of vLLM that no release's choice reads, and that take no value."""
+"""Arguments of vLLM that may change the choice or the start, in a way that no rule reads."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A configuration as it was written: nested sections of what was given, and what was left alone."""
+    """A configuration as it was written: nested sections of what was given, and what was not understood."""
 
     sections: Mapping[str, Any]
-    unknown: tuple[str, ...] = ()
-    """Arguments that aren't known here."""
+    unread: tuple[str, ...] = ()
+    """Arguments that could change a verdict and are not understood, each with the reason."""
+    environ: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
+    """Environment variables that the command line sets; None: unset there."""
+    release: str | None = None
+    """The release that the command line names by the tag of its image."""
 
 
-def from_flat(arguments: Mapping[str, Any]) -> Arguments:
-    """Sort flat arguments, given as values or as text, into sections. Raises ConfigError that names one."""
+def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Arguments:
+    """Sort flat arguments, given as values or as text, into sections.
+
+    release: whose flags they are; None: the newest that is known. Raises ConfigError that names an argument.
+    """
+    table = flag_table(release)
     sections: dict[str, Any] = {}
-    unknown: list[str] = []
+    unread: list[str] = []
+    parts: dict[str, dict[str, Any]] = {}
+    whole: dict[str, Any] = {}
     for name, given in arguments.items():
         head, *inner = name.split(".")
         head = head.replace("-", "_")
         if head not in ARGUMENTS:
-            if head not in WITH_VALUE and head not in SWITCHES:
-                unknown.append(_unknown(head))
-            continue
-        path, kind = ARGUMENTS[head]
-        if inner:
+            unread += _left_alone(head, table)
+        elif isinstance(given, str) and UNRESOLVED.search(given):
+            unread.append(f"--{name.replace('_', '-')}: {unresolved_part(given)} is not known here")
+        elif inner:
+            path, kind = ARGUMENTS[head]
             if kind != "section":
                 raise ConfigError(f"--{name}: {_flag(head)} has no parts")
-            _put(sections, [*path.split("."), *inner], _loose(given), name)
-            continue
-        value = _read(head, kind, given)
-        if head == "enable_lora":
-            if value:
-                sections.setdefault("lora_config", {})
-        elif head == "reasoning_parser":
-            if value:
-                _put(sections, path.split("."), value, name)
-        elif kind == "section":
-            if value is not None:
-                sections[path] = {**(sections.get(path) or {}), **value}
+            _put(parts.setdefault(path, {}), inner, _loose(given), name)
         else:
-            _put(sections, path.split("."), value, name)
-    return Arguments(sections, tuple(unknown))
+            whole[head] = given
+    for path, value in parts.items():
+        _put(sections, path.split("."), value, path)
+    for head, given in whole.items():
+        # as vLLM reads it: parts that are given one by one stand in place of a whole section
+        if ARGUMENTS[head][1] != "section" or ARGUMENTS[head][0] not in parts:
+            _take(sections, head, given)
+    _apply_optimization_level(sections, arguments)
+    return Arguments(sections, tuple(unread))
 
 
-def from_command_line(command: str | Sequence[str]) -> Arguments:
-    """Read `vllm serve MODEL --flag …`, as one text or as words; `vllm serve` itself may be left out.
+def _left_alone(head: str, table: FlagTable) -> list[str]:
+    """What is to be said of an argument that no rule reads."""
+    if head not in table.names:
+        return [_unknown(head, table)]
+    return [f"{_flag(head)}: what it does to the choice is not modelled"] if head in COULD_DECIDE else []
 
-    Raises ConfigError that names the flag.
+
+def _take(sections: dict[str, Any], head: str, given: Any) -> None:
+    path, kind = ARGUMENTS[head]
+    value = _read(head, kind, given)
+    if head == "enable_lora":
+        if value:
+            sections.setdefault("lora_config", {})
+    elif head == "reasoning_parser":
+        if value:
+            _put(sections, path.split("."), value, head)
+    elif kind == "section":
+        if value is not None:
+            place, *inner = path.split(".")
+            old = sections.get(place) or {}
+            if inner:
+                sections[place] = {**old, inner[0]: value}
+            else:
+                sections[place] = {**old, **value}
+    else:
+        _put(sections, path.split("."), value, head)
+
+
+def _apply_optimization_level(sections: dict[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Level 0 compiles nothing and captures no graphs, where nothing else is asked for."""
+    if str(arguments.get("optimization_level", "")) in ("0", "O0"):
+        given = sections.get("compilation_config") or {}
+        sections["compilation_config"] = {"mode": "NONE", "cudagraph_mode": "NONE", **given}
+
+
+def from_command_line(command: str | Sequence[str], release: str | None = None) -> Arguments:
+    """Read a command line that starts vLLM's server, as one text or as words: `vllm serve MODEL --flag …`,
+    with variables, wrappers, `python -m`, `sh -c` or `docker run` around it, or only the arguments.
+
+    release: whose flags they are; None: the newest that is known. Raises ConfigError that names the flag.
     """
-    try:
-        words = shlex.split(command) if isinstance(command, str) else list(command)
-    except ValueError as error:
-        raise ConfigError(f"the command line can't be split into words: {error}") from None
-    if words[:1] and words[0].rsplit("/", 1)[-1] == "vllm":
-        if words[1:2] != ["serve"]:
-            raise ConfigError(f"expected `vllm serve …`, got `vllm {' '.join(words[1:2])}`")
-        words = words[2:]
+    if isinstance(command, str):
+        found = list(invocations(command))
+        if len(found) > 1:
+            raise ConfigError(f"expected one `vllm serve …`, got {len(found)} of them")
+        if not found:
+            found = [_bare(next((c.words for c in simple_commands(command)), ()))]
+    else:
+        found = [invocation_of(command) or _bare(command)]
+    return from_invocation(found[0], release)
+
+
+def _bare(words: Sequence[str]) -> Invocation:
+    """Arguments of `vllm serve` without it."""
+    if words and words[0].rsplit("/", 1)[-1] == "vllm":
+        raise ConfigError(f"expected `vllm serve …`, got `vllm {' '.join(words[1:2])}`")
+    return Invocation(tuple(words), {})
+
+
+def from_invocation(invocation: Invocation, release: str | None = None) -> Arguments:
+    """The configuration of a start of vLLM's server. Raises ConfigError that names the flag."""
+    flat, more = _flat_arguments(invocation.arguments, flag_table(release))
+    file = flat.pop("config", None)
+    if file is not None:
+        flat = {**read_arguments(Path(str(file))), **flat}
+    read = from_flat(flat, release)
+    return Arguments(
+        read.sections, (*invocation.unread, *more, *read.unread), invocation.environ, invocation.release
+    )
+
+
+def _flat_arguments(words: Sequence[str], table: FlagTable) -> tuple[dict[str, Any], list[str]]:
+    """Arguments by flat name, with text as it is written; and words that stand for more arguments."""
     flat: dict[str, Any] = {}
     free: list[str] = []
+    unread: list[str] = []
     i = 0
     while i < len(words):
         word = words[i]
         i += 1
-        if not _is_flag(word):
-            free.append(word)
+        if word == "--":
+            free += words[i:]
+            break
+        if not is_option(word):
+            if UNRESOLVED.match(word) and (free or "model" in flat):
+                unread.append(f"{unresolved_part(word)}: more arguments, which are not known here")
+            else:
+                free.append(word)
             continue
-        flag, has_value, value = word.partition("=")
-        name = _name(flag)
-        head = name.split(".")[0]
-        if has_value:
-            values = [value]
+        option, has_value, value = word.partition("=")
+        if option[:2] == "-O" and not option.startswith("-O."):
+            level = option[2:] or value or (words[i] if i < len(words) else "")
+            if not (option[2:] or has_value):
+                i += 1
+            flat["optimization_level"] = level
+            continue
+        head, dot, inner = option.partition(".")
+        flag = table.find(head) or _of_another_release(head, table)
+        if flag is None and not dot and not has_value and not (free or "model" in flat):
+            _refuse_before_model(head, words[i : i + 1], table)
+        following = 0
+        while not has_value and i + following < len(words) and not is_option(words[i + following]):
+            following += 1
+        if dot:
+            if not has_value:
+                if not following:
+                    raise ConfigError(f"{option}: a value is missing")
+                value, i = words[i], i + 1
+            name = flag.name if flag is not None else _plain_name(head)
+            if inner.endswith("+"):
+                inner, value = inner[:-1], json.dumps(value.split(","))
+            flat[f"{name}.{inner}"] = value
+            continue
+        taken = 0 if has_value else _taken(flag, following)
+        given = [value] if has_value else list(words[i : i + taken])
+        i += taken
+        if flag is None:
+            flat[_plain_name(head)] = given[0] if given else True
+        elif flag.values == "switch":
+            if has_value and flag.negates:
+                raise ConfigError(f"{option}: takes no value")
+            flat[flag.name] = value if has_value else not flag.negates
+        elif not given and flag.values != "optional":
+            raise ConfigError(f"{head}: a value is missing")
+        elif flag.name in ARGUMENTS and ARGUMENTS[flag.name][1] == "list":
+            flat[flag.name] = [*flat.get(flag.name, []), *given]
         else:
-            last = i
-            while last < len(words) and not _is_flag(words[last]):
-                last += 1
-            following = words[i:last]
-            taken = _taken(name, head, len(following), bool(free or "model" in flat))
-            values = following[:taken]
-            i += taken
-        if head.startswith("no_") and _is_switch(head[3:]):
-            if has_value:
-                raise ConfigError(f"{flag}: takes no value")
-            flat[head[3:]] = False
-        elif not values and (_is_switch(head) or head not in ARGUMENTS):
-            flat[name] = True
-        elif not values:
-            raise ConfigError(f"{flag}: a value is missing")
-        else:
-            several = head in ARGUMENTS and ARGUMENTS[head][1] == "list"
-            flat[name] = [*flat.get(name, []), *values] if several else values[0]
+            flat[flag.name] = given[0] if given else True
     if len(free) > 1:
-        raise ConfigError(f"expected one model, got {', '.join(free)}")
+        raise ConfigError(f"expected one model, got {', '.join(short(word, 60) for word in free[:5])}")
     if free:
         flat["model"] = free[0]
-    file = flat.pop("config", None)
-    if file is not None:
-        flat = {**read_arguments(Path(str(file))), **flat}
-    return from_flat(flat)
+    return flat, unread
 
 
-def _is_flag(word: str) -> bool:
-    return word.startswith("-") and len(word) > 1 and not word[1:2].isdigit()
+def is_option(word: str) -> bool:
+    """Whether vLLM's parser takes a word for a flag, and not for a value."""
+    return (
+        word.startswith("-")
+        and len(word) > 1
+        and not word[1:2].isdigit()
+        and " " not in word.partition("=")[0]
+    )
 
 
-def _name(flag: str) -> str:
-    head, dot, rest = flag.lstrip("-").partition(".")
-    if not flag.startswith("--"):
-        if head[:1] == "O":
-            return "O"
-        head = SHORT.get(head, head)
-    return head.replace("-", "_") + dot + rest
+def _of_another_release(head: str, table: FlagTable) -> Flag | None:
+    """A flag that rules read and that this release does not have: it is read all the same."""
+    name = _plain_name(head)
+    if name in ARGUMENTS and name not in table.names and head.startswith("--"):
+        return Flag(name, "switch" if ARGUMENTS[name][1] == "bool" else "one")
+    return None
 
 
-def _is_switch(head: str) -> bool:
-    return head in SWITCHES or (head in ARGUMENTS and ARGUMENTS[head][1] == "bool")
-
-
-def _taken(name: str, head: str, following: int, has_model: bool) -> int:
-    """How many of the words after a flag are its values."""
-    if _is_switch(head) or (head.startswith("no_") and _is_switch(head[3:])) or name == "O":
-        return 0
-    if head in ARGUMENTS or head == "config":
-        return following if head in ARGUMENTS and ARGUMENTS[head][1] == "list" else min(1, following)
-    if head in WITH_VALUE:
-        return following if has_model else min(1, following)
-    if following and not has_model:
+def _refuse_before_model(head: str, following: Sequence[str], table: FlagTable) -> None:
+    if following and not is_option(following[0]):
+        _unknown(_plain_name(head), table)
         raise ConfigError(
-            f"--{name}: not known here, so its value can't be told from the model; name the model first"
+            f"{head}: not known here, so its value can't be told from the model; name the model first"
         )
-    return following
 
 
-def _unknown(head: str) -> str:
+def _plain_name(head: str) -> str:
+    return head.lstrip("-").replace("-", "_")
+
+
+def _taken(flag: Flag | None, following: int) -> int:
+    """How many of the words after a flag are its values."""
+    if flag is None or flag.values == "many":
+        return following
+    return 0 if flag.values == "switch" else min(1, following)
+
+
+def _unknown(head: str, table: FlagTable) -> str:
+    """What is said of a flag that the release does not have. Raises ConfigError where it looks misspelt."""
     hint = did_you_mean(head, ARGUMENTS)
     if hint and _close(head, hint.split("'")[1]):
         raise ConfigError(f"{_flag(head)}: no such argument; {hint}")
-    return _flag(head)
+    return f"{_flag(head)}: no flag of vLLM {table.release} that is known here"
 
 
 def _close(name: str, known: str) -> bool:
@@ -294,6 +368,13 @@ def _read(head: str, kind: Kind, given: Any) -> Any:
             return int(given)
         except (ValueError, TypeError):
             raise ConfigError(f"{flag}: expected a whole number, got {given!r}") from None
+    if kind == "float":
+        try:
+            if isinstance(given, bool) or not math.isfinite(float(given)):
+                raise ValueError
+            return float(given)
+        except (ValueError, TypeError, OverflowError):
+            raise ConfigError(f"{flag}: expected a number, got {given!r}") from None
     if kind == "list":
         return list(given) if isinstance(given, (list, tuple)) else [str(given)]
     if kind == "str":

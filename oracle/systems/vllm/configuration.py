@@ -11,38 +11,63 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import SECTIONS
 from dodona.oracle.errors import ConfigError, did_you_mean
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.overrides import overridden
 from dodona.oracle.systems.system import load_model
 from dodona.oracle.systems.vllm.arguments import Arguments, from_command_line, from_flat
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS
 
 
-def read_config(config: object) -> Arguments:
+def read_config(config: object, release: str | None = None) -> Arguments:
     """Nested sections from an EngineConfig, a mapping of sections, a model directory (or hub id), or a
-    `vllm serve …` command line (a text that begins so, or a list of words). Raises ConfigError.
+    command line that starts vLLM's server (a text of several words, or a list of words).
+
+    release: whose flags they are; None: the newest that is known. Raises ConfigError.
     """
     if isinstance(config, EngineConfig):
         return Arguments(config.to_mapping())
     if isinstance(config, Mapping):
         return Arguments(_checked(config))
-    if isinstance(config, str) and config.split(maxsplit=1)[:1] == ["vllm"] and not os.path.isdir(config):
-        return from_command_line(config)
+    if isinstance(config, str) and _is_command(config):
+        return from_command_line(config, release)
     if isinstance(config, (str, os.PathLike)):
-        return from_flat({"model": os.fspath(config)})
+        return from_flat({"model": os.fspath(config)}, release)
     if isinstance(config, Sequence) and all(isinstance(word, str) for word in config):
-        return from_command_line(config)
+        return from_command_line(config, release)
     raise ConfigError(
         "expected an EngineConfig, a mapping, a model directory or a `vllm serve` command line, "
         f"got {type(config).__name__}"
     )
 
 
+def _is_command(text: str) -> bool:
+    return len(text.split(maxsplit=1)) > 1 and "vllm" in text and not os.path.isdir(text)
+
+
 def model_of(sections: Mapping[str, Any]) -> ModelInfo:
-    """What the config.json of a configuration's model says. Raises ConfigError."""
+    """What the config.json of a configuration's model says, with the configuration's own overrides.
+
+    Raises ConfigError.
+    """
     given = sections.get("model_config") or {}
     name = given.get("model")
     if not isinstance(name, str) or not name:
         raise ConfigError("no model: name a model directory or a hub id")
-    return load_model(name, given.get("revision"))
+    elsewhere = given.get("hf_config_path")
+    if isinstance(elsewhere, str) and elsewhere:
+        found = load_model(elsewhere)
+    else:
+        found = load_model(name, given.get("revision"))
+    return with_overrides(found, sections)
+
+
+def with_overrides(model: ModelInfo, sections: Mapping[str, Any]) -> ModelInfo:
+    """The model with the `hf_overrides` of a configuration. Raises ConfigError."""
+    overrides = (sections.get("model_config") or {}).get("hf_overrides")
+    if overrides is None:
+        return model
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"model_config.hf_overrides: expected a section, got {overrides!r}")
+    return overridden(model, overrides)
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:

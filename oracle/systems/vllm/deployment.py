@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import FactSpec
 from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.environment import WSL_PIN_MEMORY, Environment, is_on, vllm_variables
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.deployment import Change, Deployment, Value
 from dodona.oracle.systems.vllm.assumptions import (
@@ -22,6 +23,7 @@ from dodona.oracle.systems.vllm.assumptions import (
 )
 from dodona.oracle.systems.vllm.configuration import shared_config
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS, default_of, derive_facts
+from dodona.oracle.systems.vllm.releases import release_of
 
 _FROM_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "model_config.runner_type": ("model_config.runner",),
@@ -51,8 +53,10 @@ class VllmDeployment(Deployment):
     model: ModelInfo
     environment: Environment
     book: RuleBook
-    unknown_flags: tuple[str, ...] = ()
-    """Flags that were given and are not known here."""
+    unread: tuple[str, ...] = ()
+    """Arguments that could change the verdict and are not understood."""
+    image_release: str | None = None
+    """The release that the tag of the command's image names."""
 
     def engine_config(self) -> EngineConfig:
         """The part of the configuration that an EngineConfig can hold."""
@@ -110,9 +114,11 @@ class VllmDeployment(Deployment):
         return {**known, **assumed_facts(known, self.model, self.book)}
 
     def assumptions(self, known: Facts) -> tuple[str, ...]:
-        """Assumed values on which some rule depends, and flags that were left alone."""
-        left_alone = [f"{flag} is not known here, and was left alone" for flag in self.unknown_flags]
-        return (*decisive_assumptions(known, self.model, self.book), *left_alone)
+        """Assumed values on which some rule depends, and that the image is of another release."""
+        own = release_of(self.book.rulebook)
+        other = self.image_release is not None and own is not None and self.image_release != own
+        image = f"the image is vLLM {self.image_release}, and this decides as vLLM {own}"
+        return (*decisive_assumptions(known, self.model, self.book), *([image] if other else []))
 
     def sections_after(self, changes: Iterable[Change]) -> dict[str, Any]:
         """The configuration after changes that don't clash."""
@@ -129,6 +135,22 @@ class VllmDeployment(Deployment):
                 # vLLM's own default holds
                 place.pop(last, None)
         return sections
+
+
+def environment_of(
+    environment: Environment, variables: Mapping[str, str | None], book: RuleBook
+) -> Environment:
+    """The environment after variables that a command line sets (None: unset). Raises ConfigError."""
+    if not variables:
+        return environment
+    if book.environment is not None and book.environment.variable in variables:
+        forced = book.environment.parse(variables[book.environment.variable])
+        environment = dataclasses.replace(environment, override=forced)
+    names = (set(environment.variables) | set(vllm_variables(variables))) - {
+        name for name, value in variables.items() if value is None
+    }
+    pinned = is_on(variables[WSL_PIN_MEMORY]) if WSL_PIN_MEMORY in variables else environment.wsl_pin_memory
+    return dataclasses.replace(environment, variables=tuple(sorted(names)), wsl_pin_memory=pinned)
 
 
 def _default(path: str, spec: FactSpec | None, book: RuleBook) -> Value:

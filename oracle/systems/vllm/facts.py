@@ -76,6 +76,12 @@ def _not_empty(value: Any) -> FactValue:
     raise ValueError("expected a list")
 
 
+def _positive(value: Any) -> FactValue:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value > 0
+    raise ValueError("expected a number")
+
+
 def _mixed_sliding(layer_types: Any) -> FactValue:
     sliding = [item == "sliding_attention" for item in _list(layer_types)]  # type: ignore[union-attr]
     return any(sliding) and not all(sliding)
@@ -364,6 +370,37 @@ _FACTS = (
         nullable=True,
     ),
     _environment("logitsproc_plugins", "bool", "An installed package registers logits processors."),
+    _environment("wsl", "bool", "The machine is Linux inside Windows (WSL)."),
+    _environment("wsl_pin_memory", "bool", "VLLM_WSL2_ENABLE_PIN_MEMORY asks for pinned memory on WSL."),
+    _environment(
+        "compute_capability",
+        "int",
+        "Lowest CUDA compute capability, 8.0 being 80; null where there is no CUDA.",
+        minimum=0,
+        nullable=True,
+    ),
+    _environment("variables", "list", "Names of vLLM's environment variables that are set."),
+    # what only consequences read
+    _field(
+        "offload_config.cpu_offload",
+        "bool",
+        "Weights are to be kept in host memory (--cpu-offload-gb).",
+        False,
+        path="offload_config.cpu_offload_gb",
+        read=_positive,
+    ),
+    _field("kv_transfer_config.kv_connector", "str", "The KV connector that is configured.", None),
+    _field("model_config.disable_cascade_attn", "bool", "Cascade attention is off.", None),
+    _field(
+        "model_config.multimodal_config.skip_mm_profiling",
+        "bool",
+        "Memory is profiled without multimodal inputs.",
+        False,
+    ),
+    _field(
+        "observability_config.enable_layerwise_nvtx_tracing", "bool", "NVTX ranges for each layer.", False
+    ),
+    _field("observability_config.cudagraph_metrics", "bool", "Metrics of CUDA graphs.", False),
 )
 
 VLLM_FACTS: Final[Mapping[str, VllmFact]] = registry(_FACTS)

@@ -14,6 +14,12 @@ def release_number(release: str) -> tuple[int, int, int] | None:
     return (int(found[1]), int(found[2] or 0), int(found[3] or 0)) if found else None
 
 
+def release_of(book: str) -> str | None:
+    """ "0.25.1" of a book's name "vllm/0.25.1"; None for a name without a release."""
+    release = book.rpartition("/")[2]
+    return release if release_number(release) is not None else None
+
+
 def nearest_release(release: str, known: Iterable[str]) -> str | None:
     """The known release nearest to `release`: the last one up to it, else the first; None for no number."""
     wanted = release_number(release)

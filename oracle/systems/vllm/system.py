@@ -16,8 +16,8 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.system import RecordedAnswer, System
 from dodona.oracle.systems.vllm import cases, releases
 from dodona.oracle.systems.vllm.assumptions import completed_sections
-from dodona.oracle.systems.vllm.configuration import model_of, read_config
-from dodona.oracle.systems.vllm.deployment import VllmDeployment
+from dodona.oracle.systems.vllm.configuration import model_of, read_config, with_overrides
+from dodona.oracle.systems.vllm.deployment import VllmDeployment, environment_of
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS, default_of, derive_facts
 
 
@@ -53,12 +53,20 @@ class VllmSystem(System):
         self, given: object, environment: Environment, book: RuleBook, *, model: ModelInfo | None = None
     ) -> VllmDeployment:
         """The deployment of an EngineConfig, a mapping of vLLM's sections, a model directory or hub id, or a
-        `vllm serve …` command line. Raises ConfigError.
+        command line that starts vLLM's server. Variables that the command line sets hold for its environment.
+
+        Raises ConfigError.
         """
-        arguments = read_config(given)
+        arguments = read_config(given, releases.release_of(book.rulebook))
         sections = arguments.sections
+        found = model_of(sections) if model is None else with_overrides(model, sections)
         return VllmDeployment(
-            sections, model_of(sections) if model is None else model, environment, book, arguments.unknown
+            sections,
+            found,
+            environment_of(environment, arguments.environ, book),
+            book,
+            arguments.unread,
+            arguments.release,
         )
 
     def deployment_of(self, verdict: Verdict, environment: Environment, book: RuleBook) -> VllmDeployment:

@@ -33,7 +33,13 @@ class BaseDraw:
         self._rows.integers.stage(request.row, seed=request.seed, fallback=fallback)
 
     def sample(
-        self, scores: Tensor, *, idx_mapping: Tensor, positions: Tensor, cuts: Tensor | None = None
+        self,
+        scores: Tensor,
+        *,
+        idx_mapping: Tensor,
+        positions: Tensor,
+        cuts: Tensor | None = None,
+        fallback: Tensor | None = None,
     ) -> Tensor:
         """[n] int32 token ids.
 
@@ -42,6 +48,7 @@ class BaseDraw:
             idx_mapping, positions: those of `SamplingBatch`, and may be padded: negative entries of
                 `idx_mapping` are passed over.
             cuts: [n] fp32, see `Draw.cuts`.
+            fallback: [n] int64, see `Draw.fallback`.
         """
         return gumbel_sample(
             scores,
@@ -51,6 +58,7 @@ class BaseDraw:
             inverse_temperatures=self._inverse_temperatures,
             fallback=self._fallback,
             cuts=cuts,
+            entry_fallback=fallback,
         )
 
     def sample_and_append(

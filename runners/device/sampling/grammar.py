@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from typing import ClassVar
 
 import numpy as np
@@ -40,17 +41,22 @@ class Grammar(Stage):
     def before_draw(self, draw: Draw) -> None:
         """Mask the scores. Raises ValueError where the step's grammar output lacks a row."""
         scores, rows, output = draw.editable_scores(), draw.batch.rows, draw.batch.grammar_output
-        places = {} if output is None else {row: i for i, row in enumerate(output.rows)}
+        places: defaultdict[int, deque[int]] = defaultdict(deque)
+        for place, row in enumerate(() if output is None else output.rows):
+            places[row].append(place)
         batch_rows = [i for i, row in enumerate(rows) if row in self._params]
         state_rows = [rows[i] for i in batch_rows]
-        missing = [row for row in state_rows if row not in places]
+        # A row that verifies drafts has a mask for each of its tokens, in their order.
+        found = [places[row].popleft() if places[row] else None for row in state_rows]
+        missing = [row for row, place in zip(state_rows, found, strict=True) if place is None]
         if output is None or missing:
             raise ValueError(
                 f"rows {missing} have grammars, and grammar_output doesn't say what they allow; "
                 "give a bitmask for each of them"
             )
-        bitmask = output.bitmask[[places[row] for row in state_rows]]
+        bitmask = output.bitmask[found]
         fallback = grammar_fallback_ids(bitmask, [self._params[row] for row in state_rows])
-        index = upload(np.array([batch_rows, state_rows, fallback], dtype=np.int64), scores.device)
+        index = upload(np.array([batch_rows, fallback], dtype=np.int64), scores.device)
         mask_by_grammar(scores, batch_rows=index[0], bitmask=upload(bitmask, scores.device))
-        self._rows.integers["fallback"].index_copy_(0, index[1], index[2])
+        draw.fallback = self._rows.integers["fallback"][draw.batch.idx_mapping.long()]
+        draw.fallback.index_copy_(0, index[0], index[1])

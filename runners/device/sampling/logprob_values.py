@@ -16,7 +16,7 @@ class SampledLogprobs:
     """Log-probabilities of a step's sampled tokens, for the rows that ask."""
 
     rows: tuple[int, ...]
-    """Their state rows."""
+    """Their state rows; a row that verifies drafts stands here once for each of its tokens."""
     top: LogprobTensors
     """One entry per row: the sampled token, then the most probable ones."""
     top_counts: tuple[int, ...]
@@ -28,8 +28,11 @@ class SampledLogprobs:
 
     def by_row(self) -> dict[int, TokenLogprobs]:
         """State row → its entry. Waits for tensors on a device."""
-        entries = host_logprobs(self.top, self.top_counts, self.given, self.given_counts)
-        return dict(zip(self.rows, entries, strict=True))
+        return dict(zip(self.rows, self.entries(), strict=True))
+
+    def entries(self) -> list[TokenLogprobs]:
+        """Parallel to `rows`. Waits for tensors on a device."""
+        return host_logprobs(self.top, self.top_counts, self.given, self.given_counts)
 
 
 def host_logprobs(

@@ -7,7 +7,12 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from dodona.kernels.sampling.penalties import apply_penalties, count_tokens
+from dodona.kernels.sampling.penalties import (
+    DraftsBefore,
+    apply_penalties,
+    count_kept_tokens,
+    count_tokens,
+)
 from dodona.runners.device.sampling.stage import Draw, Example, SamplerRows, Stage
 from dodona.runners.device.sampling.tables import CountTable, RowTable
 from dodona.runners.interface import NewRequest
@@ -55,7 +60,11 @@ class Penalties(Stage):
         self._output_counts.apply_staged_writes()
 
     def before_draw(self, draw: Draw) -> None:
-        """Penalise the scores."""
+        """Penalise the scores; drafts count as output of the tokens after them."""
+        batch = draw.batch
+        drafts = None
+        if batch.drafts is not None:
+            drafts = DraftsBefore(batch.drafts.offsets, batch.positions, self._rows.token_ids)
         apply_penalties(
             draw.editable_scores(),
             idx_mapping=draw.batch.idx_mapping,
@@ -65,10 +74,21 @@ class Penalties(Stage):
             presence=self._rows.floats["presence"],
             prompt_bits=self._prompt_bits.values,
             output_counts=self._output_counts.values,
+            drafts=drafts,
         )
 
     def after_draw(self, draw: Draw, token_ids: Tensor) -> None:
-        """Count the tokens drawn."""
+        """Count the tokens drawn, as far as they are kept."""
+        if draw.batch.drafts is not None and draw.num_kept is not None:
+            count_kept_tokens(
+                self._output_counts.values,
+                idx_mapping=draw.batch.idx_mapping,
+                token_ids=token_ids,
+                num_kept=draw.num_kept,
+                is_penalized=self._rows.integers["is_penalized"],
+                max_offset=draw.batch.drafts.most,
+            )
+            return
         count_tokens(
             self._output_counts.values,
             idx_mapping=draw.batch.idx_mapping,

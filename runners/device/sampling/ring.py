@@ -14,13 +14,13 @@ class SampleRing:
 
     Args:
         num_slots: more than the steps whose tokens may be uncopied at a time.
-        max_num_seqs: most tokens of a step.
+        max_num_tokens: most tokens of a step.
         device: where the steps run.
     """
 
-    def __init__(self, *, num_slots: int, max_num_seqs: int, device: torch.device) -> None:
-        self.tokens = torch.zeros((num_slots, max_num_seqs), dtype=torch.int32, device=device)
-        """[slots, max_num_seqs]."""
+    def __init__(self, *, num_slots: int, max_num_tokens: int, device: torch.device) -> None:
+        self.tokens = torch.zeros((num_slots, max_num_tokens), dtype=torch.int32, device=device)
+        """[slots, max_num_tokens]."""
         self.turn = torch.zeros(1, dtype=torch.int32, device=device)
         """[1]: slot of the step that the device is at."""
         self.num_slots = num_slots

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dodona.kernels.sampling.acceptance import count_kept_tokens
 from dodona.runners.device.sampling.base_draw import BaseDraw
 from dodona.runners.device.sampling.logprob_values import SampledLogprobs
-from dodona.runners.device.sampling.stage import Draw, SamplerRows, SamplingBatch, Stage
+from dodona.runners.device.sampling.stage import Draw, SamplerRows, SamplingBatch, Stage, VerifiedDrafts
 from dodona.runners.device.sampling.stages import STAGES
 from dodona.runners.interface import NewRequest
 
@@ -30,6 +31,8 @@ class SampledTokens:
     """[n] int32."""
     logprobs: SampledLogprobs | None = None
     """None where no row asks."""
+    num_kept: Tensor | None = None
+    """[n] int32, see `Draw.num_kept`."""
 
 
 class DeviceSampler:
@@ -81,7 +84,7 @@ class DeviceSampler:
         return functools.reduce(operator.or_, map(self._asked.__getitem__, rows), 0)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledTokens:
-        """Draw a token for each row of the batch and count it.
+        """Draw a token for each row of the batch, once more after each draft, and count what is kept.
 
         Args:
             logits: [n, vocab], the model's dtype; not modified.
@@ -96,8 +99,27 @@ class DeviceSampler:
         for stage in stages:
             stage.before_draw(draw)
         token_ids = self.base.sample(
-            draw.scores, idx_mapping=batch.idx_mapping, positions=batch.positions, cuts=draw.cuts
+            draw.scores,
+            idx_mapping=batch.idx_mapping,
+            positions=batch.positions,
+            cuts=draw.cuts,
+            fallback=draw.fallback,
         )
+        if batch.drafts is not None:
+            draw.num_kept = self.count_kept(token_ids, batch.idx_mapping, batch.positions, batch.drafts)
         for stage in stages:
             stage.after_draw(draw, token_ids)
-        return SampledTokens(token_ids, draw.logprobs)
+        return SampledTokens(token_ids, draw.logprobs, draw.num_kept)
+
+    def count_kept(
+        self, token_ids: Tensor, idx_mapping: Tensor, positions: Tensor, drafts: VerifiedDrafts
+    ) -> Tensor:
+        """[n] int32: how many of the tokens drawn for each row are kept. It can be captured in a graph."""
+        return count_kept_tokens(
+            token_ids,
+            idx_mapping=idx_mapping,
+            positions=positions,
+            offsets=drafts.offsets,
+            history=self._rows.token_ids,
+            max_offset=drafts.most,
+        )

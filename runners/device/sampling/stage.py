@@ -82,8 +82,19 @@ class SamplerRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class VerifiedDrafts:
+    """The drafts of a batch whose rows verify some."""
+
+    offsets: Tensor
+    """[n] int32 on the device: how many drafts of its row come before each token to be drawn."""
+    most: int
+    """Most drafts of a row in any step."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SamplingBatch:
-    """The rows that a token is drawn for."""
+    """The rows that a token is drawn for. A row that verifies k drafts stands here 1 + k times in a row: for
+    the token after its last one, and for those after each draft."""
 
     rows: Sequence[int]
     """State rows, on the host."""
@@ -93,6 +104,8 @@ class SamplingBatch:
     """[n] integer on the device: absolute position of each token to be drawn (the tokens the row has)."""
     grammar_output: GrammarOutput | None = None
     """What the grammars allow of those rows that have one."""
+    drafts: VerifiedDrafts | None = None
+    """None where no row verifies any."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +119,11 @@ class Draw:
     """[n, vocab], what is drawn from: `logits`, or an fp32 copy that stages changed."""
     cuts: Tensor | None = None
     """[n] fp32: least tempered score that is drawn, per batch row; None where no row has one."""
+    fallback: Tensor | None = None
+    """[n] int64: what is drawn where no token is left, per batch row; None: as the rows' parameters say."""
+    num_kept: Tensor | None = None
+    """[n] int32, once tokens are drawn: how many of a row's are kept (`kernels.sampling.acceptance`); None
+    where no drafts are verified, and all are."""
     logprobs: SampledLogprobs | None = None
     """Log-probabilities of the tokens drawn."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.runners.drafting.plan import DraftPlan, plan_drafting
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
 from dodona.runners.v2 import capabilities
@@ -30,25 +32,30 @@ class Loaded:
 
     spec: ModelSpec
     model: DenseModel
+    plan: DraftPlan | None
+    """How tokens are drafted."""
 
 
 def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
     """Read a model's weights onto the device.
 
     Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
-    config.json or the weights are not as they must be.
+    config.json or the weights are not as they must be, or speculative_config can't be served.
     """
-    interpreted = limits.device == "cpu" and bool(triton.knobs.runtime.interpret)
-    lacking = capabilities.check_supported(
-        config, info, torch_environment(limits.device), interpreted=interpreted
+    check = partial(
+        capabilities.check_supported,
+        environment=torch_environment(limits.device),
+        interpreted=limits.device == "cpu" and bool(triton.knobs.runtime.interpret),
     )
+    lacking = check(config, info)
     if lacking:
         raise UnsupportedConfiguration.lacking("v2", *lacking)
+    plan = plan_drafting(config, info, limits, runner="v2", lacks_of_draft=check)
     spec = make_spec(info, limits, quantization_of(config, info))
     directory = weights_directory(config, info, None)
     if spec.tie_word_embeddings and directory is not None and has_own_head(directory):
         spec = replace(spec, tie_word_embeddings=False)
-    loaded = Loaded(spec, DenseModel(spec, allocate_weights(spec, torch.device(limits.device))))
+    loaded = Loaded(spec, DenseModel(spec, allocate_weights(spec, torch.device(limits.device))), plan)
     read_weights(loaded, directory, seed=config.model_config.seed)
     return loaded
 

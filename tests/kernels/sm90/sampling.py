@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from dodona.kernels.sampling import masks
+from dodona.kernels.sampling import acceptance, masks
 from dodona.kernels.sampling.filters import filter_cuts
 from dodona.kernels.sampling.grammar import mask_by_grammar
 from dodona.kernels.sampling.gumbel import gumbel_sample, gumbel_sample_and_append
 from dodona.kernels.sampling.logprobs import given_logprobs, token_logprobs
-from dodona.kernels.sampling.penalties import apply_penalties, count_tokens
+from dodona.kernels.sampling.penalties import DraftsBefore, apply_penalties, count_kept_tokens, count_tokens
 
 ROWS, VOCAB, WORDS = 8, 151_936, 151_936 // 32
 FLOATS = torch.zeros(ROWS)
@@ -122,11 +122,32 @@ def _penalties(counts_dtype: torch.dtype) -> None:
     count_tokens(counts, **_mapping(4), token_ids=torch.zeros(4, dtype=torch.int32), is_penalized=INTEGERS)
 
 
+def _drafts(counts_dtype: torch.dtype) -> None:
+    counts, ints = torch.zeros(ROWS, VOCAB, dtype=counts_dtype), torch.zeros(5, dtype=torch.int32)
+    apply_penalties(
+        torch.zeros(5, VOCAB),
+        **_mapping(5),
+        is_penalized=INTEGERS,
+        repetition=FLOATS,
+        frequency=FLOATS,
+        presence=FLOATS,
+        prompt_bits=_table(WORDS),
+        output_counts=counts,
+        drafts=DraftsBefore(ints, ints, _table(4096)),
+    )
+    kept = acceptance.count_kept_tokens(ints, **_batch(5), offsets=ints, history=_table(4096), max_offset=4)
+    count_kept_tokens(
+        counts, **_mapping(5), token_ids=ints, num_kept=kept, is_penalized=INTEGERS, max_offset=4
+    )
+
+
 CASES: dict[str, Callable[[], None]] = {
     "edits": _edits,
     "grammar-one": functools.partial(_grammar, 1),
     "grammar-many": functools.partial(_grammar, ROWS),
     "penalties-int16": functools.partial(_penalties, torch.int16),
+    "drafts-int16": functools.partial(_drafts, torch.int16),
+    "drafts-int32": functools.partial(_drafts, torch.int32),
     "penalties-int32": functools.partial(_penalties, torch.int32),
 }
 for _dtype in (torch.bfloat16, torch.float32):

@@ -1,0 +1,1 @@
+"""What another release of vLLM changes for deployments that files of a repository describe."""

@@ -1,0 +1,1 @@
+"""Drafts for speculative decoding on V2. See docs/speculation.md."""
