@@ -128,6 +128,8 @@ PIPELINE_PARALLEL_FAMILIES = (
     "GPTNeoXForCausalLM",
     "Phi3ForCausalLM",
     "GptOssForCausalLM",
+    "Qwen3NextForCausalLM",
+    "OlmoHybridForCausalLM",
 )
 """Architectures whose layers `pipeline_parallel.take_stage` spreads over stages, each backed by a run."""
 

@@ -138,7 +138,8 @@ def test_replicas_share_stored_blocks(tiny_models, reference, tmp_path):
 
 @pytest.mark.parametrize("sizes", [{PP: 2}, {DP: 2}], ids=str)
 def test_inner_states_take_their_memory_first(tiny_models, reference, sizes):
-    path = tiny_models.path("qwen3-next", num_hidden_layers=4)
+    kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+    path = tiny_models.path("qwen3-next", num_hidden_layers=4, layer_types=kinds)
     plain_tokens = reference(path)
     equal = EqualTokens(lambda ids: plain_tokens.logits(ids)[-1])
     with llm(path, num_gpu_blocks_override=None, kv_cache_memory_bytes=None, **sizes) as one:
