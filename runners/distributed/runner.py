@@ -95,18 +95,22 @@ class DistributedRunner(Runner):
             raise RuntimeError("load_model twice")
         whose = f" of replica {self._replica}" if self.config.parallel_config.data_parallel_size > 1 else ""
         self._workers = workers = Workers(self._sizes.world, whose)
+        sharing = self.config.parallel_config.world_size_across_dp
+        limits = self.limits
+        if limits.device == "cpu":
+            limits = replace(limits, gpu_memory_utilization=limits.gpu_memory_utilization / sharing)
         for rank in range(self._sizes.world):
             start = Start(
                 runner_class=self._runner_class,
                 config=self.config,
                 model=self.model_info,
-                limits=self.limits,
+                limits=limits,
                 rank=rank,
                 sizes=self._sizes,
                 device_index=self._replica * self._sizes.world + rank,
                 store=str(workers.store),
                 timeout_s=self._timeout,
-                sharing=self.config.parallel_config.world_size_across_dp,
+                sharing=sharing,
                 max_adapters=self._max_adapters,
             )
             workers.tell(start, [rank])
@@ -137,15 +141,12 @@ class DistributedRunner(Runner):
         """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
         of `get_kv_cache_spec`.
 
-        On a CPU all ranks, those of other replicas too, share the memory that each of them found.
+        On a CPU all ranks, those of other replicas too, share the memory that is free: each has its part.
         """
-        sharing = self.config.parallel_config.world_size_across_dp if self.limits.device == "cpu" else 1
         rows = self.limits.max_num_seqs
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        left = [
-            free // sharing - rows * spec.state_bytes_per_row for free, spec in zip(found, specs, strict=True)
-        ]
+        left = [free - rows * spec.state_bytes_per_row for free, spec in zip(found, specs, strict=True)]
         largest = _largest(specs)
         states = rows * largest.state_bytes_per_row
         if min(left) < 0 or not largest.bytes_per_block:
