@@ -126,7 +126,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row", *ROW_BY_ROW_ASKS,
+        "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS,
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 
