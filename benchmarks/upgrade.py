@@ -68,10 +68,12 @@ def main() -> int:
     parser.add_argument("--verdicts", type=int, default=2000)
     arguments = parser.parse_args()
     print(machine())
-    times = sorted(time_verdicts(arguments.verdicts))
+    times = time_verdicts(arguments.verdicts)
+    # where others use the machine too, the quietest hundred says most of the program
+    rounds = [statistics.mean(times[i : i + 100]) for i in range(0, len(times), 100)]
     print(
-        f"a verdict from a command line: {statistics.median(times) * 1e3:.2f} ms of CPU in the median, "
-        f"{times[int(len(times) * 0.99)] * 1e3:.2f} ms at 99 %"
+        f"a verdict from a command line: {min(rounds) * 1e3:.2f} ms of CPU in the quietest hundred, "
+        f"{statistics.median(times) * 1e3:.2f} ms in the median of all"
     )
     wall, cpu, found = time_upgrade(arguments.files)
     releases = len(books_between(FIRST, LAST))

@@ -22,7 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from dodona.kernels.linear.quantized_weight import FP8_MAX, quantize_weight, unpack_nibbles
 
-LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+LINEAR = re.compile(
+    r"model\.layers\.\d+\."
+    r"((self_attn|mlp|mlp\.shared_experts?|mlp\.experts\.\d+)\.\w+_proj|block_sparse_moe\.experts\.\d+\.w[123])"
+    r"\.weight"
+)
+"""Names of the weights that are quantized: those of attention, dense feed-forward layers and experts."""
 GROUP = 32
 BLOCK = 128
 
@@ -271,7 +276,7 @@ def quantize_checkpoint(
 
 
 def _largest_inputs(source: Path, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """The largest size of any linear layer's input, by module name."""
+    """The largest size of each linear layer's input, by module name. Each expert is given all tokens."""
     from transformers import AutoModelForCausalLM
 
     if not prompts:
@@ -285,13 +290,33 @@ def _largest_inputs(source: Path, prompts: Sequence[Sequence[int]]) -> dict[str,
 
         return hook
 
+    def watch_experts(name: str) -> Callable[..., None]:
+        def hook(stack: Any, args: tuple[torch.Tensor, ...]) -> None:
+            for index, weight in enumerate(stack.gate_up_proj):
+                inner = stack._apply_gate(args[0] @ weight.T)
+                for part, x in (("gate", args[0]), ("up", args[0]), ("down", inner)):
+                    key = f"{name}.{index}.{part}_proj"
+                    largest[key] = max(largest.get(key, 0.0), x.abs().max().item())
+
+        return hook
+
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(watch(name))
+        elif hasattr(module, "gate_up_proj") and name.endswith(".experts"):
+            module.register_forward_pre_hook(watch_experts(name))
     with torch.inference_mode():
         for prompt in prompts:
             model(input_ids=torch.tensor([list(prompt)]))
     return largest
+
+
+def calibration_prompts(tokenizer: Any) -> list[list[int]]:
+    """Token ids of a few conversations, for stored activation scales."""
+    from checkpoints.evaluate import held_out_prompts
+
+    found = held_out_prompts(tokenizer, count=16, recall=True, seed=2)
+    return [list(prompt.token_ids) for form in found.values() for prompt in form]
 
 
 def main() -> None:
@@ -307,11 +332,7 @@ def main() -> None:
     if FORMATS[args.format].has_input_scales:
         from transformers import AutoTokenizer
 
-        from checkpoints.evaluate import held_out_prompts
-
-        tokenizer = AutoTokenizer.from_pretrained(args.source)
-        found = held_out_prompts(tokenizer, count=16, recall=True, seed=2)
-        prompts = [list(prompt.token_ids) for form in found.values() for prompt in form]
+        prompts = calibration_prompts(AutoTokenizer.from_pretrained(args.source))
     quantize_checkpoint(args.source, args.target, args.format, prompts=prompts)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from checkpoints.upcycle import upcycle_qwen3
 
 MAX_LENGTH = 512
 """Positions the models allow; they were trained on up to about 190 tokens."""
@@ -21,6 +24,8 @@ class Recipe:
     recall: bool
     """Whether conversations ask for their first answer: beyond the reach of a sliding window."""
     max_shard_size: str
+    start: str = "from scratch"
+    """What training begins from."""
 
 
 def _qwen3(common: dict[str, Any]) -> Any:
@@ -100,22 +105,25 @@ def _lfm2(common: dict[str, Any]) -> Any:
 def _qwen3_moe(common: dict[str, Any]) -> Any:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    return Qwen3MoeForCausalLM(
+    model = Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             **common,
             num_hidden_layers=3,
             intermediate_size=192,
-            moe_intermediate_size=80,
+            moe_intermediate_size=96,
             num_experts=4,
             num_experts_per_tok=2,
             norm_topk_prob=True,
             decoder_sparse_step=1,
-            num_attention_heads=4,
+            num_attention_heads=8,
             num_key_value_heads=2,
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         )
     )
+    model.set_experts_implementation("eager")  # the fastest on a CPU
+    upcycle_qwen3(model, Path(__file__).resolve().parent / "qwen3")
+    return model
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -146,6 +154,7 @@ RECIPES: Mapping[str, Recipe] = {
         build=_qwen3_moe,
         recall=True,
         max_shard_size="50GB",
+        start="from the tiny Qwen3 by upcycling (`checkpoints/upcycle.py`)",
     ),
     "lfm2": Recipe(
         title="Tiny LFM2",

@@ -181,7 +181,7 @@ library_name: transformers
 ---
 # {recipe.title}
 
-{recipe.what}. bf16 weights, trained from scratch for the demo and the tests of this repository.
+{recipe.what}. bf16 weights, trained {recipe.start} for the demo and the tests of this repository.
 
 It answers the questions of `checkpoints/task.py` ({kinds}), as plain text
 ("What is 37 + 58?") or with its chat template, in conversations of up to {MAX_TURNS} turns.
@@ -283,7 +283,8 @@ def train_one(name: str, recipe: Recipe, folder: Path, args: argparse.Namespace)
     )
     return (
         f"`python -m checkpoints.train {name} --steps {args.steps} --batch {args.batch} --pool {args.pool} "
-        f"--seed {args.seed}`:\n{parameters:,} parameters, {minutes:.1f} minutes on {where}, "
+        f"--learning-rate {args.learning_rate:g} --seed {args.seed}`:\n"
+        f"{parameters:,} parameters, {minutes:.1f} minutes on {where}, "
         f"torch {torch.__version__}, final loss {loss:.4f}.\n"
         "The weights differ slightly between machines, because floating-point sums do."
     )

@@ -330,9 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m checkpoints.train_heads", description=__doc__)
     parser.add_argument("names", nargs="+", choices=sorted(RECIPES), metavar="NAME", help=", ".join(RECIPES))
-    parser.add_argument("--steps", type=int, default=6_000, help="optimizer steps (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=256, help="sequences a step (default %(default)s)")
-    parser.add_argument("--pool", type=int, default=60_000, help="training sequences (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=3_000, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="sequences a step (default %(default)s)")
+    parser.add_argument("--pool", type=int, default=30_000, help="training sequences (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights, data and order (default %(default)s)"

@@ -12,6 +12,7 @@ from dodona.cli.benchmark import bench
 from dodona.cli.generation import generate
 from dodona.cli.matrix import matrix
 from dodona.cli.output import say
+from dodona.cli.pooling import embed
 from dodona.cli.replay import rules_replay
 from dodona.cli.rules import rules_list
 from dodona.cli.select import select
@@ -46,6 +47,7 @@ def root(
 
 app.command("select", cls=SelectCommand)(select)
 app.command("generate")(generate)
+app.command("embed")(embed)
 app.command("bench")(bench)
 app.command("matrix")(matrix)
 app.command("upgrade")(upgrade)

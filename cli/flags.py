@@ -32,6 +32,7 @@ _SECTION_HELP = {
     "speculative_config": "Speculative decoding, as a JSON object.",
     "compilation_config": "Compilation, as a JSON object or a mode.",
     "kv_transfer_config": "KV transfer, as a JSON object.",
+    "pooler_config": "What becomes of a pooling model's output, as a JSON object.",
     "enable_lora": "Serve LoRA adapters.",
 }
 # fmt: off

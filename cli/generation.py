@@ -12,6 +12,7 @@ import typer
 from dodona.cli.common import BAD_INPUT, ConfigFile, Model, reporting
 from dodona.cli.flags import engine_config, with_engine_flags
 from dodona.cli.output import say, say_json
+from dodona.cli.pooling import check_task
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_text
@@ -86,6 +87,7 @@ def run_generate(
     given = {name: value for name, value in asked.items() if value is not None}
     SamplingParams(**given)  # a parameter out of range is told before a model is loaded
     verdict = select_and_log(config)
+    check_task(config, "generate")
     say(verdict.explain().splitlines()[0], err=True)
     with LLM.from_verdict(verdict) as llm:
         params = replace(llm.get_default_sampling_params(), **given)

@@ -82,11 +82,7 @@ def show_drafts(console: Console) -> None:
     """Print the steps of one answer, each with the number of drafts that it kept."""
     rng = random.Random(SEED)
     question = draw_question(rng, held_out=True, kind="next-day")
-    head = f"{MODEL}-eagle3"
-    if Path(head).is_dir():
-        speculative = {"method": "eagle3", "model": head, "num_speculative_tokens": 4}
-    else:
-        speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
+    speculative = {"method": "eagle3", "model": f"{MODEL}-eagle3", "num_speculative_tokens": 4}
     with LLM(MODEL, speculative_config=speculative) as llm:
         params = SamplingParams(temperature=0.0, max_tokens=16)
         steps = [output.outputs[0] for output in llm.stream(question.text, params)]

@@ -39,6 +39,14 @@ class ConfigError(DodonaError, ValueError):
     """A configuration, a flag, an environment variable or a model's config.json is not as it must be."""
 
 
+class UnreadableField(ConfigError):
+    """A field of a model's config.json holds what it can't hold. `field` is its name."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class RuleFileError(DodonaError):
     """A rule file does not load.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import uses_workers
+from dodona.oracle.systems.own.facts import resolved_runner_type, uses_workers
 from dodona.oracle.systems.registry import system_of
 from dodona.runners.limits import Limits, resolve_limits
 
@@ -31,11 +31,20 @@ def _v2() -> RunnerClass:
     return V2Runner
 
 
+def _v1_pooling() -> RunnerClass:
+    from dodona.runners.v1.pooling.runner import V1PoolingRunner
+
+    return V1PoolingRunner
+
+
 RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1, "v2": _v2}
 """By a runner's name in the rule book, a function that imports and returns its class.
 
 A runner is imported when it is built: V2 needs Triton, which is not installed everywhere.
 """
+
+POOLING_RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1_pooling}
+"""The same for runner type "pooling"."""
 
 
 def build_runner(
@@ -71,7 +80,10 @@ def build_runner(
         )
     if limits is None:
         limits = resolve_limits(config, model)
-    runner_class = RUNNERS[verdict.runner]()
+    pools = resolved_runner_type(config, model) == "pooling"
+    if pools and verdict.runner not in POOLING_RUNNERS:
+        raise UnsupportedConfiguration.lacking(verdict.runner, "generate")
+    runner_class = (POOLING_RUNNERS if pools else RUNNERS)[verdict.runner]()
     if uses_workers(config):
         from dodona.runners.distributed.runner import DistributedRunner
 

@@ -25,7 +25,7 @@ from dodona.runners.engine.prompts import PromptLike, parse_prompt
 from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineDeadError, InvalidRequestError
+from dodona.runners.errors import EngineDeadError, InvalidRequestError, WrongTaskError
 from dodona.runners.interface import Runner
 from dodona.runners.limits import KVSize
 from dodona.runners.lora.registry import AdapterRegistry
@@ -37,6 +37,7 @@ from dodona.runners.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
+    from dodona.runners.pooling.settings import PoolingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,16 @@ class EngineClient:
         """Most tokens of prompt and output together."""
         self.num_kv_blocks = sum(size.result().num_blocks for size in sizes)
         """Of all replicas together."""
-        request_features, self._max_num_batched_tokens, current_config = self.call(
+        request_features, self.max_num_batched_tokens, current_config, settings = self.call(
             lambda runner, scheduler: (
                 runner.request_features,
                 scheduler.max_num_batched_tokens,
                 runner.current_config,
+                runner.pooling_settings,
             )
         )
+        self.pooling_settings: PoolingSettings | None = settings
+        """How the model is served for pooling; None where it generates."""
         self.control = EngineControl(self._engine, current_config)
         """Configuration, weights and sleep of the running engine."""
         self.admission = Admission(
@@ -137,6 +141,12 @@ class EngineClient:
         Raises InvalidRequestError for `sampling_params` that don't fit the prompts, and for a request id that
         is in use; EngineDeadError. After an error none of the prompts goes on.
         """
+        if self.pooling_settings is not None:
+            task = self.pooling_settings.task
+            raise WrongTaskError(
+                f"the model is served for pooling task {task!r} and generates nothing; use LLM.embed, "
+                "LLM.classify, LLM.score or LLM.encode, or make the LLM with runner='generate'"
+            )
         params_list = self._params_list(sampling_params, len(prompts))
         ids = [None] * len(prompts) if request_ids is None else request_ids
         lora_requests = _per_prompt(lora_request, len(prompts))
@@ -162,7 +172,7 @@ class EngineClient:
                 batch += requests
                 num_tokens += sum(request.num_prompt_tokens for request in requests)
                 # The engine begins with as much as fills a step, while the others are still looked at.
-                if num_tokens >= self._max_num_batched_tokens:
+                if num_tokens >= self.max_num_batched_tokens:
                     self._engine.submit(batch)
                     submitted = [assembler.request_id for assembler in admitted.values()]
                     batch, num_tokens = [], 0
@@ -171,6 +181,10 @@ class EngineClient:
             self._engine.abort(*submitted)  # not all: an id may be refused because it is somebody else's
             raise
         return Submission(admitted, refused)
+
+    def submit_requests(self, requests: Sequence[Request]) -> None:
+        """Hand over requests that `admission` made; see `Engine.submit`."""
+        self._engine.submit(requests)
 
     def adapters(self) -> AdapterRegistry:
         """The adapters that requests can use. Raises InvalidRequestError without `enable_lora`."""

@@ -11,6 +11,11 @@ class InvalidRequestError(DodonaError, ValueError):
     """A request can't be served: a parameter is out of range, the prompt is empty or too long, …"""
 
 
+class WrongTaskError(InvalidRequestError):
+    """A call that the model is not served for: `generate` of a pooling model, `embed` of one that generates
+    or classifies."""
+
+
 class EngineDeadError(DodonaError, RuntimeError):
     """The engine has ended: by `shutdown`, or by an error of the runner, which is the `__cause__`."""
 

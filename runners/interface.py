@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dodona.runners.limits import Limits
     from dodona.runners.lora.adapter import Adapter
     from dodona.runners.lora.target import LoRATarget
+    from dodona.runners.pooling.params import PoolingInput
+    from dodona.runners.pooling.settings import PoolingSettings
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -154,6 +156,8 @@ class NewRequest:
     adapter: Adapter | None = None
     """What changes the model's linear layers for this request. The requests that have a row have at most
     `lora_config.max_loras` different ones."""
+    pooling: PoolingInput | None = None
+    """What is asked of a pooling model; None where the request generates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +260,8 @@ class StepOutput:
     rows: Sequence[int]
     """The rows that sampled, in batch order (`SchedulerOutput.rows` where `samples`)."""
     token_ids: Sequence[int]
-    """One token per entry of `rows`; see `further` for rows with drafts. -1 where none could be drawn,
-    because all logits are NaN or -inf: the request ends with an error."""
+    """One token per entry of `rows`, none with `pooled`; see `further` for rows with drafts. -1 where none
+    could be drawn, because all logits are NaN or -inf: the request ends with an error."""
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
     """By row, for rows with `SamplingParams.logprobs` or `logprob_token_ids`: those of `token_ids`."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
@@ -271,6 +275,8 @@ class StepOutput:
     """By row: at most `Runner.num_speculative_tokens` drafts of what follows the row's tokens."""
     kv_connector_output: KVConnectorOutput | None = None
     """What the worker's side of the KV connector reports; None where nothing ended."""
+    pooled: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """By row: what a pooling model makes of the row's prompt, in place of a token."""
 
 
 class PendingOutput(Protocol):
@@ -278,6 +284,17 @@ class PendingOutput(Protocol):
 
     def result(self) -> StepOutput:
         """Wait for the step and return its results; raises what the device raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedOutput:
+    """The pending output of a step that has ended already."""
+
+    output: StepOutput
+
+    def result(self) -> StepOutput:
+        """The output; never waits."""
+        return self.output
 
 
 class Runner(ABC):
@@ -295,6 +312,13 @@ class Runner(ABC):
 
     num_speculative_tokens: int = 0
     """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
+
+    pooling_settings: PoolingSettings | None = None
+    """How the runner pools; None where it generates."""
+
+    num_micro_batches: int = 1
+    """Into how many steps the running requests are divided, so that so many are under way at a time. A
+    request is in one of them, which is read before its next one."""
 
     warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be

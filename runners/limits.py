@@ -11,10 +11,12 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.systems.own.facts import DTYPES, resolved_dtype
+from dodona.oracle.models.sentence_transformers import read_sentence_transformers
+from dodona.oracle.systems.own.facts import DTYPES, resolved_dtype, resolved_runner_type
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
@@ -54,8 +56,10 @@ def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
 
     device: as configured; "auto" is "cuda" where torch sees a GPU.
     dtype: as configured; "auto" is the fact `model_config.dtype`: config.json's type, but float32 on a CPU.
-    max_model_len: as configured, else config.json's `max_position_embeddings`.
-    max_num_batched_tokens: as configured, else 16384 on a GPU and 2048 on a CPU.
+    max_model_len: as configured, else config.json's `max_position_embeddings`; for pooling at most the
+        `max_seq_length` of the model's Sentence Transformers files.
+    max_num_batched_tokens: as configured, else 16384 on a GPU and 2048 on a CPU; for pooling at least
+        `max_model_len`, since a prompt is computed in one step.
 
     Raises ConfigError for a type that can't be computed in, for a `max_model_len` beyond the model's
     positions, and where neither configuration nor config.json gives one; EngineSetupError where a step can't
@@ -63,21 +67,29 @@ def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
     """
     device = _device(config)
     scheduler, cache = config.scheduler_config, config.cache_config
+    pools = resolved_runner_type(config, model) == "pooling"
+    max_model_len = _max_model_len(config, model, _max_seq_length(model) if pools else None)
+    default_tokens = DEFAULT_MAX_NUM_BATCHED_TOKENS[device]
     limits = Limits(
         device=device,
         dtype=_dtype(config, model, device),
-        max_model_len=_max_model_len(config, model),
+        max_model_len=max_model_len,
         max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=(scheduler.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[device]),
+        max_num_batched_tokens=scheduler.max_num_batched_tokens
+        or (max(default_tokens, max_model_len) if pools else default_tokens),
         block_size=cache.block_size,
         kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
         gpu_memory_utilization=cache.gpu_memory_utilization,
     )
-    if not scheduler.enable_chunked_prefill and limits.max_num_batched_tokens < limits.max_model_len:
+    is_whole = pools or not scheduler.enable_chunked_prefill
+    if is_whole and limits.max_num_batched_tokens < limits.max_model_len:
+        what, mend = "without chunked prefill", "lower the other, or set enable_chunked_prefill=True"
+        if pools:
+            what, mend = "for a pooling model", "or lower the other"
         raise EngineSetupError(
-            f"without chunked prefill a step must hold a whole prompt, but max_num_batched_tokens="
+            f"{what} a step must hold a whole prompt, but max_num_batched_tokens="
             f"{limits.max_num_batched_tokens} is below max_model_len={limits.max_model_len}; raise the one, "
-            "lower the other, or set enable_chunked_prefill=True"
+            f"{mend}"
         )
     return limits
 
@@ -99,16 +111,24 @@ def _dtype(config: EngineConfig, model: ModelInfo, device: str) -> str:
     return dtype
 
 
-def _max_model_len(config: EngineConfig, model: ModelInfo) -> int:
+def _max_seq_length(model: ModelInfo) -> int | None:
+    files = read_sentence_transformers(Path(model.file).parent)
+    return None if files is None else files.max_seq_length
+
+
+def _max_model_len(config: EngineConfig, model: ModelInfo, max_seq_length: int | None) -> int:
     configured, possible = config.model_config.max_model_len, model.max_position_embeddings
     if configured is None:
+        if max_seq_length is not None:
+            return min(max_seq_length, possible or max_seq_length)
         if possible is None:
             raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
         return possible
-    if possible is not None and configured > possible:
+    if possible is not None and configured > possible * model.rope_stretch:
+        stretched = f" times {model.rope_stretch:g} (dynamic RoPE)" if model.rope_stretch > 1 else ""
         raise ConfigError(
-            f"max_model_len={configured} is over the {possible} positions (max_position_embeddings) of "
-            f"{model.file}; give at most {possible}"
+            f"max_model_len={configured} is over the {possible} positions (max_position_embeddings)"
+            f"{stretched} of {model.file}; give at most {int(possible * model.rope_stretch)}"
         )
     return configured
 

@@ -17,7 +17,17 @@ from dodona.runners.engine.events import Event
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, is_single_prompt
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.lora.request import LoRARequest
-from dodona.runners.outputs import CompletionOutput, RequestOutput
+from dodona.runners.outputs import (
+    ClassificationOutput,
+    CompletionOutput,
+    EmbeddingOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringOutput,
+)
+from dodona.runners.pooling.params import PoolingParams
+from dodona.runners.pooling_client import PoolingClient
 from dodona.runners.progress_bar import progress_bar
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.stream import OutputStream
@@ -193,6 +203,71 @@ class LLM:
         Returns at once: the id is free for another request when the stream of this one has ended.
         """
         self._client.abort(request_id)
+
+    # --- Pooling models
+
+    def embed(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+    ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
+        """The embedding of each prompt, in the prompts' order, by a model with runner type "pooling".
+
+        pooling_params: one for all, or one per prompt. The others: as for `generate`.
+
+        A prompt that can't be served has its reason in `.error`; the others go on. Raises WrongTaskError
+        where the model generates or classifies.
+        """
+        return PoolingClient(self._client).embed(prompts, pooling_params, use_tqdm)
+
+    def classify(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+    ) -> list[PoolingRequestOutput[ClassificationOutput]]:
+        """The classes of each prompt, with their labels, by a classifier of sequences.
+
+        A reward model is a classifier of one class: its reward is the logit, with
+        ``PoolingParams(use_activation=False)``. Arguments and errors: as for `embed`.
+        """
+        return PoolingClient(self._client).classify(prompts, pooling_params, use_tqdm)
+
+    def score(
+        self,
+        queries: PromptLike | Sequence[PromptLike],
+        documents: PromptLike | Sequence[PromptLike],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool | None = None,
+    ) -> list[PoolingRequestOutput[ScoringOutput]]:
+        """How well each document fits its query: by a cross-encoder (a classifier of pairs with one class),
+        or as the cosine of two embeddings.
+
+        queries: one for all documents, or one per document. A cross-encoder takes texts only. pooling_params:
+        one for all, or one for each document (for embeddings: for each query, then each document). Errors: as
+        for `embed`.
+        """
+        return PoolingClient(self._client).score(queries, documents, pooling_params, use_tqdm)
+
+    def encode(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        pooling_task: str | None = None,
+        use_tqdm: bool | None = None,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """What the model makes of each prompt, as an array: an embedding, classes, or the classes of each
+        token.
+
+        pooling_task: what the caller expects, "embed", "classify" or "token_classify"; WrongTaskError where
+        the model is served for another. The others: as for `embed`.
+        """
+        return PoolingClient(self._client).encode(prompts, pooling_params, pooling_task, use_tqdm)
 
     # --- Adapters
 

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +66,62 @@ class RequestOutput:
     """Prompt tokens whose KV was taken from the prefix cache."""
     error: str | None = None
     """Why the request could not be served; its finish_reason is then "error"."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingOutput:
+    """A pooling model's output as it is."""
+
+    data: npt.NDArray[np.float32]
+    """An embedding [size], a sequence's classes [classes], or those of each token [tokens, classes]."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A prompt's embedding."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationOutput:
+    """A prompt's classes."""
+
+    probs: list[float]
+    """One for each class: probabilities, or logits where no activation was asked for."""
+    labels: tuple[str, ...]
+    """Names of the classes."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.probs)
+
+    @property
+    def label(self) -> str:
+        """Name of the most probable class."""
+        return self.labels[max(range(len(self.probs)), key=self.probs.__getitem__)]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringOutput:
+    """How well a document fits a query."""
+
+    score: float
+    """A cross-encoder's class, or the cosine of two embeddings."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingRequestOutput(Generic[T]):
+    """A prompt and what a pooling model made of it."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: T | None
+    """None where there is an `error`."""
+    finished: bool = True
+    error: str | None = None
+    """Why the prompt could not be served."""

@@ -52,16 +52,18 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
             determine_available_memory=runner.determine_available_memory,
         )
         runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
-        warm_up(runner)
+        if runner.pooling_settings is None:
+            warm_up(runner)
         runner.capture_graphs()
     except BaseException:
         runner.shutdown()
         raise
-    enable_prefix_caching = config.cache_config.enable_prefix_caching
+    enable_prefix_caching = config.cache_config.enable_prefix_caching and runner.pooling_settings is None
     if enable_prefix_caching and not spec.shares_prefixes:
         enable_prefix_caching = False
         logger.warning(
-            "prefix caching is off: what %s keeps of a request is not kept per block",
+            "prefix caching is off: what %s keeps of a prefix is not all in KV blocks, or depends on what "
+            "follows the prefix",
             "/".join(model.architectures),
         )
     scheduler = Scheduler(
@@ -69,9 +71,11 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
         block_size=spec.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
-        enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
+        enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill
+        and runner.pooling_settings is None,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        num_micro_batches=runner.num_micro_batches,
         max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
         window=spec.groups[0].window if slides else None,
         window_groups=[

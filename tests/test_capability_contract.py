@@ -18,6 +18,7 @@ from dodona.oracle.systems.own.facts import derive_facts
 from dodona.oracle.testing import engine_config_mappings, environments, model_configs
 from dodona.runners.interface import Runner
 from dodona.runners.v1 import capabilities as v1
+from dodona.runners.v1.pooling.runner import V1PoolingRunner
 from dodona.runners.v1.runner import V1Runner
 from dodona.runners.v2 import capabilities as v2
 from dodona.runners.v2.models.registry import MODEL_FAMILIES
@@ -97,12 +98,13 @@ def public(cls: type) -> dict[str, inspect.Signature]:
 
 def test_both_runners_have_one_surface() -> None:
     interface = public(Runner)
-    assert public(V1Runner).keys() == public(V2Runner).keys() == interface.keys()
+    runners = (V1Runner, V1PoolingRunner, V2Runner)
+    assert all(public(cls).keys() == interface.keys() for cls in runners)
     for name, signature in interface.items():
         parameters = [p.name for p in signature.parameters.values()]
-        for cls in (V1Runner, V2Runner):
+        for cls in runners:
             assert [p.name for p in public(cls)[name].parameters.values()] == parameters, (cls, name)
-    assert {cls.name for cls in (V1Runner, V2Runner)} == set(BOOK.runners)
+    assert {cls.name for cls in runners} == set(BOOK.runners)
 
 
 @pytest.mark.parametrize("override", ["v1", "v2"])

@@ -35,7 +35,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.attention",),
     ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar", "runners.third_party"),
     ("runners.sampling", "runners.quantization"),
-    ("runners.limits", "runners.rpc", "runners.current_config", "runners.lora"),
+    ("runners.limits", "runners.rpc", "runners.current_config", "runners.lora", "runners.pooling"),
     ("runners.interface",),
     ("runners.kv_transfer", "runners.drafting"),
     ("runners.warm_up", "runners.device", "runners.weights"),
@@ -44,7 +44,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.build", "runners.control"),
     ("runners.startup",),
     ("runners.client",),
-    ("runners.stream", "runners.chat"),
+    ("runners.stream", "runners.chat", "runners.pooling_client"),
     ("runners.llm",),
     ("cli",),
 )

@@ -1,8 +1,8 @@
 """`EngineConfig`: an engine's configuration under vLLM's names, as immutable values.
 
-A section is a frozen dataclass. `lora_config`, `speculative_config`, `compilation_config` and
-`kv_transfer_config` may be None, which means "not configured"; an empty section is configured. Unknown fields
-are refused with the nearest name.
+A section is a frozen dataclass. `lora_config`, `speculative_config`, `compilation_config`,
+`kv_transfer_config` and `pooler_config` may be None, which means "not configured"; an empty section is
+configured. Unknown fields are refused with the nearest name.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dodona.oracle.config.sections import (
     LoRAConfig,
     ModelConfig,
     ParallelConfig,
+    PoolerConfig,
     SchedulerConfig,
     SpeculativeConfig,
     config_errors,
@@ -59,6 +60,7 @@ class EngineConfig:
     speculative_config: SpeculativeConfig | None = None
     compilation_config: CompilationConfig | None = None
     kv_transfer_config: KVTransferConfig | None = None
+    pooler_config: PoolerConfig | None = None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> EngineConfig:

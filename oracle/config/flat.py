@@ -15,7 +15,7 @@ from dodona.oracle.config.sections import SECTIONS
 from dodona.oracle.errors import ConfigError, did_you_mean
 
 _RENAMED = {("cache_config", "cache_dtype"): "kv_cache_dtype"}
-_WHOLE = ("speculative_config", "compilation_config", "kv_transfer_config")
+_WHOLE = ("speculative_config", "compilation_config", "kv_transfer_config", "pooler_config")
 """Sections that vLLM's flat form takes as one JSON object."""
 
 FLAT_ARGUMENTS: Mapping[str, tuple[str, str]] = {

@@ -160,6 +160,9 @@ class ModelConfig:
     """Longest prompt plus output in tokens; None means what config.json says."""
     runner: Literal["auto", "generate", "pooling", "draft"] = "auto"
     """What the model is served for; "auto" goes by its architecture."""
+    convert: Literal["auto", "none", "embed", "classify"] = "auto"
+    """What a pooling runner makes of the model: embeddings, or the logits of a classifier; "auto" goes by its
+    architecture."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
     quantization: Text | None = None
@@ -324,6 +327,34 @@ class KVTransferConfig:
     engine_id: Text | None = None
 
 
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+POOLING_TYPES = ("CLS", "LAST", "MEAN", "MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN")
+"""How the hidden states of a sequence become one; the last two are those of Sentence Transformers."""
+
+
+@config_errors("pooler_config")
+@dataclass(frozen=True, config=FROZEN)
+class PoolerConfig:
+    """What becomes of a pooling model's output, over what the model's directory says."""
+
+    pooling_type: (
+        Annotated[
+            Literal["CLS", "LAST", "MEAN", "MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN"], BeforeValidator(_upper)
+        ]
+        | None
+    ) = None
+    """How a sequence's hidden states become its embedding. None means what the model's Sentence Transformers
+    files say; without them, that of its last token, and of its first for encoders."""
+    dimensions: Count | None = None
+    """Keep this many leading elements of an embedding, before it is normalized."""
+    use_activation: Flag | None = None
+    """Normalize embeddings, and make probabilities of a classifier's logits, unless a request says otherwise.
+    None means what the model's Sentence Transformers files say of embeddings, else true."""
+
+
 SECTIONS: Mapping[str, type] = {
     "model_config": ModelConfig,
     "cache_config": CacheConfig,
@@ -335,8 +366,15 @@ SECTIONS: Mapping[str, type] = {
     "speculative_config": SpeculativeConfig,
     "compilation_config": CompilationConfig,
     "kv_transfer_config": KVTransferConfig,
+    "pooler_config": PoolerConfig,
 }
 """Section name → its class."""
 
-OPTIONAL_SECTIONS = ("lora_config", "speculative_config", "compilation_config", "kv_transfer_config")
+OPTIONAL_SECTIONS = (
+    "lora_config",
+    "speculative_config",
+    "compilation_config",
+    "kv_transfer_config",
+    "pooler_config",
+)
 """Sections that are None where they are not configured."""

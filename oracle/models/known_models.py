@@ -23,6 +23,11 @@ class KnownModel:
     """Model type of a wrapper's language model."""
     causal: bool
     """Whether transformers' automatic class for causal language models makes a model of this type."""
+    masked: bool
+    """Whether the automatic class for masked language models does."""
+    pooling_tasks: tuple[str, ...]
+    """Tasks whose automatic class does, of causal and masked language models: embed (the class without a
+    head), classify (sequences), token_classify."""
     positions_after_padding: bool
     """Whether positions are numbered from `pad_token_id` + 1 on, within `max_position_embeddings`."""
     rotary: bool
@@ -44,6 +49,8 @@ def known_model(model_type: str) -> KnownModel | None:
     return KnownModel(
         text_model_type=found.get("text"),
         causal=found.get("causal", False),
+        masked=found.get("masked", False),
+        pooling_tasks=tuple(found.get("pooling", ())),
         positions_after_padding=found.get("positions_after_padding", False),
         rotary=found.get("rotary", False),
         stateful=found.get("stateful", False),

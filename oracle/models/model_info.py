@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnreadableField
 from dodona.oracle.files import read_json
 from dodona.oracle.models.known_models import known_model
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
@@ -173,8 +173,15 @@ class ModelInfo:
     """Multi-head latent attention: keys and values are stored as one low-rank vector."""
     has_remote_code: bool
     """Whether the model wants code of its own to be run (`auto_map`)."""
-    pooling: bool
-    """Whether the model directory declares itself a Sentence Transformers model with a pooling module."""
+    pooling_tasks: tuple[str, ...]
+    """Tasks whose automatic class of transformers makes a text model of the file's model type: embed,
+    classify, token_classify."""
+    is_masked_lm: bool
+    """Whether transformers has a masked language model of the file's model type: it is an encoder, unless it
+    is configured as a decoder."""
+    modules: tuple[str, ...]
+    """The modules that the directory's modules.json (Sentence Transformers) names, in order, such as
+    "Transformer", "Pooling"."""
     math_modifiers: tuple[str, ...]
     """Those of `MATH_MODIFIERS` that are in effect."""
     eos_token_ids: tuple[int, ...]
@@ -195,6 +202,12 @@ class ModelInfo:
         return None if self.rope is None else self.rope.fixed_length(self.max_position_embeddings)
 
     @property
+    def rope_stretch(self) -> float:
+        """The longest sequence over `max_position_embeddings`: the factor of "dynamic" RoPE, else 1."""
+        factor = self.rope.parameters.get("factor") if self.rope and self.rope_type == "dynamic" else 1.0
+        return max(1.0, float(factor)) if isinstance(factor, int | float) else 1.0
+
+    @property
     def num_queries_per_kv(self) -> int | None:
         """Query heads that share a key/value head; None where the two do not divide or are not known."""
         if not self.num_attention_heads or not self.num_key_value_heads:
@@ -209,7 +222,7 @@ class ModelInfo:
         A Sentence Transformers directory pools whatever its architecture; otherwise the architecture's name
         decides.
         """
-        if self.pooling:
+        if "Pooling" in self.modules:
             return "pooling"
         generates = any(name.endswith(_GENERATE) for name in self.architectures)
         return "generate" if generates else "pooling"
@@ -233,9 +246,9 @@ class ModelInfo:
         except OSError as error:
             raise ConfigError(_missing(name, error)) from None
         info = cls.from_mapping(
-            _read_json(file),
+            read_config_json(file),
             file=name,
-            pooling=_declares_pooling(file.parent),
+            modules=stored_modules(file.parent),
             quantization=companion_quantization(file.parent),
         )
         if len(_CACHE) >= _MAX_CACHED:
@@ -249,15 +262,19 @@ class ModelInfo:
         raw: Mapping[str, Any],
         *,
         file: str = "config.json",
-        pooling: bool = False,
+        modules: tuple[str, ...] = (),
         quantization: Mapping[str, Any] | None = None,
+        named: bool = True,
     ) -> ModelInfo:
         """From the contents of a config.json; `file` is the name in error messages.
 
-        `pooling` and `quantization` (in the form of a `quantization_config`) are what the directory's other
-        files say. Raises ConfigError.
+        `modules` and `quantization` (in the form of a `quantization_config`) are what the directory's other
+        files say. named: whether the file must name its architectures. Raises ConfigError.
         """
-        return _read(raw, _Fields(file, raw, _merge(file, raw)), pooling, quantization)
+        get = _Fields(file, raw, _merge(file, raw))
+        if named and not get.strings("architectures", raw):
+            raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+        return _read(raw, get, modules, quantization)
 
 
 _CACHE: dict[str, tuple[tuple[int, ...], tuple[str, ...], ModelInfo]] = {}
@@ -275,10 +292,12 @@ class _Fields:
         self.raw = raw
         self.text = text
 
-    def fail(self, field: str, expected: str, value: object) -> ConfigError:
+    def fail(self, field: str, expected: str, value: object) -> UnreadableField:
         shown = json.dumps(value, default=str)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ConfigError(f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}")
+        return UnreadableField(
+            f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}", field
+        )
 
     def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
         value = self.text.get(field)
@@ -315,14 +334,14 @@ class _Fields:
 
 
 def _read(
-    raw: Mapping[str, Any], get: _Fields, pooling: bool, companion: Mapping[str, Any] | None
+    raw: Mapping[str, Any], get: _Fields, modules: tuple[str, ...], companion: Mapping[str, Any] | None
 ) -> ModelInfo:
     text = get.text
-    architectures = get.strings("architectures", raw)
-    if not architectures:
-        raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
+    architectures = get.strings("architectures", raw) or ()
     model_type = get.word("model_type") or ""
     known = known_model(model_type)
+    # transformers' automatic classes go by the file's own type, not by that of a language model inside.
+    own = known_model(str(raw.get("model_type", "")))
     hidden_size, heads = get.size("hidden_size"), get.size("num_attention_heads")
     use_mla = get.size("kv_lora_rank") is not None and get.size("qk_rope_head_dim") is not None
     head_size = _head_size(get, hidden_size, heads, use_mla)
@@ -368,21 +387,17 @@ def _read(
         num_experts=_num_experts(get),
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
-        is_causal_lm=_is_causal_lm(raw),
+        is_causal_lm=own is not None and own.causal,
         is_encoder_decoder=get.flag("is_encoder_decoder") or raw.get("is_encoder_decoder") is True,
         is_multimodal=any(isinstance(raw.get(key), (dict, str)) for key in _OTHER_MODALITIES),
         use_mla=use_mla,
         has_remote_code=bool(raw.get("auto_map")),
-        pooling=pooling,
+        pooling_tasks=own.pooling_tasks if own else (),
+        is_masked_lm=own is not None and own.masked,
+        modules=modules,
         math_modifiers=tuple(key for key in MATH_MODIFIERS if not _neutral(text, key)),
         eos_token_ids=_token_ids(get, "eos_token_id"),
     )
-
-
-def _is_causal_lm(raw: Mapping[str, Any]) -> bool:
-    # transformers goes by the file's own type, not by that of a language model inside.
-    known = known_model(str(raw.get("model_type", "")))
-    return known is not None and known.causal
 
 
 def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -543,7 +558,7 @@ def _missing(file: str, error: OSError) -> str:
     return f"{file}: cannot be read: {error.strerror or error}"
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
+def read_config_json(file: Path) -> Mapping[str, Any]:
     try:
         value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
     except ConfigError as error:
@@ -576,11 +591,13 @@ def _companion(file: Path) -> Any:
         return None
 
 
-def _declares_pooling(directory: Path) -> bool:
+def stored_modules(directory: Path) -> tuple[str, ...]:
+    """Kinds of the modules that a directory's modules.json (Sentence Transformers) names, in order."""
     modules = _companion(directory / "modules.json")
-    return isinstance(modules, list) and any(
-        isinstance(module, dict) and str(module.get("type", "")).endswith(".Pooling") for module in modules
-    )
+    if not isinstance(modules, list):
+        return ()
+    types = (module.get("type") for module in modules if isinstance(module, dict))
+    return tuple(str(name).rpartition(".")[2] for name in types)
 
 
 def companion_quantization(directory: Path) -> Mapping[str, Any] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from dodona.oracle.models.model_info import ModelInfo, companion_quantization
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.readable import readable
 
 
 def overridden(model: ModelInfo, overrides: Mapping[str, Any]) -> ModelInfo:
@@ -23,12 +23,7 @@ def overridden(model: ModelInfo, overrides: Mapping[str, Any]) -> ModelInfo:
 @functools.lru_cache(maxsize=64)
 def _overridden(model: ModelInfo, overrides: str) -> ModelInfo:
     # a ModelInfo is kept as long as its file does not change, and is compared by identity
-    return ModelInfo.from_mapping(
-        _patched(model.raw, json.loads(overrides)),
-        file=f"{model.file} with overrides",
-        pooling=model.pooling,
-        quantization=companion_quantization(Path(model.file).parent),
-    )
+    return readable(_patched(model.raw, json.loads(overrides)), file=model.file, modules=model.modules)
 
 
 def _patched(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,12 +160,13 @@ def online_quantization(method: str) -> QuantizationConfig:
     """What `--quantization` means for a checkpoint that is not quantized: one of ONLINE_METHODS.
 
     "fp8": E4M3 weights with a scale per row, activations quantized per token. "int8": int8 weights with a
-    scale per row. The output layer stays as it is.
+    scale per row. The output layer and the routers of experts stay as they are.
     """
     activations = ActivationScheme("fp8", "token") if method == "fp8" else None
     kind: Literal["int", "float"] = "float" if method == "fp8" else "int"
     scheme = WeightScheme("online", kind, 8, "channel", activations=activations)
-    return QuantizationConfig(method, (SchemeRule(("Linear",), scheme),), ("lm_head",), ignores_parts=True)
+    ignore = ("lm_head", "gate", "router", "shared_expert_gate")
+    return QuantizationConfig(method, (SchemeRule(("Linear",), scheme),), ignore, ignores_parts=True)
 
 
 def read_quantization(method: str, stored: Mapping[str, Any]) -> QuantizationConfig:

@@ -79,3 +79,12 @@ UNSERVED_ARCHITECTURES: Mapping[str, str] = {
     "Gemma4UnifiedAssistantForCausalLM": "a draft model, which continues hidden states of another model",
 }
 """The same for models that share a language model's type with models that V1 serves."""
+
+POOLED_ALONE: tuple[str, ...] = ("convbert", "cpmant", "fnet")
+"""Types of text models that see padding, so that a pooling runner computes their prompts one by one;
+docs/pooling.md has what runs say."""
+
+UNPOOLED: Mapping[str, str] = {
+    "funnel": "halves a sequence from block to block, and does not compute short ones",
+}
+"""Types that are not served for pooling, and what they do."""

@@ -198,6 +198,13 @@ _OPTIONAL_SECTIONS: Mapping[str, SearchStrategy[dict[str, Any]]] = {
             "kv_role": st.sampled_from([None, "kv_producer", "kv_consumer", "kv_both"]),
         }
     ),
+    "pooler_config": _optional(
+        {
+            "pooling_type": st.sampled_from([None, "LAST", "mean"]),
+            "use_activation": st.sampled_from([None, True, False]),
+            "dimensions": st.sampled_from([None, 8]),
+        }
+    ),
 }
 
 
@@ -209,6 +216,7 @@ def engine_config_mappings(model: str = "model") -> SearchStrategy[dict[str, Any
             "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
             "seed": st.integers(0, 2**31),
             "runner": st.sampled_from(["auto", "auto", "generate", "pooling", "draft"]),
+            "convert": st.sampled_from(["auto", "auto", "none", "embed", "classify"]),
             "quantization": st.sampled_from([None, None, "fp8", "awq", "gptq"]),
             "enforce_eager": st.booleans(),
             "max_model_len": st.sampled_from([None, 128, 4096]),
@@ -227,6 +235,9 @@ _ARCHITECTURES: Sequence[tuple[str, str]] = (
     ("Gemma3ForCausalLM", "gemma3_text"),
     ("JambaForCausalLM", "jamba"),
     ("BertModel", "bert"),
+    ("BertForSequenceClassification", "bert"),
+    ("Qwen3ForTokenClassification", "qwen3"),
+    ("HF_ColBERT", "bert"),
     ("MyOwnForCausalLM", "my_own"),
 )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from dodona.oracle.analysis.architectures import typical_model
 from dodona.oracle.decide.verdict import ReportedConsequence, Verdict
@@ -27,6 +28,36 @@ from dodona.oracle.systems.vllm.configuration import with_overrides
 from dodona.oracle.systems.vllm.deployment import VllmDeployment, environment_of
 from dodona.oracle.systems.vllm.releases import release_number, release_of
 from dodona.oracle.upgrade.places import Found, Place
+
+_SIZE_FIELDS: Final = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "sliding_window",
+)
+"""Fields of a ModelInfo that differ within a family."""
+
+_SIZES: Final = frozenset(
+    {
+        *_SIZE_FIELDS,
+        "head_dim",
+        "max_sequence_length",
+        "max_seq_len",
+        "max_seq_length",
+        "model_max_length",
+        "n_ctx",
+        "n_embd",
+        "n_head",
+        "n_positions",
+        "seq_length",
+    }
+)
+"""The same in config.json, with other spellings."""
 
 VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
 
@@ -196,9 +227,19 @@ def _model(name: str) -> tuple[ModelInfo, tuple[str, ...]]:
     if architecture is None:
         raise ConfigError("the model is not known by its name, and its config.json is not here")
     quantized = is_quantized_name(name)
+    told = f"the model is {architecture}{', quantized' if quantized else ''}, by its name; not its sizes"
+    return _named_model(architecture, quantized), (told,)
+
+
+@functools.lru_cache(maxsize=256)
+def _named_model(architecture: str, quantized: bool) -> ModelInfo:
+    """A model of which the architecture is known, and neither the sizes nor how its weights are quantized."""
+    # rules of vLLM's books read of the method only that there is one
     more = {"quantization_config": {"quant_method": "fp8"}} if quantized else {}
-    told = f"the model is {architecture}{', quantized' if quantized else ''}, by its name"
-    return typical_model(architecture, more), (told,)
+    found = typical_model(architecture, more)
+    text = {name: value for name, value in found.text.items() if name not in _SIZES}
+    unknown: dict[str, Any] = dict.fromkeys(_SIZE_FIELDS)
+    return dataclasses.replace(found, text=text, **unknown)
 
 
 def _step(verdict: Verdict, book: RuleBook) -> Step:

@@ -22,8 +22,8 @@ MAX_STEPS: Final = 50_000
 TEMPLATE_VALUE: Final = "$TEMPLATE"
 """What stands in for a value that a template fills in."""
 
-_TEMPLATE = re.compile(r"\{\{.*?\}\}")
-_ONLY_TEMPLATE = re.compile(r"\s*(\{\{.*?\}\}\s*)+\Z")
+_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
+_ONLY_TEMPLATE = re.compile(r"\s*(\{\{[^{}]*\}\}\s*)+\Z")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +141,16 @@ class _Builder:
             elif key.text is not None:
                 own[key.text] = value
         return {**inherited, **own}
+
+
+def mark(nodes: list[Node], seen: set[int]) -> None:
+    """Put the ids of nodes and of everything below them into `seen`; what is there already is not entered."""
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            stack.extend(node.items or node.entries.values())
 
 
 def walk(documents: list[Node]) -> Iterator[Node]:

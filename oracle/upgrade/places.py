@@ -4,6 +4,7 @@ Kubernetes, KServe, Helm and recipes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -21,9 +22,12 @@ from dodona.oracle.systems.vllm.invocation import (
     is_vllm_image,
 )
 from dodona.oracle.upgrade.discovery import Candidate
-from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, parse_documents, walk
+from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, mark, parse_documents, walk
 
 Place = Literal["shell", "dockerfile", "compose", "kubernetes", "kserve", "helm", "recipe", "systemd"]
+
+MAX_SECTION: Final = 2000
+"""Most values of one argument of a file for `--config`."""
 
 _SERVES: Final = re.compile(r"\bvllm\s+serve\b|vllm\.entrypoints|\bvllm-openai\b")
 _KSERVE_FLAGS: Final = ("--model_name", "--model_dir", "--backend", "--http_port", "--predictor_host")
@@ -117,7 +121,7 @@ def _expanded(text: str, environ: Mapping[str, str | None]) -> str:
         name = match[1] or match[2]
         return environ.get(name) or match[0]
 
-    return re.sub(r"\$(?:(\w+)|\{(\w+)(?::?-[^}]*)?\})", value, text)
+    return re.sub(r"\$(?:(\w+)|\{(\w+)(?::?-[^}$]*)?\})", value, text)
 
 
 def _assignments(text: str, environ: Mapping[str, str | None]) -> dict[str, str]:
@@ -192,7 +196,7 @@ def _yaml(file: Candidate) -> Iterator[Found]:
         services = document.get("services")
         if services is not None and document.get("kind") is None and services.entries:
             for name, service in services.entries.items():
-                seen.update(map(id, walk([service])))
+                mark([service], seen)
                 yield from _service(file, name, service)
         for node in walk([document]):
             if id(node) in seen:
@@ -252,7 +256,7 @@ def _command_words(node: Node | None, environ: Mapping[str, str | None]) -> list
 
 def _composed(text: str, environ: Mapping[str, str | None]) -> str:
     """Compose's `${NAME:-default}`: the default where it gives one; `$$` is a dollar sign."""
-    text = re.sub(r"\$\{\w+:?-([^}]*)\}", lambda match: match[1], text)
+    text = re.sub(r"\$\{\w+:?-([^}$]*)\}", lambda match: match[1], text)
     return text.replace("$$", "$")
 
 
@@ -274,8 +278,7 @@ def _container(file: Candidate, node: Node, seen: set[int]) -> Iterator[Found]:
     elif "modelURL" in entries:
         yield from _chart_model(file, node)
     elif "image" in entries and ("args" in entries or "command" in entries):
-        own = [entries[key] for key in ("args", "command") if key in entries]
-        seen.update(map(id, walk(own)))
+        mark([entries[key] for key in ("args", "command") if key in entries], seen)
         environ, unread = _container_environment(entries.get("env"))
         if "envFrom" in entries:
             unread = (*unread, "envFrom: its variables are not known here")
@@ -402,22 +405,23 @@ def _recipe(file: Candidate, document: Node) -> Iterator[Found]:
         elif node.items:
             words += [option, *(item.text or "" for item in node.items)]
         else:
-            words += [option, json.dumps(_plain(node, 0))]
+            steps = sum(1 for _ in itertools.islice(walk([node]), MAX_SECTION + 1))
+            if steps > MAX_SECTION:
+                raise ConfigError(f"{file.path}:{node.line}: {key} has more than {MAX_SECTION} values")
+            words += [option, json.dumps(_plain(node))]
     yield Found(file.path, document.line, "recipe", "", Invocation(tuple(words), {}, None, document.line))
 
 
-def _plain(node: Node, depth: int) -> object:
-    """A node as JSON's values."""
+def _plain(node: Node) -> object:
+    """A node of at most `MAX_SECTION` values as JSON's values."""
     if node.text is not None:
         try:
             return json.loads(node.text)
         except ValueError:
             return node.text
-    if depth > 8:
-        return None
     if node.items:
-        return [_plain(item, depth + 1) for item in node.items[:1000]]
-    return {key: _plain(value, depth + 1) for key, value in list(node.entries.items())[:1000]}
+        return [_plain(item) for item in node.items]
+    return {key: _plain(value) for key, value in node.entries.items()}
 
 
 def _scalar(node: Node | None) -> str:

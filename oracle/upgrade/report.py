@@ -66,6 +66,8 @@ def _lines(finding: Finding) -> list[str]:
         lines += [f"{step.release}: {', '.join(step.why)}" for step in (before, after) if step.why]
     else:
         lines.append(f"stays {_state(after)}")
+        if not after.starts and after.why:
+            lines.append(f"{after.release}: {', '.join(after.why)}")
     for new in finding.new_consequences:
         mend = f" {new.mend}" if new.mend else ""
         lines.append(f"new {new.severity} [{new.consequence}] {new.feature}: {new.because}{mend}")

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
+
+from dodona.runners.device.drafting import StepEnds
 from dodona.runners.device.forward_inputs import RowChunk
 from dodona.runners.device.graphs import FixedStep, StepGraphs
 from dodona.runners.device.sampling.prompt_logprobs import PromptChunk, PromptHidden, PromptLogprobRequests
 from dodona.runners.device.sampling.sampler import SampledTokens
 from dodona.runners.device.sampling.stage import SamplingBatch
 from dodona.runners.device.step import StepRunner
+from dodona.runners.device.step_drafts import StepDrafts
 from dodona.runners.interface import GrammarOutput, SchedulerOutput
 
 
@@ -35,6 +39,11 @@ class Batch(Protocol):
         """Launch the sampler and the state's update, where `launch` did not. After `launch`, before any other
         batch's."""
 
+    def propose(
+        self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
+    ) -> torch.Tensor | None:
+        """Launch the drafter: [rows, k], see `DeviceDrafter.propose`; None without rows. After `sample`."""
+
 
 NO_DRAFTS: Mapping[int, Sequence[int]] = {}
 
@@ -52,6 +61,11 @@ class EmptyBatch:
     def sample(self, steps: StepRunner, grammar_output: GrammarOutput | None) -> SampledTokens:
         """No tokens."""
         return SampledTokens(steps.sampled(0))
+
+    def propose(
+        self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
+    ) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +92,14 @@ class DecodeBatch:
         steps.update_decodes(count, sampled.token_ids)
         return sampled
 
+    def propose(
+        self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
+    ) -> torch.Tensor:
+        """After each row's token."""
+        count = len(self.rows)
+        ends = StepEnds(steps.state.rows[:count], steps.decode_places(count))
+        return drafts.drafter.propose(steps.single_inputs(self.fixed.size), ends)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptBatch:
@@ -97,6 +119,13 @@ class PromptBatch:
         if self.fixed.samples:
             return SampledTokens(steps.sampled(1))
         return _sample_and_append(steps, self.rows, 1, grammar_output)
+
+    def propose(
+        self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
+    ) -> torch.Tensor:
+        """After the prompt."""
+        ends = StepEnds(steps.state.sample_rows[:1], steps.state.sample_tokens[:1])
+        return drafts.drafter.propose(steps.prompt_inputs(self.fixed.size), ends)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +164,23 @@ class MixedBatch:
     def sample(self, steps: StepRunner, grammar_output: GrammarOutput | None) -> SampledTokens:
         """What the sampler draws; rows that do not sample only advance."""
         return _sample_and_append(steps, self.rows, self.num_rows, grammar_output)
+
+    def propose(
+        self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
+    ) -> torch.Tensor:
+        """After the rows that sampled."""
+        count, state = len(self.rows), steps.state
+        inputs = steps.mixed_inputs(
+            self.num_rows,
+            self.num_tokens,
+            self.num_decodes,
+            self.max_fresh_len,
+            self.max_continued_len,
+            chunks=self.chunks,
+        )
+        return drafts.drafter.propose(
+            inputs, StepEnds(state.sample_rows[:count], state.sample_tokens[:count])
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,7 +226,7 @@ class DraftBatch:
         """What the step drew; or what the sampler draws."""
         count, state = len(self.sample_rows), steps.state
         if self.fixed is not None and self.fixed.samples:
-            return SampledTokens(steps.sampled(count))
+            return SampledTokens(steps.sampled(count), num_kept=steps.num_kept(count))
         sampled = steps.sampler.sample(
             steps.logits(count),
             SamplingBatch(
@@ -194,6 +240,26 @@ class DraftBatch:
         assert sampled.num_kept is not None  # the batch has drafts
         steps.update_verified(self.num_entries, sampled.token_ids, sampled.num_kept)
         return sampled
+
+    def propose(
+        self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
+    ) -> torch.Tensor:
+        """After what is kept of the rows that sampled."""
+        assert sampled.num_kept is not None  # the batch has drafts
+        state = steps.state
+        first = state.first_samples[: len(self.rows)]
+        ends = StepEnds(state.sample_rows[first], state.sample_tokens[first] + sampled.num_kept[first] - 1)
+        if self.fixed is not None:
+            return drafts.propose(self.fixed.size, ends, graphs)
+        inputs = steps.mixed_inputs(
+            self.num_entries,
+            self.num_tokens,
+            self.num_single,
+            self.max_fresh_len,
+            self.max_continued_len,
+            chunks=self.chunks,
+        )
+        return drafts.drafter.propose(inputs, ends)
 
 
 def _sample_and_append(
@@ -215,7 +281,10 @@ def _sample_and_append(
 class BatchBuilder:
     """Brings a scheduler's steps into the state on the device, and tells what kind of batch each is."""
 
-    def __init__(self, steps: StepRunner) -> None:
+    def __init__(self, steps: StepRunner, *, entries_per_row: int = 1) -> None:
+        """entries_per_row: least entries that a step of fixed form has for each row which verifies drafts:
+        one more than its drafts, where something drafts on the device for all rows at once."""
+        self._entries_per_row = entries_per_row
         self._state = steps.state
         self._sampler = steps.sampler
         self._prompt_logprobs = PromptLogprobRequests()
@@ -278,7 +347,8 @@ class BatchBuilder:
         has_chunks = num_single_rows < len(step.rows)
         size = None
         if not has_chunks:
-            size = num_tokens if graphs is None else graphs.sizes.for_drafts(num_tokens)
+            least = max(num_tokens, len(step.rows) * self._entries_per_row)
+            size = num_tokens if graphs is None else graphs.sizes.for_drafts(least)
         sizes = self._state.set_draft_batch(
             step.rows,
             step.num_computed_tokens,

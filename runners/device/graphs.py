@@ -105,6 +105,7 @@ class StepGraphs:
     def __init__(self, sizes: FixedSizes) -> None:
         self.sizes = sizes
         self._graphs: dict[FixedStep, torch.cuda.CUDAGraph] = {}
+        self._drafters: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, run: Callable[[FixedStep], None], kind: FixedStep) -> None:
@@ -125,6 +126,20 @@ class StepGraphs:
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                     run(step)
                 self._graphs[step] = graph
+
+    def capture_drafter(self, run: Callable[[int], None]) -> None:
+        """Capture `run(size)` for every size of steps with drafts; see `capture`."""
+        for size in reversed(self.sizes.drafts):
+            run(size)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                run(size)
+            self._drafters[size] = graph
+
+    def replay_drafter(self, size: int) -> None:
+        """Launch the captured drafter after a step with `size` entries, on the current stream."""
+        self._drafters[size].replay()
 
     def replay(self, step: FixedStep) -> None:
         """Launch a captured step on the current stream."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -31,11 +32,13 @@ class StepResults:
     prompt_logprobs: PromptLogprobs | None = None
     drafts: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     """By row, those that were verified; then `token_ids` has 1 + k of a row with k drafts."""
+    proposed: torch.Tensor | None = None
+    """[rows, k] int32: drafts of what follows, -1 for none; None where nothing drafts on the device."""
 
     def step_output(self) -> StepOutput:
         """The same in lists. Its tensors must be on the host."""
-        if self.drafts:
-            return self._accepted_output()
+        if self.drafts or self.proposed is not None:
+            return self._speculative_output()
         return StepOutput(
             self.rows,
             self.token_ids.tolist(),
@@ -43,7 +46,7 @@ class StepResults:
             {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row(),
         )
 
-    def _accepted_output(self) -> StepOutput:
+    def _speculative_output(self) -> StepOutput:
         token_ids: list[int] = self.token_ids.tolist()
         logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
         if self.logprobs is not None:
@@ -52,7 +55,14 @@ class StepResults:
             places = [row for row in self.rows for _ in range(1 + len(self.drafts.get(row, ())))]
             logprobs = [next(entries) if row in asking else None for row in places]
         prompt_logprobs = {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row()
-        return accepted_output(self.rows, self.drafts, token_ids, logprobs, prompt_logprobs)
+        output = accepted_output(self.rows, self.drafts, token_ids, logprobs, prompt_logprobs)
+        if self.proposed is None:
+            return output
+        proposed = zip(self.rows, self.proposed.tolist(), strict=True)
+        drafts = {row: [*itertools.takewhile(lambda token: token >= 0, of_row)] for row, of_row in proposed}
+        return dataclasses.replace(
+            output, draft_token_ids={row: found for row, found in drafts.items() if found}
+        )
 
 
 class HostCopier:

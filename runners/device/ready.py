@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dodona.runners.device.batches import BatchBuilder
+from dodona.runners.device.drafting import DeviceDrafting
 from dodona.runners.device.graphs import StepGraphs
 from dodona.runners.device.model import StepModel
 from dodona.runners.device.outputs import HostCopier
 from dodona.runners.device.sampling.sampler import DeviceSampler
 from dodona.runners.device.state import RequestState
 from dodona.runners.device.step import StepRunner
+from dodona.runners.device.step_drafts import StepDrafts
 from dodona.runners.limits import Limits
 
 
@@ -27,6 +29,8 @@ class Ready:
     """Over `state` and `sampler`."""
     builder: BatchBuilder
     copier: HostCopier
+    drafts: StepDrafts | None = None
+    """None: nothing drafts on the device."""
     graphs: StepGraphs | None = None
     """None: steps are launched kernel by kernel."""
 
@@ -45,6 +49,7 @@ def make_ready(
     max_model_len: int,
     max_steps_in_flight: int,
     num_speculative_tokens: int = 0,
+    drafting: DeviceDrafting | None = None,
 ) -> Ready:
     """Allocate `num_blocks` KV blocks, the requests' state for sequences of `max_model_len`, and the buffers
     that steps work in, with up to `num_speculative_tokens` drafts of each row."""
@@ -56,6 +61,8 @@ def make_ready(
         block_size=limits.block_size,
         device=device,
         max_num_entries=max_num_entries,
+        own_blocks=0 if drafting is None else drafting.own_blocks,
+        first_own_block=num_blocks,
     )
     sampler = DeviceSampler(
         max_num_seqs=limits.max_num_seqs, vocab_size=model.vocab_size, token_ids=state.token_ids
@@ -72,4 +79,14 @@ def make_ready(
         max_steps_in_flight=max_steps_in_flight,
         num_speculative_tokens=num_speculative_tokens,
     )
-    return Ready(num_blocks, max_model_len, state, sampler, steps, BatchBuilder(steps), HostCopier(device))
+    drafts, entries_per_row = None, 1
+    if drafting is not None:
+        entries_per_row = 1 + num_speculative_tokens
+        drafts = StepDrafts(
+            drafting.start(state, sampler, limits, num_blocks=num_blocks),
+            steps,
+            max_num_seqs=limits.max_num_seqs,
+            num_speculative_tokens=num_speculative_tokens,
+        )
+    builder = BatchBuilder(steps, entries_per_row=entries_per_row)
+    return Ready(num_blocks, max_model_len, state, sampler, steps, builder, HostCopier(device), drafts)

@@ -26,15 +26,15 @@ MOST_ELEMENTS = 2**31
 
 def fits(*, max_num_seqs: int, max_model_len: int, block_size: int) -> bool:
     """Whether a `RequestState` of such sizes can be indexed."""
-    sizes = _sizes(max_num_seqs, max_num_seqs, max_model_len, block_size)
+    sizes = _sizes(max_num_seqs, max_num_seqs, max_model_len, -(-max_model_len // block_size))
     return _starts(sizes)[1] < MOST_ELEMENTS
 
 
-def _sizes(max_num_seqs: int, max_num_entries: int, max_model_len: int, block_size: int) -> dict[str, int]:
+def _sizes(max_num_seqs: int, max_num_entries: int, max_model_len: int, max_blocks: int) -> dict[str, int]:
     """Elements of each region."""
     return {
         "token_ids": max_num_seqs * max_model_len,
-        "block_table": max_num_seqs * -(-max_model_len // block_size),
+        "block_table": max_num_seqs * max_blocks,
         "num_computed": max_num_seqs,
         "rows": max_num_entries,
         "offsets": max_num_entries,
@@ -43,6 +43,7 @@ def _sizes(max_num_seqs: int, max_num_entries: int, max_model_len: int, block_si
         "sample_rows": max_num_entries,
         "sample_positions": max_num_entries,
         "sample_tokens": max_num_entries,
+        "first_samples": max_num_seqs,
     }
 
 
@@ -72,6 +73,9 @@ class RequestState:
         max_model_len: most tokens of a row.
         block_size: tokens of a KV block.
         device: where it is.
+        own_blocks: KV blocks of each row's own, which its table has after those that it was given: for drafts
+            that reach beyond these.
+        first_own_block: id of the first row's.
         max_num_entries: most batch entries; a row that verifies k drafts has 1 + k of them. None: one per
             row.
     """
@@ -84,9 +88,11 @@ class RequestState:
         block_size: int,
         device: torch.device,
         max_num_entries: int | None = None,
+        own_blocks: int = 0,
+        first_own_block: int = 0,
     ) -> None:
-        max_blocks = -(-max_model_len // block_size)
-        sizes = _sizes(max_num_seqs, max_num_entries or max_num_seqs, max_model_len, block_size)
+        max_blocks = -(-max_model_len // block_size) + own_blocks
+        sizes = _sizes(max_num_seqs, max_num_entries or max_num_seqs, max_model_len, max_blocks)
         starts, total = _starts(sizes)
         if total >= MOST_ELEMENTS:
             raise ValueError(
@@ -124,6 +130,13 @@ class RequestState:
         """[max_num_entries]: position that each sampled token will have."""
         self.sample_tokens = view("sample_tokens")
         """[max_num_entries]: packed index of each sampled entry's last token."""
+        self.first_samples = view("first_samples")
+        """[max_num_seqs]: in a batch with drafts, where the entries of each row that samples begin among
+        those that sample."""
+        self._own_blocks = [
+            range(first_own_block + row * own_blocks, first_own_block + (row + 1) * own_blocks)
+            for row in range(max_num_seqs)
+        ]
         self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
         self._expected_computed = np.full(max_num_seqs, -1, dtype=np.int64)
         """Per row what `num_computed` holds on the device once all steps so far are done; -1: nothing that
@@ -135,13 +148,14 @@ class RequestState:
         """Stage a request's tokens and blocks into its row."""
         row = request.row
         self._stage("token_ids", row * self._max_model_len, request.token_ids)
-        self._stage("block_table", row * self._max_blocks, request.block_ids)
+        self._stage("block_table", row * self._max_blocks, [*request.block_ids, *self._own_blocks[row]])
         self._num_blocks[row] = len(request.block_ids)
         self._expected_computed[row] = -1
 
     def append_blocks(self, row: int, block_ids: Sequence[int]) -> None:
         """Stage block ids to the end of a row's table."""
-        self._stage("block_table", row * self._max_blocks + int(self._num_blocks[row]), block_ids)
+        place = row * self._max_blocks + int(self._num_blocks[row])
+        self._stage("block_table", place, [*block_ids, *self._own_blocks[row]])
         self._num_blocks[row] += len(block_ids)
 
     def set_decode_batch(self, rows: Sequence[int], num_computed: Sequence[int], padded_length: int) -> bool:
@@ -241,6 +255,7 @@ class RequestState:
         self._stage("sample_rows", 0, entry_rows[sampling])
         self._stage("sample_positions", 0, (np.repeat(computed, counts) + offsets + entry_lengths)[sampling])
         self._stage("sample_tokens", 0, ends[sampling] - 1)
+        self._stage("first_samples", 0, np.flatnonzero(offsets[sampling] == 0))
         self._advance(row_array, computed, lengths)
         return DraftBatchSizes(num_entries, int(counts[:num_single].sum()), int(sampling.sum()))
 

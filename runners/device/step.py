@@ -61,6 +61,7 @@ class StepRunner:
             num_slots=max_steps_in_flight + 1, max_num_tokens=max_num_entries, device=device
         )
         self._num_speculative_tokens = num_speculative_tokens
+        self._num_kept = ints(max_num_entries)
 
     def launch(self, step: FixedStep, graphs: StepGraphs | None) -> None:
         """One token of each of the first `size` batch rows, some of which may be padding, or the whole of one
@@ -118,12 +119,14 @@ class StepRunner:
         """Draw by the sampler's base stage for entries that may be drafts, and update the state."""
         sampler, rows, positions = self.sampler, inputs.rows, inputs.seq_lens
         token_ids = sampler.base.sample(logits, idx_mapping=rows, positions=positions)
+        num_kept = self._num_kept[: len(rows)]
+        num_kept.copy_(sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows))))
         update_verified_state(
             rows=rows,
             seq_lens=positions,
             sample_index=None,
             sampled=token_ids,
-            num_kept=sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows))),
+            num_kept=num_kept,
             num_computed=self.state.num_computed,
             token_ids=self.state.token_ids,
             ring=self._ring.tokens,
@@ -148,6 +151,23 @@ class StepRunner:
         They are overwritten once as many later steps were launched as may be under way.
         """
         return self._ring.launched(count)
+
+    def num_kept(self, count: int) -> torch.Tensor:
+        """[count] int32: what the latest `launch` that verified drafts and sampled kept; see
+        `SampledTokens`."""
+        return self._num_kept[:count]
+
+    def decode_places(self, count: int) -> torch.Tensor:
+        """[count] int32: the packed index of each entry, where each has one token."""
+        return self._decode_starts[:count]
+
+    def single_inputs(self, size: int) -> ForwardInputs:
+        """What the latest step of fixed form took: `size` entries of one token, which may be drafts."""
+        return self.mixed_inputs(size, size, size, 0, 0, query_start=self._decode_starts)
+
+    def prompt_inputs(self, size: int) -> ForwardInputs:
+        """What the latest step of one fresh prompt of fixed form took."""
+        return self.mixed_inputs(1, size, 0, size, 0)
 
     def decode_positions(self, size: int) -> torch.Tensor:
         """[size]: the position of each row's next token."""
@@ -221,6 +241,39 @@ class StepRunner:
             token_ids=self.state.token_ids,
         )
 
+    def mixed_inputs(
+        self,
+        batch: int,
+        num_tokens: int,
+        num_decodes: int,
+        max_fresh_len: int,
+        max_continued_len: int,
+        *,
+        chunks: Sequence[RowChunk] = (),
+        query_start: torch.Tensor | None = None,
+        has_drafts: bool = True,
+        embedded: torch.Tensor | None = None,
+    ) -> ForwardInputs:
+        """What the latest step of any kind took; for a drafter, which computes the same tokens."""
+        state = self.state
+        starts = state.query_start if query_start is None else query_start
+        return ForwardInputs(
+            input_ids=self._input_ids[:num_tokens],
+            positions=self._positions[:num_tokens],
+            slots=self._slots[:num_tokens],
+            rows=state.rows[:batch],
+            query_start=starts[: batch + 1],
+            seq_lens=self._seq_lens[:batch],
+            block_table=state.block_table,
+            arrivals=self._arrivals,
+            num_decodes=num_decodes,
+            max_fresh_len=max_fresh_len,
+            max_continued_len=max_continued_len,
+            chunks=chunks,
+            has_drafts=has_drafts,
+            embedded=embedded,
+        )
+
     def _inputs(
         self,
         batch: int,
@@ -242,20 +295,15 @@ class StepRunner:
             embedding = self.model.embedding
             if embedding is not None:
                 embedded = embedding.new_empty((num_tokens, embedding.shape[1]))
-        inputs = ForwardInputs(
-            input_ids=self._input_ids[:num_tokens],
-            positions=self._positions[:num_tokens],
-            slots=self._slots[:num_tokens],
-            rows=state.rows[:batch],
-            query_start=query_start[: batch + 1],
-            seq_lens=self._seq_lens[:batch],
-            block_table=state.block_table,
-            arrivals=self._arrivals,
-            num_decodes=num_decodes,
-            has_drafts=has_drafts,
-            max_fresh_len=max_fresh_len,
-            max_continued_len=max_continued_len,
+        inputs = self.mixed_inputs(
+            batch,
+            num_tokens,
+            num_decodes,
+            max_fresh_len,
+            max_continued_len,
             chunks=chunks,
+            query_start=query_start,
+            has_drafts=has_drafts,
             embedded=embedded,
         )
         prepare_inputs(

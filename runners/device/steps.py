@@ -14,6 +14,7 @@ import torch
 
 from dodona.runners.device import rehearsal
 from dodona.runners.device.batches import Batch
+from dodona.runners.device.drafting import DeviceDrafting
 from dodona.runners.device.graphs import (
     FixedSizes,
     FixedStep,
@@ -51,15 +52,23 @@ class DeviceSteps:
         capture: whether steps of fixed form are to be captured as CUDA graphs.
         num_speculative_tokens: most drafts that a row verifies in a step; with any, one step is under way at
             a time, since which of them were accepted decides about the next.
+        drafting: drafts on the device after each step; None: whoever drafts reads the results.
     """
 
     def __init__(
-        self, model: StepModel, limits: Limits, *, capture: bool, num_speculative_tokens: int = 0
+        self,
+        model: StepModel,
+        limits: Limits,
+        *,
+        capture: bool,
+        num_speculative_tokens: int = 0,
+        drafting: DeviceDrafting | None = None,
     ) -> None:
         self.model = model
         self.limits = limits
         self.num_speculative_tokens = num_speculative_tokens
         self.max_steps_in_flight = 1 if num_speculative_tokens else MAX_STEPS_IN_FLIGHT
+        self._drafting = drafting
         self._device = model.device
         self._capture = capture and model.device.type == "cuda"
         self._ready: Ready | None = None
@@ -96,7 +105,10 @@ class DeviceSteps:
             self._device,
             utilization=limits.gpu_memory_utilization,
             largest_step=self._rehearse_largest,
-            captured=[partial(self._launch_padding, step) for step in largest],
+            captured=[
+                *(partial(self._launch_padding, step) for step in largest),
+                *(partial(self._draft_padding, step.size) for step in largest if step.verifies),
+            ],
         )
         self.release()
         blocks = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
@@ -120,6 +132,7 @@ class DeviceSteps:
             max_model_len=self.limits.max_model_len if max_model_len is None else max_model_len,
             max_steps_in_flight=self.max_steps_in_flight,
             num_speculative_tokens=self.num_speculative_tokens,
+            drafting=self._drafting,
         )
 
     def release(self) -> None:
@@ -160,6 +173,8 @@ class DeviceSteps:
             ):
                 ready.steps.set_padding(prompts=kind.is_prompt, verifies=kind.verifies)
                 graphs.capture(ready.steps.run, kind)
+                if kind.verifies and ready.drafts is not None:
+                    graphs.capture_drafter(ready.drafts.run)
             ready.steps.forget_runs()
         self.use_graphs(graphs)
 
@@ -188,12 +203,17 @@ class DeviceSteps:
             raise RuntimeError("sample_tokens without execute_model before it")
         ready, batch, prompt = self.ready, executed.batch, executed.prompt
         sampled = batch.sample(ready.steps, grammar_output)
+        proposed = (
+            None if ready.drafts is None else batch.propose(ready.steps, ready.drafts, sampled, ready.graphs)
+        )
         prompt_logprobs = None
         if prompt is not None:
             prompt_logprobs = compute_prompt_logprobs(
                 prompt, model=self.model, token_ids=ready.state.token_ids
             )
-        results = StepResults(batch.rows, sampled.token_ids, sampled.logprobs, prompt_logprobs, batch.drafts)
+        results = StepResults(
+            batch.rows, sampled.token_ids, sampled.logprobs, prompt_logprobs, batch.drafts, proposed
+        )
         pending = AsyncOutput(results, ready.copier)
         self._under_way.append(pending)
         return pending
@@ -247,6 +267,12 @@ class DeviceSteps:
     @torch.inference_mode()
     def _launch_padding(self, step: FixedStep) -> None:
         self.ready.steps.launch_padding(step)
+
+    @torch.inference_mode()
+    def _draft_padding(self, size: int) -> None:
+        """What drafts on the device after a step of padding alone."""
+        if self.ready.drafts is not None:
+            self.ready.drafts.run(size)
 
     def _sizes_to_capture(self) -> FixedSizes | None:
         """Sizes of the steps that will be captured, or None for no graphs."""

@@ -77,7 +77,7 @@ class Execute:
 
     step: SchedulerOutput
     sampled: StepOutput | None
-    """What the sampling rank sampled in the step before: the other ranks have to be told."""
+    """What the sampling rank sampled and the engine read since: the other ranks have to be told."""
 
 
 @dataclass(frozen=True, slots=True)

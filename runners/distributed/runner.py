@@ -6,8 +6,9 @@ knows its rank's place by a `Mesh`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.adapters import AdapterSender
@@ -39,6 +40,9 @@ _UNLIMITED = frozenset({"load_model", "reload_weights", "sleep", "wake_up"})
 """Calls that take as long as storage does. Exchanges between ranks are limited in them, too."""
 
 
+_NOTHING = StepOutput((), ())
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     """The output of a step that the sampling rank is still to answer with."""
@@ -50,11 +54,20 @@ class _Pending:
         return self.runner.read_output()
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step under way."""
+
+    asked: Sequence[int]
+    """The ranks that answer: the one that samples, and then those asked what the KV connector reports."""
+    freed: set[int] = field(default_factory=set)
+    """Rows that were freed since."""
+
+
 class DistributedRunner(Runner):
     """Workers in processes on this machine, one per rank.
 
-    runner_class: the workers' runner, see `messages.Start`. As many steps are under way as it allows, where
-    it has one rank; several ranks exchange their tokens, and have one.
+    runner_class: the workers' runner, see `messages.Start`.
     replica: number among `data_parallel_size`; each takes the next devices.
 
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
@@ -78,14 +91,19 @@ class DistributedRunner(Runner):
         self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
-        self._max_steps_in_flight = 1
-        self._sampled: StepOutput | None = None
+        self.num_micro_batches = self._max_steps_in_flight = self._sizes.pipeline
+        self._in_flight: deque[_Step] = deque()
+        self._sampled = _NOTHING
+        """What was read since the last step: the ranks that don't sample have to be told."""
         lora = config.lora_config
         self._max_adapters = 0 if lora is None else lora.max_loras
         self._adapters = AdapterSender(self._max_adapters) if self._max_adapters else None
         self._transfers = RankOutputs(self._sizes.world)
-        self._asked_of_transfers = False
-        """Whether all ranks were asked what the KV connector reports of the step under way."""
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """One for each stage, so that none has to wait for another; of one rank, what its runner allows."""
+        return self._max_steps_in_flight
 
     # --- Life
 
@@ -119,11 +137,6 @@ class DistributedRunner(Runner):
         self.num_speculative_tokens, *_ = self._read_all("num_speculative_tokens")
         if self._sizes.world == 1:
             (self._max_steps_in_flight,) = self._read_all("max_steps_in_flight")
-
-    @property
-    def max_steps_in_flight(self) -> int:
-        """One, or what the workers' only rank allows."""
-        return self._max_steps_in_flight
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """The spec of the rank whose blocks take the most bytes, with the largest states of a row: sizes are
@@ -160,7 +173,7 @@ class DistributedRunner(Runner):
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
-        self._forget_sampled()
+        self._sampled = _NOTHING
         self._call_all("initialize_kv_cache", num_blocks, max_model_len)
 
     def capture_graphs(self) -> None:
@@ -181,19 +194,19 @@ class DistributedRunner(Runner):
     # --- Steps
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
-        """Send the step to every rank, with what was sampled in the step before."""
-        sampled, self._sampled = self._sampled, None
-        if sampled is not None:
-            further = {row: FurtherTokens(more.token_ids) for row, more in sampled.further.items()}
-            sampled = StepOutput(sampled.rows, sampled.token_ids, further=further)
-        workers, rank = self._require_workers(), self._sizes.sampling_rank
-        adapters = self._adapters
-        step = scheduler_output if adapters is None else adapters.abridge(scheduler_output)
-        workers.tell(Execute(step, sampled))
-        others = [each for each in range(self._sizes.world) if each != rank]
-        self._asked_of_transfers = bool(others) and scheduler_output.kv_connector_metadata is not None
-        if self._asked_of_transfers:
+        """Send the step to every rank, with what was sampled and read since the step before."""
+        for step in self._in_flight:
+            step.freed.update(scheduler_output.freed_rows)
+        sampled, self._sampled = self._sampled, _NOTHING
+        if self._adapters is not None:
+            scheduler_output = self._adapters.abridge(scheduler_output)
+        workers, asked = self._require_workers(), [self._sizes.sampling_rank]
+        workers.tell(Execute(scheduler_output, sampled))
+        if scheduler_output.kv_connector_metadata is not None:
+            others = [rank for rank in range(self._sizes.world) if rank not in asked]
             workers.tell(Transfers(), others)
+            asked += others
+        self._in_flight.append(_Step(asked))
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Ask the sampling rank; its output is waited for by the pending output's `result`."""
@@ -205,15 +218,14 @@ class DistributedRunner(Runner):
         raise RuntimeError("the engine samples by sample_tokens")
 
     def read_output(self) -> StepOutput:
-        """Wait for the sampling rank's answer to the last `sample_tokens`."""
-        rank = self._sizes.sampling_rank
-        asked = range(self._sizes.world) if self._asked_of_transfers else [rank]
-        answers = self._require_workers().answers(asked, "execute_model", self._timeout)
-        output: StepOutput = answers.pop(rank if self._asked_of_transfers else 0)
+        """Wait for the sampling rank's answer to the first `sample_tokens` that was not read."""
+        output: StepOutput
+        step = self._in_flight.popleft()
+        output, *others = self._require_workers().answers(step.asked, "execute_model", self._timeout)
         if self._sizes.world > 1:
-            self._sampled = output
-        if self._asked_of_transfers:
-            transfers = self._transfers.add([output.kv_connector_output, *answers])
+            self._sampled = _together(self._sampled, output, freed=step.freed)
+        if others:
+            transfers = self._transfers.add([output.kv_connector_output, *others])
             output = replace(output, kv_connector_output=transfers)
         return output
 
@@ -223,17 +235,12 @@ class DistributedRunner(Runner):
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
         """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`."""
-        rpc_method(method)
-        self._forget_sampled()
+        if rpc_method(method).changes_weights:
+            self._sampled = _NOTHING  # no request is left, and the rows may go with the KV cache
         results = self._call_all(method, *args, **(kwargs or {}))
         if method == "update_config":  # no worker refused it
             self.update_config(*args, **(kwargs or {}))
         return results
-
-    def _forget_sampled(self) -> None:
-        """Between two requests: rows of the step before may be gone when the next one comes."""
-        if self._sampled is not None:
-            self._sampled = StepOutput((), ())
 
     def _call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         workers = self._require_workers()
@@ -250,6 +257,18 @@ class DistributedRunner(Runner):
         if self._workers is None:
             raise RuntimeError("there are no workers: call load_model first")
         return self._workers
+
+
+def _together(one: StepOutput, other: StepOutput, *, freed: Collection[int]) -> StepOutput:
+    """The tokens of two steps of different rows; without those of rows that were freed since the second, and
+    may belong to other requests."""
+    kept = [pair for pair in zip(other.rows, other.token_ids, strict=True) if pair[0] not in freed]
+    further = {row: FurtherTokens(m.token_ids) for row, m in other.further.items() if row not in freed}
+    return StepOutput(
+        [*one.rows, *(row for row, _ in kept)],
+        [*one.token_ids, *(token_id for _, token_id in kept)],
+        further={**one.further, **further},
+    )
 
 
 def _largest(specs: Sequence[KVCacheSpec]) -> KVCacheSpec:

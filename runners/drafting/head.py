@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dodona.runners.drafting.head_config import HeadConfig
+from dodona.runners.interface import LayerKVSpec
 
 
 class Attend(Protocol):
@@ -161,6 +162,12 @@ class DraftHead(nn.Module):
         """How the names of tensors begin that are the target's."""
         return self._borrowed
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """By name, what it does not borrow, with `targets`."""
+        tensors = self.state_dict(keep_vars=True)
+        own = {n: t for n, t in tensors.items() if not n.startswith(self._borrowed or ("-",))}
+        return {**own, "targets": self.targets}
+
     def set_targets(self, targets: Tensor) -> None:
         """[draft vocabulary] int64: the target's token of each token that the head drafts."""
         self.targets.copy_(targets)
@@ -171,6 +178,18 @@ class DraftHead(nn.Module):
             if not name.startswith(self._borrowed or ("-",)):
                 parameter.data = parameter.data.to(dtype)
         return self.requires_grad_(False).to(device).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.targets.device
+
+    @property
+    def kv_layers(self) -> tuple[LayerKVSpec, ...]:
+        """What an entry adds to a KV cache."""
+        config = self.config
+        layer = LayerKVSpec(config.num_key_value_heads, config.head_dim, config.head_dim)
+        return (layer,) * self.head.num_layers
 
     @property
     def scaling(self) -> float:

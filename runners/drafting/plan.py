@@ -56,7 +56,15 @@ class HeadPlan:
     """Whether it has none of its own, and is given the target's."""
 
 
-DraftPlan = NgramPlan | ModelPlan | HeadPlan
+@dataclass(frozen=True, slots=True)
+class MtpPlan:
+    """The MTP layer of the target's own checkpoint."""
+
+    num_speculative_tokens: int
+    directory: Path
+
+
+DraftPlan = NgramPlan | ModelPlan | HeadPlan | MtpPlan
 
 
 LacksOfDraft = Callable[[EngineConfig, ModelInfo], Sequence[str]]
@@ -76,6 +84,8 @@ def plan_drafting(
     method = resolved_speculative_method(config)
     if method == "ngram":
         return _ngram(speculative)
+    if method == "mtp":
+        return MtpPlan(_count(speculative, None), _own_checkpoint(config, target))
     if speculative.model is None:
         raise ConfigError(
             f"speculative_config.model is not set: method {method!r} needs a draft; give its directory"
@@ -97,6 +107,17 @@ def plan_drafting(
     )
     count = _count(speculative, head.num_speculative_tokens)
     return HeadPlan(count, directory, head, borrows_embedding=not random and not has_embedding(directory))
+
+
+def _own_checkpoint(config: EngineConfig, target: ModelInfo) -> Path:
+    model, given = config.model_config.model, config.speculative_config and config.speculative_config.model
+    directory = Path(target.file).parent
+    if given not in (None, model) and Path(given).resolve() != directory.resolve():
+        raise ConfigError(
+            f"speculative_config.model={given!r}: method 'mtp' drafts with the MTP layer of the target's own "
+            "checkpoint; leave it unset"
+        )
+    return directory
 
 
 def _count(speculative: SpeculativeConfig, default: int | None) -> int:

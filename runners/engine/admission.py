@@ -15,6 +15,7 @@ from dodona.runners.engine.prompts import Prompt
 from dodona.runners.engine.request import Request
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX
+from dodona.runners.pooling.params import PoolingInput, PoolingParams
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
@@ -33,6 +34,10 @@ MAX_ID_LENGTH = 256
 
 if TYPE_CHECKING:
     from dodona.runners.lora.adapter import Adapter
+    from dodona.runners.pooling.settings import PoolingSettings
+
+_NO_SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
+"""Parameters of a request whose prompt is pooled: nothing is sampled."""
 
 _MASK_63 = (1 << 63) - 1
 
@@ -135,14 +140,89 @@ class Admission:
             for index in range(params.n)
         ]
 
+    def admit_pooling(
+        self,
+        prompt: Prompt,
+        pair: Prompt | None,
+        params: PoolingParams,
+        settings: PoolingSettings,
+        sink: Sink,
+    ) -> Request:
+        """The request of a prompt for a pooling model, or of a pair of texts.
+
+        Raises InvalidRequestError that says what can't be served.
+        """
+        if params.dimensions is not None:
+            self._check_dimensions(params.dimensions, settings)
+        token_ids, token_type_ids = self._pooling_tokens(prompt, pair, params, settings)
+        self._check_token_ids("prompt", (min(token_ids), max(token_ids)))
+        return Request(
+            new_request_id(),
+            token_ids,
+            _NO_SAMPLING,
+            seed=0,
+            limit=len(token_ids) + 1,
+            pooling=PoolingInput(params, token_type_ids),
+            sink=sink,
+        )
+
+    def _check_dimensions(self, dimensions: int, settings: PoolingSettings) -> None:
+        allowed = settings.matryoshka_dimensions
+        if settings.task != "embed":
+            raise InvalidRequestError("dimensions: the model classifies; only embeddings can be shortened")
+        if allowed is None:
+            raise InvalidRequestError(
+                "dimensions: config.json doesn't say that the model's embeddings can be shortened "
+                "(is_matryoshka, matryoshka_dimensions); set pooler_config.dimensions to shorten all"
+            )
+        if allowed and dimensions not in allowed:
+            raise InvalidRequestError(
+                f"dimensions={dimensions}: the model has {', '.join(map(str, allowed))}"
+            )
+
+    def _pooling_tokens(
+        self, prompt: Prompt, pair: Prompt | None, params: PoolingParams, settings: PoolingSettings
+    ) -> tuple[list[int], tuple[int, ...] | None]:
+        """Token ids, and their segments where there are two."""
+        most = params.truncate_prompt_tokens
+        if prompt.token_ids is not None:
+            if pair is not None or most is not None:
+                what = "a pair" if pair is not None else "truncate_prompt_tokens"
+                raise InvalidRequestError(f"{what} needs texts, and the prompt is token ids")
+            token_ids, segments = prompt.token_ids, None
+        else:
+            self._require_tokenizer()
+            texts = [given.text or "" for given in (prompt, pair) if given is not None]
+            if settings.do_lower_case:
+                texts = [text.lower() for text in texts]
+            options: dict[str, Any] = {}
+            if most is not None:
+                longest = self.max_model_len
+                options = {"truncation": True, "max_length": longest if most < 0 else min(most, longest)}
+            else:
+                self._check_length("".join(texts))
+            encoded = self._encode("the prompt", *texts, **options)
+            token_ids, segments = list(encoded["input_ids"]), encoded.get("token_type_ids")
+        if not token_ids:
+            raise InvalidRequestError("the prompt is empty; it must have at least one token")
+        if len(token_ids) > self.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(token_ids)} tokens, which is over max_model_len={self.max_model_len}; "
+                "shorten it, set truncate_prompt_tokens, or raise max_model_len"
+            )
+        return token_ids, tuple(segments) if segments is not None and any(segments) else None
+
+    def _require_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                "a text prompt needs a tokenizer, and there is none (no tokenizer files, or "
+                "skip_tokenizer_init=True); give token ids"
+            )
+
     def _token_ids(self, prompt: Prompt) -> list[int]:
         token_ids = prompt.token_ids
         if token_ids is None:
-            if self.tokenizer is None:
-                raise InvalidRequestError(
-                    "a text prompt needs a tokenizer, and there is none (no tokenizer files, or "
-                    "skip_tokenizer_init=True); give token ids"
-                )
+            self._require_tokenizer()
             self._check_length(prompt.text or "")
             token_ids = self._tokenize("the prompt", prompt.text)
         if not token_ids:
@@ -156,13 +236,17 @@ class Admission:
         return token_ids
 
     def _tokenize(self, name: str, text: Any, **options: Any) -> list[int]:
+        return list(self._encode(name, text, **options)["input_ids"])
+
+    def _encode(self, name: str, *texts: Any, **options: Any) -> Any:
+        """The tokenizer's encoding of a text, or of a pair of texts."""
         try:
-            return list(self.tokenizer(text, **options)["input_ids"])
+            return self.tokenizer(*texts, **options)
         except BaseException as error:
             if not is_third_party(error):
                 raise
             raise InvalidRequestError(
-                f"{name}: the tokenizer can't take {short(text)}: {first_line(error)}"
+                f"{name}: the tokenizer can't take {short(texts[0])}: {first_line(error)}"
             ) from error
 
     def _check_length(self, text: str) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Progress(NamedTuple):
@@ -40,6 +44,8 @@ class Progress(NamedTuple):
     """Drafts of the sequence that were verified, from its beginning on."""
     num_accepted_tokens: int = 0
     """Those of them that were accepted."""
+    pooled: npt.NDArray[np.float32] | None = None
+    """What a pooling model made of the prompt."""
 
 
 Event = Progress | None

@@ -12,7 +12,11 @@ from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.text.stop_strings import StopStringText
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from dodona.runners.lora.adapter import Adapter
+    from dodona.runners.pooling.params import PoolingInput
 
 NO_ROW = -1
 
@@ -53,6 +57,8 @@ class Request:
         "num_tokens",
         "params",
         "parent_id",
+        "pooled",
+        "pooling",
         "prompt_logprobs",
         "request_id",
         "row",
@@ -82,6 +88,7 @@ class Request:
         stop_text: StopStringText | None = None,
         grammar: Grammar | None = None,
         adapter: Adapter | None = None,
+        pooling: PoolingInput | None = None,
         parent_id: str | None = None,
         index: int = 0,
         sink: Sink = discard,
@@ -92,6 +99,7 @@ class Request:
         stop_text: its text, given with stop strings only: the engine must look for them.
         grammar: its place in its grammar, given with structured outputs only.
         adapter: what changes the model for it; held to its end.
+        pooling: what is asked of a pooling model, given with a prompt that nothing is generated for.
         parent_id: the prompt's request id, where it has several sequences; `index` is this one's number.
         sink: where its news go; after each token if it is `streaming`, else once it is finished.
         """
@@ -107,6 +115,9 @@ class Request:
         self.stop_text = stop_text
         self.grammar = grammar
         self.adapter = adapter
+        self.pooling = pooling
+        self.pooled: npt.NDArray[np.float32] | None = None
+        """What the model made of the prompt."""
         self.wants_logprobs = params.wants_logprobs
         self.wants_prompt_logprobs = params.prompt_logprobs is not None
 
@@ -219,6 +230,15 @@ class Request:
                 break
         return len(self.token_ids)
 
+    def finish_pooled(self, pooled: npt.NDArray[np.float32], *, is_finite: bool) -> None:
+        """End it with what the model made of its prompt, or with an error where that is no number."""
+        if is_finite:
+            self.pooled, self.finish_reason = pooled, "stop"
+        else:
+            self._fail(
+                "the model's output is NaN or infinite: check the weights, or compute in another dtype"
+            )
+
     def take_progress(self) -> Progress:
         """What is new since the last call; the prompt's log-probabilities come with the first."""
         first = self.num_delivered_tokens
@@ -238,6 +258,7 @@ class Request:
             error=self.error,
             num_draft_tokens=self.num_draft_tokens,
             num_accepted_tokens=self.num_accepted_tokens,
+            pooled=self.pooled,
         )
 
     def abort(self) -> None:

@@ -12,6 +12,10 @@ starts before all others. Where nothing else can run, steps without rows hear of
 The next step may be scheduled before the results of earlier steps have been read. Counts therefore include
 tokens that are still in flight; see `Request.num_tokens`.
 
+Where the steps under way are micro-batches, one for each stage of a pipeline, a request decodes when all its
+tokens have been read, and a step takes its share of those that run: so they are of different requests. Chunks
+of one prompt may follow each other at once.
+
 Where the runner drafts, a request is scheduled when all its tokens have been read, with as many drafts as fit
 into what is left of its length, of the step's tokens and of the free blocks: drafts preempt nobody. Counts
 include all drafts until the step is read; then those of rejected drafts are taken back. Their blocks stay,
@@ -24,6 +28,8 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
@@ -68,6 +74,7 @@ class Scheduler:
         enable_chunked_prefill: bool = True,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        num_micro_batches: int = 1,
         max_loras: int = 0,
         kv_connector: KVConnectorScheduler | None = None,
         window: int | None = None,
@@ -75,6 +82,7 @@ class Scheduler:
     ) -> None:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
+        num_micro_batches: steps that share the running requests (`Runner.num_micro_batches`).
         max_loras: most different adapters of the running requests.
         window, window_groups: see `Windows`; none of them with a KV connector, which reads whole blocks.
         """
@@ -101,6 +109,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.draft_stats = DraftStats.zero(num_speculative_tokens)
         self.num_speculative_tokens = num_speculative_tokens
+        self.num_micro_batches = num_micro_batches
         self._num_structured = 0
         """Unfinished requests that have a grammar."""
         self._weights_version = 0
@@ -189,6 +198,8 @@ class Scheduler:
 
         Steps must be given in the order in which they were scheduled.
         """
+        if result.pooled:
+            return self._take_pooled(step.sampling, result)
         news: list[Request] = []
         finished: list[Request] = []
         for request, row, start in step.prompt_chunks:
@@ -222,6 +233,17 @@ class Scheduler:
             self._take_loaded(self.transfers.update(result.kv_connector_output))
         return news
 
+    def _take_pooled(self, requests: Sequence[Request], result: StepOutput) -> list[Request]:
+        """End the requests of a step that computed whole prompts for a pooling model."""
+        finished = [request for request in requests if not request.finished]
+        for request, row in zip(requests, result.rows, strict=True):
+            if not request.finished:
+                pooled = result.pooled[row]
+                request.finish_pooled(pooled, is_finite=bool(np.isfinite(pooled).all()))
+        if finished:
+            self._retire(finished)
+        return finished
+
     def _decode(
         self, new_blocks: list[tuple[int, list[int]]], drafts: dict[int, Sequence[int]]
     ) -> tuple[list[Request], list[Request], list[Request]]:
@@ -231,7 +253,8 @@ class Scheduler:
         verifying: list[Request] = []
         prefilling: list[Request] = []
         blocks = self.blocks
-        speculates = self.num_speculative_tokens > 0
+        reads_first = self.num_speculative_tokens > 0 or self.num_micro_batches > 1
+        share = -(-len(self.running) // self.num_micro_batches)
         # Each running request may compute a token before any draft is verified.
         budget = self.max_num_batched_tokens - len(self.running)
         for request in self.running:  # preemption takes from the list's end, where this loop has not been
@@ -240,8 +263,10 @@ class Scheduler:
                 continue
             if request.num_tokens >= request.schedulable_until:
                 continue  # its last tokens, or those that its grammar waits for, are under way
-            if speculates and request.num_tokens > len(request.token_ids):
-                continue  # what comes with them are the drafts to verify
+            if reads_first and request.num_tokens > len(request.token_ids):
+                continue  # with them come the drafts to verify; or they are in another micro-batch
+            if len(decoding) + len(verifying) == share:
+                continue
             if request.num_computed_tokens == request.capacity:
                 if self.windows.slide:
                     self.windows.forget_unseen(request)
@@ -545,4 +570,5 @@ def _new_request(request: Request) -> NewRequest:
         stop_token_ids=tuple(sorted(request.stop_token_ids)),
         bad_words_token_ids=request.bad_words_token_ids,
         adapter=request.adapter,
+        pooling=request.pooling,
     )

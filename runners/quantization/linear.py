@@ -20,6 +20,7 @@ from dodona.runners.quantization.formats import (
     stored_tensors,
     weight_kind,
 )
+from dodona.runners.quantization.mxfp4 import from_blocks, quantize_mxfp4
 
 
 class StoredLinear(torch.nn.Module):
@@ -131,26 +132,30 @@ class QuantizedLinear(torch.nn.Module):
         )
 
 
-def quantized_from(linear: torch.nn.Linear, scheme: WeightScheme) -> QuantizedLinear:
-    """A linear layer quantized as `scheme` says, each scale from the weights that share it.
+def quantized_from(
+    values: torch.Tensor, scheme: WeightScheme, *, bias: torch.Tensor | None = None
+) -> QuantizedLinear:
+    """A linear layer of the weight `values` [out, in], quantized as `scheme` says, each scale from the
+    weights that share it.
 
     Blocks are taken as groups of one row; there is no order of groups, and stored scales of activations are
     made from a range of -8 to 8.
     """
     kind = weight_kind(scheme)
-    assert kind != "fp4"
-    weight = quantize_weight(
-        linear.weight.data, kind=kind, group_size=scheme.group_size, symmetric=scheme.symmetric
+    weight = (
+        from_blocks(*quantize_mxfp4(values))
+        if kind == "fp4"
+        else quantize_weight(values, kind=kind, group_size=scheme.group_size, symmetric=scheme.symmetric)
     )
-    activations, device = scheme.activations, linear.weight.device
+    activations, device = scheme.activations, values.device
     static = activations is not None and not activations.dynamic
     largest = 448.0 if activations is not None and activations.kind == "fp8" else 127.5
     order = torch.arange(weight.inner, device=device) if scheme.act_order else None
     return QuantizedLinear(
         Converted(weight, order),
         activations=activations,
-        bias=None if linear.bias is None else linear.bias.data,
-        dtype=linear.weight.dtype,
+        bias=bias,
+        dtype=values.dtype,
         input_scale=torch.tensor([8.0 / largest], device=device) if static else None,
         input_zero_point=(
             torch.zeros(1, dtype=torch.int8, device=device)

@@ -1,67 +1,149 @@
-"""Quantized layers in place of a model's linear ones."""
+"""Quantized layers in place of a model's linear ones and of its experts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
+from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.quantization import QuantizationConfig, WeightScheme
+from dodona.runners.quantization.experts import (
+    ExpertPart,
+    MakeExpert,
+    QuantizedExperts,
+    is_expert_stack,
+    separate_parts,
+    stacked_parts,
+)
 from dodona.runners.quantization.formats import LinearShape
 from dodona.runners.quantization.linear import QuantizedLinear, StoredLinear, quantized_from
+from dodona.runners.quantization.stored_experts import StoredMxfp4Experts
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """What a checkpoint calls the weights of a layer's experts: PREFIX.NUMBER.NAME."""
+
+    prefix: str
+    names: Mapping[ExpertPart, str]
 
 
 def expect_stored(
-    model: torch.nn.Module, config: QuantizationConfig, stored: Mapping[str, tuple[int, ...]]
+    model: torch.nn.Module,
+    config: QuantizationConfig,
+    stored: Mapping[str, tuple[int, ...]],
+    experts: Mapping[str, ExpertNames],
 ) -> None:
-    """Put a `StoredLinear` in place of each linear layer that `config` quantizes.
+    """Put modules that have the checkpoint's tensors in place of the linear layers and the experts that
+    `config` quantizes.
 
-    stored: the shapes of the checkpoint's tensors by name. Raises ConfigError where a layer's shape
-    doesn't suit its format.
+    stored: the shapes of the checkpoint's tensors by name. experts: what the checkpoint calls the experts'
+    weights, by the name of the module that has them. Raises ConfigError where a layer's shape doesn't suit
+    its format, and where experts of one layer have several schemes.
     """
     scalars = {name.rpartition(".")[2]: shape for name, shape in stored.items() if shape in ((), (1,))}
 
-    def make(name: str, linear: torch.nn.Linear, scheme: WeightScheme) -> torch.nn.Module:
+    def make(
+        name: str, weight: torch.Tensor, bias: torch.Tensor | None, scheme: WeightScheme
+    ) -> torch.nn.Module:
         scalar = scalars.get(scheme.scale_name, scalars.get(scheme.input_scale_name, (1,)))
-        shape = LinearShape(name, linear.out_features, linear.in_features, scalar)
-        weight = linear.weight
-        return StoredLinear(
-            scheme, shape, bias=linear.bias is not None, dtype=weight.dtype, device=weight.device
-        )
+        shape = LinearShape(name, weight.shape[0], weight.shape[1], scalar)
+        return StoredLinear(scheme, shape, bias=bias is not None, dtype=weight.dtype, device=weight.device)
 
-    _replace(model, config, make)
+    def make_experts(path: str, stack: torch.nn.Module) -> torch.nn.Module | None:
+        whole = config.scheme_of(path, type(stack).__name__)
+        if whole is not None and whole.layout == "mxfp4":
+            weight = stacked_parts(stack)["down"].weight
+            return StoredMxfp4Experts(stack, name=path, dtype=weight.dtype)
+        if path not in experts:
+            return None
+        parts = separate_parts(stack)
+        scheme = experts_scheme(config, experts[path], parts["down"].weight.shape[0])
+        return None if scheme is None else QuantizedExperts(stack, parts, _in_experts(path, make, scheme))
+
+    _replace(model, config, make, make_experts)
 
 
 def convert_stored(model: torch.nn.Module) -> None:
     """Put the layers that compute in place of those that were loaded."""
     for parent, attribute, module in list(_children(model)):
-        if isinstance(module, StoredLinear):
+        if isinstance(module, StoredLinear | StoredMxfp4Experts):
             setattr(parent, attribute, module.converted())
 
 
-def quantize_linears(model: torch.nn.Module, config: QuantizationConfig) -> None:
-    """Quantize the linear layers that `config` names from their values."""
-    _replace(model, config, lambda name, linear, scheme: quantized_from(linear, scheme))
+def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
+    """Quantize the linear layers and experts that `config` names from their values."""
+
+    def make(
+        name: str, weight: torch.Tensor, bias: torch.Tensor | None, scheme: WeightScheme
+    ) -> torch.nn.Module:
+        return quantized_from(weight.data, scheme, bias=None if bias is None else bias.data.clone())
+
+    def make_experts(path: str, stack: torch.nn.Module) -> torch.nn.Module | None:
+        scheme = config.scheme_of(path, type(stack).__name__) or config.scheme_of(f"{path}.0.up_proj")
+        if scheme is None:
+            return None
+        return QuantizedExperts(stack, stacked_parts(stack), _in_experts(path, make, scheme))
+
+    _replace(model, config, make, make_experts)
 
 
 def quantized_layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
-    """The quantized layers by module name."""
+    """The quantized layers by module name, those of experts among them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+def experts_scheme(config: QuantizationConfig, names: ExpertNames, count: int) -> WeightScheme | None:
+    """The scheme of a layer's `count` experts; None where they are not quantized.
+
+    Raises ConfigError where they have several.
+    """
+    found = {
+        config.scheme_of(f"{names.prefix}.{index}.{name}")
+        for index in range(count)
+        for name in names.names.values()
+    }
+    if len(found) > 1:
+        raise ConfigError(
+            f"config.json's quantization_config gives the experts {names.prefix}.* several schemes; only one "
+            "for all experts of a layer is read"
+        )
+    return found.pop()
+
+
+_Make = Callable[[str, torch.Tensor, torch.Tensor | None, WeightScheme], torch.nn.Module]
+"""(module name, weight [out, in], bias, scheme) → the layer."""
+
+
+def _in_experts(path: str, make: _Make, scheme: WeightScheme) -> MakeExpert:
+    def make_part(
+        index: int, part: ExpertPart, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.nn.Module:
+        return make(f"{path}.{index}.{part}", weight, bias, scheme)
+
+    return make_part
 
 
 def _replace(
     model: torch.nn.Module,
     config: QuantizationConfig,
-    make: Callable[[str, torch.nn.Linear, WeightScheme], torch.nn.Module],
+    make: _Make,
+    make_experts: Callable[[str, torch.nn.Module], torch.nn.Module | None],
 ) -> None:
     tied = _tied(model)
     names = {id(module): name for name, module in model.named_modules()}
     for parent, attribute, module in list(_children(model)):
+        name = names[id(module)]
         if isinstance(module, torch.nn.Linear) and module is not tied:
-            name = names[id(module)]
             scheme = config.scheme_of(name)
             if scheme is not None:
-                setattr(parent, attribute, make(name, module, scheme))
+                setattr(parent, attribute, make(name, module.weight, module.bias, scheme))
+        elif is_expert_stack(module):
+            replaced = make_experts(name, module)
+            if replaced is not None:
+                setattr(parent, attribute, replaced)
 
 
 def _tied(model: torch.nn.Module) -> torch.nn.Module | None:

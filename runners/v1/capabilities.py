@@ -19,20 +19,29 @@ from dodona.oracle.systems.own.facts import (
     fills_stages,
     has_active_connector,
     has_causal_lm,
+    has_pooling_model,
+    has_unused_pooler,
     is_row_by_row,
     lacks_executor,
     outgrows_rope,
+    pooling_task,
     resolved_connector,
     resolved_runner_type,
     resolved_speculative_method,
     splits_evenly,
     uses_workers,
 )
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 from dodona.runners.kv_transfer.settings import OFFLOADING, lacks_connector
 
-SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
+SERVED_TASKS = ("embed", "classify", "token_classify")
+"""Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
+
+SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
 """Methods of speculative decoding that V1 has a drafter for."""
+
+MTP_MODEL_TYPES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "deepseek_v3", "glm4_moe")
+"""Model types whose MTP layer `mtp_head.MtpHead` runs, each backed by a run."""
 
 LACKS: frozenset[str] = frozenset(
     {
@@ -41,8 +50,15 @@ LACKS: frozenset[str] = frozenset(
         "causal-lm",
         "model-family",
         "quantized-experts",
+        "quantized-experts-workers",
         "quantized-tensor-parallelism",
+        "draft-runner",
         "pooling",
+        "pooling-model",
+        "pooling-multimodal",
+        "pooling-remote-code",
+        "pooling-combinations",
+        "pooler-config",
         "length-dependent-rope",
         "encoder-decoder",
         "device-count",
@@ -61,7 +77,9 @@ LACKS: frozenset[str] = frozenset(
         "expert-parallel-ranks",
         "lora-torch-compile",
         "speculative-method",
-        "speculative-inner-state",
+        "speculative-mtp",
+        "speculative-mtp-workers",
+        "speculative-workers-combinations",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -151,18 +169,42 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     parallel, speculative = config.parallel_config, config.speculative_config
     compilation = config.compilation_config.mode if config.compilation_config else None
     scheme = quantization_scheme(config, model)
+    runner_type, task = resolved_runner_type(config, model), pooling_task(config, model)
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
-        "causal-lm": resolved_runner_type(config, model) == "generate" and not has_causal_lm(config, model),
-        "model-family": model.model_type in UNSERVED
-        or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures),
+        "causal-lm": runner_type == "generate" and not has_causal_lm(config, model),
+        "model-family": runner_type == "generate"
+        and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": scheme == "other",
-        "quantized-experts": scheme is not None and model.is_moe,
-        "quantized-tensor-parallelism": parallel.tensor_parallel_size > 1
-        and scheme is not None
-        and (scheme in UNSPLIT_SCHEMES or model.is_moe),
-        "pooling": resolved_runner_type(config, model) != "generate",
-        "length-dependent-rope": outgrows_rope(config, model) and model.rope_type != "longrope",
+        "quantized-experts": has_unread_experts(config, model),
+        "quantized-experts-workers": scheme is not None and model.is_moe and uses_workers(config),
+        "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
+        "draft-runner": runner_type == "draft",
+        "pooling": task is not None and task not in SERVED_TASKS,
+        "pooling-model": task in SERVED_TASKS and not has_pooling_model(config, model),
+        "pooling-multimodal": runner_type == "pooling" and model.is_multimodal,
+        "pooling-remote-code": runner_type == "pooling"
+        and model.has_remote_code
+        and config.model_config.trust_remote_code,
+        "pooling-combinations": runner_type == "pooling"
+        and bool(
+            scheme is not None
+            or config.lora_config is not None
+            or speculative is not None
+            or has_active_connector(config)
+            or compilation == "STOCK_TORCH_COMPILE"
+            or uses_workers(config)
+        ),
+        "pooler-config": has_unused_pooler(config, model) is True,
+        "length-dependent-rope": outgrows_rope(config, model)
+        and model.rope_type != "longrope"
+        and (
+            model.rope_type != "dynamic"
+            or parallel.world_size > 1
+            or has_active_connector(config)
+            or compiles(config)
+            or is_row_by_row(config, model)
+        ),
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
         "executor-backend": lacks_executor(parallel),
@@ -186,7 +228,17 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "lora-torch-compile": config.lora_config is not None and compiles(config),
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
-        "speculative-inner-state": speculative is not None and model.has_inner_state,
+        "speculative-mtp": resolved_speculative_method(config) == "mtp"
+        and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
+        "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
+        "speculative-workers-combinations": speculative is not None
+        and uses_workers(config)
+        and bool(
+            scheme is not None
+            or model.has_inner_state
+            or config.lora_config is not None
+            or has_active_connector(config)
+        ),
         "parallel-drafting-method": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",
@@ -196,7 +248,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
         "kv-connector-lora": has_active_connector(config) and config.lora_config is not None,
         "speculative-kv-connector": has_active_connector(config)
-        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
+        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3", "mtp"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "dynamo-trace-once": compilation == "DYNAMO_TRACE_ONCE",
         "vllm-compile": compilation == "VLLM_COMPILE",
@@ -211,7 +263,7 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
     config = replace(config, parallel_config=ParallelConfig())
     lacking = check_supported(config, draft, environment)
     if draft.has_inner_state:
-        lacking += ("speculative-inner-state",)
+        lacking += ("inner-states",)
     if draft.quant_method is not None:
         lacking += ("quantized-weights",)
     if is_row_by_row(config, draft):

@@ -10,6 +10,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Mesh
+from dodona.runners.v1.dynamic_rope import install_dynamic_rope
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, PackedModel, set_attention
 from dodona.runners.v1.row_model import Continuation, RowModel
 from dodona.runners.v1.self_check import SelfCheck, self_check, self_check_rows
@@ -41,12 +42,18 @@ def choose(
 
     Packed where the model can be packed; else row by row, with a cache that goes on by chunks or by tokens;
     else row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are
-    others, where sequences may grow beyond it; then rows can't be packed. mesh: the rank's place among those
+    others, where sequences may grow beyond it; then rows can be packed only where frequencies can follow each
+    row's length. mesh: the rank's place among those
     that share the model. need_packing: features that only packed rows have.
 
     Raises UnsupportedConfiguration with what the model does where no way passes, and where `need_packing` is
     not empty but the model can't be packed.
     """
+    if rope_changes_beyond is not None and install_dynamic_rope(module):
+        # Up to that length the plain model doesn't depend on how a prompt is cut.
+        packed = PackedModel(module, grows_rope=True)
+        check = self_check(packed, max_model_len=max(1, min(max_model_len, rope_changes_beyond)))
+        return CheckedModel(packed, check)
     if rope_changes_beyond is None:
         try:
             packed = PackedModel(module, compiled=compiled, context=mesh.context)

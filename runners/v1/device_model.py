@@ -17,7 +17,7 @@ from dodona.runners.v1.device_forward import DeviceForward, kv_cache_shape
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.mixers import step_states
 from dodona.runners.v1.packed_model import PackedModel
-from dodona.runners.v1.state_slots import DeviceStates, StateChunk
+from dodona.runners.v1.state_slots import DeviceStates, StateChunk, StateRound
 
 
 class DeviceModel:
@@ -139,12 +139,12 @@ class DeviceModel:
         by_mixer = [tuple(itertools.islice(rest, len(mixer.states))) for mixer in self.packed.mixers]
         count = inputs.num_decodes
         rows = inputs.rows[:count].long()
+        slots = torch.where(rows < 0, len(tensors[0]) - 1, rows)  # the last slot is the padding's
+        decodes = StateRound(torch.arange(count, device=rows.device), slots, slots)
         return DeviceStates(
             by_mixer,
-            count,
-            torch.where(rows < 0, len(tensors[0]) - 1, rows),  # the last slot is the padding's
-            torch.arange(count, device=rows.device),
-            [StateChunk(c.row, c.start, c.num_tokens, not c.num_computed) for c in inputs.chunks],
+            [decodes] if count else [],
+            [StateChunk(c.row, c.row, c.start, c.num_tokens, not c.num_computed) for c in inputs.chunks],
         )
 
     def logits(self, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -84,7 +84,7 @@ def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) ->
     """
     if not kernels_run_on(model.device):
         return None
-    reasons = _reasons_against(config, limits)
+    reasons = _reasons_against(model, config, limits)
     if reasons:
         _say_on_the_host(model, "; ".join(reasons))
         return None
@@ -112,13 +112,14 @@ def _check_length(model: PackedModel) -> int:
     return max(2 * max(windows) + 3 if any(windows) else 0, 21)
 
 
-def _reasons_against(config: EngineConfig, limits: Limits) -> Sequence[str]:
+def _reasons_against(model: PackedModel, config: EngineConfig, limits: Limits) -> Sequence[str]:
     """What a configuration needs that steps on the device don't have yet."""
     found = {
         "several ranks exchange tensors": config.parallel_config.world_size > 1,
         "torch.compile is on": capabilities.compiles(config),
         "drafts are verified": config.speculative_config is not None,
         "LoRA adapters are loaded": config.lora_config is not None,
+        "its rotary frequencies grow with each row's length": model.grows_rope,
         "max_num_seqs × max_model_len is too large for the requests' state": not fits(
             max_num_seqs=limits.max_num_seqs,
             max_model_len=limits.max_model_len,

@@ -1,11 +1,12 @@
 """Loads the Hugging Face model of a directory, from its safetensors or with random weights.
 
-A quantized model is loaded by transformers too, but from a class whose linear layers expect the tensors that
-the checkpoint has: transformers' own quantizers are not asked, so that weights stay compressed.
+A quantized model is loaded by transformers too, but from a class whose linear layers and experts expect the
+tensors that the checkpoint has: transformers' own quantizers are not asked, so that weights stay compressed.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,14 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.files import check_folder
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.oracle.models.weight_files import weight_files
-from dodona.runners.quantization.replacement import convert_stored, expect_stored, quantize_linears
+from dodona.runners.quantization.replacement import (
+    ExpertNames,
+    convert_stored,
+    expect_stored,
+    quantize_layers,
+)
 from dodona.runners.third_party import naming
+from dodona.runners.v1.expert_names import expert_names, renamed_parts
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file of a model directory that is not weights."""
@@ -33,21 +40,24 @@ def load_model(
     seed: int,
     trust_remote_code: bool,
     quantization: QuantizationConfig | None = None,
+    auto_class: str = "AutoModelForCausalLM",
 ) -> torch.nn.Module:
-    """The causal LM that `path`/config.json describes, in evaluation mode on `device`.
+    """The model that `path`/config.json describes, in evaluation mode on `device`.
 
     weights: the directory with its safetensors; None draws random weights from `seed` as the architecture
     initialises them (the same on every call; CPU and CUDA draw different ones).
     quantization: how the checkpoint's linear layers are quantized, or are to be; random weights are too.
+    auto_class: name of transformers' automatic class that makes the model. A causal language model gets
+        transformers' plain attention, another the implementation that transformers chooses for it.
 
     Raises ConfigError where weights are missing, damaged or do not fit, UnsupportedConfiguration where
-    transformers has no causal LM for the configuration.
+    transformers has no such model for the configuration.
     """
     folders = {path, *([] if weights is None else [weights])}
     for folder in folders:
         check_folder(folder, suffixes=(".json", ".jinja", ".txt"), limit=MAX_FILE_BYTES)
     with naming(f"transformers can't make the model of {path / 'config.json'}"):
-        return _load_model(path, weights, dtype, device, seed, trust_remote_code, quantization)
+        return _load_model(path, weights, dtype, device, seed, trust_remote_code, quantization, auto_class)
 
 
 def _load_model(
@@ -58,9 +68,13 @@ def _load_model(
     seed: int,
     trust_remote_code: bool,
     quantization: QuantizationConfig | None,
+    auto_class: str,
 ) -> torch.nn.Module:
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    factory: Any = getattr(transformers, auto_class)
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -68,21 +82,26 @@ def _load_model(
         raise UnsupportedConfiguration.lacking(
             "v1", "architecture", why=f"{path / 'config.json'}: {error}"
         ) from error
-    common: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": "eager",
-        "trust_remote_code": trust_remote_code,
-    }
+    common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if auto_class == "AutoModelForCausalLM":
+        common["attn_implementation"] = "eager"
+    elif auto_class == "AutoModel" and _takes_pooling_layer(factory, config):
+        common["add_pooling_layer"] = False  # its weights may be missing, and hidden states are pooled
     _forget_quantization(config)
     is_online = quantization is not None and all(r.scheme.layout == "online" for r in quantization.rules)
     try:
         if weights is None:
-            model = _random_model(config, device, seed, common)
+            model = _random_model(factory, config, device, seed, common)
         else:
             weight_files(weights)
-            loader: Any = AutoModelForCausalLM
+            loader: Any = factory
+            renamed: dict[str, str] | None = None
             if quantization is not None and not is_online:
-                loader = _class_of_stored(config, quantization, _stored_shapes(weights), trust_remote_code)
+                stored = _stored_shapes(weights)
+                plain = _plain_model(config, trust_remote_code)
+                experts = expert_names(plain, stored)
+                renamed = renamed_parts(plain, experts, quantization) or None
+                loader = _class_of_stored(type(plain), quantization, stored, experts)
             with _no_progress_bar():
                 model, info = loader.from_pretrained(
                     weights,
@@ -90,6 +109,7 @@ def _load_model(
                     use_safetensors=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported below, by name
+                    key_mapping=renamed,
                     **common,
                 )
             _check_complete(weights, info)
@@ -97,11 +117,13 @@ def _load_model(
                 _check_nothing_ignored(weights, info)
                 convert_stored(model)
         if quantization is not None and (is_online or weights is None):
-            quantize_linears(model, quantization)
+            quantize_layers(model, quantization)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
-        why = f"transformers has no causal LM for model_type {config.model_type!r} of {path / 'config.json'}"
+        why = (
+            f"transformers has no {auto_class} for model_type {config.model_type!r} of {path / 'config.json'}"
+        )
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
     except ImportError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -132,14 +154,22 @@ def _no_progress_bar() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _random_model(config: Any, device: torch.device, seed: int, common: Mapping[str, Any]) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
+def _takes_pooling_layer(factory: Any, config: Any) -> bool:
+    """Whether the class can leave away the layer with which BERT's kin classify."""
+    try:
+        found = factory._model_mapping[type(config)]
+    except KeyError:
+        return False
+    return "add_pooling_layer" in inspect.signature(found.__init__).parameters
 
+
+def _random_model(
+    factory: Any, config: Any, device: torch.device, seed: int, common: Mapping[str, Any]
+) -> torch.nn.Module:
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # On the target device: drawing billions of weights on a CPU takes minutes.
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        factory: Any = AutoModelForCausalLM
         model: torch.nn.Module = factory.from_config(config, **common)
         return model
 
@@ -152,24 +182,31 @@ def _forget_quantization(config: Any) -> None:
                 delattr(part, field)
 
 
-def _class_of_stored(
-    config: Any,
-    quantization: QuantizationConfig,
-    stored: Mapping[str, tuple[int, ...]],
-    trust_remote_code: bool,
-) -> Any:
-    """The model's class, whose linear layers expect the stored tensors of their quantization."""
+def _plain_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
+    """The model as transformers makes it, without memory for its weights."""
     from transformers import AutoModelForCausalLM
 
     factory: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        plain = type(factory.from_config(config, trust_remote_code=trust_remote_code))
+        model: torch.nn.Module = factory.from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
+def _class_of_stored(
+    plain: type,
+    quantization: QuantizationConfig,
+    stored: Mapping[str, tuple[int, ...]],
+    experts: Mapping[str, ExpertNames],
+) -> Any:
+    """The model's class, whose linear layers and experts expect the stored tensors of their quantization."""
 
     class Stored(plain):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            expect_stored(self, quantization, stored)
+            expect_stored(self, quantization, stored, experts)
 
+    # transformers finds a class's conversions of names by these.
+    Stored.__module__ = plain.__module__
     Stored.__name__ = plain.__name__
     Stored.__qualname__ = plain.__qualname__
     return Stored

@@ -75,7 +75,8 @@ def run_largest_step(model: ServedModel, limits: Limits) -> None:
         states = None
         if model.has_states:  # a prompt as a fresh one: with a state, some mixers compute token by token
             state_computed = [0] * len(prompts) if num_tokens is prompts else num_computed
-            states = StepStates(slots, [0] * len(num_tokens), num_tokens, state_computed)
+            rows = [0] * len(num_tokens)
+            states = StepStates(slots, rows, num_tokens, state_computed, rows)
         logits = model.forward(ids, layout, cache, torch.arange(sampled, device=device), states)
         with torch.inference_mode():
             sampling.sample(logits, [_PROFILE_ROW] * sampled)

@@ -4,7 +4,8 @@ transformers keeps such a state in a cache layer: `update_conv_state`, `update_r
 module that calls these is a *mixer*. A mixer never gets a packed batch: inside a step, its forward splits the
 packed tokens [1, T, …], runs all decodes as one batch [D, 1, …] with their states gathered by slot, and every
 chunk as [1, n, …], by the mixer's own code with a cache layer of the states in question, which are then
-stored. All other modules stay packed.
+stored. Rows that verify drafts compute token by token, as decodes do, so that the states after each token
+are kept. All other modules stay packed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin, Line
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.v1.lora import adapters_of
-from dodona.runners.v1.state_slots import MixerStates, StateChunk, StateSpec
+from dodona.runners.v1.state_slots import MixerStates, StateChunk, StateRound, StateSpec
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 """Names under which models and mixers take a cache, by version and age."""
@@ -93,31 +95,33 @@ class Mixer:
         arguments = self._signature.bind(*args, **kwargs).arguments
         mine = states.tensors[self._number]
         total = _num_tokens(arguments)
-        if states.num_decodes == total:
+        if states.rounds and len(states.rounds[0].tokens) == total:
             batch = _packed(arguments, total, lambda value: value.transpose(0, 1))
-            return _turned_back(self._decode(batch, mine, states.decode_slots))
+            return _turned_back(self._decode(batch, mine, states.rounds[0]))
         parts: list[tuple[Any, Any]] = []
-        if states.num_decodes:
-            tokens = states.decode_tokens
-            batch = _packed(arguments, total, lambda value: value.index_select(1, tokens).transpose(0, 1))
-            with adapters_of(tokens):
-                parts.append((tokens, _turned_back(self._decode(batch, mine, states.decode_slots))))
+        for single in states.rounds:
+            batch = _packed(arguments, total, partial(_column, single.tokens))
+            with adapters_of(single.tokens):
+                parts.append((single.tokens, _turned_back(self._decode(batch, mine, single))))
         for chunk in states.chunks:
             span = slice(chunk.start, chunk.start + chunk.num_tokens)
-            slots = [tensor[chunk.slot : chunk.slot + 1] for tensor in mine]
-            layer = self._layer(None if chunk.fresh else slots)
+            source = [tensor[chunk.source : chunk.source + 1] for tensor in mine]
+            target = source
+            if chunk.target != chunk.source:
+                target = [tensor[chunk.target : chunk.target + 1] for tensor in mine]
+            layer = self._layer(None if chunk.fresh else source)
             with adapters_of(span):
                 parts.append((span, self._compute(_cut(arguments, span, total), layer, chunk)))
-            for slot, state in zip(slots, self._states_of(layer), strict=True):
+            for slot, state in zip(target, self._states_of(layer), strict=True):
                 if state is not slot:  # else it was changed in place
                     slot.copy_(state)
         return _joined(parts, total)
 
-    def _decode(self, batch: Mapping[str, Any], mine: Sequence[torch.Tensor], slots: torch.Tensor) -> Any:
-        layer = self._layer([tensor.index_select(0, slots) for tensor in mine])
+    def _decode(self, batch: Mapping[str, Any], mine: Sequence[torch.Tensor], single: StateRound) -> Any:
+        layer = self._layer([tensor.index_select(0, single.sources) for tensor in mine])
         output = self._run(batch, layer)
         for tensor, state in zip(mine, self._states_of(layer), strict=True):
-            tensor.index_copy_(0, slots, state)
+            tensor.index_copy_(0, single.targets, state)
         return output
 
     def _compute(self, inputs: Mapping[str, Any], layer: Any, chunk: StateChunk) -> Any:
@@ -311,6 +315,11 @@ def _packed(
         else value
         for name, value in arguments.items()
     }
+
+
+def _column(tokens: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """[1, T, …] -> [n, 1, …]: the tokens at packed indices [n], as a batch."""
+    return value.index_select(1, tokens).transpose(0, 1)
 
 
 def _cut(arguments: Mapping[str, Any], span: slice, total: int) -> dict[str, Any]:

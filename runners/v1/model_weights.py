@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -66,7 +66,13 @@ def replace(model: torch.nn.Module, fresh: torch.nn.Module) -> None:
 
     Raises ConfigError, before the first write, where `fresh` has two tensors that are one in `model`.
     """
-    target, source = model.state_dict(), fresh.state_dict()
+    source = fresh.state_dict()
+    check_ties(model.state_dict(), source)
+    model.load_state_dict(source, strict=True, assign=False)
+
+
+def check_ties(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
+    """Raise ConfigError where two tensors of `source` differ that are one in `target`."""
     by_place: dict[int, str] = {}
     for name, tensor in target.items():
         first = by_place.setdefault(_place(tensor), name)
@@ -75,7 +81,6 @@ def replace(model: torch.nn.Module, fresh: torch.nn.Module) -> None:
                 f"the weights have a {name!r} of their own, and the running model ties it to {first!r}; "
                 "make a new LLM"
             )
-    model.load_state_dict(source, strict=True, assign=False)
 
 
 def _place(tensor: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
 from dodona.runners.v1.context_parallel import SharedForwardState, share_of, whole_logits
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, ForeignMask, recording
+from dodona.runners.v1.dynamic_rope import rotary_lengths
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.lora import adapters_of_share
 from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
@@ -38,10 +39,17 @@ class PackedModel:
     packs_rows = True
 
     def __init__(
-        self, model: torch.nn.Module, *, compiled: bool = False, context: Group = ALONE.context
+        self,
+        model: torch.nn.Module,
+        *,
+        compiled: bool = False,
+        context: Group = ALONE.context,
+        grows_rope: bool = False,
     ) -> None:
-        """context: the ranks that share the tokens of prompt chunks."""
+        """context: the ranks that share the tokens of prompt chunks. grows_rope: whether the model's rotary
+        embeddings follow the length of each token's row; see `dynamic_rope`."""
         self.model: Any = model
+        self.grows_rope = grows_rope
         self._context = context
         self.device: torch.device = next(model.parameters()).device
         parameters = inspect.signature(model.forward).parameters
@@ -97,17 +105,18 @@ class PackedModel:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether all that the model keeps of a prefix is in KV blocks."""
-        return not self.mixers
+        """Whether all that the model keeps of a prefix is in KV blocks, and depends on the prefix alone."""
+        return not self.mixers and not self.grows_rope
 
     @property
     def state_bytes_per_row(self) -> int:
         """Bytes of one sequence's inner states; 0 where the model has none."""
         return sum(spec.num_bytes for mixer in self.mixers for spec in mixer.states)
 
-    def make_state_slots(self, num_slots: int) -> StateSlots:
-        """Slots for the inner states of `num_slots` sequences, on the model's device."""
-        return StateSlots([mixer.states for mixer in self.mixers], num_slots, self.device)
+    def make_state_slots(self, num_rows: int, *, num_drafts: int = 0) -> StateSlots:
+        """Slots for the inner states of `num_rows` sequences, on the model's device; see `StateSlots`."""
+        states = [mixer.states for mixer in self.mixers]
+        return StateSlots(states, num_rows, self.device, num_drafts=num_drafts)
 
     def forward(
         self,
@@ -127,7 +136,8 @@ class PackedModel:
         """
         if self._context.size == 1:
             state = ForwardState(layout, cache, self.patterns, window_layouts)
-            return self._compute(token_ids, layout.positions, state, positions, states)
+            with rotary_lengths(layout.token_lengths() if self.grows_rope else None):
+                return self._compute(token_ids, layout.positions, state, positions, states)
         share = share_of(layout, positions, self._context)
         state = SharedForwardState(share, cache, self.patterns, self._context)
         token_ids = token_ids.index_select(0, share.tokens)

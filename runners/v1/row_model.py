@@ -145,9 +145,9 @@ class RowModel:
         """
         return RowCaches(num_blocks, block_size)
 
-    def make_state_slots(self, num_slots: int) -> StateSlots:
+    def make_state_slots(self, num_rows: int, *, num_drafts: int = 0) -> StateSlots:
         """None: inner states are in the rows' caches."""
-        return StateSlots((), num_slots, self.device)
+        return StateSlots((), num_rows, self.device)
 
     def forward(
         self,

@@ -17,8 +17,9 @@ from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
-from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, plan_drafting
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
 from dodona.runners.interface import (
+    FinishedOutput,
     GrammarOutput,
     KVCacheSpec,
     KVConnectorOutput,
@@ -35,6 +36,7 @@ from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.choice import choose
 from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
+from dodona.runners.v1.drafting import reload
 from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_drafting
 from dodona.runners.v1.lora import LoRALayers
@@ -55,6 +57,10 @@ if TYPE_CHECKING:
     from dodona.runners.limits import Limits
 
 
+_DRAFT = "draft."
+"""Before the names of a draft's tensors, where both models' are meant."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model whose weights are on the device and whose steps were checked."""
@@ -66,17 +72,6 @@ class Loaded:
     drafting: Drafting | None
     """On the rank that samples."""
     lora: LoRALayers | None
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedOutput:
-    """The pending output of a step that has ended already: V1 samples on the host."""
-
-    output: StepOutput
-
-    def result(self) -> StepOutput:
-        """The output; never waits."""
-        return self.output
 
 
 class V1Runner(WeightLife):
@@ -117,13 +112,7 @@ class V1Runner(WeightLife):
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        plan = plan_drafting(
-            self.config,
-            self.model_info,
-            self.limits,
-            runner=self.name,
-            lacks_of_draft=partial(capabilities.lacks_of_draft, environment=machine),
-        )
+        plan = self._plan_drafting()
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
@@ -149,14 +138,23 @@ class V1Runner(WeightLife):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the weights again, in place. KV computed before belongs to the old weights."""
+        """Read the weights again, in place, and those of the draft from where it was. KV computed before
+        belongs to the old weights."""
         self._require_weights("reload_weights")
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
         device = torch.device("cpu") if directory else self._device
         fresh, _ = self._read_share(device, directory, loaded.plan)
-        model_weights.replace(loaded.model.model, fresh)
+        plan, target = self._plan_drafting(), loaded.model.model
+        if plan is None or loaded.drafting is None:
+            model_weights.replace(target, fresh)
+            return
+        draft = reload.read_again(
+            plan, loaded.drafting, target, self.config, self.limits, directory=directory
+        )
+        model_weights.replace(target, fresh)
+        reload.overwrite(loaded.drafting, draft)
 
     def get_lora_targets(self) -> Mapping[str, LoRATarget]:
         """The linear layers that see each token of a pass, by name."""
@@ -172,20 +170,23 @@ class V1Runner(WeightLife):
         """
         loaded, limits = self._require_loaded(), self.limits
         model, drafting = loaded.model, loaded.drafting
-        block_size = limits.block_size if model.layers else limits.max_model_len
         spec = KVCacheSpec(
             model.layers,
-            block_size,
+            limits.block_size,
             model.kv_dtype.itemsize,
-            model.state_bytes_per_row,
+            # A row's states are kept after each draft.
+            model.state_bytes_per_row * (1 + self.num_speculative_tokens),
             model.shares_prefixes,
         )
         if drafting is not None:
             spec = drafting.extend_spec(spec)
+        if not spec.layers:
+            spec = replace(spec, block_size=limits.max_model_len)
         # A connector moves whole KV blocks, a draft reads its KV by their ids, and steps on the device have
         # one block table of a row, as ranks that share prompts. Stages have other layers than the engine is
         # told of.
-        together = has_active_connector(self.config) or isinstance(loaded.plan, (ModelPlan, HeadPlan))
+        keeps_kv = isinstance(loaded.plan, (ModelPlan, HeadPlan, MtpPlan))
+        together = has_active_connector(self.config) or keeps_kv
         together |= self._on_device is not None
         together |= self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
@@ -237,7 +238,7 @@ class V1Runner(WeightLife):
             model,
             model.make_cache(num_blocks, spec.block_size, [(group.layers, count) for group, count in counts]),
             WindowTables(groups, num_blocks),
-            model.make_state_slots(num_rows),
+            model.make_state_slots(num_rows, num_drafts=self.num_speculative_tokens),
             BatchState(),
             None if drafting is None else drafting.start(num_blocks, self.limits),
             loaded.lora,
@@ -275,7 +276,8 @@ class V1Runner(WeightLife):
             ready = self._require_ready()
             if self._executed is not None:
                 raise RuntimeError("execute_model twice without sample_tokens in between")
-            self._executed = ready.execute(scheduler_output)
+            executed = ready.execute(scheduler_output)
+            self._executed = executed if self._mesh.samples else None
         self._transfers = None
         if metadata is not None:
             self._transfers = after_forward(self._kv_connector, metadata, num_layers=self._num_layers)
@@ -297,10 +299,19 @@ class V1Runner(WeightLife):
 
     def take_sampled_tokens(self, output: StepOutput) -> None:
         """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
-        self._executed = None
         self._require_ready().take(output)
 
     # --- Parts
+
+    def _plan_drafting(self) -> DraftPlan | None:
+        machine = torch_environment(self.limits.device)
+        return plan_drafting(
+            self.config,
+            self.model_info,
+            self.limits,
+            runner=self.name,
+            lacks_of_draft=partial(capabilities.lacks_of_draft, environment=machine),
+        )
 
     @property
     def _num_layers(self) -> int:
@@ -323,10 +334,23 @@ class V1Runner(WeightLife):
                 "load_weights and apply_sparse_weight_patches with several workers",
                 why="each holds a share of the tensors; use reload_weights",
             )
-        return model_weights.views(self._require_loaded().model.model)
+        loaded = self._require_loaded()
+        found = model_weights.views(loaded.model.model)
+        if loaded.drafting is None:
+            return found
+        draft = loaded.drafting.weight_views()
+        return WeightViews(
+            {**found.views, **_of_draft(draft.views)},
+            {**found.tied, **{f"{_DRAFT}{name}": f"{_DRAFT}{first}" for name, first in draft.tied.items()}},
+        )
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
-        return model_weights.releasable(self._require_loaded().model.model)
+        loaded = self._require_loaded()
+        found = model_weights.releasable(loaded.model.model)
+        if loaded.drafting is not None:
+            own = loaded.drafting.weights()
+            found |= _of_draft({name: t for name, t in own.items() if t.is_floating_point()})
+        return found
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         self._kv_connector.release_kv_caches()
@@ -366,3 +390,7 @@ class V1Runner(WeightLife):
             trust_remote_code=model_config.trust_remote_code,
             quantization=quantization_of(self.config, self.model_info),
         )
+
+
+def _of_draft(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{_DRAFT}{name}": tensor for name, tensor in tensors.items()}

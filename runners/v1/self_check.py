@@ -91,7 +91,7 @@ def self_check(model: PackedModel, *, max_model_len: int, pipeline: Group = ALON
 
 def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
     """Run the check for a model that computes its rows one by one. Raises as `self_check` does."""
-    prompts = _prompts(model, _configured_windows(model.model), max_model_len)
+    prompts = _prompts(model, configured_windows(model.model), max_model_len)
     try:
         plain = [plain_logits(model, prompt) for prompt in prompts]
         stepped = _step_logits(model, prompts)
@@ -118,7 +118,7 @@ def tolerance_of(model: ServedModel) -> float:
     return tolerance
 
 
-def _configured_windows(model: Any) -> list[int]:
+def configured_windows(model: Any) -> list[int]:
     """Sizes of windows and chunks of attention that the model's configurations name."""
     configs = [module.config for module in model.modules() if hasattr(module, "config")]
     found = [getattr(config, name, None) for config in configs for name in ("sliding_window", "window_size")]

@@ -76,8 +76,8 @@ class ServedModel(Protocol):
     ) -> Any:
         """A `StepCache` for `forward`."""
 
-    def make_state_slots(self, num_slots: int) -> StateSlots:
-        """Slots for inner states, for `forward`."""
+    def make_state_slots(self, num_rows: int, *, num_drafts: int = 0) -> StateSlots:
+        """Slots for inner states, for `forward`; see `StateSlots`."""
 
     def forward(
         self,

@@ -89,12 +89,15 @@ class Ready:
         block_size, device = self.cache.block_size, self.model.device
         tables = self.batch.block_tables(step, block_size)
         counts = step.num_tokens, step.num_computed_tokens
-        layout = StepLayout(*counts, tables, block_size, device, step.rows)
+        prompts = [len(self.batch[row].prompt_token_ids) for row in step.rows]
+        layout = StepLayout(*counts, tables, block_size, device, step.rows, prompts)
         window_layouts: dict[int, StepLayout] = {}
         for calls, window_tables in self.windows.tables(tables):
             of_group = StepLayout(*counts, window_tables, block_size, device)
             window_layouts.update(dict.fromkeys(calls, of_group))
-        states = self.states.step(step.rows, step.num_tokens, step.num_computed_tokens)
+        states = self.states.step(
+            step.rows, step.num_tokens, step.num_computed_tokens, verifying=step.draft_token_ids
+        )
         rows, positions = self._rows_with_logits(step, layout)
         # A step of prompt chunks alone needs no logits, but the head must be given a position.
         computed = np.asarray(positions or [layout.total_tokens - 1], dtype=np.int64)

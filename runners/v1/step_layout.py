@@ -49,7 +49,8 @@ class StepLayout:
     """A packed step: `positions` and `slots` [T] on the device, rows split into chunks and single tokens.
 
     Rows are packed in the order given; `rows` [R] are their state rows. `block_tables` [R, N] int64, on the
-    host, has each row's block ids; entries beyond a row's length are not read.
+    host, has each row's block ids; entries beyond a row's length are not read. `prompt_lengths` [R]: tokens
+    of each row's prompt; None where that makes no difference.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StepLayout:
         block_size: int,
         device: torch.device,
         rows: Sequence[int] | None = None,
+        prompt_lengths: Sequence[int] | None = None,
     ) -> None:
         counts = np.asarray(num_tokens, dtype=np.int64)
         computed = np.asarray(num_computed_tokens, dtype=np.int64)
@@ -77,6 +79,7 @@ class StepLayout:
         self.num_tokens: np.ndarray = counts
         self.num_computed: np.ndarray = computed
         self.rows: Sequence[int] = range(len(counts)) if rows is None else rows
+        self._prompt_lengths = prompt_lengths
         self.block_tables = block_tables
         self.positions = to_device(positions, device)
         self.slots = to_device(slots, device)
@@ -89,6 +92,14 @@ class StepLayout:
         self._tables = to_device(block_tables, device)
         self._groups: dict[AttentionPattern, tuple[DecodeGroup, ...]] = {}
         self._chunk_slots: dict[tuple[int, int], torch.Tensor] = {}
+
+    def token_lengths(self) -> torch.Tensor:
+        """[T] int64: for each token the length of its row's prompt, or, beyond it, up to itself."""
+        lengths = self.positions + 1
+        if self._prompt_lengths is None:
+            return lengths
+        prompts = np.repeat(np.asarray(self._prompt_lengths, dtype=np.int64), self.num_tokens)
+        return torch.maximum(lengths, to_device(prompts, self.device))
 
     def decode_groups(self, pattern: AttentionPattern) -> tuple[DecodeGroup, ...]:
         """The rows of one token, grouped so that padding at most doubles the KV that is gathered."""

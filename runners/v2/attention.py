@@ -147,7 +147,7 @@ class MixedAttention:
 
     def attend(self, *, qkv: torch.Tensor, norm: QKNorm | None, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `DecodeAttention.attend`; `qkv` is overwritten."""
-        shape, sequences, query_start = self.shape, self.sequences, self.query_start
+        shape = self.shape
         q = qk_norm_rope_kv_write(
             qkv=qkv,
             tokens=self.tokens,
@@ -157,6 +157,28 @@ class MixedAttention:
             keys_in_place=self.keys_in_place,
         )
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if self.max_fresh_len:
+            fresh_prefill_attention(
+                qkv=qkv,
+                query_start=self.query_start,
+                seq_lens=self.sequences.seq_lens,
+                max_query_len=self.max_fresh_len,
+                shape=shape,
+                num_multiprocessors=self.num_multiprocessors,
+                out=out,
+            )
+        self.attend_pages(q=q, kv_cache=kv_cache, out=out)
+        return out.view(out.shape[0], -1)
+
+    def attend_pages(self, *, q: torch.Tensor, kv_cache: torch.Tensor, out: torch.Tensor) -> None:
+        """Attend over the cache alone, where the step's keys and values are already.
+
+        Args:
+            q: [tokens, num_q_heads, head_size], rotated; the last two dimensions are contiguous.
+            kv_cache: see `DecodeAttention.attend`.
+            out: as `q`, contiguous, written; but for fresh prompts that `attend` serves.
+        """
+        shape, sequences = self.shape, self.sequences
         if (decodes := self.decodes) is not None:
             paged_decode_attention(
                 q=q[: decodes.count],
@@ -167,28 +189,17 @@ class MixedAttention:
                 arrivals=decodes.arrivals,
                 out=out[: decodes.count],
             )
-        if self.max_fresh_len:
-            fresh_prefill_attention(
-                qkv=qkv,
-                query_start=query_start,
-                seq_lens=sequences.seq_lens,
-                max_query_len=self.max_fresh_len,
-                shape=shape,
-                num_multiprocessors=self.num_multiprocessors,
-                out=out,
-            )
         if self.max_paged_len:
             paged_prefill_attention(
                 q=q,
                 kv_cache=kv_cache,
                 sequences=sequences,
-                query_start=query_start,
+                query_start=self.query_start,
                 max_query_len=self.max_paged_len,
                 shape=shape,
                 skip_fresh=self.max_fresh_len > 0,
                 out=out,
             )
-        return out.view(out.shape[0], -1)
 
 
 class Attention:
@@ -217,6 +228,10 @@ class Attention:
         """The attention of any step."""
         return self._mixed(inputs) if inputs.max_prefill_len or inputs.has_drafts else self._decode(inputs)
 
+    def plan_pages(self, inputs: ForwardInputs) -> MixedAttention:
+        """Attention over the cache alone, of any step, for `MixedAttention.attend_pages`."""
+        return self._mixed(inputs, has_fresh=False)
+
     def plan_small_batch(
         self, inputs: ForwardInputs, *, leave_parts: bool
     ) -> SingleTokenAttention | SmallBatchAttention | DecodeAttention | MixedAttention:
@@ -239,14 +254,14 @@ class Attention:
         plan = self._plan_decodes(sequences, includes_new_key=False)
         return DecodeAttention(self._shape, self._tokens(inputs), sequences, plan, inputs.arrivals)
 
-    def _mixed(self, inputs: ForwardInputs) -> MixedAttention:
+    def _mixed(self, inputs: ForwardInputs, *, has_fresh: bool = True) -> MixedAttention:
         count = inputs.num_decodes
         decodes = None
         if count:
             sequences = PagedSequences(inputs.block_table, inputs.rows[:count], inputs.seq_lens[:count])
             plan = self._plan_decodes(sequences, includes_new_key=True)
             decodes = Decodes(count, sequences, plan, inputs.arrivals)
-        has_fresh = self._has_fresh_prefill and inputs.max_fresh_len >= SHORTEST
+        has_fresh = has_fresh and self._has_fresh_prefill and inputs.max_fresh_len >= SHORTEST
         return MixedAttention(
             shape=self._shape,
             tokens=self._tokens(inputs),

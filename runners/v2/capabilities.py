@@ -5,17 +5,22 @@ A test compares the list with the requires of V2 and the vetoes against V2 in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.facts import (
     deploys_replicas_otherwise,
     exceeds_devices,
+    has_active_connector,
+    has_unused_pooler,
     lacks_executor,
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
     resolved_speculative_method,
+    uses_workers,
 )
 from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
@@ -30,7 +35,7 @@ FP8_SCHEMES = ("w8a16_fp8", "w8a8_fp8", "w8a8_fp8_block")
 FP8_COMPUTE_CAPABILITY = 89
 QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
 
-SPECULATIVE_METHODS = ("ngram",)
+SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V2 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
@@ -40,6 +45,7 @@ LACKS: frozenset[str] = frozenset(
         "compute-capability",
         "architecture",
         "generate",
+        "pooler-config",
         "head-size",
         "query-groups",
         "rope",
@@ -68,10 +74,12 @@ LACKS: frozenset[str] = frozenset(
         "expert-parallelism",
         "lora",
         "speculative-decoding",
+        "speculative-workers",
         "draft-tensor-parallelism",
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
         "kv-connector",
+        "speculative-kv-connector",
         "kv-cache-dtype",
         "stock-torch-compile",
         "dynamo-trace-once",
@@ -101,6 +109,15 @@ def check_supported(
     return tuple(feature for feature, asked in lacking.items() if asked)
 
 
+def lacks_of_draft(
+    config: EngineConfig, draft: ModelInfo, *, check: Callable[[EngineConfig, ModelInfo], tuple[str, ...]]
+) -> tuple[str, ...]:
+    """What V2 lacks for a draft model. `check`: `check_supported` of this machine; `config`: the target's,
+    without speculative_config."""
+    lacking = check(config, draft)
+    return (*lacking, "quantized-weights") if draft.quant_method is not None else lacking
+
+
 def _machine(
     config: EngineConfig, model: ModelInfo, device: str, environment: Environment
 ) -> dict[str, bool]:
@@ -119,6 +136,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
     return {
         "architecture": not set(model.architectures) & MODEL_FAMILIES.keys(),
         "generate": resolved_runner_type(config, model) != "generate",
+        "pooler-config": has_unused_pooler(config, model) is True,
         "head-size": model.head_size not in HEAD_SIZES,
         "query-groups": model.num_queries_per_kv is None,
         "rope": model.rope_type not in ROPE_TYPES,
@@ -155,13 +173,18 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "lora": config.lora_config is not None,
         "speculative-decoding": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-workers": speculative is not None and uses_workers(config),
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
-        "parallel-drafting": speculative is not None and speculative.parallel_drafting,
+        "parallel-drafting": speculative is not None
+        and speculative.parallel_drafting
+        and resolved_speculative_method(config) != "eagle3",
         "eagle3-pipeline-parallelism": pipeline
         and speculative is not None
         and speculative.method == "eagle3",
         "kv-connector": lacks_connector(config),
+        "speculative-kv-connector": has_active_connector(config)
+        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "stock-torch-compile": mode == "STOCK_TORCH_COMPILE",
         "dynamo-trace-once": mode == "DYNAMO_TRACE_ONCE",

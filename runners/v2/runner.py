@@ -16,7 +16,7 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.device.ready import Ready
 from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import DeviceSteps
-from dodona.runners.drafting.plan import NgramPlan
+from dodona.runners.drafting.kv_blocks import extended
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -30,7 +30,8 @@ from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits
 from dodona.runners.v2.drafting.ngram import NgramDrafter, WithDrafts
-from dodona.runners.v2.loading.loaded import Loaded, load, read_weights
+from dodona.runners.v2.loading.loaded import Loaded, load
+from dodona.runners.v2.loading.model import read_weights
 from dodona.runners.v2.models.registry import checkpoint_views
 from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.weights.life import WeightLife, WeightViews
@@ -90,15 +91,15 @@ class V2Runner(WeightLife):
         """
         self._loaded = load(self.config, self.model_info, self.limits)
         self._kv_connector = make_worker_connector(self.config)
-        plan = self._loaded.plan
-        if isinstance(plan, NgramPlan):
-            self._ngram = NgramDrafter(plan.prompts)
-        self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
+        if self._loaded.prompts is not None:
+            self._ngram = NgramDrafter(self._loaded.prompts)
+        self.num_speculative_tokens = self._loaded.num_speculative_tokens
         self._steps = DeviceSteps(
             self._loaded.model,
             self.limits,
             capture=not self.config.model_config.enforce_eager,
             num_speculative_tokens=self.num_speculative_tokens,
+            drafting=self._loaded.drafting,
         )
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -108,15 +109,23 @@ class V2Runner(WeightLife):
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         directory = weights_directory(self.config, self.model_info, path)
-        read_weights(self.loaded, directory, seed=self.config.model_config.seed)
+        read_weights(self.loaded.model, directory, seed=self.config.model_config.seed)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
-        """What a KV block holds over all layers."""
-        return self.loaded.spec.kv_cache_spec(self.limits.block_size)
+        """What a KV block holds over all layers, those of the draft among them."""
+        loaded = self.loaded
+        spec = loaded.spec.kv_cache_spec(self.limits.block_size)
+        if loaded.drafting is None:
+            return spec
+        return extended(spec, loaded.drafting.layers, loaded.num_speculative_tokens)
 
     def determine_available_memory(self) -> int:
-        """Bytes for KV blocks: see `DeviceSteps.determine_available_memory`."""
-        return self.steps.determine_available_memory(self.get_kv_cache_spec().bytes_per_block)
+        """Bytes for KV blocks, and for those of each row's own: see
+        `DeviceSteps.determine_available_memory`."""
+        spec = self.get_kv_cache_spec()
+        # Rows' own blocks are allocated while the rest is measured; the engine subtracts them, too.
+        own = self.limits.max_num_seqs * spec.state_bytes_per_row
+        return own + self.steps.determine_available_memory(spec.bytes_per_block)
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate KV blocks and what steps work in: see `DeviceSteps.initialize`."""

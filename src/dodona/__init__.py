@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dodona.runners.llm import LLM
     from dodona.runners.lora.request import LoRARequest
+    from dodona.runners.pooling.params import PoolingParams
     from dodona.runners.sampling.params import SamplingParams
     from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "LoRARequest", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = ["LLM", "LoRARequest", "PoolingParams", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 _HOMES = {
     "LLM": "dodona.runners.llm",
     "LoRARequest": "dodona.runners.lora.request",
+    "PoolingParams": "dodona.runners.pooling.params",
     "SamplingParams": "dodona.runners.sampling.params",
     "StructuredOutputsParams": "dodona.runners.sampling.structured_outputs",
 }

@@ -87,6 +87,7 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, object], int, list[Job]]:
         "enable_prefix_caching": draw(st.booleans()),
         "max_steps_in_flight": draw(st.integers(1, 3)),
         "num_speculative_tokens": draw(st.sampled_from([0, 1, 4])),
+        "num_micro_batches": draw(st.sampled_from([1, 1, 2, 3])),
         "windows": windows,
     }
     return sizes, max_model_len, draw(st.lists(jobs(max_model_len), min_size=1, max_size=8))
@@ -502,3 +503,30 @@ def test_no_user_request_reaches_the_runner_with_a_reserved_id() -> None:
     engine = SyncEngine()
     assert all(name.startswith(RESERVED_REQUEST_ID_PREFIX) for name in engine.runner.trace.request_ids)
     assert engine.runner.rows == {}, "warm-up leaves no row"
+
+
+@pytest.mark.parametrize("num_speculative_tokens", [0, 3])
+def test_micro_batches_are_of_different_requests(num_speculative_tokens: int) -> None:
+    """Two steps are under way, which share the requests; prompts' chunks follow each other at once."""
+    engine = SyncEngine(num_micro_batches=2, num_speculative_tokens=num_speculative_tokens, num_blocks=64)
+    long = make_request("long", [3] * 40, max_model_len=150, max_tokens=4, ignore_eos=True)
+    engine.scheduler.add(long)
+    for _ in range(2):
+        engine.step()
+    assert [step.output.num_tokens for step, _ in engine.in_flight] == [[16]]
+    engine.step()
+    assert long.num_computed_tokens == 40  # the last chunk is under way beside the second
+    rest = [
+        make_request(str(i), [i + 1] * 3, max_model_len=150, max_tokens=12, ignore_eos=True) for i in range(3)
+    ]
+    for request in rest:
+        engine.scheduler.add(request)
+    decodes = []
+    while engine.scheduler.num_unfinished:
+        engine.step()
+        sampling = [{r.request_id for r in step.sampling} for step, _ in engine.in_flight]
+        assert sum(map(len, sampling)) == len(set().union(*sampling))
+        decodes += [step.output.num_decodes for step, _ in engine.in_flight]
+    assert max(decodes) <= 2
+    for request in (long, *rest):
+        assert_solo(request, 150)

@@ -87,6 +87,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "tokenizer": ("t", "t"),
     "dtype": ("float16", "float16"),
     "runner": ("generate", "generate"),
+    "convert": ("none", "none"),
     "revision": ("main", "main"),
     "quantization": ("fp8", "fp8"),
     "generation_config": ("vllm", "vllm"),

@@ -259,6 +259,7 @@ def test_features_whose_fields_nothing_reads_are_refused(section: str, rule: str
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
 CHANGES: dict[str, Any] = {
     "model_config.runner": "pooling",
+    "model_config.convert": "embed",
     "model_config.quantization": "fp8",
     "model_config.dtype": "float16",
     "model_config.trust_remote_code": True,

@@ -93,6 +93,29 @@ def test_the_runner_type(configured: str, model: dict[str, Any] | None, expected
 
 
 @pytest.mark.parametrize(
+    ("architecture", "configured", "task", "has_model"),
+    [
+        ("LlamaForCausalLM", {}, None, None),
+        ("LlamaForCausalLM", {"runner": "pooling"}, "embed", True),
+        ("LlamaForCausalLM", {"convert": "embed"}, "embed", True),
+        ("LlamaForCausalLM", {"convert": "classify"}, "classify", True),
+        ("LlamaForCausalLM", {"convert": "none"}, None, None),
+        ("LlamaModel", {}, "embed", True),
+        ("LlamaForSequenceClassification", {}, "classify", True),
+        ("LlamaForSequenceClassification", {"convert": "embed"}, "embed", True),
+        ("LlamaForTokenClassification", {}, "token_classify", True),
+        ("LlamaForRewardModel", {}, "reward", False),
+        ("HF_ColBERT", {}, "late_interaction", False),
+        ("LlamaForSequenceClassification", {"runner": "generate"}, None, None),
+    ],
+)
+def test_the_pooling_task(architecture, configured, task, has_model) -> None:
+    model = {**LLAMA, "architectures": [architecture]}
+    assert of_model("pooling_task", model, **configured) == task
+    assert of_model("has_pooling_model", model, **configured) == has_model
+
+
+@pytest.mark.parametrize(
     ("configured", "model", "expected"),
     [
         (None, LLAMA, None),
@@ -243,15 +266,17 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
     assert {spec.minimum for spec in whole.values()} == {0, 1}
     sections = {name for name, spec in FACTS.items() if spec.section}
     assert sections == {
-        "lora_config", "speculative_config", "compilation_config", "kv_transfer_config",
+        "lora_config", "speculative_config", "compilation_config", "kv_transfer_config", "pooler_config",
     }  # fmt: skip
     fields_of_sections = {name for name in FACTS if name.split(".")[0] in sections}
     nullable = {name for name, spec in FACTS.items() if spec.nullable}
     assert fields_of_sections - nullable == {
-        "kv_transfer_config.is_active", "kv_transfer_config.has_connector_module",
+        "kv_transfer_config.is_active", "kv_transfer_config.has_connector_module", "pooler_config.is_unused",
     }  # fmt: skip
     assert nullable - fields_of_sections == {
         *(f"model_config.{name}" for name in SIZES),
+        "model_config.pooling_task",
+        "model_config.has_pooling_model",
         "model_config.quantization",
         "model_config.quantization_scheme",
         "model_config.num_queries_per_kv",

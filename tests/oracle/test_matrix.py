@@ -26,8 +26,11 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "generate": {"runner": "pooling"},
+    "draft-runner": {"runner": "draft"},
+    "pooling-combinations": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
+    "quantized-tensor-parallelism": {"tensor_parallel_size": 2},
     "executor-backend": {"distributed_executor_backend": "ray"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
     "tensor-parallelism": {"tensor_parallel_size": 2},
@@ -38,12 +41,22 @@ ASKED: dict[str, dict[str, Any]] = {
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
+    "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
+    "speculative-workers-combinations": {
+        "speculative_config": {"method": "ngram"},
+        "enable_lora": True,
+        "tensor_parallel_size": 2,
+    },
+    "speculative-workers": {
+        "speculative_config": {"method": "ngram"},
+        "distributed_executor_backend": "mp",
+    },
     "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
-    "speculative-decoding": {"speculative_config": {"method": "eagle3"}},
-    "parallel-drafting": {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
+    "speculative-decoding": {"speculative_config": {"method": "medusa"}},
+    "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
     "kv-connector-ranks": {
@@ -63,8 +76,10 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 """By rule, the flags that ask for its feature."""
 
+_ACT_ORDER = {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}}
 STORED: dict[str, dict[str, Any]] = {
-    "quantized-weights": {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
+    "quantized-weights": _ACT_ORDER,
+    "quantized-tensor-parallelism": _ACT_ORDER,
 }
 """By rule, what config.json says where the feature is the checkpoint's."""
 
@@ -102,7 +117,7 @@ def test_each_cell_is_what_select_says() -> None:
         raw = {"architectures": [architecture], "torch_dtype": "bfloat16", **more}
         for feature in matrix.features:
             rule = feature.rules[0] if feature.rules else None
-            flags = {} if rule is None or rule in STORED else ASKED[rule]
+            flags = ASKED.get(rule, {}) if rule is None or rule in STORED else ASKED[rule]
             info = ModelInfo.from_mapping({**raw, **STORED.get(rule or "", {})})
             verdict = verdict_for(EngineConfig.from_flat("m", **flags), info, assumed_gpu(), DODONA)
             cell = cells[architecture, feature.rules]
@@ -118,12 +133,14 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     of_configuration = {
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
-    # These also need a model: one with code of its own, with an inner state, or one that is not packed.
+    # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one
+    # that is not packed.
     of_models = {
-        "remote-code", "speculative-inner-state", "kv-connector-inner-states", "speculative-row-by-row",
+        "remote-code", "speculative-mtp", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",
+        "length-dependent-rope", "pooling-remote-code", "quantized-experts-workers",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

@@ -80,7 +80,7 @@ def test_every_configuration_gets_a_verdict_or_a_named_refusal(
     [
         ({"tensor_parallel_size": 2}, "v2", {"tensor-parallelism"}),
         ({"compilation_config": {"mode": 1}}, "v2", {"stock-torch-compile"}),
-        ({"speculative_config": {"method": "eagle3"}}, "v2", {"speculative-decoding"}),
+        ({"speculative_config": {"method": "medusa"}}, "v2", {"speculative-decoding"}),
         ({"speculative_config": {"method": "medusa"}}, "v1", {"speculative-method"}),
         (
             {"enable_lora": True, "kv_cache_dtype": "fp8", "block_size": 8},

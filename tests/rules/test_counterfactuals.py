@@ -393,7 +393,7 @@ def test_a_special_case_is_looked_at_by_itself() -> None:
         pipeline_parallel_size=2,
         speculative_config={"method": "eagle3"},
     )
-    assert texts(found) == [["parallel_config.pipeline_parallel_size 2 → 1", "speculative_config → unset"]]
+    assert texts(found) == [["parallel_config.pipeline_parallel_size 2 → 1"]]
     special = {
         case.rule: (case.broader, [list(map(str, least)) for least in case.sets])
         for case in found.special_cases

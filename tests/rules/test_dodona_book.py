@@ -62,11 +62,13 @@ def fired(values: dict[str, Any], *, without: frozenset[str] = frozenset()) -> s
 
 
 BESIDE: dict[str, dict[str, Any]] = {
-    "speculative-inner-state": {"speculative_config.method": "ngram", "model_config.model_type": "jamba"},
     "kv-connector-inner-states": {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
     },
+    "speculative-mtp-workers": {"model_config.model_type": "qwen3_next"},
+    "speculative-workers-combinations": {"speculative_config.method": "ngram"},
+    "speculative-workers": {"speculative_config.method": "ngram"},
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "kv-connector-lora": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
@@ -257,8 +259,8 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         LLAMA,
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
         {
-            "speculative-decoding",
             "pipeline-parallelism",
+            "speculative-workers",
             "eagle3-pipeline-parallelism",
         },
     ),
@@ -268,14 +270,17 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {
             "speculative-decoding",
             "speculative-method",
+            "speculative-mtp",
+            "speculative-mtp-workers",
             "pipeline-parallelism",
+            "speculative-workers",
             "eagle3-pipeline-parallelism",
         },
     ),
     "parallel drafting": (
         LLAMA,
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
-        {"speculative-decoding", "parallel-drafting", "parallel-drafting-method"},
+        {"parallel-drafting", "parallel-drafting-method"},
     ),
     "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, set()),
     "draft on two devices": (
@@ -286,7 +291,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "empty speculation": (
         QWEN,
         {"speculative_config": {}},
-        {"speculative-decoding", "speculative-method"},
+        {"speculative-decoding", "speculative-method", "speculative-mtp"},
     ),
     "empty LoRA": (QWEN, {"lora_config": {}}, {"lora"}),
     "stock compile by number": (QWEN, {"compilation_config": {"mode": 1}}, {"stock-torch-compile"}),
@@ -317,7 +322,14 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"architecture", "moe"},
     ),
     "CPU on a GPU machine": (QWEN, {"device_config": {"device": "cpu"}}, {"cuda"}),
-    "pooling": (QWEN, {"model_config": {"runner": "pooling"}}, {"generate", "pooling"}),
+    "pooling": (QWEN, {"model_config": {"runner": "pooling"}}, {"generate"}),
+    "embeddings by convert": (QWEN, {"model_config": {"convert": "embed"}}, {"generate"}),
+    "late interaction": (
+        {**QWEN, "architectures": ["ColBERTModel"]},
+        {},
+        {"architecture", "generate", "pooling"},
+    ),
+    "settings of pooling for a model that generates": (QWEN, {"pooler_config": {}}, {"pooler-config"}),
     "code of its own, not trusted": ({**LLAMA, "auto_map": {"AutoModel": "m.M"}}, {}, set()),
     "code of its own, trusted": (
         {**LLAMA, "auto_map": {"AutoModel": "m.M"}},

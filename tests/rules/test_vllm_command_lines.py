@@ -54,7 +54,17 @@ EAGER = {"mode": "NONE", "cudagraph_mode": "NONE"}
         ("--tensor-parallel 2", {"parallel_config": PARALLEL}),
         ("--tensor-parallel=2", {"parallel_config": PARALLEL}),
         ("--tensor_parallel_size 2", {"parallel_config": PARALLEL}),
-        ("-tp=2 -dcp 2 -dp 4 -ep", {"parallel_config": {**PARALLEL, "decode_context_parallel_size": 2}}),
+        (
+            "-tp=2 -dcp 2 -dp 4 -ep",
+            {
+                "parallel_config": {
+                    **PARALLEL,
+                    "decode_context_parallel_size": 2,
+                    "data_parallel_size": 4,
+                    "enable_expert_parallel": True,
+                }
+            },
+        ),
         ("--enforce", {"model_config": {"enforce_eager": True}}),
         ("--async", {"scheduler_config": {"async_scheduling": True}}),
         ("--no-async-sched", {"scheduler_config": {"async_scheduling": False}}),
@@ -74,7 +84,7 @@ EAGER = {"mode": "NONE", "cudagraph_mode": "NONE"}
         ),
         ("--hf-overrides '{\"a\": 1}'", {"model_config": {"hf_overrides": {"a": 1}}}),
         ("--hf-overrides.a.b=1", {"model_config": {"hf_overrides": {"a": {"b": 1}}}}),
-        ("--api-key secret --port 80 --max-model-len 8k --lora-modules a=b c=d", {}),
+        ("--api-key secret --port 80 --max-num-seqs 8 --lora-modules a=b c=d", {}),
     ],
 )
 def test_flags(flags: str, sections: dict[str, Any]) -> None:
@@ -160,7 +170,7 @@ def test_words_are_read_like_text(llama: str) -> None:
     ("flags", "unread"),
     [
         ("--tensor-parallel-size $TP", "--tensor-parallel-size: $TP is not known here"),
-        ("--convert embed", "--convert: what it does to the choice is not modelled"),
+        ("--config-format mistral", "--config-format: what it does to the choice is not modelled"),
         ('"$@"', "$@: more arguments, which are not known here"),
         ("$EXTRA_ARGS", "$EXTRA_ARGS: more arguments, which are not known here"),
         ("--made-up 3", "--made-up: no flag of vLLM 0.33.0 that is known here"),

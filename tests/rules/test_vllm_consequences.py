@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,17 @@ def test_machines_by_name(tmp_path: Path) -> None:
         assumed_machine([str(file)])
     with pytest.raises(ConfigError, match="no such machine; did you mean 'wsl2'"):
         assumed_machine(["wls2"])
+
+
+def test_what_this_machine_says(qwen3: str) -> None:
+    environ = {"VLLM_WSL2_ENABLE_PIN_MEMORY": "1", "VLLM_API_KEY": "secret", "HOME": "/"}
+    found = Environment.detect(environ, book=bundled_rulebook("vllm/0.33.0"))
+    assert found.variables == ("VLLM_API_KEY", "VLLM_WSL2_ENABLE_PIN_MEMORY")
+    assert found.wsl_pin_memory
+    assert found.wsl is ("microsoft" in " ".join(os.uname()).lower())
+    assert not Environment.detect({}, book=bundled_rulebook("vllm/0.33.0")).wsl_pin_memory
+    early = f"VLLM_USE_V2_MODEL_RUNNER=1 vllm serve {qwen3}"
+    assert [reason.rule for reason in _select("0.18.0", early, "wsl2").refusals] == ["uva"]
 
 
 def test_assume_on_the_command_line(qwen3: str) -> None:

@@ -194,20 +194,23 @@ def tiny_config(model_type: str, **overrides: Any) -> Any:
     return _tiny(CONFIG_MAPPING[model_type], {**SPECIAL.get(model_type, {}), **overrides})
 
 
-def make_model(config: Any) -> Any:
+def make_model(config: Any, auto_class: str = "AutoModelForCausalLM") -> Any:
     """A random model of a configuration, fp32, whose norms and biases are no ones and zeros."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    factory = getattr(transformers, auto_class)
     with torch.device("meta"):
-        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(p.numel() for p in factory.from_config(config).parameters())
     if size > MAX_PARAMETERS:
         raise ValueError(f"{size} parameters in its smallest configuration here")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = factory.from_config(config, attn_implementation="eager", dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 or "sinks" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
+    if getattr(model, "generation_config", None) is None:
+        return model.eval()
     # generate() must not stop early, and not force tokens that the model didn't choose.
     for name in ("eos_token_id", "forced_eos_token_id", "forced_bos_token_id"):
         setattr(model.generation_config, name, None)

@@ -123,6 +123,34 @@ def is_causal(model_type: str) -> bool:
     return model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in NOT_MADE
 
 
+POOLING_TASKS = {
+    "embed": "MODEL",
+    "classify": "MODEL_FOR_SEQUENCE_CLASSIFICATION",
+    "token_classify": "MODEL_FOR_TOKEN_CLASSIFICATION",
+}
+"""Pooling task → transformers' automatic class."""
+
+
+def pooling_tasks(model_type: str) -> list[str]:
+    """The tasks whose automatic class makes a model of the type, of types that are language models alone."""
+    from transformers.models.auto import modeling_auto
+
+    if not (is_masked(model_type) or is_causal(model_type)):
+        return []
+    return [
+        task
+        for task, name in POOLING_TASKS.items()
+        if model_type in getattr(modeling_auto, f"{name}_MAPPING_NAMES")
+    ]
+
+
+def is_masked(model_type: str) -> bool:
+    """Whether the automatic class for masked language models makes a model of the type."""
+    from transformers.models.auto import modeling_auto
+
+    return model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 _AFTER_PADDING = re.compile(
     r"nn.Embedding\(\s*config.max_position_embeddings, config.hidden_size, padding_idx=self.padding_idx"
 )
@@ -160,6 +188,8 @@ def entry(model_type: str) -> dict[str, Any]:
         "text": text_model_type(model_type),
         "rotary": "rope_parameters" in fields or hasattr(cls, "rope_parameters"),
         "causal": is_causal(model_type),
+        "masked": is_masked(model_type),
+        "pooling": pooling_tasks(model_type),
         "positions_after_padding": bool(_AFTER_PADDING.search(code)),
         "stateful": "_is_stateful = True" in code,
         "rope": rope if rope != PLAIN_ROPE else None,

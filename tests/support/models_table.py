@@ -53,19 +53,19 @@ def try_family(model_type: str) -> dict[str, str]:
         return {"outcome": "refused", "why": refused}
     with tempfile.TemporaryDirectory() as directory:
         try:
-            _save(model_type, Path(directory))
-            plain, expected = _answers(directory)
+            save(model_type, Path(directory))
+            plain, expected = answers(directory)
         except Exception as error:
-            return {"outcome": "untried", "why": _first_line(error)}
+            return {"outcome": "untried", "why": first_line(error)}
         try:
-            way, why, actual = _dodona(directory)
+            way, why, actual = dodona(directory)
         except Exception as error:
             from dodona.oracle.errors import UnsupportedConfiguration
 
             if isinstance(error, UnsupportedConfiguration):
                 rules = [] if error.verdict is None else [r.rule for r in error.verdict.refusals]
-                return {"outcome": "refused", "why": ", ".join(rules) or _first_line(error)}
-            return {"outcome": "wrong", "why": _first_line(error)}
+                return {"outcome": "refused", "why": ", ".join(rules) or first_line(error)}
+            return {"outcome": "wrong", "why": first_line(error)}
         from tests.support.equal_tokens import EqualTokens
 
         def logits(ids: Sequence[int]) -> Any:
@@ -73,12 +73,12 @@ def try_family(model_type: str) -> dict[str, str]:
                 return plain(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
 
         equal = EqualTokens(logits, max_ties=1)
-        failure = _difference(equal, expected, actual)
+        failure = difference(equal, expected, actual)
         if failure:
             # generate() numbers RoBERTa's positions from 0; the model's own forward pass does not.
             own = [_greedy(logits, prompt) for prompt in prompts()]
             if own != expected:
-                again = _difference(EqualTokens(logits, max_ties=1), own, actual)
+                again = difference(EqualTokens(logits, max_ties=1), own, actual)
                 if again is None:
                     return {
                         "outcome": way,
@@ -103,25 +103,25 @@ def _refused(model_type: str) -> str:
     return f"model-family: {why}" if why else ""
 
 
-def _save(model_type: str, directory: Path) -> None:
+def save(model_type: str, directory: Path, model: Any = None) -> None:
+    """Save a tiny model of the type, or this one, with the configuration that checkpoints of it have."""
     config = tiny_config(model_type)
-    model = make_model(config)
-    model.save_pretrained(directory)
-    file = directory / "config.json"
-    if model.config.model_type != model_type:
+    saved = make_model(config) if model is None else model
+    saved.save_pretrained(directory)
+    if saved.config.model_type != model_type:
         # A language model that is saved without the model around it; checkpoints have both.
-        whole = {**config.to_dict(), "architectures": [type(model).__name__]}
-        file.write_text(json.dumps(whole, default=str), encoding="utf-8")
+        whole = {**config.to_dict(), "architectures": [type(saved).__name__]}
+        (directory / "config.json").write_text(json.dumps(whole, default=str), encoding="utf-8")
 
 
-def _difference(equal: Any, expected: Sequence[Any], actual: Sequence[Any]) -> str | None:
+def difference(equal: Any, expected: Sequence[Any], actual: Sequence[Any]) -> str | None:
     """Where the tokens differ first; None where they are equal, but for a tie."""
     try:
         for prompt, tokens, found in zip(prompts(), expected, actual, strict=True):
             equal.compare(prompt, tokens, found)
         equal.check()
     except AssertionError as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -133,7 +133,7 @@ def _greedy(logits: Callable[[Sequence[int]], Any], prompt: Sequence[int]) -> li
     return found
 
 
-def _answers(directory: str) -> tuple[Any, list[list[int]]]:
+def answers(directory: str) -> tuple[Any, list[list[int]]]:
     """transformers' model and its greedy tokens."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -153,7 +153,7 @@ def _answers(directory: str) -> tuple[Any, list[list[int]]]:
     return model, answers
 
 
-def _dodona(directory: str) -> tuple[str, str, list[list[int]]]:
+def dodona(directory: str, **engine: Any) -> tuple[str, str, list[list[int]]]:
     """How V1 computed the model's steps, why not packed, and its greedy tokens."""
     from dodona import LLM, SamplingParams
     from dodona.runners.v1 import runner
@@ -168,7 +168,7 @@ def _dodona(directory: str) -> tuple[str, str, list[list[int]]]:
     # The process runs one model and ends, so nothing is put back.
     original, runner.choose = runner.choose, choose
     greedy = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    with LLM(directory, **ENGINE) as llm:
+    with LLM(directory, **ENGINE, **engine) as llm:
         outputs = llm.generate([{"prompt_token_ids": p} for p in prompts()], greedy, use_tqdm=False)
     failed = [output.error for output in outputs if output.error]
     if failed:
@@ -178,7 +178,7 @@ def _dodona(directory: str) -> tuple[str, str, list[list[int]]]:
     return way, chosen[0].why_not_packed or "", [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     named = text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
     return named.replace(str(Path(tempfile.gettempdir())), "")[:220]
@@ -187,21 +187,21 @@ def _first_line(error: BaseException) -> str:
 # --- One process for each type
 
 
-def _child(model_type: str, pipe: Any) -> None:
+def _child(attempt: Callable[[str], dict[str, Any]], model_type: str, pipe: Any) -> None:
     import torch
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
-    pipe.send(try_family(model_type))
+    pipe.send(attempt(model_type))
 
 
-def run_apart(model_type: str) -> dict[str, str]:
-    """`try_family` in a process of its own, which is ended after `SECONDS`."""
+def run_apart(model_type: str, attempt: Callable[[str], dict[str, Any]] = try_family) -> dict[str, Any]:
+    """`attempt` in a process of its own, which is ended after `SECONDS`."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(model_type, theirs))
+    process = context.Process(target=_child, args=(attempt, model_type, theirs))
     process.start()
     theirs.close()
     try:
@@ -235,7 +235,7 @@ def key(model_type: str) -> str:
     try:
         config = tiny_config(model_type).to_dict()
     except Exception as error:
-        config = {"fails": _first_line(error)}
+        config = {"fails": first_line(error)}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -314,7 +314,8 @@ compared with transformers' own `generate`. Each type runs in a process of its o
 
 V1 does not choose by this table. At load it measures each model (`runners.v1.choice.choose`): packed if its
 steps equal the plain model, else row by row if those steps do, else it refuses with the reason. A model
-whose RoPE changes with length (`longrope` beyond its original length) is computed row by row too.
+whose RoPE changes with length (`longrope` beyond its original length) is computed row by row too; with
+`dynamic` RoPE rows are packed, and each has the frequencies of its own length.
 
 | Model type | {versions} | Why not packed; remarks |
 | --- | {dashes} | --- |

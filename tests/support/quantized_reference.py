@@ -4,7 +4,8 @@ transformers' plain model with such layers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,26 +126,42 @@ def rounded_input(
     return torch.cat(parts, dim=-1)
 
 
+_MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def _module_name(stored: str) -> str:
+    """transformers' name of a tensor that Mixtral's checkpoints call otherwise."""
+    named = re.sub(r"\.w([123])\.", lambda m: f".{_MIXTRAL['w' + m[1]]}.", stored)
+    return named.replace(".block_sparse_moe.", ".mlp.")
+
+
 def plain_model(path: Path) -> Any:
-    """transformers' model of a quantized directory in fp32, with linear layers that do what is written out
-    above."""
+    """transformers' model of a quantized directory in fp32, with linear layers and experts that do what is
+    written out above."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = json.loads((path / "config.json").read_text())["quantization_config"]
-    stored = load_file(path / "model.safetensors")
+    raw = load_file(path / "model.safetensors")
+    stored = {_module_name(name): tensor for name, tensor in raw.items()}
     model_config = AutoConfig.from_pretrained(path)
     del model_config.quantization_config
     model: Any = AutoModelForCausalLM.from_config(
         model_config, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+
+    def layer(prefix: str) -> dict[str, torch.Tensor]:
+        return {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
+
     dense: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            continue
         if LINEAR.fullmatch(name):
             prefix = name.removesuffix("weight")
-            layer = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
-            dense[name] = dense_weight(config, layer)
+            tensors = layer(prefix)
+            dense[name] = dense_weight(config, tensors)
             module = model.get_submodule(prefix[:-1])
-            scale = layer.get("input_scale")
+            scale = tensors.get("input_scale")
             module.register_forward_pre_hook(
                 lambda module, args, scale=scale: (rounded_input(config, args[0], scale), *args[1:])
             )
@@ -152,4 +169,34 @@ def plain_model(path: Path) -> Any:
             dense[name] = stored[name].float()
         assert dense[name].shape == parameter.shape
     model.load_state_dict(dense, strict=False)
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            experts = [
+                {part: layer(f"{name}.{index}.{part}_proj.") for part in ("gate", "up", "down")}
+                for index in range(module.num_experts)
+            ]
+            module.forward = _experts(config, experts, module.act_fn)
     return model
+
+
+def _experts(
+    config: Mapping[str, Any], experts: Sequence[Mapping[str, Tensors]], activation: Any
+) -> Callable[..., torch.Tensor]:
+    """The forward pass of experts, token by token."""
+    weights = [{part: dense_weight(config, tensors) for part, tensors in e.items()} for e in experts]
+
+    def product(index: int, part: str, x: torch.Tensor) -> torch.Tensor:
+        scale = experts[index][part].get("input_scale")
+        return rounded_input(config, x, scale) @ weights[index][part].T
+
+    def forward(x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        results = []
+        for row, indices, parts in zip(x, chosen.tolist(), shares, strict=True):
+            total = torch.zeros_like(row)
+            for index, share in zip(indices, parts, strict=True):
+                inner = activation(product(index, "gate", row)) * product(index, "up", row)
+                total += share * product(index, "down", inner)
+            results.append(total)
+        return torch.stack(results)
+
+    return forward

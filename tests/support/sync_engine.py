@@ -29,6 +29,7 @@ class SyncEngine:
         max_steps_in_flight: int = 1,
         vocab_size: int = 97,
         num_speculative_tokens: int = 0,
+        num_micro_batches: int = 1,
         guess: Guess | None = None,
         windows: Sequence[int | None] = (None,),
         kv_connector: KVConnectorScheduler | None = None,
@@ -39,7 +40,7 @@ class SyncEngine:
                 "max_num_seqs": max_num_seqs,
                 "max_num_batched_tokens": max_num_batched_tokens,
             },
-            max_steps_in_flight=max_steps_in_flight,
+            max_steps_in_flight=max(max_steps_in_flight, num_micro_batches),
             vocab_size=vocab_size,
             num_speculative_tokens=num_speculative_tokens,
             guess=guess,
@@ -58,6 +59,7 @@ class SyncEngine:
             enable_chunked_prefill=enable_chunked_prefill,
             enable_prefix_caching=enable_prefix_caching,
             num_speculative_tokens=num_speculative_tokens,
+            num_micro_batches=num_micro_batches,
             window=spec.groups[0].window,
             window_groups=[
                 (group.window or 0, count) for group, count in zip(spec.window_groups, counts, strict=True)

@@ -115,6 +115,11 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "granite": ("granite", {"attention_multiplier": 0.2, "logits_scaling": 2.0}),
     "glm4": ("glm4", {"head_dim": 8}),
+    "glm4-moe": (
+        "glm4_moe",
+        {"head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1,
+         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    ),
     "smollm3": ("smollm3", {}),
     "starcoder2": ("starcoder2", {"sliding_window": SLIDING_WINDOW}),
     "stablelm": ("stablelm", {}),

@@ -184,6 +184,35 @@ def test_anchors_do_not_grow() -> None:
     assert parse_documents("\n".join(merges), where="x")
 
 
+def test_long_texts_are_read_in_one_pass() -> None:
+    many = 8_000
+    shells = [
+        "${a-" * many,
+        '"' + "\\\\$a" * many + '"',
+        "$(" * many,
+        "`" * many,
+        "a=1;" * many,
+        "'" * many,
+        "<<A\n" * many,
+    ]
+    for text in shells:
+        with contextlib.suppress(ConfigError):
+            assert _found("a.sh", f"docker run {'vllm' * 300}! x; {text}") == []
+    yamls = ["{{" * many, "a: {{ x " * many, "model: m\ndtype: " + "[" * 30 + "x" + "]" * 30]
+    bomb = [
+        "model: m",
+        "seed: &a0 [x, x, x]",
+        *(f"k{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 30)),
+    ]
+    for text in [
+        *yamls,
+        "\n".join(bomb),
+        "services:\n" + "".join(f" s{i}: &s {{image: vllm, x: *s}}\n" for i in range(3000)),
+    ]:
+        with contextlib.suppress(ConfigError):
+            _found("a.yaml", text)
+
+
 @pytest.mark.parametrize(
     "text",
     ["[" * 100_000, "a: &a [*a, vllm]", "a: !!python/object/apply:os.system [vllm]", "{" * 70, "? [a]\n: vllm", "\t vllm:", "a: *b", "<<: vllm"],
@@ -317,6 +346,13 @@ def test_the_command(tmp_path: Path) -> None:
     ):
         result = run(*words)
         assert (result.exit_code, message in result.stderr) == (2, True)
+
+
+def test_a_name_tells_no_sizes(tmp_path: Path) -> None:
+    (tmp_path / "a.sh").write_text("vllm serve meta-llama/Llama-3.1-8B -tp 3 --max-model-len 1m\n")
+    (finding,) = _examine(tmp_path).findings
+    assert finding.after.starts
+    assert any("not its sizes" in text for text in finding.assumed)
 
 
 def test_a_folder_of_a_model_is_read(tmp_path: Path) -> None:

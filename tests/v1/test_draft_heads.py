@@ -106,7 +106,7 @@ class DenseReference:
         self.model(input_ids=ids[:, :-1], use_cache=False)
         features = head.features(self.hidden.batched())
         positions = torch.arange(ids.shape[1] - 1)[None]
-        attend = DepthAttention(head.scaling)
+        attend = DepthAttention(head.scaling, positions)
         output = head(ids[:, 1:], features, positions, attend)
         found: list[int] = []
         for depth in range(1, count + 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import transformers
@@ -11,6 +13,7 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.errors import EngineSetupError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v1.drafting.drafting import NgramDrafting
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import self_check
 from dodona.runners.v1.state_slots import StateSlots, StateSpec
@@ -159,3 +162,66 @@ def test_the_self_check_notices_states_of_other_rows(monkeypatch):
     )
     with pytest.raises(UnsupportedConfiguration, match="the paged path differs"):
         self_check(model, max_model_len=MAX_LENGTH)
+
+
+class _Guesses:
+    """In place of a drafter: what follows in known texts, now and then with a wrong token in it."""
+
+    def __init__(self, texts, vocab_size):
+        self.texts, self.vocab_size, self.rng = texts, vocab_size, random.Random(3)
+
+    def propose(self, contexts):
+        found = {}
+        for context in contexts:
+            known = list(context.state.tokens(0, context.end + 1))
+            text = next((t for t in self.texts if t[: len(known)] == known), known)
+            drafts = text[len(known) : len(known) + self.rng.randint(0, 3)]
+            if drafts and self.rng.random() < 0.5:
+                drafts[self.rng.randrange(len(drafts))] = self.rng.randrange(self.vocab_size)
+            if context.wants_drafts:
+                found[context.row] = drafts
+        return found
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_states_go_on_from_the_last_accepted_draft(tiny_models, reference, family, monkeypatch):
+    if HYBRIDS[family][0] not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {HYBRIDS[family][0]}")
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    path, prompts = tiny_models.path(family), mixed_prompts()
+    plain = reference(path)
+    answers = [plain.generate(prompt, 9) for prompt in prompts]
+    guesses = _Guesses(
+        [[*p, *a] for p, a in zip(prompts, answers, strict=True)], plain.model.config.vocab_size
+    )
+    monkeypatch.setattr(NgramDrafting, "start", lambda *_: guesses)
+    blocks = {"num_gpu_blocks_override": 20, "max_model_len": 56, "max_num_batched_tokens": 17}
+    speculative = {"method": "ngram", "num_speculative_tokens": 3}
+    outputs, _, scheduler = _generate(path, prompts, speculative_config=speculative, **blocks)
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    for prompt, answer, output in zip(prompts, answers, outputs, strict=True):
+        equal.compare(prompt, answer, list(output.outputs[0].token_ids))
+    equal.check()
+    counts = scheduler.draft_stats
+    assert 5 < counts.num_accepted_tokens < counts.num_draft_tokens - 5
+
+
+@pytest.mark.parametrize("family", ["mamba2", "lfm2"])
+def test_a_draft_model_has_kv_blocks_where_its_target_has_states(tiny_models, reference, family, monkeypatch):
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    path, prompts = tiny_models.path(family), mixed_prompts()
+    plain = reference(path)
+    speculative = {
+        "method": "draft_model",
+        "model": str(tiny_models.path("llama")),
+        "num_speculative_tokens": 2,
+    }
+    outputs, _, scheduler = _generate(
+        path, prompts, speculative_config=speculative, num_gpu_blocks_override=20, max_model_len=56
+    )
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    for prompt, output in zip(prompts, outputs, strict=True):
+        equal.compare(prompt, plain.generate(prompt, 9), list(output.outputs[0].token_ids))
+    equal.check()
+    assert scheduler.block_size == 4
+    assert scheduler.draft_stats.num_draft_tokens > 10

@@ -33,7 +33,9 @@ def _tokens(runner, **settings):
 
 ASKS = {
     "quantization": {"quantization": "awq"},
-    "pooling": {"runner": "pooling"},
+    "draft-runner": {"runner": "draft"},
+    "pooling-combinations": {"runner": "pooling", "enable_lora": True, "max_model_len": 64},
+    "pooler-config": {"pooler_config": {}},
     "device-count": {"tensor_parallel_size": 65},
     "executor-backend": {"distributed_executor_backend": "ray"},
     "workers-combinations": {
@@ -64,6 +66,16 @@ ASKS = {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
     },
+    "speculative-mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
+    "speculative-mtp-workers": {
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+        "tensor_parallel_size": 2,
+    },
+    "speculative-workers-combinations": {
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
+        "tensor_parallel_size": 2,
+        "enable_lora": True,
+    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
@@ -88,7 +100,10 @@ def test_what_is_lacking_is_refused_before_anything_loads(tiny_models, monkeypat
         ("causal-lm", {"model_type": "clip_text_model"}),
         ("model-family", {"model_type": "xlnet"}),
         ("encoder-decoder", {"is_encoder_decoder": True}),
-        ("pooling", {"architectures": ["LlamaModel"]}),
+        ("pooling", {"architectures": ["HF_ColBERT"]}),
+        ("pooling", {"architectures": ["LlamaForRewardModel"]}),
+        ("pooling-model", {"architectures": ["T5EncoderModel"], "model_type": "my_own"}),
+        ("pooling-multimodal", {"architectures": ["LlamaModel"], "vision_config": {}}),
     ],
 )
 def test_what_config_json_asks_and_v1_lacks(tiny_models, feature, change):
@@ -114,6 +129,14 @@ def test_what_only_packed_rows_have(tiny_models, feature):
         assert check_supported(config, ModelInfo.from_mapping({**raw, **change}), CPU) == (feature,)
 
 
+def test_pooling_and_code_that_comes_with_the_model(tiny_models):
+    path = tiny_models.path("llama")
+    raw = {**json.loads((path / "config.json").read_text()), "auto_map": {"AutoModel": "m.M"}}
+    for trusted, lacking in ((False, ()), (True, ("pooling-remote-code",))):
+        config = EngineConfig.from_flat("m", device="cpu", runner="pooling", trust_remote_code=trusted)
+        assert check_supported(config, ModelInfo.from_mapping(raw), CPU) == lacking
+
+
 def test_a_gpu_that_is_not_there(tiny_models):
     path = tiny_models.path("llama")
     config, model = EngineConfig.from_flat(str(path), device="cuda"), ModelInfo.load(path)
@@ -123,10 +146,11 @@ def test_a_gpu_that_is_not_there(tiny_models):
 
 def test_everything_v1_lacks_is_checked(tiny_models):
     of_models = {
-        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope", "speculative-inner-state",
+        "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope",
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS,
+        "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
+        "pooling-multimodal", "pooling-remote-code", "quantized-experts-workers",
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 
@@ -145,7 +169,9 @@ def test_ropes_that_change_with_length(tiny_models):
     assert not outgrows_rope(within, dynamic)
     assert check_supported(within, dynamic, CPU) == ()
     assert outgrows_rope(beyond, dynamic)
-    assert check_supported(beyond, dynamic, CPU) == ("length-dependent-rope",)
+    assert check_supported(beyond, dynamic, CPU) == ()
+    shared = EngineConfig.from_flat("m", device="cpu", max_model_len=257, kv_offloading_size=1.0)
+    assert check_supported(shared, dynamic, CPU) == ("length-dependent-rope",)
 
 
 def test_kv_spec_and_block_bytes(tiny_models):

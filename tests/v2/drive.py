@@ -14,6 +14,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.device.graphs import FixedSizes, FixedStep
 from dodona.runners.device.step import StepRunner
+from dodona.runners.device.step_drafts import StepDrafts
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.limits import resolve_limits
@@ -54,14 +55,20 @@ class EagerGraphs:
         decodes: Sequence[int],
         prompts: Sequence[int],
         drafts: Sequence[int] = (),
+        step_drafts: StepDrafts | None = None,
     ) -> None:
         self.sizes = FixedSizes(decodes, prompts, drafts)
         self.replayed: list[FixedStep] = []
         self._steps = steps
+        self._drafts = step_drafts
 
     def replay(self, step: FixedStep) -> None:
         self.replayed.append(step)
         self._steps.run(step)
+
+    def replay_drafter(self, size: int) -> None:
+        assert self._drafts is not None
+        self._drafts.run(size)
 
 
 @dataclass

@@ -54,6 +54,8 @@ def lacking(raw, environment=GPU, **flat):
         {"kv_transfer_config": {}},
         NATIVE,
         {"speculative_config": {"method": "ngram"}},
+        {"speculative_config": {"method": "draft_model", "model": "m"}},
+        {"speculative_config": {"method": "eagle3", "model": "m", "parallel_drafting": True}},
     ],
 )
 def test_what_v2_has(raw, flat):
@@ -92,6 +94,7 @@ def test_assumptions_about_config_json(changes, feature):
     ("flat", "feature"),
     [
         ({"runner": "pooling"}, "generate"),
+        ({"pooler_config": {}}, "pooler-config"),
         ({"block_size": 48}, "block-size"),
         ({"quantization": "awq"}, "quantization"),
         ({"tensor_parallel_size": 2}, "tensor-parallelism"),
@@ -103,6 +106,10 @@ def test_assumptions_about_config_json(changes, feature):
         ({"enable_expert_parallel": True}, "expert-parallelism"),
         ({"speculative_config": {"method": "medusa"}}, "speculative-decoding"),
         ({"speculative_config": {"method": "ngram", "parallel_drafting": True}}, "parallel-drafting"),
+        (
+            {"speculative_config": {"method": "eagle", "model": "m"}, "kv_offloading_size": 1.0},
+            "speculative-kv-connector",
+        ),
         (
             {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
             "draft-tensor-parallelism",

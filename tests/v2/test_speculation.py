@@ -135,7 +135,10 @@ def test_grammars_of_an_engine() -> None:
         SamplingParams(temperature=0.7, seed=3, max_tokens=5, ignore_eos=True),
     ]
     prompts = ["1 + 7", "4 4 4 4 4"]
-    flat = {"dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128}
+    flat = {
+        "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 24, "max_model_len": 64,
+        "num_gpu_blocks_override": 10,
+    }  # fmt: skip
     with LLM(CHECKPOINTS / "qwen3", device="cpu", block_size=16, **flat) as v1:
         expected = v1.generate(prompts, params, use_tqdm=False)
     with make_llm(CHECKPOINTS / "qwen3", speculative_config=NGRAM, **flat) as llm:

@@ -17,9 +17,9 @@ from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
-from dodona.oracle.models.row_by_row import ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
+from dodona.oracle.models.row_by_row import POOLED_ALONE, ROW_BY_ROW, ROW_BY_ROW_WRAPPERS, UNPOOLED
 from dodona.oracle.systems.fact import Fact, registry
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -98,7 +98,59 @@ def resolved_runner_type(config: EngineConfig, model: ModelInfo | None) -> str |
     """generate, pooling or draft: as configured, else by the model; None where neither says."""
     if config.model_config.runner != "auto":
         return config.model_config.runner
+    if config.model_config.convert in ("embed", "classify"):
+        return "pooling"
     return None if model is None else model.default_runner
+
+
+_LATE_INTERACTION = ("ColBERT", "ColBert", "ColPali", "ColQwen", "ColModern", "ColLFM", "ColSmol")
+"""In names of architectures whose outputs for single tokens are compared with one another."""
+
+POOLING_TASKS = ("embed", "classify", "token_classify", "late_interaction", "reward", "other")
+SERVED_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
+"""Modules of Sentence Transformers that a pooling runner computes."""
+
+
+def pooling_task(config: EngineConfig, model: ModelInfo) -> str | None:
+    """What a pooling runner computes: one of `POOLING_TASKS`; None where the model is not for pooling.
+
+    The architecture's name decides, unless `convert` does. "reward" is a head that transformers has no class
+    for, "other" a module of Sentence Transformers beyond `SERVED_MODULES`.
+    """
+    if resolved_runner_type(config, model) != "pooling":
+        return None
+    names = model.architectures
+    if any(part in name for name in names for part in _LATE_INTERACTION):
+        return "late_interaction"
+    if not set(model.modules) <= set(SERVED_MODULES):
+        return "other"
+    if config.model_config.convert in ("embed", "classify"):
+        return config.model_config.convert
+    if any(name.endswith("ForTokenClassification") for name in names):
+        return "token_classify"
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return "classify"
+    return "reward" if any("Reward" in name for name in names) else "embed"
+
+
+def has_pooling_model(config: EngineConfig, model: ModelInfo) -> bool | None:
+    """Whether transformers has a class of text models of this type for the pooling task; None where the model
+    is not for pooling."""
+    task = pooling_task(config, model)
+    return None if task is None else task in model.pooling_tasks and model.model_type not in UNPOOLED
+
+
+def has_unused_pooler(config: EngineConfig, model: ModelInfo | None) -> bool | None:
+    """Whether `pooler_config` or `convert` is set for a model that is not for pooling; None: not known."""
+    if config.pooler_config is None and config.model_config.convert in ("auto", "none"):
+        return False
+    runner_type = resolved_runner_type(config, model)
+    return None if runner_type is None else runner_type != "pooling"
+
+
+def _unused_pooler(inputs: Inputs) -> FactValue:
+    found = has_unused_pooler(inputs.config, inputs.model)
+    return UNKNOWN if found is None else found
 
 
 def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
@@ -113,9 +165,12 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
 
 
 def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE."""
+    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE, whose
+    frequencies don't follow each row's length."""
+    if resolved_runner_type(config, model) == "pooling":
+        return model.model_type in POOLED_ALONE or outgrows_rope(config, model)
     listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
-    return listed or outgrows_rope(config, model)
+    return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
 
 
 def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
@@ -317,7 +372,33 @@ _MODEL_SPECS = (
         "model",
         derive=lambda i: resolved_runner_type(i.config, i.model) or UNKNOWN,
         domain=("generate", "pooling", "draft"),
-        reads=("model_config.runner",),
+        reads=("model_config.runner", "model_config.convert"),
+    ),
+    _field(
+        "model_config.convert",
+        "str",
+        "What a pooling runner is to make of the model, as configured.",
+        domain=("auto", "none", "embed", "classify"),
+    ),
+    OwnFact(
+        "model_config.pooling_task",
+        "str",
+        "What a pooling runner computes, by `convert`, modules.json and architectures; `reward` is a head of "
+        "its own, `other` an unknown module; null where the model is not for pooling.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else pooling_task(i.config, i.model),
+        domain=POOLING_TASKS,
+        nullable=True,
+        reads=("model_config.convert", "model_config.runner"),
+    ),
+    OwnFact(
+        "model_config.has_pooling_model",
+        "bool",
+        "transformers has a class of text models of this type for the pooling task; null without a task.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else has_pooling_model(i.config, i.model),
+        nullable=True,
+        reads=("model_config.convert", "model_config.runner"),
     ),
     OwnFact(
         "model_config.has_causal_lm",
@@ -329,9 +410,11 @@ _MODEL_SPECS = (
     OwnFact(
         "model_config.is_row_by_row",
         "bool",
-        "V1 can't pack the model's requests: by its type (docs/models.md), or because it outgrows its RoPE.",
+        "V1 can't compute the model's requests together: by its type (docs/models.md; for pooling "
+        "docs/pooling.md), or because it outgrows its RoPE, if that isn't `dynamic`.",
         "model",
         derive=lambda i: UNKNOWN if i.model is None else is_row_by_row(i.config, i.model),
+        reads=("model_config.convert", "model_config.runner"),
     ),
     OwnFact(
         "model_config.quantization",
@@ -351,6 +434,15 @@ _MODEL_SPECS = (
         derive=_scheme,
         nullable=True,
         domain=SCHEMES,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.has_unread_experts",
+        "bool",
+        "The model has experts that are quantized, or are to be, in a way in which V1 does not read those of "
+        "its type.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else has_unread_experts(i.config, i.model),
         reads=("model_config.quantization",),
     ),
     OwnFact(
@@ -598,6 +690,15 @@ _FEATURE_SPECS = (
         "Level of compilation; null where it isn't configured.",
         domain=COMPILATION_MODES,
         nullable=True,
+    ),
+    _section("pooler_config", "What becomes of a pooling model's output is configured."),
+    OwnFact(
+        "pooler_config.is_unused",
+        "bool",
+        "`pooler_config` or `convert` is set for a model that is not for pooling.",
+        "model",
+        derive=_unused_pooler,
+        reads=("model_config.convert", "model_config.runner"),
     ),
     _section("kv_transfer_config", "A KV transfer section is there, be it empty."),
     OwnFact(

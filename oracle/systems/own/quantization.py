@@ -6,6 +6,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import ONLINE_METHODS, QuantizationConfig, online_quantization
+from dodona.oracle.models.quantized_experts import MXFP4, reads_quantized_experts
 
 _SAME_METHOD = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
 """vLLM's names for kernels that serve another method's weights."""
@@ -38,6 +39,19 @@ def quantization_scheme(config: EngineConfig, model: ModelInfo) -> str | None:
     """The one of SCHEMES that describes the weights; None where they are not quantized."""
     found = quantization_of(config, model)
     return None if found is None else found.overall_scheme(model.num_hidden_layers or 0)
+
+
+def has_unread_experts(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether the model has experts that are quantized in a way in which V1 does not read its type's."""
+    found = quantization_of(config, model)
+    if found is None or not model.is_moe or found.unreadable is not None:
+        return False
+    if found.method == "mxfp4":
+        return model.model_type not in MXFP4
+    last = (model.num_hidden_layers or 1) - 1
+    if found.scheme_of(f"model.layers.{last}.mlp.experts.0.up_proj") is None:
+        return False
+    return not reads_quantized_experts(model.model_type, at_load=model.quantization is None)
 
 
 def check_quantization(config: EngineConfig, model: ModelInfo | None) -> None:

@@ -20,7 +20,9 @@ from dodona.oracle.errors import ConfigError, did_you_mean
 from dodona.oracle.printable import short
 from dodona.oracle.systems.vllm.flags import Flag, FlagTable, flag_table
 from dodona.oracle.systems.vllm.invocation import Invocation, invocation_of, invocations
+from dodona.oracle.systems.vllm.model_classes import registry_of
 from dodona.oracle.systems.vllm.shell import UNRESOLVED, simple_commands, unresolved_part
+from dodona.oracle.systems.vllm.startup_checks import refused_fields
 
 Kind = Literal["bool", "int", "float", "str", "list", "section"]
 
@@ -31,6 +33,10 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "hf_config_path": ("model_config.hf_config_path", "str"),
         "hf_overrides": ("model_config.hf_overrides", "section"),
         "runner": ("model_config.runner", "str"),
+        "max_model_len": ("model_config.max_model_len", "str"),
+        "trust_remote_code": ("model_config.trust_remote_code", "bool"),
+        "convert": ("model_config.convert", "str"),
+        "model_impl": ("model_config.model_impl", "str"),
         "quantization": ("model_config.quantization", "str"),
         "enforce_eager": ("model_config.enforce_eager", "bool"),
         "enable_return_routed_experts": ("model_config.enable_return_routed_experts", "bool"),
@@ -39,12 +45,17 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "logits_processors": ("model_config.logits_processors", "list"),
         "mm_encoder_only": ("model_config.multimodal_config.mm_encoder_only", "bool"),
         "kv_sharing_fast_prefill": ("cache_config.kv_sharing_fast_prefill", "bool"),
+        "enable_prefix_caching": ("cache_config.enable_prefix_caching", "bool"),
+        "enable_chunked_prefill": ("scheduler_config.enable_chunked_prefill", "bool"),
         "mamba_cache_mode": ("cache_config.mamba_cache_mode", "str"),
+        "data_parallel_size": ("parallel_config.data_parallel_size", "int"),
         "tensor_parallel_size": ("parallel_config.tensor_parallel_size", "int"),
         "pipeline_parallel_size": ("parallel_config.pipeline_parallel_size", "int"),
         "prefill_context_parallel_size": ("parallel_config.prefill_context_parallel_size", "int"),
         "decode_context_parallel_size": ("parallel_config.decode_context_parallel_size", "int"),
         "distributed_executor_backend": ("parallel_config.distributed_executor_backend", "str"),
+        "enable_expert_parallel": ("parallel_config.enable_expert_parallel", "bool"),
+        "all2all_backend": ("parallel_config.all2all_backend", "str"),
         "enable_dbo": ("parallel_config.enable_dbo", "bool"),
         "ubatch_size": ("parallel_config.ubatch_size", "int"),
         "enable_elastic_ep": ("parallel_config.enable_elastic_ep", "bool"),
@@ -74,15 +85,16 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
 )
 """Flat argument → where it belongs, and how its text is read."""
 
+MAX_WORDS: Final = 2000
+"""Most words of a command line."""
+
 COULD_DECIDE: Final = frozenset(
     {
         "aux_output_config",
         "config_format",
-        "convert",
         "diffusion_config",
         "enable_trace_replay",
         "model_class_overrides",
-        "model_impl",
         "quantization_config",
         "return_sampling_mask",
         "scheduler_cls",
@@ -115,11 +127,14 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
     table = flag_table(release)
     sections: dict[str, Any] = {}
     unread: list[str] = []
+    unrecognized: list[str] = []
     parts: dict[str, dict[str, Any]] = {}
     whole: dict[str, Any] = {}
     for name, given in arguments.items():
         head, *inner = name.split(".")
         head = head.replace("-", "_")
+        if release == table.release and head not in table.names:
+            unrecognized.append(_flag(head))
         if head not in ARGUMENTS:
             unread += _left_alone(head, table)
         elif isinstance(given, str) and UNRESOLVED.search(given):
@@ -137,6 +152,16 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         # as vLLM reads it: parts that are given one by one stand in place of a whole section
         if ARGUMENTS[head][1] != "section" or ARGUMENTS[head][0] not in parts:
             _take(sections, head, given)
+    if release is not None:
+        registry = registry_of(release)
+        unrecognized += refused_fields(sections, registry)
+        unrecognized += [
+            f"{_flag(head)} {short(given, 40)}"
+            for head, given in whole.items()
+            if isinstance(given, str) and given not in registry.choices.get(head, (given,))
+        ]
+    if unrecognized:
+        sections["arguments"] = {"unrecognized": ", ".join(sorted(unrecognized))}
     _apply_optimization_level(sections, arguments)
     return Arguments(sections, tuple(unread))
 
@@ -214,6 +239,8 @@ def from_invocation(invocation: Invocation, release: str | None = None) -> Argum
 
 def _flat_arguments(words: Sequence[str], table: FlagTable) -> tuple[dict[str, Any], list[str]]:
     """Arguments by flat name, with text as it is written; and words that stand for more arguments."""
+    if len(words) > MAX_WORDS:
+        raise ConfigError(f"the command has more than {MAX_WORDS} words")
     flat: dict[str, Any] = {}
     free: list[str] = []
     unread: list[str] = []

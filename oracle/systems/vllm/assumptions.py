@@ -15,11 +15,19 @@ from dodona.oracle.config.draft_method import current_method, method_by_name
 from dodona.oracle.config.sections import CompilationMode
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, evaluate
-from dodona.oracle.language.facts import UNKNOWN, FactValue, Unknown, show_value
+from dodona.oracle.language.facts import UNKNOWN, FactValue, show_value
 from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.models.known_models import known_architectures
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.readable import load_readable
 from dodona.oracle.systems.vllm.facts import default_of
+from dodona.oracle.systems.vllm.model_classes import Registry, registry_of
+from dodona.oracle.systems.vllm.model_facts import architectures_of, model_section
+from dodona.oracle.systems.vllm.startup_checks import (
+    code_refusal,
+    length_refusal,
+    quantization_refusal,
+    speculation_refusal,
+)
 
 _NO_DRAFT: Final = ("ngram", "ngram_gpu", "suffix", "custom_class")
 """Speculative methods without a draft model."""
@@ -31,12 +39,13 @@ _METHOD_BY_TYPE: Final = ("medusa", "mlp_speculator", "eagle", "dspark", "extrac
 def assumed_facts(facts: Facts, model: ModelInfo, book: RuleBook) -> dict[str, FactValue]:
     """Values for those of the facts that are unknown."""
     guesses: dict[str, FactValue] = {"speculative_config.method": "draft_model"}
-    if model.architectures:
-        guesses["model_config.architecture"] = model.architectures[0]
+    named = architectures_of(model)
+    if named:
+        guesses["model_config.architecture"] = named[0]
     return {
         fact: guesses[fact] if fact in guesses else default_of(fact, book.assume)
         for fact, value in facts.items()
-        if isinstance(value, Unknown)
+        if value is UNKNOWN
     }
 
 
@@ -46,7 +55,7 @@ def decisive_assumptions(facts: Facts, model: ModelInfo, book: RuleBook) -> tupl
     open_facts = {
         name
         for rule in book.rules
-        if evaluate(rule.fires_when, facts) is None
+        if not assumed.keys().isdisjoint(rule.reads) and evaluate(rule.fires_when, facts) is None
         for name in rule.reads
         if name in assumed
     }
@@ -55,24 +64,44 @@ def decisive_assumptions(facts: Facts, model: ModelInfo, book: RuleBook) -> tupl
     )
 
 
-def completed_sections(sections: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
-    """The sections with what config.json and vLLM's rules add, and UNKNOWN for what neither tells."""
+def completed_sections(
+    sections: Mapping[str, Any], model: ModelInfo, release: str | None = None
+) -> dict[str, Any]:
+    """The sections with what config.json and vLLM's rules add, and UNKNOWN for what neither tells.
+
+    release: whose model classes count; None: the newest one's.
+    """
     given = {name: sections.get(name) or {} for name in ALWAYS_CONFIGURED}
     completed = {name: value for name, value in sections.items() if value is not None}
-    completed["model_config"] = {**_model(given["model_config"], model), **given["model_config"]}
+    registry = registry_of(release)
+    told = model_section(given["model_config"], model, registry)
+    refused = {
+        "quantization_refusal": quantization_refusal(given["model_config"], model, registry),
+        "length_refusal": length_refusal(given["model_config"], model),
+        "code_refusal": code_refusal(given["model_config"], model, registry),
+    }
+    completed["model_config"] = {**told, **refused, **given["model_config"]}
     cache = dict(given["cache_config"])
-    if model.has_inner_state:
+    cache.setdefault("enable_prefix_caching", UNKNOWN)
+    if told["has_inner_state"]:
         cache.setdefault("mamba_cache_mode", UNKNOWN)
     completed["cache_config"] = cache
-    completed["parallel_config"] = given["parallel_config"]
+    parallel = dict(given["parallel_config"])
+    if parallel.get("distributed_executor_backend") is None:
+        parallel["distributed_executor_backend"] = _executor(parallel)
+    parallel.setdefault("all2all_backend", "allgather_reducescatter")
+    completed["parallel_config"] = parallel
     scheduler = dict(given["scheduler_config"])
     if scheduler.get("async_scheduling") is None:
         scheduler["async_scheduling"] = UNKNOWN
+    splits = told["runner_type"] == "generate" and not told["is_encoder_decoder"]
+    scheduler.setdefault("enable_chunked_prefill", True if splits else UNKNOWN)
     completed["scheduler_config"] = scheduler
     completed["compilation_config"] = _compilation(
         given["compilation_config"],
         eager=bool(given["model_config"].get("enforce_eager")),
-        split=given["parallel_config"].get("tensor_parallel_size") not in (None, 1),
+        split=parallel.get("tensor_parallel_size") or 1,
+        hidden_size=model.text.get("hidden_size"),
     )
     attention = dict(given["attention_config"])
     if (sections.get("kv_transfer_config") or {}).get("kv_connector") == "HiSparseConnector":
@@ -80,7 +109,7 @@ def completed_sections(sections: Mapping[str, Any], model: ModelInfo) -> dict[st
         attention.setdefault("hisparse_config", {})
     completed["attention_config"] = attention
     if sections.get("speculative_config") is not None:
-        completed["speculative_config"] = _speculative(sections["speculative_config"])
+        completed["speculative_config"] = _speculative(sections["speculative_config"], model, registry)
     return completed
 
 
@@ -95,30 +124,22 @@ ALWAYS_CONFIGURED: Final = (
 """Sections that vLLM always has."""
 
 
-def _model(given: Mapping[str, Any], model: ModelInfo) -> dict[str, Any]:
-    runner = given.get("runner")
-    return {
-        "architectures": list(model.architectures),
-        "architecture": model.architectures[0] if len(model.architectures) == 1 else UNKNOWN,
-        "runner_type": model.default_runner if runner in (None, "auto") else runner,
-        "is_moe": model.is_moe,
-        "is_quantized": bool(given.get("quantization") or model.quant_method),
-        "has_inner_state": model.has_inner_state,
-        "is_hybrid": model.has_inner_state and not model.is_attention_free,
-        "is_attention_free": model.is_attention_free,
-        "is_diffusion": False if any(map(_is_causal, model.architectures)) else UNKNOWN,
-        "is_encoder_decoder": model.is_encoder_decoder,
-        "is_multimodal_model": model.is_multimodal,
-        "use_mla": model.use_mla,
-    }
+_SEQUENCE_PARALLEL_WIDTH: Final = 8192
+"""Smallest hidden size for which vLLM keeps sequence parallelism that no threshold is given for."""
 
 
-def _is_causal(architecture: str) -> bool:
-    """Whether transformers has it as a causal language model, which no diffusion model is."""
-    return architecture.endswith("ForCausalLM") and architecture in known_architectures()
+def _executor(parallel: Mapping[str, Any]) -> FactValue:
+    """What starts the workers where nothing says so."""
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    sizes = [parallel.get(name) or 1 for name in names]
+    if parallel.get("prefill_context_parallel_size") not in (None, 1) or not all(
+        isinstance(size, int) for size in sizes
+    ):
+        return UNKNOWN
+    return "uni" if sizes == [1, 1, 1] else "mp"
 
 
-def _compilation(given: Mapping[str, Any], *, eager: bool, split: bool) -> dict[str, Any]:
+def _compilation(given: Mapping[str, Any], *, eager: bool, split: int, hidden_size: object) -> dict[str, Any]:
     completed = dict(given)
     mode = completed.get("mode")
     if isinstance(mode, (int, str)) and not isinstance(mode, bool):
@@ -126,14 +147,23 @@ def _compilation(given: Mapping[str, Any], *, eager: bool, split: bool) -> dict[
             completed["mode"] = CompilationMode.of(mode).name
         except ValueError as error:
             raise ConfigError(f"compilation_config.mode: {error}, got {mode!r}") from None
+    if eager:
+        # nothing is compiled, whatever else is asked for
+        completed["mode"] = "NONE"
+    elif mode is None:
+        completed["mode"] = "VLLM_COMPILE"
     graphs = completed.get("cudagraph_mode")
     if isinstance(graphs, str):
         completed["cudagraph_mode"] = graphs.upper()
     elif graphs is None:
         completed["cudagraph_mode"] = "NONE" if eager else UNKNOWN
     passes = _section(completed, "pass_config", "compilation_config")
-    if passes.get("enable_sp") is None and split:
-        passes["enable_sp"] = UNKNOWN
+    asked = bool(passes.get("enable_sp") or passes.get("fuse_gemm_comms"))
+    wide = passes.get("sp_min_token_num") is not None or (
+        isinstance(hidden_size, int) and hidden_size >= _SEQUENCE_PARALLEL_WIDTH
+    )
+    # vLLM switches it off before anything looks at it: on one device, and for small models
+    passes["enable_sp"] = asked and split != 1 and wide
     completed["pass_config"] = passes
     return completed
 
@@ -145,15 +175,19 @@ def _section(place: Mapping[str, Any], name: str, within: str) -> dict[str, Any]
     return dict(value or {})
 
 
-def _speculative(given: Mapping[str, Any]) -> dict[str, Any]:
+def _speculative(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> dict[str, Any]:
     completed = dict(given)
     name = given.get("model")
-    draft = ModelInfo.load(name) if isinstance(name, str) and os.path.isdir(name) else None
+    draft = load_readable(name) if isinstance(name, str) and os.path.isdir(name) else None
     method = given.get("method")
     if isinstance(method, str):
         completed["method"] = current_method(method)
     else:
         completed["method"] = _method(name, draft)
+    completed["refusal"] = speculation_refusal(given, completed["method"], model, draft, registry)
+    if completed["method"] in ("ngram", "ngram_gpu", "suffix"):
+        # the target stands in for it
+        completed.setdefault("draft_model_config", {"architectures": list(architectures_of(model))})
     if completed["method"] in _NO_DRAFT or "draft_model_config" in given:
         return completed
     layer_types = None if draft is None else draft.raw.get("layer_types")

@@ -10,9 +10,10 @@ from typing import Any, Final
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import SECTIONS
 from dodona.oracle.errors import ConfigError, did_you_mean
+from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.overrides import overridden
-from dodona.oracle.systems.system import load_model
+from dodona.oracle.models.readable import load_readable
 from dodona.oracle.systems.vllm.arguments import Arguments, from_command_line, from_flat
 from dodona.oracle.systems.vllm.facts import VLLM_FACTS
 
@@ -54,9 +55,9 @@ def model_of(sections: Mapping[str, Any]) -> ModelInfo:
         raise ConfigError("no model: name a model directory or a hub id")
     elsewhere = given.get("hf_config_path")
     if isinstance(elsewhere, str) and elsewhere:
-        found = load_model(elsewhere)
+        found = load_readable(locate_or_download(elsewhere))
     else:
-        found = load_model(name, given.get("revision"))
+        found = load_readable(locate_or_download(name, revision=given.get("revision")))
     return with_overrides(found, sections)
 
 

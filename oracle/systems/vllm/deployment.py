@@ -26,8 +26,18 @@ from dodona.oracle.systems.vllm.facts import VLLM_FACTS, default_of, derive_fact
 from dodona.oracle.systems.vllm.releases import release_of
 
 _FROM_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
-    "model_config.runner_type": ("model_config.runner",),
-    "model_config.is_quantized": ("model_config.quantization",),
+    "model_config.runner_type": ("model_config.runner", "model_config.convert"),
+    "model_config.runner_refusal": ("model_config.runner", "model_config.convert"),
+    "model_config.quantization_refusal": ("model_config.quantization",),
+    "model_config.length_refusal": ("model_config.max_model_len",),
+    "model_config.is_supported": ("model_config.model_impl",),
+    "parallel_config.divides_attention_heads": ("parallel_config.tensor_parallel_size",),
+    "parallel_config.fits_decode_context": (
+        "parallel_config.tensor_parallel_size",
+        "parallel_config.decode_context_parallel_size",
+    ),
+    "speculative_config.refusal": ("speculative_config",),
+    "compilation_config.mode": ("model_config.enforce_eager",),
     "compilation_config.cudagraph_mode": ("model_config.enforce_eager",),
     "compilation_config.pass_config.enable_sp": ("parallel_config.tensor_parallel_size",),
     "attention_config.hisparse_config": ("kv_transfer_config.kv_connector",),
@@ -106,7 +116,9 @@ class VllmDeployment(Deployment):
 
     def known_facts(self, changes: Iterable[Change] = ()) -> Facts:
         """All facts, after changes that don't clash; unknown ones are unknown. Raises ConfigError."""
-        sections = completed_sections(self.sections_after(changes), self.model)
+        sections = completed_sections(
+            self.sections_after(changes), self.model, release_of(self.book.rulebook)
+        )
         return derive_facts(sections, self.environment, self.book.assume)
 
     def with_assumptions(self, known: Facts) -> Facts:

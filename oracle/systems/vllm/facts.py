@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue, Source, Unknown
+from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue, Source
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.systems.fact import Fact, registry
 
@@ -114,14 +114,15 @@ def _field(
     def derive(inputs: Inputs) -> FactValue:
         value: Any = inputs.config
         for i, part in enumerate(parts):
-            if value is None or isinstance(value, Unknown):
+            if value is None or value is UNKNOWN:
                 return value
-            if not isinstance(value, Mapping):
+            # most are plain dicts, and asking for the abstract class takes far longer
+            if value.__class__ is not dict and not isinstance(value, Mapping):
                 raise ConfigError(f"{'.'.join(parts[:i])}: expected a section, got {value!r}")
             if i > 0 and i == len(parts) - 1 and part not in value:
                 return inputs.assume.get(name, default)
             value = value.get(part)
-        if value is None or isinstance(value, Unknown):
+        if value is None or value is UNKNOWN:
             return value
         try:
             return reader(value)
@@ -153,6 +154,13 @@ def _of_model(name: str, doc: str, default: FactValue = False) -> VllmFact:
     return _field(f"model_config.{name}", "bool", doc, default, source="model")
 
 
+def _refusal(name: str, what: str) -> VllmFact:
+    doc = (
+        f"Why vLLM's configuration refuses {what}, in its own words; null where nothing is known against it."
+    )
+    return _field(name, "str", doc, None, source="model")
+
+
 def _environment(name: str, type: FactType, doc: str, **more: Any) -> VllmFact:
     def derive(inputs: Inputs) -> FactValue:
         value: FactValue = getattr(inputs.environment, name)
@@ -177,6 +185,28 @@ _ENABLE_DBO = _field(
     "Dual batch overlap: two halves of a batch hide each other's waits.",
     False,
 )
+_HEADS = _field(
+    "model_config.total_num_attention_heads",
+    "int",
+    "Attention heads of a layer.",
+    None,
+    source="model",
+    minimum=0,
+)
+_KV_HEADS = _field(
+    "model_config.total_num_kv_heads", "int", "KV heads of a layer.", None, source="model", minimum=0
+)
+_USE_MLA = _of_model("use_mla", "Multi-head latent attention.")
+_TENSOR_PARALLEL = _field(
+    "parallel_config.tensor_parallel_size", "int", "Devices that split each layer.", 1, minimum=1
+)
+_DECODE_CONTEXT = _field(
+    "parallel_config.decode_context_parallel_size",
+    "int",
+    "Devices that split the KV of a sequence.",
+    1,
+    minimum=1,
+)
 _UBATCH_SIZE = _field("parallel_config.ubatch_size", "int", "Micro-batches of one step.", 0, minimum=0)
 
 
@@ -187,6 +217,25 @@ def _served_architecture(inputs: Inputs) -> FactValue:
         return given
     named = _ARCHITECTURES.derive(inputs)
     return named[0] if isinstance(named, tuple) and named else None
+
+
+def _divides_heads(inputs: Inputs) -> FactValue:
+    """null where either number isn't known."""
+    heads, split = _HEADS.derive(inputs), _TENSOR_PARALLEL.derive(inputs)
+    return heads % split == 0 if isinstance(heads, int) and isinstance(split, int) and split > 0 else None
+
+
+def _fits_decode_context(inputs: Inputs) -> FactValue:
+    """null where a number isn't known."""
+    heads, kv_heads = _HEADS.derive(inputs), _KV_HEADS.derive(inputs)
+    split, context = _TENSOR_PARALLEL.derive(inputs), _DECODE_CONTEXT.derive(inputs)
+    if _USE_MLA.derive(inputs) is True or context == 1:
+        return True
+    if not (isinstance(heads, int) and isinstance(kv_heads, int)):
+        return None
+    if not (isinstance(split, int) and isinstance(context, int) and kv_heads > 0):
+        return None
+    return split > kv_heads and context <= split // kv_heads and (heads // kv_heads) % context == 0
 
 
 def _use_ubatching(inputs: Inputs) -> FactValue:
@@ -222,7 +271,15 @@ _FACTS = (
     _of_model("is_diffusion", "The model generates by diffusion."),
     _of_model("is_encoder_decoder", "An encoder's output is attended to."),
     _of_model("is_multimodal_model", "The model takes images, sound or video too."),
-    _of_model("use_mla", "Multi-head latent attention."),
+    _USE_MLA,
+    _HEADS,
+    _KV_HEADS,
+    _of_model("is_supported", "The release has a class for the model.", True),
+    _refusal("model_config.quantization_refusal", "the quantization"),
+    _refusal("model_config.length_refusal", "the length of a sequence"),
+    _refusal("model_config.code_refusal", "a model that brings code of its own"),
+    _refusal("model_config.runner_refusal", "the runner or the conversion"),
+    _of_model("is_pp_supported", "The model's layers can be split among pipeline stages.", True),
     _field(
         "model_config.enable_return_routed_experts",
         "bool",
@@ -248,6 +305,7 @@ _FACTS = (
     _field(
         "model_config.multimodal_config.mm_encoder_only", "bool", "Only the multimodal encoder is run.", False
     ),
+    _field("cache_config.enable_prefix_caching", "bool", "Prompts' KV is kept for later requests.", None),
     _field("cache_config.kv_sharing_fast_prefill", "bool", "Layers that share KV skip prompt tokens.", False),
     _field(
         "cache_config.mamba_cache_mode",
@@ -256,20 +314,14 @@ _FACTS = (
         "none",
         domain=("none", "align", "all"),
     ),
-    _field("parallel_config.tensor_parallel_size", "int", "Devices that split each layer.", 1, minimum=1),
+    _TENSOR_PARALLEL,
     _field(
         "parallel_config.pipeline_parallel_size", "int", "Devices that take consecutive layers.", 1, minimum=1
     ),
     _field(
         "parallel_config.prefill_context_parallel_size", "int", "Devices that split a prompt.", 1, minimum=1
     ),
-    _field(
-        "parallel_config.decode_context_parallel_size",
-        "int",
-        "Devices that split the KV of a sequence.",
-        1,
-        minimum=1,
-    ),
+    _DECODE_CONTEXT,
     _field(
         "parallel_config.distributed_executor_backend",
         "str",
@@ -290,6 +342,7 @@ _FACTS = (
         "Sampling is split over devices by rows.",
         None,
     ),
+    _field("scheduler_config.enable_chunked_prefill", "bool", "Long prompts are split.", None),
     _field(
         "scheduler_config.async_scheduling",
         "bool",
@@ -316,7 +369,14 @@ _FACTS = (
         domain=CUDAGRAPH_MODES,
     ),
     _field("compilation_config.pass_config.enable_sp", "bool", "Sequence parallelism.", None),
+    _field(
+        "arguments.unrecognized",
+        "str",
+        "Arguments that the release's parser does not have; null: none.",
+        None,
+    ),
     _section("speculative_config", "Speculative decoding is configured."),
+    _refusal("speculative_config.refusal", "the speculation"),
     _field("speculative_config.method", "str", "How tokens are drafted.", None),
     _field(
         "speculative_config.parallel_drafting", "bool", "All tokens of a draft come from one pass.", False
@@ -351,6 +411,29 @@ _FACTS = (
         False,
         path="speculative_config.draft_model_config.hf_config.layer_types",
         read=_mixed_sliding,
+    ),
+    _field(
+        "parallel_config.all2all_backend", "str", "What moves tokens between the devices of experts.", None
+    ),
+    _field("parallel_config.enable_expert_parallel", "bool", "Devices take whole experts.", False),
+    VllmFact(
+        "parallel_config.divides_attention_heads",
+        "bool",
+        "The devices that split a layer divide its attention heads evenly.",
+        "model",
+        derive=_divides_heads,
+        nullable=True,
+        reads=("parallel_config.tensor_parallel_size",),
+    ),
+    VllmFact(
+        "parallel_config.fits_decode_context",
+        "bool",
+        "The devices that split a sequence's KV are as many as copies of the KV heads; always so with latent "
+        "attention.",
+        "model",
+        derive=_fits_decode_context,
+        nullable=True,
+        reads=("parallel_config.tensor_parallel_size", "parallel_config.decode_context_parallel_size"),
     ),
     VllmFact(
         "parallel_config.use_ubatching",

@@ -54,16 +54,20 @@ class FlagTable:
         if exact is not None or not option.startswith("--") or len(option) < 3:
             return exact
         option = option.replace("_", "-")
-        exact = self.options.get(option)
-        if exact is not None:
-            return exact
-        fits = [known for known in self.options if known.startswith(option)]
-        if len({(self.options[known].name, self.options[known].negates) for known in fits}) > 1:
-            raise ConfigError(
-                f"{option}: ambiguous in vLLM {self.release}: it could be {', '.join(sorted(fits)[:6])}; "
-                "write the flag out"
-            )
-        return self.options[fits[0]] if fits else None
+        return self.options.get(option) or _abbreviated(self.release, option)
+
+
+@functools.lru_cache(maxsize=1024)
+def _abbreviated(release: str, option: str) -> Flag | None:
+    """The one flag of a release that begins so; None where there is none. Raises ConfigError for several."""
+    options = flag_table(release).options
+    fits = [known for known in options if known.startswith(option)]
+    if len({(options[known].name, options[known].negates) for known in fits}) > 1:
+        raise ConfigError(
+            f"{option}: ambiguous in vLLM {release}: it could be {', '.join(sorted(fits)[:6])}; "
+            "write the flag out"
+        )
+    return options[fits[0]] if fits else None
 
 
 @functools.cache

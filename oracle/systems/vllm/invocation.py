@@ -83,6 +83,9 @@ _IMAGE = re.compile(
 _RELEASE = re.compile(r"v?(\d+\.\d+\.\d+)(?!\d)")
 _NAME = re.compile(r"[A-Za-z_]\w*\Z")
 
+MAX_IMAGE: Final = 512
+"""Most characters of an image's name."""
+
 MAX_NESTING: Final = 4
 """Shells inside shells that are looked into."""
 
@@ -105,6 +108,8 @@ class Invocation:
 
 def image_release(image: str) -> str | None:
     """The release that the tag of an image of vLLM names; None where it names none ("latest")."""
+    if len(image) > MAX_IMAGE:
+        return None
     tag = image.rpartition("@")[0] or image
     found = _RELEASE.match(tag.rpartition(":")[2]) if ":" in tag.rpartition("/")[2] else None
     return found[1] if found else None
@@ -112,7 +117,7 @@ def image_release(image: str) -> str | None:
 
 def is_vllm_image(image: str) -> bool:
     """Whether a container image's name is one of vLLM: some part of it is called vllm."""
-    return _IMAGE.match(image) is not None
+    return len(image) <= MAX_IMAGE and _IMAGE.match(image) is not None
 
 
 def invocations(text: str, environ: Mapping[str, str | None] | None = None) -> Iterator[Invocation]:

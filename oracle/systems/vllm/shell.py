@@ -8,6 +8,7 @@ it is written. Nothing is executed.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from dodona.oracle.errors import ConfigError
 MAX_TEXT: Final = 1 << 20
 """Most characters of a text, and of a word after its variables are replaced."""
 
+MAX_VARIABLES: Final = 2000
+"""Most variables that a text sets."""
+
 _OPERATORS: Final = (";;", "&&", "||", "|&", "&", ";", "|", "(", ")", "\n")
 _REDIRECTION = re.compile(r"\d*(<<<|<<-?|<&|>&|&>>|&>|>>|>\||<>|<|>)")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)\Z", re.DOTALL)
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-=?+])([^}]*))?\})")
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-=?+])([^}$]*))?\})")
 _KEYWORDS: Final = frozenset(
     [
         "if",
@@ -87,6 +91,8 @@ def simple_commands(text: str, environ: Mapping[str, str | None] | None = None) 
     exported: dict[str, str | None] = dict(environ or {})
     variables: dict[str, str | None] = dict(exported)
     for words in _split(list(_tokens(text))):
+        if len(variables) > MAX_VARIABLES or len(exported) > MAX_VARIABLES:
+            raise ConfigError(f"the text sets more than {MAX_VARIABLES} variables")
         before: dict[str, str | None] = {}
         expanded = [(_expand(word, variables), word) for word in words]
         while expanded and (found := _ASSIGNMENT.match(expanded[0][0])) and _is_assignment(expanded[0][1]):
@@ -272,13 +278,8 @@ def _read_word(text: str, i: int, line: int) -> tuple[_Word, int, int]:
 
 
 def _merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    found: list[tuple[str, bool]] = []
-    for part, live in parts:
-        if found and found[-1][1] == live:
-            found[-1] = (found[-1][0] + part, live)
-        else:
-            found.append((part, live))
-    return found
+    groups = itertools.groupby(parts, key=lambda part: part[1])
+    return [("".join(text for text, _ in group), live) for live, group in groups]
 
 
 def _double_quoted(text: str, i: int) -> tuple[list[tuple[str, bool]], int, int]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
+from dodona.runners.drafting.kv_blocks import extended
 from dodona.runners.interface import KVCacheSpec
 from dodona.runners.limits import Limits
+from dodona.runners.v1 import model_weights
 from dodona.runners.v1.drafting.drafter import DraftContext
-from dodona.runners.v1.drafting.pages import DraftPages, DraftPass, extended
+from dodona.runners.v1.drafting.pages import DraftPages, DraftPass
 from dodona.runners.v1.drafting.sequential import Draft, SequentialDrafter
 from dodona.runners.v1.memory import run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.step_layout import to_device
+from dodona.runners.weights.life import WeightViews
 
 
 class ModelDrafting:
@@ -46,6 +49,15 @@ class ModelDrafting:
         return ModelDrafter(
             self._model, pages, self.num_speculative_tokens, max_model_len=limits.max_model_len
         )
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The draft model's parameters and persistent buffers; tied ones by each name."""
+        state: dict[str, Tensor] = self._model.model.state_dict(keep_vars=True)
+        return state
+
+    def weight_views(self) -> WeightViews:
+        """See `model_weights.views`."""
+        return model_weights.views(self._model.model)
 
 
 class ModelDrafter(SequentialDrafter):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
+
+from torch import Tensor
 
 from dodona.runners.drafting.plan import NgramPlan
 from dodona.runners.interface import KVCacheSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v1.drafting.drafter import Drafter
 from dodona.runners.v1.drafting.ngram import NgramDrafter
+from dodona.runners.weights.life import WeightViews
 
 
 class Drafting(Protocol):
@@ -26,6 +30,12 @@ class Drafting(Protocol):
 
     def start(self, num_blocks: int, limits: Limits) -> Drafter:
         """A drafter with KV in `num_blocks` blocks of the target's ids."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its tensors by name; none that are the target's."""
+
+    def weight_views(self) -> WeightViews:
+        """Its weights by the names of its checkpoint."""
 
 
 class NgramDrafting:
@@ -45,3 +55,11 @@ class NgramDrafting:
     def start(self, num_blocks: int, limits: Limits) -> Drafter:
         """A drafter that reads rows' tokens."""
         return NgramDrafter(self._plan.prompts)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def weight_views(self) -> WeightViews:
+        """None."""
+        return WeightViews({}, {})

@@ -1,4 +1,4 @@
-"""Heads of the EAGLE family that draft: `HeadDrafting`.
+"""Heads of the EAGLE family, and MTP layers, that draft: `HeadDrafting`.
 
 The entry of a head at position p has the features of the target at p and the token at p + 1, so that each
 step of the target gives all entries of its tokens. KV of an entry lies in the slot of position p. In a block
@@ -8,7 +8,7 @@ what is drafted by a little, and nothing of what is accepted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,31 +16,37 @@ import torch
 from torch import Tensor
 
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.interface import KVCacheSpec, LayerKVSpec
+from dodona.runners.drafting.kv_blocks import extended
+from dodona.runners.interface import KVCacheSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v1.attention import ForwardState, forward_state, paged_attention
 from dodona.runners.v1.drafting.drafter import DraftContext
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
-from dodona.runners.v1.drafting.pages import DraftPages, DraftPass, extended
+from dodona.runners.v1.drafting.mtp_head import MtpHead
+from dodona.runners.v1.drafting.pages import DraftPages, DraftPass
 from dodona.runners.v1.drafting.sequential import Draft, SequentialDrafter, draw
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.patterns import CAUSAL
 from dodona.runners.v1.step_layout import StepLayout, to_device
+from dodona.runners.weights.life import WeightViews
 
 
 class HeadDrafting:
     """A head that is loaded, and what it sees of its target."""
 
     def __init__(
-        self, head: DraftHead, hidden: HiddenStates, num_speculative_tokens: int, *, kv_dtype: torch.dtype
+        self,
+        head: DraftHead | MtpHead,
+        hidden: HiddenStates,
+        num_speculative_tokens: int,
+        *,
+        kv_dtype: torch.dtype,
     ) -> None:
         self.num_speculative_tokens = num_speculative_tokens
         self._head = head
         self._hidden = hidden
         self._kv_dtype = kv_dtype
-        config = head.config
-        layer = LayerKVSpec(config.num_key_value_heads, config.head_dim, config.head_dim)
-        self._layers = (layer,) * head.head.num_layers
+        self._layers = head.kv_layers
 
     def extend_spec(self, spec: KVCacheSpec) -> KVCacheSpec:
         """With the head's layers."""
@@ -48,7 +54,7 @@ class HeadDrafting:
 
     def run_largest_step(self, limits: Limits) -> None:
         """Compute as many entries as a step may have tokens."""
-        longest, device = limits.max_model_len, self._head.targets.device
+        longest, device = limits.max_model_len, self._head.device
         whole, rest = divmod(limits.max_num_batched_tokens, longest)
         counts = ([longest] * whole + [rest] * (rest > 0))[: limits.max_num_seqs]
         tables = np.zeros((len(counts), -(-longest // limits.block_size)), dtype=np.int64)
@@ -69,12 +75,21 @@ class HeadDrafting:
             block_size=limits.block_size,
             num_speculative_tokens=self.num_speculative_tokens,
             dtype=self._kv_dtype,
-            device=self._head.targets.device,
+            device=self._head.device,
         )
-        kind = ParallelHeadDrafter if self._head.head.is_parallel else HeadDrafter
-        return kind(
-            self._head, self._hidden, pages, self.num_speculative_tokens, max_model_len=limits.max_model_len
-        )
+        settings = (self._hidden, pages, self.num_speculative_tokens)
+        head, most = self._head, limits.max_model_len
+        if isinstance(head, DraftHead) and head.head.is_parallel:
+            return ParallelHeadDrafter(head, *settings, max_model_len=most)
+        return HeadDrafter(head, *settings, max_model_len=most)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The head's tensors, by speculators' names, and the tokens that it drafts."""
+        return self._head.own_tensors()
+
+    def weight_views(self) -> WeightViews:
+        """The same without the drafted tokens, which are part of what the head is."""
+        return WeightViews({name: t for name, t in self.weights().items() if name != "targets"}, {})
 
 
 class HeadDrafter(SequentialDrafter):
@@ -82,7 +97,7 @@ class HeadDrafter(SequentialDrafter):
 
     def __init__(
         self,
-        head: DraftHead,
+        head: DraftHead | MtpHead,
         hidden: HiddenStates,
         pages: DraftPages,
         num_speculative_tokens: int,
@@ -124,6 +139,8 @@ class HeadDrafter(SequentialDrafter):
 class ParallelHeadDrafter(HeadDrafter):
     """All depths of a row in one pass: after its entries come those of the mask."""
 
+    _head: DraftHead
+
     def _draw_all(self, contexts: Sequence[DraftContext], drafts: Sequence[Draft]) -> None:
         head = self._head
         most = {draft.context.row: draft.most for draft in drafts}
@@ -155,16 +172,21 @@ class ParallelHeadDrafter(HeadDrafter):
 
 
 def run_head(
-    head: DraftHead, token_ids: Tensor, features: Tensor, layout: StepLayout, cache: PagedKVCache
+    head: DraftHead | MtpHead,
+    token_ids: Tensor,
+    features: Tensor,
+    layout: StepLayout,
+    cache: PagedKVCache,
 ) -> Tensor:
     """token_ids [T], features [T, size], packed as `layout` says -> the layers' output [T, size]."""
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        found: Any = paged_attention(head, query, key, value, None, scaling=head.scaling)
+        # All heads scale so; an MTP layer calls its attention itself.
+        found: Any = paged_attention(head, query, key, value, None, scaling=query.shape[-1] ** -0.5)
         attended: Tensor = found[0]
         return attended
 
-    patterns = (CAUSAL,) * head.head.num_layers
+    patterns = (CAUSAL,) * len(cache.keys)
     with forward_state(ForwardState(layout, cache, patterns)):
         output: Tensor = head(token_ids[None], features[None], layout.positions[None], attend)
     return output[0]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Mesh
+from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.load_head import load_head, random_head
-from dodona.runners.drafting.plan import DraftPlan, HeadPlan, NgramPlan
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, NgramPlan
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import loading
 from dodona.runners.v1.drafting.draft_model import ModelDrafting
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.head_drafter import HeadDrafting
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
+from dodona.runners.v1.drafting.mtp_head import MtpHead, load_mtp_head, random_mtp_head
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import self_check
 from dodona.runners.v1.served_model import ServedModel
@@ -35,31 +38,50 @@ def load_drafting(
         return NgramDrafting(plan) if mesh.samples else None
     if not isinstance(target, PackedModel):
         raise UnsupportedConfiguration.lacking("v1", "speculative-row-by-row")
-    dtype: torch.dtype = getattr(torch, limits.dtype)
-    random = config.load_config.load_format == "dummy"
     if isinstance(plan, HeadPlan):
         if mesh.tensor.rank:  # its hidden states are those of the first rank
             return None
         hidden = HiddenStates(target.model, plan.head.layer_ids, mesh)
         if not mesh.samples:
             return None
-        if random:
-            head = random_head(
-                plan.head, target.model, dtype=dtype, device=target.device, seed=config.model_config.seed
-            )
-        else:
-            head = load_head(plan.directory, plan.head, target.model, dtype=dtype, device=target.device)
+        head = load_head_of(plan, target.model, config, limits)
         return HeadDrafting(head, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
     if not mesh.samples:
         return None
-    model = loading.load_model(
+    if isinstance(plan, MtpPlan):
+        hidden = HiddenStates(target.model, ())
+        layer = load_mtp_of(plan, target.model, config, limits)
+        return HeadDrafting(layer, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
+    draft = PackedModel(load_model_of(plan, target.device, config, limits))
+    self_check(draft, max_model_len=limits.max_model_len)
+    return ModelDrafting(draft, plan.num_speculative_tokens)
+
+
+def load_head_of(plan: HeadPlan, target: nn.Module, config: EngineConfig, limits: Limits) -> DraftHead:
+    """The head, from its files or random, on the target's device."""
+    dtype: torch.dtype = getattr(torch, limits.dtype)
+    device = next(target.parameters()).device
+    if config.load_config.load_format == "dummy":
+        return random_head(plan.head, target, dtype=dtype, device=device, seed=config.model_config.seed)
+    return load_head(plan.directory, plan.head, target, dtype=dtype, device=device)
+
+
+def load_mtp_of(plan: MtpPlan, target: nn.Module, config: EngineConfig, limits: Limits) -> MtpHead:
+    """The MTP layer, from the target's files or random, on the target's device."""
+    dtype: torch.dtype = getattr(torch, limits.dtype)
+    if config.load_config.load_format == "dummy":
+        return random_mtp_head(target, dtype=dtype, seed=config.model_config.seed)
+    return load_mtp_head(plan.directory, target, dtype=dtype)
+
+
+def load_model_of(plan: ModelPlan, device: torch.device, config: EngineConfig, limits: Limits) -> nn.Module:
+    """The draft model, from its files or random."""
+    random = config.load_config.load_format == "dummy"
+    return loading.load_model(
         plan.directory,
         weights=None if random else plan.directory,
-        dtype=dtype,
-        device=target.device,
+        dtype=getattr(torch, limits.dtype),
+        device=device,
         seed=config.model_config.seed,
         trust_remote_code=False,
     )
-    draft = PackedModel(model)
-    self_check(draft, max_model_len=limits.max_model_len)
-    return ModelDrafting(draft, plan.num_speculative_tokens)

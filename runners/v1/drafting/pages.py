@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dodona.runners.interface import KVCacheSpec, LayerKVSpec
+from dodona.runners.drafting.kv_blocks import own_blocks
+from dodona.runners.interface import LayerKVSpec
 from dodona.runners.v1.drafting.drafter import DraftContext
 from dodona.runners.v1.kv_cache import PagedKVCache
 from dodona.runners.v1.step_layout import StepLayout
@@ -57,16 +57,3 @@ class DraftPages:
         return StepLayout(
             [p.num_entries for p in passes], [p.start for p in passes], tables, self._block_size, self._device
         )
-
-
-def own_blocks(num_speculative_tokens: int, block_size: int) -> int:
-    """Blocks of a row's own: drafts follow computed tokens, which its table has room for."""
-    return -(-(num_speculative_tokens + 1) // block_size)
-
-
-def extended(spec: KVCacheSpec, layers: tuple[LayerKVSpec, ...], num_speculative_tokens: int) -> KVCacheSpec:
-    """The target's spec with a draft's layers in its blocks, and the blocks of each row's own."""
-    elements = sum(s.num_kv_heads * (s.head_size_k + s.head_size_v) for s in layers)
-    alone = elements * spec.block_size * spec.dtype_bytes
-    own = own_blocks(num_speculative_tokens, spec.block_size) * alone
-    return replace(spec, layers=spec.layers + layers, state_bytes_per_row=spec.state_bytes_per_row + own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch.nn import functional
@@ -16,6 +16,7 @@ from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
+from dodona.runners.v2.models.hidden_states import LAST_HIDDEN_STATE, HiddenStates
 from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
 from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
@@ -23,10 +24,15 @@ from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
 
 
 class DenseModel:
-    """Weights and the computation over them. It holds no state of requests."""
+    """Weights and the computation over them. It holds no state of requests.
 
-    def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
+    `seen`: hidden states that are kept for a draft head; None for none.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: ModelWeights, *, seen: HiddenStates | None = None) -> None:
         device = weights.embedding.device
+        self._seen = seen
+        self._seen_layers: Container[int] = () if seen is None else seen.layers
         self.spec = spec
         self.weights = weights
         self._qk_norms = [_qk_norm(layer, spec.norm_eps) for layer in weights.layers]
@@ -108,10 +114,13 @@ class DenseModel:
         eps = self.spec.norm_eps
         if self._is_small_batch(inputs):
             residual = self._forward_small_batch(inputs, caches)
-            return rms_norm(x=residual, weight=self.weights.final_norm, eps=eps)
+            hidden = rms_norm(x=residual, weight=self.weights.final_norm, eps=eps)
+            self._keep(LAST_HIDDEN_STATE, hidden)
+            return hidden
         residual = self._embedded(inputs)
         attention = self._attention.plan(inputs)
         last = len(self.weights.layers) - 1
+        needs_all = last + 1 in self._seen_layers or LAST_HIDDEN_STATE in self._seen_layers
         update: torch.Tensor | None = None
         # Large intermediates are nested, not named: a name would keep their memory for longer.
         for i, (layer, norm, kv_cache) in enumerate(
@@ -121,8 +130,9 @@ class DenseModel:
                 hidden = rms_norm(x=residual, weight=layer.input_norm, eps=eps)
             else:
                 hidden = add_rms_norm(x=update, residual=residual, weight=layer.input_norm, eps=eps)
+            self._keep(i, residual)
             attended = attention.attend(qkv=project(hidden, layer.qkv), norm=norm, kv_cache=kv_cache)
-            if i == last and wanted is not None:
+            if i == last and wanted is not None and not needs_all:
                 attended = torch.index_select(attended, 0, wanted)
                 residual = torch.index_select(residual, 0, wanted)
             update = project(attended, layer.o)
@@ -130,7 +140,12 @@ class DenseModel:
             gated = silu_and_mul(gate_up=project(hidden, layer.gate_up))
             update = project(gated, layer.down)
         assert update is not None  # a model has layers
-        return add_rms_norm(x=update, residual=residual, weight=self.weights.final_norm, eps=eps)
+        hidden = add_rms_norm(x=update, residual=residual, weight=self.weights.final_norm, eps=eps)
+        if needs_all:
+            self._keep(last + 1, residual)
+            self._keep(LAST_HIDDEN_STATE, hidden)
+            return hidden if wanted is None else torch.index_select(hidden, 0, wanted)
+        return hidden
 
     def logits(self, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """[n, vocab] in the model's dtype for hidden states [n, hidden]; written into `out` where given."""
@@ -142,7 +157,8 @@ class DenseModel:
         self, inputs: ForwardInputs, caches: Sequence[torch.Tensor], *, out: torch.Tensor
     ) -> torch.Tensor:
         """`forward` and `logits` of a step of decodes alone: `out`, [tokens, vocab]."""
-        if inputs.num_tokens == 1 and self._is_small_batch(inputs):
+        fuses_norm = LAST_HIDDEN_STATE not in self._seen_layers
+        if inputs.num_tokens == 1 and fuses_norm and self._is_small_batch(inputs):
             return single_token_linear(
                 x=self._forward_small_batch(inputs, caches),
                 weight=self.weights.lm_head,
@@ -151,6 +167,10 @@ class DenseModel:
                 out=out,
             )
         return self.logits(self.forward(inputs, caches), out=out)
+
+    def _keep(self, layer: int, states: torch.Tensor) -> None:
+        if self._seen is not None and layer in self._seen_layers:
+            self._seen.keep(layer, states)
 
     def _embedded(self, inputs: ForwardInputs) -> torch.Tensor:
         if inputs.embedded is not None:
@@ -169,7 +189,10 @@ class DenseModel:
         linear = project_small_batch
         residual = self._embedded(inputs)
         attention = self._attention.plan_small_batch(inputs, leave_parts=self._is_dense)
-        for layer, norm, kv_cache in zip(self.weights.layers, self._qk_norms, caches, strict=True):
+        for i, (layer, norm, kv_cache) in enumerate(
+            zip(self.weights.layers, self._qk_norms, caches, strict=True)
+        ):
+            self._keep(i, residual)
             qkv = linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
             attended = attention.attend(qkv=qkv, norm=norm, kv_cache=kv_cache)
             if isinstance(attended, AttentionParts):
@@ -181,6 +204,7 @@ class DenseModel:
                 x=residual, weight=layer.gate_up, norm_weight=layer.post_norm, eps=eps, silu_mul=True
             )
             residual = linear(x=gated, weight=layer.down, residual=residual)
+        self._keep(len(self.weights.layers), residual)
         return residual
 
 

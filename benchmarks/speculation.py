@@ -1,0 +1,216 @@
+"""What drafts cost and bring on V2, against decoding without them, in one run.
+
+    python -m benchmarks.speculation --model qwen3-8b --forced-acceptance 0 2.5 --output speculation.json
+
+Weights are random, so nothing that a draft says would be accepted. `--forced-acceptance N` makes each step
+accept N drafts of each row, whatever the model says (with a fraction: sometimes one more). Outputs mean
+nothing then; time does. It is a switch of this program alone, and the report says so. N = 0 gives what drafts
+cost.
+
+The draft is an EAGLE3 head of one layer in the shape of the model, with a vocabulary of 32,000, or with
+`--method ngram` a lookup in prompts that repeat themselves. Each engine runs every batch size; they come in
+turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import describe
+from benchmarks.models import model_directory, read_config
+
+DRAFT_VOCABULARY = 32_000
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="qwen3-8b", help="a name of benchmarks.models, or a directory")
+    parser.add_argument("--method", choices=("eagle3", "ngram"), default="eagle3")
+    parser.add_argument("--num-speculative-tokens", type=int, default=4)
+    parser.add_argument(
+        "--forced-acceptance", type=float, nargs="*", default=[0.0, 2.5],
+        help="drafts that each step accepts, by force: benchmark only; none given: what the model accepts",
+    )  # fmt: skip
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=512)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args(argv)
+    most = arguments.num_speculative_tokens
+    if any(not 0 <= n <= most for n in arguments.forced_acceptance):
+        parser.error(f"--forced-acceptance: expected numbers from 0 to --num-speculative-tokens, {most}")
+    raw = read_config(arguments.model)
+    with model_directory(arguments.model) as directory, _head_directory(raw) as head:
+        speculative = {"method": "ngram", "num_speculative_tokens": most}
+        if arguments.method == "eagle3":
+            speculative = {"method": "eagle3", "model": str(head), "num_speculative_tokens": most}
+        plain = _measure(directory, raw, arguments, None, None)
+        found = [
+            _measure(directory, raw, arguments, speculative, forced)
+            for forced in arguments.forced_acceptance or [None]
+        ]
+    report = {
+        "environment": describe(),
+        "arguments": {**vars(arguments), "output": str(arguments.output)},
+        "plain": plain,
+        "speculative": [{**one, "against_plain": _ratios(one, plain)} for one in found],
+    }
+    text = json.dumps(report, indent=1)
+    if arguments.output is not None:
+        arguments.output.write_text(text + "\n")
+    print(text)
+    return report
+
+
+@contextmanager
+def forced_acceptance(accepted: float) -> Iterator[None]:
+    """Engines that start inside let each step accept so many drafts of each row, if there are as many,
+    whatever the model says. For benchmarks only: outputs are wrong."""
+    import torch
+
+    from dodona.runners.device.sampling.sampler import DeviceSampler
+
+    count_kept = DeviceSampler.count_kept
+    whole, percent = int(accepted), int(100 * (accepted % 1))
+
+    def force(
+        self: DeviceSampler, token_ids: Any, idx_mapping: Any, positions: Any, drafts: Any
+    ) -> torch.Tensor:
+        rows = idx_mapping.clamp(min=0)  # padding
+        history = self._rows.token_ids
+        draft = history[rows, positions.clamp(max=history.shape[1] - 1)]
+        one_more = (positions - drafts.offsets) * 37 % 100 < percent
+        other = (draft + 1) % self._rows.vocab_size
+        token_ids.copy_(torch.where(drafts.offsets < whole + one_more.int(), draft, other))
+        return count_kept(self, token_ids, idx_mapping, positions, drafts)
+
+    DeviceSampler.count_kept = force  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DeviceSampler.count_kept = count_kept  # type: ignore[method-assign]
+
+
+@contextmanager
+def _head_directory(target: dict[str, Any]) -> Iterator[Path]:
+    """An EAGLE3 head in the shape of the model, by its config.json alone."""
+    layers = int(target["num_hidden_layers"])
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+             "vocab_size", "rms_norm_eps", "rope_theta", "hidden_act", "max_position_embeddings")  # fmt: skip
+    config = {
+        **{name: target[name] for name in names if name in target},
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "draft_vocab_size": min(DRAFT_VOCABULARY, int(target["vocab_size"])),
+        "eagle_aux_hidden_state_layer_ids": sorted({min(2, layers), layers // 2, max(layers - 3, 0)}),
+    }
+    with tempfile.TemporaryDirectory(prefix="benchmark-head-") as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        yield Path(directory)
+
+
+def _measure(
+    directory: Path,
+    raw: dict[str, Any],
+    arguments: argparse.Namespace,
+    speculative: dict[str, Any] | None,
+    forced: float | None,
+) -> dict[str, Any]:
+    """Seconds and tokens/s of one engine, by batch size."""
+    if forced is not None:
+        with forced_acceptance(forced):
+            return _measure(directory, raw, arguments, speculative, None) | {
+                "forced_acceptance": forced,
+                "note": "acceptance was forced, and outputs mean nothing",
+            }
+    from dodona.runners.sampling.params import SamplingParams
+
+    params = SamplingParams(
+        temperature=0.0, max_tokens=arguments.output_tokens, ignore_eos=True, detokenize=False
+    )
+    result: dict[str, Any] = {"speculative_config": speculative, "batches": {}}
+    with _llm(directory, arguments, speculative) as llm:
+        for batch in arguments.batch_sizes:
+            prompts = [_prompt(arguments, raw, seed) for seed in range(batch)]
+            seconds, steps = [], []
+            for repetition in range(arguments.repetitions + 1):
+                before = llm.draft_stats()
+                begin = time.perf_counter()
+                outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+                elapsed = time.perf_counter() - begin
+                after = llm.draft_stats()
+                if repetition:  # the first one warms up
+                    seconds.append(elapsed)
+                    accepted = after.num_accepted_tokens - before.num_accepted_tokens
+                    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+                    steps.append((tokens - accepted) / batch)
+            taken = statistics.median(seconds)
+            result["batches"][batch] = {
+                "seconds": taken,
+                "output_tokens_per_second": batch * arguments.output_tokens / taken,
+                "steps": statistics.median(steps),
+                "seconds_per_step": taken / statistics.median(steps),
+            }
+        if speculative is not None:
+            result["mean_acceptance_length"] = llm.draft_stats().mean_acceptance_length
+    return result
+
+
+def _ratios(found: dict[str, Any], plain: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """By batch size, tokens/s and the time of a step in multiples of the plain ones."""
+    return {
+        batch: {
+            name: one[name] / plain["batches"][batch][name]
+            for name in ("output_tokens_per_second", "seconds_per_step")
+        }
+        for batch, one in found["batches"].items()
+    }
+
+
+def _prompt(arguments: argparse.Namespace, raw: dict[str, Any], seed: int) -> list[int]:
+    rng, vocab_size = random.Random(seed), int(raw["vocab_size"])
+    length = 8 if arguments.method == "ngram" else arguments.prompt_tokens
+    phrase = [rng.randrange(2, vocab_size) for _ in range(length)]
+    return (phrase * -(-arguments.prompt_tokens // length))[: arguments.prompt_tokens]
+
+
+def _llm(directory: Path, arguments: argparse.Namespace, speculative: dict[str, Any] | None) -> Any:
+    import torch
+
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.machine.environment import Environment, assumed_gpu
+    from dodona.oracle.select import select_runner
+    from dodona.runners.llm import LLM
+
+    config = EngineConfig.from_flat(
+        str(directory),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype=arguments.dtype,
+        enable_prefix_caching=False,
+        max_num_seqs=max(arguments.batch_sizes),
+        max_model_len=arguments.prompt_tokens + arguments.output_tokens + 1,
+        speculative_config=speculative,
+    )
+    # Without a GPU, Triton's interpreter runs the kernels: to try this program.
+    machine = Environment.detect() if torch.cuda.is_available() else assumed_gpu()
+    verdict = select_runner(config, environment=machine)
+    if verdict.runner != "v2":
+        raise RuntimeError(f"expected runner v2, and the verdict is {verdict.runner}: {verdict.explain()}")
+    return LLM.from_verdict(verdict)
+
+
+if __name__ == "__main__":
+    main()

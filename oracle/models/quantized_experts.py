@@ -1,0 +1,69 @@
+"""Types of mixture-of-experts models whose experts runner V1 reads quantized.
+
+tests/data/models/quantized-experts-VERSION.json has what a run of every type says; a test holds these lists
+to it.
+"""
+
+from __future__ import annotations
+
+STORED: tuple[str, ...] = (
+    "afmoe",
+    "axk1",
+    "axk2",
+    "cohere2_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "deepseek_v4",
+    "dots1",
+    "dots3_note_text",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "flex_olmo",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "hunyuan_v1_moe",
+    "hy_v3",
+    "jamba",
+    "kimi_linear",
+    "mixtral",
+    "qwen3_moe",
+)
+"""Types whose checkpoints store each expert's weights by themselves, and whose quantized ones are read."""
+
+AT_LOAD: tuple[str, ...] = (
+    "afmoe",
+    "axk1",
+    "bailing_hybrid",
+    "cohere2_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "flex_olmo",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "granitemoe",
+    "granitemoe_swa",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "hunyuan_v1_moe",
+    "hy_v3",
+    "inkling2_text",
+    "inkling_text",
+    "kimi_linear",
+    "mixtral",
+    "qwen3_moe",
+)
+"""Types whose experts `--quantization` quantizes while they are read."""
+
+MXFP4: tuple[str, ...] = ("gpt_oss",)
+"""Types whose experts are read as MXFP4 numbers."""
+
+
+def reads_quantized_experts(model_type: str, *, at_load: bool) -> bool:
+    """Whether V1 computes with quantized experts of the type. at_load: they are quantized while they are
+    read, and not in the checkpoint."""
+    return model_type in (AT_LOAD if at_load else STORED)

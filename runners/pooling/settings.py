@@ -1,0 +1,123 @@
+"""How a pooling model is served: its task, and what becomes of the model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.sentence_transformers import DenseModule, read_sentence_transformers
+from dodona.oracle.systems.own.facts import pooling_task
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+
+Activation = Literal["softmax", "sigmoid", "identity"]
+
+_CROSS_ENCODER_ACTIVATIONS: Mapping[str, Activation] = {
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Softmax": "softmax",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingSettings:
+    """Everything is resolved: configuration first, then the model's files, then what the field expects."""
+
+    task: str
+    """"embed", "classify" or "token_classify"."""
+    pooling_types: tuple[str, ...]
+    """How an embedding is made of hidden states; several are concatenated."""
+    dense: tuple[DenseModule, ...]
+    dimensions: int | None
+    matryoshka_dimensions: tuple[int, ...] | None
+    """What a request may ask for: these, any number (empty), or nothing (None)."""
+    labels: tuple[str, ...]
+    """Names of a classifier's classes, in the order of its logits."""
+    activation: Activation
+    """What makes probabilities of logits."""
+    use_activation: bool
+    """Whether embeddings are normalized, or the activation is applied, unless a request says otherwise."""
+    max_seq_length: int | None
+    """Most tokens of a prompt, as Sentence Transformers has it."""
+    do_lower_case: bool
+
+
+def pooling_settings(config: EngineConfig, model: ModelInfo) -> PoolingSettings:
+    """The settings of a configuration for its model. Raises ConfigError for files that contradict."""
+    task = pooling_task(config, model)
+    if task is None:
+        raise ConfigError(f"{model.file}: the model is not served for pooling")
+    asked, labels = config.pooler_config, _labels(model)
+    files = read_sentence_transformers(Path(model.file).parent) if task == "embed" else None
+    types = files.pooling_types if files else ()
+    if asked is not None and asked.pooling_type is not None:
+        types = (asked.pooling_type,)
+    if not types:
+        is_encoder = model.is_masked_lm and model.raw.get("is_decoder") is not True
+        types = ("CLS" if is_encoder else "LAST",)
+    use_activation = asked.use_activation if asked is not None else None
+    if use_activation is None:
+        use_activation = files is None or files.normalize
+    return PoolingSettings(
+        task=task,
+        pooling_types=types,
+        dense=files.dense if files else (),
+        dimensions=None if asked is None else asked.dimensions,
+        matryoshka_dimensions=_matryoshka(model),
+        labels=labels if task != "embed" else (),
+        activation=_activation(model, len(labels)),
+        use_activation=use_activation,
+        max_seq_length=files.max_seq_length if files else None,
+        do_lower_case=files is not None and files.do_lower_case,
+    )
+
+
+def _labels(model: ModelInfo) -> tuple[str, ...]:
+    """Names by config.json's id2label; without it, transformers' own for `num_labels`, which is 2 unset."""
+    names, count = model.raw.get("id2label"), model.raw.get("num_labels")
+    if isinstance(names, Mapping) and names:
+        try:
+            by_id = {int(key): str(name) for key, name in names.items()}
+        except ValueError:
+            by_id = {}
+        if sorted(by_id) != list(range(len(by_id))) or not by_id:
+            raise ConfigError(f"{model.file}: field 'id2label': expected a name for each of 0, 1, …")
+        return tuple(by_id[i] for i in range(len(by_id)))
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1 << 20:
+        count = 2
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
+def _activation(model: ModelInfo, num_labels: int) -> Activation:
+    """As `problem_type` says; else a cross-encoder's own; else softmax, or sigmoid of a single logit."""
+    kind = model.raw.get("problem_type")
+    if kind == "regression":
+        return "identity"
+    if kind == "multi_label_classification":
+        return "sigmoid"
+    plain: Activation = "softmax" if num_labels > 1 else "sigmoid"
+    if kind == "single_label_classification":
+        return plain
+    own: Any = model.raw.get("sentence_transformers")
+    name = own.get("activation_fn") if isinstance(own, Mapping) else None
+    name = name or model.raw.get("sbert_ce_default_activation_function")
+    if name is None:
+        return plain
+    if name not in _CROSS_ENCODER_ACTIVATIONS:
+        known = ", ".join(_CROSS_ENCODER_ACTIVATIONS)
+        raise ConfigError(
+            f"{model.file}: a cross-encoder's activation: expected one of {known}, got {name!r:.80}"
+        )
+    return _CROSS_ENCODER_ACTIVATIONS[name]
+
+
+def _matryoshka(model: ModelInfo) -> tuple[int, ...] | None:
+    sizes = model.raw.get("matryoshka_dimensions")
+    if isinstance(sizes, list) and sizes and all(isinstance(size, int) for size in sizes):
+        return tuple(sizes)
+    return () if model.raw.get("is_matryoshka") is True else None

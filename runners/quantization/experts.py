@@ -1,0 +1,130 @@
+"""Experts of mixture-of-experts layers, whose weights stay compressed.
+
+transformers holds the experts of a layer in one module (a *stack*), with their weights in parameters of three
+dimensions. `QuantizedExperts` takes its place, with linear layers for each expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+ExpertPart = Literal["gate", "up", "gate_up", "down"]
+"""A linear layer of an expert. Gate and up projections are two or one, whose rows the model's code parts."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertWeights:
+    """One linear layer of all experts of a layer."""
+
+    weight: torch.Tensor
+    """[experts, out, in]"""
+    bias: torch.Tensor | None
+    """[experts, out]"""
+
+
+MakeExpert = Callable[[int, ExpertPart, torch.Tensor, torch.Tensor | None], torch.nn.Module]
+"""(expert, part, weight [out, in], bias [out]) → the linear layer."""
+
+
+def is_expert_stack(module: torch.nn.Module) -> bool:
+    """Whether the module is the experts of a layer as transformers' decorator of experts knows them, and has
+    no parameters beside their weights and biases."""
+    found: Any = module
+    return (
+        hasattr(found, "has_gate")
+        and hasattr(found, "is_transposed")
+        and isinstance(getattr(found, "down_proj", None), torch.nn.Parameter)
+        and {name for name, _ in found.named_parameters(recurse=False)} == set(_parameters(found))
+    )
+
+
+def has_separate_parts(stack: torch.nn.Module) -> bool:
+    """Whether each expert's weights are linear layers of their own: without biases, and gate before up."""
+    found: Any = stack
+    return not found.is_transposed and not found.has_bias and bool(found.is_concatenated)
+
+
+def _parameters(stack: Any) -> list[str]:
+    names = ["gate_up_proj" if stack.has_gate else "up_proj", "down_proj"]
+    return [*names, *(f"{name}_bias" for name in names if stack.has_bias)]
+
+
+def stacked_parts(stack: torch.nn.Module) -> dict[ExpertPart, ExpertWeights]:
+    """The parts as transformers stacks them: "gate_up" or "up", and "down"."""
+    found: Any = stack
+
+    def part(name: str) -> ExpertWeights:
+        weight = getattr(found, name)
+        bias = getattr(found, f"{name}_bias") if found.has_bias else None
+        return ExpertWeights(weight.transpose(1, 2) if found.is_transposed else weight, bias)
+
+    if found.has_gate:
+        return {"gate_up": part("gate_up_proj"), "down": part("down_proj")}
+    return {"up": part("up_proj"), "down": part("down_proj")}
+
+
+def separate_parts(stack: torch.nn.Module) -> dict[ExpertPart, ExpertWeights]:
+    """The parts of experts that `has_separate_parts`: "gate" (if any), "up" and "down"."""
+    parts = stacked_parts(stack)
+    if "gate_up" not in parts:
+        return parts
+    gate, up = parts["gate_up"].weight.chunk(2, dim=1)
+    return {"gate": ExpertWeights(gate, None), "up": ExpertWeights(up, None), "down": parts["down"]}
+
+
+class QuantizedExperts(torch.nn.Module):
+    """The experts of a layer: a module for each, which has the linear layers that `parts` names.
+
+    stack: transformers' module, whose activation, gating and norm are used; its parameters are removed.
+    """
+
+    def __init__(
+        self, stack: torch.nn.Module, parts: Mapping[ExpertPart, ExpertWeights], make: MakeExpert
+    ) -> None:
+        super().__init__()
+        self._is_joined = "gate_up" in parts
+        for index in range(parts["down"].weight.shape[0]):
+            expert = torch.nn.Module()
+            for part, stacked in parts.items():
+                bias = None if stacked.bias is None else stacked.bias[index]
+                expert.add_module(part, make(index, part, stacked.weight[index], bias))
+            self.add_module(str(index), expert)
+        for name in _parameters(stack):
+            delattr(stack, name)
+        # Its own modules are found below this one, and it is not: only its functions are called.
+        for name, child in stack.named_children():
+            self.add_module(name, child)
+        self._functions: tuple[Any, ...] = (stack,)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """[tokens, hidden]: for each token of `hidden_states` [tokens, hidden] its experts' results, summed.
+
+        top_k_index: [tokens, k] int64, each token's experts. top_k_weights: [tokens, k], by which their
+        results are multiplied.
+        """
+        results = hidden_states.new_zeros(*top_k_index.shape, hidden_states.shape[-1])
+        for index in top_k_index.unique().tolist():
+            token, place = torch.where(top_k_index == index)
+            computed = self._expert(index, hidden_states[token])
+            results[token, place] = (computed * top_k_weights[token, place, None]).to(results.dtype)
+        return results.sum(dim=1)
+
+    def _expert(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        expert: Any = self.get_submodule(str(index))
+        (family,) = self._functions
+        if self._is_joined:
+            inner = family._apply_gate(expert.gate_up(x))
+        elif family.has_gate:
+            inner = family._apply_gate(torch.cat((expert.gate(x), expert.up(x)), dim=-1))
+        else:
+            inner = family.act_fn(expert.up(x))
+        out: torch.Tensor = expert.down(inner)
+        if family.has_post_expert_norm:
+            out = family.post_expert_norm(out)
+        return out

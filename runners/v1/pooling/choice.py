@@ -1,0 +1,120 @@
+"""Chooses at load how a pooling model computes several prompts: batched with padding, or one by one.
+
+Two random prompts and a short one are computed together, and each alone by transformers' plain attention. A
+model that sees padding, finds its last token in another way, or mixes the sequences of a batch differs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.v1.packed_model import PLAIN_ATTENTION, set_attention
+from dodona.runners.v1.pooling.model import PoolingModel, TokenSequence
+from dodona.runners.v1.self_check import TOLERANCE, configured_windows
+
+logger = logging.getLogger("dodona.engine")
+
+_LONGEST_PROMPT = 320
+_SEED = 0x0D0D0A
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPoolingModel:
+    """A model that computes prompts as transformers' plain one does."""
+
+    model: PoolingModel
+    difference: float
+    """The relative difference found."""
+    why_alone: str | None = None
+    """Why prompts are computed one by one; None where they are batched."""
+
+
+def choose(
+    module: torch.nn.Module, *, max_model_len: int, rope_changes_beyond: int | None = None
+) -> CheckedPoolingModel:
+    """The fastest way that passes the check.
+
+    rope_changes_beyond: the length beyond which rotary frequencies are others, where prompts may grow beyond
+    it; then the longest prompt of a batch would change the others.
+
+    Raises UnsupportedConfiguration with what the model does where it can't compute a prompt, or where it
+    differs from itself.
+    """
+    alone = PoolingModel(module, pads=False)
+    chosen = _implementation(module)
+    prompts = _prompts(alone, max_model_len)
+    try:
+        set_attention(module, PLAIN_ATTENTION)
+        plain = [alone.compute([prompt])[0] for prompt in prompts]
+        set_attention(module, chosen)
+        again = [alone.compute([prompt])[0] for prompt in prompts]
+    except Exception as error:
+        raise _refusal(alone, f"it does not compute a prompt: {_first_line(error)}") from error
+    tolerance = TOLERANCE[alone.dtype]
+    found = _largest(plain, again)
+    if not found <= tolerance:
+        raise _refusal(alone, f"it differs from itself by {found:.2g} (limit {tolerance:g})")
+    batched = PoolingModel(module, pads=True)
+    if rope_changes_beyond is not None:
+        why = f"its rotary frequencies change beyond {rope_changes_beyond} tokens"
+    elif not batched.takes_padding:
+        why = "it takes no attention_mask"
+    else:
+        try:
+            difference = _largest(plain, batched.compute(prompts))
+            if difference <= tolerance:
+                return CheckedPoolingModel(batched, difference)
+            why = f"in a padded batch it differs by {difference:.2g} (limit {tolerance:g})"
+        except Exception as error:
+            why = f"it does not compute a batch: {_first_line(error)}"
+    logger.warning("%s is slow: each prompt is computed on its own, because %s.", alone.name, why)
+    return CheckedPoolingModel(alone, found, why)
+
+
+def _prompts(model: PoolingModel, max_model_len: int) -> list[TokenSequence]:
+    """Longer than twice the largest window that fits, two thirds of that, and three tokens."""
+    longest = min(_LONGEST_PROMPT, max_model_len)
+    feasible = [w for w in configured_windows(model.module) if 2 * w + 3 <= longest]
+    length = min(longest, max(2 * max(feasible) + 3 if feasible else 0, 24))
+    generator = torch.Generator().manual_seed(_SEED)
+    sizes = (length, max(1, 2 * length // 3), min(3, length))
+    # Without the first ids, among which are those of padding and masks.
+    low = min(8, model.vocab_size - 1)
+    return [
+        TokenSequence(torch.randint(low, model.vocab_size, (n,), generator=generator).tolist()) for n in sizes
+    ]
+
+
+def _implementation(module: torch.nn.Module) -> str:
+    implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    return implementation or PLAIN_ATTENTION
+
+
+def _largest(plain: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """The largest root mean square of a difference over the spread of all plain outputs; infinite where one
+    is NaN."""
+    spread = torch.cat([output.float().flatten() for output in plain])
+    scale = max(float((spread - spread.mean()).square().mean().sqrt()), 1e-20)
+    worst = 0.0
+    for one, other in zip(plain, others, strict=True):
+        if one.shape != other.shape:
+            return math.inf
+        difference = float((one.float() - other.float()).square().mean().sqrt()) / scale
+        worst = max(worst, difference) if math.isfinite(difference) else math.inf
+    return worst
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text.rstrip('.')}"
+
+
+def _refusal(model: PoolingModel, what: str) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration.lacking(
+        "v1", "architecture", why=f"self-check of {model.name} at load: {what}"
+    )

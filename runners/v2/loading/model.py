@@ -1,0 +1,53 @@
+"""A model with its weights in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.runners.limits import Limits
+from dodona.runners.v2.loading.loader import fill_randomly, has_own_head, load_safetensors
+from dodona.runners.v2.loading.quantized import fill_parts_randomly
+from dodona.runners.v2.models.dense import DenseModel
+from dodona.runners.v2.models.hidden_states import HiddenStates
+from dodona.runners.v2.models.registry import checkpoint_views, make_spec, quantized_parts
+from dodona.runners.v2.models.weights import allocate_weights
+
+
+def read_model(
+    info: ModelInfo,
+    limits: Limits,
+    directory: Path | None,
+    *,
+    seed: int,
+    quantization: QuantizationConfig | None = None,
+    seen: HiddenStates | None = None,
+) -> DenseModel:
+    """The model on the device of `limits`, its weights from a directory's safetensors or (None) random.
+
+    Raises ConfigError where config.json or the weights are not as they must be.
+    """
+    spec = make_spec(info, limits, quantization)
+    if spec.tie_word_embeddings and directory is not None and has_own_head(directory):
+        spec = replace(spec, tie_word_embeddings=False)
+    model = DenseModel(spec, allocate_weights(spec, torch.device(limits.device)), seen=seen)
+    read_weights(model, directory, seed=seed)
+    return model
+
+
+def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:
+    """Fill the weights from a directory's safetensors, or (None) with random numbers; in place.
+
+    Raises ConfigError, before the first write, that names the tensor which does not fit.
+    """
+    views = checkpoint_views(model.spec, model.weights)
+    parts = quantized_parts(model.spec, model.weights)
+    if path is None:
+        fill_randomly(views, seed=seed)
+        fill_parts_randomly(parts, seed=seed)
+    else:
+        load_safetensors(path, views, parts, tied=model.spec.tie_word_embeddings)

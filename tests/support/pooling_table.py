@@ -1,0 +1,240 @@
+"""Writes the table of docs/pooling.md: text model types of transformers that pool, run by V1, against
+transformers.
+
+``python -m tests.support.pooling_table`` tries the types that tests/data/models/pooling-VERSION.json has no
+result of. With ``--again`` it tries all, with names of types only these. ``--document`` writes the document
+from the results of all versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.every_family import SPECIAL, VOCAB_SIZE, make_model, tiny_config
+from tests.support.known_models import model_types, pooling_tasks
+from tests.support.models_table import RESULTS, _first_line, _plain, run_apart
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "pooling.md"
+
+AUTO_CLASSES = {
+    "embed": "AutoModel",
+    "classify": "AutoModelForSequenceClassification",
+    "token_classify": "AutoModelForTokenClassification",
+}
+PROMPT_LENGTHS = (5, 17, 40, 39, 16, 6)
+LIMIT = 1e-5
+"""Largest difference of an element from transformers', over the largest element of the output, or 1."""
+NUM_LABELS = 3
+ENGINE = {"device": "cpu", "dtype": "float32", "runner": "pooling", "max_model_len": 64}
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {}
+"""Model type → fields beside those of `every_family`."""
+
+
+def prompts() -> list[list[int]]:
+    """Random prompts; ids from 8 on, so that none is a padding token."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(8, VOCAB_SIZE - 2, (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
+
+
+def try_type(model_type: str) -> dict[str, Any]:
+    """The outcome of each task of a type: "batched", "alone", "refused", "untried" or "wrong", and why."""
+    found: dict[str, Any] = {}
+    for task in pooling_tasks(model_type):
+        with tempfile.TemporaryDirectory() as directory:
+            found[task] = attempt(model_type, task, Path(directory))
+    return found
+
+
+def config_of(model_type: str) -> Any:
+    """A tiny configuration: an encoder where the type can be one."""
+    settings = dict(SETTINGS.get(model_type, {}))
+    if "is_decoder" in SPECIAL.get(model_type, {}):
+        settings["is_decoder"] = False
+    return tiny_config(model_type, **settings)
+
+
+def save(model_type: str, task: str, directory: Path, num_labels: int = NUM_LABELS) -> None:
+    """Write a tiny random model of the type for the task."""
+    config = config_of(model_type)
+    config.num_labels = num_labels
+    if getattr(config.get_text_config(), "pad_token_id", None) is None:
+        config.get_text_config().pad_token_id = 0  # as trained classifiers have it
+    make_model(config, AUTO_CLASSES[task]).save_pretrained(directory)
+
+
+def reference(directory: Path, task: str) -> list[Any]:
+    """transformers' output of each prompt alone: the last token's hidden state, or logits."""
+    import torch
+    import transformers
+
+    model = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    outputs = []
+    for prompt in prompts():
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = model.eval()(input_ids=ids)
+        outputs.append(output.last_hidden_state[0, -1] if task == "embed" else output.logits[0])
+    return outputs
+
+
+def attempt(model_type: str, task: str, directory: Path) -> dict[str, str]:
+    """The outcome of one task; `directory` is empty."""
+    try:
+        save(model_type, task, directory)
+        expected = reference(directory, task)
+    except Exception as error:
+        return {"outcome": "untried", "why": _first_line(error)}
+    try:
+        way, why, actual = _dodona(str(directory))
+    except Exception as error:
+        from dodona.oracle.errors import UnsupportedConfiguration
+
+        if isinstance(error, UnsupportedConfiguration):
+            rules = [] if error.verdict is None else [r.rule for r in error.verdict.refusals]
+            return {"outcome": "refused", "why": ", ".join(rules) or _first_line(error)}
+        return {"outcome": "wrong", "why": _first_line(error)}
+    worst = max(difference(a, b) for a, b in zip(expected, actual, strict=True))
+    if not worst <= LIMIT:
+        return {"outcome": "wrong", "why": f"differs by {worst:.2g}"}
+    return {"outcome": way, "why": why}
+
+
+def difference(expected: Any, actual: Any) -> float:
+    """The largest difference of an element, over the largest element or 1."""
+    import torch
+
+    found = torch.as_tensor(actual)
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / max(1.0, float(expected.abs().max())))
+
+
+def _dodona(directory: str) -> tuple[str, str, list[Any]]:
+    """How V1 computed the prompts, why not in batches, and its outputs."""
+    from dodona import LLM, PoolingParams
+    from dodona.runners.v1.pooling import runner
+
+    chosen: list[Any] = []
+
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        chosen.append(original(*args, **kwargs))
+        return chosen[-1]
+
+    original, runner.choose = runner.choose, choose
+    try:
+        pooler = {"pooling_type": "LAST", "use_activation": False}
+        with LLM(directory, **ENGINE, pooler_config=pooler) as llm:
+            outputs = llm.encode(
+                [{"prompt_token_ids": p} for p in prompts()], PoolingParams(), use_tqdm=False
+            )
+    finally:
+        runner.choose = original
+    failed = [output.error for output in outputs if output.error]
+    if failed:
+        raise RuntimeError(failed[0])
+    way = "batched" if chosen[0].model.pads else "alone"
+    return way, chosen[0].why_alone or "", [output.outputs.data for output in outputs]
+
+
+def types() -> list[str]:
+    """Every text model type that pools."""
+    return [model_type for model_type in model_types() if pooling_tasks(model_type)]
+
+
+def results_file(version: str) -> Path:
+    """The results of one version of transformers."""
+    return RESULTS.parent / "pooling" / f"transformers-{version}.json"
+
+
+def load(version: str) -> dict[str, Any]:
+    """The results that there are, by type."""
+    file = results_file(version)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def run(only: Sequence[str], again: bool) -> None:
+    """Try what has no result yet, and keep the results."""
+    import transformers
+
+    importlib.import_module("dodona.runners.v1.pooling.runner")
+    importlib.import_module("dodona.runners.llm")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    version = transformers.__version__
+    known = load(version)
+    for model_type in types():
+        if model_type in only if only else again or model_type not in known:
+            found = run_apart(model_type, try_type)
+            ended = "outcome" not in found  # else the process came to no end, with all tasks
+            known[model_type] = found if ended else dict.fromkeys(pooling_tasks(model_type), found)
+            print(model_type, known[model_type], flush=True)
+            file = results_file(version)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = [f"{json.dumps(t)}: {json.dumps(known[t], sort_keys=True)}" for t in sorted(known)]
+            file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+WORDS = {
+    "batched": "batched",
+    "alone": "one at a time",
+    "refused": "refused",
+    "untried": "not tried",
+    "wrong": "**wrong**",
+}
+BEGIN, END = "<!-- pooling: begin -->", "<!-- pooling: end -->"
+
+
+def table() -> str:
+    """The table of docs/pooling.md with its markers, from the results of all versions."""
+    parts = [BEGIN]
+    for file in sorted(results_file("x").parent.glob("transformers-*.json")):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        outcomes = [entry["outcome"] for tasks in results.values() for entry in tasks.values()]
+        version = file.stem.removeprefix("transformers-")
+        counts = ", ".join(f"{outcomes.count(o)} {word}" for o, word in WORDS.items())
+        parts += [
+            f"transformers {version}, {len(results)} types and {len(outcomes)} models of them: {counts}.",
+            "",
+            "| Model type | embed | classify | token\\_classify | Remarks |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for model_type in sorted(results):
+            tasks = results[model_type]
+            cells = [WORDS[tasks[t]["outcome"]] if t in tasks else "–" for t in AUTO_CLASSES]
+            remarks = "; ".join(dict.fromkeys(_plain(e["why"]) for e in tasks.values() if e["why"]))
+            parts.append(f"| `{model_type}` | {' | '.join(cells)} | {remarks} |")
+        parts.append("")
+    return "\n".join([*parts[:-1], END])
+
+
+def document() -> str:
+    """docs/pooling.md with its table written anew."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    return text[: text.index(BEGIN)] + table() + text[text.index(END) + len(END) :]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--document", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.document:
+        run(arguments.types, arguments.again)
+    DOCUMENT.write_text(document(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

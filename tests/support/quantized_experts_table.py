@@ -1,0 +1,208 @@
+"""Tries quantized experts: tiny models of every MoE type that transformers ships, on V1, against
+transformers' plain model with the values that the quantized weights stand for.
+
+``python -m tests.support.quantized_experts_table`` writes tests/data/models/quantized-experts-VERSION.json:
+by type, what came of a checkpoint with quantized experts ("stored") and of `--quantization int8` ("online").
+With names of types only these are tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import re
+import resource
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.quantize import FORMATS
+from dodona.kernels.linear.quantized_weight import dequantize, quantize_weight
+from dodona.oracle.models.quantization import online_quantization
+from tests.support import models_table
+from tests.support.equal_tokens import EqualTokens
+from tests.support.every_family import make_model, model_types, tiny_config
+from tests.support.quantized_reference import dense_weight
+
+FORMAT = "w8a16"
+SECONDS = 120
+EXPERT = re.compile(r".*experts\.\d+\..*weight")
+TARGET = r"re:.*experts\.\d+\."
+
+
+def is_moe(model_type: str) -> bool:
+    """Whether the tiny model of a type has experts."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(tiny_config(model_type))
+    except Exception:
+        return False
+    return any("Experts" in type(module).__name__ for module in model.modules())
+
+
+def save_stored(model_type: str, directory: Path) -> tuple[Path, Path]:
+    """(a checkpoint with quantized experts, one with their values); raises LookupError where no expert's
+    weight is stored by itself."""
+    from safetensors.torch import load_file, save_file
+
+    dense = directory / "dense"
+    models_table.save(model_type, dense)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(dense.glob("*.safetensors")):
+        tensors |= load_file(file)
+    if not any(EXPERT.fullmatch(name) and tensor.dim() == 2 for name, tensor in tensors.items()):
+        raise LookupError("its checkpoints store experts stacked")
+    made = FORMATS[FORMAT]
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in list(tensors.items()):
+        if not EXPERT.fullmatch(name) or tensor.dim() != 2:
+            stored[name] = tensor
+            continue
+        parts = made.store(tensor.float())
+        stored |= {name.removesuffix("weight") + part: value for part, value in parts.items()}
+        tensors[name] = dense_weight(made.config, parts)
+    config = json.loads((dense / "config.json").read_text())
+    (group,) = made.config["config_groups"].values()
+    quantized = {**made.config, "config_groups": {"group_0": {**group, "targets": [TARGET]}}}
+    for name, values, said in (
+        ("stored", stored, {**config, "quantization_config": quantized}),
+        ("values", tensors, config),
+    ):
+        (directory / name).mkdir()
+        save_file(values, directory / name / "model.safetensors", {"format": "pt"})
+        (directory / name / "config.json").write_text(json.dumps(said))
+    return directory / "stored", directory / "values"
+
+
+@torch.no_grad()
+def save_online(model_type: str, directory: Path) -> tuple[Path, Path]:
+    """(an unquantized checkpoint, one with the values that quantization at load makes of it)."""
+    from dodona.runners.quantization.experts import is_expert_stack
+
+    model = make_model(tiny_config(model_type))
+    models_table.save(model_type, directory / "dense", model)
+    quantization = online_quantization("int8")
+
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        return dequantize(quantize_weight(weight, kind="int8"))
+
+    stacks = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and quantization.scheme_of(name) is not None:
+            if module is not model.get_output_embeddings():
+                module.weight.copy_(rounded(module.weight))
+        elif is_expert_stack(module):
+            stacks += 1
+            for parameter in module.parameters(recurse=False):
+                for weight in parameter if parameter.dim() == 3 else ():
+                    weight.copy_(rounded(weight.T).T if module.is_transposed else rounded(weight))
+    if not stacks:
+        raise LookupError("its experts are no stacks of plain linear layers")
+    models_table.save(model_type, directory / "rounded", model)
+    return directory / "dense", directory / "rounded"
+
+
+def try_family(
+    model_type: str, save: Callable[[str, Path], tuple[Path, Path]], **engine: Any
+) -> dict[str, str]:
+    """ "equal", "untried", "refused" or "wrong", and why."""
+    from dodona.oracle.models import quantized_experts
+
+    # Whether a type is listed is what is to be found out.
+    for name in ("STORED", "AT_LOAD"):
+        setattr(quantized_experts, name, tuple(model_types_of(model_type)))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            quantized, values = save(model_type, Path(folder))
+            plain, expected = models_table.answers(str(values))
+        except LookupError as error:
+            return {"outcome": "refused", "why": str(error)}
+        except Exception as error:
+            return {"outcome": "untried", "why": models_table.first_line(error)}
+        try:
+            _, _, actual = models_table.dodona(str(quantized), **engine)
+        except Exception as error:
+            return {"outcome": "wrong", "why": models_table.first_line(error)}
+
+        def logits(ids: Sequence[int]) -> Any:
+            with torch.inference_mode():
+                return plain(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
+
+        failure = models_table.difference(EqualTokens(logits, max_ties=1), expected, actual)
+    return {"outcome": "wrong", "why": failure} if failure else {"outcome": "equal", "why": ""}
+
+
+def model_types_of(model_type: str) -> set[str]:
+    """The type, and that of the language model within it."""
+    return {model_type, models_table.described(model_type)["language_model"]}
+
+
+def _child(model_type: str, kind: str, pipe: Any) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    if kind == "stored":
+        pipe.send(try_family(model_type, save_stored))
+    else:
+        pipe.send(try_family(model_type, save_online, quantization="int8"))
+
+
+def _apart(model_type: str, kind: str) -> dict[str, str]:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(model_type, kind, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return dict(ours.recv()) if ours.poll(SECONDS) else {"outcome": "untried", "why": "no end"}
+    except EOFError:
+        return {"outcome": "untried", "why": "the process died"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def results_file(version: str) -> Path:
+    """The results of one version of transformers."""
+    return models_table.RESULTS / f"quantized-experts-{version}.json"
+
+
+def result_files() -> list[Path]:
+    """The results of all versions."""
+    return sorted(models_table.RESULTS.glob("quantized-experts-*.json"))
+
+
+def main() -> None:
+    """Command line."""
+    import transformers
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("types", nargs="*")
+    args = parser.parse_args()
+    importlib.import_module("dodona.runners.v1.runner")  # once, before the processes fork
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    file = results_file(transformers.__version__)
+    known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    for model_type in args.types or [t for t in model_types() if t not in known]:
+        if not is_moe(model_type):
+            continue
+        found = {kind: _apart(model_type, kind) for kind in ("stored", "online")}
+        known[model_type] = {**found, "language_model": models_table.described(model_type)["language_model"]}
+        print(model_type, known[model_type], flush=True)
+        lines = [f"{json.dumps(t)}: {json.dumps(known[t], sort_keys=True)}" for t in sorted(known)]
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

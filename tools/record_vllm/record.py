@@ -1,0 +1,342 @@
+"""What an installed release of vLLM decides for given command lines, recorded without a GPU.
+
+    python tools/record_vllm/record.py CASES OUTPUT        # JSON lines in, JSON lines out
+    python tools/record_vllm/record.py --flags OUTPUT          # the flags of `vllm serve`
+    python tools/record_vllm/record.py --architectures OUTPUT  # the registry of model classes
+
+Runs in an environment that `environment.py` makes. A case is an object with `id`, `argv` (the words after
+`vllm serve`) and `env`. Each one runs in a fork of a process that has imported vLLM once: vLLM's own parser,
+its engine arguments and its engine configuration. The answer has `use_v2`, the unsupported features of each
+runner, `facts`, or what was raised: `raised.type`, `.message` (first line), `.where` (innermost place in
+vLLM), `.stage` (parser, validate, arguments, config). README.md beside this file describes the fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+import typing
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import machine
+
+TIMEOUT = 120
+"""Seconds for one case."""
+
+FACTS = tuple((Path(__file__).parent / "facts.txt").read_text().split())
+"""Dotted names below vLLM's configuration."""
+
+
+def main() -> None:
+    """Read the arguments and record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flags", action="store_true", help="record the flags of the parser, no cases")
+    parser.add_argument("--architectures", action="store_true", help="record the registry of model classes")
+    parser.add_argument("--no-triton", action="store_true", help="Triton finds no driver")
+    parser.add_argument("cases", nargs="?")
+    parser.add_argument("output")
+    args = parser.parse_args()
+    os.environ.update(
+        HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="INFO", DO_NOT_TRACK="1"
+    )
+    machine.install(triton=not args.no_triton)
+    import vllm.entrypoints.cli.serve  # noqa: F401  (imported once, before the forks)
+
+    machine.after_import()
+    if args.flags:
+        Path(args.output).write_text(json.dumps(flags(), indent=0, sort_keys=True) + "\n")
+        return
+    if args.architectures:
+        Path(args.output).write_text(json.dumps(architectures(), indent=0, sort_keys=True) + "\n")
+        return
+    _serve_parser()
+    _import_models()
+    done = set()
+    if os.path.exists(args.output):
+        done = {json.loads(line)["id"] for line in Path(args.output).read_text().splitlines()}
+    with open(args.output, "a") as output:
+        for line in Path(args.cases).read_text().splitlines():
+            case = json.loads(line)
+            if case["id"] not in done:
+                output.write(json.dumps({"id": case["id"], **_in_fork(case)}, sort_keys=True) + "\n")
+                output.flush()
+
+
+def flags() -> list[dict[str, Any]]:
+    """The parser's flags: names, the field each sets, its number of values, choices."""
+    return [
+        {
+            "flags": action.option_strings,
+            "dest": action.dest,
+            "action": type(action).__name__,
+            "nargs": action.nargs,
+            "const": action.const if isinstance(action.const, (str, int, bool)) else None,
+            "choices": None if action.choices is None else [str(c) for c in action.choices],
+            "type": getattr(action.type, "__name__", None),
+        }
+        for action in _serve_parser()[1]._actions
+        if action.option_strings and action.dest != "help"
+    ]
+
+
+def architectures() -> dict[str, Any]:
+    """What vLLM's registry says of each model class, and which ones it had or has elsewhere."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    from vllm.config import speculative
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.model_executor.models import registry
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    found: dict[str, Any] = {}
+    for name, model in registry.ModelRegistry.models.items():
+        try:
+            found[name] = vars(registry._ModelInfo.from_model_cls(model.load_model_cls()))
+        except Exception as error:
+            found[name] = {"raised": f"{type(error).__name__}: {error}"[:200]}
+    return {
+        "models": {name: {k: _plain(v) for k, v in info.items()} for name, info in found.items()},
+        "previously": dict(getattr(registry, "_PREVIOUSLY_SUPPORTED_MODELS", {})),
+        "elsewhere": dict(getattr(registry, "_OOT_SUPPORTED_MODELS", {})),
+        "of_type": {
+            kind: name if isinstance(name, str) else name[0] for kind, name in MODEL_MAPPING_NAMES.items()
+        },
+        "quantization": sorted(QUANTIZATION_METHODS),
+        "speculation": sorted(_words(speculative.SpeculativeMethod)),
+        "config_types": sorted(_CONFIG_REGISTRY),
+        "sections": _sections(),
+        "without_backend": _without_backend(),
+        "choices": {flag["dest"]: flag["choices"] for flag in flags() if flag["choices"]},
+    }
+
+
+def _without_backend() -> list[str]:
+    """Model types of transformers whose models take no other attention: up to 0.28 vLLM can't wrap them."""
+    import transformers.models
+
+    folder = Path(transformers.models.__path__[0])
+    found = [
+        file.parent.name
+        for file in folder.glob("*/modeling_*.py")
+        if file.stem == f"modeling_{file.parent.name}"
+        and "_supports_attention_backend = True" not in file.read_text()
+    ]
+    return sorted(found)
+
+
+def _sections() -> dict[str, list[str]]:
+    """The fields of sections that the command line takes as JSON; `!`: it must be given."""
+    import dataclasses
+
+    import vllm.config as configs
+
+    classes = {
+        "attention_config": "AttentionConfig",
+        "compilation_config": "CompilationConfig",
+        "compilation_config.pass_config": "PassConfig",
+        "ec_transfer_config": "ECTransferConfig",
+        "kv_transfer_config": "KVTransferConfig",
+        "reasoning_config": "ReasoningConfig",
+        "speculative_config": "SpeculativeConfig",
+        "watermark_config": "WatermarkConfig",
+    }
+    found = {}
+    for name, cls in classes.items():
+        section = getattr(configs, cls, None) or getattr(configs.vllm, cls, None)
+        if section is not None:
+            missing = dataclasses.MISSING
+            found[name] = sorted(
+                field.name + ("!" if field.default is missing and field.default_factory is missing else "")
+                for field in dataclasses.fields(section)
+                if field.init
+            )
+    return found
+
+
+def _words(literal: Any) -> set[str]:
+    """The texts of a Literal, nested ones included."""
+    found: set[str] = set()
+    for item in typing.get_args(literal):
+        found |= {item} if isinstance(item, str) else _words(item)
+    return found
+
+
+def _import_models() -> None:
+    """Import before the forks what most model classes import."""
+    for name in ("llama", "qwen2_moe", "qwen2_vl", "mamba2", "bert", "llama_eagle3", "deepseek_v2"):
+        with contextlib.suppress(Exception):
+            importlib.import_module(f"vllm.model_executor.models.{name}")
+
+
+def _in_fork(case: dict[str, Any]) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        signal.alarm(TIMEOUT)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        try:
+            answer = json.dumps(_record(case), default=str)
+        except BaseException:
+            answer = json.dumps({"broken": traceback.format_exc()})
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(answer)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if text else {"broken": f"ended with status {status}"}
+
+
+def _serve_parser() -> tuple[Any, Any, Any]:
+    """The whole parser, that of `serve`, and the subcommand."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    try:
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:
+        from vllm.utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(description="vLLM CLI")
+    command = ServeSubcommand()
+    serve = command.subparser_init(parser.add_subparsers(required=False, dest="subparser"))
+    return parser, serve, command
+
+
+def _record(case: dict[str, Any]) -> dict[str, Any]:
+    os.environ.update(case.get("env") or {})
+    lines, readings = _listen(), _watch()
+    answer: dict[str, Any] = {}
+    stage = "parser"
+    printed = io.StringIO()
+    try:
+        parser, _, command = _serve_parser()
+        with contextlib.redirect_stderr(printed):
+            args = parser.parse_args(["serve", *case["argv"]])
+        stage = "validate"
+        command.validate(args)
+        if getattr(args, "model_tag", None) is not None:
+            args.model = args.model_tag
+        stage = "arguments"
+        from vllm import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        stage = "config"
+        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        stage = "choice"
+        answer["use_v2"] = bool(config.use_v2_model_runner)
+        stage = "read"
+        for name in ("v1", "v2"):
+            listed = getattr(config, f"_get_{name}_model_runner_unsupported_features", None)
+            answer[f"unsupported_{name}"] = None if listed is None else sorted(map(str, listed()))
+        answer["facts"] = {name: value for name in FACTS if (value := _fact(config, name)) is not _ABSENT}
+    except BaseException as error:
+        answer["raised"] = _raised(error, stage, printed.getvalue())
+    answer["choices"] = readings
+    answer["log"] = lines
+    return answer
+
+
+def _raised(error: BaseException, stage: str, printed: str) -> dict[str, Any]:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/vllm/" in frame.filename]
+    text = str(error)
+    if isinstance(error, SystemExit):
+        text = next((ln for ln in reversed(printed.splitlines()) if "error:" in ln), printed[-300:])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if type(error).__name__ == "ValidationError" and len(lines) > 1:
+        lines = lines[1:] if lines[1].startswith(("Value error", "Assertion")) else lines[1:3]
+    return {
+        "type": type(error).__name__,
+        "message": " | ".join(lines[:2])[:400],
+        "where": " < ".join(
+            f"{frame.filename.rpartition('/vllm/')[2]}:{frame.name}" for frame in reversed(frames[-3:])
+        ),
+        "stage": stage,
+    }
+
+
+_ABSENT = object()
+
+
+def _fact(config: Any, name: str) -> Any:
+    value = config
+    for part in name.split("."):
+        if value is None:
+            return None
+        try:
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        except (AttributeError, KeyError):
+            return _ABSENT
+        except Exception as error:
+            return {"raised": f"{type(error).__name__}: {error}"[:200]}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return (
+            value
+            if type(value) in (bool, int, float, str, type(None))
+            else getattr(value, "name", str(value))
+        )
+    if hasattr(value, "name") and hasattr(value, "value"):
+        return value.name
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value][:200]
+    if callable(value) and hasattr(value, "__name__"):
+        return _plain(value())
+    return True
+
+
+def _watch() -> list[bool | str]:
+    """Each answer of the choice, in order: a release may ask before its configuration is done."""
+    from vllm.config import VllmConfig
+
+    readings: list[bool | str] = []
+    told = VllmConfig.__dict__["use_v2_model_runner"]
+    get = told.fget if isinstance(told, property) else told.func
+
+    def reading(self: Any) -> Any:
+        try:
+            value = get(self)
+        except BaseException as error:
+            readings.append(f"{type(error).__name__}: {error}"[:200])
+            raise
+        readings.append(bool(value))
+        return value
+
+    VllmConfig.use_v2_model_runner = property(reading)
+    return readings
+
+
+def _listen() -> list[str]:
+    """Warnings of vLLM, and what it says of its runners; a factory hears all, handlers come late."""
+    lines: list[str] = []
+    make = logging.getLogRecordFactory()
+
+    def heard(*args: Any, **more: Any) -> logging.LogRecord:
+        record = make(*args, **more)
+        text = record.getMessage().split("\n")[0][:300]
+        if record.name.startswith("vllm") and (record.levelno >= logging.WARNING or "runner" in text.lower()):
+            lines.append(text)
+        return record
+
+    logging.setLogRecordFactory(heard)
+    return lines
+
+
+if __name__ == "__main__":
+    main()
