@@ -110,9 +110,10 @@ def plan_drafting(
 
 
 def _own_checkpoint(config: EngineConfig, target: ModelInfo) -> Path:
-    model, given = config.model_config.model, config.speculative_config and config.speculative_config.model
+    speculative, model = config.speculative_config, config.model_config.model
+    given = None if speculative is None else speculative.model
     directory = Path(target.file).parent
-    if given not in (None, model) and Path(given).resolve() != directory.resolve():
+    if given is not None and given != model and Path(given).resolve() != directory.resolve():
         raise ConfigError(
             f"speculative_config.model={given!r}: method 'mtp' drafts with the MTP layer of the target's own "
             "checkpoint; leave it unset"

@@ -109,7 +109,7 @@ class QuantizedExperts(torch.nn.Module):
         results are multiplied.
         """
         results = hidden_states.new_zeros(*top_k_index.shape, hidden_states.shape[-1])
-        for index in top_k_index.unique().tolist():
+        for index in torch.bincount(top_k_index.flatten()).nonzero().flatten().tolist():
             token, place = torch.where(top_k_index == index)
             computed = self._expert(index, hidden_states[token])
             results[token, place] = (computed * top_k_weights[token, place, None]).to(results.dtype)

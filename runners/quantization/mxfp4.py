@@ -24,7 +24,7 @@ def from_blocks(blocks: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
 def quantize_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(blocks, scales) of the nearest numbers to `weight` [..., in], for the least powers of two that reach
     the largest of each group."""
-    groups = weight.float().unflatten(-1, (-1, GROUP))
+    groups = weight.float().reshape(*weight.shape[:-1], -1, GROUP)
     largest = groups.abs().amax(-1, keepdim=True).clamp(min=2.0**-100)
     exponents = (largest / _LARGEST).log2().ceil().clamp(-127, 127)
     table = torch.tensor(FP4_VALUES, device=weight.device)

@@ -52,8 +52,8 @@ def _is_dynamic(rope_type: Any) -> bool:
 class _DynamicRope:
     """A rotary embedding of transformers whose frequencies are set before each of its passes."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module: Any = module
+    def __init__(self, module: Any) -> None:
+        self._module = module
         name = type(module).__name__
         if not isinstance(self._module.rope_type, str) or not hasattr(module, "inv_freq"):
             raise _unknown(name, "layers differ in their rotary embedding")
@@ -77,7 +77,8 @@ class _DynamicRope:
         longest = lengths.clamp(min=self._original).float()
         stretched = (self._factor * longest / self._original - (self._factor - 1)) ** (dim / (dim - 2))
         exponents = torch.arange(0, dim, 2, device=lengths.device, dtype=torch.float32) / dim
-        return 1.0 / (self._base * stretched[..., None]) ** exponents
+        found: torch.Tensor = 1.0 / (self._base * stretched[..., None]) ** exponents
+        return found
 
     def _before(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         lengths = _lengths.get()

@@ -200,7 +200,7 @@ def _class_of_stored(
 ) -> Any:
     """The model's class, whose linear layers and experts expect the stored tensors of their quantization."""
 
-    class Stored(plain):  # type: ignore[misc, valid-type]
+    class Stored(plain):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             expect_stored(self, quantization, stored, experts)

@@ -98,6 +98,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "device": ("cpu", "cpu"),
     "load_format": ("dummy", "dummy"),
     "distributed_executor_backend": ("mp", "mp"),
+    "data_parallel_backend": ("ray", "ray"),
 }
 
 

@@ -114,19 +114,18 @@ def test_an_unknown_runner_is_named(qwen3: str) -> None:
 
 def test_compare_shows_releases_side_by_side(qwen3: str) -> None:
     books = "vllm/0.22.0,vllm/0.25.1,vllm/0.33.0"
-    result = run(qwen3, "--assume-gpu", "-pcp", "2", "--enable-dbo", "--compare", books)
+    asked = (qwen3, "--assume-gpu", "-pcp", "2", "--enable-dbo", "--all2all-backend", "deepep_low_latency")
+    result = run(*asked, "--compare", books)
     assert result.exit_code == 0
     for name in books.split(","):
         assert name in result.stdout
-    data = json.loads(
-        run(qwen3, "--assume-gpu", "-pcp", "2", "--enable-dbo", "--compare", books, "--json").stdout
-    )
+    data = json.loads(run(*asked, "--compare", books, "--json").stdout)
     assert {name: (verdict["runner"], bool(verdict["refusals"])) for name, verdict in data.items()} == {
         "vllm/0.22.0": ("v1", False),
         "vllm/0.25.1": ("v1", False),
         "vllm/0.33.0": ("v1", True),
     }
-    alone = run(qwen3, "--assume-gpu", "-pcp", "2", "--enable-dbo", "--rulebook", "vllm/0.33.0", "--json")
+    alone = run(*asked, "--rulebook", "vllm/0.33.0", "--json")
     assert json.loads(alone.stdout) == data["vllm/0.33.0"]
 
 

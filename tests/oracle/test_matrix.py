@@ -164,11 +164,18 @@ def test_every_bundled_book_has_a_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("release", ["0.22.0", "0.25.1", "0.33.0"])
 def test_vllm_cells_are_what_select_says(release: str, tmp_path: Path) -> None:
+    draft = {
+        "method": "eagle",
+        "model": str(tmp_path),
+        "num_speculative_tokens": 2,
+        "parallel_drafting": True,
+    }
     flags = {
-        "stock-torch-compile": ["--compilation-config", "1"],
-        "dual-batch-overlap": ["--enable-dbo"],
-        "prefill-context-parallelism": ["-pcp", "2"],
-        "parallel-drafting": ["--speculative-config", '{"method": "eagle", "parallel_drafting": true}'],
+        ("stock-torch-compile",): ["--compilation-config", "1"],
+        ("dual-batch-overlap",): ["--enable-dbo", "--all2all-backend", "deepep_low_latency"],
+        ("dual-batch-overlap", "dual-batch-overlap-backend"): ["--enable-dbo"],
+        ("prefill-context-parallelism",): ["-pcp", "2"],
+        ("parallel-drafting",): ["--speculative-config", json.dumps(draft)],
     }
     (tmp_path / "config.json").write_text(
         json.dumps({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16"})
@@ -177,7 +184,7 @@ def test_vllm_cells_are_what_select_says(release: str, tmp_path: Path) -> None:
     column = next(c for c in matrix.columns for m in c.models if m.name == "Qwen3ForCausalLM (dense)")
     compared = 0
     for feature, cell in zip(matrix.features, column.cells, strict=True):
-        words = [] if not feature.rules else flags.get(feature.rules[0])
+        words = [] if not feature.rules else flags.get(feature.rules)
         if words is not None:
             verdict = select_runner(
                 [str(tmp_path), *words], rulebook=f"vllm/{release}", environment=assumed_gpu()

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.every_family import SPECIAL, VOCAB_SIZE, make_model, tiny_config
 from tests.support.known_models import model_types, pooling_tasks
-from tests.support.models_table import RESULTS, _first_line, _plain, run_apart
+from tests.support.models_table import RESULTS, _plain, first_line, run_apart
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pooling.md"
 
@@ -94,7 +94,7 @@ def attempt(model_type: str, task: str, directory: Path) -> dict[str, str]:
         save(model_type, task, directory)
         expected = reference(directory, task)
     except Exception as error:
-        return {"outcome": "untried", "why": _first_line(error)}
+        return {"outcome": "untried", "why": first_line(error)}
     try:
         way, why, actual = _dodona(str(directory))
     except Exception as error:
@@ -102,8 +102,8 @@ def attempt(model_type: str, task: str, directory: Path) -> dict[str, str]:
 
         if isinstance(error, UnsupportedConfiguration):
             rules = [] if error.verdict is None else [r.rule for r in error.verdict.refusals]
-            return {"outcome": "refused", "why": ", ".join(rules) or _first_line(error)}
-        return {"outcome": "wrong", "why": _first_line(error)}
+            return {"outcome": "refused", "why": ", ".join(rules) or first_line(error)}
+        return {"outcome": "wrong", "why": first_line(error)}
     worst = max(difference(a, b) for a, b in zip(expected, actual, strict=True))
     if not worst <= LIMIT:
         return {"outcome": "wrong", "why": f"differs by {worst:.2g}"}

@@ -36,10 +36,17 @@ _FROM_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
         "parallel_config.tensor_parallel_size",
         "parallel_config.decode_context_parallel_size",
     ),
+    "parallel_config.distributed_executor_backend": (
+        "parallel_config.tensor_parallel_size",
+        "parallel_config.pipeline_parallel_size",
+        "parallel_config.data_parallel_size",
+        "parallel_config.prefill_context_parallel_size",
+    ),
     "speculative_config.refusal": ("speculative_config",),
     "compilation_config.mode": ("model_config.enforce_eager",),
     "compilation_config.cudagraph_mode": ("model_config.enforce_eager",),
     "compilation_config.pass_config.enable_sp": ("parallel_config.tensor_parallel_size",),
+    "scheduler_config.enable_chunked_prefill": ("model_config.runner", "model_config.convert"),
     "attention_config.hisparse_config": ("kv_transfer_config.kv_connector",),
 }
 """Facts that depend on fields of other names than their own too."""

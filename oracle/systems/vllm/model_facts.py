@@ -180,7 +180,7 @@ def _runner_type(
     runner, convert = given.get("runner"), given.get("convert")
     if runner not in (None, "auto"):
         return str(runner)
-    if convert not in (None, "auto", "none") or model.pooling:
+    if convert not in (None, "auto", "none") or "Pooling" in model.modules:
         return "pooling"
     kind = _class(named, registry)
     for name in named:

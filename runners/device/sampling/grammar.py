@@ -54,7 +54,7 @@ class Grammar(Stage):
                 f"rows {missing} have grammars, and grammar_output doesn't say what they allow; "
                 "give a bitmask for each of them"
             )
-        bitmask = output.bitmask[found]
+        bitmask = output.bitmask[[place for place in found if place is not None]]
         fallback = grammar_fallback_ids(bitmask, [self._params[row] for row in state_rows])
         index = upload(np.array([batch_rows, fallback], dtype=np.int64), scores.device)
         mask_by_grammar(scores, batch_rows=index[0], bitmask=upload(bitmask, scores.device))

@@ -77,7 +77,8 @@ class _Parts(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
-        return self._embedding
+        embedding: nn.Module = self._embedding
+        return embedding
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
