@@ -184,7 +184,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         and speculative.method == "eagle3",
         "kv-connector": lacks_connector(config),
         "speculative-kv-connector": has_active_connector(config)
-        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3"),
+        and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3", "mtp"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",
         "stock-torch-compile": mode == "STOCK_TORCH_COMPILE",
         "dynamo-trace-once": mode == "DYNAMO_TRACE_ONCE",
