@@ -181,7 +181,8 @@ class _Comparison:
         compared = [c for s in (a, b) for rule in s.book.rules for c in comparisons(rule.when)]
         # a runner of either book may be forced
         facts = facts_of(a.book.system, list(dict.fromkeys((*a.book.runners, *b.book.runners))))
-        self.space = Space(facts, compared, baseline_of(a.book), unknown=True)
+        # The rules of two books that are far apart: some ten seconds.
+        self.space = Space(facts, compared, baseline_of(a.book), unknown=True, bound=4)
         self.before = Regions(self.space, a.book)
         self.after = Regions(self.space, b.book)
         self.outcome_differs = kinds_differ(self.space, self.before.outcomes.kinds, self.after.outcomes.kinds)

@@ -73,8 +73,8 @@ def _not_by_default(regions: Regions) -> Broken:
     clean = d.less(free, against)
     preferred = regions.outcomes.kinds.get((first, False), FALSE)
     if clean == FALSE:
-        message = f"{first} never serves unless the user forces it: something always rules it out"
-        return Broken("preferred-by-default", free, message)
+        message = f"{first} never serves unless it is forced: something always rules it out"
+        return Broken("preferred-by-default", d.less(free, preferred), message)
     message = f"{first} is not chosen although nothing rules it out"
     return Broken("preferred-by-default", d.less(clean, preferred), message)
 

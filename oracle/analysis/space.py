@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dodona.oracle.analysis.diagrams import FALSE, Diagrams
+from dodona.oracle.analysis.diagrams import FALSE, MAX_NODES, MAX_WORK, Diagrams
 from dodona.oracle.language.conditions import AnyOf, Compare, Condition, Facts, Not, compare
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactSpec, FactValue, Unknown
 from dodona.oracle.systems.system import OVERRIDE
@@ -73,7 +73,8 @@ class Space:
     """All facts that some comparisons tell apart, as assignments of a `Diagrams`.
 
     compared: every comparison that will be asked. baseline: plain values of facts, from which the distance of
-    witnesses is measured. unknown: whether facts may be unknown.
+    witnesses is measured. unknown: whether facts may be unknown. bound: how many times as much as `Diagrams`
+    allows by default is looked at before the analysis ends with `TooEntangled`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Space:
         baseline: Mapping[str, FactValue],
         *,
         unknown: bool = False,
+        bound: int = 1,
     ) -> None:
         self.registry = registry
         self.baseline = baseline
@@ -107,7 +109,7 @@ class Space:
                 made = self._scalar(registry[name], tuple(dict.fromkeys(comparisons)), len(sizes))
                 sizes.append(len(made.values))
             self._facts[name] = made
-        self.diagrams = Diagrams(sizes)
+        self.diagrams = Diagrams(sizes, max_nodes=bound * MAX_NODES, max_work=bound * MAX_WORK)
         self._costs = [row for fact in self._facts.values() for row in self._cost_rows(fact)]
         self.possible = self._possible()
         """The whole space."""

@@ -59,8 +59,6 @@ _SIZES: Final = frozenset(
 )
 """The same in config.json, with other spellings."""
 
-VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
-
 Change = Literal["runner", "start", "consequence"]
 
 
@@ -267,15 +265,18 @@ def _keep(found: Found, steps: Sequence[Step], last: VllmDeployment) -> tuple[st
         return None, ()
     if before.runner == after.runner:
         return None, _cures(verdict_of(last, trusted=True))
+    if last.book.environment is None:
+        return None, ()
+    variable = last.book.environment.variable
     value = "0" if before.runner == "v1" else "1"
     forced = dataclasses.replace(
         last, environment=dataclasses.replace(last.environment, override=before.runner)
     )
     verdict = verdict_of(forced, trusted=True)
     if verdict.runner == before.runner and not verdict.refusals:
-        return written(found.place, value), ()
+        return written(found.place, variable, value), ()
     against = ", ".join(reason.feature for reason in verdict.refusals) or "another rule decides first"
-    return None, (f"{VARIABLE}={value} does not keep {before.runner}: {against}", *_cures(verdict))
+    return None, (f"{variable}={value} does not keep {before.runner}: {against}", *_cures(verdict))
 
 
 def _cures(verdict: Verdict) -> tuple[str, ...]:
@@ -294,9 +295,9 @@ _WRITTEN: Final[Mapping[Place, str]] = {
 }
 
 
-def written(place: Place, value: str) -> str:
+def written(place: Place, variable: str, value: str) -> str:
     """How the variable that chooses the runner is set in a place."""
-    return _WRITTEN[place].format(variable=VARIABLE, value=value)
+    return _WRITTEN[place].format(variable=variable, value=value)
 
 
 def _without_values(message: str) -> str:

@@ -254,6 +254,7 @@ class Scheduler:
         prefilling: list[Request] = []
         blocks = self.blocks
         reads_first = self.num_speculative_tokens > 0 or self.num_micro_batches > 1
+        shares = self.num_micro_batches > 1
         share = -(-len(self.running) // self.num_micro_batches)
         # Each running request may compute a token before any draft is verified.
         budget = self.max_num_batched_tokens - len(self.running)
@@ -265,7 +266,7 @@ class Scheduler:
                 continue  # its last tokens, or those that its grammar waits for, are under way
             if reads_first and request.num_tokens > len(request.token_ids):
                 continue  # with them come the drafts to verify; or they are in another micro-batch
-            if len(decoding) + len(verifying) == share:
+            if shares and len(decoding) + len(verifying) == share:
                 continue
             if request.num_computed_tokens == request.capacity:
                 if self.windows.slide:

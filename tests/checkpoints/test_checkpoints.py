@@ -47,7 +47,7 @@ def test_weights_are_about_a_megabyte_of_bf16(name: str) -> None:
             for key in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
                 assert tensors.get_tensor(key).dtype == torch.bfloat16, key
         size += file.stat().st_size
-    assert 0.9e6 < size < 1.3e6
+    assert 0.9e6 < size <= 1.5e6
     assert (len(files) > 1) == (CHECKPOINTS / name / "model.safetensors.index.json").exists()
 
 

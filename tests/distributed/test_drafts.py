@@ -254,7 +254,7 @@ def test_memory_and_weights_of_an_engine_whose_last_stage_drafts(
     """The head has the target's embedding, which the last stage keeps for it."""
     plain, alone = runs.alone("none"), runs.alone("eagle3-speculators")
     free = 1 << 22
-    monkeypatch.setattr(V1Runner, "determine_available_memory", lambda _: 2 * free)
+    monkeypatch.setattr(V1Runner, "determine_available_memory", lambda _: free)
     with runs.engine("eagle3-speculators", **{PP: 2}) as llm:
         first, last = llm.collective_rpc("get_kv_cache_spec")
         assert (len(first.layers), len(last.layers)) == (2, 2)  # of the target; one, and the head's

@@ -52,3 +52,14 @@ def test_tokens_with_aborts_and_calls_in_between(monkeypatch: pytest.MonkeyPatch
                 assert len(tokens) == count
                 assert tokens == plain.logits([*own, *tokens[:-1]]).argmax(-1)[len(own) - 1 :].tolist()
         assert max(most) == 2
+
+
+@pytest.mark.parametrize(("size", "replicas"), [("pipeline_parallel_size", 1), ("data_parallel_size", 2)])
+def test_each_rank_has_the_blocks_that_are_useful(monkeypatch: pytest.MonkeyPatch, size, replicas) -> None:
+    """The memory that ranks on a CPU share is divided, not what each of them needs of it."""
+    use_threads(monkeypatch)
+    config = EngineConfig.from_flat(
+        str(QWEN3), device="cpu", dtype="float32", max_num_seqs=4, block_size=4, max_model_len=64, **{size: 2}
+    )  # fmt: skip
+    with LLM.from_verdict(select_runner(config, environment=CPU)) as llm:
+        assert llm.num_kv_blocks == replicas * 4 * 64 // 4

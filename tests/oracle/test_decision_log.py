@@ -202,6 +202,7 @@ def test_the_command_line_logs(qwen3: str, tmp_path: Path) -> None:
     CliRunner().invoke(app, ["select", qwen3, "--assume-gpu"], env=env)
     CliRunner().invoke(app, ["select", qwen3, "--assume-gpu", "-dcp", "2"], env=env)
     vllm = ["select", qwen3, "--assume-gpu", "--rulebook", "vllm/0.25.1", "--enable-dbo"]
+    vllm += ["--all2all-backend", "deepep_low_latency"]
     CliRunner().invoke(app, vllm, env=env)
     found = [(line["rulebook"], line["runner"], line["fired"]) for line in lines(log)]
     assert found == [

@@ -98,7 +98,7 @@ def test_witnesses_over_many_releases_differ() -> None:
 def test_a_release_with_two_more_architectures() -> None:
     found = diff_books(load_sourced("vllm/0.22.0"), load_sourced("vllm/0.23.0"))
     changed = {rule.rule: rule for rule in found.rules}
-    assert set(changed) == {"architecture", "hybrid-mamba", "reasoning-budget"}
+    assert set(changed) == {"architecture", "hybrid-mamba", "mamba-prefix-caching", "reasoning-budget"}
     assert changed["architecture"].what == ("fires for fewer",)
     assert dict(changed["architecture"].witness.facts) == {
         "model_config.architectures": ("LlamaForCausalLM",)
@@ -261,7 +261,8 @@ def test_text_json_and_markdown() -> None:
     assert "- reasoning-budget: veto on v2" in text
     (book,) = json.loads(run("vllm/0.22.0", "vllm/0.23.0", "--json").output)["books"]
     assert book["differs"] is True
-    assert {rule["rule"] for rule in book["rules"]} == {"architecture", "hybrid-mamba", "reasoning-budget"}
+    rules = {"architecture", "hybrid-mamba", "mamba-prefix-caching", "reasoning-budget"}
+    assert {rule["rule"] for rule in book["rules"]} == rules
     assert sorted(book["architectures"]["plain"]) == ["LlamaForCausalLM", "MistralForCausalLM"]
     (rule,) = [rule for rule in book["rules"] if rule["rule"] == "architecture"]
     assert rule["witness"]["facts"] == {"model_config.architectures": ["LlamaForCausalLM"]}

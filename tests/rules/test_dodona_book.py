@@ -191,9 +191,12 @@ def test_adding_an_unsupported_feature_never_turns_v1_into_v2(
 @given(facts(BOOK))
 def test_without_the_features_that_fired_the_preferred_runner_is_chosen(values: dict[str, Any]) -> None:
     values = {**values, "environment.override": None}
-    blamed = {name for rule in fired(values) for name in RULES[rule].reads}
-    repaired = {**values, **{name: GOOD_FACTS[name] for name in blamed}}
-    assert outcome(repaired) == Outcome("v2", False, "preferred", ())
+    # Again while something fires: a method taken away can leave a setting behind that needs one.
+    while blamed := {name for rule in fired(values) for name in RULES[rule].reads}:
+        repaired = {**values, **{name: GOOD_FACTS[name] for name in blamed}}
+        assert repaired != values, "the rules that fire read good facts only"
+        values = repaired
+    assert outcome(values) == Outcome("v2", False, "preferred", ())
 
 
 @given(facts(BOOK))

@@ -17,7 +17,7 @@ from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import select_runner
-from dodona.oracle.systems.vllm.arguments import ARGUMENTS, from_command_line
+from dodona.oracle.systems.vllm.arguments import ARGUMENTS, COULD_DECIDE, from_command_line
 from dodona.oracle.systems.vllm.flags import flag_table, releases_with
 from dodona.oracle.systems.vllm.invocation import image_release, invocations, is_vllm_image
 from dodona.oracle.systems.vllm.shell import simple_commands
@@ -252,3 +252,7 @@ def test_any_text_is_read_or_refused_by_name(text: str, before: str) -> None:
 def test_quoted_words_come_back(words: list[str]) -> None:
     text = " ".join(["run", *(shlex.quote(word) for word in words)])
     assert [command.words for command in simple_commands(text)] == [("run", *words)]
+
+
+def test_what_is_read_is_not_named_as_not_understood() -> None:
+    assert COULD_DECIDE.isdisjoint(ARGUMENTS)

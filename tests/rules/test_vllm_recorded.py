@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.readable import load_readable
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.vllm.assumptions import completed_sections
 from dodona.oracle.systems.vllm.model_classes import registry_of
 from dodona.oracle.systems.vllm.model_facts import model_section
 from dodona.oracle.systems.vllm.startup_checks import readable_length
@@ -117,3 +119,31 @@ def test_an_inner_state_is_not_a_hybrid(tmp_path: Path) -> None:
 )
 def test_lengths_as_people_write_them(text: str | None, tokens: int | None) -> None:
     assert readable_length(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("release", "architecture", "machine", "mode"),
+    [
+        ("0.30.0", "DeepseekV32ForCausalLM", HOPPER, "NONE"),
+        ("0.30.0", "Qwen3ForCausalLM", HOPPER, "STOCK_TORCH_COMPILE"),
+        ("0.25.1", "DeepseekV32ForCausalLM", HOPPER, "STOCK_TORCH_COMPILE"),
+        (
+            "0.30.0",
+            "DeepseekV32ForCausalLM",
+            Environment(has_triton=True, platform="rocm"),
+            "STOCK_TORCH_COMPILE",
+        ),
+        (
+            "0.30.0",
+            "DeepseekV32ForCausalLM",
+            Environment(has_triton=True, platform="cuda", variables=("VLLM_USE_BREAKABLE_CUDAGRAPH",)),
+            UNKNOWN,
+        ),
+    ],
+)
+def test_breakable_graphs_take_the_place_of_compilation(
+    tmp_path: Path, release: str, architecture: str, machine: Environment, mode: Any
+) -> None:
+    model = _model(tmp_path, architectures=[architecture], model_type="llama")
+    found = completed_sections({"compilation_config": {"mode": 1}}, model, machine, release)
+    assert found["compilation_config"]["mode"] == mode

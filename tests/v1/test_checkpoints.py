@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2] / "checkpoints"
 
 @pytest.mark.parametrize("prefix_caching", [False, True], ids=["", "prefix-caching"])
 @pytest.mark.parametrize(("chunk", "blocks"), [(2048, None), (32, 24)], ids=["", "chunked, preemption"])
-@pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "lfm2"])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "lfm2", "qwen3_moe"])
 def test_greedy_tokens(reference, monkeypatch, name, chunk, blocks, prefix_caching):
     monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
     path = ROOT / name

@@ -18,7 +18,7 @@ from tests.support import models_table
 
 RESULTS = {
     file.stem.removeprefix("transformers-"): json.loads(file.read_text(encoding="utf-8"))
-    for file in sorted(models_table.RESULTS.glob("*.json"))
+    for file in sorted(models_table.RESULTS.glob("transformers-*.json"))
 }
 BOOK = load_rulebook("dodona")
 CPU = Environment(has_triton=False, platform="cpu")

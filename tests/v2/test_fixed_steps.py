@@ -10,7 +10,6 @@ import torch
 from dodona.runners.device.graphs import LONGEST_PROMPT, FixedSizes, FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2.runner import V2Runner
 from dodona.runners.warm_up import warm_up
 from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import Reference, prompts_of
@@ -174,7 +173,7 @@ def test_host_and_device_count_steps_alike(tiny_models):
     warm_up(runner)
     runner.capture_graphs()
     ring = runner.ready.steps._ring
-    assert ring.num_slots > V2Runner.max_steps_in_flight
+    assert ring.num_slots > runner.max_steps_in_flight
     for params, lengths in ((GREEDY, (5,)), (FILTERED, (3, 1)), (RANDOM, (9, 20))):
         for _ in range(2):
             run = generate(runner, prompts_of(*lengths), max_tokens=3, params=params)

@@ -41,7 +41,14 @@ def main(words: list[str]) -> None:
         "without_backend": next((d["without_backend"] for _, d in recorded if "without_backend" in d), []),
         **{
             key: {release: data[key] for release, data in recorded if key in data}
-            for key in ("quantization", "speculation", "config_types", "sections", "choices")
+            for key in (
+                "quantization",
+                "speculation",
+                "config_types",
+                "sections",
+                "choices",
+                "breakable_graphs",
+            )
         },
     }
     TARGET.write_text(_text(table))

@@ -16,8 +16,18 @@ from pathlib import Path
 
 TARGET = Path(__file__).parents[2] / "tests" / "data" / "vllm_recorded"
 
-ARTEFACTS = ("_OpNamespace", "No module named", "failed to be inspected", "cannot import name")
-"""Words of errors that come from the made-up machine."""
+ARTEFACTS = (
+    "_OpNamespace",
+    "No module named",
+    "failed to be inspected",
+    "cannot import name",
+    "Invalid repository ID",
+    "cumem allocator is not supported",
+    "Arctic Inference is required",
+    "could not locate think start/end tokens in the tokenizer",
+    "is larger than the number of available GPUs",
+)
+"""Words of errors of the recording: no such package, compiled module, tokenizer, network or ninth GPU."""
 
 
 def main(release: str, folder: str, cases: str, answers: str) -> None:

@@ -1,9 +1,12 @@
 """The cases to record: each model with its defaults and a few flag sets, each flag set with several models.
 
     python tools/record_vllm/plan.py MODELS_FOLDER CASES [--flag-sets-each 3]
+    python tools/record_vllm/plan.py MODELS_FOLDER CASES --held-out 0.33.0 [--count 30]
 
 Unpacks the models of tests/data/vllm_recorded into MODELS_FOLDER and writes cases for `record.py`. The cases
 are in an order of which each beginning is a fair sample. `{NAME}` in a flag set is the folder of a model.
+With `--held-out` the cases are drawn at random, the text after it being the seed: models with one or two
+flag sets that the plan without it does not combine. Each has the key `held_out`.
 """
 
 from __future__ import annotations
@@ -25,10 +28,15 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("cases", type=Path)
     parser.add_argument("--flag-sets-each", type=int, default=3)
+    parser.add_argument("--held-out", metavar="SEED")
+    parser.add_argument("--count", type=int, default=30)
     args = parser.parse_args()
     unpack(args.models)
+    planned = list(cases(args.models, args.flag_sets_each))
+    if args.held_out is not None:
+        planned = held_out(args.models, args.held_out, args.count, {case["id"] for case in planned})
     with args.cases.open("w") as file:
-        for case in cases(args.models, args.flag_sets_each):
+        for case in planned:
             file.write(json.dumps(case) + "\n")
 
 
@@ -82,10 +90,33 @@ def cases(folder: Path, each: int) -> Iterator[dict[str, Any]]:
     order += mixed[len(plain) * share :]
     seen = set()
     for name, flags in order:
-        identity = " ".join(filter(None, [_env(flags), name, flags["flags"]]))
-        if identity not in seen:
-            seen.add(identity)
-            yield {"id": identity, "argv": _argv(folder, by_name[name], flags), "env": flags.get("env", {})}
+        case = _case(folder, by_name[name], flags)
+        if case["id"] not in seen:
+            seen.add(case["id"])
+            yield case
+
+
+def held_out(folder: Path, seed: str, count: int, known: set[str]) -> list[dict[str, Any]]:
+    """Random cases whose `id` is not among `known`; two of three have one flag set, the third has two."""
+    drawn = random.Random(f"held out {seed}")
+    named = [model for model in models() if not model["name"].startswith("draft-")]
+    free = [flags for flags in flag_sets() if "models" not in flags]
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < count:
+        sets = drawn.sample(free, 2 if len(found) % 3 == 2 else 1)
+        flags = {
+            "flags": " ".join(one["flags"] for one in sets).strip(),
+            "env": {name: value for one in sets for name, value in one.get("env", {}).items()},
+        }
+        case = _case(folder, drawn.choice(named), flags)
+        if case["id"] not in known:
+            found[case["id"]] = {**case, "held_out": seed}
+    return list(found.values())
+
+
+def _case(folder: Path, model: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    identity = " ".join(filter(None, [_env(flags), model["name"], flags["flags"]]))
+    return {"id": identity, "argv": _argv(folder, model, flags), "env": flags.get("env", {})}
 
 
 def _env(flags: dict[str, Any]) -> str:

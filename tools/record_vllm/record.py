@@ -93,6 +93,7 @@ def architectures() -> dict[str, Any]:
     """What vLLM's registry says of each model class, and which ones it had or has elsewhere."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
     from vllm.config import speculative
+    from vllm.config import vllm as vllm_config
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.model_executor.models import registry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
@@ -113,6 +114,7 @@ def architectures() -> dict[str, Any]:
         "quantization": sorted(QUANTIZATION_METHODS),
         "speculation": sorted(_words(speculative.SpeculativeMethod)),
         "config_types": sorted(_CONFIG_REGISTRY),
+        "breakable_graphs": sorted(getattr(vllm_config, "DEFAULT_BREAKABLE_CUDAGRAPH_ARCHITECTURES", ())),
         "sections": _sections(),
         "without_backend": _without_backend(),
         "choices": {flag["dest"]: flag["choices"] for flag in flags() if flag["choices"]},

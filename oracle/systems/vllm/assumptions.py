@@ -8,7 +8,7 @@ depends on it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dodona.oracle.config.draft_method import current_method, method_by_name
@@ -17,6 +17,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, evaluate
 from dodona.oracle.language.facts import UNKNOWN, FactValue, show_value
 from dodona.oracle.language.rulebook import RuleBook
+from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.readable import load_readable
 from dodona.oracle.systems.vllm.facts import default_of
@@ -65,7 +66,7 @@ def decisive_assumptions(facts: Facts, model: ModelInfo, book: RuleBook) -> tupl
 
 
 def completed_sections(
-    sections: Mapping[str, Any], model: ModelInfo, release: str | None = None
+    sections: Mapping[str, Any], model: ModelInfo, environment: Environment, release: str | None = None
 ) -> dict[str, Any]:
     """The sections with what config.json and vLLM's rules add, and UNKNOWN for what neither tells.
 
@@ -102,6 +103,7 @@ def completed_sections(
         eager=bool(given["model_config"].get("enforce_eager")),
         split=parallel.get("tensor_parallel_size") or 1,
         hidden_size=model.text.get("hidden_size"),
+        breakable=_breakable_graphs(told["architectures"], environment, registry),
     )
     attention = dict(given["attention_config"])
     if (sections.get("kv_transfer_config") or {}).get("kv_connector") == "HiSparseConnector":
@@ -139,7 +141,20 @@ def _executor(parallel: Mapping[str, Any]) -> FactValue:
     return "uni" if sizes == [1, 1, 1] else "mp"
 
 
-def _compilation(given: Mapping[str, Any], *, eager: bool, split: int, hidden_size: object) -> dict[str, Any]:
+def _breakable_graphs(
+    architectures: Sequence[str], environment: Environment, registry: Registry
+) -> bool | None:
+    """Whether CUDA graphs take the place of compilation, whatever mode is asked for; None: not known."""
+    if not registry.breakable_graphs or environment.platform != "cuda":
+        return False
+    if "VLLM_USE_BREAKABLE_CUDAGRAPH" in environment.variables:
+        return None
+    return not registry.breakable_graphs.isdisjoint(architectures)
+
+
+def _compilation(
+    given: Mapping[str, Any], *, eager: bool, split: int, hidden_size: object, breakable: bool | None
+) -> dict[str, Any]:
     completed = dict(given)
     mode = completed.get("mode")
     if isinstance(mode, (int, str)) and not isinstance(mode, bool):
@@ -147,9 +162,11 @@ def _compilation(given: Mapping[str, Any], *, eager: bool, split: int, hidden_si
             completed["mode"] = CompilationMode.of(mode).name
         except ValueError as error:
             raise ConfigError(f"compilation_config.mode: {error}, got {mode!r}") from None
-    if eager:
+    if eager or breakable:
         # nothing is compiled, whatever else is asked for
         completed["mode"] = "NONE"
+    elif breakable is None:
+        completed["mode"] = UNKNOWN
     elif mode is None:
         completed["mode"] = "VLLM_COMPILE"
     graphs = completed.get("cudagraph_mode")

@@ -124,7 +124,7 @@ class VllmDeployment(Deployment):
     def known_facts(self, changes: Iterable[Change] = ()) -> Facts:
         """All facts, after changes that don't clash; unknown ones are unknown. Raises ConfigError."""
         sections = completed_sections(
-            self.sections_after(changes), self.model, release_of(self.book.rulebook)
+            self.sections_after(changes), self.model, self.environment, release_of(self.book.rulebook)
         )
         return derive_facts(sections, self.environment, self.book.assume)
 

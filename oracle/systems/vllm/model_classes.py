@@ -83,6 +83,8 @@ class Registry:
     """The values that an argument may have, by its flat name; empty where they weren't recorded."""
     config_types: frozenset[str] = frozenset()
     """Model types whose configuration classes vLLM has itself, beside those of transformers."""
+    breakable_graphs: frozenset[str] = frozenset()
+    """Classes that on CUDA run with breakable CUDA graphs in place of compilation."""
 
     @property
     def is_recorded(self) -> bool:
@@ -120,7 +122,14 @@ def registry_of(release: str | None = None) -> Registry:
     classes = {**newer.classes, **older.classes}
     unread = (older.unread | newer.unread) - classes.keys()
     gone = (older.gone | newer.gone) - classes.keys() - unread
-    return Registry(release, classes, unread, gone, config_types=older.config_types | newer.config_types)
+    return Registry(
+        release,
+        classes,
+        unread,
+        gone,
+        config_types=older.config_types | newer.config_types,
+        breakable_graphs=older.breakable_graphs & newer.breakable_graphs,
+    )
 
 
 @functools.cache
@@ -149,6 +158,7 @@ def _recorded(release: str) -> Registry:
         sections={name: tuple(names) for name, names in data["sections"].get(release, {}).items()},
         choices={name: tuple(values) for name, values in data["choices"].get(release, {}).items()},
         config_types=frozenset(data["config_types"].get(release, ())),
+        breakable_graphs=frozenset(data["breakable_graphs"].get(release, ())),
     )
 
 

@@ -43,7 +43,7 @@ class VllmSystem(System):
     def plain_facts(self, model: ModelInfo) -> Facts:
         """The facts of a model that is served with nothing special asked for, on one NVIDIA GPU."""
         plain: dict[str, Any] = {"model_config": {"multimodal_config": {}}}
-        return derive_facts(completed_sections(plain, model), assumed_gpu())
+        return derive_facts(completed_sections(plain, model, assumed_gpu()), assumed_gpu())
 
     def section_facts(self, section: str, assume: Mapping[str, FactValue] | None) -> Facts:
         """The facts below an optional section that is configured without any field."""
