@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.models.quantization import ActivationScheme
 from dodona.runners.distributed.mesh import Group
 from dodona.runners.quantization.linear import QuantizedLinear
 
@@ -49,12 +49,11 @@ def keep_inputs(name: str, linear: QuantizedLinear, group: Group) -> None:
     linear.zeros = None if weight.zeros is None else weight.zeros[:, groups].clone()
     linear.group_size = weight.group_size
     linear.in_features = count
-    activations = linear.activations
-    if activations is not None and activations.dynamic:
+    if linear.activations is not None and linear.activations.dynamic:
 
-        def whole(x: torch.Tensor, scheme: Any) -> torch.Tensor:
+        def whole(x: torch.Tensor, activations: ActivationScheme) -> torch.Tensor:
             parts = group.all_gather(x.contiguous())
-            rounded = QuantizedLinear._rounded(linear, torch.cat(list(parts), dim=-1), scheme)
+            rounded = QuantizedLinear._rounded(linear, torch.cat(list(parts), dim=-1), activations)
             return rounded[..., first : first + count]
 
         linear._rounded = whole  # type: ignore[method-assign]

@@ -54,6 +54,9 @@ class PlainRunner:
     def sample_tokens(self, grammar_output: Any) -> Any:
         return self
 
+    def take_kv_connector_output(self) -> Any:
+        return ("moved", self.step)
+
     def result(self) -> Any:
         return ("sampled", self.step)
 
