@@ -32,6 +32,7 @@ from dodona.oracle.systems.own.facts import (
 )
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
+from dodona.runners.pooling.settings import lacks_combination
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
@@ -56,6 +57,7 @@ LACKS: frozenset[str] = frozenset(
         "pooling-multimodal",
         "pooling-remote-code",
         "pooling-combinations",
+        "pooling-weights",
         "pooler-config",
         "length-dependent-rope",
         "encoder-decoder",
@@ -174,15 +176,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "pooling-remote-code": runner_type == "pooling"
         and model.has_remote_code
         and config.model_config.trust_remote_code,
-        "pooling-combinations": runner_type == "pooling"
-        and bool(
-            scheme is not None
-            or config.lora_config is not None
-            or speculative is not None
-            or has_active_connector(config)
-            or compilation == "STOCK_TORCH_COMPILE"
-            or uses_workers(config)
-        ),
+        "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
+        "pooling-weights": runner_type == "pooling"
+        and (scheme is not None or config.lora_config is not None),
         "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)
         and model.rope_type != "longrope"
