@@ -10,7 +10,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
-from dodona.oracle.systems.own.facts import outgrows_rope
+from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.runners.machine import torch_environment
 from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v1 import capabilities, loading, model_weights
