@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.errors import ConfigError
@@ -21,7 +20,7 @@ from dodona.runners.control import EngineControl
 from dodona.runners.engine.admission import Admission, check_request_id, new_request_id
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
-from dodona.runners.engine.events import Event, Progress, Sink
+from dodona.runners.engine.events import Sink
 from dodona.runners.engine.prompts import PromptLike, parse_prompt
 from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.request import Request
@@ -31,7 +30,6 @@ from dodona.runners.interface import Runner
 from dodona.runners.limits import KVSize
 from dodona.runners.lora.registry import AdapterRegistry
 from dodona.runners.lora.request import LoRARequest
-from dodona.runners.progress_bar import ProgressBar
 from dodona.runners.sampling.generation_defaults import GenerationDefaults
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.startup import start
@@ -40,9 +38,6 @@ from dodona.runners.text.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
     from dodona.runners.pooling.settings import PoolingSettings
-
-_REDRAW_AFTER = 0.5
-"""Seconds without news after which a progress bar is drawn anew: the first prompts may take long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,19 +191,6 @@ class EngineClient:
         if self._adapters is None:
             raise InvalidRequestError("lora_request: adapters are off; make the LLM with enable_lora=True")
         return self._adapters
-
-    def next_progress(self, events: SimpleQueue[Event], bar: ProgressBar) -> Progress:
-        """Wait for the next news of requests whose sink is `events`, and redraw the bar meanwhile. Raises
-        EngineDeadError where the engine ends."""
-        while True:
-            try:
-                progress = events.get(timeout=_REDRAW_AFTER)
-            except Empty:
-                bar.update(0)
-                continue
-            if progress is None:
-                raise self.dead_error()
-            return progress
 
     def abort(self, *request_ids: str) -> None:
         """End requests with the tokens that they have; their finish reason is "abort". Ignores ids that are

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dodona.runners.client import EngineClient
-from dodona.runners.engine.events import Event
+from dodona.runners.engine.events import Event, Progress
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, parse_prompt
 from dodona.runners.engine.request import Request
 from dodona.runners.errors import InvalidRequestError, WrongTaskError
@@ -21,7 +21,7 @@ from dodona.runners.outputs import (
 )
 from dodona.runners.pooling.params import PoolingParams
 from dodona.runners.pooling.settings import PoolingSettings
-from dodona.runners.progress_bar import progress_bar
+from dodona.runners.waiting import ended_by_ctrl_c, wait_for_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,31 +148,27 @@ class PoolingClient:
         """Submit, and wait for all outputs, in the prompts' order. After an error nothing goes on."""
         params_list = _params_list(params, len(pairs))
         events: SimpleQueue[Event] = SimpleQueue()
-        results: dict[int, PoolingRequestOutput[T]] = {}
-        waiting: dict[str, tuple[int, Request]] = {}
-        try:
-            for index, request in self._submit(pairs, params_list, events, results):
-                waiting[request.request_id] = (index, request)
-            with progress_bar(len(pairs), use_tqdm) as bar:
-                bar.update(len(results))
-                while waiting:
-                    progress = self.client.next_progress(events, bar)
-                    index, request = waiting.pop(progress.request_id)
-                    results[index] = PoolingRequestOutput(
-                        request_id=request.request_id,
-                        prompt=_text(pairs[index][0]),
-                        prompt_token_ids=request.token_ids,
-                        outputs=None if progress.pooled is None else convert(progress.pooled),
-                        error=progress.error,
-                    )
-                    bar.update(1)
-        except KeyboardInterrupt as interrupt:
-            self.client.shutdown(interrupt)
-            raise
-        except BaseException:
-            self.client.abort(*waiting)
-            raise
-        return [results[index] for index in range(len(pairs))]
+        refused: dict[int, PoolingRequestOutput[T]] = {}
+        running: dict[str, tuple[int, Request]] = {}
+
+        def take(progress: Progress) -> tuple[int, PoolingRequestOutput[T]]:
+            index, request = running[progress.request_id]
+            return index, PoolingRequestOutput(
+                request_id=request.request_id,
+                prompt=_text(pairs[index][0]),
+                prompt_token_ids=request.token_ids,
+                outputs=None if progress.pooled is None else convert(progress.pooled),
+                error=progress.error,
+            )
+
+        with ended_by_ctrl_c(self.client):
+            try:
+                for index, request in self._submit(pairs, params_list, events, refused):
+                    running[request.request_id] = (index, request)
+            except BaseException:
+                self.client.abort(*running)
+                raise
+            return wait_for_outputs(self.client, events, running, take, refused, use_tqdm=use_tqdm)
 
     def _submit(
         self,
