@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import resolved_runner_type, uses_workers
+from dodona.oracle.systems.own.parallel import uses_workers
+from dodona.oracle.systems.own.resolved import resolved_runner_type
 from dodona.oracle.systems.registry import system_of
 from dodona.runners.limits import Limits, resolve_limits
 

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.systems.own.facts import has_active_connector, has_connector_module, resolved_connector
+from dodona.oracle.systems.own.connectors import (
+    has_active_connector,
+    has_connector_module,
+    resolved_connector,
+)
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.sentence_transformers import DenseModule, read_sentence_transformers
-from dodona.oracle.systems.own.facts import pooling_task
+from dodona.oracle.systems.own.pooling import pooling_task
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig

@@ -13,24 +13,22 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
-from dodona.oracle.systems.own.facts import (
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, outgrows_rope
+from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     fills_stages,
-    has_active_connector,
-    has_causal_lm,
-    has_pooling_model,
-    has_unused_pooler,
-    is_row_by_row,
-    outgrows_rope,
-    pooling_task,
-    resolved_quantization,
-    resolved_runner_type,
-    resolved_speculative_method,
     splits_evenly,
     uses_workers,
 )
+from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
+from dodona.oracle.systems.own.resolved import (
+    resolved_quantization,
+    resolved_runner_type,
+    resolved_speculative_method,
+)
 from dodona.runners.kv_transfer.settings import lacks_connector
 
 SERVED_TASKS = ("embed", "classify", "token_classify")

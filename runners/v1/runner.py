@@ -13,7 +13,8 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
-from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh

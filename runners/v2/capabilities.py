@@ -10,17 +10,16 @@ from collections.abc import Callable
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import (
-    deploys_replicas_otherwise,
-    exceeds_devices,
-    has_active_connector,
-    has_unused_pooler,
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.parallel import deploys_replicas_otherwise, exceeds_devices
+from dodona.oracle.systems.own.pooling import has_unused_pooler
+from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
     resolved_speculative_method,
 )
-from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
 from dodona.runners.v2.models.registry import MODEL_FAMILIES
 

@@ -94,7 +94,7 @@ def _refused(model_type: str) -> str:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
-    from dodona.oracle.systems.own.facts import has_causal_lm
+    from dodona.oracle.systems.own.model_code import has_causal_lm
 
     info = ModelInfo.from_mapping({"architectures": [architecture(model_type)], "model_type": model_type})
     if not has_causal_lm(EngineConfig.from_flat("m"), info):

@@ -15,7 +15,7 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import ROW_BY_ROW_WRAPPERS
-from dodona.oracle.systems.own.facts import outgrows_rope
+from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported

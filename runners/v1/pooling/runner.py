@@ -12,7 +12,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
-from dodona.oracle.systems.own.facts import outgrows_rope
+from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.runners.interface import (
     FinishedOutput,
     GrammarOutput,
