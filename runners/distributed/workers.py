@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -41,6 +42,8 @@ class Workers:
         """File by which the ranks find each other."""
         self._processes: list[WorkerProcess] = []
         self._ended_by: WorkerError | None = None
+        self._early: dict[int, deque[Answer]] = {rank: deque() for rank in range(count)}
+        """By rank, answers to later messages than those that are waited for."""
         try:
             for rank in range(count):
                 self._processes.append(WorkerProcess(rank))
@@ -103,7 +106,7 @@ class Workers:
         """The answers of `ranks`; ends all workers and raises WorkerError unless all of them answered."""
         began = time.monotonic()
         deadline = None if limit_s is None else began + limit_s
-        found: dict[int, Answer] = {}
+        found = {rank: self._early[rank].popleft() for rank in ranks if self._early[rank]}
         unasked: dict[int, Failure] = {}
         gone: set[int] = set()
         by_connection = {process.connection: process for process in self._processes}
@@ -117,10 +120,12 @@ class Workers:
                 answer = process.receive()
                 if answer is None:
                     gone.add(process.rank)
-                elif process.rank in ranks:
+                elif process.rank in ranks and process.rank not in found:
                     found[process.rank] = answer
                 elif isinstance(answer, Failure):
                     unasked[process.rank] = answer
+                else:
+                    self._early[process.rank].append(answer)
             if gone or unasked or any(isinstance(answer, Failure) for answer in found.values()):
                 grace = time.monotonic() + _GRACE
                 deadline = grace if deadline is None else min(deadline, grace)

@@ -18,6 +18,7 @@ from dodona.runners.v1.context_parallel import SharedForwardState, share_of, who
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, ForeignMask, recording
 from dodona.runners.v1.dynamic_rope import rotary_lengths
 from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.lora import adapters_of_share
 from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
 from dodona.runners.v1.patterns import AttentionPattern
 from dodona.runners.v1.positions import first_position
@@ -140,7 +141,8 @@ class PackedModel:
         share = share_of(layout, positions, self._context)
         state = SharedForwardState(share, cache, self.patterns, self._context)
         token_ids = token_ids.index_select(0, share.tokens)
-        logits = self._compute(token_ids, share.layout.positions, state, share.kept, states)
+        with adapters_of_share(share.tokens, share.kept):
+            logits = self._compute(token_ids, share.layout.positions, state, share.kept, states)
         return whole_logits(share, logits, len(positions), self._context)
 
     def _compute(

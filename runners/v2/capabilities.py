@@ -11,7 +11,12 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.connectors import has_active_connector
-from dodona.oracle.systems.own.parallel import deploys_replicas_otherwise, exceeds_devices
+from dodona.oracle.systems.own.parallel import (
+    deploys_replicas_otherwise,
+    exceeds_devices,
+    lacks_executor,
+    uses_workers,
+)
 from dodona.oracle.systems.own.pooling import has_unused_pooler
 from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.oracle.systems.own.resolved import (
@@ -62,16 +67,16 @@ LACKS: frozenset[str] = frozenset(
         "encoder-decoder",
         "remote-code",
         "device-count",
-        "workers",
+        "executor-backend",
         "tensor-parallelism",
         "pipeline-parallelism",
-        "data-parallelism",
         "data-parallel-deployment",
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
         "lora",
         "speculative-decoding",
+        "speculative-workers",
         "draft-tensor-parallelism",
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
@@ -160,10 +165,9 @@ def _features(config: EngineConfig) -> dict[str, bool]:
     pipeline = parallel.pipeline_parallel_size > 1
     return {
         "block-size": config.cache_config.block_size not in BLOCK_SIZES,
-        "workers": parallel.distributed_executor_backend in ("mp", "ray", "external_launcher"),
+        "executor-backend": lacks_executor(parallel),
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": pipeline,
-        "data-parallelism": parallel.data_parallel_size > 1,
         "data-parallel-deployment": deploys_replicas_otherwise(parallel),
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
@@ -171,6 +175,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "lora": config.lora_config is not None,
         "speculative-decoding": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-workers": speculative is not None and uses_workers(config),
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
         "parallel-drafting": speculative is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dodona.oracle.errors import ConfigError
-from dodona.runners.distributed.messages import Call, Execute, Sample, Start
+from dodona.runners.distributed.messages import Call, Execute, Sample, Start, Transfers
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.errors import WorkerError
@@ -100,6 +100,19 @@ def test_calls_reach_every_rank_and_their_failures_leave_the_workers_alive():
         started.tell(Execute(("step", 1), None))  # type: ignore[arg-type]
         started.tell(Sample(None), [0])
         assert started.answers([0], "execute_model", LIMIT) == [("sampled", ("step", 1))]
+
+        # Rank 1 has answered three steps before rank 0 answers the first step.
+        steps = [("sleep", 0.3), ("step", 2), ("step", 3)]
+        for step in steps:
+            started.tell(Execute(step, None), [0])  # type: ignore[arg-type]
+            started.tell(Sample(None), [0])
+            started.tell(Execute(("step", step[1]), None), [1])  # type: ignore[arg-type]
+            started.tell(Transfers(), [1])
+        for step in steps:
+            expected = [("sampled", step), ("moved", ("step", step[1]))]
+            assert started.answers(RANKS, "execute_model", LIMIT) == expected
+        started.tell(Call("echo", ("a",), {"b": 2}))
+        assert started.answers(RANKS, "echo", LIMIT) == [("a", 2), ("a", 2)]
         started.stop()
         assert all(map(gone, processes))
         assert not folder.exists()

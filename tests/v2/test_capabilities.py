@@ -99,7 +99,7 @@ def test_assumptions_about_config_json(changes, feature):
         ({"quantization": "awq"}, "quantization"),
         ({"tensor_parallel_size": 2}, "tensor-parallelism"),
         ({"pipeline_parallel_size": 2}, "pipeline-parallelism"),
-        ({"data_parallel_size": 2}, "data-parallelism"),
+        ({"distributed_executor_backend": "ray"}, "executor-backend"),
         ({"data_parallel_backend": "ray"}, "data-parallel-deployment"),
         ({"prefill_context_parallel_size": 2}, "prefill-context-parallelism"),
         ({"decode_context_parallel_size": 2}, "decode-context-parallelism"),

@@ -397,7 +397,11 @@ _ENGINE_SPECS = (
         "Attention heads and feed-forward layers (experts) divide among `tensor_parallel_size` ranks.",
         "model",
         derive=lambda i: _known(splits_evenly(i.config, i.model)),
-        reads=("parallel_config.tensor_parallel_size", "parallel_config.enable_expert_parallel"),
+        reads=(
+            "parallel_config.tensor_parallel_size",
+            "parallel_config.enable_expert_parallel",
+            "model_config.quantization",
+        ),
     ),
     OwnFact(
         "parallel_config.fills_stages",

@@ -6,6 +6,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.oracle.systems.own.resolved import resolved_device
 
 MAX_CPU_RANKS = 64
@@ -26,6 +27,12 @@ def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
     return config.parallel_config.world_size_across_dp > devices
 
 
+def lacks_executor(parallel: ParallelConfig) -> bool:
+    """Whether workers are to run by Ray or a launcher of the user's, or several of them in one process."""
+    backend = parallel.distributed_executor_backend
+    return backend in ("ray", "external_launcher") or (backend == "uni" and parallel.world_size_across_dp > 1)
+
+
 def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
     """Whether replicas are not all this process's, to start and to share requests among."""
     return (
@@ -39,7 +46,8 @@ def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
 def splits_evenly(config: EngineConfig, model: ModelInfo | None) -> bool | None:
     """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
 
-    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them.
+    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them. Ranks cut 4-bit
+    weights between words of 8.
     """
     ranks = config.parallel_config.tensor_parallel_size
     if ranks == 1:
@@ -52,6 +60,10 @@ def splits_evenly(config: EngineConfig, model: ModelInfo | None) -> bool | None:
     even = not (heads % ranks or width % ranks)
     if config.parallel_config.enable_expert_parallel:
         even = even and model.num_experts % ranks == 0
+    if quantization_scheme(config, model) == "w4a16":
+        if model.head_size is None:
+            return None
+        even = even and not (heads * model.head_size % (8 * ranks) or width % (8 * ranks))
     return even and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
