@@ -127,7 +127,7 @@ def _pooling_types(file: Path) -> tuple[str, ...]:
     if "pooling_mode" in config:
         given = config["pooling_mode"]
         listed = [given] if isinstance(given, str) else given
-        if not isinstance(listed, list) or not listed or not all(name in _NAMES for name in listed):
+        if not isinstance(listed, list) or not listed or not all(isinstance(name, str) and name in _NAMES for name in listed):
             raise ConfigError(f"{file}: field 'pooling_mode': expected one of {', '.join(_NAMES)}")
         return tuple(_NAMES[name] for name in listed)
     unknown = [
@@ -146,7 +146,7 @@ def _dense(folder: Path) -> DenseModule:
     file = folder / "config.json"
     config = _object(file)
     name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ConfigError(
             f"{file}: field 'activation_function': expected one of {', '.join(_ACTIVATIONS)}, "
             f"got {name!r:.80}"

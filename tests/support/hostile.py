@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import hostile_parts as parts
-from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, SPECIAL, TEXTS, command, folder
+from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TEXTS, command, folder
 
 MAX_SECONDS = 30
 """A process takes longer than alone while others compute; what hangs takes forever."""
@@ -201,6 +201,14 @@ def generate(request: dict[str, Any]) -> None:
             assert after.error is None
 
 
+def prepare() -> None:
+    """Import and load what the forks then need not."""
+    import dodona.runners.llm
+    import dodona.runners.v1.runner  # noqa: F401
+
+    command(["upgrade", "--from", "vllm/0.24.0", "--to", "vllm/0.33.0", "--json", str(ROOT / "README.md")])
+
+
 def outcome(case: Case) -> str:
     """What becomes of a case, in a child process."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -246,10 +254,7 @@ def _in_child(case: Case, scratch: Path, writing: int) -> int:
 
 def main() -> int:
     """Print the table; 1 where an outcome is not good."""
-    import dodona.cli.app
-    import dodona.runners.llm
-    import dodona.runners.v1.runner  # noqa: F401
-
+    prepare()
     counts: Counter[tuple[str, str]] = Counter()
     bad = []
     for case in corpus():

@@ -180,6 +180,7 @@ def adapter(path: Path, changes: dict[str, Any], file: str = "", content: bytes 
     from safetensors.torch import save_file
 
     from dodona import LLM, LoRARequest, SamplingParams
+    from dodona.oracle.errors import ConfigError
 
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
     save_file(
@@ -193,7 +194,9 @@ def adapter(path: Path, changes: dict[str, Any], file: str = "", content: bytes 
     params = SamplingParams(temperature=0.0, max_tokens=2)
     with LLM(QWEN3, device="cpu", max_model_len=64, num_gpu_blocks_override=16, enable_lora=True) as llm:
         try:
-            llm.generate("1 + 1", params, lora_request=LoRARequest("a", 1, str(path)))
+            (output,) = llm.generate("1 + 1", params, lora_request=LoRARequest("a", 1, str(path)))
+            if output.error is not None:
+                raise ConfigError(output.error)
         finally:
             (after,) = llm.generate("1 + 1", params)
             assert after.error is None
