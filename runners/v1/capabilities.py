@@ -27,6 +27,7 @@ from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pool
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
 from dodona.oracle.systems.own.resolved import resolved_runner_type, resolved_speculative_method
 from dodona.runners.kv_transfer.settings import OFFLOADING, lacks_connector
+from dodona.runners.pooling.settings import lacks_combination
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
@@ -52,6 +53,7 @@ LACKS: frozenset[str] = frozenset(
         "pooling-multimodal",
         "pooling-remote-code",
         "pooling-combinations",
+        "pooling-weights",
         "pooler-config",
         "length-dependent-rope",
         "encoder-decoder",
@@ -180,15 +182,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "pooling-remote-code": runner_type == "pooling"
         and model.has_remote_code
         and config.model_config.trust_remote_code,
-        "pooling-combinations": runner_type == "pooling"
-        and bool(
-            scheme is not None
-            or config.lora_config is not None
-            or speculative is not None
-            or has_active_connector(config)
-            or compilation == "STOCK_TORCH_COMPILE"
-            or uses_workers(config)
-        ),
+        "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
+        "pooling-weights": runner_type == "pooling"
+        and (scheme is not None or config.lora_config is not None),
         "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)
         and model.rope_type != "longrope"

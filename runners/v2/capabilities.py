@@ -17,7 +17,7 @@ from dodona.oracle.systems.own.parallel import (
     lacks_executor,
     uses_workers,
 )
-from dodona.oracle.systems.own.pooling import has_unused_pooler
+from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
@@ -26,7 +26,8 @@ from dodona.oracle.systems.own.resolved import (
     resolved_speculative_method,
 )
 from dodona.runners.kv_transfer.settings import lacks_connector
-from dodona.runners.v2.models.registry import MODEL_FAMILIES
+from dodona.runners.pooling.settings import lacks_combination
+from dodona.runners.v2.models.registry import MODEL_FAMILIES, POOLING_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -37,6 +38,9 @@ FP8_SCHEMES = ("w8a16_fp8", "w8a8_fp8", "w8a8_fp8_block")
 FP8_COMPUTE_CAPABILITY = 89
 QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
 
+SERVED_TASKS = ("embed", "classify", "token_classify")
+"""Pooling tasks that `pooling.runner.V2PoolingRunner` computes."""
+
 SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V2 has a drafter for."""
 
@@ -46,7 +50,9 @@ LACKS: frozenset[str] = frozenset(
         "triton",
         "compute-capability",
         "architecture",
-        "generate",
+        "draft-runner",
+        "pooling",
+        "pooling-combinations",
         "pooler-config",
         "head-size",
         "query-groups",
@@ -135,9 +141,13 @@ def _machine(
 
 def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, bool]:
     kinds, scheme = set(model.layer_kinds), quantization_scheme(config, model)
+    runner_type, task = resolved_runner_type(config, model), pooling_task(config, model)
     return {
-        "architecture": not set(model.architectures) & MODEL_FAMILIES.keys(),
-        "generate": resolved_runner_type(config, model) != "generate",
+        "architecture": not set(model.architectures)
+        & (POOLING_FAMILIES if runner_type == "pooling" else MODEL_FAMILIES).keys(),
+        "draft-runner": runner_type == "draft",
+        "pooling": task is not None and task not in SERVED_TASKS,
+        "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
         "pooler-config": has_unused_pooler(config, model) is True,
         "head-size": model.head_size not in HEAD_SIZES,
         "query-groups": model.num_queries_per_kv is None,

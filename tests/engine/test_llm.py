@@ -69,7 +69,7 @@ def test_parameters_of_another_type_are_refused(model_dir: Path, params: Any) ->
 def test_the_bar_shows_before_the_first_prompt_is_done(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dodona.runners.llm._REDRAW_AFTER", 0.01)
+    monkeypatch.setattr("dodona.runners.waiting._REDRAW_AFTER", 0.01)
     with fake_llm(model_dir, {"on_step": lambda _: time.sleep(0.05)}) as llm:
         llm.generate([1, 2], GREEDY, use_tqdm=True)
     shown = [line for line in capsys.readouterr().err.split("\r") if "0/1" in line]

@@ -25,9 +25,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 
 ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
-    "generate": {"runner": "pooling"},
     "draft-runner": {"runner": "draft"},
-    "pooling-combinations": {"runner": "pooling", "enable_lora": True},
+    "pooling-combinations": {"runner": "pooling", "compilation_config": 1},
+    "pooling-weights": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"tensor_parallel_size": 2},

@@ -71,6 +71,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "speculative-workers": {"speculative_config.method": "ngram"},
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
+    "pooling-combinations": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "kv-connector-lora": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "speculative-kv-connector": {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
@@ -325,12 +326,25 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"architecture", "moe"},
     ),
     "CPU on a GPU machine": (QWEN, {"device_config": {"device": "cpu"}}, {"cuda"}),
-    "pooling": (QWEN, {"model_config": {"runner": "pooling"}}, {"generate"}),
-    "embeddings by convert": (QWEN, {"model_config": {"convert": "embed"}}, {"generate"}),
+    "pooling": (QWEN, {"model_config": {"runner": "pooling"}}, set()),
+    "embeddings by convert": (QWEN, {"model_config": {"convert": "embed"}}, set()),
+    "a classifier": ({**QWEN, "architectures": ["Qwen3ForSequenceClassification"]}, {}, set()),
+    "the class without an output layer": ({**LLAMA, "architectures": ["LlamaModel"]}, {}, set()),
+    "that class, to generate": (
+        {**LLAMA, "architectures": ["LlamaModel"]},
+        {"model_config": {"runner": "generate"}},
+        {"architecture"},
+    ),
+    "pooling with drafts": (
+        QWEN,
+        {"model_config": {"runner": "pooling"}, "speculative_config": {"method": "ngram"}},
+        {"pooling-combinations"},
+    ),
+    "a draft model": (QWEN, {"model_config": {"runner": "draft"}}, {"draft-runner"}),
     "late interaction": (
         {**QWEN, "architectures": ["ColBERTModel"]},
         {},
-        {"architecture", "generate", "pooling"},
+        {"architecture", "pooling"},
     ),
     "settings of pooling for a model that generates": (QWEN, {"pooler_config": {}}, {"pooler-config"}),
     "code of its own, not trusted": ({**LLAMA, "auto_map": {"AutoModel": "m.M"}}, {}, set()),
@@ -371,7 +385,7 @@ FEATURES: list[dict[str, Any]] = [
     {"cache_config": {"block_size": 7}},
     {"compilation_config": {"mode": 1}},
     {"model_config": {"quantization": "awq"}},
-    {"model_config": {"runner": "pooling"}},
+    {"model_config": {"runner": "draft"}},
     {"device_config": {"device": "cpu"}},
 ]
 

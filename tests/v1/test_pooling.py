@@ -18,9 +18,9 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.sentence_transformers import read_sentence_transformers
 from dodona.runners.errors import EngineSetupError, InvalidRequestError, WrongTaskError
 from dodona.runners.limits import resolve_limits
+from dodona.runners.pooling.pooler import pool
 from dodona.runners.pooling.settings import pooling_settings
 from dodona.runners.v1.pooling.model import batches
-from dodona.runners.v1.pooling.pooler import pool
 from tests.support import pooling_table
 from tests.support.every_family import make_model
 

@@ -93,7 +93,8 @@ def test_assumptions_about_config_json(changes, feature):
 @pytest.mark.parametrize(
     ("flat", "feature"),
     [
-        ({"runner": "pooling"}, "generate"),
+        ({"runner": "draft"}, "draft-runner"),
+        ({"runner": "pooling", "distributed_executor_backend": "mp"}, "pooling-combinations"),
         ({"pooler_config": {}}, "pooler-config"),
         ({"block_size": 48}, "block-size"),
         ({"quantization": "awq"}, "quantization"),

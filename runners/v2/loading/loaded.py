@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +16,7 @@ from dodona.runners.drafting.plan import NgramPlan, plan_drafting
 from dodona.runners.drafting.prompt_lookup import PromptLookup
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
+from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2 import capabilities
 from dodona.runners.v2.drafting.head_drafter import HeadDrafting
 from dodona.runners.v2.drafting.load import hidden_states, load_drafting
@@ -49,14 +51,8 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
     Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
     config.json or the weights are not as they must be, or speculative_config can't be served.
     """
-    check = partial(
-        capabilities.check_supported,
-        environment=torch_environment(limits.device),
-        interpreted=limits.device == "cpu" and bool(triton.knobs.runtime.interpret),
-    )
-    lacking = check(config, info)
-    if lacking:
-        raise UnsupportedConfiguration.lacking("v2", *lacking)
+    check = _check(limits)
+    _refuse(check(config, info))
     plan = plan_drafting(
         config, info, limits, runner="v2", lacks_of_draft=partial(capabilities.lacks_of_draft, check=check)
     )
@@ -75,3 +71,32 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
         plan.prompts if isinstance(plan, NgramPlan) else None,
         load_drafting(plan, model, seen, config, limits),
     )
+
+
+def load_pooling(
+    config: EngineConfig, info: ModelInfo, limits: Limits, settings: PoolingSettings
+) -> DenseModel:
+    """The same for a pooling model."""
+    _refuse(_check(limits)(config, info))
+    return read_model(
+        info,
+        limits,
+        weights_directory(config, info, None),
+        seed=config.model_config.seed,
+        quantization=quantization_of(config, info),
+        pooling=settings,
+    )
+
+
+def _check(limits: Limits) -> Callable[[EngineConfig, ModelInfo], tuple[str, ...]]:
+    """`check_supported` of this machine."""
+    return partial(
+        capabilities.check_supported,
+        environment=torch_environment(limits.device),
+        interpreted=limits.device == "cpu" and bool(triton.knobs.runtime.interpret),
+    )
+
+
+def _refuse(lacking: tuple[str, ...]) -> None:
+    if lacking:
+        raise UnsupportedConfiguration.lacking("v2", *lacking)
