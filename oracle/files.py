@@ -44,17 +44,13 @@ def read_prefix(path: Name, *, limit: int) -> bytes:
     Raises ConfigError for what is missing, unreadable or not a regular file.
     """
     try:
-        stream = open(path, "rb", opener=_without_waiting)
+        with open(path, "rb", opener=_without_waiting) as stream:
+            check_regular(path, os.fstat(stream.fileno()))
+            return stream.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError:
+    except UnicodeEncodeError:
         raise ConfigError(f"{path}: no file can have this name; check the path") from None
-    with stream:
-        check_regular(path, os.fstat(stream.fileno()))
-        try:
-            return stream.read(limit + 1)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _without_waiting(path: str, flags: int) -> int:
