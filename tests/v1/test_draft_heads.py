@@ -20,9 +20,8 @@ from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.drafting.load_head import load_head
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v1.drafting.drafter import DraftContext
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
-from dodona.runners.v1.drafting.sequential import SequentialDrafter
+from tests.support.proposals import record_proposals
 from tests.v1.driver import make_runner
 
 QWEN3 = Path(__file__).parents[2] / "checkpoints" / "qwen3"
@@ -125,19 +124,7 @@ class DenseReference:
 def test_proposals_are_those_of_the_head_over_the_whole_text(
     kind: str, heads: Path, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[list[int], list[int]]] = []
-    propose = SequentialDrafter.propose
-
-    def record(drafter: SequentialDrafter, contexts: Sequence[DraftContext]) -> Any:
-        found = propose(drafter, contexts)
-        seen.extend(
-            (list(context.state.tokens(0, context.end + 1)), list(found[context.row]))
-            for context in contexts
-            if context.row in found and not context.state.request.request_id.startswith("__dodona")
-        )
-        return found
-
-    monkeypatch.setattr(SequentialDrafter, "propose", record)
+    seen = record_proposals(monkeypatch)
     prompts = [[5 + (i * 37 + j * j) % 370 for j in range(n)] for i, n in enumerate((1, 23, 9, 40))]
     params = SamplingParams(temperature=0.0, max_tokens=14, ignore_eos=True)
     sizes = {"max_num_batched_tokens": 16, "block_size": 4, "num_gpu_blocks_override": 24}
