@@ -49,7 +49,9 @@ def read_prefix(path: Name, *, limit: int) -> bytes:
             return stream.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeEncodeError:
+    except ConfigError:
+        raise
+    except ValueError:  # a null byte or a surrogate
         raise ConfigError(f"{path}: no file can have this name; check the path") from None
 
 
