@@ -14,7 +14,8 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import pooling_task, resolved_runner_type
+from dodona.oracle.systems.own.pooling import pooling_task
+from dodona.oracle.systems.own.resolved import resolved_runner_type
 
 
 @with_engine_flags()

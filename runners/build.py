@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import resolved_runner_type, uses_workers
+from dodona.oracle.systems.own.parallel import uses_workers
+from dodona.oracle.systems.own.resolved import resolved_runner_type
 from dodona.oracle.systems.registry import system_of
 from dodona.runners.limits import Limits, resolve_limits
 
@@ -43,7 +44,14 @@ RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1, "v2": _v2}
 A runner is imported when it is built: V2 needs Triton, which is not installed everywhere.
 """
 
-POOLING_RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1_pooling}
+
+def _v2_pooling() -> RunnerClass:
+    from dodona.runners.v2.pooling.runner import V2PoolingRunner
+
+    return V2PoolingRunner
+
+
+POOLING_RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1_pooling, "v2": _v2_pooling}
 """The same for runner type "pooling"."""
 
 
@@ -81,8 +89,6 @@ def build_runner(
     if limits is None:
         limits = resolve_limits(config, model)
     pools = resolved_runner_type(config, model) == "pooling"
-    if pools and verdict.runner not in POOLING_RUNNERS:
-        raise UnsupportedConfiguration.lacking(verdict.runner, "generate")
     runner_class = (POOLING_RUNNERS if pools else RUNNERS)[verdict.runner]()
     if uses_workers(config):
         from dodona.runners.distributed.runner import DistributedRunner

@@ -386,6 +386,11 @@ class Runner(ABC):
         """
         raise RuntimeError(f"runner {self.name} works on one rank, and samples itself")
 
+    def take_kv_connector_output(self) -> KVConnectorOutput | None:
+        """On a rank that doesn't sample: what the KV connector reports after the last `execute_model`, which
+        `StepOutput.kv_connector_output` has on the rank that does."""
+        return None
+
     @abstractmethod
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from dodona.oracle.decision_log import select_and_log
 from dodona.runners.chat import Message, chat_prompts
 from dodona.runners.client import EngineClient, Submission
 from dodona.runners.engine.draft_stats import DraftStats
-from dodona.runners.engine.events import Event
+from dodona.runners.engine.events import Event, Progress
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, is_single_prompt
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.lora.request import LoRARequest
@@ -28,17 +28,14 @@ from dodona.runners.outputs import (
 )
 from dodona.runners.pooling.params import PoolingParams
 from dodona.runners.pooling_client import PoolingClient
-from dodona.runners.progress_bar import progress_bar
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.stream import OutputStream
+from dodona.runners.waiting import ended_by_ctrl_c, wait_for_outputs
 
 if TYPE_CHECKING:
     import torch
 
     from dodona.oracle.decide.verdict import Verdict
-
-_REDRAW_AFTER = 0.5
-"""Seconds without news after which the progress bar is drawn anew: the first prompts may take long."""
 
 
 class LLM:
@@ -113,14 +110,11 @@ class LLM:
         """
         prompt_list = as_prompt_list(prompts)
         events: SimpleQueue[Event] = SimpleQueue()
-        try:
+        with ended_by_ctrl_c(self._client):
             submission = self._client.submit(
                 prompt_list, sampling_params, events.put, lora_request=lora_request
             )
             return self._collect(prompt_list, submission, events, use_tqdm)
-        except KeyboardInterrupt as interrupt:
-            self._client.shutdown(interrupt)
-            raise
 
     def chat(
         self,
@@ -380,37 +374,24 @@ class LLM:
         use_tqdm: bool | None,
     ) -> list[RequestOutput]:
         """Wait for all outputs, in the prompts' order. After an error nothing goes on."""
-        results = {
-            index: _refused_output(prompts[index], reason, "") for index, reason in submission.refused.items()
-        }
-        waiting = {
+        running = {
             assembler.request_id: (index, assembler) for index, assembler in submission.admitted.items()
         }
-        sequences: dict[str, list[CompletionOutput]] = {request_id: [] for request_id in waiting}
-        try:
-            with progress_bar(len(prompts), use_tqdm) as bar:
-                bar.update(len(results))
-                while waiting:
-                    try:
-                        progress = events.get(timeout=_REDRAW_AFTER)
-                    except Empty:
-                        bar.update(0)
-                        continue
-                    if progress is None:
-                        raise self._client.dead_error()
-                    request_id = progress.request_id
-                    index, assembler = waiting[request_id]
-                    outputs = sequences[request_id]
-                    outputs.append(assembler.add(progress))
-                    if assembler.finished:
-                        outputs.sort(key=lambda output: output.index)
-                        results[index] = assembler.output(outputs)
-                        del waiting[request_id]
-                        bar.update(1)
-        except BaseException:
-            self._client.abort(*waiting)
-            raise
-        return [results[index] for index in range(len(prompts))]
+        sequences: dict[str, list[CompletionOutput]] = {request_id: [] for request_id in running}
+
+        def take(progress: Progress) -> tuple[int, RequestOutput] | None:
+            index, assembler = running[progress.request_id]
+            outputs = sequences[progress.request_id]
+            outputs.append(assembler.add(progress))
+            if not assembler.finished:
+                return None
+            outputs.sort(key=lambda output: output.index)
+            return index, assembler.output(outputs)
+
+        refused = {
+            index: _refused_output(prompts[index], reason, "") for index, reason in submission.refused.items()
+        }
+        return wait_for_outputs(self._client, events, running, take, refused, use_tqdm=use_tqdm)
 
 
 def _refused_output(prompt: PromptLike, reason: str, request_id: str) -> RequestOutput:

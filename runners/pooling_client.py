@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dodona.runners.client import EngineClient
-from dodona.runners.engine.events import Event
+from dodona.runners.engine.events import Event, Progress
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, parse_prompt
 from dodona.runners.engine.request import Request
 from dodona.runners.errors import InvalidRequestError, WrongTaskError
@@ -21,7 +21,7 @@ from dodona.runners.outputs import (
 )
 from dodona.runners.pooling.params import PoolingParams
 from dodona.runners.pooling.settings import PoolingSettings
-from dodona.runners.progress_bar import progress_bar
+from dodona.runners.waiting import ended_by_ctrl_c, wait_for_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,9 +31,6 @@ T = TypeVar("T")
 Params = PoolingParams | Sequence[PoolingParams] | None
 Pair = tuple[PromptLike, PromptLike | None]
 """A prompt, and the second text of a pair."""
-
-_REDRAW_AFTER = 0.5
-"""Seconds without news after which the progress bar is drawn anew."""
 
 _CALLS = {"embed": "LLM.embed", "classify": "LLM.classify", "token_classify": "LLM.encode"}
 
@@ -151,37 +148,27 @@ class PoolingClient:
         """Submit, and wait for all outputs, in the prompts' order. After an error nothing goes on."""
         params_list = _params_list(params, len(pairs))
         events: SimpleQueue[Event] = SimpleQueue()
-        results: dict[int, PoolingRequestOutput[T]] = {}
-        waiting: dict[str, tuple[int, Request]] = {}
-        try:
-            for index, request in self._submit(pairs, params_list, events, results):
-                waiting[request.request_id] = (index, request)
-            with progress_bar(len(pairs), use_tqdm) as bar:
-                bar.update(len(results))
-                while waiting:
-                    try:
-                        progress = events.get(timeout=_REDRAW_AFTER)
-                    except Empty:
-                        bar.update(0)
-                        continue
-                    if progress is None:
-                        raise self.client.dead_error()
-                    index, request = waiting.pop(progress.request_id)
-                    results[index] = PoolingRequestOutput(
-                        request_id=request.request_id,
-                        prompt=_text(pairs[index][0]),
-                        prompt_token_ids=request.token_ids,
-                        outputs=None if progress.pooled is None else convert(progress.pooled),
-                        error=progress.error,
-                    )
-                    bar.update(1)
-        except KeyboardInterrupt as interrupt:
-            self.client.shutdown(interrupt)
-            raise
-        except BaseException:
-            self.client.abort(*waiting)
-            raise
-        return [results[index] for index in range(len(pairs))]
+        refused: dict[int, PoolingRequestOutput[T]] = {}
+        running: dict[str, tuple[int, Request]] = {}
+
+        def take(progress: Progress) -> tuple[int, PoolingRequestOutput[T]]:
+            index, request = running[progress.request_id]
+            return index, PoolingRequestOutput(
+                request_id=request.request_id,
+                prompt=_text(pairs[index][0]),
+                prompt_token_ids=request.token_ids,
+                outputs=None if progress.pooled is None else convert(progress.pooled),
+                error=progress.error,
+            )
+
+        with ended_by_ctrl_c(self.client):
+            try:
+                for index, request in self._submit(pairs, params_list, events, refused):
+                    running[request.request_id] = (index, request)
+            except BaseException:
+                self.client.abort(*running)
+                raise
+            return wait_for_outputs(self.client, events, running, take, refused, use_tqdm=use_tqdm)
 
     def _submit(
         self,

@@ -33,7 +33,7 @@ RPC_METHODS: Mapping[str, RpcMethod] = {
 """All of them. Everything else of a runner is the engine's to call."""
 
 
-def rpc_method(name: Any) -> RpcMethod:
+def rpc_method(name: object) -> RpcMethod:
     """The entry of a method. Raises InvalidRequestError for a name that is none of them."""
     if isinstance(name, str) and name in RPC_METHODS:
         return RPC_METHODS[name]

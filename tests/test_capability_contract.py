@@ -21,7 +21,8 @@ from dodona.runners.v1 import capabilities as v1
 from dodona.runners.v1.pooling.runner import V1PoolingRunner
 from dodona.runners.v1.runner import V1Runner
 from dodona.runners.v2 import capabilities as v2
-from dodona.runners.v2.models.registry import MODEL_FAMILIES
+from dodona.runners.v2.models.registry import MODEL_FAMILIES, POOLING_FAMILIES
+from dodona.runners.v2.pooling.runner import V2PoolingRunner
 from dodona.runners.v2.runner import V2Runner
 
 BOOK = load_rulebook("dodona")
@@ -70,7 +71,15 @@ def test_a_runner_lacks_a_feature_just_where_a_rule_names_it(runner: str, lacks:
 
 def test_the_book_lists_the_architectures_that_v2_has_code_for() -> None:
     condition = to_data(BOOK.by_id["architecture"].when)
-    assert condition == {"model_config.architectures": {"any_in": list(MODEL_FAMILIES)}}
+    generates, pools = condition["any"]
+    assert generates == {"model_config.architectures": {"any_in": list(MODEL_FAMILIES)}}
+    others = [name for name in POOLING_FAMILIES if name not in MODEL_FAMILIES]
+    assert pools == {
+        "all": [
+            {"model_config.runner_type": "pooling"},
+            {"model_config.architectures": {"any_in": others}},
+        ]
+    }
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -98,7 +107,7 @@ def public(cls: type) -> dict[str, inspect.Signature]:
 
 def test_both_runners_have_one_surface() -> None:
     interface = public(Runner)
-    runners = (V1Runner, V1PoolingRunner, V2Runner)
+    runners = (V1Runner, V1PoolingRunner, V2Runner, V2PoolingRunner)
     assert all(public(cls).keys() == interface.keys() for cls in runners)
     for name, signature in interface.items():
         parameters = [p.name for p in signature.parameters.values()]

@@ -7,33 +7,20 @@ left out because they hold the family's default). Aliases and defaults come from
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import Any, TypeVar
+from typing import Any
 
-from dodona.oracle.errors import ConfigError, UnreadableField
-from dodona.oracle.files import read_json
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.config_fields import Fields
+from dodona.oracle.models.config_files import companion_quantization, read_config_json, stored_modules
 from dodona.oracle.models.known_models import known_model
+from dodona.oracle.models.math_modifiers import MATH_MODIFIERS, is_neutral
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
-
-_MEND = "correct it or fetch the model again"
-
-MAX_CONFIG_BYTES = 8 << 20
-"""A larger config.json is refused."""
-
-MAX_SIZE = 2**31
-MAX_SIZES: Mapping[str, int] = {"num_hidden_layers": 10**5}
-"""Largest size that a field may give; others: `MAX_SIZE`."""
-
-_POSITIVE = frozenset({"num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"})
-"""Sizes that are at least 1 where a file gives them."""
-
-T = TypeVar("T")
 
 _TEXT_KEYS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder", "generator")
 _OTHER_MODALITIES = (
@@ -65,41 +52,6 @@ _STATEFUL_LAYERS = (
 _ATTENTION_LAYERS = frozenset({"attention", "chunked_attention", "full_attention", "sliding_attention"})
 _LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
 _STATEFUL_KEYS = ("ssm_cfg", "mamba_d_state", "ssm_state_size", "hybrid_override_pattern", "mamba_d_ssm")
-
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "attn_logit_softcapping": (None, 0),
-    "final_logit_softcapping": (None, 0),
-    "logit_scale": (None, 1),
-    "logits_scaling": (None, 1),
-    "embedding_multiplier": (None, 1),
-    "residual_multiplier": (None, 1),
-    "attention_multiplier": (None,),
-    "query_pre_attn_scalar": (None,),
-    "attention_scale": (None,),
-    "scale_emb": (None, 1),
-    "scale_depth": (None,),
-    "clip_qkv": (None,),
-    "use_qk_norm": (None, False),
-    "qk_layernorm": (None, False),
-    "norm_after": (None, False),
-    "parallel_attn": (None, False),
-    "use_parallel_residual": (None, False),
-    "attn_temperature_tuning": (None, False, 0),
-    "no_rope_layers": (None, []),
-    "no_rope_layer_interval": (None, 0),
-    "use_bidirectional_attention": (None, False),
-    "is_causal": (None, True),
-    "attention_chunk_size": (None,),
-    "num_kv_shared_layers": (None, 0),
-    "add_cross_attention": (None, False),
-    "alibi": (None, False),
-    "per_layer_config": (None, {}),
-    "block_configs": (None, []),
-    "position_embedding_type": (None, "absolute", "rope", "rotary"),
-}
-MATH_MODIFIERS = tuple(sorted(_NEUTRAL))
-"""config.json fields that change a decoder's arithmetic when they hold anything but their neutral value."""
-
 _DEFAULT_KIND = "full_attention"
 
 _GENERATE = (
@@ -271,7 +223,7 @@ class ModelInfo:
         `modules` and `quantization` (in the form of a `quantization_config`) are what the directory's other
         files say. named: whether the file must name its architectures. Raises ConfigError.
         """
-        get = _Fields(file, raw, _merge(file, raw))
+        get = Fields(file, raw, _merge(file, raw))
         if named and not get.strings("architectures", raw):
             raise get.fail("architectures", 'a list such as ["LlamaForCausalLM"]', raw.get("architectures"))
         return _read(raw, get, modules, quantization)
@@ -283,58 +235,8 @@ _MAX_CACHED = 256
 _COMPANIONS = ("modules.json", "hf_quant_config.json", "quantize_config.json")
 
 
-class _Fields:
-    """Typed reads of the merged configuration; what is of the wrong type is a ConfigError that names file
-    and field."""
-
-    def __init__(self, file: str, raw: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-        self.file = file
-        self.raw = raw
-        self.text = text
-
-    def fail(self, field: str, expected: str, value: object) -> UnreadableField:
-        shown = json.dumps(value, default=str)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return UnreadableField(
-            f"{self.file}: field {field!r}: expected {expected}, got {shown}; {_MEND}", field
-        )
-
-    def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
-        value = self.text.get(field)
-        if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
-            return value
-        raise self.fail(field, expected, value)
-
-    def size(self, field: str) -> int | None:
-        value = self.text.get(field)
-        if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
-            # Some families give one value for each layer.
-            number: int | None = max(int(v) for v in value)
-        else:
-            number = self._typed(field, int, "a whole number")
-        least, most = int(field in _POSITIVE), MAX_SIZES.get(field, MAX_SIZE)
-        if number is not None and not least <= number <= most:
-            raise self.fail(field, f"a whole number from {least} to {most}", number)
-        return number
-
-    def flag(self, field: str, default: bool = False) -> bool:
-        value = self._typed(field, bool, "true or false")
-        return default if value is None else value
-
-    def word(self, field: str) -> str | None:
-        return self._typed(field, str, "text")
-
-    def strings(self, field: str, source: Mapping[str, Any] | None = None) -> tuple[str, ...] | None:
-        value = (self.text if source is None else source).get(field)
-        if value is None:
-            return None
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise self.fail(field, "a list of names", value)
-        return tuple(value)
-
-
 def _read(
-    raw: Mapping[str, Any], get: _Fields, modules: tuple[str, ...], companion: Mapping[str, Any] | None
+    raw: Mapping[str, Any], get: Fields, modules: tuple[str, ...], companion: Mapping[str, Any] | None
 ) -> ModelInfo:
     text = get.text
     architectures = get.strings("architectures", raw) or ()
@@ -395,7 +297,7 @@ def _read(
         pooling_tasks=own.pooling_tasks if own else (),
         is_masked_lm=own is not None and own.masked,
         modules=modules,
-        math_modifiers=tuple(key for key in MATH_MODIFIERS if not _neutral(text, key)),
+        math_modifiers=tuple(key for key in MATH_MODIFIERS if not is_neutral(text, key)),
         eos_token_ids=_token_ids(get, "eos_token_id"),
     )
 
@@ -406,7 +308,7 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = dict(raw)
     shared = dict(raw)
     if not isinstance(own.get("text_config", {}), (Mapping, NoneType)):
-        raise _Fields(file, raw, raw).fail("text_config", "an object", own["text_config"])
+        raise Fields(file, raw, raw).fail("text_config", "an object", own["text_config"])
     for _ in range(3):  # thinker_config holds a text_config of its own
         nested = next(((k, own[k]) for k in _TEXT_KEYS if isinstance(own.get(k), Mapping)), None)
         if nested is None:
@@ -432,7 +334,7 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **rope_defaults(known.rope, merged), **merged}
 
 
-def _positions(get: _Fields, *, offset: bool) -> int | None:
+def _positions(get: Fields, *, offset: bool) -> int | None:
     """Most positions of a sequence. RoBERTa and its kin number them from `pad_token_id` + 1 on."""
     positions, padding = get.size("max_position_embeddings"), get.text.get("pad_token_id")
     if positions is None or not offset or not isinstance(padding, int):
@@ -440,7 +342,7 @@ def _positions(get: _Fields, *, offset: bool) -> int | None:
     return max(1, positions - padding - 1)
 
 
-def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla: bool) -> int | None:
+def _head_size(get: Fields, hidden_size: int | None, heads: int | None, use_mla: bool) -> int | None:
     if use_mla:
         nope, rotary = get.size("qk_nope_head_dim"), get.size("qk_rope_head_dim")
         if nope is not None and rotary is not None:
@@ -451,13 +353,13 @@ def _head_size(get: _Fields, hidden_size: int | None, heads: int | None, use_mla
     return hidden_size // heads if hidden_size and heads else None
 
 
-def _lists_layers(get: _Fields) -> bool:
+def _lists_layers(get: Fields) -> bool:
     """Whether the file says of each layer what it is."""
     fields = (*_LAYER_LISTS, "full_attn_idxs")
     return any(get.raw.get(field) or get.text.get(field) for field in fields)
 
 
-def _layers(get: _Fields, default_kinds: tuple[str, ...]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+def _layers(get: Fields, default_kinds: tuple[str, ...]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     given = next((found for field in _LAYER_LISTS if (found := get.strings(field)) is not None), None)
     layers, full_until = get.size("num_hidden_layers"), get.size("max_window_layers")
     attention = get.text.get("full_attn_idxs")
@@ -484,13 +386,13 @@ def _layers(get: _Fields, default_kinds: tuple[str, ...]) -> tuple[tuple[str, ..
     return ((kind,) * layers if layers else None), (kind,)
 
 
-def _tied(get: _Fields) -> bool:
+def _tied(get: Fields) -> bool:
     # A wrapper's own flag decides over its language model's, as it does in transformers.
     top = get.raw.get("tie_word_embeddings")
     return top if isinstance(top, bool) else get.flag("tie_word_embeddings")
 
 
-def _dtype(get: _Fields) -> str | None:
+def _dtype(get: Fields) -> str | None:
     for source in (get.text, get.raw):
         for field in ("dtype", "torch_dtype"):
             value = source.get(field)
@@ -501,7 +403,7 @@ def _dtype(get: _Fields) -> str | None:
     return None
 
 
-def _stored_quantization(get: _Fields) -> Mapping[str, Any] | None:
+def _stored_quantization(get: Fields) -> Mapping[str, Any] | None:
     for field in ("quantization_config", "compression_config"):
         for source in (get.text, get.raw):
             value = source.get(field)
@@ -520,7 +422,7 @@ def _quantization_method(stored: Mapping[str, Any]) -> str:
     return method.lower() if isinstance(method, str) and method else "unspecified"
 
 
-def _num_experts(get: _Fields) -> int:
+def _num_experts(get: Fields) -> int:
     counts = [get.size(field) or 0 for field in _EXPERT_COUNTS]
     for field in ("ffn_config", "moe", "moe_config"):
         nested = get.text.get(field)
@@ -530,16 +432,7 @@ def _num_experts(get: _Fields) -> int:
     return max(counts)
 
 
-def _neutral(text: Mapping[str, Any], key: str) -> bool:
-    value = text.get(key)
-    if key == "no_rope_layers" and isinstance(value, list):
-        return all(value)  # 1 marks a layer with rotary embedding
-    return any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[key]
-    )
-
-
-def _token_ids(get: _Fields, field: str) -> tuple[int, ...]:
+def _token_ids(get: Fields, field: str) -> tuple[int, ...]:
     value = get.text.get(field)
     if value is None:
         return ()
@@ -558,18 +451,6 @@ def _missing(file: str, error: OSError) -> str:
     return f"{file}: cannot be read: {error.strerror or error}"
 
 
-def read_config_json(file: Path) -> Mapping[str, Any]:
-    try:
-        value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; {_MEND}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"{file}: expected a JSON object, got {type(value).__name__}; fetch the model again"
-        )
-    return value
-
-
 def _stamp(name: str, companions: tuple[str, ...]) -> tuple[int, ...]:
     """What changes when the file, or one of its companions, does; files that come or go change the folder."""
     status = os.stat(name)
@@ -580,31 +461,3 @@ def _stamp(name: str, companions: tuple[str, ...]) -> tuple[int, ...]:
         except OSError:
             stamp.append(0)
     return tuple(stamp)
-
-
-def _companion(file: Path) -> Any:
-    if not file.exists():
-        return None
-    try:
-        return read_json(file, limit=MAX_CONFIG_BYTES)
-    except ConfigError:
-        return None
-
-
-def stored_modules(directory: Path) -> tuple[str, ...]:
-    """Kinds of the modules that a directory's modules.json (Sentence Transformers) names, in order."""
-    modules = _companion(directory / "modules.json")
-    if not isinstance(modules, list):
-        return ()
-    types = (module.get("type") for module in modules if isinstance(module, dict))
-    return tuple(str(name).rpartition(".")[2] for name in types)
-
-
-def companion_quantization(directory: Path) -> Mapping[str, Any] | None:
-    """What tools say that write a file of their own beside config.json: ModelOpt and AutoGPTQ."""
-    if (directory / "hf_quant_config.json").is_file():
-        return {"quant_method": "modelopt"}
-    if not (directory / "quantize_config.json").is_file():
-        return None
-    stored = _companion(directory / "quantize_config.json")
-    return {**(stored if isinstance(stored, dict) else {}), "quant_method": "gptq"}

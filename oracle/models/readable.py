@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dodona.oracle.errors import ConfigError, UnreadableField
-from dodona.oracle.models.model_info import (
-    ModelInfo,
-    companion_quantization,
-    read_config_json,
-    stored_modules,
-)
+from dodona.oracle.models.config_files import companion_quantization, read_config_json, stored_modules
+from dodona.oracle.models.model_info import ModelInfo
 
 
 def load_readable(path: str | os.PathLike[str]) -> ModelInfo:

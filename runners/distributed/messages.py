@@ -36,7 +36,8 @@ class Start:
     """Join the other ranks and make the runner. The first message to a worker; it answers."""
 
     runner_class: Callable[..., Runner]
-    """The runner that the verdict chose, called with (config, model, limits, mesh): no worker decides."""
+    """The runner that the verdict chose, called with (config, model, limits) and, of several ranks, the mesh:
+    no worker decides."""
     config: EngineConfig
     model: ModelInfo
     limits: Limits
@@ -50,6 +51,8 @@ class Start:
     """Seconds after which an exchange between ranks fails."""
     sharing: int = 1
     """Ranks of all replicas: on a CPU they share the processor and its memory."""
+    max_adapters: int = 0
+    """LoRA adapters that are sent once; see `adapters.AdapterSender`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfers:
+    """Answer with what the KV connector reports of the step. Ranks that don't sample are asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Shut the runner down and end; nobody answers."""
 
 
-Message = Start | Call | Read | Execute | Sample | Stop
+Message = Start | Call | Read | Execute | Sample | Transfers | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start
+from dodona.runners.distributed.adapters import AdapterSender
+from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start, Transfers
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.interface import (
@@ -23,7 +24,9 @@ from dodona.runners.interface import (
     SchedulerOutput,
     StepOutput,
 )
-from dodona.runners.rpc import rpc_method
+from dodona.runners.kv_transfer.rank_outputs import RankOutputs
+from dodona.runners.lora.target import LoRATarget
+from dodona.runners.rpc import RPC_METHODS, rpc_method
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -51,10 +54,20 @@ class _Pending:
         return self.runner.read_output()
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step under way."""
+
+    asked: Sequence[int]
+    """The ranks that answer: the one that samples, and then those asked what the KV connector reports."""
+    freed: set[int] = field(default_factory=set)
+    """Rows that were freed since."""
+
+
 class DistributedRunner(Runner):
     """Workers in processes on this machine, one per rank.
 
-    runner_class: the workers' runner, called with (config, model, limits, mesh).
+    runner_class: the workers' runner, see `messages.Start`.
     replica: number among `data_parallel_size`; each takes the next devices.
 
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
@@ -78,16 +91,19 @@ class DistributedRunner(Runner):
         self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
-        self.num_micro_batches = self._sizes.pipeline
-        self._in_flight: deque[set[int]] = deque()
-        """For each step under way, the rows that were freed since."""
+        self.num_micro_batches = self._max_steps_in_flight = self._sizes.pipeline
+        self._in_flight: deque[_Step] = deque()
         self._sampled = _NOTHING
         """What was read since the last step: the ranks that don't sample have to be told."""
+        lora = config.lora_config
+        self._max_adapters = 0 if lora is None else lora.max_loras
+        self._adapters = AdapterSender(self._max_adapters) if self._max_adapters else None
+        self._transfers = RankOutputs(self._sizes.world)
 
     @property
     def max_steps_in_flight(self) -> int:
-        """One for each stage, so that none has to wait for another."""
-        return self.num_micro_batches
+        """One for each stage, so that none has to wait for another; of one rank, what its runner allows."""
+        return self._max_steps_in_flight
 
     # --- Life
 
@@ -113,18 +129,21 @@ class DistributedRunner(Runner):
                 store=str(workers.store),
                 timeout_s=self._timeout,
                 sharing=sharing,
+                max_adapters=self._max_adapters,
             )
             workers.tell(start, [rank])
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
-        workers.tell(Read("num_speculative_tokens"))
-        self.num_speculative_tokens, *_ = workers.answers(range(self._sizes.world), "load_model", None)
+        self.num_speculative_tokens, *_ = self._read_all("num_speculative_tokens")
+        if self._sizes.world == 1:
+            (self._max_steps_in_flight,) = self._read_all("max_steps_in_flight")
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """The spec of the rank whose blocks take the most bytes, with the largest states of a row: sizes are
         per device. A draft takes its part on the rank that samples.
 
-        Of several stages, no layer is said to slide: another stage may need what this one could forget.
+        Of several stages, no layer is said to slide: another stage may need what this one could forget. Inner
+        states are those of the stage that has the most.
         """
         largest = _largest(self._call_all("get_kv_cache_spec"))
         if self._sizes.pipeline == 1:
@@ -140,12 +159,17 @@ class DistributedRunner(Runner):
         rows = self.limits.max_num_seqs
         found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
-        blocks = min(
-            (free - rows * spec.state_bytes_per_row) // spec.bytes_per_block
-            for free, spec in zip(found, specs, strict=True)
-        )
+        left = [free - rows * spec.state_bytes_per_row for free, spec in zip(found, specs, strict=True)]
         largest = _largest(specs)
-        return blocks * largest.bytes_per_block + rows * largest.state_bytes_per_row
+        states = rows * largest.state_bytes_per_row
+        if min(left) < 0 or not largest.bytes_per_block:
+            return states + min(left)
+        blocks = min(
+            free // spec.bytes_per_block
+            for free, spec in zip(left, specs, strict=True)
+            if spec.bytes_per_block
+        )
+        return states + blocks * largest.bytes_per_block
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
@@ -155,6 +179,11 @@ class DistributedRunner(Runner):
     def capture_graphs(self) -> None:
         """Capture on every rank."""
         self._call_all("capture_graphs")
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers of all ranks."""
+        of_ranks: list[Mapping[str, LoRATarget]] = self._call_all("get_lora_targets")
+        return {name: target for targets in of_ranks for name, target in targets.items()}
 
     def shutdown(self) -> None:
         """End the workers and release all that they hold. Idempotent."""
@@ -166,11 +195,18 @@ class DistributedRunner(Runner):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         """Send the step to every rank, with what was sampled and read since the step before."""
-        for freed in self._in_flight:
-            freed.update(scheduler_output.freed_rows)
-        self._in_flight.append(set())
+        for step in self._in_flight:
+            step.freed.update(scheduler_output.freed_rows)
         sampled, self._sampled = self._sampled, _NOTHING
-        self._require_workers().tell(Execute(scheduler_output, sampled))
+        if self._adapters is not None:
+            scheduler_output = self._adapters.abridge(scheduler_output)
+        workers, asked = self._require_workers(), [self._sizes.sampling_rank]
+        workers.tell(Execute(scheduler_output, sampled))
+        if scheduler_output.kv_connector_metadata is not None:
+            others = [rank for rank in range(self._sizes.world) if rank not in asked]
+            workers.tell(Transfers(), others)
+            asked += others
+        self._in_flight.append(_Step(asked))
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Ask the sampling rank; its output is waited for by the pending output's `result`."""
@@ -183,10 +219,14 @@ class DistributedRunner(Runner):
 
     def read_output(self) -> StepOutput:
         """Wait for the sampling rank's answer to the first `sample_tokens` that was not read."""
-        rank = self._sizes.sampling_rank
         output: StepOutput
-        (output,) = self._require_workers().answers([rank], "execute_model", self._timeout)
-        self._sampled = _together(self._sampled, output, freed=self._in_flight.popleft())
+        step = self._in_flight.popleft()
+        output, *others = self._require_workers().answers(step.asked, "execute_model", self._timeout)
+        if self._sizes.world > 1:
+            self._sampled = _together(self._sampled, output, freed=step.freed)
+        if others:
+            transfers = self._transfers.add([output.kv_connector_output, *others])
+            output = replace(output, kv_connector_output=transfers)
         return output
 
     # --- Parts
@@ -194,7 +234,11 @@ class DistributedRunner(Runner):
     def collective_rpc(
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`."""
+        """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`.
+
+        Where a change of weights fails on some ranks, or not alike on all, theirs may differ: all workers end
+        with WorkerError.
+        """
         if rpc_method(method).changes_weights:
             self._sampled = _NOTHING  # no request is left, and the rows may go with the KV cache
         results = self._call_all(method, *args, **(kwargs or {}))
@@ -206,7 +250,13 @@ class DistributedRunner(Runner):
         workers = self._require_workers()
         workers.tell(Call(method, args, kwargs))
         limit = None if method in _UNLIMITED else self._timeout
-        return workers.answers(range(self._sizes.world), method, limit)
+        changes_weights = method in RPC_METHODS and RPC_METHODS[method].changes_weights
+        return workers.answers(range(self._sizes.world), method, limit, all_or_none=changes_weights)
+
+    def _read_all(self, attribute: str) -> list[Any]:
+        workers = self._require_workers()
+        workers.tell(Read(attribute))
+        return workers.answers(range(self._sizes.world), attribute, self._timeout)
 
     def _require_workers(self) -> Workers:
         if self._workers is None:
@@ -227,8 +277,9 @@ def _together(one: StepOutput, other: StepOutput, *, freed: Collection[int]) -> 
 
 
 def _largest(specs: Sequence[KVCacheSpec]) -> KVCacheSpec:
-    """The spec with the largest blocks, and the largest states of a row."""
+    """The spec with the largest blocks and states of a row; prefixes are shared where all ranks can."""
     return replace(
         max(specs, key=lambda spec: spec.bytes_per_block),
         state_bytes_per_row=max(spec.state_bytes_per_row for spec in specs),
+        shares_prefixes=all(spec.shares_prefixes for spec in specs),
     )

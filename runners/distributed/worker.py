@@ -6,6 +6,7 @@ a pipe whose end says that this process is gone. A worker never outlives it.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -13,9 +14,10 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from dodona.runners.distributed.mesh import ALONE
+from dodona.runners.distributed.adapters import AdapterReceiver
 from dodona.runners.distributed.messages import (
     Answer,
     Call,
@@ -26,11 +28,12 @@ from dodona.runners.distributed.messages import (
     Result,
     Sample,
     Start,
+    Transfers,
 )
 from dodona.runners.rpc import RPC_METHODS
 
 if TYPE_CHECKING:
-    from dodona.runners.interface import Runner
+    from dodona.runners.interface import PendingOutput, Runner
 
 ENDED_WITH_THE_ENGINE = 70
 """Exit status of a worker whose engine's process is gone."""
@@ -51,12 +54,15 @@ def main() -> None:
 def serve(connection: Any) -> None:
     """Carry out messages one after the other. A failed step ends the worker; a failed call does not."""
     runner: Runner | None = None
+    adapters: AdapterReceiver | None = None
+    results: _StepResults | None = None
     samples = joined = False
     try:
         while isinstance(message := _receive(connection), Message):
             try:
                 if isinstance(message, Start):
                     joined = message.sizes.world > 1
+                    adapters = AdapterReceiver(message.max_adapters) if message.max_adapters else None
                     runner, samples = _start(message)
                     _answer(connection, Result(None))
                 elif runner is None:
@@ -68,22 +74,67 @@ def serve(connection: Any) -> None:
                 elif isinstance(message, Execute):
                     if message.sampled is not None and not samples:
                         runner.take_sampled_tokens(message.sampled)
-                    runner.execute_model(message.step)
+                    step = message.step
+                    runner.execute_model(step if adapters is None else adapters.complete(step))
+                elif isinstance(message, Transfers):
+                    _answer(connection, Result(runner.take_kv_connector_output()))
                 elif isinstance(message, Sample):
-                    _answer(connection, Result(runner.sample_tokens(message.grammar_output).result()))
+                    pending = runner.sample_tokens(message.grammar_output)
+                    if runner.max_steps_in_flight == 1:
+                        _answer(connection, Result(pending.result()))
+                    else:
+                        results = results or _StepResults(connection)
+                        results.put(pending)
                 else:
                     break
             except Exception as error:
+                if results is not None:  # one thread answers at a time
+                    results.close()
+                    results = None
                 _answer(connection, Failure.of(error))
                 if not isinstance(message, Call):
                     break
     finally:
+        if results is not None:
+            results.close()
         if runner is not None:
             runner.shutdown()
         if joined:
             from dodona.runners.distributed.joining import leave
 
             leave()
+
+
+class _StepResults:
+    """Answers with the results of steps, in a thread of its own: the next step is launched meanwhile.
+
+    Nothing else is answered while steps are under way.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._pending: SimpleQueue[PendingOutput | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, pending: PendingOutput) -> None:
+        """Answer with this step's result after those before it."""
+        self._pending.put(pending)
+
+    def close(self) -> None:
+        """Wait for the results that are left."""
+        self._pending.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (pending := self._pending.get()) is not None:
+            answer: Answer
+            try:
+                answer = Result(pending.result())
+            except Exception as error:
+                answer = Failure.of(error)
+            with contextlib.suppress(OSError):  # the engine's process is gone, or has closed the connection
+                _answer(self._connection, answer)
 
 
 def _call(runner: Runner, call: Call) -> Any:
@@ -128,11 +179,10 @@ def _start(start: Start) -> tuple[Runner, bool]:
 
         torch.set_num_threads(max(1, torch.get_num_threads() // start.sharing))
     if start.sizes.world == 1:
-        mesh = ALONE
-    else:
-        from dodona.runners.distributed.joining import join
+        return start.runner_class(start.config, start.model, start.limits), True
+    from dodona.runners.distributed.joining import join
 
-        mesh = join(start)
+    mesh = join(start)
     return start.runner_class(start.config, start.model, start.limits, mesh), mesh.samples
 
 

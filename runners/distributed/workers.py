@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -41,6 +42,8 @@ class Workers:
         """File by which the ranks find each other."""
         self._processes: list[WorkerProcess] = []
         self._ended_by: WorkerError | None = None
+        self._early: dict[int, deque[Answer]] = {rank: deque() for rank in range(count)}
+        """By rank, answers to later messages than those that are waited for."""
         try:
             for rank in range(count):
                 self._processes.append(WorkerProcess(rank))
@@ -57,13 +60,16 @@ class Workers:
             # A worker that is gone is found when answers are waited for.
             self._processes[rank].send(data)
 
-    def answers(self, ranks: Sequence[int], what: str, limit_s: float | None) -> list[Any]:
+    def answers(
+        self, ranks: Sequence[int], what: str, limit_s: float | None, *, all_or_none: bool = False
+    ) -> list[Any]:
         """The values that some ranks answer with, in the order of `ranks`.
 
         what: what they do, for errors. limit_s: seconds that they may take; None: as long as they live.
 
         Where all of them answered and some failed, the workers live on: raises what failed if all failed
-        alike, which is not the fault of a rank, else WorkerError.
+        alike, which is not the fault of a rank, else WorkerError. all_or_none: ranks that did it can't work
+        with ranks that did not, so that all end with that WorkerError.
         """
         found = self._gather(set(ranks), what, limit_s)
         failures = {rank: answer for rank, answer in found.items() if isinstance(answer, Failure)}
@@ -73,6 +79,8 @@ class Workers:
             alike = {(type(f.error), str(f.error)) for f in failures.values()}
             if len(failures) == len(ranks) and len(alike) == 1 and isinstance(error, DodonaError):
                 raise error
+            if all_or_none:
+                self._end_by_failure(f"{what} (now the ranks differ, and all end)", failures, set())
             raise self._error(
                 first, f"failed in {what}: {_text(error)}", failures[first].traceback
             ) from error
@@ -103,7 +111,7 @@ class Workers:
         """The answers of `ranks`; ends all workers and raises WorkerError unless all of them answered."""
         began = time.monotonic()
         deadline = None if limit_s is None else began + limit_s
-        found: dict[int, Answer] = {}
+        found = {rank: self._early[rank].popleft() for rank in ranks if self._early[rank]}
         unasked: dict[int, Failure] = {}
         gone: set[int] = set()
         by_connection = {process.connection: process for process in self._processes}
@@ -117,10 +125,12 @@ class Workers:
                 answer = process.receive()
                 if answer is None:
                     gone.add(process.rank)
-                elif process.rank in ranks:
+                elif process.rank in ranks and process.rank not in found:
                     found[process.rank] = answer
                 elif isinstance(answer, Failure):
                     unasked[process.rank] = answer
+                else:
+                    self._early[process.rank].append(answer)
             if gone or unasked or any(isinstance(answer, Failure) for answer in found.values()):
                 grace = time.monotonic() + _GRACE
                 deadline = grace if deadline is None else min(deadline, grace)

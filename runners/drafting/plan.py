@@ -13,7 +13,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import resolved_speculative_method
+from dodona.oracle.systems.own.resolved import resolved_speculative_method
 from dodona.runners.drafting.head_config import HeadConfig, read_head_config
 from dodona.runners.drafting.load_head import has_embedding
 from dodona.runners.drafting.prompt_lookup import PromptLookup

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.systems.own.facts import has_active_connector, has_connector_module, resolved_connector
+from dodona.oracle.systems.own.connectors import (
+    has_active_connector,
+    has_connector_module,
+    resolved_connector,
+)
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ class OffloadingSettings:
     """OffloadingConnector."""
 
     cpu_bytes: int
-    """Host memory for KV blocks."""
+    """Host memory for the KV blocks of one rank."""
 
     def num_slots(self, bytes_per_block: int) -> int:
         """Blocks that the host's memory holds. Raises EngineSetupError where it holds none."""
@@ -120,9 +124,8 @@ def _offloading(config: EngineConfig) -> OffloadingSettings:
             f"{OFFLOADING} needs one size of the host's memory: kv_offloading_size in GiB, or "
             f"cpu_bytes_to_use in kv_connector_extra_config; got {size!r} and {given!r}"
         )
-    if given is None:
-        return OffloadingSettings(int((size or 0) * 2**30))
-    return OffloadingSettings(_byte_count("cpu_bytes_to_use", given))
+    total = int((size or 0) * 2**30) if given is None else _byte_count("cpu_bytes_to_use", given)
+    return OffloadingSettings(total // config.parallel_config.world_size)
 
 
 def _extra_config(

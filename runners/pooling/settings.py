@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.sentence_transformers import DenseModule, read_sentence_transformers
-from dodona.oracle.systems.own.facts import pooling_task
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.parallel import uses_workers
+from dodona.oracle.systems.own.pooling import pooling_task
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -74,6 +76,17 @@ def pooling_settings(config: EngineConfig, model: ModelInfo) -> PoolingSettings:
         use_activation=use_activation,
         max_seq_length=files.max_seq_length if files else None,
         do_lower_case=files is not None and files.do_lower_case,
+    )
+
+
+def lacks_combination(config: EngineConfig) -> bool:
+    """Whether a configuration asks for what no pooling runner has, in one process and without a KV cache."""
+    compilation = config.compilation_config
+    return (
+        config.speculative_config is not None
+        or has_active_connector(config)
+        or (compilation is not None and compilation.mode == "STOCK_TORCH_COMPILE")
+        or uses_workers(config)
     )
 
 

@@ -13,25 +13,21 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
-from dodona.oracle.systems.own.facts import (
+from dodona.oracle.systems.own.connectors import has_active_connector, resolved_connector
+from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, outgrows_rope
+from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     fills_stages,
-    has_active_connector,
-    has_causal_lm,
-    has_pooling_model,
-    has_unused_pooler,
-    is_row_by_row,
-    outgrows_rope,
-    pooling_task,
-    resolved_quantization,
-    resolved_runner_type,
-    resolved_speculative_method,
+    lacks_executor,
     splits_evenly,
     uses_workers,
 )
+from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
-from dodona.runners.kv_transfer.settings import lacks_connector
+from dodona.oracle.systems.own.resolved import resolved_runner_type, resolved_speculative_method
+from dodona.runners.kv_transfer.settings import OFFLOADING, lacks_connector
+from dodona.runners.pooling.settings import lacks_combination
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
@@ -49,6 +45,7 @@ LACKS: frozenset[str] = frozenset(
         "causal-lm",
         "model-family",
         "quantized-experts",
+        "quantized-experts-workers",
         "quantized-tensor-parallelism",
         "draft-runner",
         "pooling",
@@ -56,6 +53,7 @@ LACKS: frozenset[str] = frozenset(
         "pooling-multimodal",
         "pooling-remote-code",
         "pooling-combinations",
+        "pooling-weights",
         "pooler-config",
         "length-dependent-rope",
         "encoder-decoder",
@@ -64,6 +62,8 @@ LACKS: frozenset[str] = frozenset(
         "tensor-parallel-families",
         "tensor-parallel-sizes",
         "workers-combinations",
+        "context-parallel-inner-states",
+        "kv-connector-ranks",
         "workers-row-by-row",
         "pipeline-parallel-families",
         "pipeline-parallel-layers",
@@ -75,6 +75,7 @@ LACKS: frozenset[str] = frozenset(
         "speculative-method",
         "speculative-mtp",
         "speculative-mtp-workers",
+        "speculative-workers-combinations",
         "parallel-drafting-method",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -141,6 +142,8 @@ PIPELINE_PARALLEL_FAMILIES = (
     "GPTNeoXForCausalLM",
     "Phi3ForCausalLM",
     "GptOssForCausalLM",
+    "Qwen3NextForCausalLM",
+    "OlmoHybridForCausalLM",
 )
 """Architectures whose layers `pipeline_parallel.take_stage` spreads over stages, each backed by a run."""
 
@@ -151,6 +154,10 @@ EXPERT_PARALLEL_FAMILIES = (
     "DeepseekV3ForCausalLM",
 )
 """Architectures whose experts `tensor_parallel.shard_model` spreads over ranks, each backed by a run."""
+
+
+UNSPLIT_SCHEMES = ("w4a16_act_order", "w8a16_act_order", "w4a16_mxfp4", "mixed")
+"""Schemes of quantized weights that `tensor_parallel.shard_model` does not split."""
 
 
 def check_supported(config: EngineConfig, model: ModelInfo, environment: Environment) -> tuple[str, ...]:
@@ -166,7 +173,8 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": scheme == "other",
         "quantized-experts": has_unread_experts(config, model),
-        "quantized-tensor-parallelism": scheme is not None and parallel.tensor_parallel_size > 1,
+        "quantized-experts-workers": scheme is not None and model.is_moe and uses_workers(config),
+        "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
         "draft-runner": runner_type == "draft",
         "pooling": task is not None and task not in SERVED_TASKS,
         "pooling-model": task in SERVED_TASKS and not has_pooling_model(config, model),
@@ -174,15 +182,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "pooling-remote-code": runner_type == "pooling"
         and model.has_remote_code
         and config.model_config.trust_remote_code,
-        "pooling-combinations": runner_type == "pooling"
-        and bool(
-            scheme is not None
-            or config.lora_config is not None
-            or speculative is not None
-            or has_active_connector(config)
-            or compilation == "STOCK_TORCH_COMPILE"
-            or uses_workers(config)
-        ),
+        "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
+        "pooling-weights": runner_type == "pooling"
+        and (scheme is not None or config.lora_config is not None),
         "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)
         and model.rope_type != "longrope"
@@ -195,19 +197,15 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         ),
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
-        "executor-backend": parallel.distributed_executor_backend in ("ray", "external_launcher")
-        or (parallel.distributed_executor_backend == "uni" and parallel.world_size_across_dp > 1),
+        "executor-backend": lacks_executor(parallel),
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
-        "workers-combinations": uses_workers(config)
-        and bool(
-            resolved_quantization(config, model) is not None
-            or model.has_inner_state
-            or config.lora_config is not None
-            or has_active_connector(config)
-            or compilation == "STOCK_TORCH_COMPILE"
-        ),
+        "workers-combinations": uses_workers(config) and compilation == "STOCK_TORCH_COMPILE",
+        "context-parallel-inner-states": parallel.prefill_context_parallel_size > 1 and model.has_inner_state,
+        "kv-connector-ranks": parallel.world_size > 1
+        and has_active_connector(config)
+        and resolved_connector(config) != OFFLOADING,
         "pipeline-parallel-families": parallel.pipeline_parallel_size > 1
         and not set(model.architectures) & set(PIPELINE_PARALLEL_FAMILIES),
         "pipeline-parallel-layers": fills_stages(config, model) is False,
@@ -223,6 +221,14 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
         and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
         "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
+        "speculative-workers-combinations": speculative is not None
+        and uses_workers(config)
+        and bool(
+            scheme is not None
+            or model.has_inner_state
+            or config.lora_config is not None
+            or has_active_connector(config)
+        ),
         "parallel-drafting-method": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torch.nn import functional
 
 from dodona.oracle.config.sections import LoRAConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.runners.lora.adapter import Adapter
+from dodona.runners.lora.adapter import Adapter, LoRAWeights
 from dodona.runners.lora.target import LoRATarget
+from dodona.runners.v1.tensor_parallel import LinearShare
 
 NO_SLOT = -1
 
@@ -57,6 +59,22 @@ def adapters_of(selection: torch.Tensor | slice) -> Iterator[None]:
 
 
 @contextmanager
+def adapters_of_share(tokens: torch.Tensor, kept: torch.Tensor) -> Iterator[None]:
+    """Inside, layers compute only these of the pass's tokens, and then those of them whose logits are wanted:
+    kept counts in `tokens`."""
+    masks = _current.get()
+    if masks is None:
+        yield
+        return
+    mask = masks.tokens[tokens]
+    token = _current.set(_Masks(mask, mask[kept]))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
 def adapters_of_row(start: int) -> Iterator[None]:
     """Inside, layers compute any tokens of one row, whose first token of the pass has this index."""
     masks = _current.get()
@@ -75,12 +93,46 @@ class _Layer:
     """One linear layer's room for adapters. Once made, the layer adds them."""
 
     def __init__(
-        self, module: torch.nn.Module, target: LoRATarget, *, is_kept: bool, columns: int, like: torch.Tensor
+        self,
+        module: torch.nn.Module,
+        *,
+        share: LinearShare | None,
+        is_kept: bool,
+        columns: int,
+        like: torch.Tensor,
     ) -> None:
+        """share: the part of the layer that `module` is; None: all of it."""
         self._is_kept = is_kept
-        self.a = like.new_zeros(columns, target.in_features)
-        self.b = like.new_zeros(target.out_features, columns)
-        module.register_forward_hook(self._add)
+        self._share = share
+        here = _features(module)
+        self.a = like.new_zeros(columns, here.in_features)
+        self.b = like.new_zeros(here.out_features, columns)
+        # Before ranks add up their parts of the result.
+        module.register_forward_hook(self._add, prepend=True)
+
+    @property
+    def target(self) -> LoRATarget:
+        """The sizes of the whole layer."""
+        inputs, outputs = self.a.shape[1], len(self.b)
+        if self._share is None:
+            return LoRATarget(inputs, outputs)
+        if self._share.of_inputs:
+            return LoRATarget(inputs * self._share.parts, outputs)
+        return LoRATarget(inputs, outputs * self._share.parts)
+
+    def write(self, begin: int, end: int, weights: LoRAWeights | None) -> None:
+        """Put an adapter of the whole layer into the columns [begin, end); None: nothing."""
+        self.a[begin:end].zero_()
+        self.b[:, begin:end].zero_()
+        if weights is None:
+            return
+        a, b, share = weights.a, weights.b, self._share
+        if share is not None and share.of_inputs:
+            a = a[:, share.index * self.a.shape[1] :][:, : self.a.shape[1]]
+        elif share is not None:
+            b = b[share.index * len(self.b) :][: len(self.b)]
+        self.a[begin : begin + len(a)].copy_(a)
+        self.b[:, begin : begin + len(a)].copy_(b.float() * weights.scale)
 
     def _add(
         self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor
@@ -98,23 +150,27 @@ class LoRALayers:
     """The linear layers of a model with room for `max_loras` adapters, and which adapter has which slot.
 
     model: as transformers runs it, with its own attention. Only layers that see each token of a pass once, in
-    order, can have adapters: experts do not.
+    order, can have adapters: experts do not. shares: of the layers that are split among ranks.
     """
 
-    def __init__(self, model: torch.nn.Module, config: LoRAConfig) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: LoRAConfig,
+        shares: Mapping[str, LinearShare] = MappingProxyType({}),
+    ) -> None:
         self._rank = config.max_lora_rank
         self._num_slots = config.max_loras
         like = next(p for p in model.parameters() if p.is_floating_point())
         columns = self._rank * self._num_slots
-        self.targets: dict[str, LoRATarget] = {}
-        self._layers: dict[str, _Layer] = {}
         modules = dict(model.named_modules())
-        for name, is_kept in _layers_by_token(model):
-            target = _features(modules[name])
-            self.targets[name] = target
-            self._layers[name] = _Layer(
-                modules[name], target, is_kept=is_kept, columns=columns, like=like.data
+        self._layers = {
+            name: _Layer(
+                modules[name], share=shares.get(name), is_kept=is_kept, columns=columns, like=like.data
             )
+            for name, is_kept in _layers_by_token(model)
+        }
+        self.targets: Mapping[str, LoRATarget] = {name: layer.target for name, layer in self._layers.items()}
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         """Slots by the adapter's key, the one used last at the end."""
         self._slot_of_column = torch.arange(self._num_slots, device=like.device).repeat_interleave(self._rank)
@@ -157,16 +213,9 @@ class LoRALayers:
                 self._slots[key] = slot
 
     def _write(self, adapter: Adapter, slot: int) -> None:
-        begin, end = slot * self._rank, (slot + 1) * self._rank
         with torch.inference_mode():
             for name, layer in self._layers.items():
-                weights = adapter.layers.get(name)
-                layer.a[begin:end].zero_()
-                layer.b[:, begin:end].zero_()
-                if weights is not None:
-                    rank = len(weights.a)
-                    layer.a[begin : begin + rank].copy_(weights.a)
-                    layer.b[:, begin : begin + rank].copy_(weights.b.float() * weights.scale)
+                layer.write(slot * self._rank, (slot + 1) * self._rank, adapter.layers.get(name))
 
 
 def _layers_by_token(model: Any) -> list[tuple[str, bool]]:

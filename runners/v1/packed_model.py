@@ -13,11 +13,13 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.third_party import first_line
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
 from dodona.runners.v1.context_parallel import SharedForwardState, share_of, whole_logits
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, ForeignMask, recording
 from dodona.runners.v1.dynamic_rope import rotary_lengths
 from dodona.runners.v1.kv_cache import PagedKVCache
+from dodona.runners.v1.lora import adapters_of_share
 from dodona.runners.v1.mixers import Mixer, has_mixers, install_mixers, step_states
 from dodona.runners.v1.patterns import AttentionPattern
 from dodona.runners.v1.positions import first_position
@@ -140,7 +142,8 @@ class PackedModel:
         share = share_of(layout, positions, self._context)
         state = SharedForwardState(share, cache, self.patterns, self._context)
         token_ids = token_ids.index_select(0, share.tokens)
-        logits = self._compute(token_ids, share.layout.positions, state, share.kept, states)
+        with adapters_of_share(share.tokens, share.kept):
+            logits = self._compute(token_ids, share.layout.positions, state, share.kept, states)
         return whole_logits(share, logits, len(positions), self._context)
 
     def _compute(
@@ -221,10 +224,9 @@ def set_attention(model: torch.nn.Module, implementation: str) -> None:
 
 
 def _what_failed(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    line = text[0] if text else ""
+    line = first_line(error)
     if AttentionPattern.__name__ in line or ForeignMask.__name__ in line:
         return "its own code computes with attention masks"
     if "_SpyingCache" in line:
         return "it takes no cache but its own"
-    return f"{type(error).__name__}: {line}".rstrip(": ")
+    return line

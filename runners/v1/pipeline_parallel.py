@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import Group
@@ -38,10 +39,12 @@ def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool
     if count < stages:
         raise _refusal(f"{count} layers for {stages} stages; lower pipeline_parallel_size")
     held = stage_layers(count, group)
+    whole: Any = model
+    cached = DynamicCache(config=whole.config.get_text_config(decoder=True)).layers
     for number, layer in enumerate(layers):
         if number not in held:
-            layers[number] = _Elsewhere(layer, number)
-    whole: Any = model
+            has_kv = number >= len(cached) or hasattr(cached[number], "update")
+            layers[number] = _Elsewhere(layer, number, has_kv=has_kv)
     is_last = stage == stages - 1
     if stage > 0:
         layers[held.start].register_forward_pre_hook(_receiving(group, stage - 1))
@@ -77,9 +80,10 @@ def _sending(group: Group, to: int) -> Any:
 class _Elsewhere(torch.nn.Module):
     """In place of a layer of another stage."""
 
-    def __init__(self, layer: Any, number: int) -> None:
+    def __init__(self, layer: Any, number: int, *, has_kv: bool) -> None:
         super().__init__()
         self._number = number
+        self._has_kv = has_kv
         for name in ("attention_type", "layer_type"):
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
@@ -87,8 +91,9 @@ class _Elsewhere(torch.nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
     ) -> torch.Tensor:
-        """The hidden states as they are. A cache of the model's own counts its tokens in every layer."""
-        if past_key_values is not None:
+        """The hidden states as they are. A cache of the model's own counts its tokens in every layer with
+        keys and values."""
+        if past_key_values is not None and self._has_kv:
             nothing = hidden_states.new_zeros(1, 1, hidden_states.shape[1], 1)
             past_key_values.update(nothing, nothing, self._number)
         return hidden_states
@@ -114,7 +119,7 @@ class _NoHead(torch.nn.Module):
 
     def __init__(self, head: Any) -> None:
         super().__init__()
-        self._vocab_size = head.weight.shape[0]
+        self._vocab_size = head.out_features
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[1, n, hidden_size] -> [1, n, vocab]."""

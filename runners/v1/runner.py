@@ -13,7 +13,8 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
-from dodona.oracle.systems.own.facts import has_active_connector, outgrows_rope
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
@@ -47,7 +48,7 @@ from dodona.runners.v1.pipeline_parallel import take_stage
 from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
-from dodona.runners.v1.tensor_parallel import shard_model
+from dodona.runners.v1.tensor_parallel import LinearShare, shard_model
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -113,8 +114,9 @@ class V1Runner(WeightLife):
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
+        share, linear_shares = self._read_share(self._device, directory, plan)
         chosen = choose(
-            self._read_share(self._device, directory, plan),
+            share,
             max_model_len=self.limits.max_model_len,
             compiled=capabilities.compiles(self.config),
             mesh=self._mesh,
@@ -128,7 +130,7 @@ class V1Runner(WeightLife):
         lora: LoRALayers | None = None
         if self.config.lora_config is not None:
             with chosen.model.plain() as plain:
-                lora = LoRALayers(plain, self.config.lora_config)
+                lora = LoRALayers(plain, self.config.lora_config, linear_shares)
         self._loaded = Loaded(chosen.model, chosen.self_check, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits)
@@ -141,7 +143,7 @@ class V1Runner(WeightLife):
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.
         device = torch.device("cpu") if directory else self._device
-        fresh = self._read_share(device, directory, loaded.plan)
+        fresh, _ = self._read_share(device, directory, loaded.plan)
         plan, target = self._plan_drafting(), loaded.model.model
         if plan is None or loaded.drafting is None:
             model_weights.replace(target, fresh)
@@ -289,6 +291,10 @@ class V1Runner(WeightLife):
         done = FinishedOutput(self._require_ready().sample(executed, grammar_output))
         return done if self._transfers is None else WithTransfers(done, self._transfers)
 
+    def take_kv_connector_output(self) -> KVConnectorOutput | None:
+        """In place of `sample_tokens`, on a rank that doesn't sample: what transfers came to."""
+        return self._transfers
+
     def take_sampled_tokens(self, output: StepOutput) -> None:
         """In place of `sample_tokens`, on a rank that doesn't sample: what another rank sampled."""
         self._require_ready().take(output)
@@ -352,18 +358,18 @@ class V1Runner(WeightLife):
 
     def _read_share(
         self, device: torch.device, directory: Path | None, plan: DraftPlan | None
-    ) -> torch.nn.Module:
-        """The model on `device`, with this rank's share of the weights."""
+    ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
+        """The model on `device`, with this rank's share of the weights; and that of linear layers by name."""
         if self._mesh.size == 1:
-            return self._read_model(device, directory)
+            return self._read_model(device, directory), {}
         # The device is to hold the share only. Random weights depend on the device that draws them.
         model = self._read_model(torch.device("cpu") if directory else device, directory)
         borrowed = isinstance(plan, HeadPlan) and plan.borrows_embedding
         take_stage(model, self._mesh.pipeline, last_has_embedding=borrowed)
-        shard_model(
+        shares = shard_model(
             model, self._mesh.tensor, whole_experts=self.config.parallel_config.enable_expert_parallel
         )
-        return model.to(device)
+        return model.to(device), shares
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
         """The model on `device`, its weights read from a directory or (None) drawn at random."""

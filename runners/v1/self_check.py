@@ -26,7 +26,8 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.quantization.replacement import quantized_layers
-from dodona.runners.v1.mixers import STATE_API, cache_argument
+from dodona.runners.third_party import first_line
+from dodona.runners.v1.mixers import STATE_API, cache_argument, has_mixers
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.positions import first_position
 from dodona.runners.v1.row_model import RowModel
@@ -98,8 +99,7 @@ def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
     except UnsupportedConfiguration:
         raise
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0]
-        raise _refusal(model, f"row by row it failed with {type(error).__name__}: {text}") from error
+        raise _refusal(model, f"row by row it failed with {first_line(error)}") from error
     tolerance = tolerance_of(model)
     found = max(difference(a, b) for a, b in zip(plain, stepped, strict=True))
     if not found <= tolerance:
@@ -177,7 +177,9 @@ def _cached_logits(model: PackedModel, prompt: torch.Tensor) -> torch.Tensor:
             if model.takes_positions:
                 arguments["position_ids"] = positions[:, part]
             logits.append(plain(input_ids=ids[:, part], **arguments).logits[0])
-    found = set(unusual_uses(cache)) - (STATE_API if model.mixers else frozenset())
+    # Of a pipeline's stages, some may have no mixer.
+    states = STATE_API if has_mixers(model.text_config) else frozenset()
+    found = set(unusual_uses(cache)) - states
     if found:
         raise _refusal(
             model,

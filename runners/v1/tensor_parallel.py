@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import Group
+from dodona.runners.quantization.linear import QuantizedLinear
+from dodona.runners.v1.quantized_shares import keep_inputs, keep_outputs
 
 WHOLE_STYLES = frozenset(
     {
@@ -35,28 +38,43 @@ SPLIT_STYLES = frozenset({"colwise", "rowwise", "packed_colwise", "packed_rowwis
 """Styles that `shard_model` carries out."""
 
 
-def shard_model(model: torch.nn.Module, group: Group, *, whole_experts: bool = False) -> None:
-    """Keep this rank's share of the weights of a transformers model, in place.
+@dataclass(frozen=True, slots=True)
+class LinearShare:
+    """The part of a linear layer that a rank keeps."""
+
+    of_inputs: bool
+    """Whether its inputs are split, in place of its outputs."""
+    parts: int
+    """How many equal parts there are."""
+    index: int
+    """This rank's one."""
+
+
+def shard_model(
+    model: torch.nn.Module, group: Group, *, whole_experts: bool = False
+) -> Mapping[str, LinearShare]:
+    """Keep this rank's share of the weights of a transformers model, in place. Returns the shares of linear
+    layers by name; those that are not there stay whole.
 
     whole_experts: each rank has some experts of a layer, in place of a share of each of them.
 
     Nothing happens in a group of one. Raises UnsupportedConfiguration where the model has no plan, or one
     with a style that is not known here, and where a size doesn't divide by the number of ranks.
     """
+    shares: dict[str, LinearShare] = {}
     if group.size == 1:
-        return
+        return shares
     plan = _plan(model)
     heads = _heads(model, group.size)
     for name, module in model.named_modules():
         style = plan.get(_pattern(name))
-        if style in ("colwise", "rowwise") and not isinstance(module, torch.nn.Linear):
+        if style in ("colwise", "rowwise") and not isinstance(module, (torch.nn.Linear, QuantizedLinear)):
             raise _refusal(model, f"{name} is {style} in its plan, but no Linear")
         if style == "colwise":
-            assert isinstance(module, torch.nn.Linear)
-            _split_outputs(name, module, group, heads if name.endswith((".k_proj", ".v_proj")) else None)
+            of_heads = heads if name.endswith((".k_proj", ".v_proj")) else None
+            shares[name] = _split_outputs(name, module, group, of_heads)
         elif style == "rowwise":
-            assert isinstance(module, torch.nn.Linear)
-            _split_inputs(name, module, group)
+            shares[name] = _split_inputs(name, module, group)
         elif style == "moe_tp_experts":
             module.register_forward_hook(lambda _module, _args, output: group.all_reduce(output))
             if whole_experts:
@@ -68,6 +86,7 @@ def shard_model(model: torch.nn.Module, group: Group, *, whole_experts: bool = F
             if style is not None and style not in WHOLE_STYLES:
                 _replace(module, parameter_name, _share_of(where, parameter, style, group))
         _adjust_heads(module, group, heads)
+    return shares
 
 
 def _plan(model: torch.nn.Module) -> Mapping[str, str]:
@@ -96,7 +115,7 @@ def _heads(model: Any, ranks: int) -> int:
     return heads
 
 
-def _split_outputs(name: str, linear: torch.nn.Linear, group: Group, heads: int | None) -> None:
+def _split_outputs(name: str, linear: Any, group: Group, heads: int | None) -> LinearShare:
     """Keep the rows of a Linear that make this rank's outputs.
 
     heads: key/value heads that the outputs are; where there are fewer than ranks, neighbours share one.
@@ -104,26 +123,38 @@ def _split_outputs(name: str, linear: torch.nn.Linear, group: Group, heads: int 
     ranks, rank = group.size, group.rank
     if heads is not None and heads < ranks:
         ranks, rank = heads, rank * heads // ranks
-    for parameter_name in ("weight", "bias"):
-        parameter = getattr(linear, parameter_name)
-        if parameter is not None:
-            _replace(linear, parameter_name, _part(name, parameter, 0, ranks, rank))
-    linear.out_features = linear.weight.shape[0]
+    if isinstance(linear, QuantizedLinear):
+        count = _whole_part(name, linear.out_features, ranks)
+        keep_outputs(linear, rank * count, count)
+    else:
+        for parameter_name in ("weight", "bias"):
+            parameter = getattr(linear, parameter_name)
+            if parameter is not None:
+                _replace(linear, parameter_name, _part(name, parameter, 0, ranks, rank))
+        linear.out_features = linear.weight.shape[0]
+    return LinearShare(False, ranks, rank)
 
 
-def _split_inputs(name: str, linear: torch.nn.Linear, group: Group) -> None:
+def _split_inputs(name: str, linear: Any, group: Group) -> LinearShare:
     """Keep the columns of a Linear that take this rank's inputs; its output is the sum over ranks."""
-    _replace(linear, "weight", _part(name, linear.weight, 1, group.size, group.rank))
-    linear.in_features = linear.weight.shape[1]
-    # Once, after the sum. It keeps its place in the state dict under a name of its own.
-    linear.register_parameter("bias_after_sum", linear.bias)
-    linear.register_parameter("bias", None)
+    # The bias comes once, after the sum. It keeps its place in the state dict under a name of its own.
+    if isinstance(linear, QuantizedLinear):
+        _whole_part(name, linear.in_features, group.size)
+        keep_inputs(name, linear, group)
+        linear.register_buffer("bias_after_sum", linear.bias)
+        linear.bias = None
+    else:
+        _replace(linear, "weight", _part(name, linear.weight, 1, group.size, group.rank))
+        linear.in_features = linear.weight.shape[1]
+        linear.register_parameter("bias_after_sum", linear.bias)
+        linear.register_parameter("bias", None)
 
     def add_up(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
         total = group.all_reduce(output)
         return total if module.bias_after_sum is None else total + module.bias_after_sum
 
     linear.register_forward_hook(add_up)
+    return LinearShare(True, group.size, group.rank)
 
 
 def _keep_experts(name: str, module: Any, group: Group) -> None:
@@ -167,10 +198,14 @@ def _adjust_heads(module: Any, group: Group, heads: int) -> None:
 
 
 def _part(name: str, tensor: torch.Tensor, dim: int, parts: int, index: int) -> torch.Tensor:
-    size = tensor.shape[dim]
+    count = _whole_part(name, tensor.shape[dim], parts)
+    return tensor.narrow(dim, index * count, count).clone()
+
+
+def _whole_part(name: str, size: int, parts: int) -> int:
     if size % parts:
         raise _uneven(name, size, parts)
-    return tensor.narrow(dim, index * (size // parts), size // parts).clone()
+    return size // parts
 
 
 def _replace(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:

@@ -10,19 +10,24 @@ from collections.abc import Callable
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.facts import (
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
-    has_active_connector,
-    has_unused_pooler,
+    lacks_executor,
+    uses_workers,
+)
+from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
+from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_dtype,
     resolved_runner_type,
     resolved_speculative_method,
 )
-from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.runners.kv_transfer.settings import lacks_connector
-from dodona.runners.v2.models.registry import MODEL_FAMILIES
+from dodona.runners.pooling.settings import lacks_combination
+from dodona.runners.v2.models.registry import MODEL_FAMILIES, POOLING_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -33,6 +38,9 @@ FP8_SCHEMES = ("w8a16_fp8", "w8a8_fp8", "w8a8_fp8_block")
 FP8_COMPUTE_CAPABILITY = 89
 QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
 
+SERVED_TASKS = ("embed", "classify", "token_classify")
+"""Pooling tasks that `pooling.runner.V2PoolingRunner` computes."""
+
 SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V2 has a drafter for."""
 
@@ -42,7 +50,9 @@ LACKS: frozenset[str] = frozenset(
         "triton",
         "compute-capability",
         "architecture",
-        "generate",
+        "draft-runner",
+        "pooling",
+        "pooling-combinations",
         "pooler-config",
         "head-size",
         "query-groups",
@@ -63,16 +73,16 @@ LACKS: frozenset[str] = frozenset(
         "encoder-decoder",
         "remote-code",
         "device-count",
-        "workers",
+        "executor-backend",
         "tensor-parallelism",
         "pipeline-parallelism",
-        "data-parallelism",
         "data-parallel-deployment",
         "prefill-context-parallelism",
         "decode-context-parallelism",
         "expert-parallelism",
         "lora",
         "speculative-decoding",
+        "speculative-workers",
         "draft-tensor-parallelism",
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
@@ -131,9 +141,13 @@ def _machine(
 
 def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, bool]:
     kinds, scheme = set(model.layer_kinds), quantization_scheme(config, model)
+    runner_type, task = resolved_runner_type(config, model), pooling_task(config, model)
     return {
-        "architecture": not set(model.architectures) & MODEL_FAMILIES.keys(),
-        "generate": resolved_runner_type(config, model) != "generate",
+        "architecture": not set(model.architectures)
+        & (POOLING_FAMILIES if runner_type == "pooling" else MODEL_FAMILIES).keys(),
+        "draft-runner": runner_type == "draft",
+        "pooling": task is not None and task not in SERVED_TASKS,
+        "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
         "pooler-config": has_unused_pooler(config, model) is True,
         "head-size": model.head_size not in HEAD_SIZES,
         "query-groups": model.num_queries_per_kv is None,
@@ -161,10 +175,9 @@ def _features(config: EngineConfig) -> dict[str, bool]:
     pipeline = parallel.pipeline_parallel_size > 1
     return {
         "block-size": config.cache_config.block_size not in BLOCK_SIZES,
-        "workers": parallel.distributed_executor_backend in ("mp", "ray", "external_launcher"),
+        "executor-backend": lacks_executor(parallel),
         "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": pipeline,
-        "data-parallelism": parallel.data_parallel_size > 1,
         "data-parallel-deployment": deploys_replicas_otherwise(parallel),
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
         "decode-context-parallelism": parallel.decode_context_parallel_size > 1,
@@ -172,6 +185,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "lora": config.lora_config is not None,
         "speculative-decoding": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-workers": speculative is not None and uses_workers(config),
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
         "parallel-drafting": speculative is not None

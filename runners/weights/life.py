@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from dodona.runners.interface import SLEEP_LEVELS, SLEEP_TAGS, Runner
@@ -125,7 +125,7 @@ class WeightLife(Runner):
             self.capture_graphs()
 
 
-def wake_tags(tags: Any) -> frozenset[str]:
+def wake_tags(tags: object) -> frozenset[str]:
     """The tags of `wake_up` as a set; None: all. Raises InvalidRequestError for others."""
     if tags is None:
         return frozenset(SLEEP_TAGS)

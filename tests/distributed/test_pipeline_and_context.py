@@ -52,6 +52,8 @@ BY_ARCHITECTURE = {
     "Llama4ForCausalLM": "llama4",
     "Phi3ForCausalLM": "phi3",
     "GptOssForCausalLM": "gpt-oss",
+    "Qwen3NextForCausalLM": "qwen3-next",
+    "OlmoHybridForCausalLM": "olmo-hybrid",
 }
 """A family of tiny models for each architecture of the rules."""
 

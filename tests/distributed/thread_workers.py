@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections import deque
 from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -74,6 +75,7 @@ class ThreadWorkers:
     def __init__(self, count: int, whose: str = "") -> None:
         self._answers: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
         self._connections = [_Connection(rank, self._answers) for rank in range(count)]
+        self._early: dict[int, deque[Any]] = {rank: deque() for rank in range(count)}
         self._place = _Place()
         self._threads = [threading.Thread(target=self._serve, args=(c,)) for c in self._connections]
         for thread in self._threads:
@@ -88,8 +90,10 @@ class ThreadWorkers:
         for rank in range(len(self._connections)) if ranks is None else ranks:
             self._connections[rank].messages.put(data)
 
-    def answers(self, ranks: Sequence[int], what: str, limit_s: float | None) -> list[Any]:
-        found: dict[int, Any] = {}
+    def answers(
+        self, ranks: Sequence[int], what: str, limit_s: float | None, *, all_or_none: bool = False
+    ) -> list[Any]:
+        found = {rank: self._early[rank].popleft() for rank in ranks if self._early[rank]}
         while not set(ranks) <= found.keys():
             rank, data = self._answers.get(timeout=LIMIT)
             answer = pickle.loads(data)
@@ -98,7 +102,10 @@ class ThreadWorkers:
                 if self._place.abort is not None:
                     self._place.abort()
                 raise answer.error
-            found[rank] = answer.value
+            if rank in ranks and rank not in found:
+                found[rank] = answer.value
+            else:
+                self._early[rank].append(answer.value)
         return [found[rank] for rank in ranks]
 
     def stop(self) -> None:

@@ -20,7 +20,7 @@ from dodona.runners.engine.request import Request
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
-from tests.engine.test_llm import GREEDY, PATIENCE, fake_llm, no_engine_thread, solo, verdict_for
+from tests.support.fake_llm import GREEDY, PATIENCE, fake_llm, no_engine_thread, solo, verdict_for
 
 
 def start(model_dir: Path, **runner: Any) -> EngineClient:

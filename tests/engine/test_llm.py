@@ -1,4 +1,4 @@
-"""`LLM` from the outside: with a fake runner, and with the trained checkpoints on V1."""
+"""`LLM` from the outside, with a fake runner."""
 
 from __future__ import annotations
 
@@ -6,51 +6,27 @@ import gc
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 import dodona
 from dodona.oracle.errors import ConfigError
 from dodona.runners.errors import EngineDeadError, EngineSetupError, InvalidRequestError
-from dodona.runners.llm import LLM
 from dodona.runners.outputs import RequestOutput
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.child_interpreter import child_environment
-from tests.support.fake_runner import FakeRunner, context_hash, fake_verdict, solo_run, token_logprobs
+from tests.support.fake_llm import GREEDY, PATIENCE, Watched, assert_soon, fake_llm, no_engine_thread, solo
+from tests.support.fake_runner import context_hash, token_logprobs
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
-GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
-PATIENCE = 30.0
-
-
-def verdict_for(model_dir: Path, runner: dict[str, Any] | None = None, **flat: Any) -> SimpleNamespace:
-    sizes = {"block_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16}
-    return fake_verdict(str(model_dir), partial(FakeRunner, **(runner or {})), **{**sizes, **flat})
-
-
-def fake_llm(model_dir: Path, runner: dict[str, Any] | None = None, **flat: Any) -> LLM:
-    return LLM.from_verdict(verdict_for(model_dir, runner, **flat))
-
-
-def solo(prompt: list[int], params: SamplingParams = GREEDY, **more: Any) -> list[int]:
-    return solo_run(prompt, params, vocab_size=97, max_model_len=64, eos=frozenset({0}), **more)[0]
-
-
-def no_engine_thread() -> bool:
-    return not any(thread.name == "dodona-engine" for thread in threading.enumerate())
 
 
 def test_outputs_come_in_the_prompts_order_and_bad_prompts_alone_fail(model_dir: Path) -> None:
@@ -93,26 +69,11 @@ def test_parameters_of_another_type_are_refused(model_dir: Path, params: Any) ->
 def test_the_bar_shows_before_the_first_prompt_is_done(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dodona.runners.llm._REDRAW_AFTER", 0.01)
+    monkeypatch.setattr("dodona.runners.waiting._REDRAW_AFTER", 0.01)
     with fake_llm(model_dir, {"on_step": lambda _: time.sleep(0.05)}) as llm:
         llm.generate([1, 2], GREEDY, use_tqdm=True)
     shown = [line for line in capsys.readouterr().err.split("\r") if "0/1" in line]
     assert len(shown) > 1, "the bar moves while nothing is finished"
-
-
-class Watched(Sequence[int]):
-    """A prompt that calls somebody when it is looked at."""
-
-    def __init__(self, tokens: list[int], look: Callable[[], None]) -> None:
-        self.tokens = tokens
-        self.look = look
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: Any) -> Any:
-        self.look()
-        return self.tokens[index]
 
 
 def test_the_engine_begins_while_later_prompts_are_looked_at(model_dir: Path) -> None:
@@ -124,10 +85,6 @@ def test_the_engine_begins_while_later_prompts_are_looked_at(model_dir: Path) ->
     assert [output.outputs[0].token_ids for output in outputs] == [
         solo(prompt) for prompt in ([1] * 10, [2] * 10, [3])
     ]
-
-
-def assert_soon(event: threading.Event) -> None:
-    assert event.wait(PATIENCE)
 
 
 def test_an_error_among_the_prompts_aborts_those_that_began(model_dir: Path) -> None:
@@ -344,7 +301,7 @@ def fail_to_load(path: object = None) -> None:
 def test_a_process_that_forgets_to_shut_down_ends(model_dir: Path) -> None:
     program = f"""
 from pathlib import Path
-from tests.engine.test_llm import GREEDY, fake_llm
+from tests.support.fake_llm import GREEDY, fake_llm
 llm = fake_llm(Path({str(model_dir)!r}))
 print(llm.generate([1], GREEDY)[0].outputs[0].token_ids)
 stream = llm.stream([1], GREEDY.replace(max_tokens=None))
@@ -531,71 +488,6 @@ def test_skip_tokenizer_init(model_dir: Path, tokenizer: Any) -> None:
         (output,) = llm.generate([1, 2], GREEDY)
         assert output.outputs[0].text == ""
         assert output.outputs[0].token_ids == solo([1, 2])
-
-
-# --- The real thing
-
-
-@pytest.mark.parametrize("name", ["qwen3", "llama", "mistral"])
-def test_generates_with_the_runner_of_the_verdict(name: str) -> None:
-    from transformers import AutoModelForCausalLM
-
-    directory = CHECKPOINTS / name
-    params = SamplingParams(temperature=0.0, max_tokens=12)
-    reference = AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
-    prompts = ["7+5=", "sort: 3 1 2 =", "12+34="]
-    with LLM(
-        directory, device="cpu", dtype="float32", max_num_seqs=4, max_num_batched_tokens=8, block_size=4
-    ) as llm:
-        assert llm.verdict.runner == "v1"
-        tokenizer = llm.get_tokenizer()
-        outputs = llm.generate(prompts, params)
-        streamed = "".join(output.outputs[0].text for output in llm.stream(prompts[0], params))
-        assert streamed == outputs[0].outputs[0].text
-        assert llm._client.call(lambda runner, scheduler: scheduler.num_unfinished) == 0
-    for prompt, output in zip(prompts, outputs, strict=True):
-        ids = tokenizer(prompt, return_tensors="pt")
-        expected = reference.generate(**ids, max_new_tokens=12, do_sample=False)[
-            0, ids["input_ids"].shape[1] :
-        ].tolist()
-        assert output.outputs[0].token_ids == expected
-
-
-@pytest.mark.parametrize("enable_prefix_caching", [True, False])
-def test_batches_that_are_chunked_preempted_and_cached_equal_transformers(
-    enable_prefix_caching: bool,
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    directory = CHECKPOINTS / "qwen3"
-    reference = AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
-    rng = random.Random(0)
-    prompts = [
-        [5] * rng.choice([0, 9]) + [rng.randrange(4, 200) for _ in range(rng.randrange(1, 20))]
-        for _ in range(10)
-    ]
-    params = SamplingParams(temperature=0.0, max_tokens=25, ignore_eos=True)
-    sizes = {"block_size": 4, "max_num_seqs": 5, "max_num_batched_tokens": 9, "num_gpu_blocks_override": 20}
-    with LLM(
-        directory,
-        device="cpu",
-        dtype="float32",
-        max_model_len=80,
-        enable_prefix_caching=enable_prefix_caching,
-        **sizes,
-    ) as llm:
-        outputs = llm.generate(prompts, params)
-        preemptions, free = llm._client.call(
-            lambda runner, scheduler: (scheduler.num_preemptions, scheduler.blocks.num_free)
-        )
-    assert preemptions > 0
-    assert free == 20
-    for prompt, output in zip(prompts, outputs, strict=True):
-        ids = torch.tensor([prompt])
-        expected = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=25, do_sample=False, eos_token_id=None
-        )
-        assert output.outputs[0].token_ids == expected[0, len(prompt) :].tolist()
 
 
 def test_the_package_says_what_it_is() -> None:

@@ -23,7 +23,7 @@ from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineAsleepError, EngineDeadError, EngineThreadError, InvalidRequestError
 from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_engine import PATIENCE, Gate, expected
-from tests.engine.test_llm import GREEDY, fake_llm, no_engine_thread, solo
+from tests.support.fake_llm import GREEDY, fake_llm, no_engine_thread, solo
 from tests.support.fake_runner import FakeRunner, fake_runner
 
 

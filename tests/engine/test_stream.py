@@ -18,7 +18,7 @@ from dodona.runners.errors import EngineDeadError, InvalidRequestError
 from dodona.runners.llm import LLM
 from dodona.runners.outputs import RequestOutput
 from dodona.runners.sampling.params import SamplingParams
-from tests.engine.test_llm import GREEDY, Watched, assert_soon, fake_llm, no_engine_thread, solo
+from tests.support.fake_llm import GREEDY, Watched, assert_soon, fake_llm, no_engine_thread, solo
 
 FOREVER = GREEDY.replace(max_tokens=None)
 SLOW = {"on_step": lambda _: time.sleep(0.002)}

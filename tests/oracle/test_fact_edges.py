@@ -10,7 +10,7 @@ import pytest
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactValue
 from dodona.oracle.machine.environment import Environment, assumed_gpu
-from dodona.oracle.models.model_info import MAX_SIZE
+from dodona.oracle.models.config_fields import MAX_SIZE
 from dodona.oracle.systems.own.facts import FACTS
 from tests.oracle.test_facts import LLAMA, facts
 

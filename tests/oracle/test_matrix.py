@@ -25,18 +25,16 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 
 ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
-    "generate": {"runner": "pooling"},
     "draft-runner": {"runner": "draft"},
-    "pooling-combinations": {"runner": "pooling", "enable_lora": True},
+    "pooling-combinations": {"runner": "pooling", "compilation_config": 1},
+    "pooling-weights": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
-    "quantized-tensor-parallelism": {"quantization": "int8", "tensor_parallel_size": 2},
+    "quantized-tensor-parallelism": {"tensor_parallel_size": 2},
     "executor-backend": {"distributed_executor_backend": "ray"},
-    "workers": {"distributed_executor_backend": "mp"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
     "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
-    "data-parallelism": {"data_parallel_size": 2},
     "data-parallel-deployment": {"data_parallel_backend": "ray"},
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
     "decode-context-parallelism": {"decode_context_parallel_size": 2},
@@ -44,6 +42,15 @@ ASKED: dict[str, dict[str, Any]] = {
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
     "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
+    "speculative-workers-combinations": {
+        "speculative_config": {"method": "ngram"},
+        "enable_lora": True,
+        "tensor_parallel_size": 2,
+    },
+    "speculative-workers": {
+        "speculative_config": {"method": "ngram"},
+        "distributed_executor_backend": "mp",
+    },
     "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
@@ -52,6 +59,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
+    "kv-connector-ranks": {
+        "kv_transfer_config": {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"},
+        "tensor_parallel_size": 2,
+    },
     "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model"},
@@ -65,8 +76,10 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 """By rule, the flags that ask for its feature."""
 
+_ACT_ORDER = {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}}
 STORED: dict[str, dict[str, Any]] = {
-    "quantized-weights": {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
+    "quantized-weights": _ACT_ORDER,
+    "quantized-tensor-parallelism": _ACT_ORDER,
 }
 """By rule, what config.json says where the feature is the checkpoint's."""
 
@@ -104,7 +117,7 @@ def test_each_cell_is_what_select_says() -> None:
         raw = {"architectures": [architecture], "torch_dtype": "bfloat16", **more}
         for feature in matrix.features:
             rule = feature.rules[0] if feature.rules else None
-            flags = {} if rule is None or rule in STORED else ASKED[rule]
+            flags = ASKED.get(rule, {}) if rule is None or rule in STORED else ASKED[rule]
             info = ModelInfo.from_mapping({**raw, **STORED.get(rule or "", {})})
             verdict = verdict_for(EngineConfig.from_flat("m", **flags), info, assumed_gpu(), DODONA)
             cell = cells[architecture, feature.rules]
@@ -126,7 +139,8 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         "remote-code", "speculative-mtp", "kv-connector-inner-states", "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row", "length-dependent-rope", "pooling-remote-code",
+        "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",
+        "length-dependent-rope", "pooling-remote-code", "quantized-experts-workers",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

@@ -12,7 +12,8 @@ import transformers
 from transformers import AutoConfig
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.model_info import MAX_CONFIG_BYTES, ModelInfo
+from dodona.oracle.models.config_files import MAX_CONFIG_BYTES
+from dodona.oracle.models.model_info import ModelInfo
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,

@@ -20,8 +20,9 @@ class PlainRunner:
     """Made like a runner; a step is (what to do, argument)."""
 
     name = "plain"
+    max_steps_in_flight = 1
 
-    def __init__(self, config: Any, model: Any, limits: Any, mesh: Any) -> None:
+    def __init__(self, config: Any, model: Any, limits: Any) -> None:
         self.step: Any = None
 
     def echo(self, a: Any, *, b: Any) -> Any:
@@ -52,6 +53,9 @@ class PlainRunner:
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         return self
+
+    def take_kv_connector_output(self) -> Any:
+        return ("moved", self.step)
 
     def result(self) -> Any:
         return ("sampled", self.step)

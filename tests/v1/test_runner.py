@@ -15,7 +15,7 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import ROW_BY_ROW_WRAPPERS
-from dodona.oracle.systems.own.facts import outgrows_rope
+from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
@@ -38,7 +38,14 @@ ASKS = {
     "pooler-config": {"pooler_config": {}},
     "device-count": {"tensor_parallel_size": 65},
     "executor-backend": {"distributed_executor_backend": "ray"},
-    "workers-combinations": {"tensor_parallel_size": 2, "enable_lora": True},
+    "workers-combinations": {
+        "tensor_parallel_size": 2,
+        "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
+    },
+    "kv-connector-ranks": {
+        "tensor_parallel_size": 2,
+        "kv_transfer_config": {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"},
+    },
     "tensor-parallel-sizes": {"tensor_parallel_size": 5},
     "pipeline-parallel-layers": {"pipeline_parallel_size": 50},
     "data-parallel-deployment": {"data_parallel_rank": 0},
@@ -63,6 +70,11 @@ ASKS = {
     "speculative-mtp-workers": {
         "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
         "tensor_parallel_size": 2,
+    },
+    "speculative-workers-combinations": {
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
+        "tensor_parallel_size": 2,
+        "enable_lora": True,
     },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
@@ -137,8 +149,8 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "causal-lm", "model-family", "encoder-decoder", "length-dependent-rope",
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
-        "workers-row-by-row", *ROW_BY_ROW_ASKS, "pooling", "pooling-model", "pooling-multimodal",
-        "pooling-remote-code",
+        "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
+        "pooling-multimodal", "pooling-remote-code", "quantized-experts-workers",
     }  # fmt: skip
     assert set(ASKS) | {"device"} | of_models == LACKS
 

@@ -93,13 +93,14 @@ def test_assumptions_about_config_json(changes, feature):
 @pytest.mark.parametrize(
     ("flat", "feature"),
     [
-        ({"runner": "pooling"}, "generate"),
+        ({"runner": "draft"}, "draft-runner"),
+        ({"runner": "pooling", "distributed_executor_backend": "mp"}, "pooling-combinations"),
         ({"pooler_config": {}}, "pooler-config"),
         ({"block_size": 48}, "block-size"),
         ({"quantization": "awq"}, "quantization"),
         ({"tensor_parallel_size": 2}, "tensor-parallelism"),
         ({"pipeline_parallel_size": 2}, "pipeline-parallelism"),
-        ({"data_parallel_size": 2}, "data-parallelism"),
+        ({"distributed_executor_backend": "ray"}, "executor-backend"),
         ({"data_parallel_backend": "ray"}, "data-parallel-deployment"),
         ({"prefill_context_parallel_size": 2}, "prefill-context-parallelism"),
         ({"decode_context_parallel_size": 2}, "decode-context-parallelism"),

@@ -44,6 +44,20 @@ def test_generate_equals_transformers(llm, tiny_models):
     reference.check(prompts, [list(output.outputs[0].token_ids) for output in outputs], max_tokens=5)
 
 
+@pytest.mark.slow
+def test_replicas_in_processes_with_two_steps_in_flight(tiny_models):
+    path = tiny_models.path("qwen3", head_dim=16)
+    with make_llm(path, skip_tokenizer_init=True, data_parallel_size=2, **SMALL) as llm:
+        assert llm._client.call_all(lambda runner, _: (runner.name, runner.max_steps_in_flight)) == [
+            ("v2", 2),
+            ("v2", 2),
+        ]
+        prompts = prompts_of(3, 60, 17, 31)
+        outputs = llm.generate(prompts, GREEDY)
+        assert min(llm._client.call_all(lambda _, scheduler: scheduler._num_steps)) > 0
+    Reference(path).check(prompts, [list(output.outputs[0].token_ids) for output in outputs], max_tokens=5)
+
+
 def test_a_stop_token_ends_one_request_while_the_next_step_runs(llm):
     prompts = prompts_of(9, 12)
     free = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True))

@@ -10,18 +10,36 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from dodona.oracle.config.draft_method import method_by_name
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.config.sections import COMPILATION_MODES, ParallelConfig
+from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
-from dodona.oracle.models.model_info import MATH_MODIFIERS, ModelInfo
+from dodona.oracle.models.math_modifiers import MATH_MODIFIERS
+from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
-from dodona.oracle.models.row_by_row import POOLED_ALONE, ROW_BY_ROW, ROW_BY_ROW_WRAPPERS, UNPOOLED
 from dodona.oracle.systems.fact import Fact, registry
+from dodona.oracle.systems.own.connectors import (
+    has_active_connector,
+    has_connector_module,
+    resolved_connector,
+)
+from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, outgrows_rope
+from dodona.oracle.systems.own.parallel import MAX_CPU_RANKS, exceeds_devices, fills_stages, splits_evenly
+from dodona.oracle.systems.own.pooling import (
+    POOLING_TASKS,
+    has_pooling_model,
+    has_unused_pooler,
+    pooling_task,
+)
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
-
-DTYPES = ("float32", "bfloat16", "float16")
+from dodona.oracle.systems.own.resolved import (
+    DTYPES,
+    resolved_device,
+    resolved_dtype,
+    resolved_quantization,
+    resolved_runner_type,
+    resolved_speculative_method,
+)
 
 
 class Inputs(NamedTuple):
@@ -37,235 +55,8 @@ class OwnFact(Fact[Inputs]):
     """A fact of this runtime, and how it is derived."""
 
 
-def resolved_device(config: EngineConfig, environment: Environment) -> str:
-    """The platform that a configuration runs on: the device asked for, else the environment's."""
-    device = config.device_config.device
-    return environment.platform if device == "auto" else device
-
-
-def resolved_dtype(config: EngineConfig, model: ModelInfo | None, device: str) -> str | None:
-    """The type that a model is computed in on a platform; None where it isn't known.
-
-    "auto" is config.json's type (float32 where it has none), but float32 on a CPU: most CPUs have no fast
-    half-precision matrix products, and float32 holds every half-precision weight exactly.
-    """
-    if config.model_config.dtype != "auto":
-        return config.model_config.dtype
-    if device == "cpu":
-        return "float32"
-    return None if model is None else (model.dtype or "float32")
-
-
-def has_active_connector(config: EngineConfig) -> bool:
-    """Whether KV blocks are to leave or enter this instance.
-
-    They do where a connector is named and the role makes this instance take part, and where KV offloading has
-    a size, which turns a connector on by itself.
-    """
-    transfer = config.kv_transfer_config
-    named = transfer is not None and transfer.kv_connector is not None and transfer.kv_role is not None
-    return named or bool(config.cache_config.kv_offloading_size)
-
-
-def resolved_connector(config: EngineConfig) -> str | None:
-    """The KV connector's name: the one configured, else the one that KV offloading turns on.
-
-    "MultiConnector" (vLLM's name for several) where both ask for one, and not for the same. A connector that
-    is named without a role takes no part; its name counts only where there is no other.
-    """
-    transfer = config.kv_transfer_config
-    named = None if transfer is None else transfer.kv_connector
-    if not config.cache_config.kv_offloading_size:
-        return named
-    native = config.cache_config.kv_offloading_backend == "native"
-    offloading = "OffloadingConnector" if native else "LMCacheConnectorV1"
-    if transfer is None or transfer.kv_role is None or named in (None, offloading):
-        return offloading
-    return "MultiConnector"
-
-
-def has_connector_module(config: EngineConfig) -> bool:
-    """Whether the connector's code is to come from a module of the user's."""
-    transfer = config.kv_transfer_config
-    return (
-        has_active_connector(config)
-        and transfer is not None
-        and transfer.kv_connector_module_path is not None
-    )
-
-
-def resolved_runner_type(config: EngineConfig, model: ModelInfo | None) -> str | None:
-    """generate, pooling or draft: as configured, else by the model; None where neither says."""
-    if config.model_config.runner != "auto":
-        return config.model_config.runner
-    if config.model_config.convert in ("embed", "classify"):
-        return "pooling"
-    return None if model is None else model.default_runner
-
-
-_LATE_INTERACTION = ("ColBERT", "ColBert", "ColPali", "ColQwen", "ColModern", "ColLFM", "ColSmol")
-"""In names of architectures whose outputs for single tokens are compared with one another."""
-
-POOLING_TASKS = ("embed", "classify", "token_classify", "late_interaction", "reward", "other")
-SERVED_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
-"""Modules of Sentence Transformers that a pooling runner computes."""
-
-
-def pooling_task(config: EngineConfig, model: ModelInfo) -> str | None:
-    """What a pooling runner computes: one of `POOLING_TASKS`; None where the model is not for pooling.
-
-    The architecture's name decides, unless `convert` does. "reward" is a head that transformers has no class
-    for, "other" a module of Sentence Transformers beyond `SERVED_MODULES`.
-    """
-    if resolved_runner_type(config, model) != "pooling":
-        return None
-    names = model.architectures
-    if any(part in name for name in names for part in _LATE_INTERACTION):
-        return "late_interaction"
-    if not set(model.modules) <= set(SERVED_MODULES):
-        return "other"
-    if config.model_config.convert in ("embed", "classify"):
-        return config.model_config.convert
-    if any(name.endswith("ForTokenClassification") for name in names):
-        return "token_classify"
-    if any(name.endswith("ForSequenceClassification") for name in names):
-        return "classify"
-    return "reward" if any("Reward" in name for name in names) else "embed"
-
-
-def has_pooling_model(config: EngineConfig, model: ModelInfo) -> bool | None:
-    """Whether transformers has a class of text models of this type for the pooling task; None where the model
-    is not for pooling."""
-    task = pooling_task(config, model)
-    return None if task is None else task in model.pooling_tasks and model.model_type not in UNPOOLED
-
-
-def has_unused_pooler(config: EngineConfig, model: ModelInfo | None) -> bool | None:
-    """Whether `pooler_config` or `convert` is set for a model that is not for pooling; None: not known."""
-    if config.pooler_config is None and config.model_config.convert in ("auto", "none"):
-        return False
-    runner_type = resolved_runner_type(config, model)
-    return None if runner_type is None else runner_type != "pooling"
-
-
-def _unused_pooler(inputs: Inputs) -> FactValue:
-    found = has_unused_pooler(inputs.config, inputs.model)
-    return UNKNOWN if found is None else found
-
-
-def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether sequences may grow beyond the length up to which all rows share one set of rotary frequencies.
-
-    transformers chooses the frequencies of "longrope" and "dynamic" by the longest sequence of a batch: up to
-    the original length they are fixed, and beyond it one row's length changes what the others compute.
-    """
-    longest = config.model_config.max_model_len or model.max_position_embeddings
-    fixed = model.rope_fixed_length
-    return fixed is not None and (longest is None or longest > fixed)
-
-
-def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE, whose
-    frequencies don't follow each row's length."""
-    if resolved_runner_type(config, model) == "pooling":
-        return model.model_type in POOLED_ALONE or outgrows_rope(config, model)
-    listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
-    return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
-
-
-def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether transformers has a causal language model of this type, or trusted code comes with the model."""
-    auto_map = model.raw.get("auto_map")
-    brings_one = isinstance(auto_map, Mapping) and "AutoModelForCausalLM" in auto_map
-    return model.is_causal_lm or (brings_one and config.model_config.trust_remote_code)
-
-
-def resolved_quantization(config: EngineConfig, model: ModelInfo | None) -> FactValue:
-    """The quantization method configured, else that of the stored weights; null where there is none."""
-    if config.model_config.quantization is not None:
-        return config.model_config.quantization.lower()
-    return UNKNOWN if model is None else model.quant_method
-
-
-MAX_CPU_RANKS = 64
-"""Most workers that may share a processor."""
-
-
-def uses_workers(config: EngineConfig) -> bool:
-    """Whether the runner works in processes of its own: several of them, or one that is asked for."""
-    parallel = config.parallel_config
-    return parallel.world_size_across_dp > 1 or parallel.distributed_executor_backend in ("mp", "ray")
-
-
-def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
-    """Whether there are more ranks than devices; a CPU takes `MAX_CPU_RANKS`."""
-    devices = MAX_CPU_RANKS
-    if resolved_device(config, environment) == "cuda" and environment.device_count is not None:
-        devices = environment.device_count
-    return config.parallel_config.world_size_across_dp > devices
-
-
-def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
-    """Whether replicas are not all this process's, to start and to share requests among."""
-    return (
-        parallel.data_parallel_backend != "mp"
-        or parallel.data_parallel_rank is not None
-        or parallel.data_parallel_external_lb
-        or parallel.data_parallel_hybrid_lb
-    )
-
-
-def splits_evenly(config: EngineConfig, model: ModelInfo) -> bool | None:
-    """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
-
-    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them.
-    """
-    ranks = config.parallel_config.tensor_parallel_size
-    heads, kv_heads, width = model.num_attention_heads, model.num_key_value_heads, model.intermediate_size
-    if ranks == 1:
-        return True
-    if heads is None or kv_heads is None or width is None:
-        return None
-    even = not (heads % ranks or width % ranks)
-    if config.parallel_config.enable_expert_parallel:
-        even = even and model.num_experts % ranks == 0
-    return even and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
-
-
-def fills_stages(config: EngineConfig, model: ModelInfo) -> bool | None:
-    """Whether each pipeline stage gets a layer; None: not known."""
-    stages = config.parallel_config.pipeline_parallel_size
-    if stages == 1:
-        return True
-    return None if model.num_hidden_layers is None else model.num_hidden_layers >= stages
-
-
-def _fills_stages(inputs: Inputs) -> FactValue:
-    if inputs.config.parallel_config.pipeline_parallel_size == 1:
-        return True
-    found = None if inputs.model is None else fills_stages(inputs.config, inputs.model)
-    return UNKNOWN if found is None else found
-
-
-def _splits_evenly(inputs: Inputs) -> FactValue:
-    if inputs.config.parallel_config.tensor_parallel_size == 1:
-        return True
-    found = None if inputs.model is None else splits_evenly(inputs.config, inputs.model)
-    return UNKNOWN if found is None else found
-
-
-def _scheme(inputs: Inputs) -> FactValue:
-    if inputs.model is None:
-        return UNKNOWN
-    return quantization_scheme(inputs.config, inputs.model)
-
-
-def resolved_speculative_method(config: EngineConfig) -> str | None:
-    """The method of drafting: as configured, else as the draft model's name says; None where neither says."""
-    speculative = config.speculative_config
-    if speculative is None:
-        return None
-    return speculative.method or method_by_name(speculative.model or "")
+def _known(value: bool | None) -> FactValue:
+    return UNKNOWN if value is None else value
 
 
 def _speculative_method(inputs: Inputs) -> FactValue:
@@ -420,7 +211,7 @@ _MODEL_SPECS = (
         "How weights and activations are quantized, and what of it matters to a runner; `other` is what no "
         "runner reads; null without quantization.",
         "model",
-        derive=_scheme,
+        derive=lambda i: UNKNOWN if i.model is None else quantization_scheme(i.config, i.model),
         nullable=True,
         domain=SCHEMES,
         reads=("model_config.quantization",),
@@ -605,15 +396,19 @@ _ENGINE_SPECS = (
         "bool",
         "Attention heads and feed-forward layers (experts) divide among `tensor_parallel_size` ranks.",
         "model",
-        derive=_splits_evenly,
-        reads=("parallel_config.tensor_parallel_size", "parallel_config.enable_expert_parallel"),
+        derive=lambda i: _known(splits_evenly(i.config, i.model)),
+        reads=(
+            "parallel_config.tensor_parallel_size",
+            "parallel_config.enable_expert_parallel",
+            "model_config.quantization",
+        ),
     ),
     OwnFact(
         "parallel_config.fills_stages",
         "bool",
         "There are at least as many layers as pipeline stages.",
         "model",
-        derive=_fills_stages,
+        derive=lambda i: _known(fills_stages(i.config, i.model)),
         reads=("parallel_config.pipeline_parallel_size",),
     ),
     _field("scheduler_config.enable_chunked_prefill", "bool", "A prompt may be computed in several steps."),
@@ -682,7 +477,7 @@ _FEATURE_SPECS = (
         "bool",
         "`pooler_config` or `convert` is set for a model that is not for pooling.",
         "model",
-        derive=_unused_pooler,
+        derive=lambda i: _known(has_unused_pooler(i.config, i.model)),
         reads=("model_config.convert", "model_config.runner"),
     ),
     _section("kv_transfer_config", "A KV transfer section is there, be it empty."),

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.third_party import first_line
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, set_attention
-from dodona.runners.v1.pooling.model import PoolingModel, TokenSequence
+from dodona.runners.v1.pooling.model import TransformersPoolingModel
 from dodona.runners.v1.self_check import TOLERANCE, configured_windows
 
 logger = logging.getLogger("dodona.engine")
@@ -27,7 +29,7 @@ _SEED = 0x0D0D0A
 class CheckedPoolingModel:
     """A model that computes prompts as transformers' plain one does."""
 
-    model: PoolingModel
+    model: TransformersPoolingModel
     difference: float
     """The relative difference found."""
     why_alone: str | None = None
@@ -45,7 +47,7 @@ def choose(
     Raises UnsupportedConfiguration with what the model does where it can't compute a prompt, or where it
     differs from itself.
     """
-    alone = PoolingModel(module, pads=False)
+    alone = TransformersPoolingModel(module, pads=False)
     chosen = _implementation(module)
     prompts = _prompts(alone, max_model_len)
     try:
@@ -54,12 +56,12 @@ def choose(
         set_attention(module, chosen)
         again = [alone.compute([prompt])[0] for prompt in prompts]
     except Exception as error:
-        raise _refusal(alone, f"it does not compute a prompt: {_first_line(error)}") from error
+        raise _refusal(alone, f"it does not compute a prompt: {first_line(error)}") from error
     tolerance = TOLERANCE[alone.dtype]
     found = _largest(plain, again)
     if not found <= tolerance:
         raise _refusal(alone, f"it differs from itself by {found:.2g} (limit {tolerance:g})")
-    batched = PoolingModel(module, pads=True)
+    batched = TransformersPoolingModel(module, pads=True)
     if rope_changes_beyond is not None:
         why = f"its rotary frequencies change beyond {rope_changes_beyond} tokens"
     elif not batched.takes_padding:
@@ -71,12 +73,12 @@ def choose(
                 return CheckedPoolingModel(batched, difference)
             why = f"in a padded batch it differs by {difference:.2g} (limit {tolerance:g})"
         except Exception as error:
-            why = f"it does not compute a batch: {_first_line(error)}"
+            why = f"it does not compute a batch: {first_line(error)}"
     logger.warning("%s is slow: each prompt is computed on its own, because %s.", alone.name, why)
     return CheckedPoolingModel(alone, found, why)
 
 
-def _prompts(model: PoolingModel, max_model_len: int) -> list[TokenSequence]:
+def _prompts(model: TransformersPoolingModel, max_model_len: int) -> list[TokenSequence]:
     """Longer than twice the largest window that fits, two thirds of that, and three tokens."""
     longest = min(_LONGEST_PROMPT, max_model_len)
     feasible = [w for w in configured_windows(model.module) if 2 * w + 3 <= longest]
@@ -109,12 +111,7 @@ def _largest(plain: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     return worst
 
 
-def _first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {text.rstrip('.')}"
-
-
-def _refusal(model: PoolingModel, what: str) -> UnsupportedConfiguration:
+def _refusal(model: TransformersPoolingModel, what: str) -> UnsupportedConfiguration:
     return UnsupportedConfiguration.lacking(
         "v1", "architecture", why=f"self-check of {model.name} at load: {what}"
     )

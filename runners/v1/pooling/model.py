@@ -1,13 +1,14 @@
-"""`PoolingModel`: a transformers model that computes whole sequences, without a cache."""
+"""`TransformersPoolingModel`: a transformers model that computes whole sequences, without a cache."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from dodona.runners.pooling.sequence import TokenSequence
 
 AUTO_CLASSES = {
     "embed": "AutoModel",
@@ -23,15 +24,7 @@ MOST_TOKENS = {"cuda": 16384, "cpu": 2048}
 """Most tokens of a batch, padding included, by device; a longer sequence is computed alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
-    """One prompt."""
-
-    token_ids: Sequence[int]
-    token_type_ids: Sequence[int] | None = None
-
-
-class PoolingModel:
+class TransformersPoolingModel:
     """A module, and how it computes several sequences at once.
 
     pads: whether sequences of different lengths go into one batch, the shorter ones padded at their end and

@@ -18,6 +18,7 @@ from dodona.runners.drafting.prompt_lookup import PromptLookup
 from dodona.runners.drafting.weights import overwrite
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
+from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2 import capabilities
 from dodona.runners.v2.drafting.load import Drafting, hidden_states, load_drafting, read_again
 from dodona.runners.v2.loading.model import read_model, read_weights
@@ -50,9 +51,7 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
     Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
     config.json or the weights are not as they must be, or speculative_config can't be served.
     """
-    lacking = _check(limits)(config, info)
-    if lacking:
-        raise UnsupportedConfiguration.lacking("v2", *lacking)
+    _refuse(_check(limits)(config, info))
     plan = _plan(config, info, limits)
     seen = hidden_states(plan, limits)
     model = read_model(
@@ -84,7 +83,23 @@ def reload(
         overwrite(drafting.weights(), draft)
 
 
+def load_pooling(
+    config: EngineConfig, info: ModelInfo, limits: Limits, settings: PoolingSettings
+) -> DenseModel:
+    """The same for a pooling model."""
+    _refuse(_check(limits)(config, info))
+    return read_model(
+        info,
+        limits,
+        weights_directory(config, info, None),
+        seed=config.model_config.seed,
+        quantization=quantization_of(config, info),
+        pooling=settings,
+    )
+
+
 def _check(limits: Limits) -> Callable[[EngineConfig, ModelInfo], tuple[str, ...]]:
+    """`check_supported` of this machine."""
     return partial(
         capabilities.check_supported,
         environment=torch_environment(limits.device),
@@ -95,3 +110,8 @@ def _check(limits: Limits) -> Callable[[EngineConfig, ModelInfo], tuple[str, ...
 def _plan(config: EngineConfig, info: ModelInfo, limits: Limits) -> DraftPlan | None:
     lacks = partial(capabilities.lacks_of_draft, check=_check(limits))
     return plan_drafting(config, info, limits, runner="v2", lacks_of_draft=lacks)
+
+
+def _refuse(lacking: tuple[str, ...]) -> None:
+    if lacking:
+        raise UnsupportedConfiguration.lacking("v2", *lacking)

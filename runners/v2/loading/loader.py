@@ -7,26 +7,28 @@ they were.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.quantization.formats import TensorSpec
+from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.v2.loading.quantized import fill_parts, readable_types, stored_specs
 from dodona.runners.v2.models.projections import Parts
 
 NO_PARTS: Parts = {}
 
 _HEAD_AND_EMBEDDING = frozenset({"lm_head.weight", "model.embed_tokens.weight"})
+_HEADS = frozenset({"lm_head.weight", "score.weight", "score.bias"})
+"""Last layers: a pooling model's checkpoint may have those of another task."""
 _READABLE = ("F32", "F16", "BF16")
 # Old checkpoints store the rotary frequencies; they follow from config.json.
-_DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_DERIVED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def load_safetensors(
@@ -49,10 +51,25 @@ def load_safetensors(
             f"{path}: lm_head.weight has other values than model.embed_tokens.weight, and the running model "
             "has one tensor for both; load it as a new model"
         )
+    _fill(path, views, parts, unread={"lm_head.weight"} if tied else ())
+
+
+def load_pooling_safetensors(path: Path, views: Mapping[str, torch.Tensor], parts: Parts = NO_PARTS) -> None:
+    """`load_safetensors` of a pooling model: last layers that are not in `views` are left out, and where the
+    checkpoint is of the model without a last layer, its names don't begin with "model."."""
+    stored = {name for file in weight_files(path) for name in _names(file)}
+    if "embed_tokens.weight" in stored:
+        views = {name.removeprefix("model."): view for name, view in views.items()}
+        parts = {name.removeprefix("model."): part for name, part in parts.items()}
+    _fill(path, views, parts, unread=_HEADS - views.keys())
+
+
+def _fill(path: Path, views: Mapping[str, torch.Tensor], parts: Parts, *, unread: Collection[str]) -> None:
+    """Copy the tensors, but for those with the names `unread`."""
     specs = stored_specs(parts)
-    places = _plan(path, views, specs, tied)
+    places = _plan(path, views, specs, unread)
     with ExitStack() as stack:
-        files = {file: stack.enter_context(_open(file)) for file in sorted(set(places.values()))}
+        files = {file: stack.enter_context(open_safetensors(file)) for file in sorted(set(places.values()))}
         for name in places.keys() & views.keys():
             views[name].copy_(files[places[name]].get_tensor(name))
         fill_parts(parts, lambda name: files[places[name]].get_tensor(name))
@@ -66,12 +83,12 @@ def has_own_head(path: Path) -> bool:
     """
     places: dict[str, Path] = {}
     for file in weight_files(path):
-        with _open(file) as stored:
+        with open_safetensors(file) as stored:
             places.update(dict.fromkeys(_HEAD_AND_EMBEDDING & set(stored.keys()), file))
     if len(places) < 2:
         return False  # nothing to compare, and no tensor is read
     with ExitStack() as stack:
-        both = [stack.enter_context(_open(file)).get_tensor(name) for name, file in places.items()]
+        both = [stack.enter_context(open_safetensors(file)).get_tensor(name) for name, file in places.items()]
         return not torch.equal(*both)
 
 
@@ -87,15 +104,15 @@ def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int) -> None:
 
 
 def _plan(
-    path: Path, views: Mapping[str, torch.Tensor], specs: Mapping[str, TensorSpec], tied: bool
+    path: Path, views: Mapping[str, torch.Tensor], specs: Mapping[str, TensorSpec], unread: Collection[str]
 ) -> dict[str, Path]:
     """Each tensor's file. Raises ConfigError where a tensor is not as it must be."""
     found: dict[str, Path] = {}
     files = weight_files(path)
     for file in files:
-        with _open(file) as stored:
+        with open_safetensors(file) as stored:
             for name in stored.keys():  # noqa: SIM118 - not a mapping
-                if _DERIVED.fullmatch(name) or (tied and name == "lm_head.weight"):
+                if _DERIVED.fullmatch(name) or name in unread:
                     continue
                 if name not in views and name not in specs:
                     raise ConfigError(
@@ -122,11 +139,9 @@ def _plan(
     return found
 
 
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{file}: cannot be read as safetensors: {error}; fetch the model again") from error
+def _names(file: Path) -> set[str]:
+    with open_safetensors(file) as stored:
+        return set(stored.keys())
 
 
 def _check_tensor(

@@ -10,7 +10,13 @@ import torch
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.runners.limits import Limits
-from dodona.runners.v2.loading.loader import fill_randomly, has_own_head, load_safetensors
+from dodona.runners.pooling.settings import PoolingSettings
+from dodona.runners.v2.loading.loader import (
+    fill_randomly,
+    has_own_head,
+    load_pooling_safetensors,
+    load_safetensors,
+)
 from dodona.runners.v2.loading.quantized import fill_parts_randomly
 from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.models.hidden_states import HiddenStates
@@ -26,14 +32,17 @@ def read_model(
     *,
     seed: int,
     quantization: QuantizationConfig | None = None,
+    pooling: PoolingSettings | None = None,
     seen: HiddenStates | None = None,
 ) -> DenseModel:
     """The model on the device of `limits`, its weights from a directory's safetensors or (None) random.
 
+    pooling: how it is served for pooling; None where it generates.
+
     Raises ConfigError where config.json or the weights are not as they must be.
     """
-    spec = make_spec(info, limits, quantization)
-    if spec.tie_word_embeddings and directory is not None and has_own_head(directory):
+    spec = make_spec(info, limits, quantization, pooling)
+    if spec.has_lm_head and spec.tie_word_embeddings and directory is not None and has_own_head(directory):
         spec = replace(spec, tie_word_embeddings=False)
     model = DenseModel(spec, allocate_weights(spec, torch.device(limits.device)), seen=seen)
     read_weights(model, directory, seed=seed)
@@ -42,8 +51,10 @@ def read_model(
 
 def weight_views(model: DenseModel) -> WeightViews:
     """The model's weights by the names of its checkpoint; without those of quantized layers."""
-    tied = {"lm_head.weight": "model.embed_tokens.weight"} if model.spec.tie_word_embeddings else {}
-    return WeightViews(checkpoint_views(model.spec, model.weights), tied)
+    spec = model.spec
+    is_tied = spec.has_lm_head and spec.tie_word_embeddings
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if is_tied else {}
+    return WeightViews(checkpoint_views(spec, model.weights), tied)
 
 
 def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:
@@ -51,10 +62,12 @@ def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:
 
     Raises ConfigError, before the first write, that names the tensor which does not fit.
     """
-    views = checkpoint_views(model.spec, model.weights)
-    parts = quantized_parts(model.spec, model.weights)
+    spec = model.spec
+    views, parts = checkpoint_views(spec, model.weights), quantized_parts(spec, model.weights)
     if path is None:
         fill_randomly(views, seed=seed)
         fill_parts_randomly(parts, seed=seed)
+    elif spec.has_lm_head:
+        load_safetensors(path, views, parts, tied=spec.tie_word_embeddings)
     else:
-        load_safetensors(path, views, parts, tied=model.spec.tie_word_embeddings)
+        load_pooling_safetensors(path, views, parts)

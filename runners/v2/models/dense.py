@@ -90,9 +90,12 @@ class DenseModel:
 
     def make_caches(self, num_blocks: int, block_size: int, num_rows: int) -> Sequence[torch.Tensor]:
         """[num_blocks, 2, num_kv_heads, block_size, head_size] for each layer."""
-        spec = self.spec
-        shape = (num_blocks, 2, spec.num_kv_heads, block_size, spec.head_size)
-        return zero_caches([shape] * spec.num_layers, dtype=spec.dtype, device=self.device)
+        shapes = [self.cache_shape(num_blocks, block_size)] * self.spec.num_layers
+        return zero_caches(shapes, dtype=self.dtype, device=self.device)
+
+    def cache_shape(self, num_blocks: int, block_size: int) -> tuple[int, ...]:
+        """Of one layer's keys and values."""
+        return (num_blocks, 2, self.spec.num_kv_heads, block_size, self.spec.head_size)
 
     def forward(
         self,

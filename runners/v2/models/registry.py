@@ -15,8 +15,9 @@ import torch
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.runners.limits import Limits
+from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2.models.projections import QuantizedPart
-from dodona.runners.v2.models.spec import ModelSpec, make_dense_spec
+from dodona.runners.v2.models.spec import ModelSpec, make_dense_spec, make_score_spec
 from dodona.runners.v2.models.weights import ModelWeights, dense_checkpoint_views, dense_quantized_parts
 
 
@@ -41,22 +42,44 @@ MODEL_FAMILIES: Mapping[str, ModelFamily] = {
 }
 
 
-def make_spec(model: ModelInfo, limits: Limits, quantization: QuantizationConfig | None = None) -> ModelSpec:
+POOLING_FAMILIES: Mapping[str, ModelFamily] = {
+    name.removesuffix("ForCausalLM") + kind: family
+    for name, family in MODEL_FAMILIES.items()
+    for kind in ("ForCausalLM", "Model", "ForSequenceClassification", "ForTokenClassification")
+}
+"""The same for models that pool: each family's classes without an output layer, or with a classifier's."""
+
+
+def make_spec(
+    model: ModelInfo,
+    limits: Limits,
+    quantization: QuantizationConfig | None = None,
+    pooling: PoolingSettings | None = None,
+) -> ModelSpec:
     """The spec of a supported model (see `capabilities.check_supported`).
+
+    pooling: how it is served for pooling; None where it generates.
 
     Raises ConfigError that names file and field where config.json lacks a number, or asks for what can't be.
     """
-    architecture = next(name for name in model.architectures if name in MODEL_FAMILIES)
-    spec = MODEL_FAMILIES[architecture].make_spec(architecture, model, limits)
-    return replace(spec, quantization=quantization)
+    families = MODEL_FAMILIES if pooling is None else POOLING_FAMILIES
+    architecture = next(name for name in model.architectures if name in families)
+    spec = replace(families[architecture].make_spec(architecture, model, limits), quantization=quantization)
+    if pooling is None:
+        return spec
+    return replace(spec, has_lm_head=False, score=make_score_spec(model, pooling))
+
+
+def _family(spec: ModelSpec) -> ModelFamily:
+    return (MODEL_FAMILIES if spec.has_lm_head else POOLING_FAMILIES)[spec.architecture]
 
 
 def checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, torch.Tensor]:
     """Each tensor name of a checkpoint → the part of the fused weights that it fills; without those of
     quantized layers."""
-    return MODEL_FAMILIES[spec.architecture].checkpoint_views(spec, weights)
+    return _family(spec).checkpoint_views(spec, weights)
 
 
 def quantized_parts(spec: ModelSpec, weights: ModelWeights) -> dict[str, QuantizedPart]:
     """Each quantized layer of a checkpoint by its name → the part of the fused weights that it fills."""
-    return MODEL_FAMILIES[spec.architecture].quantized_parts(spec, weights)
+    return _family(spec).quantized_parts(spec, weights)

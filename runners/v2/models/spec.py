@@ -13,6 +13,7 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.runners.interface import KVCacheSpec, LayerKVSpec
 from dodona.runners.limits import Limits
+from dodona.runners.pooling.settings import PoolingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,18 @@ class RopeSpec:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSpec:
+    """The linear layer of a classifier, over hidden states."""
+
+    num_labels: int
+    has_bias: bool
+    of_last_token: bool
+    """Whether it classifies sequences, by their last token; else each token."""
+    pad_token_id: int | None
+    """A token that is not the last one of a sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,10 @@ class ModelSpec:
     max_model_len: int
     quantization: QuantizationConfig | None = None
     """How linear layers are quantized; None: they are not."""
+    has_lm_head: bool = True
+    """Whether it generates; a pooling model has no output layer."""
+    score: ScoreSpec | None = None
+    """A classifier's."""
 
     @property
     def qkv_size(self) -> int:
@@ -94,6 +111,19 @@ def make_dense_spec(
         rope=_rope(model),
         dtype=getattr(torch, limits.dtype),
         max_model_len=limits.max_model_len,
+    )
+
+
+def make_score_spec(model: ModelInfo, settings: PoolingSettings) -> ScoreSpec | None:
+    """The last layer of a pooling model; None where it embeds."""
+    if settings.task == "embed":
+        return None
+    is_of_sequences, padding = settings.task == "classify", model.text.get("pad_token_id")
+    return ScoreSpec(
+        num_labels=len(settings.labels),
+        has_bias=not is_of_sequences and model.text.get("token_classification_bias", True) is True,
+        of_last_token=is_of_sequences,
+        pad_token_id=padding if isinstance(padding, int) else None,
     )
 
 

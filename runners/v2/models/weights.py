@@ -44,6 +44,16 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ScoreWeights:
+    """The last layer of a classifier."""
+
+    weight: torch.Tensor
+    """[classes, hidden]."""
+    bias: torch.Tensor | None
+    """[classes]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelWeights:
     """All weights of a model, on one device; what is not quantized in one dtype."""
 
@@ -53,7 +63,9 @@ class ModelWeights:
     final_norm: torch.Tensor
     """[hidden]."""
     lm_head: torch.Tensor
-    """[vocab, hidden]; the same tensor as `embedding` where the two are tied."""
+    """[vocab, hidden]; the same tensor as `embedding` where the two are tied, and where nothing is
+    generated."""
+    score: ScoreWeights | None = None
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -98,20 +110,30 @@ def allocate_weights(spec: ModelSpec, device: torch.device) -> ModelWeights:
             down=projection(i, _DOWN, (hidden,), spec.intermediate_size),
         )
 
-    embedding = empty(spec.vocab_size, spec.hidden_size)
+    embedding, score = empty(spec.vocab_size, spec.hidden_size), spec.score
+    has_own_head = spec.has_lm_head and not spec.tie_word_embeddings
     return ModelWeights(
         embedding=embedding,
         layers=tuple(layer(i) for i in range(spec.num_layers)),
         final_norm=empty(spec.hidden_size),
-        lm_head=embedding if spec.tie_word_embeddings else empty(spec.vocab_size, spec.hidden_size),
+        lm_head=empty(spec.vocab_size, spec.hidden_size) if has_own_head else embedding,
+        score=None
+        if score is None
+        else ScoreWeights(
+            empty(score.num_labels, spec.hidden_size), empty(score.num_labels) if score.has_bias else None
+        ),
     )
 
 
 def dense_checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, torch.Tensor]:
     """Each tensor name of a dense decoder's checkpoint → the part of the fused weights that it fills."""
     views = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.final_norm}
-    if not spec.tie_word_embeddings:
+    if spec.has_lm_head and not spec.tie_word_embeddings:
         views["lm_head.weight"] = weights.lm_head
+    if weights.score is not None:
+        views["score.weight"] = weights.score.weight
+        if weights.score.bias is not None:
+            views["score.bias"] = weights.score.bias
     for i, layer in enumerate(weights.layers):
         prefix = f"model.layers.{i}."
         views |= {

@@ -1,0 +1,74 @@
+"""Typed reads of a config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from dodona.oracle.errors import UnreadableField
+from dodona.oracle.models.config_files import MEND
+
+MAX_SIZE = 2**31
+MAX_SIZES: Mapping[str, int] = {"num_hidden_layers": 10**5}
+"""Largest size that a field may give; others: `MAX_SIZE`."""
+
+_POSITIVE = frozenset({"num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"})
+"""Sizes that are at least 1 where a file gives them."""
+
+T = TypeVar("T")
+
+
+class Fields:
+    """Typed reads of `text`, the merged configuration of `raw`; None where a field is missing or null. What
+    is of the wrong type is an UnreadableField that names file and field."""
+
+    def __init__(self, file: str, raw: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+        self.file = file
+        self.raw = raw
+        self.text = text
+
+    def fail(self, field: str, expected: str, value: object) -> UnreadableField:
+        """The error of a field that holds something else than what is expected."""
+        shown = json.dumps(value, default=str)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return UnreadableField(
+            f"{self.file}: field {field!r}: expected {expected}, got {shown}; {MEND}", field
+        )
+
+    def _typed(self, field: str, kind: type[T], expected: str) -> T | None:
+        value = self.text.get(field)
+        if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+            return value
+        raise self.fail(field, expected, value)
+
+    def size(self, field: str) -> int | None:
+        """A whole number within the field's bounds; the largest of a list with one for each layer."""
+        value = self.text.get(field)
+        if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
+            # Some families give one value for each layer.
+            number: int | None = max(int(v) for v in value)
+        else:
+            number = self._typed(field, int, "a whole number")
+        least, most = int(field in _POSITIVE), MAX_SIZES.get(field, MAX_SIZE)
+        if number is not None and not least <= number <= most:
+            raise self.fail(field, f"a whole number from {least} to {most}", number)
+        return number
+
+    def flag(self, field: str, default: bool = False) -> bool:
+        """true or false."""
+        value = self._typed(field, bool, "true or false")
+        return default if value is None else value
+
+    def word(self, field: str) -> str | None:
+        """A text."""
+        return self._typed(field, str, "text")
+
+    def strings(self, field: str, source: Mapping[str, Any] | None = None) -> tuple[str, ...] | None:
+        """A list of names, of `source` instead of the merged configuration where there is one."""
+        value = (self.text if source is None else source).get(field)
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise self.fail(field, "a list of names", value)
+        return tuple(value)

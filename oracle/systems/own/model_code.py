@@ -1,0 +1,37 @@
+"""What transformers' code of a model can serve: alone or in batches, and up to which length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.row_by_row import POOLED_ALONE, ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
+from dodona.oracle.systems.own.resolved import resolved_runner_type
+
+
+def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether sequences may grow beyond the length up to which all rows share one set of rotary frequencies.
+
+    transformers chooses the frequencies of "longrope" and "dynamic" by the longest sequence of a batch: up to
+    the original length they are fixed, and beyond it one row's length changes what the others compute.
+    """
+    longest = config.model_config.max_model_len or model.max_position_embeddings
+    fixed = model.rope_fixed_length
+    return fixed is not None and (longest is None or longest > fixed)
+
+
+def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE, whose
+    frequencies don't follow each row's length."""
+    if resolved_runner_type(config, model) == "pooling":
+        return model.model_type in POOLED_ALONE or outgrows_rope(config, model)
+    listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
+    return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
+
+
+def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
+    """Whether transformers has a causal language model of this type, or trusted code comes with the model."""
+    auto_map = model.raw.get("auto_map")
+    brings_one = isinstance(auto_map, Mapping) and "AutoModelForCausalLM" in auto_map
+    return model.is_causal_lm or (brings_one and config.model_config.trust_remote_code)

@@ -1,0 +1,76 @@
+"""Whether a model and a machine fit the parallel sizes of a configuration."""
+
+from __future__ import annotations
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import ParallelConfig
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.resolved import resolved_device
+
+MAX_CPU_RANKS = 64
+"""Most workers that may share a processor."""
+
+
+def uses_workers(config: EngineConfig) -> bool:
+    """Whether the runner works in processes of its own: several of them, or one that is asked for."""
+    parallel = config.parallel_config
+    return parallel.world_size_across_dp > 1 or parallel.distributed_executor_backend in ("mp", "ray")
+
+
+def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
+    """Whether there are more ranks than devices; a CPU takes `MAX_CPU_RANKS`."""
+    devices = MAX_CPU_RANKS
+    if resolved_device(config, environment) == "cuda" and environment.device_count is not None:
+        devices = environment.device_count
+    return config.parallel_config.world_size_across_dp > devices
+
+
+def lacks_executor(parallel: ParallelConfig) -> bool:
+    """Whether workers are to run by Ray or a launcher of the user's, or several of them in one process."""
+    backend = parallel.distributed_executor_backend
+    return backend in ("ray", "external_launcher") or (backend == "uni" and parallel.world_size_across_dp > 1)
+
+
+def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
+    """Whether replicas are not all this process's, to start and to share requests among."""
+    return (
+        parallel.data_parallel_backend != "mp"
+        or parallel.data_parallel_rank is not None
+        or parallel.data_parallel_external_lb
+        or parallel.data_parallel_hybrid_lb
+    )
+
+
+def splits_evenly(config: EngineConfig, model: ModelInfo | None) -> bool | None:
+    """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
+
+    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them. Ranks cut 4-bit
+    weights between words of 8.
+    """
+    ranks = config.parallel_config.tensor_parallel_size
+    if ranks == 1:
+        return True
+    if model is None:
+        return None
+    heads, kv_heads, width = model.num_attention_heads, model.num_key_value_heads, model.intermediate_size
+    if heads is None or kv_heads is None or width is None:
+        return None
+    even = not (heads % ranks or width % ranks)
+    if config.parallel_config.enable_expert_parallel:
+        even = even and model.num_experts % ranks == 0
+    if quantization_scheme(config, model) == "w4a16":
+        if model.head_size is None:
+            return None
+        even = even and not (heads * model.head_size % (8 * ranks) or width % (8 * ranks))
+    return even and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+
+def fills_stages(config: EngineConfig, model: ModelInfo | None) -> bool | None:
+    """Whether each pipeline stage gets a layer; None: not known."""
+    stages = config.parallel_config.pipeline_parallel_size
+    if stages == 1:
+        return True
+    layers = None if model is None else model.num_hidden_layers
+    return None if layers is None else layers >= stages

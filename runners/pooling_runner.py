@@ -1,0 +1,156 @@
+"""`PoolingRunner`: a runner for pooling models, but for how its model computes prompts.
+
+Each prompt is computed whole, in one step, and nothing is kept from step to step.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import torch
+
+from dodona.runners.interface import (
+    FinishedOutput,
+    GrammarOutput,
+    KVCacheSpec,
+    PendingOutput,
+    SchedulerOutput,
+    StepOutput,
+)
+from dodona.runners.pooling.params import PoolingInput, PoolingParams
+from dodona.runners.pooling.pooler import Pooler, check_width, load_dense
+from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.pooling.settings import pooling_settings
+from dodona.runners.weights.life import WeightLife
+
+if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.limits import Limits
+
+
+class PoolingModel(Protocol):
+    """A model that computes whole sequences."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+
+    def forward(self, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
+        """The output of each sequence, on the device: the last hidden states [tokens, size], the logits
+        [classes] of a classifier of sequences, or those of one of tokens [tokens, classes]."""
+
+
+M = TypeVar("M", bound=PoolingModel)
+
+
+class PoolingRunner(WeightLife, Generic[M]):
+    """Embeds and classifies, as `PoolingSettings` says."""
+
+    max_steps_in_flight = 1
+
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+        super().__init__(config, model, limits)
+        self._device = torch.device(limits.device)
+        self._settings = pooling_settings(config, model)
+        self.pooling_settings = self._settings
+        self._loaded: tuple[M, Pooler] | None = None
+        """The model, its weights on the device, and what becomes of its output."""
+        self._num_blocks = 0
+        self._result: StepOutput | None = None
+
+    @abstractmethod
+    def _load(self) -> M:
+        """The model with its weights on the device; see `load_model`."""
+
+    def load_model(self) -> None:
+        """Read the weights.
+
+        Raises UnsupportedConfiguration naming each feature that the runner lacks (nothing is loaded then), or
+        why this model can't be trusted; ConfigError where weights or the files of pooling are not those of
+        the model.
+        """
+        model = self._load()
+        pooler = Pooler(self._settings, load_dense(self._settings.dense, self._device))
+        output = model.forward([TokenSequence([0])])[0]
+        check_width(pooler, output.shape[-1], self.model_info.file)
+        self._loaded = (model, pooler)
+
+    def get_kv_cache_spec(self) -> KVCacheSpec:
+        """A block counts a whole prompt and takes no bytes."""
+        return KVCacheSpec((), self.limits.max_model_len, self._model.dtype.itemsize)
+
+    def determine_available_memory(self) -> int:
+        """0: nothing is kept from step to step. On a GPU the largest step is computed once, so that too
+        little memory is found now."""
+        if self._device.type == "cuda":
+            longest, left = self.limits.max_model_len, self.limits.max_num_batched_tokens
+            lengths = [longest] * min(left // longest, self.limits.max_num_seqs)
+            self._model.forward([TokenSequence([0] * length) for length in lengths])
+            torch.cuda.empty_cache()
+        return 0
+
+    def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
+        """There is no cache; the blocks only count prompts."""
+        self._num_blocks = num_blocks
+
+    def capture_graphs(self) -> None:
+        """Nothing: steps have many shapes."""
+
+    def shutdown(self) -> None:
+        """Release the model. Idempotent."""
+        self._loaded = None
+        self._result = None
+        if self._device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+
+    # --- Steps
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> None:
+        """Compute the prompts of one step, and pool them.
+
+        Raises ValueError for a row that does not begin and end in the step.
+        """
+        if self._result is not None:
+            raise RuntimeError("execute_model twice without sample_tokens in between")
+        (model, pooler), step = self._require_loaded(), scheduler_output
+        requests = {request.row: request for request in step.new_requests}
+        sequences: list[TokenSequence] = []
+        params: list[PoolingParams] = []
+        for row, count in zip(step.rows, step.num_tokens, strict=True):
+            request = requests.get(row)
+            if request is None or count != request.num_prompt_tokens:
+                raise ValueError(f"row {row}: a pooling model computes a prompt whole, in its first step")
+            asked = request.pooling or PoolingInput(PoolingParams())
+            sequences.append(TokenSequence(request.token_ids, asked.token_type_ids))
+            params.append(asked.params)
+        outputs = model.forward(sequences)
+        with torch.inference_mode():
+            pooled = {
+                row: pooler(output, asked).cpu().numpy()
+                for row, output, asked in zip(step.rows, outputs, params, strict=True)
+            }
+        self._result = StepOutput(step.rows, (), pooled=pooled)
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
+        """What the last `execute_model` pooled: nothing is sampled."""
+        result, self._result = self._result, None
+        if result is None:
+            raise RuntimeError("sample_tokens without execute_model before it")
+        return FinishedOutput(result)
+
+    # --- Parts
+
+    @property
+    def _model(self) -> M:
+        return self._require_loaded()[0]
+
+    def _require_loaded(self) -> tuple[M, Pooler]:
+        if self._loaded is None:
+            raise RuntimeError("the model is not loaded: call load_model first")
+        return self._loaded
+
+    def _release_kv_cache(self) -> tuple[int, int | None]:
+        return self._num_blocks, None

@@ -1,0 +1,1 @@
+"""V2 for pooling models."""
