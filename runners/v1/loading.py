@@ -24,6 +24,7 @@ from dodona.runners.quantization.replacement import (
     expect_stored,
     quantize_layers,
 )
+from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 from dodona.runners.v1.expert_names import expert_names, renamed_parts
 
@@ -214,11 +215,9 @@ def _class_of_stored(
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in the directory's safetensors, by name."""
-    from safetensors import safe_open
-
     found: dict[str, tuple[int, ...]] = {}
     for file in weight_files(path):
-        with safe_open(file, framework="pt") as stored:
+        with open_safetensors(file) as stored:
             found |= {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
     return found
 

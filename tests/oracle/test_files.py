@@ -175,3 +175,9 @@ def test_shards_may_be_links_as_in_a_hubs_cache(tmp_path: Path) -> None:
     os.mkfifo(snapshot / "model-2.safetensors")
     with pytest.raises(ConfigError, match="is a pipe"):
         weight_files(snapshot)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match="no file can have this name"):
+        files.read_bytes(name, limit=10)

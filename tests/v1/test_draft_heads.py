@@ -234,3 +234,31 @@ def test_weights_that_are_not_the_heads(change: Any, message: str, heads: Path, 
         load_head(
             tmp_path, config, torch.nn.Module(), dtype=torch.float32, device=torch.device("cpu")
         )  # needs nothing of the target
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_hidden_layers", 10**5, "num_hidden_layers=100000 is more than the target has, 3"),
+        ("draft_vocab_size", 10**9, "draft_vocab_size=1000000000 is more than the target has, 380"),
+        ("intermediate_size", 10**12, "other shapes than config.json says: layers.0.mlp.down_proj.weight"),
+        ("head_dim", 10**12, "other shapes than config.json says: layers.0.self_attn.k_proj.weight"),
+        ("hidden_act", "many", "transformers and torch can't make these layers: KeyError: 'many'"),
+        ("num_attention_heads", 0, "transformers and torch can't make these layers"),
+    ],
+)
+def test_sizes_of_a_head_are_compared_before_memory_is_taken(
+    field: str, value: object, message: str, heads: Path, tmp_path: Path
+) -> None:
+    source = heads / "qwen3-eagle3"
+    config = {**json.loads((source / "config.json").read_text()), field: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(source / "model.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        load_head(
+            tmp_path,
+            read_head_config(tmp_path, method="eagle3", parallel=False, target=TARGET),
+            torch.nn.Module(),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
