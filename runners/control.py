@@ -7,11 +7,11 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineAsleepError
+from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from dodona.runners.interface import SLEEP_TAGS, Runner
 from dodona.runners.rpc import rpc_method
 from dodona.runners.weights.source import weights_directory
@@ -144,6 +144,10 @@ class EngineControl:
             )
 
 
+_REFUSALS = (InvalidRequestError, EngineAsleepError, UnsupportedConfiguration)
+"""What a runner raises before it writes anything."""
+
+
 def _change_weights(
     runner: Runner, scheduler: Scheduler, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
@@ -157,6 +161,9 @@ def _change_weights(
     before = _fingerprint(runner, scheduler, path) if method == "reload_weights" else None
     try:
         results = runner.collective_rpc(method, args, kwargs)
+    except _REFUSALS:
+        scheduler.reset_prefix_cache()
+        raise
     except BaseException:
         scheduler.new_weights()
         raise
