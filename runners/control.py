@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.scheduler import Scheduler
@@ -149,6 +149,10 @@ class EngineControl:
             )
 
 
+_REFUSALS = (InvalidRequestError, EngineAsleepError, UnsupportedConfiguration)
+"""What a runner raises before it writes anything."""
+
+
 def _change_weights(
     runner: Runner, scheduler: Scheduler, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
@@ -162,6 +166,9 @@ def _change_weights(
     before = _fingerprint(runner, scheduler, path) if method == "reload_weights" else None
     try:
         results = runner.collective_rpc(method, args, kwargs)
+    except _REFUSALS:
+        scheduler.reset_prefix_cache()
+        raise
     except BaseException:
         scheduler.new_weights()
         raise
