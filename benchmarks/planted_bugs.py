@@ -24,7 +24,7 @@ _TRANSFERS = "runners/engine/kv_transfers.py"
 
 PLANTED: Sequence[Planted] = (
     Planted("a block hash ignores the tokens before the block", _BLOCKS, "blake2b(previous + ", "blake2b(b'' + "),
-    Planted("cached blocks outlive a change of weights", _BLOCKS, "str(weights_version)", "str(0)"),
+    Planted("cached blocks outlive a change of weights", _SCHEDULER, "self.blocks.forget()", "pass"),
     Planted("a shared block gets no user", _BLOCKS, "self._users[block_id] += 1", "self._users[block_id] += 0"),
     Planted("the last block of a table is not released", _BLOCKS, "reversed(block_ids):", "reversed(block_ids[:-1]):"),
     Planted(

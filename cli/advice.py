@@ -13,7 +13,7 @@ from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactua
 from dodona.oracle.explain.set_products import independent_choices
 from dodona.oracle.explain.table import PLAIN_WIDTH
 from dodona.oracle.explain.trace import Step, trace
-from dodona.oracle.select import select_runner
+from dodona.oracle.select import Configuration, select_runner
 from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.systems.verdict_deployment import deployment_of
 
@@ -160,7 +160,7 @@ def check_comparable(names: Sequence[str]) -> None:
 
 
 def run_comparison(
-    config: Any,
+    config: Configuration,
     compared: str,
     environment: Callable[[str], Environment | None],
     *,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dodona.cli.common import FAILED, AsJson, reporting
+from dodona.cli.common import FAILED, AsJson, Books, Github, reporting
 from dodona.cli.output import say, say_json
 from dodona.oracle.errors import ConfigError
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from dodona.oracle.authoring.coverage import Counts, RuleReport
 
 Strict = Annotated[bool, typer.Option("--strict", help="Parts that no example reaches fail too.")]
-Github = Annotated[bool, typer.Option("--github", help="Print findings as GitHub workflow commands.")]
 
 
 class RuleKind(StrEnum):
@@ -29,14 +28,7 @@ class RuleKind(StrEnum):
 
 
 def rules_test(
-    books: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[BOOK...]",
-            help="Names, files, folders, or REVISION:PATH of git; every bundled book without any.",
-            show_default=False,
-        ),
-    ] = None,
+    books: Books = None,
     strict: Strict = False,
     github: Github = False,
     json_: AsJson = False,

@@ -28,6 +28,15 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="A vLLM YAML configuration file; flags win over it.", show_default=False),
 ]
+Books = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[BOOK...]",
+        help="Names, files, folders, or REVISION:PATH of git; every bundled book without any.",
+        show_default=False,
+    ),
+]
+Github = Annotated[bool, typer.Option("--github", help="Print findings as GitHub workflow commands.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RuleBookName = Annotated[
     str, typer.Option("--rulebook", help="A rule book's name, or the path of one (.yaml).")

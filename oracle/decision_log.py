@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import OPTIONAL_SECTIONS, SECTIONS
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.select import select_runner
+from dodona.oracle.select import Configuration, select_runner
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
@@ -48,7 +48,7 @@ _logger = logging.getLogger(__name__)
 
 
 def select_and_log(
-    config: Any,
+    config: Configuration,
     *,
     rulebook: str | os.PathLike[str] | RuleBook = "dodona",
     environment: Environment | None = None,

@@ -44,13 +44,20 @@ def read_prefix(path: Name, *, limit: int) -> bytes:
     Raises ConfigError for what is missing, unreadable or not a regular file.
     """
     try:
-        # without O_NONBLOCK, opening a pipe waits for a writer
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as stream:
-            check_regular(path, os.fstat(descriptor))
+        with open(path, "rb", opener=_without_waiting) as stream:
+            check_regular(path, os.fstat(stream.fileno()))
             return stream.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ConfigError:
+        raise
+    except ValueError:  # a null byte or a surrogate
+        raise ConfigError(f"{path}: no file can have this name; check the path") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # without O_NONBLOCK, opening a pipe waits for a writer
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def check_regular(path: Name, status: os.stat_result) -> None:

@@ -26,9 +26,12 @@ from dodona.oracle.systems.deployment import Deployment
 from dodona.oracle.systems.own.deployment import OwnDeployment
 from dodona.oracle.systems.registry import system_of
 
+Configuration = EngineConfig | Mapping[str, Any] | str | os.PathLike[str] | Sequence[str]
+"""What `select_runner` decides for."""
+
 
 def select_runner(
-    config: EngineConfig | Mapping[str, Any] | str | os.PathLike[str] | Sequence[str],
+    config: Configuration,
     *,
     rulebook: str | os.PathLike[str] | RuleBook = "dodona",
     environment: Environment | None = None,

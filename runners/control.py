@@ -7,12 +7,14 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineAsleepError
+from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from dodona.runners.interface import SLEEP_TAGS, Runner
-from dodona.runners.rpc import rpc_method
+from dodona.runners.rpc import check_arguments, rpc_method
+from dodona.runners.weights.source import weights_directory
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +54,7 @@ class EngineControl:
     ) -> list[Any]:
         """Call one of `rpc.RPC_METHODS` on every worker; see `Runner.collective_rpc`."""
         rpc_method(method)
+        check_arguments(method, args, kwargs)
         if method == "sleep":
             return self._sleep(args, kwargs)
         if method == "wake_up":
@@ -71,6 +74,10 @@ class EngineControl:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Overwrite the given tensors; see `Runner.load_weights`. Iterates in the caller's thread."""
+        if not isinstance(weights, Iterable):
+            raise InvalidRequestError(
+                f"load_weights: expected pairs of a tensor's name and its values, got {weights!r:.80}"
+            )
         self.collective_rpc("load_weights", (list(weights),))
 
     def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -94,11 +101,9 @@ class EngineControl:
         changes_weights = rpc_method(method).changes_weights
 
         def call(runner: Runner, scheduler: Scheduler) -> list[Any]:
-            try:
-                return runner.collective_rpc(method, args, kwargs)
-            finally:
-                if changes_weights:
-                    scheduler.new_weights()
+            if changes_weights:
+                return _change_weights(runner, scheduler, method, args, kwargs or {})
+            return runner.collective_rpc(method, args, kwargs)
 
         of_engines: list[list[Any]] = self._engine.call_all(call, drain=changes_weights)
         return [result for results in of_engines for result in results]
@@ -115,14 +120,13 @@ class EngineControl:
                 self._engine.refuse_requests(None)
                 raise
             self._asleep = frozenset(SLEEP_TAGS)
-            level = args[0] if args else (kwargs or {}).get("level", 1)
-            self._weights_lost = level == 2
+            self._weights_lost = _first(args, kwargs or {}, "level", 1) == 2
             return results
 
     def _wake_up(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Any]:
         with self._lock:
             results = self._call("wake_up", args, kwargs)
-            tags = args[0] if args else (kwargs or {}).get("tags")
+            tags = _first(args, kwargs or {}, "tags")
             self._asleep = frozenset() if tags is None else self._asleep - frozenset(tags)
             self._take_requests_if_awake()
             return results
@@ -143,3 +147,50 @@ class EngineControl:
                 "the weights were dropped by sleep(level=2); call reload_weights or load_weights first"
                 + (f": {len(missing)} tensors are missing, such as {missing[0]}" if missing else "")
             )
+
+
+_REFUSALS = (InvalidRequestError, EngineAsleepError, UnsupportedConfiguration)
+"""What a runner raises before it writes anything."""
+
+
+def _change_weights(
+    runner: Runner, scheduler: Scheduler, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Call a method that changes weights, or loses the KV cache; what is cached is then forgotten.
+
+    A KV connector shares on with engines that have the same weights: after a sleep of level 1, and after a
+    reload from files. It shares nothing where nobody else can have them, or the call failed.
+    """
+    keeps_weights = method == "wake_up" or (method == "sleep" and _first(args, kwargs, "level", 1) == 1)
+    path = _first(args, kwargs, "path")
+    before = _fingerprint(runner, scheduler, path) if method == "reload_weights" else None
+    try:
+        results = runner.collective_rpc(method, args, kwargs)
+    except _REFUSALS:
+        scheduler.reset_prefix_cache()
+        raise
+    except BaseException:
+        scheduler.new_weights()
+        raise
+    if keeps_weights:
+        scheduler.reset_prefix_cache()
+    elif before is not None and before == _fingerprint(runner, scheduler, path):
+        scheduler.new_weights(before)
+    else:
+        scheduler.new_weights()
+    return results
+
+
+def _fingerprint(runner: Runner, scheduler: Scheduler, path: Any) -> str | None:
+    """What stands for the weights that `reload_weights(path)` reads, as their files are now; None: not known,
+    or nobody asks."""
+    try:
+        directory = weights_directory(runner.config, runner.model_info, path)
+        return scheduler.transfers.connector.fingerprint(directory)
+    except (ConfigError, OSError):
+        return None  # the reload says what is wrong
+
+
+def _first(args: Sequence[Any], kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """A method's first argument, which has this name."""
+    return args[0] if args else kwargs.get(name, default)

@@ -33,7 +33,7 @@ RPC_METHODS: Mapping[str, RpcMethod] = {
 """All of them. Everything else of a runner is the engine's to call."""
 
 
-def rpc_method(name: Any) -> RpcMethod:
+def rpc_method(name: object) -> RpcMethod:
     """The entry of a method. Raises InvalidRequestError for a name that is none of them."""
     if isinstance(name, str) and name in RPC_METHODS:
         return RPC_METHODS[name]
@@ -43,6 +43,15 @@ def rpc_method(name: Any) -> RpcMethod:
         + (f"{hint} " if hint else "")
         + f"callable: {', '.join(RPC_METHODS)}"
     )
+
+
+def check_arguments(method: str, args: object, kwargs: object) -> None:
+    """Raise InvalidRequestError unless these are the arguments of a call: a list or tuple, and a mapping or
+    None."""
+    if not isinstance(args, (list, tuple)):
+        raise InvalidRequestError(f"collective_rpc: {method}: args must be a list, got {args!r:.80}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidRequestError(f"collective_rpc: {method}: kwargs must be a mapping, got {kwargs!r:.80}")
 
 
 def call_worker(

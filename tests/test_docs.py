@@ -110,7 +110,7 @@ def test_the_book_in_the_documentation_of_rules_loads() -> None:
         r"^```yaml\n(.*?)^```", (ROOT / "docs/rules.md").read_text(), flags=re.DOTALL | re.MULTILINE
     )
     book = parse_rulebook(head.replace("rules: [...]", "rules:") + rule)
-    assert [r.id for r in book.rules] == ["pipeline-parallelism"]
+    assert [r.id for r in book.rules] == ["decode-context-parallelism"]
     assert book.environment is not None
     assert book.environment.variable == OVERRIDE_VARIABLE
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("oracle", "kernels", "runners", "cli")
 
 FLOORS: Sequence[Sequence[str]] = (
-    ("oracle.errors", "oracle.printable"),
+    ("oracle.errors", "oracle.printable", "oracle.markdown"),
     ("oracle.files",),
     ("oracle.language",),
     ("oracle.config",),
@@ -33,12 +33,20 @@ FLOORS: Sequence[Sequence[str]] = (
     ("kernels.devices", "kernels.dependent_launch"),
     ("kernels.linear", "kernels.sampling", "kernels.state"),
     ("kernels.attention",),
-    ("runners.errors", "runners.outputs", "runners.machine", "runners.progress_bar", "runners.third_party"),
+    (
+        "runners.errors",
+        "runners.outputs",
+        "runners.machine",
+        "runners.progress_bar",
+        "runners.third_party",
+        "runners.safetensors_file",
+    ),
     ("runners.sampling", "runners.quantization"),
     ("runners.limits", "runners.rpc", "runners.current_config", "runners.lora", "runners.pooling"),
     ("runners.interface",),
+    ("runners.weights",),
     ("runners.kv_transfer", "runners.drafting"),
-    ("runners.warm_up", "runners.device", "runners.weights"),
+    ("runners.warm_up", "runners.device"),
     ("runners.text", "runners.distributed", "runners.pooling_runner"),
     ("runners.engine", "runners.v1", "runners.v2"),
     ("runners.build", "runners.control"),

@@ -182,93 +182,6 @@ def _update_state_kernel(
     seq_lens,
     sample_index,
     sampled,
-    num_computed,
-    token_ids,
-    stride_tokens,
-    max_model_len,
-    HAS_INDEX: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    entry = tl.program_id(0)
-    if DEPENDENT:
-        wait_for_inputs()
-    row = tl.load(rows + entry).to(tl.int64)
-    if row < 0:
-        return
-    seq_len = tl.load(seq_lens + entry)
-    tl.store(num_computed + row, seq_len)
-    index = entry
-    if HAS_INDEX:
-        index = tl.load(sample_index + entry)
-    if index >= 0 and seq_len < max_model_len:
-        token = tl.load(sampled + index)
-        tl.store(token_ids + row * stride_tokens + seq_len, token.to(tl.int32))
-
-
-def update_state(
-    *,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    sample_index: torch.Tensor | None,
-    sampled: torch.Tensor,
-    num_computed: torch.Tensor,
-    token_ids: torch.Tensor,
-) -> None:
-    """Advance the rows of a step, and append the tokens it sampled.
-
-    Args:
-        rows: [batch], int32: each entry's state row, or -1 for a padded one.
-        seq_lens: [batch], int32: tokens of each entry after the step.
-        sample_index: [batch], int32: each entry's place in `sampled`, or -1 where it sampled nothing; None
-            when entry i sampled `sampled[i]`.
-        sampled: [samples], int32 or int64: token ids.
-        num_computed: [state rows], int32, written: `seq_lens` of the step's rows.
-        token_ids: [state rows, max_model_len], int32, written: the sampled token at position `seq_lens`
-            (where there is room).
-    """
-    dependent = supports_dependent_launch(rows.device)
-    _update_state_kernel[(rows.shape[0],)](
-        rows=rows,
-        seq_lens=seq_lens,
-        sample_index=sample_index,
-        sampled=sampled,
-        num_computed=num_computed,
-        token_ids=token_ids,
-        stride_tokens=token_ids.stride(0),
-        max_model_len=token_ids.shape[1],
-        HAS_INDEX=sample_index is not None,
-        DEPENDENT=dependent,
-        num_warps=1,
-        **launch_options(dependent),
-    )
-
-
-def update_state_reference(
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    sample_index: torch.Tensor | None,
-    sampled: torch.Tensor,
-    num_computed: torch.Tensor,
-    token_ids: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`update_state` in torch: new (num_computed, token_ids)."""
-    num_computed, token_ids = num_computed.clone(), token_ids.clone()
-    index = list(range(len(rows))) if sample_index is None else sample_index.tolist()
-    for row, seq_len, j in zip(rows.tolist(), seq_lens.tolist(), index, strict=True):
-        if row < 0:
-            continue
-        num_computed[row] = seq_len
-        if j >= 0 and seq_len < token_ids.shape[1]:
-            token_ids[row, seq_len] = sampled[j]
-    return num_computed, token_ids
-
-
-@triton.jit(do_not_specialize=["max_model_len"])
-def _update_verified_state_kernel(
-    rows,
-    seq_lens,
-    sample_index,
-    sampled,
     num_kept,
     num_computed,
     token_ids,
@@ -278,9 +191,13 @@ def _update_verified_state_kernel(
     stride_ring,
     max_model_len,
     HAS_INDEX: tl.constexpr,
+    HAS_DRAFTS: tl.constexpr,
     HAS_RING: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     entry = tl.program_id(0)
+    if DEPENDENT:
+        wait_for_inputs()
     row = tl.load(rows + entry).to(tl.int64)
     if row < 0:
         return
@@ -293,9 +210,11 @@ def _update_verified_state_kernel(
             return
     if HAS_RING:
         tl.store(ring + tl.load(turn) * stride_ring + entry, tl.load(sampled + index))
-    kept = tl.load(num_kept + index)
-    if kept == 0:
-        return
+    kept = 1
+    if HAS_DRAFTS:
+        kept = tl.load(num_kept + index)
+        if kept == 0:
+            return
     end = seq_len + kept - 1
     tl.store(num_computed + row, end)
     if end < max_model_len:
@@ -303,30 +222,38 @@ def _update_verified_state_kernel(
         tl.store(token_ids + row * stride_tokens + end, token.to(tl.int32))
 
 
-def update_verified_state(
+def update_state(
     *,
     rows: torch.Tensor,
     seq_lens: torch.Tensor,
     sample_index: torch.Tensor | None,
     sampled: torch.Tensor,
-    num_kept: torch.Tensor,
     num_computed: torch.Tensor,
     token_ids: torch.Tensor,
+    num_kept: torch.Tensor | None = None,
     ring: torch.Tensor | None = None,
     turn: torch.Tensor | None = None,
 ) -> None:
-    """`update_state` after a step that verified drafts: advance the rows by the tokens that are kept, and
-    append the last of these. The others are in their places, since they equal the drafts.
+    """Advance the rows of a step, and append the tokens it sampled.
 
     Args:
-        rows, seq_lens, sample_index, sampled, token_ids: see `update_state`; a row that verifies has an entry
-            for its last token and one for each draft.
-        num_kept: [samples], int32: at a row's first entry the tokens that are kept of it, >= 1; 0 at the
-            others (`sampling.acceptance.count_kept_tokens`).
-        num_computed: [state rows], int32, written: tokens of the step's rows whose KV is computed and kept.
+        rows: [batch], int32: each entry's state row, or -1 for a padded one. A row that verifies drafts has
+            an entry for its last token and one for each draft.
+        seq_lens: [batch], int32: tokens of each entry after the step.
+        sample_index: [batch], int32: each entry's place in `sampled`, or -1 where it sampled nothing; None
+            when entry i sampled `sampled[i]`.
+        sampled: [samples], int32 or int64: token ids.
+        num_computed: [state rows], int32, written: tokens of the step's rows whose KV is computed and kept:
+            `seq_lens`, or less where drafts are rejected.
+        token_ids: [state rows, max_model_len], int32, written: the last kept token at its position (where
+            there is room). Those before it are in their places, since they equal the drafts.
+        num_kept: [samples], int32, after a step that verified drafts: at a row's first entry the tokens that
+            are kept of it, >= 1; 0 at the others (`sampling.acceptance.count_kept_tokens`).
         ring, turn: see `gumbel.gumbel_sample_and_append`: tokens are copied there too; both or none.
     """
-    _update_verified_state_kernel[(rows.shape[0],)](
+    # Before one with drafts, torch launches a copy, which lets nothing start early.
+    dependent = num_kept is None and supports_dependent_launch(rows.device)
+    _update_state_kernel[(rows.shape[0],)](
         rows=rows,
         seq_lens=seq_lens,
         sample_index=sample_index,
@@ -340,28 +267,31 @@ def update_verified_state(
         stride_ring=0 if ring is None else ring.stride(0),
         max_model_len=token_ids.shape[1],
         HAS_INDEX=sample_index is not None,
+        HAS_DRAFTS=num_kept is not None,
         HAS_RING=ring is not None,
+        DEPENDENT=dependent,
         num_warps=1,
+        **launch_options(dependent),
     )
 
 
-def update_verified_state_reference(
+def update_state_reference(
     rows: torch.Tensor,
     seq_lens: torch.Tensor,
     sample_index: torch.Tensor | None,
     sampled: torch.Tensor,
-    num_kept: torch.Tensor,
     num_computed: torch.Tensor,
     token_ids: torch.Tensor,
+    num_kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`update_verified_state` in torch: new (num_computed, token_ids)."""
+    """`update_state` in torch: new (num_computed, token_ids)."""
     num_computed, token_ids = num_computed.clone(), token_ids.clone()
     index = list(range(len(rows))) if sample_index is None else sample_index.tolist()
     for row, seq_len, j in zip(rows.tolist(), seq_lens.tolist(), index, strict=True):
-        kept = 0 if j < 0 else int(num_kept[j])
-        if row < 0 or (j >= 0 and not kept):
+        kept = 1 if num_kept is None or j < 0 else int(num_kept[j])
+        if row < 0 or not kept:
             continue
-        end = seq_len + max(0, kept - 1)
+        end = seq_len + kept - 1
         num_computed[row] = end
         if j >= 0 and end < token_ids.shape[1]:
             token_ids[row, end] = sampled[j + kept - 1]

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from dodona.oracle.analysis.blast import Radius
 from dodona.oracle.analysis.check import show_kind
-from dodona.oracle.analysis.diff import Decision, Difference, RuleChange, Witness
+from dodona.oracle.analysis.diff import Decision, Difference, OutcomeChange, RuleChange, Witness
 from dodona.oracle.analysis.findings import facts_data, show_facts
 from dodona.oracle.analysis.regions import Kind
+from dodona.oracle.markdown import cell, table
 
 MAX_NAMES: Final = 12
 """Most architectures that text lists by name."""
@@ -55,24 +56,13 @@ def as_markdown(found: Difference) -> Iterator[str]:
         return
     yield from (title, "")
     if found.outcomes:
-        yield from ("| outcome before | after | for instance |", "| --- | --- | --- |")
-        for change in found.outcomes:
-            unknown = "" if change.known else " (facts unknown)"
-            yield (
-                f"| {show_kind(change.before)} | {show_kind(change.after)}{unknown} "
-                f"| {_code(show_facts(change.witness.facts))} |"
-            )
+        yield from table(("outcome before", "after", "for instance"), map(_outcome_cells, found.outcomes))
         yield ""
     if found.rules:
-        yield from ("| rule | change | for instance | effect |", "| --- | --- | --- | --- |")
-        for rule in found.rules:
-            yield (
-                f"| `{rule.rule}` | {_cell(f'{rule.status}: ' + '; '.join(rule.what))} "
-                f"| {_code(show_facts(rule.witness.facts))} | {_cell(effect(rule.witness))} |"
-            )
+        yield from table(("rule", "change", "for instance", "effect"), map(_rule_cells, found.rules))
         yield ""
     if found.settings:
-        yield from (f"- {_cell(setting)}" for setting in found.settings)
+        yield from (f"- {cell(setting)}" for setting in found.settings)
         yield ""
     if found.radius is not None:
         yield "**Blast radius**"
@@ -158,12 +148,20 @@ def _list(items: Iterable[str]) -> str:
     return ", ".join(items) or "nothing"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _outcome_cells(change: OutcomeChange) -> list[str]:
+    unknown = "" if change.known else " (facts unknown)"
+    after = f"{show_kind(change.after)}{unknown}"
+    return [show_kind(change.before), after, _code(show_facts(change.witness.facts))]
+
+
+def _rule_cells(change: RuleChange) -> list[str]:
+    what = cell(f"{change.status}: " + "; ".join(change.what))
+    shown = _code(show_facts(change.witness.facts))
+    return [f"`{change.rule}`", what, shown, cell(effect(change.witness))]
 
 
 def _code(text: str) -> str:
-    return f"`{_cell(text)}`"
+    return f"`{cell(text)}`"
 
 
 def _kind(kind: Kind) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dodona.oracle.analysis.matrix import Cell, Column, Matrix, Note
+from dodona.oracle.markdown import escaped, table
 from dodona.oracle.systems.registry import system_of
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def matrix_table(matrix: Matrix) -> RenderableType:
 def matrix_markdown(matrix: Matrix) -> str:
     """A Markdown document; ends with a line break."""
     command = f"dodona matrix --rulebook {matrix.rulebook} --format markdown"
-    head = ["Feature", *(f"{_letter(i)}: {_markdown(_heading(c))}" for i, c in enumerate(matrix.columns))]
+    head = ["Feature", *(f"{_letter(i)}: {escaped(_heading(c))}" for i, c in enumerate(matrix.columns))]
     lines = [
         "# Which runner serves what",
         "",
@@ -116,40 +118,34 @@ def matrix_markdown(matrix: Matrix) -> str:
         "",
         _legend(matrix),
         "",
-        "| " + " | ".join(head) + " |",
-        "| " + " | ".join(["---", *[":-:"] * len(matrix.columns)]) + " |",
-    ]
-    for row, feature in enumerate(matrix.features):
-        rules = ", ".join(f"`{rule}`" for rule in feature.rules)
-        cells = [cell_text(matrix, column.cells[row]) for column in matrix.columns]
-        name = _markdown(feature.label) + (f" ({rules})" if rules else "")
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    lines += [
+        *table(head, (_feature_cells(matrix, row) for row in range(len(matrix.features))), centred=True),
         "",
         "## Architectures",
         "",
-        "| column | architecture | what rules out a runner by itself |",
-        "| --- | --- | --- |",
+        *table(("column", "architecture", "what rules out a runner by itself"), _model_cells(matrix)),
     ]
-    for index, column in enumerate(matrix.columns):
-        for model in column.models:
-            rules = ", ".join(f"`{rule}`" for rule in model.rules) or "–"
-            lines.append(f"| {_letter(index)} | {_markdown(model.name)} | {rules} |")
     if matrix.notes:
         lines += ["", "## Consequences", "", "What a runner that was chosen costs, changes or ignores.", ""]
-        lines.append("| " + " | ".join(head.lower() for head in _NOTE_HEADS) + " |")
-        lines.append("| " + " | ".join(["---"] * len(_NOTE_HEADS)) + " |")
-        for note in matrix.notes:
-            name, *others = _note_cells(note)
-            lines.append("| " + " | ".join([f"`{name}`", *map(_markdown, others)]) + " |")
+        rows = (_note_cells(note) for note in matrix.notes)
+        lines += table(
+            [head.lower() for head in _NOTE_HEADS],
+            ([f"`{name}`", *map(escaped, others)] for name, *others in rows),
+        )
     return "\n".join(lines) + "\n"
 
 
-def _markdown(text: str) -> str:
-    escaped = html.escape(text, quote=False)
-    for character in "\\|`*_[]":
-        escaped = escaped.replace(character, f"\\{character}")
-    return escaped
+def _feature_cells(matrix: Matrix, row: int) -> list[str]:
+    feature = matrix.features[row]
+    rules = ", ".join(f"`{rule}`" for rule in feature.rules)
+    name = escaped(feature.label) + (f" ({rules})" if rules else "")
+    return [name, *(cell_text(matrix, column.cells[row]) for column in matrix.columns)]
+
+
+def _model_cells(matrix: Matrix) -> Iterator[list[str]]:
+    for index, column in enumerate(matrix.columns):
+        for model in column.models:
+            rules = ", ".join(f"`{rule}`" for rule in model.rules) or "–"
+            yield [_letter(index), escaped(model.name), rules]
 
 
 # --- HTML ---------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def _idle_runners(source: SourcedBook, regions: Regions, rule: Rule) -> Iterator
         if _shown_by_a_point(regions, rule, others):
             continue
         kinds = regions.kinds_of(regions.without(*refined))
-        changed = [p for p in regions.changed(rule.id, runners=others) if p.id not in refined]
+        changed = [p for p in regions.with_runners(rule.id, others) if p.id not in refined]
         if kinds_differ(regions.space, kinds, regions.kinds_of(changed)) == FALSE:
             yield Finding(
                 "idle-runner",

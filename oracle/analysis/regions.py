@@ -164,12 +164,9 @@ class Regions:
         """All rules but some."""
         return [rule for rule in self.rules.values() if rule.id not in ids]
 
-    def changed(self, rule: str, **changes: object) -> list[RuleRegion]:
-        """All rules, one of them with other values."""
-        return [
-            dataclasses.replace(p, **changes) if p.id == rule else p  # type: ignore[arg-type]
-            for p in self.rules.values()
-        ]
+    def with_runners(self, rule: str, runners: tuple[RunnerName, ...]) -> list[RuleRegion]:
+        """All rules, one of them about other runners."""
+        return [dataclasses.replace(p, runners=runners) if p.id == rule else p for p in self.rules.values()]
 
 
 def kinds_differ(space: Space, a: Mapping[Kind, int], b: Mapping[Kind, int]) -> int:

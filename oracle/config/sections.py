@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 from pydantic import (
     BeforeValidator,
@@ -29,6 +29,9 @@ Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Natural = Annotated[int, Strict(), Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
+
+MAX_SPECULATIVE_TOKENS: Final = 128
+"""Most drafts of a step; vLLM's bound (`MAX_SPEC_LEN` of its rejection sampler)."""
 
 
 class CompilationMode(enum.Enum):
@@ -294,7 +297,7 @@ class SpeculativeConfig:
     method: Text | None = None
     """None means what the draft model's name or config.json says."""
     model: Text | None = None
-    num_speculative_tokens: Count | None = None
+    num_speculative_tokens: Annotated[int, Strict(), Field(ge=1, le=MAX_SPECULATIVE_TOKENS)] | None = None
     draft_tensor_parallel_size: Count | None = None
     prompt_lookup_max: Count | None = None
     prompt_lookup_min: Count | None = None

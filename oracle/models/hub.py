@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.weight_files import INDEX_FILE, SUFFIX, weight_files
+from dodona.oracle.models.weight_files import weight_files
 from dodona.oracle.printable import short
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -79,8 +79,6 @@ def _is_whole(directory: Path, weights: bool) -> bool:
         return False
     if not weights:
         return True
-    if not (directory / INDEX_FILE).is_file():
-        return any(directory.glob(f"*{SUFFIX}"))
     try:
         weight_files(directory)
     except ConfigError:

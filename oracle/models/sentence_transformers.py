@@ -127,9 +127,10 @@ def _pooling_types(file: Path) -> tuple[str, ...]:
     if "pooling_mode" in config:
         given = config["pooling_mode"]
         listed = [given] if isinstance(given, str) else given
-        if not isinstance(listed, list) or not listed or not all(name in _NAMES for name in listed):
+        known = [n for n in listed if isinstance(n, str) and n in _NAMES] if isinstance(listed, list) else []
+        if not known or known != listed:
             raise ConfigError(f"{file}: field 'pooling_mode': expected one of {', '.join(_NAMES)}")
-        return tuple(_NAMES[name] for name in listed)
+        return tuple(_NAMES[name] for name in known)
     unknown = [
         key for key, on in config.items() if key.startswith("pooling_mode_") and on and key not in _MODES
     ]
@@ -146,7 +147,7 @@ def _dense(folder: Path) -> DenseModule:
     file = folder / "config.json"
     config = _object(file)
     name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ConfigError(
             f"{file}: field 'activation_function': expected one of {', '.join(_ACTIVATIONS)}, "
             f"got {name!r:.80}"

@@ -1,4 +1,4 @@
-"""The safetensors files of a model directory, by its index where it has one.
+"""The safetensors files of a model directory: model.safetensors, or those of its index.
 
 Everything that opens weights asks here first, so that an index can't lead out of the directory, or to files
 of another kind.
@@ -21,21 +21,21 @@ MAX_INDEX_BYTES: Final = 64 << 20
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The files that hold a model's weights, sorted by name: those of the index, else model.safetensors.
+    """The files that hold a model's weights, sorted by name: model.safetensors, else those of the index, as
+    transformers chooses.
 
     Raises ConfigError where there are neither, where the index is not one (see `read_index`), and where a
     file is missing or is no regular file.
     """
-    index = directory / INDEX_FILE
-    if not _exists(index):
-        single = directory / SINGLE_FILE
-        if not single.exists():
-            raise ConfigError(
-                f"{directory}: no {SINGLE_FILE} and no {INDEX_FILE}: weights are read from safetensors; "
-                "convert the weights, or set load_format='dummy' for random ones"
-            )
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    if single.exists():
         check_regular(single, single.stat())
         return (single,)
+    if not _exists(index):
+        raise ConfigError(
+            f"{directory}: no {SINGLE_FILE} and no {INDEX_FILE}: weights are read from safetensors; "
+            "convert the weights, or set load_format='dummy' for random ones"
+        )
     files = [directory / name for name in sorted(set(read_index(index).values()))]
     lost = [file.name for file in files if not file.exists()]
     if lost:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dodona.oracle.language.consequence import Severity
+from dodona.oracle.markdown import escaped, table
 from dodona.oracle.upgrade.comparison import Finding, Step, Unknown
 from dodona.oracle.upgrade.discovery import LeftOut
 
@@ -97,37 +98,31 @@ def as_text(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """For a comment on a pull request."""
-    lines = ["## vLLM upgrade", "", _escaped(_summary(report)), ""]
+    lines = ["## vLLM upgrade", "", escaped(_summary(report)), ""]
     if report.findings:
-        lines += [
-            f"| where | model | {report.first} | {report.last} | new | to keep it |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-    for finding in report.findings:
-        new = ", ".join(f"{c.severity}: `{c.consequence}`" for c in finding.new_consequences) or "–"
-        cells = [
-            _escaped(_where(finding)),
-            _escaped(finding.model),
-            _state(finding.before),
-            _state(finding.after),
-            new,
-            f"`{finding.keep}`" if finding.keep else "–",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        head = ("where", "model", report.first, report.last, "new", "to keep it")
+        lines += table(head, map(_cells, report.findings))
     for finding in report.changed():
-        lines += ["", f"**{_escaped(_where(finding))}**", ""]
-        lines += [f"- {_escaped(line)}" for line in _lines(finding)]
+        lines += ["", f"**{escaped(_where(finding))}**", ""]
+        lines += [f"- {escaped(line)}" for line in _lines(finding)]
     if report.unknown or report.left_out:
         lines += ["", "Not known:", ""]
-        lines += [f"- {_escaped(f'{_where(u)}: {u.reason}')}" for u in report.unknown]
-        lines += [f"- {_escaped(f'{left.path}: {left.reason}')}" for left in report.left_out]
+        lines += [f"- {escaped(f'{_where(u)}: {u.reason}')}" for u in report.unknown]
+        lines += [f"- {escaped(f'{left.path}: {left.reason}')}" for left in report.left_out]
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
-    for character in "\\|`*_[]<>":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("\n", " ")
+def _cells(finding: Finding) -> list[str]:
+    """A finding's row of the table."""
+    new = ", ".join(f"{c.severity}: `{c.consequence}`" for c in finding.new_consequences)
+    return [
+        escaped(_where(finding)),
+        escaped(finding.model),
+        _state(finding.before),
+        _state(finding.after),
+        new or "–",
+        f"`{finding.keep}`" if finding.keep else "–",
+    ]
 
 
 def as_data(report: Report) -> dict[str, Any]:

@@ -238,7 +238,7 @@ class DraftBatch:
             ),
         )
         assert sampled.num_kept is not None  # the batch has drafts
-        steps.update_verified(self.num_entries, sampled.token_ids, sampled.num_kept)
+        steps.update_mixed(self.num_entries, sampled.token_ids, sampled.num_kept)
         return sampled
 
     def propose(

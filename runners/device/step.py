@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dodona.kernels.state.step_state import prepare_inputs, update_state, update_verified_state
+from dodona.kernels.state.step_state import prepare_inputs, update_state
 from dodona.runners.device.forward_inputs import ForwardInputs, RowChunk
 from dodona.runners.device.graphs import FixedStep, StepGraphs
 from dodona.runners.device.model import StepModel
@@ -121,7 +121,7 @@ class StepRunner:
         token_ids = sampler.base.sample(logits, idx_mapping=rows, positions=positions)
         num_kept = self._num_kept[: len(rows)]
         num_kept.copy_(sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows))))
-        update_verified_state(
+        update_state(
             rows=rows,
             seq_lens=positions,
             sample_index=None,
@@ -218,20 +218,10 @@ class StepRunner:
             self.model.logits(sampled, out=self._logits[:num_samples])
         return hidden if keep_hidden else None
 
-    def update_mixed(self, batch: int, sampled: torch.Tensor) -> None:
-        """Advance the batch's rows, and append the sampled tokens."""
+    def update_mixed(self, batch: int, sampled: torch.Tensor, num_kept: torch.Tensor | None = None) -> None:
+        """Advance the batch's rows, and append the sampled tokens; num_kept: after verified drafts, what is
+        kept."""
         update_state(
-            rows=self.state.rows[:batch],
-            seq_lens=self._seq_lens[:batch],
-            sample_index=self.state.sample_index[:batch],
-            sampled=sampled,
-            num_computed=self.state.num_computed,
-            token_ids=self.state.token_ids,
-        )
-
-    def update_verified(self, batch: int, sampled: torch.Tensor, num_kept: torch.Tensor) -> None:
-        """Advance the batch's rows by what is kept, and append the last token of this."""
-        update_verified_state(
             rows=self.state.rows[:batch],
             seq_lens=self._seq_lens[:batch],
             sample_index=self.state.sample_index[:batch],

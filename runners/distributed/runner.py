@@ -26,7 +26,7 @@ from dodona.runners.interface import (
 )
 from dodona.runners.kv_transfer.rank_outputs import RankOutputs
 from dodona.runners.lora.target import LoRATarget
-from dodona.runners.rpc import rpc_method
+from dodona.runners.rpc import RPC_METHODS, rpc_method
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -234,7 +234,11 @@ class DistributedRunner(Runner):
     def collective_rpc(
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`."""
+        """Call one of `rpc.RPC_METHODS` on every rank's runner; see `Runner.collective_rpc`.
+
+        Where a change of weights fails on some ranks, or not alike on all, theirs may differ: all workers end
+        with WorkerError.
+        """
         if rpc_method(method).changes_weights:
             self._sampled = _NOTHING  # no request is left, and the rows may go with the KV cache
         results = self._call_all(method, *args, **(kwargs or {}))
@@ -246,7 +250,8 @@ class DistributedRunner(Runner):
         workers = self._require_workers()
         workers.tell(Call(method, args, kwargs))
         limit = None if method in _UNLIMITED else self._timeout
-        return workers.answers(range(self._sizes.world), method, limit)
+        changes_weights = method in RPC_METHODS and RPC_METHODS[method].changes_weights
+        return workers.answers(range(self._sizes.world), method, limit, all_or_none=changes_weights)
 
     def _read_all(self, attribute: str) -> list[Any]:
         workers = self._require_workers()

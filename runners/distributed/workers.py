@@ -60,13 +60,16 @@ class Workers:
             # A worker that is gone is found when answers are waited for.
             self._processes[rank].send(data)
 
-    def answers(self, ranks: Sequence[int], what: str, limit_s: float | None) -> list[Any]:
+    def answers(
+        self, ranks: Sequence[int], what: str, limit_s: float | None, *, all_or_none: bool = False
+    ) -> list[Any]:
         """The values that some ranks answer with, in the order of `ranks`.
 
         what: what they do, for errors. limit_s: seconds that they may take; None: as long as they live.
 
         Where all of them answered and some failed, the workers live on: raises what failed if all failed
-        alike, which is not the fault of a rank, else WorkerError.
+        alike, which is not the fault of a rank, else WorkerError. all_or_none: ranks that did it can't work
+        with ranks that did not, so that all end with that WorkerError.
         """
         found = self._gather(set(ranks), what, limit_s)
         failures = {rank: answer for rank, answer in found.items() if isinstance(answer, Failure)}
@@ -76,6 +79,8 @@ class Workers:
             alike = {(type(f.error), str(f.error)) for f in failures.values()}
             if len(failures) == len(ranks) and len(alike) == 1 and isinstance(error, DodonaError):
                 raise error
+            if all_or_none:
+                self._end_by_failure(f"{what} (now the ranks differ, and all end)", failures, set())
             raise self._error(
                 first, f"failed in {what}: {_text(error)}", failures[first].traceback
             ) from error

@@ -65,6 +65,10 @@ def read_head_config(directory: Path, *, method: str, parallel: bool, target: Mo
             f"{', '.join(SPECULATORS_TYPES)}"
         )
     layers = raw.get("transformer_layer_config", raw) if kind else raw
+    if not isinstance(layers, dict):
+        raise ConfigError(
+            f"{file}: field 'transformer_layer_config': expected an object, got {type(layers).__name__}"
+        )
     fields = _Fields(str(file), raw, layers)
     is_eagle3 = method == "eagle3"
     if kind is not None and not is_eagle3:
@@ -122,6 +126,12 @@ def _check_fit(head: HeadConfig, target: ModelInfo) -> None:
                 f"{head.file}: {field}={mine} does not fit the target, {target.file}, where it is {theirs}; "
                 "choose the head that was trained for this model"
             )
+    for field, mine, most in (
+        ("draft_vocab_size", head.draft_vocab_size, head.vocab_size),
+        ("num_hidden_layers", head.num_layers, target.num_hidden_layers),
+    ):
+        if most is not None and mine > most:
+            raise ConfigError(f"{head.file}: {field}={mine} is more than the target has, {most}")
     if not head.is_eagle3 and head.hidden_size != head.target_hidden_size:
         raise ConfigError(f"{head.file}: an EAGLE head has the target's hidden_size")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.head_config import HeadConfig
+from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 
 _NOT_READ = ("t2d", "verifier_lm_head.", "verifier_norm.", "rotary_emb.")
@@ -33,7 +35,8 @@ def load_head(
     embedding = None if "embed_tokens.weight" in tensors else model.get_input_embeddings()
     lm_head = None if "lm_head.weight" in tensors else model.get_output_embeddings()
     _check_borrowed(directory, config, embedding, lm_head)
-    head = DraftHead(
+    make = functools.partial(
+        _make,
         config,
         fc_bias="fc.bias" in tensors,
         qk_norm="layers.0.self_attn.q_norm.weight" in tensors,
@@ -42,9 +45,12 @@ def load_head(
     )
     if "mask_hidden" in tensors:
         tensors["mask_hidden"] = tensors["mask_hidden"].reshape(1, -1)
-    borrowed = head.borrowed_names()
-    own = {n: value for n, value in head.state_dict().items() if not (borrowed and n.startswith(borrowed))}
+    with torch.device("meta"):  # no memory for sizes that the tensors don't have
+        expected = make()
+    borrowed = expected.borrowed_names()
+    own = {n: t for n, t in expected.state_dict().items() if not (borrowed and n.startswith(borrowed))}
     _check(directory, own, tensors)
+    head = make()
     head.load_state_dict(tensors, strict=False)
     head.set_targets(_targets(directory, config, offsets))
     return head.prepare(dtype, device)
@@ -57,29 +63,30 @@ def random_head(
     model: Any = target
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = DraftHead(config, lm_head=None if config.is_eagle3 else model.get_output_embeddings())
+        head = _make(config, lm_head=None if config.is_eagle3 else model.get_output_embeddings())
     return head.prepare(dtype, device)
+
+
+def _make(config: HeadConfig, **parts: Any) -> DraftHead:
+    with naming(f"{config.file}: transformers and torch can't make these layers"):
+        return DraftHead(config, **parts)
 
 
 def has_embedding(directory: Path) -> bool:
     """Whether a head's checkpoint has an embedding of its own; nothing is loaded."""
-    from safetensors import safe_open
-
     names: list[str] = []
     for file in weight_files(directory):
-        with naming(f"{file}: damaged or cut off", "fetch the head again"), safe_open(file, "pt") as opened:
-            names += opened.keys()
+        with open_safetensors(file, of="the head") as stored:
+            names += stored.keys()
     return "embed_tokens.weight" in map(_speculators_name, names)
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """A head's tensors by speculators' names, without those that are not read."""
-    from safetensors.torch import load_file
-
     tensors: dict[str, Tensor] = {}
     for file in weight_files(directory):
-        with naming(f"{file}: damaged or cut off", "fetch the head again"):
-            tensors.update(load_file(file))
+        with open_safetensors(file, of="the head") as stored:
+            tensors |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     renamed = {_speculators_name(name): value for name, value in tensors.items()}
     return {name: value for name, value in renamed.items() if not name.startswith(_NOT_READ)}
 

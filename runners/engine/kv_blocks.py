@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 
-def root_hash(weights_version: int, adapter_key: bytes = b"") -> bytes:
-    """The hash that a first block's hash is chained to: KV belongs to one version of the weights, and to one
-    adapter or (no key) to none."""
-    return blake2b(str(weights_version).encode() + adapter_key, digest_size=16).digest()
+def root_hash(adapter_key: bytes = b"") -> bytes:
+    """The hash that a first block's hash is chained to: KV belongs to one adapter or (no key) to none."""
+    return blake2b(adapter_key, digest_size=16).digest()
 
 
 def block_hash(previous: bytes, token_ids: Sequence[int]) -> bytes:
@@ -98,6 +97,11 @@ class KVBlocks:
         if value not in self._by_hash:
             self._by_hash[value] = block_id
             self._hashes[block_id] = value
+
+    def forget(self) -> None:
+        """Let `find` see none of the blocks, whose content is void."""
+        self._by_hash.clear()
+        self._hashes = [None] * self.num_blocks
 
     def release(self, block_ids: Sequence[int]) -> None:
         """Take one user off each block of a request's table; the table's end is reused before its beginning.

@@ -63,7 +63,7 @@ class Router:
     def _hashes(self, token_ids: Sequence[int], adapter_key: bytes) -> Sequence[bytes]:
         if not any(self._num_blocks):
             return ()
-        size, hashes = self._block_size, [root_hash(0, adapter_key)]
+        size, hashes = self._block_size, [root_hash(adapter_key)]
         # The last token of a prompt is always computed.
         for end in range(size, len(token_ids), size):
             hashes.append(block_hash(hashes[-1], token_ids[end - size : end]))

@@ -112,7 +112,6 @@ class Scheduler:
         self.num_micro_batches = num_micro_batches
         self._num_structured = 0
         """Unfinished requests that have a grammar."""
-        self._weights_version = 0
         # No more rows than tokens in the budget, so that each running request can decode in every step.
         self._free_rows = list(range(min(max_num_seqs, max_num_batched_tokens) - 1, -1, -1))
         self._freed_rows: list[int] = []
@@ -140,14 +139,21 @@ class Scheduler:
         request.abort()
         self._retire([request])
 
-    def new_weights(self) -> None:
-        """Forget cached prefixes: their KV belongs to the old weights. Raises RuntimeError while requests are
-        unfinished."""
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes: their KV is void. Raises RuntimeError while requests are unfinished."""
         if self.num_unfinished:
-            raise RuntimeError(f"{self.num_unfinished} requests hold KV of the old weights")
-        self._weights_version += 1
+            raise RuntimeError(f"{self.num_unfinished} requests hold KV that is to be void")
+        self.blocks.forget()
         self.windows.reset()
-        self.transfers.connector.reset_cache()
+
+    def new_weights(self, fingerprint: str | None = None) -> None:
+        """Forget cached prefixes, here and in the KV connector: their KV belongs to the old weights.
+
+        fingerprint: of the new weights, see `KVConnectorScheduler.reset_cache`. Raises RuntimeError while
+        requests are unfinished.
+        """
+        self.reset_prefix_cache()
+        self.transfers.connector.reset_cache(fingerprint)
 
     def schedule(self) -> ScheduledStep | None:
         """The next step, or None when nothing can run (until a step under way was read, or at all).
@@ -506,7 +512,7 @@ class Scheduler:
 
     def _root_hash(self, request: Request) -> bytes:
         adapter = request.adapter
-        return root_hash(self._weights_version, b"" if adapter is None else adapter.key)
+        return root_hash(b"" if adapter is None else adapter.key)
 
     def _block_hashes(self, request: Request, count: int) -> list[bytes]:
         """Hashes of the request's leading blocks, at least `count` of them."""

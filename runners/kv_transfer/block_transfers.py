@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput
@@ -46,8 +47,11 @@ class BlockIndex(Protocol):
     def end_load(self, values: Sequence[bytes]) -> None:
         """The load of these blocks ended."""
 
-    def clear(self) -> None:
-        """Weights changed: find none of the blocks stored before."""
+    def fingerprint(self, weights: Path | None) -> str | None:
+        """See `KVConnectorScheduler.fingerprint`."""
+
+    def clear(self, fingerprint: str | None) -> None:
+        """Weights changed: find none of the blocks stored before, but those of other engines with these."""
 
 
 @dataclass(slots=True)
@@ -143,9 +147,13 @@ class BlockTransferScheduler(KVConnectorScheduler):
             self.index.end_load(self._loading.pop(transfer_id))
         self._sending -= output.finished_sending
 
-    def reset_cache(self) -> None:
-        """Find none of the blocks that are kept."""
-        self.index.clear()
+    def fingerprint(self, weights: Path | None) -> str | None:
+        """The index's."""
+        return self.index.fingerprint(weights)
+
+    def reset_cache(self, fingerprint: str | None = None) -> None:
+        """Find none of the blocks that are kept, but those of the same weights."""
+        self.index.clear(fingerprint)
         self._last_stores.clear()
 
     def _unseen(self, tracked: _Tracked) -> tuple[list[bytes], list[int]]:

@@ -6,6 +6,7 @@ The classes here are the connector that does nothing, which an engine has where 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput
@@ -75,8 +76,16 @@ class KVConnectorScheduler:
     def update_connector_output(self, output: KVConnectorOutput) -> None:
         """What the worker reported with a step's result."""
 
-    def reset_cache(self) -> None:
-        """Weights changed: KV that was computed before is of no use. No request holds blocks."""
+    def fingerprint(self, weights: Path | None) -> str | None:
+        """What stands for these weights in a directory (None: random ones) where engines share KV; None where
+        they don't."""
+        return None
+
+    def reset_cache(self, fingerprint: str | None = None) -> None:
+        """Weights changed: KV that was computed before is of no use. No request holds blocks.
+
+        fingerprint: what stands for the new weights; None: not known, so that no other engine can have them.
+        """
 
     def shutdown(self) -> None:
         """The engine ends. Idempotent."""

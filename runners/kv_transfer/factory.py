@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dodona.runners.errors import EngineSetupError
@@ -17,7 +19,12 @@ from dodona.runners.kv_transfer.settings import (
     SharedStorageSettings,
     resolve_kv_transfer,
 )
-from dodona.runners.kv_transfer.storage.fingerprint import cache_fingerprint, model_fingerprint, namespace
+from dodona.runners.kv_transfer.storage.fingerprint import (
+    ModelIdentity,
+    SharedModel,
+    cache_fingerprint,
+    namespace,
+)
 from dodona.runners.kv_transfer.storage.index import StorageIndex
 
 if TYPE_CHECKING:
@@ -34,29 +41,32 @@ class KVTransferPlan:
     config: EngineConfig
     runner: str
     settings: KVTransferSettings | None
-    fingerprint: str
-    """The model's files as they were then, where the connector shares KV; else empty."""
+    shared: SharedModel | None
+    """The model as its files were then, where the connector shares KV."""
 
     def scheduler_connector(self, spec: KVCacheSpec, dtype: str) -> KVConnectorScheduler:
         """The scheduler's side, for blocks as `spec` and `dtype` say, after the model was loaded.
 
         Raises EngineSetupError where the connector has no room for a block.
         """
-        settings = self.settings
+        settings, shared = self.settings, self.shared
         if settings is None:
             return KVConnectorScheduler()
         if isinstance(settings, OffloadingSettings):
             index = HostSlots(settings.num_slots(spec.bytes_per_block))
             return BlockTransferScheduler(index, block_size=spec.block_size)
-        fingerprint = self.fingerprint
-        if fingerprint != model_fingerprint(self.config, self.runner):
+        cache, folder, namespace_of = cache_fingerprint(spec, dtype), uuid.uuid4().hex, None
+        if shared is not None and shared == SharedModel.of(self.config, self.runner):
+            folder = namespace(shared.fingerprint, cache)
+            namespace_of = partial(_namespace_of, shared.identity, cache)
+        else:
             logger.warning("the model's files changed while they were loaded; its KV is not shared")
-            fingerprint = uuid.uuid4().hex
         root = settings.path
         return BlockTransferScheduler(
             StorageIndex(
-                namespace(fingerprint, cache_fingerprint(spec, dtype)),
+                folder,
                 lambda path: (root / path).is_file(),
+                namespace_of=namespace_of,
                 loads=settings.loads,
                 stores=settings.stores,
             ),
@@ -64,14 +74,17 @@ class KVTransferPlan:
         )
 
 
+def _namespace_of(identity: ModelIdentity, cache: str, weights: Path | None) -> str:
+    return namespace(identity.fingerprint(weights), cache)
+
+
 def plan_kv_transfer(config: EngineConfig, runner: str) -> KVTransferPlan:
     """Check the configuration's connector, for a runner of this name.
 
-    Raises what `resolve_kv_transfer` and `model_fingerprint` raise, and EngineSetupError for a folder that
+    Raises what `resolve_kv_transfer` and `SharedModel.of` raise, and EngineSetupError for a folder that
     can't be made.
     """
-    settings = resolve_kv_transfer(config)
-    fingerprint = ""
+    settings, shared = resolve_kv_transfer(config), None
     if isinstance(settings, SharedStorageSettings):
         try:
             settings.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,8 +92,8 @@ def plan_kv_transfer(config: EngineConfig, runner: str) -> KVTransferPlan:
             raise EngineSetupError(
                 f"kv_connector_extra_config: shared_storage_path {str(settings.path)!r}: {error}"
             ) from error
-        fingerprint = model_fingerprint(config, runner)
-    return KVTransferPlan(config, runner, settings, fingerprint)
+        shared = SharedModel.of(config, runner)
+    return KVTransferPlan(config, runner, settings, shared)
 
 
 def make_worker_connector(config: EngineConfig) -> KVConnectorWorker:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import check_folder
 from dodona.runners.lora.peft_config import PeftConfig
 from dodona.runners.lora.request import LoRARequest
 from dodona.runners.lora.target import LoRATarget
+from dodona.runners.safetensors_file import open_safetensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -66,13 +66,8 @@ def read_adapter(request: LoRARequest, targets: Mapping[str, LoRATarget], *, max
             + ("adapter_model.bin is not read: save it as safetensors" if pickled else "check the path")
         )
     check_folder(directory, suffixes=(".safetensors",), limit=_MAX_FILE)
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stored:
-            layers = _read_layers(file, stored, config, targets, max_lora_rank)
-    except SafetensorError as error:
-        raise ConfigError(
-            f"{file}: cannot be read as safetensors: {error}; fetch the adapter again"
-        ) from error
+    with open_safetensors(file, of="the adapter") as stored:
+        layers = _read_layers(file, stored, config, targets, max_lora_rank)
     for module in targets:
         if config.targets(module) and module not in layers:
             raise ConfigError(

@@ -160,17 +160,17 @@ class _Fields:
                     f"{self.file}: field {name!r}: not known, and it may change what the adapter computes"
                 )
 
-    def rank(self, name: str, value: Any) -> int:
+    def rank(self, name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 16:
             raise self._error(name, "a rank from 1", value)
         return value
 
-    def number(self, name: str, value: Any) -> float:
+    def number(self, name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
             raise self._error(name, "a number", value)
         return float(value)
 
-    def names(self, name: str, value: Any) -> tuple[str, ...]:
+    def names(self, name: str, value: object) -> tuple[str, ...]:
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
             raise self._error(name, "a list of module names", value)

@@ -12,6 +12,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.sentence_transformers import DenseModule
 from dodona.runners.pooling.params import PoolingParams
 from dodona.runners.pooling.settings import PoolingSettings
+from dodona.runners.safetensors_file import open_safetensors
 
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda x: x,
@@ -83,16 +84,9 @@ def load_dense(modules: Sequence[DenseModule], device: torch.device) -> tuple[De
 
 
 def _load_dense(module: DenseModule, device: torch.device) -> Dense:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file = module.folder / "model.safetensors"
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"{file}: cannot be read: {error}; a Dense module needs its weights there"
-        ) from None
+    with open_safetensors(file) as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     shapes: dict[str, tuple[int, ...]] = {"linear.weight": (module.out_features, module.in_features)}
     if module.bias:
         shapes["linear.bias"] = (module.out_features,)

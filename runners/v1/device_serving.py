@@ -19,6 +19,7 @@ from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.limits import Limits
+from dodona.runners.third_party import first_line
 from dodona.runners.v1 import capabilities
 from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps
 from dodona.runners.v1.device_forward import keys_and_values
@@ -73,7 +74,7 @@ class DeviceServing:
             )
         except UnsupportedConfiguration as error:
             name = self.model.packed.name
-            logger.warning("V1: the CUDA graphs of %s are not used: %s", name, _first_line(error))
+            logger.warning("V1: the CUDA graphs of %s are not used: %s", name, first_line(error))
             self.steps.use_graphs(None)
 
 
@@ -91,14 +92,14 @@ def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) ->
     try:
         device_model = DeviceModel(model, limits.block_size)
     except Exception as error:
-        _say_on_the_host(model, _first_line(error))
+        _say_on_the_host(model, first_line(error))
         return None
     try:
         _check(device_model, limits)
         captures = not config.model_config.enforce_eager and _can_be_captured(device_model, limits)
     except Exception as error:
         device_model.fusions.remove()
-        _say_on_the_host(model, _first_line(error))
+        _say_on_the_host(model, first_line(error))
         return None
     finally:
         if model.device.type == "cuda":
@@ -159,7 +160,7 @@ def _can_be_captured(model: DeviceModel, limits: Limits) -> bool:
             "V1: %s can't be captured in CUDA graphs: its decode steps are launched kernel by kernel, which "
             "makes small batches several times slower: %s",
             model.packed.name,
-            _first_line(error),
+            first_line(error),
         )
         return False
     return True
@@ -172,8 +173,3 @@ def _say_on_the_host(model: PackedModel, why: str) -> None:
         why,
         exc_info=logger.isEnabledFor(logging.DEBUG),
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")

@@ -105,7 +105,7 @@ class _DynamicRope:
                 for all_tokens, one in zip(together, alone, strict=True):
                     if not torch.equal(all_tokens[:, i : i + 1], one):
                         return False
-        except Exception:
+        except Exception:  # it takes other inputs than those of a decoder's embedding
             return False
         return True
 

@@ -195,7 +195,8 @@ def _fused_rotary(original: Callable[..., Any], like: torch.Tensor) -> Callable[
     ) -> tuple[torch.Tensor, torch.Tensor]:
         fits = unsqueeze_dim == 1 and q.ndim == k.ndim == 4 and q.shape[0] == k.shape[0] == cos.shape[0] == 1
         if not fits or not q.shape[-1] == k.shape[-1] == cos.shape[-1] == sin.shape[-1]:
-            return original(q, k, cos, sin, unsqueeze_dim)  # type: ignore[no-any-return]
+            plain: tuple[torch.Tensor, torch.Tensor] = original(q, k, cos, sin, unsqueeze_dim)
+            return plain
         rotated = rotate(q=q[0].transpose(0, 1), k=k[0].transpose(0, 1), cos=cos[0], sin=sin[0])
         return rotated[0].transpose(0, 1)[None], rotated[1].transpose(0, 1)[None]
 

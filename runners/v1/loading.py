@@ -24,6 +24,7 @@ from dodona.runners.quantization.replacement import (
     expect_stored,
     quantize_layers,
 )
+from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 from dodona.runners.v1.expert_names import expert_names, renamed_parts
 
@@ -119,8 +120,8 @@ def _load_model(
                 convert_stored(model)
         if quantization is not None and (is_online or weights is None):
             # A classifier's last layers stay as they are, as the output layer.
-            whole = auto_class == "AutoModelForCausalLM"
-            quantize_layers(model if whole else model.base_model, quantization)
+            body: Any = model if auto_class == "AutoModelForCausalLM" else model.base_model
+            quantize_layers(body, quantization)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -223,11 +224,9 @@ def _prefix_of_stored(model: Any, stored: Iterable[str]) -> str:
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in the directory's safetensors, by name."""
-    from safetensors import safe_open
-
     found: dict[str, tuple[int, ...]] = {}
     for file in weight_files(path):
-        with safe_open(file, framework="pt") as stored:
+        with open_safetensors(file) as stored:
             found |= {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
     return found
 

@@ -13,6 +13,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.third_party import first_line
 from dodona.runners.v1.attention import PAGED_ATTENTION, ForwardState, forward_state
 from dodona.runners.v1.context_parallel import SharedForwardState, share_of, whole_logits
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, AttentionCall, ForeignMask, recording
@@ -223,10 +224,9 @@ def set_attention(model: torch.nn.Module, implementation: str) -> None:
 
 
 def _what_failed(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    line = text[0] if text else ""
+    line = first_line(error)
     if AttentionPattern.__name__ in line or ForeignMask.__name__ in line:
         return "its own code computes with attention masks"
     if "_SpyingCache" in line:
         return "it takes no cache but its own"
-    return f"{type(error).__name__}: {line}".rstrip(": ")
+    return line

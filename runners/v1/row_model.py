@@ -20,6 +20,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.kv_transfer.block_layout import LayerKV
+from dodona.runners.third_party import first_line
 from dodona.runners.v1.lora import adapters_of_row
 from dodona.runners.v1.positions import first_position, takes_positions
 from dodona.runners.v1.state_slots import StateSlots
@@ -138,7 +139,9 @@ class RowModel:
         """Rows of the input embedding: input ids are below this."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    def make_cache(self, num_blocks: int, block_size: int, window_blocks: Sequence[Any] = ()) -> RowCaches:
+    def make_cache(
+        self, num_blocks: int, block_size: int, window_blocks: Sequence[tuple[Sequence[int], int]] = ()
+    ) -> RowCaches:
         """No rows yet. The blocks only count tokens: each row's cache grows by itself.
 
         window_blocks: empty, since no layer has window blocks.
@@ -241,9 +244,8 @@ class RowModel:
         except UnsupportedConfiguration:
             raise
         except Exception as error:
-            text = (str(error).strip().splitlines() or [""])[0]
             what = "a prompt" if self.continuation == "none" else "a prompt with a cache"
-            why = f"{self.name} does not compute {what}: {type(error).__name__}: {text}"
+            why = f"{self.name} does not compute {what}: {first_line(error)}"
             raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
         return bound(sizes)
 

@@ -26,6 +26,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.quantization.replacement import quantized_layers
+from dodona.runners.third_party import first_line
 from dodona.runners.v1.mixers import STATE_API, cache_argument, has_mixers
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.positions import first_position
@@ -98,8 +99,7 @@ def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
     except UnsupportedConfiguration:
         raise
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0]
-        raise _refusal(model, f"row by row it failed with {type(error).__name__}: {text}") from error
+        raise _refusal(model, f"row by row it failed with {first_line(error)}") from error
     tolerance = tolerance_of(model.model, model.kv_dtype)
     found = max(difference(a, b) for a, b in zip(plain, stepped, strict=True))
     if not found <= tolerance:

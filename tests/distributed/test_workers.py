@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.runners.distributed.messages import Call, Execute, Sample, Start, Transfers
 from dodona.runners.distributed.ranks import RankSizes
+from dodona.runners.distributed.runner import DistributedRunner
 from dodona.runners.distributed.workers import Workers
 from dodona.runners.errors import WorkerError
 from dodona.runners.limits import Limits
+from dodona.runners.v1.runner import V1Runner
 from tests.support.child_interpreter import child_environment
 from tests.support.plain_worker import PlainRunner
 
@@ -116,6 +119,43 @@ def test_calls_reach_every_rank_and_their_failures_leave_the_workers_alive():
         started.stop()
         assert all(map(gone, processes))
         assert not folder.exists()
+
+
+def test_a_change_that_some_ranks_refuse_ends_all_workers():
+    with workers() as started:
+        started.tell(Call("refuse", ("model.norm.weight",)))
+        with pytest.raises(ConfigError, match=r"model\.norm\.weight"):
+            started.answers(RANKS, "reload_weights", LIMIT, all_or_none=True)
+        started.tell(Call("echo", ("a",), {"b": 1}), [0])
+        started.tell(Call("refuse", ("model.norm.weight",)), [1])
+        with pytest.raises(WorkerError, match=r"rank 1 .* failed in reload_weights .*: no") as caught:
+            started.answers(RANKS, "reload_weights", LIMIT, all_or_none=True)
+        assert isinstance(caught.value.__cause__, ConfigError)
+        assert not pids(started)
+        with pytest.raises(WorkerError) as again:
+            started.tell(Call("echo", ("a",), {"b": 1}))
+        assert again.value is caught.value
+
+
+@pytest.mark.parametrize(("method", "all_or_none"), [("reload_weights", True), ("get_kv_cache_spec", False)])
+def test_calls_that_change_weights_are_for_all_ranks_or_none(monkeypatch, method, all_or_none):
+    asked = []
+
+    class Recorder(DistributedRunner):
+        def _require_workers(self):
+            return self
+
+        def tell(self, message):
+            pass
+
+        def answers(self, ranks, what, limit_s, **more):
+            asked.append((what, more))
+            return [None for _ in ranks]
+
+    config = EngineConfig.from_flat("model", device="cpu", tensor_parallel_size=2)
+    runner = Recorder(V1Runner, config, None, LIMITS)  # type: ignore[arg-type]
+    assert runner.collective_rpc(method) == [None, None]
+    assert asked == [(method, {"all_or_none": all_or_none})]
 
 
 def test_a_step_that_raises_ends_all_workers():

@@ -90,7 +90,9 @@ class ThreadWorkers:
         for rank in range(len(self._connections)) if ranks is None else ranks:
             self._connections[rank].messages.put(data)
 
-    def answers(self, ranks: Sequence[int], what: str, limit_s: float | None) -> list[Any]:
+    def answers(
+        self, ranks: Sequence[int], what: str, limit_s: float | None, *, all_or_none: bool = False
+    ) -> list[Any]:
         found = {rank: self._early[rank].popleft() for rank in ranks if self._early[rank]}
         while not set(ranks) <= found.keys():
             rank, data = self._answers.get(timeout=LIMIT)

@@ -78,6 +78,11 @@ class Blocks(RuleBasedStateMachine):
                 # Without content it is handed out first, else last.
                 self.free.insert(0 if self.content[block] is None else len(self.free), block)
 
+    @rule()
+    def forget(self) -> None:
+        self.blocks.forget()
+        self.content = dict.fromkeys(self.content)
+
     @invariant()
     def same_books(self) -> None:
         users = self.users()
@@ -107,14 +112,14 @@ def test_nothing_is_handed_out_that_is_not_there() -> None:
         blocks.allocate_one()
 
 
-def test_hashes_depend_on_tokens_order_prefix_and_weights() -> None:
-    root = root_hash(0)
+def test_hashes_depend_on_tokens_order_prefix_and_adapter() -> None:
+    root = root_hash()
     hashes = [
         block_hash(root, [1, 2]),
         block_hash(root, [2, 1]),
         block_hash(root, [1, 2, 0]),
         block_hash(block_hash(root, [1, 2]), [1, 2]),
-        block_hash(root_hash(1), [1, 2]),
+        block_hash(root_hash(b"adapter"), [1, 2]),
     ]
     assert len(set(hashes)) == len(hashes)
     assert block_hash(root, [1, 2]) == hashes[0]

@@ -440,7 +440,7 @@ def test_new_weights_do_not_find_old_prefixes() -> None:
 def test_new_weights_wait_for_requests() -> None:
     engine = SyncEngine()
     engine.scheduler.add(make_request("x", [1]))
-    with pytest.raises(RuntimeError, match="old weights"):
+    with pytest.raises(RuntimeError, match="1 requests hold KV"):
         engine.scheduler.new_weights()
 
 

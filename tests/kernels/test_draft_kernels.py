@@ -89,8 +89,8 @@ def test_acceptance_ends_at_the_first_difference(step: Step, device: torch.devic
     )
     for index in (None, torch.arange(len(step.rows), dtype=torch.int32, device=device)):
         state = {"num_computed": step.computed.clone(), "token_ids": step.history.clone()}
-        reference = step_state.update_verified_state_reference(**arguments, sample_index=index, **state)
-        step_state.update_verified_state(**arguments, sample_index=index, **state, ring=ring, turn=turn)
+        reference = step_state.update_state_reference(**arguments, sample_index=index, **state)
+        step_state.update_state(**arguments, sample_index=index, **state, ring=ring, turn=turn)
         assert state["num_computed"].tolist() == reference[0].tolist()
         assert state["token_ids"].tolist() == reference[1].tolist()
     live = len(step.rows) - 2

@@ -151,6 +151,15 @@ def test_what_is_no_index(tmp_path: Path, value: object) -> None:
         weight_files(tmp_path)
 
 
+def test_model_safetensors_comes_before_an_index(tmp_path: Path) -> None:
+    index(tmp_path, {"weight_map": {"a": "model-1.safetensors"}})
+    (tmp_path / "model-1.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors").symlink_to("nowhere")
+    assert [file.name for file in weight_files(tmp_path)] == ["model-1.safetensors"]
+    (tmp_path / "nowhere").write_bytes(b"")
+    assert [file.name for file in weight_files(tmp_path)] == ["model.safetensors"]
+
+
 def test_shards_may_be_links_as_in_a_hubs_cache(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "0a").write_bytes(b"")
@@ -166,3 +175,9 @@ def test_shards_may_be_links_as_in_a_hubs_cache(tmp_path: Path) -> None:
     os.mkfifo(snapshot / "model-2.safetensors")
     with pytest.raises(ConfigError, match="is a pipe"):
         weight_files(snapshot)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match="no file can have this name"):
+        files.read_bytes(name, limit=10)

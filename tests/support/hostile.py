@@ -8,7 +8,6 @@ memory. "answered" and "named error" are good outcomes; "traceback", "hang" and 
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -21,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-QWEN3 = ROOT / "checkpoints/qwen3"
+from tests.support import hostile_parts as parts
+from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TEXTS, command, folder
+
 MAX_SECONDS = 30
 """A process takes longer than alone while others compute; what hangs takes forever."""
 MAX_MORE_BYTES = 2 << 30
 """Address space beyond what the parent has: libraries map more than they use."""
 GOOD = ("answered", "named error")
 
-HUGE = (0, -1, 2**31 + 1, 10**9, 10**30, 1.5, "many", True, [], {}, [1, "x"], None)
 SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
@@ -40,7 +39,6 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
-TEXTS = ("\x1b[2J\x1b[31m", "\u202eevil", "\ud800", "x" * 100_000, "\x00", "../../etc", "%s%n{0}", "")
 
 
 @dataclass(frozen=True)
@@ -88,33 +86,21 @@ def corpus() -> Iterator[Case]:
             yield Case("special file", f"{file}: {name}", lambda p, f=file, m=make: load(p, f, m))
         yield Case("special file", f"--config: {name}", lambda p, m=make: config_file(p, m))
     for name, words in COMMANDS.items():
-        yield Case("command line", name, lambda p, w=words: command(p, w))
+        yield Case("command line", name, lambda p, w=words: command(w))
     for name, request in REQUESTS.items():
         yield Case("request", name, lambda p, r=request: generate(r))
+    for kind, changes in PARTS.items():
+        for name, act in changes():
+            yield Case(kind, name, act)
 
 
-CONTENTS: dict[str, bytes] = {
-    "empty": b"",
-    "a list": b"[]",
-    "null": b"null",
-    "a number": b"7",
-    "cut off": b'{"a": [1, 2',
-    "deep": b"[" * 50_000,
-    "deep objects": b'{"a":' * 5_000,
-    "not UTF-8": b"\xff\xfe\x00",
-    "long number": b"9" * 50_000,
-    "twice": b'{"a": 1, "a": 2}',
-    "header that lies": b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
-    "weight map of numbers": b'{"weight_map": {"a": 1}}',
-    "weight map outside": b'{"weight_map": {"a": "../x.safetensors"}}',
-}
-
-SPECIAL: dict[str, Callable[[Path], object]] = {
-    "pipe": os.mkfifo,
-    "directory": Path.mkdir,
-    "endless": lambda path: path.symlink_to("/dev/zero"),
-    "link to itself": lambda path: path.symlink_to(path),
-    "hole of a gigabyte": lambda path: (path.touch(), os.truncate(path, 1 << 30)),
+PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
+    "draft model": parts.drafts,
+    "LoRA adapter": parts.adapters,
+    "Sentence Transformers": parts.embedders,
+    "quantization": parts.quantized,
+    "machine file": parts.machines,
+    "repository": parts.repositories,
 }
 
 COMMANDS: dict[str, list[str]] = {
@@ -170,18 +156,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def folder(path: Path, changes: dict[str, Any]) -> Path:
-    """The small Qwen3 by links, with changes of its config.json."""
-    for file in QWEN3.iterdir():
-        (path / file.name).symlink_to(file)
-    config = {**json.loads((QWEN3 / "config.json").read_text()), **changes}
-    (path / "config.json").unlink()
-    (path / "config.json").write_text(json.dumps(config))
-    return path
-
-
 def select(path: Path, changes: dict[str, Any]) -> None:
-    command(path, ["select", str(folder(path, changes)), "--explain"])
+    command(["select", str(folder(path, changes)), "--explain"])
 
 
 def load(path: Path, file: str, content: bytes | Callable[[Path], object]) -> None:
@@ -194,27 +170,12 @@ def load(path: Path, file: str, content: bytes | Callable[[Path], object]) -> No
         content(path / file)
     else:
         (path / file).write_bytes(content)
-    command(path, ["generate", str(path), "--prompt", "1 + 1", "--max-tokens", "2", "--max-model-len", "64"])
+    command(["generate", str(path), "--prompt", "1 + 1", "--max-tokens", "2", "--max-model-len", "64"])
 
 
 def config_file(path: Path, make: Callable[[Path], object]) -> None:
     make(path / "arguments.yaml")
-    command(path, ["select", str(QWEN3), "--config", str(path / "arguments.yaml")])
-
-
-def command(path: Path, words: list[str]) -> None:
-    from typer.testing import CliRunner
-
-    from dodona.cli.app import app
-    from dodona.oracle.errors import ConfigError
-
-    done = CliRunner().invoke(app, words)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    if done.exit_code not in (0, 1, 2, 3):
-        raise AssertionError(f"exit code {done.exit_code}")
-    if done.exit_code:
-        raise ConfigError(done.output)
+    command(["select", str(QWEN3), "--config", str(path / "arguments.yaml")])
 
 
 def generate(request: dict[str, Any]) -> None:
@@ -238,6 +199,14 @@ def generate(request: dict[str, Any]) -> None:
             # nobody else notices
             (after,) = llm.generate("What is 2 + 2?", SamplingParams(temperature=0.0, max_tokens=2))
             assert after.error is None
+
+
+def prepare() -> None:
+    """Import and load what the forks then need not."""
+    import dodona.runners.llm
+    import dodona.runners.v1.runner  # noqa: F401
+
+    command(["upgrade", "--from", "vllm/0.24.0", "--to", "vllm/0.33.0", "--json", str(ROOT / "README.md")])
 
 
 def outcome(case: Case) -> str:
@@ -285,10 +254,7 @@ def _in_child(case: Case, scratch: Path, writing: int) -> int:
 
 def main() -> int:
     """Print the table; 1 where an outcome is not good."""
-    import dodona.cli.app
-    import dodona.runners.llm
-    import dodona.runners.v1.runner  # noqa: F401
-
+    prepare()
     counts: Counter[tuple[str, str]] = Counter()
     bad = []
     for case in corpus():

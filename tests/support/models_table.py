@@ -7,22 +7,19 @@ only these. ``--document`` writes the document from the results of all versions.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import importlib
 import json
-import multiprocessing
-import resource
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support import sweep
 from tests.support.every_family import VOCAB_SIZE, architecture, make_model, model_types, tiny_config
+from tests.support.sweep import first_line, markdown, refused_or_wrong, run_apart
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "tests" / "data" / "models"
+RESULTS = sweep.RESULTS / "models"
 DOCUMENT = ROOT / "docs" / "models.md"
 
 PROMPT_LENGTHS = (5, 17, 40)
@@ -32,8 +29,6 @@ ENGINE = {
     "max_model_len": 64, "num_gpu_blocks_override": 20,
 }  # fmt: skip
 """Chunks of 16 tokens; too few blocks for all prompts, so that one is preempted."""
-
-SECONDS = 120
 
 
 def prompts() -> list[list[int]]:
@@ -60,12 +55,7 @@ def try_family(model_type: str) -> dict[str, str]:
         try:
             way, why, actual = dodona(directory)
         except Exception as error:
-            from dodona.oracle.errors import UnsupportedConfiguration
-
-            if isinstance(error, UnsupportedConfiguration):
-                rules = [] if error.verdict is None else [r.rule for r in error.verdict.refusals]
-                return {"outcome": "refused", "why": ", ".join(rules) or first_line(error)}
-            return {"outcome": "wrong", "why": first_line(error)}
+            return refused_or_wrong(error)
         from tests.support.equal_tokens import EqualTokens
 
         def logits(ids: Sequence[int]) -> Any:
@@ -178,43 +168,6 @@ def dodona(directory: str, **engine: Any) -> tuple[str, str, list[list[int]]]:
     return way, chosen[0].why_not_packed or "", [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0]
-    named = text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
-    return named.replace(str(Path(tempfile.gettempdir())), "")[:220]
-
-
-# --- One process for each type
-
-
-def _child(attempt: Callable[[str], dict[str, Any]], model_type: str, pipe: Any) -> None:
-    import torch
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
-    pipe.send(attempt(model_type))
-
-
-def run_apart(model_type: str, attempt: Callable[[str], dict[str, Any]] = try_family) -> dict[str, Any]:
-    """`attempt` in a process of its own, which is ended after `SECONDS`."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(attempt, model_type, theirs))
-    process.start()
-    theirs.close()
-    try:
-        if not ours.poll(SECONDS):
-            return {"outcome": "untried", "why": f"no end after {SECONDS} s"}
-        return dict(ours.recv())
-    except EOFError:
-        return {"outcome": "untried", "why": "the process died"}
-    finally:
-        process.kill()
-        process.join()
-
-
 def described(model_type: str) -> dict[str, str]:
     """What rules read of a config.json of the type: the architecture, and the type of the language model."""
     from dodona.oracle.models.model_info import ModelInfo
@@ -244,41 +197,23 @@ def results_file(version: str) -> Path:
     return RESULTS / f"transformers-{version}.json"
 
 
-def load(version: str) -> dict[str, dict[str, str]]:
-    """The results that there are, by type."""
-    file = results_file(version)
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
 def run(only: Sequence[str], again: bool) -> None:
     """Try what has no result yet, and keep the results."""
-    import transformers
-
-    importlib.import_module("dodona.runners.v1.runner")  # once, before the processes fork
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    version = transformers.__version__
-    known = load(version)
+    file = results_file(sweep.prepare("dodona.runners.v1.runner"))
+    known: dict[str, dict[str, str]] = sweep.load(file)
     results: dict[str, dict[str, str]] = {}
     for model_type in model_types():
         now = key(model_type)
         found = known.get(model_type)
         wanted = model_type in only if only else again or found is None or found["config"] != now
         if wanted:
-            found = {"config": now, **run_apart(model_type)}
+            found = {"config": now, **run_apart(model_type, try_family)}
             print(model_type, found["outcome"], found["why"], flush=True)
             known[model_type] = found
-            _write(version, known)
+            sweep.save(file, known)
         if found is not None:
             results[model_type] = {**found, **described(model_type)}
-    _write(version, results)
-
-
-def _write(version: str, results: Mapping[str, Mapping[str, str]]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    lines = [f"{json.dumps(t)}: {json.dumps(results[t], sort_keys=True)}" for t in sorted(results)]
-    results_file(version).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    sweep.save(file, results)
 
 
 WORDS = {
@@ -338,7 +273,7 @@ def document() -> str:
         entries = [found.get(model_type) for found in results.values()]
         last = next(entry for entry in reversed(entries) if entry)
         cells = [WORDS[entry["outcome"]] if entry else "–" for entry in entries]
-        remark = "; ".join(filter(None, (_plain(last["why"]), last.get("note"))))
+        remark = "; ".join(filter(None, (markdown(last["why"]), last.get("note"))))
         rows.append(f"| `{model_type}` | " + " | ".join(cells) + f" | {remark} |")
     return HEAD.format(
         prompts=", ".join(map(str, PROMPT_LENGTHS)), chunk=ENGINE["max_num_batched_tokens"],
@@ -350,21 +285,5 @@ def document() -> str:
 _KINDS = ("packed", "rows", "refused", "untried", "wrong")
 
 
-def _plain(why: str) -> str:
-    return why.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("*", "\\*")
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("types", nargs="*")
-    parser.add_argument("--again", action="store_true")
-    parser.add_argument("--document", action="store_true")
-    arguments = parser.parse_args()
-    if not arguments.document:
-        run(arguments.types, arguments.again)
-    DOCUMENT.write_text(document(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    sweep.main(__doc__, run, document, DOCUMENT)

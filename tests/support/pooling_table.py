@@ -1,24 +1,23 @@
 """Writes the table of docs/pooling.md: text model types of transformers that pool, run by V1, against
 transformers.
 
-``python -m tests.support.pooling_table`` tries the types that tests/data/models/pooling-VERSION.json has no
-result of. With ``--again`` it tries all, with names of types only these. ``--document`` writes the document
-from the results of all versions.
+``python -m tests.support.pooling_table`` tries the types that tests/data/pooling/transformers-VERSION.json
+has no result of. With ``--again`` it tries all, with names of types only these. ``--document`` writes the
+document from the results of all versions.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support import sweep
 from tests.support.every_family import SPECIAL, VOCAB_SIZE, make_model, tiny_config
 from tests.support.known_models import model_types, pooling_tasks
-from tests.support.models_table import RESULTS, _plain, first_line, run_apart
+from tests.support.sweep import first_line, markdown, refused_or_wrong, run_apart
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pooling.md"
 
@@ -98,12 +97,7 @@ def attempt(model_type: str, task: str, directory: Path) -> dict[str, str]:
     try:
         way, why, actual = _dodona(str(directory))
     except Exception as error:
-        from dodona.oracle.errors import UnsupportedConfiguration
-
-        if isinstance(error, UnsupportedConfiguration):
-            rules = [] if error.verdict is None else [r.rule for r in error.verdict.refusals]
-            return {"outcome": "refused", "why": ", ".join(rules) or first_line(error)}
-        return {"outcome": "wrong", "why": first_line(error)}
+        return refused_or_wrong(error)
     worst = max(difference(a, b) for a, b in zip(expected, actual, strict=True))
     if not worst <= LIMIT:
         return {"outcome": "wrong", "why": f"differs by {worst:.2g}"}
@@ -154,35 +148,20 @@ def types() -> list[str]:
 
 def results_file(version: str) -> Path:
     """The results of one version of transformers."""
-    return RESULTS.parent / "pooling" / f"transformers-{version}.json"
-
-
-def load(version: str) -> dict[str, Any]:
-    """The results that there are, by type."""
-    file = results_file(version)
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return sweep.RESULTS / "pooling" / f"transformers-{version}.json"
 
 
 def run(only: Sequence[str], again: bool) -> None:
     """Try what has no result yet, and keep the results."""
-    import transformers
-
-    importlib.import_module("dodona.runners.v1.pooling.runner")
-    importlib.import_module("dodona.runners.llm")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    version = transformers.__version__
-    known = load(version)
+    file = results_file(sweep.prepare("dodona.runners.v1.pooling.runner", "dodona.runners.llm"))
+    known = sweep.load(file)
     for model_type in types():
         if model_type in only if only else again or model_type not in known:
             found = run_apart(model_type, try_type)
             ended = "outcome" not in found  # else the process came to no end, with all tasks
             known[model_type] = found if ended else dict.fromkeys(pooling_tasks(model_type), found)
             print(model_type, known[model_type], flush=True)
-            file = results_file(version)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lines = [f"{json.dumps(t)}: {json.dumps(known[t], sort_keys=True)}" for t in sorted(known)]
-            file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+            sweep.save(file, known)
 
 
 WORDS = {
@@ -212,7 +191,7 @@ def table() -> str:
         for model_type in sorted(results):
             tasks = results[model_type]
             cells = [WORDS[tasks[t]["outcome"]] if t in tasks else "–" for t in AUTO_CLASSES]
-            remarks = "; ".join(dict.fromkeys(_plain(e["why"]) for e in tasks.values() if e["why"]))
+            remarks = "; ".join(dict.fromkeys(markdown(e["why"]) for e in tasks.values() if e["why"]))
             parts.append(f"| `{model_type}` | {' | '.join(cells)} | {remarks} |")
         parts.append("")
     return "\n".join([*parts[:-1], END])
@@ -224,17 +203,5 @@ def document() -> str:
     return text[: text.index(BEGIN)] + table() + text[text.index(END) + len(END) :]
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("types", nargs="*")
-    parser.add_argument("--again", action="store_true")
-    parser.add_argument("--document", action="store_true")
-    arguments = parser.parse_args()
-    if not arguments.document:
-        run(arguments.types, arguments.again)
-    DOCUMENT.write_text(document(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    sweep.main(__doc__, run, document, DOCUMENT)

@@ -9,14 +9,11 @@ With names of types only these are tried again.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import multiprocessing
 import re
-import resource
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,12 @@ import torch
 from checkpoints.quantize import FORMATS
 from dodona.kernels.linear.quantized_weight import dequantize, quantize_weight
 from dodona.oracle.models.quantization import online_quantization
-from tests.support import models_table
+from tests.support import models_table, sweep
 from tests.support.equal_tokens import EqualTokens
 from tests.support.every_family import make_model, model_types, tiny_config
 from tests.support.quantized_reference import dense_weight
 
 FORMAT = "w8a16"
-SECONDS = 120
 EXPERT = re.compile(r".*experts\.\d+\..*weight")
 TARGET = r"re:.*experts\.\d+\."
 
@@ -127,11 +123,11 @@ def try_family(
         except LookupError as error:
             return {"outcome": "refused", "why": str(error)}
         except Exception as error:
-            return {"outcome": "untried", "why": models_table.first_line(error)}
+            return {"outcome": "untried", "why": sweep.first_line(error)}
         try:
             _, _, actual = models_table.dodona(str(quantized), **engine)
         except Exception as error:
-            return {"outcome": "wrong", "why": models_table.first_line(error)}
+            return {"outcome": "wrong", "why": sweep.first_line(error)}
 
         def logits(ids: Sequence[int]) -> Any:
             with torch.inference_mode():
@@ -141,34 +137,15 @@ def try_family(
     return {"outcome": "wrong", "why": failure} if failure else {"outcome": "equal", "why": ""}
 
 
+ATTEMPTS: Mapping[str, Callable[[str], dict[str, str]]] = {
+    "stored": partial(try_family, save=save_stored),
+    "online": partial(try_family, save=save_online, quantization="int8"),
+}
+
+
 def model_types_of(model_type: str) -> set[str]:
     """The type, and that of the language model within it."""
     return {model_type, models_table.described(model_type)["language_model"]}
-
-
-def _child(model_type: str, kind: str, pipe: Any) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    if kind == "stored":
-        pipe.send(try_family(model_type, save_stored))
-    else:
-        pipe.send(try_family(model_type, save_online, quantization="int8"))
-
-
-def _apart(model_type: str, kind: str) -> dict[str, str]:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(model_type, kind, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return dict(ours.recv()) if ours.poll(SECONDS) else {"outcome": "untried", "why": "no end"}
-    except EOFError:
-        return {"outcome": "untried", "why": "the process died"}
-    finally:
-        process.kill()
-        process.join()
 
 
 def results_file(version: str) -> Path:
@@ -183,26 +160,20 @@ def result_files() -> list[Path]:
 
 def main() -> None:
     """Command line."""
-    import transformers
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("types", nargs="*")
     args = parser.parse_args()
-    importlib.import_module("dodona.runners.v1.runner")  # once, before the processes fork
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    file = results_file(transformers.__version__)
-    known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    file = results_file(sweep.prepare("dodona.runners.v1.runner"))
+    known: dict[str, Any] = sweep.load(file)
     for model_type in args.types or [t for t in model_types() if t not in known]:
         if not is_moe(model_type):
             continue
-        found = {kind: _apart(model_type, kind) for kind in ("stored", "online")}
+        found = {kind: sweep.run_apart(model_type, attempt) for kind, attempt in ATTEMPTS.items()}
         known[model_type] = {**found, "language_model": models_table.described(model_type)["language_model"]}
         print(model_type, known[model_type], flush=True)
-        lines = [f"{json.dumps(t)}: {json.dumps(known[t], sort_keys=True)}" for t in sorted(known)]
-        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        sweep.save(file, known)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.drafting.load_head import load_head
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v1.drafting.drafter import DraftContext
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
-from dodona.runners.v1.drafting.sequential import SequentialDrafter
+from tests.support.proposals import record_proposals
 from tests.v1.driver import make_runner
 
 QWEN3 = Path(__file__).parents[2] / "checkpoints" / "qwen3"
@@ -125,19 +124,7 @@ class DenseReference:
 def test_proposals_are_those_of_the_head_over_the_whole_text(
     kind: str, heads: Path, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[list[int], list[int]]] = []
-    propose = SequentialDrafter.propose
-
-    def record(drafter: SequentialDrafter, contexts: Sequence[DraftContext]) -> Any:
-        found = propose(drafter, contexts)
-        seen.extend(
-            (list(context.state.tokens(0, context.end + 1)), list(found[context.row]))
-            for context in contexts
-            if context.row in found and not context.state.request.request_id.startswith("__dodona")
-        )
-        return found
-
-    monkeypatch.setattr(SequentialDrafter, "propose", record)
+    seen = record_proposals(monkeypatch)
     prompts = [[5 + (i * 37 + j * j) % 370 for j in range(n)] for i, n in enumerate((1, 23, 9, 40))]
     params = SamplingParams(temperature=0.0, max_tokens=14, ignore_eos=True)
     sizes = {"max_num_batched_tokens": 16, "block_size": 4, "num_gpu_blocks_override": 24}
@@ -247,3 +234,31 @@ def test_weights_that_are_not_the_heads(change: Any, message: str, heads: Path, 
         load_head(
             tmp_path, config, torch.nn.Module(), dtype=torch.float32, device=torch.device("cpu")
         )  # needs nothing of the target
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_hidden_layers", 10**5, "num_hidden_layers=100000 is more than the target has, 3"),
+        ("draft_vocab_size", 10**9, "draft_vocab_size=1000000000 is more than the target has, 380"),
+        ("intermediate_size", 10**12, "other shapes than config.json says: layers.0.mlp.down_proj.weight"),
+        ("head_dim", 10**12, "other shapes than config.json says: layers.0.self_attn.k_proj.weight"),
+        ("hidden_act", "many", "transformers and torch can't make these layers: KeyError: 'many'"),
+        ("num_attention_heads", 0, "transformers and torch can't make these layers"),
+    ],
+)
+def test_sizes_of_a_head_are_compared_before_memory_is_taken(
+    field: str, value: object, message: str, heads: Path, tmp_path: Path
+) -> None:
+    source = heads / "qwen3-eagle3"
+    config = {**json.loads((source / "config.json").read_text()), field: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(source / "model.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        load_head(
+            tmp_path,
+            read_head_config(tmp_path, method="eagle3", parallel=False, target=TARGET),
+            torch.nn.Module(),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )

@@ -9,11 +9,13 @@ from transformers import AutoModelForCausalLM
 from dodona import LLM, SamplingParams
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.select import select_runner
+from dodona.runners.v1.device_serving import _reasons_against
 from dodona.runners.v1.dynamic_rope import install_dynamic_rope, rotary_lengths
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_models import VOCAB_SIZE
+from tests.v1.driver import make_runner
 
 ORIGINAL, FACTOR, NEW = 48, 4.0, 24
 ROPE = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": FACTOR}
@@ -106,6 +108,17 @@ def test_an_unknown_embedding_is_refused():
 
     with pytest.raises(UnsupportedConfiguration, match=r"Odd: .*inv_freq"):
         install_dynamic_rope(torch.nn.ModuleList([Odd()]))
+
+
+@pytest.mark.parametrize("max_model_len", [ORIGINAL, ORIGINAL + 1])
+def test_a_verdict_says_that_the_host_lays_out_the_steps(path, max_model_len):
+    runner = make_runner(path, max_model_len=max_model_len)
+    reasons = _reasons_against(runner._loaded.model, runner.config, runner.limits)
+    assert bool(reasons) == (max_model_len > ORIGINAL)
+    config = EngineConfig.from_flat(str(path), max_model_len=max_model_len)
+    verdict = select_runner(config, environment=assumed_gpu("v1"))
+    told = "steps-on-the-host" in {found.consequence for found in verdict.consequences}
+    assert told == (max_model_len > ORIGINAL)
 
 
 def test_what_needs_more_is_refused_by_name(path):

@@ -4,6 +4,7 @@ happens to a file changes a token."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from dodona.runners.errors import EngineSetupError
+from dodona.runners.errors import EngineSetupError, InvalidRequestError
 from dodona.runners.kv_transfer.storage.block_files import BlockFiles, DamagedBlockError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v1.runner import V1Runner
 from tests.support.tiny_models import VOCAB_SIZE
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -148,12 +151,48 @@ def test_damaged_files_are_computed_again(tiny_models, tmp_path, expected):
         assert run(llm, prompts())[0] == expected
 
 
+def test_what_is_shared_follows_the_weights(tiny_models, reference, tmp_path, monkeypatch):
+    path, other, todo = tiny_models.path("llama"), tmp_path / "other", prompts()[1:2]
+    shutil.copytree(path, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] *= torch.linspace(-1, 1, tensors["model.norm.weight"].numel())
+    tensors["model.layers.0.mlp.up_proj.weight"] *= -1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    reload = V1Runner.reload_weights
+
+    def reload_while_files_change(runner, path):
+        reload(runner, path)
+        os.utime(other / "model.safetensors")
+
+    with LLM(path, **SIZES, **storage(tmp_path / "kv")) as llm:
+        mine, theirs = (reference(p).generate(todo[0], 6) for p in (path, other))
+        assert mine != theirs
+        assert run(llm, todo) == ([mine], [0])
+        llm.sleep(level=1)
+        llm.wake_up()
+        assert run(llm, todo) == ([mine], [32])
+        llm.reload_weights(other)
+        assert run(llm, todo) == ([theirs], [0])
+        with LLM(other, **SIZES, **storage(tmp_path / "kv", "kv_consumer")) as consumer:
+            assert run(consumer, todo) == ([theirs], [32])
+        llm.reload_weights()
+        assert run(llm, todo) == ([mine], [32])
+        name = "model.norm.weight"
+        llm.load_weights([(name, load_file(path / "model.safetensors")[name])])  # the same, by chance
+        assert run(llm, todo) == ([mine], [0])
+        llm.reload_weights(other)
+        with pytest.raises(InvalidRequestError):
+            llm.load_weights([("unknown", torch.ones(1))])
+        assert run(llm, todo) == ([theirs], [32])
+        monkeypatch.setattr(V1Runner, "reload_weights", reload_while_files_change)
+        llm.reload_weights(other)
+        assert run(llm, todo) == ([theirs], [0])
+
+
 def test_other_weights_and_other_layouts_find_nothing(tiny_models, tmp_path):
     path, todo = tiny_models.path("llama"), prompts()[1:2]
     with LLM(path, **SIZES, **storage(tmp_path)) as llm:
         run(llm, todo)
-        llm.reload_weights()
-        assert run(llm, todo)[1] == [0]
     for flat in ({"block_size": 8}, {"dtype": "bfloat16"}):
         with LLM(path, **{**SIZES, **flat}, **storage(tmp_path)) as llm:
             assert run(llm, todo)[1] == [0]

@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from dodona.oracle.errors import ConfigError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v1.drafting.drafter import DraftContext
-from dodona.runners.v1.drafting.sequential import SequentialDrafter
 from tests.support.equal_tokens import EqualTokens
+from tests.support.proposals import record_proposals
 from tests.support.tiny_models import make_model
 from tests.v1.driver import make_runner
 
@@ -106,19 +105,7 @@ def test_proposals_and_tokens(
 ) -> None:
     whole = Whole(family, tmp_path)
     monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
-    seen: list[tuple[list[int], list[int]]] = []
-    propose = SequentialDrafter.propose
-
-    def record(drafter: SequentialDrafter, contexts: Sequence[DraftContext]) -> Any:
-        found = propose(drafter, contexts)
-        seen.extend(
-            (list(context.state.tokens(0, context.end + 1)), list(found[context.row]))
-            for context in contexts
-            if context.row in found and not context.state.request.request_id.startswith("__dodona")
-        )
-        return found
-
-    monkeypatch.setattr(SequentialDrafter, "propose", record)
+    seen = record_proposals(monkeypatch)
     prompts = [[5 + (i * 37 + j * j) % 120 for j in range(n)] for i, n in enumerate((1, 23, 9))]
     params = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
     with LLM(

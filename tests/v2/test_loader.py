@@ -55,6 +55,18 @@ def shard(path, tensors, places):
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
+def test_an_index_beside_model_safetensors_is_not_read(model_dir):
+    path, tensors = model_dir
+    shard(path, {name: tensor + 1 for name, tensor in tensors.items()}, lambda i: i % 2)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    name = "model.embed_tokens.weight"
+    assert torch.equal(plain.state_dict()[name], tensors[name].float())
+    assert torch.equal(load(path).embed_tokens, tensors[name].float())
+
+
 def test_fused_weights_hold_the_checkpoint(model_dir):
     path, tensors = model_dir
     weights = load(path)

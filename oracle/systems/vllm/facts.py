@@ -60,7 +60,7 @@ def _str(value: Any) -> FactValue:
     raise ValueError("expected a text")
 
 
-def _list(value: Any) -> FactValue:
+def _list(value: Any) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise ValueError("expected a list of texts")
@@ -83,7 +83,7 @@ def _positive(value: Any) -> FactValue:
 
 
 def _mixed_sliding(layer_types: Any) -> FactValue:
-    sliding = [item == "sliding_attention" for item in _list(layer_types)]  # type: ignore[union-attr]
+    sliding = [item == "sliding_attention" for item in _list(layer_types)]
     return any(sliding) and not all(sliding)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class HostSlots:
@@ -14,6 +15,8 @@ class HostSlots:
         """The one used last comes last; without those that a load reads."""
         self._free = list(range(num_slots - 1, -1, -1))
         self._in_use: dict[bytes, int] = {}
+        self._outdated: set[bytes] = set()
+        """Those in use that are to be forgotten."""
 
     def __len__(self) -> int:
         return len(self._by_hash) + len(self._in_use)
@@ -50,9 +53,19 @@ class HostSlots:
     def end_load(self, values: Sequence[bytes]) -> None:
         """The load of these blocks ended."""
         for value in values:
-            self._by_hash[value] = self._in_use.pop(value)
+            slot = self._in_use.pop(value)
+            if value in self._outdated:
+                self._outdated.remove(value)
+                self._free.append(slot)
+            else:
+                self._by_hash[value] = slot
 
-    def clear(self) -> None:
-        """Forget all blocks but those that are read at present."""
+    def fingerprint(self, weights: Path | None) -> None:
+        """None: no other engine finds these blocks."""
+        return None
+
+    def clear(self, fingerprint: str | None = None) -> None:
+        """Forget all blocks; those that are read at present, at the end of their load."""
         self._free.extend(self._by_hash.values())
         self._by_hash.clear()
+        self._outdated.update(self._in_use)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 SUFFIX = ".safetensors"
 
@@ -18,11 +19,19 @@ class StorageIndex:
     """A `BlockIndex` of files. Blocks that another engine wrote are found as soon as they are there."""
 
     def __init__(
-        self, namespace: str, exists: Callable[[str], bool], *, loads: bool = True, stores: bool = True
+        self,
+        namespace: str,
+        exists: Callable[[str], bool],
+        *,
+        namespace_of: Callable[[Path | None], str] | None = None,
+        loads: bool = True,
+        stores: bool = True,
     ) -> None:
-        """exists: whether there is a file with this path below the root. loads, stores: what this engine's
-        role lets it do."""
+        """namespace: folder of the blocks, below the root. exists: whether there is a file with this path
+        below the root. namespace_of: the folder for other weights, see `fingerprint`; None: not known.
+        loads, stores: what this engine's role lets it do."""
         self._namespace = namespace
+        self._namespace_of = namespace_of
         self._exists = exists
         self._loads = loads
         self._stores = stores
@@ -48,9 +57,14 @@ class StorageIndex:
         """The load of these blocks ended."""
         self._loading.difference_update(values)
 
-    def clear(self) -> None:
-        """Weights changed: nobody else has these, as far as is known, so their blocks are not shared."""
-        self._namespace = f"changed-{uuid.uuid4().hex}"
+    def fingerprint(self, weights: Path | None) -> str | None:
+        """The folder of blocks that are computed with the weights in a directory; None: random ones."""
+        return None if self._namespace_of is None else self._namespace_of(weights)
+
+    def clear(self, fingerprint: str | None = None) -> None:
+        """Weights changed: go on in the folder of these. None: nobody else has them, as far as is known, so
+        their blocks are not shared."""
+        self._namespace = fingerprint or f"changed-{uuid.uuid4().hex}"
 
     def _path(self, value: bytes) -> str:
         return block_path(self._namespace, value)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.interface import LayerKVSpec
+from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 from dodona.runners.v1.attention import PAGED_ATTENTION
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, recording
@@ -185,11 +186,9 @@ def _of_one_layer(config: Any) -> Any:
 
 def _read(directory: Path, num_layers: int) -> dict[str, Tensor]:
     """The MTP layer's tensors, by their names here."""
-    from safetensors import safe_open
-
     found: dict[str, Tensor] = {}
     for file in weight_files(directory):
-        with naming(f"{file}: damaged or cut off", "fetch the model again"), safe_open(file, "pt") as stored:
+        with open_safetensors(file) as stored:
             for name in stored.keys():  # noqa: SIM118
                 mine = _name(name, num_layers)
                 if mine is not None:

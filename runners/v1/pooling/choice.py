@@ -14,6 +14,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.third_party import first_line
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, set_attention
 from dodona.runners.v1.pooling.model import TransformersPoolingModel
 from dodona.runners.v1.self_check import configured_windows, tolerance_of
@@ -55,7 +56,7 @@ def choose(
         set_attention(module, chosen)
         again = [alone.compute([prompt])[0] for prompt in prompts]
     except Exception as error:
-        raise _refusal(alone, f"it does not compute a prompt: {_first_line(error)}") from error
+        raise _refusal(alone, f"it does not compute a prompt: {first_line(error)}") from error
     tolerance = tolerance_of(module, alone.dtype)
     found = _largest(plain, again)
     if not found <= tolerance:
@@ -72,7 +73,7 @@ def choose(
                 return CheckedPoolingModel(batched, difference)
             why = f"in a padded batch it differs by {difference:.2g} (limit {tolerance:g})"
         except Exception as error:
-            why = f"it does not compute a batch: {_first_line(error)}"
+            why = f"it does not compute a batch: {first_line(error)}"
     logger.warning("%s is slow: each prompt is computed on its own, because %s.", alone.name, why)
     return CheckedPoolingModel(alone, found, why)
 
@@ -108,11 +109,6 @@ def _largest(plain: list[torch.Tensor], others: list[torch.Tensor]) -> float:
         difference = float((one.float() - other.float()).square().mean().sqrt()) / scale
         worst = max(worst, difference) if math.isfinite(difference) else math.inf
     return worst
-
-
-def _first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {text.rstrip('.')}"
 
 
 def _refusal(model: TransformersPoolingModel, what: str) -> UnsupportedConfiguration:

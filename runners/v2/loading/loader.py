@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.quantization.formats import TensorSpec
+from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.v2.loading.quantized import fill_parts, readable_types, stored_specs
 from dodona.runners.v2.models.projections import Parts
 
@@ -69,7 +69,7 @@ def _fill(path: Path, views: Mapping[str, torch.Tensor], parts: Parts, *, unread
     specs = stored_specs(parts)
     places = _plan(path, views, specs, unread)
     with ExitStack() as stack:
-        files = {file: stack.enter_context(_open(file)) for file in sorted(set(places.values()))}
+        files = {file: stack.enter_context(open_safetensors(file)) for file in sorted(set(places.values()))}
         for name in places.keys() & views.keys():
             views[name].copy_(files[places[name]].get_tensor(name))
         fill_parts(parts, lambda name: files[places[name]].get_tensor(name))
@@ -83,12 +83,12 @@ def has_own_head(path: Path) -> bool:
     """
     places: dict[str, Path] = {}
     for file in weight_files(path):
-        with _open(file) as stored:
+        with open_safetensors(file) as stored:
             places.update(dict.fromkeys(_HEAD_AND_EMBEDDING & set(stored.keys()), file))
     if len(places) < 2:
         return False  # nothing to compare, and no tensor is read
     with ExitStack() as stack:
-        both = [stack.enter_context(_open(file)).get_tensor(name) for name, file in places.items()]
+        both = [stack.enter_context(open_safetensors(file)).get_tensor(name) for name, file in places.items()]
         return not torch.equal(*both)
 
 
@@ -110,7 +110,7 @@ def _plan(
     found: dict[str, Path] = {}
     files = weight_files(path)
     for file in files:
-        with _open(file) as stored:
+        with open_safetensors(file) as stored:
             for name in stored.keys():  # noqa: SIM118 - not a mapping
                 if _DERIVED.fullmatch(name) or name in unread:
                     continue
@@ -140,15 +140,8 @@ def _plan(
 
 
 def _names(file: Path) -> set[str]:
-    with _open(file) as stored:
+    with open_safetensors(file) as stored:
         return set(stored.keys())
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{file}: cannot be read as safetensors: {error}; fetch the model again") from error
 
 
 def _check_tensor(

@@ -16,7 +16,7 @@ from dodona.kernels.linear.activation import silu_and_mul
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.state.staged_writes import scatter_ragged
-from dodona.kernels.state.step_state import prepare_inputs, update_state, update_verified_state
+from dodona.kernels.state.step_state import prepare_inputs, update_state
 
 # bfloat16 and float16 take the same paths (tile sizes follow an element's bytes), so float16 is tried once.
 HEAD_SIZES = {
@@ -118,7 +118,7 @@ def state(tokens: int) -> None:
         slots=ints(tokens), seq_lens=ints(2), offsets=ints(2), turn=ints(1), num_turns=3,
     )  # fmt: skip
     for index, ring in ((None, ints(3, 8)), (ints(2), None)):
-        update_verified_state(
+        update_state(
             rows=ints(2), seq_lens=ints(2), sample_index=index, sampled=ints(2), num_kept=ints(2),
             num_computed=ints(2), token_ids=ints(2, 4096), ring=ring, turn=None if ring is None else ints(1),
         )  # fmt: skip
