@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from dodona.kernels.sampling.reference import gumbel_argmax, sanitize, thresholds
-from dodona.kernels.state.step_state import update_verified_state
+from dodona.kernels.state.step_state import update_state
 from dodona.runners.device.sampling.sampler import DeviceSampler
 from dodona.runners.device.sampling.stage import SamplingBatch, VerifiedDrafts
 from dodona.runners.interface import NewRequest
@@ -240,7 +240,7 @@ class OnDevice:
             ),
         )
         assert sampled.num_kept is not None
-        update_verified_state(
+        update_state(
             rows=idx_mapping, seq_lens=position + offsets, sample_index=None, sampled=sampled.token_ids,
             num_kept=sampled.num_kept, num_computed=self._num_computed, token_ids=self._history,
         )  # fmt: skip
