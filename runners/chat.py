@@ -39,10 +39,14 @@ def chat_prompts(
         raise InvalidRequestError("chat needs a tokenizer, and there is none; give token ids to generate")
     if chat_template is None and not getattr(tokenizer, "chat_template", None):
         raise InvalidRequestError("the tokenizer has no chat template; give one by chat_template=")
+    if not isinstance(messages, (list, tuple)):
+        raise InvalidRequestError(f"messages: expected a list of messages, got {messages!r:.80}")
     single = bool(messages) and isinstance(messages[0], Mapping)
     prompts: list[PromptLike] = []
     for conversation in [messages] if single else messages:
-        if isinstance(conversation, str) or not all(isinstance(m, Mapping) for m in conversation):
+        if not isinstance(conversation, (list, tuple)) or not all(
+            isinstance(message, Mapping) for message in conversation
+        ):
             raise InvalidRequestError(
                 'a conversation is a list of messages such as {"role": "user", "content": "text"}, '
                 f"got {conversation!r:.80}"

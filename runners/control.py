@@ -7,13 +7,13 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineAsleepError
+from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from dodona.runners.interface import SLEEP_TAGS, Runner
-from dodona.runners.rpc import rpc_method
+from dodona.runners.rpc import check_arguments, rpc_method
 from dodona.runners.weights.source import weights_directory
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class EngineControl:
     ) -> list[Any]:
         """Call one of `rpc.RPC_METHODS` on every worker; see `Runner.collective_rpc`."""
         rpc_method(method)
+        check_arguments(method, args, kwargs)
         if method == "sleep":
             return self._sleep(args, kwargs)
         if method == "wake_up":
@@ -73,6 +74,10 @@ class EngineControl:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Overwrite the given tensors; see `Runner.load_weights`. Iterates in the caller's thread."""
+        if not isinstance(weights, Iterable):
+            raise InvalidRequestError(
+                f"load_weights: expected pairs of a tensor's name and its values, got {weights!r:.80}"
+            )
         self.collective_rpc("load_weights", (list(weights),))
 
     def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -144,6 +149,10 @@ class EngineControl:
             )
 
 
+_REFUSALS = (InvalidRequestError, EngineAsleepError, UnsupportedConfiguration)
+"""What a runner raises before it writes anything."""
+
+
 def _change_weights(
     runner: Runner, scheduler: Scheduler, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
@@ -157,6 +166,9 @@ def _change_weights(
     before = _fingerprint(runner, scheduler, path) if method == "reload_weights" else None
     try:
         results = runner.collective_rpc(method, args, kwargs)
+    except _REFUSALS:
+        scheduler.reset_prefix_cache()
+        raise
     except BaseException:
         scheduler.new_weights()
         raise

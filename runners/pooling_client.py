@@ -213,9 +213,8 @@ def _text(prompt: PromptLike) -> str | None:
 
 
 def _params_list(params: Params, count: int) -> list[PoolingParams]:
-    listed: list[Any] = (
-        list(params) if isinstance(params, (list, tuple)) else [params or PoolingParams()] * count
-    )
+    one: Any = PoolingParams() if params is None else params
+    listed: list[Any] = list(one) if isinstance(one, (list, tuple)) else [one] * count
     for given in listed:
         if not isinstance(given, PoolingParams):
             raise InvalidRequestError(

@@ -45,6 +45,15 @@ def rpc_method(name: object) -> RpcMethod:
     )
 
 
+def check_arguments(method: str, args: object, kwargs: object) -> None:
+    """Raise InvalidRequestError unless these are the arguments of a call: a list or tuple, and a mapping or
+    None."""
+    if not isinstance(args, (list, tuple)):
+        raise InvalidRequestError(f"collective_rpc: {method}: args must be a list, got {args!r:.80}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidRequestError(f"collective_rpc: {method}: kwargs must be a mapping, got {kwargs!r:.80}")
+
+
 def call_worker(
     worker: Any,
     method: str,

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.fast_interpreter import speed_up
+
 
 def _has_nvidia_gpu() -> bool:
     # Asked of the driver's device nodes, not of torch: TRITON_INTERPRET counts only before Triton is
@@ -38,3 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_runtest_setup() -> None:
+    if not HAS_GPU:
+        speed_up()

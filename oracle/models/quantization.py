@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dodona.oracle.models.patterns import pattern_fault
+
 ONLINE_METHODS = ("fp8", "int8")
 """Methods that quantize the linear layers of an unquantized checkpoint while it is read."""
 
@@ -187,10 +189,7 @@ class _Unreadable(Exception):
 
 def _matches(name: str, class_name: str, target: str) -> bool:
     if target.startswith("re:"):
-        try:
-            return re.match(target[3:], name) is not None
-        except re.error:
-            return False
+        return re.match(target[3:], name) is not None
     return target in (name, class_name)
 
 
@@ -211,10 +210,9 @@ def _names(stored: Mapping[str, Any], *fields: str) -> tuple[str, ...]:
             raise _Unreadable(f"its field {field!r} is no list of names")
         found += values
     for pattern in (value[3:] for value in found if value.startswith("re:")):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise _Unreadable(f"it holds the pattern {pattern!r}, which is malformed: {error}") from None
+        fault = pattern_fault(pattern)
+        if fault is not None:
+            raise _Unreadable(f"its pattern {pattern!r:.80} is not used: {fault}")
     return tuple(found)
 
 

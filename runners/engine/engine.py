@@ -128,7 +128,8 @@ class Engine:
         """End these requests with the tokens that they have; unknown and finished ones are left alone."""
         with self._wake:
             if self._end is None:
-                found = (self._unfinished.get(request_id) for request_id in request_ids)
+                known = (request_id for request_id in request_ids if isinstance(request_id, str))
+                found = (self._unfinished.get(request_id) for request_id in known)
                 self._inbox.extend(_Abort(tuple(requests)) for requests in found if requests)
                 self._wake.notify()
 

@@ -39,12 +39,16 @@ def parse_prompt(prompt: PromptLike) -> Prompt:
     return Prompt(token_ids=_token_ids(prompt))
 
 
+_BYTES = (bytes, bytearray, memoryview)
+"""What is iterable as integers, and is no list of token ids."""
+
+
 def as_prompt_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
     """One prompt or several as a list of prompts; a list of integers is one prompt."""
     given: Any = prompts
     if isinstance(given, (str, Mapping)):
         return [given]
-    if not isinstance(given, Iterable):
+    if not isinstance(given, Iterable) or isinstance(given, _BYTES):
         raise InvalidRequestError(
             f"a prompt must be text, token ids or a mapping, or a list of these, got {_short(given)}"
         )
@@ -64,6 +68,8 @@ def is_single_prompt(prompts: PromptLike | Sequence[PromptLike]) -> bool:
 
 def _token_ids(token_ids: Any) -> list[int]:
     try:
+        if isinstance(token_ids, _BYTES):
+            raise TypeError
         return array("q", token_ids).tolist()
     except (TypeError, OverflowError):
         raise InvalidRequestError(

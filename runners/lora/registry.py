@@ -58,7 +58,8 @@ class AdapterRegistry:
     def remove(self, lora_int_id: int) -> bool:
         """Forget an adapter; False where there is none of this number."""
         with self._lock:
-            return self._adapters.pop(lora_int_id, None) is not None
+            known = isinstance(lora_int_id, int) and lora_int_id in self._adapters
+            return known and self._adapters.pop(lora_int_id) is not None
 
     def loaded(self) -> set[int]:
         """Numbers of the loaded adapters."""

@@ -19,6 +19,7 @@ from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
+from dodona.runners.drafting.weights import of_draft, overwrite, with_draft
 from dodona.runners.interface import (
     FinishedOutput,
     GrammarOutput,
@@ -56,10 +57,6 @@ if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.limits import Limits
-
-
-_DRAFT = "draft."
-"""Before the names of a draft's tensors, where both models' are meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +152,7 @@ class V1Runner(WeightLife):
             plan, loaded.drafting, target, self.config, self.limits, directory=directory
         )
         model_weights.replace(target, fresh)
-        reload.overwrite(loaded.drafting, draft)
+        overwrite(loaded.drafting.weights(), draft)
 
     def get_lora_targets(self) -> Mapping[str, LoRATarget]:
         """The linear layers that see each token of a pass, by name."""
@@ -339,18 +336,14 @@ class V1Runner(WeightLife):
         found = model_weights.views(loaded.model.model)
         if loaded.drafting is None:
             return found
-        draft = loaded.drafting.weight_views()
-        return WeightViews(
-            {**found.views, **_of_draft(draft.views)},
-            {**found.tied, **{f"{_DRAFT}{name}": f"{_DRAFT}{first}" for name, first in draft.tied.items()}},
-        )
+        return with_draft(found, loaded.drafting.weight_views())
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
         loaded = self._require_loaded()
         found = model_weights.releasable(loaded.model.model)
         if loaded.drafting is not None:
             own = loaded.drafting.weights()
-            found |= _of_draft({name: t for name, t in own.items() if t.is_floating_point()})
+            found |= of_draft({name: t for name, t in own.items() if t.is_floating_point()})
         return found
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
@@ -391,7 +384,3 @@ class V1Runner(WeightLife):
             trust_remote_code=model_config.trust_remote_code,
             quantization=quantization_of(self.config, self.model_info),
         )
-
-
-def _of_draft(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"{_DRAFT}{name}": tensor for name, tensor in tensors.items()}

@@ -17,6 +17,7 @@ from dodona.runners.device.ready import Ready
 from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.drafting.kv_blocks import extended
+from dodona.runners.drafting.weights import with_draft
 from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
@@ -30,9 +31,8 @@ from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits
 from dodona.runners.v2.drafting.ngram import NgramDrafter, WithDrafts
-from dodona.runners.v2.loading.loaded import Loaded, load
-from dodona.runners.v2.loading.model import read_weights
-from dodona.runners.v2.models.registry import checkpoint_views
+from dodona.runners.v2.loading.loaded import Loaded, load, reload
+from dodona.runners.v2.loading.model import weight_views
 from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -103,13 +103,13 @@ class V2Runner(WeightLife):
         )
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the weights again, in place: captured graphs see the new ones. KV computed before belongs to
-        the old."""
+        """Read the weights again, in place, and those of the draft from where it was: captured graphs see the
+        new ones. KV computed before belongs to the old."""
         self._require_weights("reload_weights")
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         directory = weights_directory(self.config, self.model_info, path)
-        read_weights(self.loaded.model, directory, seed=self.config.model_config.seed)
+        reload(self.loaded, self.config, self.model_info, self.limits, directory)
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds over all layers, those of the draft among them."""
@@ -183,13 +183,11 @@ class V2Runner(WeightLife):
     # ---------------------------------------------------------------------------------------------------
 
     def _weight_views(self) -> WeightViews:
-        spec, weights = self.loaded.spec, self.loaded.model.weights
-        tied = {"lm_head.weight": "model.embed_tokens.weight"} if spec.tie_word_embeddings else {}
-        return WeightViews(checkpoint_views(spec, weights), tied)
+        found, drafting = weight_views(self.loaded.model), self.loaded.drafting
+        return found if drafting is None else with_draft(found, drafting.weight_views())
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
-        spec, weights = self.loaded.spec, self.loaded.model.weights
-        return {**checkpoint_views(spec, weights), **quantized_tensors(weights)}
+        return {**self._weight_views().views, **quantized_tensors(self.loaded.model.weights)}
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         self._kv_connector.release_kv_caches()

@@ -95,7 +95,7 @@ class WeightLife(Runner):
 
     def sleep(self, level: int = 1) -> None:
         """Give back device memory; see `Runner.sleep`."""
-        if isinstance(level, bool) or level not in SLEEP_LEVELS:
+        if type(level) is not int or level not in SLEEP_LEVELS:
             raise InvalidRequestError(f"sleep: level must be one of {SLEEP_LEVELS}, got {level!r:.40}")
         if self._asleep is not None:
             raise EngineAsleepError("sleep: asleep already; call wake_up first")
@@ -129,6 +129,10 @@ def wake_tags(tags: object) -> frozenset[str]:
     """The tags of `wake_up` as a set; None: all. Raises InvalidRequestError for others."""
     if tags is None:
         return frozenset(SLEEP_TAGS)
-    if isinstance(tags, str) or not isinstance(tags, Collection) or not set(tags) <= set(SLEEP_TAGS):
+    if (
+        isinstance(tags, str)
+        or not isinstance(tags, Collection)
+        or not all(isinstance(tag, str) and tag in SLEEP_TAGS for tag in tags)
+    ):
         raise InvalidRequestError(f"wake_up: tags must be a list out of {SLEEP_TAGS}, got {tags!r:.80}")
     return frozenset(tags)

@@ -95,7 +95,7 @@ def _pair(item: Any) -> tuple[str, Any]:
 
 
 def _view(views: Mapping[str, torch.Tensor], name: Any, tied: Mapping[str, str]) -> torch.Tensor:
-    if name in tied:
+    if isinstance(name, str) and name in tied:
         raise InvalidRequestError(f"tensor {name!r} is tied to {tied[name]!r}; give that one")
     if not isinstance(name, str) or name not in views:
         hint = did_you_mean(str(name), views)

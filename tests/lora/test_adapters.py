@@ -74,7 +74,7 @@ def test_the_key_is_that_of_what_is_computed(tmp_path: Path) -> None:
         ({"rank_pattern": [4]}, "field 'rank_pattern': expected an object"),
         (
             {"alpha_pattern": {"(a+)+b": 4}},
-            r"field 'alpha_pattern': the expression '\(a\+\)\+b' may take too",
+            r"field 'alpha_pattern': the expression '\(a\+\)\+b': it repeats a group",
         ),
         ({"alpha_pattern": {"((": 4}}, "field 'alpha_pattern': the expression"),
         ({"layers_to_transform": ["1"]}, "field 'layers_to_transform': expected numbers"),

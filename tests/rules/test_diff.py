@@ -303,6 +303,31 @@ def test_a_folder_s_markdown_shows_what_differs(tmp_path: Path) -> None:
     assert "2 other books: no verdict changes." in output
 
 
+SMALL = """
+rulebook: base
+description: Two rules.
+system: dodona
+runners: [v2, v1]
+rules:
+  - id: block-size
+    kind: require
+    runners: [v2]
+    when: {cache_config.block_size: {in: [16, 32]}}
+    feature: KV blocks
+    because: Blocks are powers of two.
+    since: 2026-01-31
+    examples: {fires: [{cache_config.block_size: 8}], passes: [{cache_config.block_size: 16}]}
+  - id: lora
+    kind: veto
+    runners: [v2]
+    when: {lora_config: {is_set: true}}
+    feature: LoRA adapters
+    because: V2 does not apply adapters.
+    since: 2026-01-31
+    examples: {fires: [{lora_config: true}], passes: [{lora_config: null}]}
+"""
+
+
 def test_git_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
@@ -311,13 +336,13 @@ def test_git_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git("init", "-q")
     folder = tmp_path / "rules"
     folder.mkdir()
-    (folder / "base.yaml").write_text(own_text())
+    (folder / "base.yaml").write_text(SMALL)
     (folder / "child.yaml").write_text(
         "rulebook: child\nextends: base\ndescription: A child.\nremove: [lora]\n"
     )
     git("add", ".")
     git("commit", "-qm", "first")
-    (folder / "base.yaml").write_text(own_text().replace("block_size: {in: [16,", "block_size: {in: [8, 16,"))
+    (folder / "base.yaml").write_text(SMALL.replace("block_size: {in: [16,", "block_size: {in: [8, 16,"))
     git("commit", "-qam", "second")
     monkeypatch.chdir(tmp_path)
     found = diff_sources("HEAD~1:rules/base.yaml", "rules/base.yaml")

@@ -16,6 +16,8 @@ from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TE
 
 VALUES = (*HUGE, *TEXTS[:3])
 """What a field is set to."""
+PATTERNS = ("([a-z0-9_.]+)+!", "(" * 500, "(" * 100_000, "a{99999999999}", "(?P<x>a)(?P<x>b)", "x" * 100_000)
+"""Regular expressions that take forever, or are none."""
 SHORT = ("--max-model-len", "64")
 
 Act = Callable[[Path], object]
@@ -52,7 +54,8 @@ def adapters() -> Iterator[Change]:
     """Adapters whose adapter_config.json or weights are wrong."""
     for field in ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform",
                   "peft_type", "bias", "exclude_modules", "fan_in_fan_out"):  # fmt: skip
-        for value in (*VALUES, "(" * 500, "(a+)+$"):
+        patterns = [{pattern: 4} for pattern in PATTERNS]
+        for value in (*VALUES, *PATTERNS, *patterns):
             yield f"{field}={value!r:.20}", lambda p, c={field: value}: adapter(p, c)
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         for name, content in (*CONTENTS.items(), *SPECIAL.items()):
@@ -102,6 +105,12 @@ def quantized() -> Iterator[Change]:
     ):
         for value in VALUES:
             yield f"{copy}: {path}={value!r:.20}", lambda p, c=copy, f=path, v=value: requantize(p, c, f, v)
+    for pattern in PATTERNS:
+        for path in ("ignore", "config_groups.group_0.targets"):
+            yield (
+                f"{path}: {pattern:.20}",
+                lambda p, f=path, v=[f"re:{pattern}"]: requantize(p, "qwen3-w4a16", f, v),
+            )
 
 
 def machines() -> Iterator[Change]:
@@ -184,10 +193,16 @@ def adapter(path: Path, changes: dict[str, Any], file: str = "", content: bytes 
 
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
     save_file(
-        {f"{layer}.lora_A.weight": torch.zeros(4, 128), f"{layer}.lora_B.weight": torch.zeros(128, 4)},
+        {f"{layer}.lora_A.weight": torch.zeros(4, 128), f"{layer}.lora_B.weight": torch.zeros(256, 4)},
         path / "adapter_model.safetensors",
     )
-    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **changes}
+    told = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": [layer.removeprefix("base_model.model.")],
+        **changes,
+    }
     (path / "adapter_config.json").write_text(json.dumps(told))
     if file:
         _put(path / file, content)

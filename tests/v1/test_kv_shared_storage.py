@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dodona.runners.errors import EngineSetupError
+from dodona.runners.errors import EngineSetupError, InvalidRequestError
 from dodona.runners.kv_transfer.storage.block_files import BlockFiles, DamagedBlockError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
@@ -181,6 +181,8 @@ def test_what_is_shared_follows_the_weights(tiny_models, reference, tmp_path, mo
         llm.load_weights([(name, load_file(path / "model.safetensors")[name])])  # the same, by chance
         assert run(llm, todo) == ([mine], [0])
         llm.reload_weights(other)
+        with pytest.raises(InvalidRequestError):
+            llm.load_weights([("unknown", torch.ones(1))])
         assert run(llm, todo) == ([theirs], [32])
         monkeypatch.setattr(V1Runner, "reload_weights", reload_while_files_change)
         llm.reload_weights(other)

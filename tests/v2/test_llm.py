@@ -29,7 +29,7 @@ def make_llm(path, override=None, **flat):
     return LLM.from_verdict(verdict)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def llm(tiny_models):
     llm = make_llm(tiny_models.path("qwen3", head_dim=16), skip_tokenizer_init=True, **SMALL)
     yield llm

@@ -128,6 +128,7 @@ def test_lookup_finds_what_repeats_in_a_sliding_window(tiny_models) -> None:
     assert run.steps < plain.steps
 
 
+@pytest.mark.usefixtures("no_warm_up")
 def test_grammars_of_an_engine() -> None:
     pytest.importorskip("llguidance")
     params = [

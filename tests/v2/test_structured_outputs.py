@@ -60,6 +60,7 @@ def check_forms(outputs: list[Any], params: list[SamplingParams]) -> None:
                 assert output.outputs[0].text in asked.structured_outputs.choice
 
 
+@pytest.mark.usefixtures("no_warm_up")
 def test_v1s_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """More requests than rows, and other stages beside."""
     changes: list[dict[str, Any]] = [

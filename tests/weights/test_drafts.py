@@ -17,9 +17,11 @@ from dodona.runners.drafting.load_head import load_head
 from dodona.runners.errors import EngineAsleepError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v2.drafting.load import TargetParts
 from tests.support.tiny_models import TinyModels
 from tests.v1.driver import make_runner
 from tests.v1.test_draft_heads import QWEN3, TARGET, config_for, make_heads
+from tests.v2 import drive as v2
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
@@ -94,29 +96,81 @@ def test_a_refused_draft_leaves_both_as_they_were(llm: LLM, directories: tuple[P
     assert run(llm) == before
 
 
+@pytest.mark.parametrize("name", ["v1", "v2"])
 @pytest.mark.parametrize("kind", ["qwen3-eagle3", "qwen3-peagle"])
-def test_a_head_from_random_weights_to_its_own(kind: str, tmp_path: Path) -> None:
+def test_a_head_from_random_weights_to_its_own(kind: str, name: str, tmp_path: Path) -> None:
     make_heads(tmp_path)
     speculative: dict[str, Any] = config_for(tmp_path, kind)
-    runner = make_runner(QWEN3, load_format="dummy", speculative_config=speculative)
+    make = make_runner if name == "v1" else v2.make_runner
+    runner: Any = make(QWEN3, load_format="dummy", speculative_config=speculative)
     runner.update_config({"load_config": {"load_format": "auto"}})
     runner.reload_weights()
-    assert runner._loaded is not None
-    assert runner._loaded.drafting is not None
     config = read_head_config(
         tmp_path / kind, method="eagle3", parallel=kind == "qwen3-peagle", target=TARGET
     )
-    model = runner._loaded.model.model
+    model = runner._loaded.model.model if name == "v1" else TargetParts(runner.loaded.model)
     head = load_head(tmp_path / kind, config, model, dtype=torch.float32, device=torch.device("cpu"))
     found = runner._loaded.drafting.weights()
     assert found.keys() == head.own_tensors().keys()
-    for name, tensor in head.own_tensors().items():
-        assert torch.equal(found[name], tensor)
+    for tensor_name, tensor in head.own_tensors().items():
+        assert torch.equal(found[tensor_name], tensor)
     runner.sleep(level=2)
     runner.wake_up()
     missing = runner.missing_weights()
     assert {"draft.fc.weight", "draft.norm.weight", "model.norm.weight"} <= set(missing)
     runner.reload_weights()
     assert runner.missing_weights() == []
-    for name, tensor in head.own_tensors().items():
-        assert torch.equal(found[name], tensor)
+    for tensor_name, tensor in head.own_tensors().items():
+        assert torch.equal(found[tensor_name], tensor)
+
+
+def test_a_draft_model_on_v2(tiny_models: TinyModels, tmp_path: Path) -> None:
+    small = {"head_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    target, draft = tiny_models.path("llama", **small), tmp_path / "draft"
+    shutil.copytree(tiny_models.path("llama", seed=1, **small), draft)
+    speculative = {"method": "draft_model", "model": str(draft), "num_speculative_tokens": 2}
+    runner = v2.make_runner(target, speculative_config=speculative)
+    own = load_file(draft / "model.safetensors")
+    own = {name: tensor.clone() for name, tensor in own.items()}
+    weights = load_file(target / "model.safetensors")
+
+    def check(expected: dict[str, torch.Tensor]) -> None:
+        views = runner._weight_views().views
+        assert views.keys() == weights.keys() | {f"draft.{name}" for name in expected}
+        for name in expected:
+            assert torch.equal(views[name], weights[name])
+            assert torch.equal(views[f"draft.{name}"], expected[name])
+
+    check(own)
+    shutil.copy(target / "model.safetensors", draft)
+    runner.reload_weights()
+    check(weights)
+    run = v2.generate(runner, [[5, 9, 17, 3]], max_tokens=6)
+    stats = run.scheduler.draft_stats
+    assert stats.num_accepted_tokens == stats.num_draft_tokens > 0  # the draft is the target
+
+    runner.sleep(level=2)
+    runner.wake_up()
+    runner.load_weights(weights.items())
+    assert {name.partition(".")[0] for name in runner.missing_weights()} == {"draft"}
+    runner.load_weights((f"draft.{name}", tensor) for name, tensor in weights.items())
+    assert runner.missing_weights() == []
+    again = v2.generate(runner, [[5, 9, 17, 3]], max_tokens=3)
+    assert again.outputs[0] == run.outputs[0][:3]
+    check(weights)
+    runner.sleep(level=1)
+    runner.wake_up()
+    runner.apply_sparse_weight_patches(
+        {f"draft.{name}": (torch.arange(tensor.numel()), tensor.flatten()) for name, tensor in own.items()}
+    )
+    check(own)
+
+    changed = {name: tensor + 1 for name, tensor in weights.items()}
+    save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    del own["lm_head.weight"]
+    save_file(own, draft / "model.safetensors", metadata={"format": "pt"})
+    before = {name: tensor.clone() for name, tensor in runner._weight_views().views.items()}
+    with pytest.raises(ConfigError, match=r"1 of 12 tensors .*lm_head\.weight"):
+        runner.reload_weights(tmp_path)
+    for name, tensor in runner._weight_views().views.items():
+        assert torch.equal(tensor, before[name])

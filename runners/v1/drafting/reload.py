@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, MtpPlan, NgramPlan
+from dodona.runners.drafting.weights import fitting, head_tensors
 from dodona.runners.limits import Limits
 from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_head_of, load_model_of, load_mtp_of
@@ -40,30 +40,14 @@ def read_again(
         return {}
     if isinstance(plan, HeadPlan):
         head = load_head_of(plan, target, config, limits)
-        if not running.weights().keys() >= head.own_tensors().keys():
-            raise _another(plan)
-        found: Mapping[str, Tensor] = {**head.state_dict(), "targets": head.targets}
-    elif isinstance(plan, MtpPlan):
+        return head_tensors(running.weights(), head, plan.directory)
+    if isinstance(plan, MtpPlan):
         plan = plan if directory is None else replace(plan, directory=directory)
-        found = load_mtp_of(plan, target, config, limits).own_tensors()
+        found: Mapping[str, Tensor] = load_mtp_of(plan, target, config, limits).own_tensors()
     else:
         # Random weights depend on the device that draws them.
         random = config.load_config.load_format == "dummy"
         device = next(target.parameters()).device if random else torch.device("cpu")
         found = load_model_of(plan, device, config, limits).state_dict()
         check_ties(running.weights(), found)
-    shapes = {name: tensor.shape for name, tensor in running.weights().items()}
-    if shapes != {name: found[name].shape for name in shapes if name in found}:
-        raise _another(plan)
-    return {name: found[name] for name in shapes}
-
-
-def overwrite(running: Drafting, found: Mapping[str, Tensor]) -> None:
-    """Write what `read_again` found in place."""
-    with torch.no_grad():
-        for name, tensor in running.weights().items():
-            tensor.copy_(found[name])
-
-
-def _another(plan: Any) -> ConfigError:
-    return ConfigError(f"{plan.directory}: other tensors than those of the draft that runs; make a new LLM")
+    return fitting(running.weights(), found, plan.directory)

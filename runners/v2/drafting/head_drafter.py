@@ -7,7 +7,7 @@ overwritten by the next step's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +24,14 @@ from dodona.runners.device.sampling.sampler import DeviceSampler
 from dodona.runners.device.state import RequestState
 from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.kv_blocks import own_blocks
+from dodona.runners.drafting.weights import head_views
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v2.attention import Attention
 from dodona.runners.v2.capabilities import HEAD_SIZES
 from dodona.runners.v2.drafting.sequential import SequentialDrafter
 from dodona.runners.v2.models.hidden_states import HiddenStates
+from dodona.runners.weights.life import WeightViews
 
 
 class HeadDrafting:
@@ -59,6 +61,14 @@ class HeadDrafting:
         self._head = head
         self._seen = seen
         self._shape = AttentionShape(heads, kv_heads, size, head.scaling)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """See `DraftHead.own_tensors`."""
+        return self._head.own_tensors()
+
+    def weight_views(self) -> WeightViews:
+        """See `head_views`."""
+        return head_views(self._head)
 
     def start(
         self, state: RequestState, sampler: DeviceSampler, limits: Limits, *, num_blocks: int

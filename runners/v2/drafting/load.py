@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.load_head import load_head, random_head
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan
+from dodona.runners.drafting.weights import fitting, head_tensors
 from dodona.runners.limits import Limits
 from dodona.runners.v2.drafting.head_drafter import HeadDrafting
 from dodona.runners.v2.drafting.model_drafter import ModelDrafting
-from dodona.runners.v2.loading.model import read_model
+from dodona.runners.v2.loading.model import read_model, read_weights, weight_views
 from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.models.hidden_states import LAST_HIDDEN_STATE, HiddenStates
+from dodona.runners.v2.models.weights import allocate_weights
+
+Drafting = HeadDrafting | ModelDrafting
+"""A draft that is loaded."""
 
 
 def hidden_states(plan: DraftPlan | None, limits: Limits) -> HiddenStates | None:
@@ -38,7 +45,7 @@ def load_drafting(
     seen: HiddenStates | None,
     config: EngineConfig,
     limits: Limits,
-) -> HeadDrafting | ModelDrafting | None:
+) -> Drafting | None:
     """The draft on the target's device, in its type; None where the host drafts, or nobody.
 
     Raises ConfigError where the weights are not those of its config.json, or V2 can't run it.
@@ -52,18 +59,36 @@ def load_drafting(
         return ModelDrafting(model, plan.num_speculative_tokens, block_size=limits.block_size)
     if not isinstance(plan, HeadPlan) or seen is None:
         return None
-    parts = _Parts(target)
-    dtype, device = target.dtype, target.device
-    if random:
-        head = random_head(plan.head, parts, dtype=dtype, device=device, seed=seed)
-    else:
-        head = load_head(plan.directory, plan.head, parts, dtype=dtype, device=device)
+    head = _load_head(plan, target, config)
     return HeadDrafting(
         head, seen, plan.num_speculative_tokens, directory=plan.directory, block_size=limits.block_size
     )
 
 
-class _Parts(nn.Module):
+def read_again(
+    plan: HeadPlan | ModelPlan, running: Drafting, target: DenseModel, config: EngineConfig
+) -> Mapping[str, Tensor]:
+    """By the names of `running.weights()`, the draft's tensors as its files have them now, or random ones;
+    see `head_tensors`. Raises ConfigError where the files have other tensors than the running draft."""
+    if isinstance(plan, HeadPlan):
+        return head_tensors(running.weights(), _load_head(plan, target, config), plan.directory)
+    assert isinstance(running, ModelDrafting)
+    random, spec = config.load_config.load_format == "dummy", running.model.spec
+    # Random weights depend on the device that draws them.
+    device = target.device if random else torch.device("cpu")
+    fresh = DenseModel(spec, allocate_weights(spec, device))
+    read_weights(fresh, None if random else plan.directory, seed=config.model_config.seed)
+    return fitting(running.weights(), weight_views(fresh).views, plan.directory)
+
+
+def _load_head(plan: HeadPlan, target: DenseModel, config: EngineConfig) -> DraftHead:
+    parts, dtype, device = TargetParts(target), target.dtype, target.device
+    if config.load_config.load_format == "dummy":
+        return random_head(plan.head, parts, dtype=dtype, device=device, seed=config.model_config.seed)
+    return load_head(plan.directory, plan.head, parts, dtype=dtype, device=device)
+
+
+class TargetParts(nn.Module):
     """Embedding and head of a model, where a draft head looks for them. They share the model's memory."""
 
     def __init__(self, model: DenseModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,9 @@ from dodona.runners.device.state import RequestState
 from dodona.runners.drafting.kv_blocks import own_blocks
 from dodona.runners.limits import Limits
 from dodona.runners.v2.drafting.sequential import SequentialDrafter
+from dodona.runners.v2.loading.model import weight_views
 from dodona.runners.v2.models.dense import DenseModel
+from dodona.runners.weights.life import WeightViews
 
 
 class ModelDrafting:
@@ -26,16 +28,24 @@ class ModelDrafting:
         self.num_speculative_tokens = num_speculative_tokens
         self.own_blocks = own_blocks(num_speculative_tokens, block_size)
         self.layers = model.spec.kv_cache_spec(block_size).layers
-        self._model = model
+        self.model = model
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The draft model's, by the names of its checkpoint."""
+        return self.weight_views().views
+
+    def weight_views(self) -> WeightViews:
+        """See `model.weight_views`."""
+        return weight_views(self.model)
 
     def start(
         self, state: RequestState, sampler: DeviceSampler, limits: Limits, *, num_blocks: int
     ) -> ModelDrafter:
         """See `DeviceDrafting.start`."""
         total = num_blocks + self.own_blocks * limits.max_num_seqs
-        caches = self._model.make_caches(total, limits.block_size, limits.max_num_seqs)
+        caches = self.model.make_caches(total, limits.block_size, limits.max_num_seqs)
         return ModelDrafter(
-            self._model,
+            self.model,
             caches,
             state,
             sampler,

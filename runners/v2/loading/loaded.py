@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import triton
 
@@ -12,16 +13,15 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.quantization import quantization_of
-from dodona.runners.drafting.plan import NgramPlan, plan_drafting
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, NgramPlan, plan_drafting
 from dodona.runners.drafting.prompt_lookup import PromptLookup
+from dodona.runners.drafting.weights import overwrite
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
 from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2 import capabilities
-from dodona.runners.v2.drafting.head_drafter import HeadDrafting
-from dodona.runners.v2.drafting.load import hidden_states, load_drafting
-from dodona.runners.v2.drafting.model_drafter import ModelDrafting
-from dodona.runners.v2.loading.model import read_model
+from dodona.runners.v2.drafting.load import Drafting, hidden_states, load_drafting, read_again
+from dodona.runners.v2.loading.model import read_model, read_weights
 from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.weights.source import weights_directory
@@ -36,7 +36,7 @@ class Loaded:
     """Most drafts of a row in a step."""
     prompts: PromptLookup | None
     """Drafts on the host."""
-    drafting: HeadDrafting | ModelDrafting | None
+    drafting: Drafting | None
     """Drafts on the device."""
 
     @property
@@ -51,11 +51,8 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
     Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
     config.json or the weights are not as they must be, or speculative_config can't be served.
     """
-    check = _check(limits)
-    _refuse(check(config, info))
-    plan = plan_drafting(
-        config, info, limits, runner="v2", lacks_of_draft=partial(capabilities.lacks_of_draft, check=check)
-    )
+    _refuse(_check(limits)(config, info))
+    plan = _plan(config, info, limits)
     seen = hidden_states(plan, limits)
     model = read_model(
         info,
@@ -71,6 +68,19 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
         plan.prompts if isinstance(plan, NgramPlan) else None,
         load_drafting(plan, model, seen, config, limits),
     )
+
+
+def reload(
+    loaded: Loaded, config: EngineConfig, info: ModelInfo, limits: Limits, directory: Path | None
+) -> None:
+    """Read the weights again, in place, from `directory` or (None) at random, and those of the draft from
+    where it was. Raises ConfigError, before the first write, where either does not fit what runs."""
+    plan, drafting, draft = _plan(config, info, limits), loaded.drafting, None
+    if drafting is not None and isinstance(plan, (HeadPlan, ModelPlan)):
+        draft = read_again(plan, drafting, loaded.model, config)
+    read_weights(loaded.model, directory, seed=config.model_config.seed)
+    if drafting is not None and draft is not None:
+        overwrite(drafting.weights(), draft)
 
 
 def load_pooling(
@@ -95,6 +105,11 @@ def _check(limits: Limits) -> Callable[[EngineConfig, ModelInfo], tuple[str, ...
         environment=torch_environment(limits.device),
         interpreted=limits.device == "cpu" and bool(triton.knobs.runtime.interpret),
     )
+
+
+def _plan(config: EngineConfig, info: ModelInfo, limits: Limits) -> DraftPlan | None:
+    lacks = partial(capabilities.lacks_of_draft, check=_check(limits))
+    return plan_drafting(config, info, limits, runner="v2", lacks_of_draft=lacks)
 
 
 def _refuse(lacking: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.models.hidden_states import HiddenStates
 from dodona.runners.v2.models.registry import checkpoint_views, make_spec, quantized_parts
 from dodona.runners.v2.models.weights import allocate_weights
+from dodona.runners.weights.life import WeightViews
 
 
 def read_model(
@@ -46,6 +47,14 @@ def read_model(
     model = DenseModel(spec, allocate_weights(spec, torch.device(limits.device)), seen=seen)
     read_weights(model, directory, seed=seed)
     return model
+
+
+def weight_views(model: DenseModel) -> WeightViews:
+    """The model's weights by the names of its checkpoint; without those of quantized layers."""
+    spec = model.spec
+    is_tied = spec.has_lm_head and spec.tie_word_embeddings
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if is_tied else {}
+    return WeightViews(checkpoint_views(spec, model.weights), tied)
 
 
 def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:
