@@ -23,8 +23,8 @@ from checkpoints.evaluate import LEAP_YEARS, accuracy
 from checkpoints.recipes import MAX_LENGTH, RECIPES, Recipe
 from checkpoints.task import KINDS, draw_conversation, draw_question
 from checkpoints.tokenizer import ASSISTANT, END_OF_TEXT, END_OF_TURN, USER, as_transformers, train_tokenizer
+from checkpoints.training_flags import parsed, training_parser
 
-HERE = Path(__file__).resolve().parent
 IGNORED = -100
 """Label of a token that carries no loss."""
 PLAIN_SHARE = 0.2
@@ -209,26 +209,10 @@ Measured at the end of training. Again, on a CPU: `python -m checkpoints.train {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m checkpoints.train", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=sorted(RECIPES), metavar="NAME", help=", ".join(RECIPES))
-    parser.add_argument("--steps", type=int, default=8_000, help="optimizer steps (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=256, help="sequences a step (default %(default)s)")
-    parser.add_argument("--pool", type=int, default=400_000, help="training sequences (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of weights, data and order (default %(default)s)"
+    parser = training_parser(
+        "python -m checkpoints.train", __doc__, RECIPES, steps=8_000, batch=256, pool=400_000, measure=1000
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--measure", type=int, default=1000, help="held-out prompts of each form (default %(default)s)"
-    )
-    parser.add_argument("--measure-only", action="store_true", help="measure what is saved, train nothing")
-    parser.add_argument(
-        "--output", type=Path, default=HERE, help="parent of the folders (default: beside this file)"
-    )
-    args = parser.parse_args(arguments)
-    if args.steps < 1 or args.batch < 1 or args.pool < 1 or args.measure < 1:
-        parser.error("--steps, --batch, --pool and --measure must be at least 1")
+    args = parsed(parser, arguments)
     for name in args.names:
         recipe, folder = RECIPES[name], args.output / name
         if args.measure_only:

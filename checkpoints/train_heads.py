@@ -31,7 +31,8 @@ from checkpoints.heads import (
     save_head,
 )
 from checkpoints.task import chat_messages, draw_conversation, draw_question
-from checkpoints.train import HERE, MAX_TURNS, learning_rate
+from checkpoints.train import MAX_TURNS, learning_rate
+from checkpoints.training_flags import HERE, parsed, training_parser
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.head_config import read_head_config
@@ -328,25 +329,11 @@ def _unused_token(pool: Pool, vocab_size: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m checkpoints.train_heads", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=sorted(RECIPES), metavar="NAME", help=", ".join(RECIPES))
-    parser.add_argument("--steps", type=int, default=3_000, help="optimizer steps (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="sequences a step (default %(default)s)")
-    parser.add_argument("--pool", type=int, default=30_000, help="training sequences (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of weights, data and order (default %(default)s)"
+    parser = training_parser(
+        "python -m checkpoints.train_heads", __doc__, RECIPES, steps=3_000, batch=64, pool=30_000, measure=300
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--measure", type=int, default=300, help="held-out prompts of each form (default %(default)s)"
-    )
-    parser.add_argument("--measure-only", action="store_true", help="measure what is saved, train nothing")
     parser.add_argument("--target", type=Path, default=HERE / TARGET, help="model directory (default: qwen3)")
-    parser.add_argument("--output", type=Path, default=HERE, help="parent of the folders")
-    args = parser.parse_args(arguments)
-    if args.steps < 1 or args.batch < 1 or args.pool < 1 or args.measure < 1:
-        parser.error("--steps, --batch, --pool and --measure must be at least 1")
+    args = parsed(parser, arguments)
     target, pool = (None, None) if args.measure_only else _target_and_pool(args)
     for name in args.names:
         recipe = RECIPES[name]

@@ -80,9 +80,18 @@ UNSERVED_ARCHITECTURES: Mapping[str, str] = {
 }
 """The same for models that share a language model's type with models that V1 serves."""
 
-POOLED_ALONE: tuple[str, ...] = ("convbert", "cpmant", "fnet")
-"""Types of text models that see padding, so that a pooling runner computes their prompts one by one;
-docs/pooling.md has what runs say."""
+_TASKS = ("embed", "classify", "token_classify")
+POOLED_ALONE: Mapping[str, tuple[str, ...]] = {
+    "convbert": _TASKS,
+    "cpmant": _TASKS,
+    "fnet": _TASKS,
+    "nystromformer": _TASKS,
+    "xlnet": ("classify",),
+    "xlstm": _TASKS,
+    "yoso": _TASKS,
+}
+"""Types of text models that see padding, and the tasks for which a pooling runner computes their prompts one
+by one therefore; docs/pooling.md has what runs say."""
 
 UNPOOLED: Mapping[str, str] = {
     "funnel": "halves a sequence from block to block, and does not compute short ones",

@@ -40,9 +40,14 @@ def _summary(report: Report) -> str:
     found, changed = len(report.findings) + len(report.unknown), len(report.changed())
     unknown = f", {len(report.unknown)} not known" if report.unknown else ""
     return (
-        f"vLLM {report.first} → {report.last} on {report.machine}: {found} starts of the server in "
-        f"{report.files} files; {changed} change{unknown}."
+        f"vLLM {report.first} → {report.last} on {report.machine}: "
+        f"{_counted(found, 'start')} of the server in {_counted(report.files, 'file')}; "
+        f"{changed} {'changes' if changed == 1 else 'change'}{unknown}."
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _where(finding: Finding | Unknown) -> str:

@@ -108,6 +108,13 @@ class QuantizedLinear(torch.nn.Module):
         """The weight."""
         return QuantizedWeight(self.kind, self.data, self.scales, self.zeros, self.group_size)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """[out_features, in_features] in the model's dtype, widened anew: for models whose code reads the
+        weight of a layer in place of calling it. Activations are not quantized then."""
+        values = dequantize(self.quantized_weight, self.dtype)
+        return values if self.order is None else values[:, torch.argsort(self.order)]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., out_features] for `x` [..., in_features], in the dtype of `x`."""
         rounded = x if self.activations is None else self._rounded(x, self.activations)

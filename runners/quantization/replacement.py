@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
@@ -35,12 +36,15 @@ def expect_stored(
     config: QuantizationConfig,
     stored: Mapping[str, tuple[int, ...]],
     experts: Mapping[str, ExpertNames],
+    *,
+    prefix: str = "",
 ) -> None:
     """Put modules that have the checkpoint's tensors in place of the linear layers and the experts that
     `config` quantizes.
 
     stored: the shapes of the checkpoint's tensors by name. experts: what the checkpoint calls the experts'
-    weights, by the name of the module that has them. Raises ConfigError where a layer's shape doesn't suit
+    weights, by the name of the module that has them. prefix: what comes before the names of `model`'s modules
+    in the checkpoint and in `config`. Raises ConfigError where a layer's shape doesn't suit
     its format, and where experts of one layer have several schemes.
     """
     scalars = {name.rpartition(".")[2]: shape for name, shape in stored.items() if shape in ((), (1,))}
@@ -63,7 +67,7 @@ def expect_stored(
         scheme = experts_scheme(config, experts[path], parts["down"].weight.shape[0])
         return None if scheme is None else QuantizedExperts(stack, parts, _in_experts(path, make, scheme))
 
-    _replace(model, config, make, make_experts)
+    _replace(model, config, make, make_experts, prefix=prefix)
 
 
 def convert_stored(model: torch.nn.Module) -> None:
@@ -93,6 +97,12 @@ def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
 def quantized_layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     """The quantized layers by module name, those of experts among them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+def is_plain_linear(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    """Whether a layer computes what `torch.nn.Linear` does: a model's own class may compute something else
+    with the weight, such as a product in groups, and stays as it is."""
+    return isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
 
 
 def experts_scheme(config: QuantizationConfig, names: ExpertNames, count: int) -> WeightScheme | None:
@@ -131,13 +141,15 @@ def _replace(
     config: QuantizationConfig,
     make: _Make,
     make_experts: Callable[[str, torch.nn.Module], torch.nn.Module | None],
+    *,
+    prefix: str = "",
 ) -> None:
     tied = _tied(model)
     names = {id(module): name for name, module in model.named_modules()}
     for parent, attribute, module in list(_children(model)):
         name = names[id(module)]
-        if isinstance(module, torch.nn.Linear) and module is not tied:
-            scheme = config.scheme_of(name)
+        if is_plain_linear(module) and module is not tied:
+            scheme = config.scheme_of(prefix + name)
             if scheme is not None:
                 setattr(parent, attribute, make(name, module.weight, module.bias, scheme))
         elif is_expert_stack(module):

@@ -74,7 +74,7 @@ def check_device_steps(
             with model.fusions.removed():
                 expected = plain_logits(model.packed, tokens)[len(row.prompt) - 1 :]
             largest = max(largest, difference(expected, torch.stack(row.logits)))
-    tolerance = tolerance_of(model.packed)
+    tolerance = tolerance_of(model.packed.model, model.packed.kv_dtype)
     if not largest <= tolerance:
         raise UnsupportedConfiguration.lacking(
             "v1",

@@ -7,7 +7,7 @@ tensors that the checkpoint has: transformers' own quantizers are not asked, so 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,11 @@ def _load_model(
             renamed: dict[str, str] | None = None
             if quantization is not None and not is_online:
                 stored = _stored_shapes(weights)
-                plain = _plain_model(config, trust_remote_code)
+                plain = _plain_model(factory, config, trust_remote_code)
                 experts = expert_names(plain, stored)
                 renamed = renamed_parts(plain, experts, quantization) or None
-                loader = _class_of_stored(type(plain), quantization, stored, experts)
+                prefix = _prefix_of_stored(plain, stored)
+                loader = _class_of_stored(type(plain), quantization, stored, experts, prefix)
             with _no_progress_bar():
                 model, info = loader.from_pretrained(
                     weights,
@@ -115,10 +116,12 @@ def _load_model(
                 )
             _check_complete(weights, info)
             if quantization is not None and not is_online:
-                _check_nothing_ignored(weights, info)
+                _check_nothing_ignored(weights, model, info)
                 convert_stored(model)
         if quantization is not None and (is_online or weights is None):
-            quantize_layers(model, quantization)
+            # A classifier's last layers stay as they are, as the output layer.
+            body: Any = model if auto_class == "AutoModelForCausalLM" else model.base_model
+            quantize_layers(body, quantization)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -183,11 +186,8 @@ def _forget_quantization(config: Any) -> None:
                 delattr(part, field)
 
 
-def _plain_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
+def _plain_model(factory: Any, config: Any, trust_remote_code: bool) -> Any:
     """The model as transformers makes it, without memory for its weights."""
-    from transformers import AutoModelForCausalLM
-
-    factory: Any = AutoModelForCausalLM
     with torch.device("meta"):
         model: torch.nn.Module = factory.from_config(config, trust_remote_code=trust_remote_code)
     return model
@@ -198,19 +198,28 @@ def _class_of_stored(
     quantization: QuantizationConfig,
     stored: Mapping[str, tuple[int, ...]],
     experts: Mapping[str, ExpertNames],
+    prefix: str,
 ) -> Any:
     """The model's class, whose linear layers and experts expect the stored tensors of their quantization."""
 
     class Stored(plain):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            expect_stored(self, quantization, stored, experts)
+            expect_stored(self, quantization, stored, experts, prefix=prefix)
 
     # transformers finds a class's conversions of names by these.
     Stored.__module__ = plain.__module__
     Stored.__name__ = plain.__name__
     Stored.__qualname__ = plain.__qualname__
     return Stored
+
+
+def _prefix_of_stored(model: Any, stored: Iterable[str]) -> str:
+    """What comes before the names of the model's modules in a checkpoint: that of a model with an output
+    layer, where `model` is without one."""
+    prefix = f"{model.base_model_prefix}."
+    is_without = model.base_model is model and len(prefix) > 1
+    return prefix if is_without and any(name.startswith(prefix) for name in stored) else ""
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -230,9 +239,17 @@ _QUANTIZED_TENSORS = (
 """Names of tensors that change what a quantized layer computes, when a layer has them."""
 
 
-def _check_nothing_ignored(path: Path, info: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a quantized layer's tensors were not read."""
-    ignored = sorted(n for n in info["unexpected_keys"] if n.rpartition(".")[2] in _QUANTIZED_TENSORS)
+def _check_nothing_ignored(path: Path, model: Any, info: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a quantized layer's tensors were not read. A model without an output layer, or
+    with another one than the checkpoint's, has no use for that layer."""
+    known = {model.base_model_prefix, *(name for name, _ in model.named_children())}
+    pools = model.get_output_embeddings() is None
+    ignored = sorted(
+        name
+        for name in info["unexpected_keys"]
+        if name.rpartition(".")[2] in _QUANTIZED_TENSORS
+        and not (pools and name.partition(".")[0] not in known)
+    )
     if ignored:
         raise ConfigError(
             f"{path}: config.json's quantization_config makes no use of {len(ignored)} stored tensors: "

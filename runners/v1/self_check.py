@@ -76,7 +76,7 @@ def self_check(model: PackedModel, *, max_model_len: int, pipeline: Group = ALON
     except Exception as error:
         raise _refusal(model, f"it failed with {type(error).__name__}: {error}") from error
 
-    tolerance = tolerance_of(model)
+    tolerance = tolerance_of(model.model, model.kv_dtype)
     noise = max(difference(a, b) for a, b in zip(plain, cached, strict=True))
     found = max(difference(a, b) for a, b in zip(plain, paged, strict=True))
     if not noise <= tolerance:
@@ -100,7 +100,7 @@ def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
         raise
     except Exception as error:
         raise _refusal(model, f"row by row it failed with {first_line(error)}") from error
-    tolerance = tolerance_of(model)
+    tolerance = tolerance_of(model.model, model.kv_dtype)
     found = max(difference(a, b) for a, b in zip(plain, stepped, strict=True))
     if not found <= tolerance:
         how = "computed again for each token" if model.continuation == "none" else "with its own cache"
@@ -110,10 +110,10 @@ def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
     return SelfCheck(found, found, tolerance, (len(prompts[0]), len(prompts[1])))
 
 
-def tolerance_of(model: ServedModel) -> float:
+def tolerance_of(module: torch.nn.Module, dtype: torch.dtype) -> float:
     """Largest accepted difference, see `TOLERANCE` and `ROUNDED_TOLERANCE`."""
-    tolerance = TOLERANCE[model.kv_dtype]
-    if any(layer.activations is not None for layer in quantized_layers(model.model).values()):
+    tolerance = TOLERANCE[dtype]
+    if any(layer.activations is not None for layer in quantized_layers(module).values()):
         return max(tolerance, ROUNDED_TOLERANCE)
     return tolerance
 

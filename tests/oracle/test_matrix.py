@@ -27,7 +27,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "draft-runner": {"runner": "draft"},
     "pooling-combinations": {"runner": "pooling", "compilation_config": 1},
-    "pooling-weights": {"runner": "pooling", "enable_lora": True},
+    "pooling-lora": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"tensor_parallel_size": 2},
@@ -142,6 +142,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",
         "length-dependent-rope", "pooling-remote-code", "quantized-experts-workers",
+        "pooling-quantized-experts",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

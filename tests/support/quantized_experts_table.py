@@ -82,6 +82,7 @@ def save_stored(model_type: str, directory: Path) -> tuple[Path, Path]:
 def save_online(model_type: str, directory: Path) -> tuple[Path, Path]:
     """(an unquantized checkpoint, one with the values that quantization at load makes of it)."""
     from dodona.runners.quantization.experts import is_expert_stack
+    from dodona.runners.quantization.replacement import is_plain_linear
 
     model = make_model(tiny_config(model_type))
     models_table.save(model_type, directory / "dense", model)
@@ -92,7 +93,7 @@ def save_online(model_type: str, directory: Path) -> tuple[Path, Path]:
 
     stacks = 0
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and quantization.scheme_of(name) is not None:
+        if is_plain_linear(module) and quantization.scheme_of(name) is not None:
             if module is not model.get_output_embeddings():
                 module.weight.copy_(rounded(module.weight))
         elif is_expert_stack(module):

@@ -11,7 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from checkpoints.quantize import quantize_checkpoint
 from dodona import LLM, PoolingParams
+from dodona.kernels.linear.quantized_weight import dequantize, quantize_weight
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
@@ -23,6 +25,7 @@ from dodona.runners.pooling.settings import pooling_settings
 from dodona.runners.v1.pooling.model import batches
 from tests.support import pooling_table, sweep
 from tests.support.every_family import make_model
+from tests.support.quantized_reference import plain_model
 
 ENGINE = {"device": "cpu", "dtype": "float32", "max_model_len": 64}
 WORDS = [f"w{i}" for i in range(100)]
@@ -223,6 +226,39 @@ def test_labels_and_probabilities(tmp_path, caplog):
     for output, expected in zip(found, logits, strict=True):
         assert output.outputs.probs == pytest.approx(expected.softmax(0).tolist(), abs=1e-5)
         assert output.outputs.label == ("bad", "neutral", "good")[int(expected.argmax())]
+
+
+# --- Quantized weights
+
+
+@pytest.mark.parametrize("made", ["w8a16", "w8a8-int8"])
+def test_a_quantized_checkpoint_embeds(llama, tmp_path, made):
+    path = tmp_path / made
+    quantize_checkpoint(llama, path, made)
+    reference = plain_model(path).model
+    prompts = pooling_table.prompts()[:3]
+    # Rounded activations: another order of sums may move one by a step.
+    atol = 1e-5 if made == "w8a16" else 2e-2
+    found = embeddings(path, [{"prompt_token_ids": p} for p in prompts], runner="pooling")
+    for vector, prompt in zip(found, prompts, strict=True):
+        with torch.inference_mode():
+            last = reference(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+        torch.testing.assert_close(vector, torch.nn.functional.normalize(last, dim=0), atol=atol, rtol=0)
+
+
+@torch.no_grad()
+def test_quantization_at_load_leaves_a_classifiers_last_layer_as_it_is(cross_encoder):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        cross_encoder, attn_implementation="eager"
+    ).eval()
+    for module in model.bert.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.copy_(dequantize(quantize_weight(module.weight, kind="int8")))
+    expected = float(model(input_ids=torch.tensor([[2, 9, 8, 7, 3]])).logits[0, 0])
+    with LLM(str(cross_encoder), **ENGINE, quantization="int8") as llm:
+        raw = PoolingParams(use_activation=False)
+        found = llm.classify([[2, 9, 8, 7, 3]], raw, use_tqdm=False)[0].outputs.probs[0]
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 # --- Errors

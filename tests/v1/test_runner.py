@@ -34,7 +34,12 @@ def _tokens(runner, **settings):
 ASKS = {
     "quantization": {"quantization": "awq"},
     "draft-runner": {"runner": "draft"},
-    "pooling-combinations": {"runner": "pooling", "enable_lora": True, "max_model_len": 64},
+    "pooling-combinations": {
+        "runner": "pooling",
+        "speculative_config": {"method": "ngram"},
+        "max_model_len": 64,
+    },
+    "pooling-lora": {"runner": "pooling", "enable_lora": True, "max_model_len": 64},
     "pooler-config": {"pooler_config": {}},
     "device-count": {"tensor_parallel_size": 65},
     "executor-backend": {"distributed_executor_backend": "external_launcher"},
@@ -154,7 +159,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
-        "pooling-multimodal", "pooling-remote-code", "quantized-experts-workers",
+        "pooling-multimodal", "pooling-remote-code", "quantized-experts-workers", "pooling-quantized-experts",
     }  # fmt: skip
     assert set(ASKS) | {"device", "ray-device"} | of_models == LACKS
 

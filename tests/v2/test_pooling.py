@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from checkpoints.quantize import FORMATS
+from checkpoints.quantize import quantize_checkpoint
 from dodona import LLM, PoolingParams
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.machine.environment import assumed_gpu
 from dodona.oracle.select import select_runner
 from tests.support import pooling_table
+from tests.support.quantized_reference import plain_model
 from tests.support.tiny_models import make_model
 from tests.v2.drive import DEVICE
 
@@ -119,27 +118,15 @@ def test_a_classifier_gives_transformers_logits(tmp_path, family, auto_class):
 
 
 def test_quantized_weights_pool(tmp_path):
-    from tests.support.quantized_reference import dense_weight
-
     path = save(tmp_path / "dense", "qwen3")
-    made, tensors, values = FORMATS["w8a16"], load_file(path / "model.safetensors"), {}
-    stored = dict(tensors)
-    for name, tensor in tensors.items():
-        if name.endswith("_proj.weight"):
-            parts = made.store(tensor)
-            stored |= {name.removesuffix("weight") + part: value for part, value in parts.items()}
-            del stored[name]
-            values[name] = dense_weight(made.config, parts)
-    quantized = tmp_path / "quantized"
-    quantized.mkdir()
-    config = json.loads((path / "config.json").read_text())
-    (quantized / "config.json").write_text(json.dumps({**config, "quantization_config": made.config}))
-    save_file(stored, quantized / "model.safetensors", {"format": "pt"})
-    save_file({**tensors, **values}, path / "model.safetensors", {"format": "pt"})
-    with make_llm(quantized) as llm:
+    quantize_checkpoint(path, tmp_path / "quantized", "w8a16")
+    reference = plain_model(tmp_path / "quantized").model
+    with make_llm(tmp_path / "quantized") as llm:
         found = llm.embed(GIVEN, PoolingParams(use_activation=False), use_tqdm=False)
-    for output, expected in zip(found, outputs_of(path), strict=True):
-        assert_close(output.outputs.embedding, expected[-1])
+    for output, prompt in zip(found, PROMPTS, strict=True):
+        with torch.inference_mode():
+            expected = reference(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+        assert_close(output.outputs.embedding, expected)
 
 
 def test_what_v2_does_not_pool(tmp_path):

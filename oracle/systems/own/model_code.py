@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import POOLED_ALONE, ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
+from dodona.oracle.systems.own.pooling import pooling_task
 from dodona.oracle.systems.own.resolved import resolved_runner_type
 
 
@@ -25,7 +26,8 @@ def is_row_by_row(config: EngineConfig, model: ModelInfo) -> bool:
     """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE, whose
     frequencies don't follow each row's length."""
     if resolved_runner_type(config, model) == "pooling":
-        return model.model_type in POOLED_ALONE or outgrows_rope(config, model)
+        sees_padding = pooling_task(config, model) in POOLED_ALONE.get(model.model_type or "", ())
+        return sees_padding or outgrows_rope(config, model)
     listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
     return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
 

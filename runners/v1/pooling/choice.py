@@ -17,7 +17,7 @@ from dodona.runners.pooling.sequence import TokenSequence
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, set_attention
 from dodona.runners.v1.pooling.model import TransformersPoolingModel
-from dodona.runners.v1.self_check import TOLERANCE, configured_windows
+from dodona.runners.v1.self_check import configured_windows, tolerance_of
 
 logger = logging.getLogger("dodona.engine")
 
@@ -57,7 +57,7 @@ def choose(
         again = [alone.compute([prompt])[0] for prompt in prompts]
     except Exception as error:
         raise _refusal(alone, f"it does not compute a prompt: {first_line(error)}") from error
-    tolerance = TOLERANCE[alone.dtype]
+    tolerance = tolerance_of(module, alone.dtype)
     found = _largest(plain, again)
     if not found <= tolerance:
         raise _refusal(alone, f"it differs from itself by {found:.2g} (limit {tolerance:g})")

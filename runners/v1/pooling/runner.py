@@ -11,6 +11,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.model_code import outgrows_rope
+from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.machine import torch_environment
 from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v1 import capabilities, loading, model_weights
@@ -66,5 +67,6 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
             device=device,
             seed=model_config.seed,
             trust_remote_code=False,
+            quantization=quantization_of(self.config, self.model_info),
             auto_class=AUTO_CLASSES[self._settings.task],
         )
