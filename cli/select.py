@@ -83,7 +83,7 @@ def select(
         def environment(book: str) -> Environment | None:
             if assume is None and not assume_gpu:
                 return None
-            return _assumed((assume or "h100").split(","), book)
+            return _assumed(assume.split(",") if assume else [], book)
 
         if compare is not None:
             from dodona.cli.advice import run_comparison

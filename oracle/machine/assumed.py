@@ -15,12 +15,12 @@ from dodona.oracle.machine.environment import Environment
 
 MACHINES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "h100": {"platform": "cuda", "has_triton": True, "compute_capability": 90},
-        "h200": {"platform": "cuda", "has_triton": True, "compute_capability": 90},
-        "a100": {"platform": "cuda", "has_triton": True, "compute_capability": 80},
-        "l4": {"platform": "cuda", "has_triton": True, "compute_capability": 89},
-        "b200": {"platform": "cuda", "has_triton": True, "compute_capability": 100},
-        "mi300x": {"platform": "rocm", "has_triton": True},
+        "h100": {"platform": "cuda", "has_triton": True, "compute_capability": 90, "memory": 80},
+        "h200": {"platform": "cuda", "has_triton": True, "compute_capability": 90, "memory": 141},
+        "a100": {"platform": "cuda", "has_triton": True, "compute_capability": 80, "memory": 80},
+        "l4": {"platform": "cuda", "has_triton": True, "compute_capability": 89, "memory": 24},
+        "b200": {"platform": "cuda", "has_triton": True, "compute_capability": 100, "memory": 180},
+        "mi300x": {"platform": "rocm", "has_triton": True, "memory": 192},
         "xpu": {"platform": "xpu", "has_triton": True},
         "cpu": {"platform": "cpu", "has_triton": False},
         "wsl2": {"wsl": True},
@@ -28,7 +28,7 @@ MACHINES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "logits-plugin": {"logitsproc_plugins": True},
     }
 )
-"""What a name says of the machine; what it leaves out is as with `h100`."""
+"""What a name says of the machine; what it leaves out is as with `h100`, but for the memory."""
 
 
 def assumed_machine(names: Sequence[str], *, override: str | None = None) -> Environment:
@@ -38,12 +38,14 @@ def assumed_machine(names: Sequence[str], *, override: str | None = None) -> Env
     override: the runner that is forced there. Raises ConfigError for an unknown name, and for fields that do
     not go together.
     """
-    fields = dict(MACHINES["h100"])
+    # of a GPU that nobody names, the memory isn't known
+    fields = {name: value for name, value in MACHINES["h100"].items() if name != "memory"}
     for name in names:
         told = _told(name)
         if told.get("platform", "cuda") != "cuda":
             fields.pop("compute_capability", None)
             fields.pop("device_count", None)
+            fields.pop("memory", None)
         fields.update(told)
     return Environment(**{**fields, "override": override})
 

@@ -59,6 +59,8 @@ class Environment:
     """The machine is Linux inside Windows (WSL)."""
     wsl_pin_memory: Annotated[bool, Strict()] = False
     """`VLLM_WSL2_ENABLE_PIN_MEMORY` asks vLLM to pin host memory on WSL."""
+    memory: Annotated[float, Field(gt=0)] | None = None
+    """GiB of memory of the smallest visible GPU; None: not known."""
     variables: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of the environment variables of vLLM (`VLLM_…`) that are set, sorted."""
 
@@ -84,6 +86,7 @@ class Environment:
         """
         from dodona.oracle.machine.probe import (
             cuda_capabilities,
+            cuda_memory,
             has_entry_points,
             has_package,
             is_wsl,
@@ -102,6 +105,7 @@ class Environment:
             logitsproc_plugins=has_entry_points("vllm.logits_processors"),
             wsl=is_wsl(),
             wsl_pin_memory=is_on(environ.get(WSL_PIN_MEMORY)),
+            memory=cuda_memory(environ.get("CUDA_VISIBLE_DEVICES")) if found else None,
             variables=vllm_variables(environ),
         )
 

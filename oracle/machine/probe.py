@@ -87,6 +87,42 @@ def cuda_capabilities(visible: str | None) -> tuple[int, ...]:
         return ()
 
 
+@functools.cache
+def cuda_memory(visible: str | None) -> float | None:
+    """GiB of the smallest device that `CUDA_VISIBLE_DEVICES` shows by its number, else of all that there are;
+    None where NVML doesn't tell.
+    """
+    if not os.path.exists("/dev/nvidiactl"):
+        return None
+    wanted = _visible_devices(visible)
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != 0:
+            return None
+        try:
+            count = ctypes.c_uint()
+            if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+                return None
+            numbers = {int(name) for name in wanted or () if name.isdecimal()}
+            sizes = [
+                _nvml_memory(nvml, index) for index in range(count.value) if index in numbers or not numbers
+            ]
+        finally:
+            nvml.nvmlShutdown()
+    except (OSError, AttributeError):
+        return None
+    mig = any(name.startswith("MIG-") for name in wanted or ())
+    return None if mig or not sizes or None in sizes else min(filter(None, sizes)) / (1 << 30)
+
+
+def _nvml_memory(nvml: ctypes.CDLL, index: int) -> int | None:
+    handle, memory = ctypes.c_void_p(), (ctypes.c_ulonglong * 3)()
+    if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
+        return None
+    # total, free, used
+    return memory[0] if nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0 else None
+
+
 def _visible_devices(visible: str | None) -> list[str] | None:
     """The devices named, up to the first that can't be one, as CUDA reads it; None means all."""
     if visible is None:

@@ -42,6 +42,16 @@ SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
 MTP_MODEL_TYPES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "deepseek_v3", "glm4_moe")
 """Model types whose MTP layer `mtp_head.MtpHead` runs, each backed by a run."""
 
+NO_LAYERS_SEEN = (
+    "bert", "bert-generation", "camembert", "data2vec-text", "electra", "ernie", "hrm_text", "llama4_text",
+    "longcat_flash", "modernbert-decoder", "roberta", "roberta-prelayernorm", "roc_bert",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types whose layers, or last hidden state, `drafting.hidden_states` does not find."""
+
+SEVERAL_STREAMS = ("gemma3n_text",)
+"""Model types whose layers pass on several hidden states of a token; heads over layers are trained on one."""
+
 LACKS: frozenset[str] = frozenset(
     {
         "device",
@@ -79,10 +89,11 @@ LACKS: frozenset[str] = frozenset(
         "expert-parallel-ranks",
         "lora-torch-compile",
         "speculative-method",
+        "speculative-hidden-states",
         "speculative-mtp",
         "speculative-mtp-workers",
         "speculative-workers-combinations",
-        "parallel-drafting-method",
+        "parallel-drafting",
         "draft-tensor-parallelism",
         "kv-connector",
         "kv-connector-inner-states",
@@ -226,6 +237,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "lora-torch-compile": config.lora_config is not None and compiles(config),
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
+        "speculative-hidden-states": _hides_states(resolved_speculative_method(config), model.model_type),
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
         and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
         "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
@@ -237,7 +249,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             or config.lora_config is not None
             or has_active_connector(config)
         ),
-        "parallel-drafting-method": speculative is not None
+        "parallel-drafting": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",
         "draft-tensor-parallelism": speculative is not None
@@ -267,6 +279,13 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
     if is_row_by_row(config, draft):
         lacking += ("speculative-row-by-row",)
     return lacking
+
+
+def _hides_states(method: str | None, model_type: str | None) -> bool:
+    """Whether a head of this method can't see the hidden states of such a model."""
+    if method == "eagle3" and model_type in SEVERAL_STREAMS:
+        return True
+    return method in ("eagle", "eagle3") and model_type in NO_LAYERS_SEEN
 
 
 def compiles(config: EngineConfig) -> bool:

@@ -52,7 +52,6 @@ ASKED: dict[str, dict[str, Any]] = {
         "speculative_config": {"method": "ngram"},
         "distributed_executor_backend": "mp",
     },
-    "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
@@ -137,7 +136,8 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one
     # that is not packed.
     of_models = {
-        "remote-code", "speculative-mtp", "kv-connector-inner-states", "speculative-row-by-row",
+        "remote-code", "speculative-mtp", "speculative-hidden-states", "kv-connector-inner-states",
+        "speculative-row-by-row",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",

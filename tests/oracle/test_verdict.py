@@ -196,5 +196,5 @@ def test_a_verdict_that_an_earlier_version_wrote_is_read() -> None:
     assert found.unsupported["v1"] == found.unsupported.v1
     assert "tensor parallelism (2 devices)" in found.unsupported.v2
     written = json.loads(text)
-    written["environment"] |= {"wsl": False, "wsl_pin_memory": False, "variables": []}
+    written["environment"] |= {"wsl": False, "wsl_pin_memory": False, "memory": None, "variables": []}
     assert json.loads(found.model_dump_json()) == {**written, "consequences": [], "unread": []}

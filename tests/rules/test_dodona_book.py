@@ -282,7 +282,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "parallel drafting": (
         LLAMA,
         {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
-        {"parallel-drafting", "parallel-drafting-method"},
+        {"parallel-drafting"},
     ),
     "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, set()),
     "draft on two devices": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -162,7 +163,9 @@ def test_wsl_starts_again_from_0_30(qwen3: str) -> None:
 
 
 def test_machines_by_name(tmp_path: Path) -> None:
-    assert assumed_machine([]) == assumed_machine(["h100"]) == Environment(has_triton=True, platform="cuda")
+    hopper = Environment(has_triton=True, platform="cuda")
+    assert assumed_machine([]) == hopper
+    assert assumed_machine(["h100"]) == dataclasses.replace(hopper, memory=80)
     assert assumed_machine(["wsl2"]) == WSL
     both = assumed_machine(["wsl2", "no-triton", "a100"])
     assert (both.wsl, both.has_triton, both.compute_capability) == (True, True, 80)

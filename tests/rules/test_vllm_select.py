@@ -203,7 +203,7 @@ def test_only_unknown_facts_on_which_a_rule_hangs_are_assumed(tmp_path: Path, ll
         "scheduler_config.async_scheduling = unset (not known)",
     )
     assert _select("0.33.0", f"vllm serve {llama} -pp 2 --async-scheduling").assumptions == ()
-    wrapped = _model(tmp_path, "BigBirdForCausalLM", model_type="big_bird")
+    wrapped = _model(tmp_path, "BioGptForCausalLM", model_type="biogpt")
     assert _select("0.33.0", wrapped).assumptions == ("model_config.is_supported = true (not known)",)
 
 

@@ -13,6 +13,7 @@ import torch
 from checkpoints.evaluate import held_out_prompts
 from dodona.kernels.sampling import reference as definitions
 from dodona.runners.engine.admission import Admission
+from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.llm import LLM
 from dodona.runners.outputs import CompletionOutput, RequestOutput
@@ -20,8 +21,24 @@ from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.equal_tokens import EqualTokens, Logits
 
-LONGEST_PROMPT, MOST_TOKENS = 96, 48
 LOGPROB_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is asked for."""
+
+    count: int = 200
+    longest_prompt: int = 96
+    most_tokens: int = 48
+    grammars: bool = False
+    """Whether some requests have one."""
+    few_tokens: bool = False
+    """Whether half of the requests have a few tokens only, so that lookup finds drafts."""
+    num_blocks: int | None = None
+    """KV blocks while all run together; None: as many as the longest request needs."""
+    seed: int = 0
+    """Of what is random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +69,32 @@ class Progress:
         self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
 
 
-def plans(tokenizer: Any, count: int, *, seed: int = 0) -> list[Plan]:
-    """`count` random requests: real prompts that share beginnings, cut anywhere, and nonsense; every fifth is
+def plans(tokenizer: Any, sizes: Sizes) -> list[Plan]:
+    """Random requests: real prompts that share beginnings, cut anywhere, and nonsense; every fifth is
     aborted."""
-    rng = random.Random(seed)
-    forms = held_out_prompts(tokenizer, count=3, recall=False, seed=seed)
+    rng, longest = random.Random(sizes.seed), sizes.longest_prompt
+    forms = held_out_prompts(tokenizer, count=3, recall=False, seed=sizes.seed)
     real = [list(prompt.token_ids) for prompts in forms.values() for prompt in prompts]
     found = []
-    for i in range(count):
-        prompt = rng.choice(real)[:LONGEST_PROMPT]
+    for i in range(sizes.count):
+        prompt = rng.choice(real)[:longest]
         if rng.random() < 0.5:
             prompt = prompt[: rng.randint(1, len(prompt))]
         if rng.random() < 0.2:
-            prompt = [rng.randrange(4, len(tokenizer)) for _ in range(rng.randint(1, LONGEST_PROMPT))]
+            prompt = [rng.randrange(4, len(tokenizer)) for _ in range(rng.randint(1, longest))]
         elif rng.random() < 0.2:  # KV blocks with the same tokens after another beginning
-            prompt = ([*prompt[:8], *real[0][:8] * LONGEST_PROMPT])[: rng.randint(17, LONGEST_PROMPT)]
-        abort_after = rng.choice([0, 0, 1, 2, 5, 9]) if i % 5 == 4 else None
-        found.append(Plan(prompt, _params(rng, len(tokenizer)), abort_after, close=rng.random() < 0.5))
+            prompt = ([*prompt[:8], *real[0][:8] * longest])[: rng.randint(17, longest)]
+        # Early enough that most have not ended by themselves.
+        pieces = [count for count in (0, 0, 1, 2, 5, 9) if count < sizes.most_tokens / 3]
+        abort_after = rng.choice(pieces) if i % 5 == 4 else None
+        params = _params(rng, len(tokenizer), sizes)
+        if sizes.few_tokens and params.allowed_token_ids:
+            prompt = [rng.choice(params.allowed_token_ids) for _ in prompt]
+        found.append(Plan(prompt, params, abort_after, close=rng.random() < 0.5))
     return found
 
 
-def _params(rng: random.Random, vocab: int) -> SamplingParams:
+def _params(rng: random.Random, vocab: int, sizes: Sizes) -> SamplingParams:
     def maybe(value: Any, otherwise: Any, share: float = 0.25) -> Any:
         return value if rng.random() < share else otherwise
 
@@ -80,7 +102,8 @@ def _params(rng: random.Random, vocab: int) -> SamplingParams:
         return [rng.randrange(4, vocab) for _ in range(count)]
 
     temperature = rng.choice([0.0, 0.0, 0.7, 1.0, 1.5])
-    max_tokens = rng.randint(1, MOST_TOKENS)
+    max_tokens = rng.randint(1, sizes.most_tokens)
+    grammar = maybe({"regex": "([0-9] ?){2,9}"}, None) if sizes.grammars else None
     return SamplingParams(
         n=maybe(2, 1, 0.15) if temperature else 1,
         temperature=temperature,
@@ -94,14 +117,15 @@ def _params(rng: random.Random, vocab: int) -> SamplingParams:
         stop=maybe([rng.choice("0123456789"), "20", "October"], []),
         stop_token_ids=maybe(ids(8), []),
         bad_words=maybe(["1", "May"], [], 0.1),
-        ignore_eos=rng.random() < 0.6,
+        ignore_eos=rng.random() < 0.6 and grammar is None,
         max_tokens=max_tokens,
         min_tokens=maybe(rng.randint(0, max_tokens), 0),
         logprobs=maybe(rng.randint(0, 5), None, 0.4),
         prompt_logprobs=maybe(rng.randint(0, 3), None, 0.15),
         logit_bias=maybe(dict.fromkeys(ids(3), 4.0), None, 0.1),
-        allowed_token_ids=maybe(ids(40), None, 0.1),
+        allowed_token_ids=maybe(ids(5), None, 0.5) if sizes.few_tokens else maybe(ids(40), None, 0.1),
         include_stop_str_in_output=rng.random() < 0.3,
+        structured_outputs=grammar,
     )
 
 
@@ -135,38 +159,48 @@ def run_together(llm: LLM, todo: Sequence[Plan]) -> list[tuple[list[Progress], R
     return results
 
 
+ALL = Sizes()
+
+
 def check_stress(
     make_llm: Callable[..., LLM],
     logits: Logits,
     tokenizer: Any,
     *,
     block_size: int,
-    count: int = 200,
+    sizes: Sizes = ALL,
     prefix_caching: bool = True,
-) -> None:
+    make_alone: Callable[..., LLM] | None = None,
+) -> DraftStats:
     """`make_llm(**flat)` makes an LLM over one model; `logits` is transformers' answer for the next token.
+    make_alone: makes the one of the solo runs; None: the same.
 
-    All requests together run with as many KV blocks as the longest one needs, so that others are preempted;
-    then each runs alone, without a prefix cache. prefix_caching: whether some must find a cached prefix, or
-    none may.
+    All requests run together with few KV blocks; then each runs alone, without a prefix cache.
+    prefix_caching: whether some must find a cached prefix, or none may. Fewer than 40 requests, or those for
+    which a number of blocks is given, need not be preempted or find one.
+
+    Returns the counts of drafts while all ran together.
     """
-    todo = plans(tokenizer, count)
-    sizes = {"max_model_len": LONGEST_PROMPT + MOST_TOKENS}
-    num_blocks = (LONGEST_PROMPT + MOST_TOKENS) // block_size
+    todo, count, longest = plans(tokenizer, sizes), sizes.count, sizes.longest_prompt + sizes.most_tokens
+    length = {"max_model_len": longest}
+    num_blocks = sizes.num_blocks or -(-longest // block_size)
     few = {"block_size": block_size, "num_gpu_blocks_override": num_blocks}
-    with make_llm(**sizes, **few, max_num_seqs=12, max_num_batched_tokens=96) as llm:
+    with make_llm(**length, **few, max_num_seqs=12, max_num_batched_tokens=96) as llm:
         together = run_together(llm, todo)
-        scheduler = llm._client.call(lambda _, scheduler: scheduler)
+        stats, scheduler = llm.draft_stats(), llm._client.call(lambda _, scheduler: scheduler)
         assert scheduler.num_unfinished == 0
         assert scheduler.num_free_rows == 12
         assert scheduler.blocks.num_free == num_blocks
         assert not any(scheduler.blocks.num_users(block) for block in range(num_blocks))
-        assert scheduler.num_preemptions > 0
         found = any(last is not None and last.num_cached_tokens for _, last in together)
-        assert found == prefix_caching
+        assert prefix_caching or not found
+        if count >= 40 and sizes.num_blocks is None:
+            assert scheduler.num_preemptions > 0
+            assert found == prefix_caching
     assert sum(s.finish_reason == "abort" for sequences, _ in together for s in sequences) >= count // 20
 
-    with make_llm(**sizes, max_num_seqs=1, num_gpu_blocks_override=20, enable_prefix_caching=False) as llm:
+    alone_flat = {"max_num_seqs": 1, "num_gpu_blocks_override": 20, "enable_prefix_caching": False}
+    with (make_alone or make_llm)(**length, **alone_flat) as llm:
         alone = [llm.generate({"prompt_token_ids": p.prompt}, p.params, use_tqdm=False)[0] for p in todo]
         admission = llm._client.admission
     equal = EqualTokens(logits)
@@ -182,6 +216,7 @@ def check_stress(
             assert last.prompt_logprobs[0] is reference.prompt_logprobs[0] is None
             _compare_logprobs(last.prompt_logprobs[1:], reference.prompt_logprobs[1:])
     equal.check()
+    return stats
 
 
 def _compare(equal: EqualTokens, plan: Plan, sequence: Progress, reference: CompletionOutput) -> None:

@@ -4,14 +4,15 @@
 
 It prints the table of docs/vllm-books.md, with `--all` each case that differs,
 and writes the table with `--write`. `--held-out` prints the table of those cases
-that were drawn after the books were written.
+that were drawn after the books were written. `--recording FOLDER` takes the cases
+of a folder that tools/record_vllm/pack.py wrote instead of those of the tests.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,11 @@ from dodona.oracle.systems.registry import system_of
 DATA: Final = Path(__file__).parents[1] / "data" / "vllm_recorded"
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "vllm-books.md"
 BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
+NAMES: Final = {
+    "model_config.get_total_num_kv_heads": "model_config.total_num_kv_heads",
+    "model_config.model_arch_config.total_num_attention_heads": "model_config.total_num_attention_heads",
+}
+"""Name in the recording → name of the fact, where they differ. Facts that rules read are derived of these."""
 HOPPER: Final = Environment(has_triton=True, platform="cuda")
 
 
@@ -54,9 +60,9 @@ class Compared:
     """Whether the case was drawn after the book was written."""
 
 
-def releases() -> list[str]:
+def releases(folder: Path = DATA) -> list[str]:
     """The recorded releases, oldest first."""
-    found = [path.name.removesuffix(".jsonl.gz") for path in DATA.glob("*.jsonl.gz")]
+    found = [path.name.removesuffix(".jsonl.gz") for path in folder.glob("*.jsonl.gz")]
     return sorted(found, key=lambda release: [int(part) for part in release.split(".")])
 
 
@@ -73,17 +79,17 @@ def models_folder() -> Path:
     return folder
 
 
-def cases(release: str) -> Iterator[dict[str, Any]]:
+def cases(release: str, folder: Path = DATA) -> Iterator[dict[str, Any]]:
     """The recorded cases of a release."""
-    text = gzip.decompress((DATA / f"{release}.jsonl.gz").read_bytes()).decode()
+    text = gzip.decompress((folder / f"{release}.jsonl.gz").read_bytes()).decode()
     for line in text.splitlines():
         yield json.loads(line.replace("{models}", str(models_folder())))
 
 
 @cache
-def compare(release: str) -> tuple[Compared, ...]:
+def compare(release: str, folder: Path = DATA) -> tuple[Compared, ...]:
     """Every recorded case of a release against its book."""
-    return tuple(_compared(release, case) for case in cases(release))
+    return tuple(_compared(release, case) for case in cases(release, folder))
 
 
 def _compared(release: str, case: Mapping[str, Any]) -> Compared:
@@ -103,8 +109,9 @@ def _compared(release: str, case: Mapping[str, Any]) -> Compared:
     except ConfigError as error:
         return Compared(case["id"], recorded, "refused", f"{why} | {error}", (), 0, 0, held_out)
     differing, compared, unknown = [], 0, 0
-    for name, value in case.get("facts", {}).items():
-        if name not in book.reads or name not in known:
+    for recorded_name, value in case.get("facts", {}).items():
+        name = NAMES.get(recorded_name, recorded_name)
+        if name not in known or not (name in book.reads or recorded_name in NAMES):
             continue
         ours = known[name]
         if ours is UNKNOWN:
@@ -117,14 +124,14 @@ def _compared(release: str, case: Mapping[str, Any]) -> Compared:
     return Compared(case["id"], recorded, answer, why, tuple(differing), compared, unknown, held_out)
 
 
-def table(*, held_out: bool = False) -> str:
+def table(folder: Path = DATA, *, held_out: bool = False) -> str:
     """Agreement by release, as Markdown; held_out: only of the cases drawn after the books."""
     rows = [
         "| release | decided | choice agrees | refused | predicted | wrongly refused | facts agree |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for release in releases():
-        found = [case for case in compare(release) if case.held_out or not held_out]
+    for release in releases(folder):
+        found = [case for case in compare(release, folder) if case.held_out or not held_out]
         decided = [case for case in found if case.recorded != "refused"]
         refused = [case for case in found if case.recorded == "refused"]
         agree = sum(case.book == case.recorded for case in decided)
@@ -143,11 +150,11 @@ def _share(part: int, whole: int) -> str:
     return f"{part} ({100 * part / whole:.1f} %)" if whole else "0"
 
 
-def differences() -> Iterator[str]:
+def differences(folder: Path = DATA) -> Iterator[str]:
     """A line for each case, and each kind of fact, that differs."""
-    for release in releases():
+    for release in releases(folder):
         facts: Counter[str] = Counter()
-        for case in compare(release):
+        for case in compare(release, folder):
             if case.book != case.recorded:
                 yield f"{release} {case.id}: {case.recorded}, book {case.book}: {case.why}"
             facts.update(f"{name}: {value!r}, ours {ours!r}" for name, value, ours in case.facts)
@@ -161,9 +168,20 @@ def documented() -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
 
 
-if __name__ == "__main__":
-    print(table(held_out="--held-out" in sys.argv))
-    if "--write" in sys.argv:
+def main() -> None:
+    """Read the arguments; print, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--recording", type=Path, default=DATA, metavar="FOLDER")
+    args = parser.parse_args()
+    print(table(args.recording, held_out=args.held_out))
+    if args.write:
         DOCUMENT.write_text(documented())
-    if "--all" in sys.argv:
-        print("\n".join(differences()))
+    if args.all:
+        print("\n".join(differences(args.recording)))
+
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,7 @@ ASKS = {
         "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
     },
     "speculative-method": {"speculative_config": {"method": "medusa"}},
-    "parallel-drafting-method": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
+    "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
@@ -160,6 +160,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
         "pooling-multimodal", "pooling-remote-code", "quantized-experts-workers", "pooling-quantized-experts",
+        "speculative-hidden-states",
     }  # fmt: skip
     assert set(ASKS) | {"device", "ray-device"} | of_models == LACKS
 

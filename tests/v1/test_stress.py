@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from dodona.runners.llm import LLM
-from tests.support.stress import check_stress
+from tests.support.stress import Sizes, check_stress
 from tests.support.tiny_models import make_model
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -40,7 +40,7 @@ def test_random_requests_of_a_hybrid_equal_their_solo_runs(reference, monkeypatc
         lambda ids: plain.logits(ids)[-1],
         tokenizer,
         block_size=8,
-        count=40,
+        sizes=Sizes(count=40),
         prefix_caching=False,
     )
 
@@ -61,5 +61,5 @@ def test_random_requests_with_drafts_equal_their_solo_runs_without(reference, mo
         lambda ids: plain.logits(ids)[-1],
         AutoTokenizer.from_pretrained(path),
         block_size=8,
-        count=60,
+        sizes=Sizes(count=60),
     )

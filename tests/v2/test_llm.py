@@ -16,6 +16,7 @@ from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner
 from dodona.runners.v2.runner import V2Runner
 from tests.support.stress import check_stress
+from tests.v2 import stress
 from tests.v2.test_greedy_tokens import Reference, prompts_of
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -94,6 +95,13 @@ def test_trained_checkpoints_answer_alike_on_both_runners(name):
     for question, v1, v2 in zip(questions, answers["v1"], answers["v2"], strict=True):
         equal.compare(tokenizer(question).input_ids, list(v1.token_ids), list(v2.token_ids))
     equal.check()
+
+
+def test_random_requests_with_aborts_and_drafts_equal_their_solo_runs(tmp_path):
+    """Few of them; `python -m tests.v2.stress` runs 200."""
+    pytest.importorskip("llguidance")
+    stats = stress.check(12, seed=0, drafts=stress.NGRAM, folder=tmp_path)
+    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
 
 
 @pytest.mark.gpu

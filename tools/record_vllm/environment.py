@@ -25,7 +25,17 @@ LEFT_OUT = re.compile(
 )
 """Requirements that need a GPU's libraries, bring torch with them, or are installed without their own."""
 
-ALONE = ("torchvision", "xgrammar", "apache-tvm-ffi", "llguidance", "compressed-tensors", "numba", "llvmlite")
+ALONE = (
+    "torchvision",
+    "xgrammar",
+    "apache-tvm-ffi",
+    "llguidance",
+    "compressed-tensors",
+    "numba",
+    "llvmlite",
+    "ray",
+    "msgpack",
+)
 """Packages whose Python is imported, and whose requirements would bring a CUDA build of torch."""
 
 UNPACKED = re.compile(r"\.(py|json|jinja)$|\.dist-info/")

@@ -39,12 +39,17 @@ def main(words: list[str]) -> None:
         "classes": {name: history(name, recorded) for name in _names(recorded)},
         "of_type": next(data["of_type"] for _, data in reversed(recorded) if "of_type" in data),
         "without_backend": next((d["without_backend"] for _, d in recorded if "without_backend" in d), []),
+        "without_interface": _common(
+            [d["without_interface"] for _, d in recorded if "without_interface" in d]
+        ),
         **{
             key: {release: data[key] for release, data in recorded if key in data}
             for key in (
                 "quantization",
                 "speculation",
                 "config_types",
+                "drafts_for",
+                "connectors",
                 "sections",
                 "choices",
                 "breakable_graphs",
@@ -52,6 +57,11 @@ def main(words: list[str]) -> None:
         },
     }
     TARGET.write_text(_text(table))
+
+
+def _common(lists: list[list[str]]) -> list[str]:
+    """What all of the lists have."""
+    return sorted(set.intersection(*map(set, lists))) if lists else []
 
 
 def history(name: str, recorded: list[tuple[str, dict[str, Any]]]) -> list[list[str | None]]:

@@ -1,12 +1,12 @@
-"""The cases to record: each model with its defaults and a few flag sets, each flag set with several models.
+"""The cases to record: every model with its defaults and with every flag set.
 
-    python tools/record_vllm/plan.py MODELS_FOLDER CASES [--flag-sets-each 3]
-    python tools/record_vllm/plan.py MODELS_FOLDER CASES --held-out 0.33.0 [--count 30]
+    python tools/record_vllm/plan.py MODELS_FOLDER CASES
+    python tools/record_vllm/plan.py MODELS_FOLDER CASES --held-out 0.33.0 [--count 60]
 
-Unpacks the models of tests/data/vllm_recorded into MODELS_FOLDER and writes cases for `record.py`. The cases
-are in an order of which each beginning is a fair sample. `{NAME}` in a flag set is the folder of a model.
-With `--held-out` the cases are drawn at random, the text after it being the seed: models with one or two
-flag sets that the plan without it does not combine. Each has the key `held_out`.
+Unpacks the models of tests/data/vllm_recorded into MODELS_FOLDER and writes cases for `record.py`, the grid
+first, and each part in random order, so that whatever is recorded of a part is a fair sample of it.
+`{NAME}` in a flag set is the folder of a model. With `--held-out` the cases have two flag sets each, drawn at
+random, the text after it being the seed, and the key `held_out`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +22,24 @@ from typing import Any
 
 DATA = Path(__file__).parents[2] / "tests" / "data" / "vllm_recorded"
 
+GRID = 64
+"""Models that are recorded with each flag set of the grid."""
+
 
 def main() -> None:
     """Read the arguments, unpack the models, write the cases."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", type=Path)
     parser.add_argument("cases", type=Path)
-    parser.add_argument("--flag-sets-each", type=int, default=3)
     parser.add_argument("--held-out", metavar="SEED")
-    parser.add_argument("--count", type=int, default=30)
+    parser.add_argument("--count", type=int, default=60)
     args = parser.parse_args()
     unpack(args.models)
-    planned = list(cases(args.models, args.flag_sets_each))
-    if args.held_out is not None:
-        planned = held_out(args.models, args.held_out, args.count, {case["id"] for case in planned})
+    planned = (
+        list(cases(args.models))
+        if args.held_out is None
+        else held_out(args.models, args.held_out, args.count)
+    )
     with args.cases.open("w") as file:
         for case in planned:
             file.write(json.dumps(case) + "\n")
@@ -60,57 +65,43 @@ def flag_sets() -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DATA / "flag_sets.jsonl").read_text().splitlines()]
 
 
-def cases(folder: Path, each: int) -> Iterator[dict[str, Any]]:
-    """All cases: the defaults of every model, then rounds of flag sets."""
+def cases(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every model with its defaults and with each flag set that suits it.
+
+    First, in random order, come the defaults, the flag sets that name their models, and the grid: real models
+    with the flag sets that have `grid`. Then the other pairs, in random order.
+    """
     drawn = random.Random(15)
-    named = [model for model in models() if not model["name"].startswith("draft-")]
-    by_name = {model["name"]: model for model in named}
-    bound: list[tuple[str, dict[str, Any]]] = []
-    free: list[dict[str, Any]] = []
+    named = {model["name"]: model for model in models() if not model["name"].startswith("draft-")}
+    real = drawn.sample([name for name in named if not re.search("unknown|no-architectures", name)], GRID)
+    first: list[tuple[str, dict[str, Any]]] = [(name, {"flags": ""}) for name in named]
+    then: list[tuple[str, dict[str, Any]]] = []
     for flags in flag_sets():
-        if "models" in flags:
-            bound += [(name, flags) for name in flags["models"]]
-        else:
-            free.append(flags)
-    rounds: list[tuple[str, dict[str, Any]]] = []
-    deck: list[dict[str, Any]] = []
-    for _ in range(each):
-        for model in drawn.sample(named, len(named)):
-            if not deck:
-                deck = drawn.sample(free, len(free))
-            rounds.append((model["name"], deck.pop()))
-    plain: list[tuple[str, dict[str, Any]]] = [(model["name"], {"flags": ""}) for model in named]
-    mixed = bound + rounds
-    drawn.shuffle(mixed)
-    drawn.shuffle(plain)
-    share = max(1, len(mixed) // len(plain))
-    order = []
-    for i, pair in enumerate(plain):
-        order += [pair, *mixed[i * share : (i + 1) * share]]
-    order += mixed[len(plain) * share :]
+        of_grid = real if "grid" in flags else ()
+        first += [(name, flags) for name in flags.get("models", of_grid)]
+        then += [] if "models" in flags else [(name, flags) for name in named if name not in of_grid]
     seen = set()
-    for name, flags in order:
-        case = _case(folder, by_name[name], flags)
+    for name, flags in [*drawn.sample(first, len(first)), *drawn.sample(then, len(then))]:
+        case = _case(folder, named[name], flags)
         if case["id"] not in seen:
             seen.add(case["id"])
             yield case
 
 
-def held_out(folder: Path, seed: str, count: int, known: set[str]) -> list[dict[str, Any]]:
-    """Random cases whose `id` is not among `known`; two of three have one flag set, the third has two."""
+def held_out(folder: Path, seed: str, count: int) -> list[dict[str, Any]]:
+    """Random cases of two flag sets each, which the plan has one at a time."""
     drawn = random.Random(f"held out {seed}")
     named = [model for model in models() if not model["name"].startswith("draft-")]
     free = [flags for flags in flag_sets() if "models" not in flags]
     found: dict[str, dict[str, Any]] = {}
     while len(found) < count:
-        sets = drawn.sample(free, 2 if len(found) % 3 == 2 else 1)
+        sets = drawn.sample(free, 2)
         flags = {
             "flags": " ".join(one["flags"] for one in sets).strip(),
             "env": {name: value for one in sets for name, value in one.get("env", {}).items()},
         }
         case = _case(folder, drawn.choice(named), flags)
-        if case["id"] not in known:
-            found[case["id"]] = {**case, "held_out": seed}
+        found[case["id"]] = {**case, "held_out": seed}
     return list(found.values())
 
 

@@ -5,7 +5,7 @@
     python tools/record_vllm/record.py --architectures OUTPUT  # the registry of model classes
 
 Runs in an environment that `environment.py` makes. A case is an object with `id`, `argv` (the words after
-`vllm serve`) and `env`. Each one runs in a fork of a process that has imported vLLM once: vLLM's own parser,
+`vllm serve`) and `env`. It runs in a fork of a process that imported vLLM once, through vLLM's own parser,
 its engine arguments and its engine configuration. The answer has `use_v2`, the unsupported features of each
 runner, `facts`, or what was raised: `raised.type`, `.message` (first line), `.where` (innermost place in
 vLLM), `.stage` (parser, validate, arguments, config). README.md beside this file describes the fields.
@@ -14,24 +14,36 @@ vLLM), `.stage` (parser, validate, arguments, config). README.md beside this fil
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import copy
+import gc
 import importlib
+import inspect
 import io
 import json
 import logging
+import math
 import os
+import re
 import signal
 import sys
+import textwrap
+import time
 import traceback
 import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
 
 TIMEOUT = 120
 """Seconds for one case."""
+
+TOGETHER = 25
+"""Cases that one fork answers, one after another."""
 
 FACTS = tuple((Path(__file__).parent / "facts.txt").read_text().split())
 """Dotted names below vLLM's configuration."""
@@ -43,6 +55,7 @@ def main() -> None:
     parser.add_argument("--flags", action="store_true", help="record the flags of the parser, no cases")
     parser.add_argument("--architectures", action="store_true", help="record the registry of model classes")
     parser.add_argument("--no-triton", action="store_true", help="Triton finds no driver")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time; goes on later")
     parser.add_argument("cases", nargs="?")
     parser.add_argument("output")
     args = parser.parse_args()
@@ -59,16 +72,27 @@ def main() -> None:
     if args.architectures:
         Path(args.output).write_text(json.dumps(architectures(), indent=0, sort_keys=True) + "\n")
         return
-    _serve_parser()
-    _import_models()
+    record(Path(args.cases), Path(args.output), args.seconds)
+
+
+def record(planned: Path, target: Path, seconds: float) -> None:
+    """Append the answer of each case that target lacks, until the time is over."""
+    end = time.monotonic() + seconds
     done = set()
-    if os.path.exists(args.output):
-        done = {json.loads(line)["id"] for line in Path(args.output).read_text().splitlines()}
-    with open(args.output, "a") as output:
-        for line in Path(args.cases).read_text().splitlines():
-            case = json.loads(line)
-            if case["id"] not in done:
-                output.write(json.dumps({"id": case["id"], **_in_fork(case)}, sort_keys=True) + "\n")
+    if target.exists():
+        done = {json.loads(line)["id"] for line in target.read_text().splitlines()}
+    cases = [
+        case for line in planned.read_text().splitlines() if (case := json.loads(line))["id"] not in done
+    ]
+    if not cases:
+        return
+    parser = _serve_parser()
+    _prepare(cases)
+    with target.open("a") as output:
+        while cases and time.monotonic() < end:
+            for answer in _in_fork(cases[:TOGETHER], parser):
+                _import(answer.pop("imported", ()))
+                output.write(json.dumps({"id": cases.pop(0)["id"], **answer}, sort_keys=True) + "\n")
                 output.flush()
 
 
@@ -94,6 +118,7 @@ def architectures() -> dict[str, Any]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
     from vllm.config import speculative
     from vllm.config import vllm as vllm_config
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.model_executor.models import registry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
@@ -113,12 +138,29 @@ def architectures() -> dict[str, Any]:
         },
         "quantization": sorted(QUANTIZATION_METHODS),
         "speculation": sorted(_words(speculative.SpeculativeMethod)),
+        "connectors": sorted(KVConnectorFactory._registry),
         "config_types": sorted(_CONFIG_REGISTRY),
-        "breakable_graphs": sorted(getattr(vllm_config, "DEFAULT_BREAKABLE_CUDAGRAPH_ARCHITECTURES", ())),
+        "drafts_for": _drafts_for(speculative.SpeculativeConfig),
+        "breakable_graphs": _breakable_graphs(vllm_config),
         "sections": _sections(),
         "without_backend": _without_backend(),
+        "without_interface": _without_interface(),
         "choices": {flag["dest"]: flag["choices"] for flag in flags() if flag["choices"]},
     }
+
+
+def _breakable_graphs(module: Any) -> list[str]:
+    """Classes that get breakable CUDA graphs by default: a constant since 0.29, a condition before."""
+    listed = getattr(module, "DEFAULT_BREAKABLE_CUDAGRAPH_ARCHITECTURES", None)
+    if listed is not None:
+        return sorted(listed)
+    found: set[Any] = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.If):
+            words = {part.value for part in ast.walk(node.test) if isinstance(part, ast.Constant)}
+            if "VLLM_USE_BREAKABLE_CUDAGRAPH" in words:
+                found |= words - {"VLLM_USE_BREAKABLE_CUDAGRAPH"}
+    return sorted(word for word in found if isinstance(word, str))
 
 
 def _without_backend() -> list[str]:
@@ -133,6 +175,20 @@ def _without_backend() -> list[str]:
         and "_supports_attention_backend = True" not in file.read_text()
     ]
     return sorted(found)
+
+
+def _without_interface() -> list[str]:
+    """Those of them whose attention can't be set either, as transformers tells: no release wraps them."""
+    import transformers.models
+
+    folder = Path(transformers.models.__path__[0])
+    found = []
+    for name in _without_backend():
+        code = (folder / name / f"modeling_{name}.py").read_text()
+        attention = re.search(r"^class \w*Attention\w*\(nn\.Module\):", code, re.MULTILINE)
+        if attention and "ALL_ATTENTION_FUNCTIONS.get_interface(" not in code:
+            found.append(name)
+    return found
 
 
 def _sections() -> dict[str, list[str]]:
@@ -164,6 +220,15 @@ def _sections() -> dict[str, list[str]]:
     return found
 
 
+def _drafts_for(speculation: Any) -> list[str]:
+    """Words of the code that makes a draft's configuration of a model's own: types and classes among them."""
+    source = inspect.getsource(speculation.hf_config_override)
+    words = {
+        node.value for node in ast.walk(ast.parse(textwrap.dedent(source))) if isinstance(node, ast.Constant)
+    }
+    return sorted(word for word in words if isinstance(word, str) and word.isidentifier())
+
+
 def _words(literal: Any) -> set[str]:
     """The texts of a Literal, nested ones included."""
     found: set[str] = set()
@@ -172,34 +237,93 @@ def _words(literal: Any) -> set[str]:
     return found
 
 
-def _import_models() -> None:
-    """Import before the forks what most model classes import."""
-    for name in ("llama", "qwen2_moe", "qwen2_vl", "mamba2", "bert", "llama_eagle3", "deepseek_v2"):
+def _prepare(cases: list[dict[str, Any]]) -> None:
+    """Do once, before the forks, what each case would do: import model classes, configure the log."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    # releases before 0.33 configure it at import
+    with contextlib.suppress(ImportError):
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging_if_needed
+
+        configure_logging_if_needed(LoggingConfig())
+    folders = {word for case in cases for word in case["argv"] if os.path.isfile(f"{word}/config.json")}
+    named = {
+        name
+        for folder in folders
+        for name in json.loads(Path(folder, "config.json").read_text()).get("architectures") or ()
+    }
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    for name in sorted(named & set(ModelRegistry.models)):
+        # a class that can't be imported fails in the case itself
         with contextlib.suppress(Exception):
-            importlib.import_module(f"vllm.model_executor.models.{name}")
+            ModelRegistry.models[name].load_model_cls()
+    _freeze()
 
 
-def _in_fork(case: dict[str, Any]) -> dict[str, Any]:
+def _import(modules: Sequence[str]) -> None:
+    """Import what a case imported, so that the next ones find it."""
+    for name in modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    if modules:
+        _freeze()
+
+
+def _freeze() -> None:
+    """Keep the collector from writing to the pages that forks share."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def _in_fork(cases: list[dict[str, Any]], parser: tuple[Any, Any, Any]) -> Iterator[dict[str, Any]]:
+    """Answers in the order of the cases; the one that the fork died of is the last."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        signal.alarm(TIMEOUT)
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        try:
-            answer = json.dumps(_record(case), default=str)
-        except BaseException:
-            answer = json.dumps({"broken": traceback.format_exc()})
         with os.fdopen(writing, "w") as pipe:
-            pipe.write(answer)
+            _answer(cases, parser, pipe)
         os._exit(0)
     os.close(writing)
+    answered = 0
     with os.fdopen(reading) as pipe:
-        text = pipe.read()
+        for line in pipe:
+            answered += 1
+            yield json.loads(line)
     _, status = os.waitpid(child, 0)
-    return json.loads(text) if text else {"broken": f"ended with status {status}"}
+    if answered < len(cases):
+        yield {"broken": f"ended with status {status}"}
+
+
+def _answer(cases: list[dict[str, Any]], parser: tuple[Any, Any, Any], pipe: TextIO) -> None:
+    """Write a line for each case. Each finds the environment and the defaults that the first one found."""
+    import vllm.logger
+
+    said_once = [value for value in vars(vllm.logger).values() if hasattr(value, "cache_clear")]
+    environ, lines, readings = dict(os.environ), _listen(), _watch()
+    for case in cases:
+        signal.alarm(TIMEOUT)
+        before = set(sys.modules)
+        os.environ.clear()
+        os.environ.update({**environ, **(case.get("env") or {})})
+        for known in said_once:
+            known.cache_clear()
+        lines.clear()
+        readings.clear()
+        try:
+            # defaults of the parser may come from the environment
+            answer = _record(case, _serve_parser() if case.get("env") else parser)
+            answer |= {"choices": readings, "log": lines}
+            answer["imported"] = [name for name in set(sys.modules) - before if name.startswith("vllm.")]
+            text = json.dumps(answer, default=str)
+        except BaseException:
+            text = json.dumps({"broken": traceback.format_exc()})
+        pipe.write(text + "\n")
+        pipe.flush()
 
 
 def _serve_parser() -> tuple[Any, Any, Any]:
@@ -217,16 +341,15 @@ def _serve_parser() -> tuple[Any, Any, Any]:
     return parser, serve, command
 
 
-def _record(case: dict[str, Any]) -> dict[str, Any]:
-    os.environ.update(case.get("env") or {})
-    lines, readings = _listen(), _watch()
+def _record(case: dict[str, Any], built: tuple[Any, Any, Any]) -> dict[str, Any]:
+    parser, _, command = built
     answer: dict[str, Any] = {}
     stage = "parser"
     printed = io.StringIO()
     try:
-        parser, _, command = _serve_parser()
         with contextlib.redirect_stderr(printed):
-            args = parser.parse_args(["serve", *case["argv"]])
+            # a configuration that is made changes the parser's own defaults
+            args = copy.deepcopy(parser.parse_args(["serve", *case["argv"]]))
         stage = "validate"
         command.validate(args)
         if getattr(args, "model_tag", None) is not None:
@@ -247,8 +370,6 @@ def _record(case: dict[str, Any]) -> dict[str, Any]:
         answer["facts"] = {name: value for name in FACTS if (value := _fact(config, name)) is not _ABSENT}
     except BaseException as error:
         answer["raised"] = _raised(error, stage, printed.getvalue())
-    answer["choices"] = readings
-    answer["log"] = lines
     return answer
 
 

@@ -37,6 +37,7 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "trust_remote_code": ("model_config.trust_remote_code", "bool"),
         "convert": ("model_config.convert", "str"),
         "model_impl": ("model_config.model_impl", "str"),
+        "dtype": ("model_config.dtype", "str"),
         "quantization": ("model_config.quantization", "str"),
         "enforce_eager": ("model_config.enforce_eager", "bool"),
         "enable_return_routed_experts": ("model_config.enable_return_routed_experts", "bool"),
@@ -44,6 +45,8 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "logprobs_mode": ("model_config.logprobs_mode", "str"),
         "logits_processors": ("model_config.logits_processors", "list"),
         "mm_encoder_only": ("model_config.multimodal_config.mm_encoder_only", "bool"),
+        "gpu_memory_utilization": ("cache_config.gpu_memory_utilization", "float"),
+        "kv_cache_memory_bytes": ("cache_config.kv_cache_memory_bytes", "str"),
         "kv_sharing_fast_prefill": ("cache_config.kv_sharing_fast_prefill", "bool"),
         "enable_prefix_caching": ("cache_config.enable_prefix_caching", "bool"),
         "enable_chunked_prefill": ("scheduler_config.enable_chunked_prefill", "bool"),
@@ -56,6 +59,7 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "distributed_executor_backend": ("parallel_config.distributed_executor_backend", "str"),
         "enable_expert_parallel": ("parallel_config.enable_expert_parallel", "bool"),
         "all2all_backend": ("parallel_config.all2all_backend", "str"),
+        "enable_eplb": ("parallel_config.enable_eplb", "bool"),
         "enable_dbo": ("parallel_config.enable_dbo", "bool"),
         "ubatch_size": ("parallel_config.ubatch_size", "int"),
         "enable_elastic_ep": ("parallel_config.enable_elastic_ep", "bool"),
@@ -80,6 +84,7 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
         "kv_transfer_config": ("kv_transfer_config", "section"),
         "ec_transfer_config": ("ec_transfer_config", "section"),
         "attention_config": ("attention_config", "section"),
+        "aux_output_config": ("aux_output_config", "section"),
         "watermark_config": ("watermark_config", "section"),
     }
 )
@@ -90,7 +95,6 @@ MAX_WORDS: Final = 2000
 
 COULD_DECIDE: Final = frozenset(
     {
-        "aux_output_config",
         "config_format",
         "diffusion_config",
         "enable_trace_replay",
@@ -160,6 +164,10 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
             for head, given in whole.items()
             if isinstance(given, str) and given not in registry.choices.get(head, (given,))
         ]
+        level = whole.get("compilation_config")
+        if registry.is_recorded and isinstance(level, (int, str)) and not str(level).lstrip().startswith("{"):
+            # a bare level was taken by older releases
+            unrecognized.append(f"--compilation-config {level}")
     if unrecognized:
         sections["arguments"] = {"unrecognized": ", ".join(sorted(unrecognized))}
     _apply_optimization_level(sections, arguments)

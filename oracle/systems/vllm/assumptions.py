@@ -24,11 +24,17 @@ from dodona.oracle.systems.vllm.facts import default_of
 from dodona.oracle.systems.vllm.model_classes import Registry, registry_of
 from dodona.oracle.systems.vllm.model_facts import architectures_of, model_section
 from dodona.oracle.systems.vllm.startup_checks import (
+    AUXILIARY_OUTPUT,
     code_refusal,
+    dtype_refusal,
+    is_before,
     length_refusal,
+    parallelism_refusal,
     quantization_refusal,
+    routed_experts_refusal,
     speculation_refusal,
 )
+from dodona.oracle.systems.vllm.weights import weights_refusal
 
 _NO_DRAFT: Final = ("ngram", "ngram_gpu", "suffix", "custom_class")
 """Speculative methods without a draft model."""
@@ -78,19 +84,29 @@ def completed_sections(
     told = model_section(given["model_config"], model, registry)
     refused = {
         "quantization_refusal": quantization_refusal(given["model_config"], model, registry),
+        "dtype_refusal": dtype_refusal(given["model_config"], model, registry),
         "length_refusal": length_refusal(given["model_config"], model),
         "code_refusal": code_refusal(given["model_config"], model, registry),
+        "weights_refusal": weights_refusal(sections, told, model, environment),
     }
     completed["model_config"] = {**told, **refused, **given["model_config"]}
+    experts = "enable_return_routed_experts"
+    auxiliary = dict(sections.get("aux_output_config") or {})
+    if auxiliary.get(experts) or given["model_config"].get(experts):
+        completed["model_config"][experts] = True
+        if not is_before(registry, AUXILIARY_OUTPUT):
+            # the flag sets both
+            completed["aux_output_config"] = {**auxiliary, experts: True}
     cache = dict(given["cache_config"])
-    cache.setdefault("enable_prefix_caching", UNKNOWN)
-    if told["has_inner_state"]:
+    cache.setdefault("enable_prefix_caching", _prefix_caching(told, registry))
+    if told["has_inner_state"] or told["is_hybrid"]:
         cache.setdefault("mamba_cache_mode", UNKNOWN)
     completed["cache_config"] = cache
     parallel = dict(given["parallel_config"])
     if parallel.get("distributed_executor_backend") is None:
         parallel["distributed_executor_backend"] = _executor(parallel)
     parallel.setdefault("all2all_backend", "allgather_reducescatter")
+    parallel.setdefault("refusal", parallelism_refusal(parallel))
     completed["parallel_config"] = parallel
     scheduler = dict(given["scheduler_config"])
     if scheduler.get("async_scheduling") is None:
@@ -110,8 +126,11 @@ def completed_sections(
         # the connector turns the attention on
         attention.setdefault("hisparse_config", {})
     completed["attention_config"] = attention
+    completed["model_config"]["routed_experts_refusal"] = routed_experts_refusal(completed, registry)
     if sections.get("speculative_config") is not None:
-        completed["speculative_config"] = _speculative(sections["speculative_config"], model, registry)
+        completed["speculative_config"] = _speculative(
+            sections["speculative_config"], model, registry, parallel.get("pipeline_parallel_size") or 1
+        )
     return completed
 
 
@@ -128,6 +147,19 @@ ALWAYS_CONFIGURED: Final = (
 
 _SEQUENCE_PARALLEL_WIDTH: Final = 8192
 """Smallest hidden size for which vLLM keeps sequence parallelism that no threshold is given for."""
+
+
+_CACHES_PREFIXES_OF_HYBRIDS: Final = (0, 26, 0)
+"""First release that does so where nothing is said."""
+
+
+def _prefix_caching(told: Mapping[str, Any], registry: Registry) -> FactValue:
+    """Whether prefixes of a generative model with inner states are cached where nothing is said."""
+    if told["runner_type"] != "generate":
+        return UNKNOWN
+    if told["is_hybrid"] is True:
+        return not is_before(registry, _CACHES_PREFIXES_OF_HYBRIDS)
+    return False if told["is_attention_free"] is True else UNKNOWN
 
 
 def _executor(parallel: Mapping[str, Any]) -> FactValue:
@@ -192,7 +224,9 @@ def _section(place: Mapping[str, Any], name: str, within: str) -> dict[str, Any]
     return dict(value or {})
 
 
-def _speculative(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> dict[str, Any]:
+def _speculative(
+    given: Mapping[str, Any], model: ModelInfo, registry: Registry, stages: object
+) -> dict[str, Any]:
     completed = dict(given)
     name = given.get("model")
     draft = load_readable(name) if isinstance(name, str) and os.path.isdir(name) else None
@@ -201,7 +235,9 @@ def _speculative(given: Mapping[str, Any], model: ModelInfo, registry: Registry)
         completed["method"] = current_method(method)
     else:
         completed["method"] = _method(name, draft)
-    completed["refusal"] = speculation_refusal(given, completed["method"], model, draft, registry)
+    completed["refusal"] = speculation_refusal(given, completed["method"], model, draft, registry, stages)
+    if completed["method"] == "dflash":
+        completed["parallel_drafting"] = True
     if completed["method"] in ("ngram", "ngram_gpu", "suffix"):
         # the target stands in for it
         completed.setdefault("draft_model_config", {"architectures": list(architectures_of(model))})

@@ -233,8 +233,11 @@ def _fits_decode_context(inputs: Inputs) -> FactValue:
         return True
     if not (isinstance(heads, int) and isinstance(kv_heads, int)):
         return None
-    if not (isinstance(split, int) and isinstance(context, int) and kv_heads > 0):
+    if not (isinstance(split, int) and isinstance(context, int)):
         return None
+    if kv_heads == 0:
+        # vLLM divides by them
+        return False
     return split > kv_heads and context <= split // kv_heads and (heads // kv_heads) % context == 0
 
 
@@ -276,9 +279,13 @@ _FACTS = (
     _KV_HEADS,
     _of_model("is_supported", "The release has a class for the model.", True),
     _refusal("model_config.quantization_refusal", "the quantization"),
+    _refusal("model_config.dtype_refusal", "the type of the weights"),
     _refusal("model_config.length_refusal", "the length of a sequence"),
     _refusal("model_config.code_refusal", "a model that brings code of its own"),
+    _refusal("model_config.weights_refusal", "the size of the weights"),
+    _refusal("model_config.routed_experts_refusal", "to return routed experts"),
     _refusal("model_config.runner_refusal", "the runner or the conversion"),
+    _of_model("is_lora_supported", "LoRA adapters can be added to the model's layers.", True),
     _of_model("is_pp_supported", "The model's layers can be split among pipeline stages.", True),
     _field(
         "model_config.enable_return_routed_experts",
@@ -349,9 +356,16 @@ _FACTS = (
         "A step is scheduled before the last one's tokens are read.",
         None,
     ),
+    _refusal("parallel_config.refusal", "the parallelism"),
     _section("lora_config", "LoRA adapters are configured."),
     _section("ec_transfer_config", "Transfer of encoder outputs between instances is configured."),
     _section("reasoning_config", "Reasoning is configured; --reasoning-parser alone does that."),
+    _field(
+        "aux_output_config.enable_return_routed_experts",
+        "bool",
+        "The experts that each token went to are returned, since 0.31.",
+        None,
+    ),
     _section("watermark_config", "Watermarking of the generated text is configured."),
     _section("attention_config.hisparse_config", "HiSparse attention is configured."),
     _field(

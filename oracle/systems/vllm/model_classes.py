@@ -83,6 +83,11 @@ class Registry:
     """The values that an argument may have, by its flat name; empty where they weren't recorded."""
     config_types: frozenset[str] = frozenset()
     """Model types whose configuration classes vLLM has itself, beside those of transformers."""
+    drafts_for: frozenset[str] = frozenset()
+    """Words of the code that makes a draft's configuration: among them are the model types and classes that
+    multi-token prediction can draft for."""
+    connectors: frozenset[str] = frozenset()
+    """Names of KV connectors."""
     breakable_graphs: frozenset[str] = frozenset()
     """Classes that on CUDA run with breakable CUDA graphs in place of compilation."""
 
@@ -158,6 +163,8 @@ def _recorded(release: str) -> Registry:
         sections={name: tuple(names) for name, names in data["sections"].get(release, {}).items()},
         choices={name: tuple(values) for name, values in data["choices"].get(release, {}).items()},
         config_types=frozenset(data["config_types"].get(release, ())),
+        drafts_for=frozenset(data["drafts_for"].get(release, ())),
+        connectors=frozenset(data["connectors"].get(release, ())),
         breakable_graphs=frozenset(data["breakable_graphs"].get(release, ())),
     )
 
@@ -172,7 +179,8 @@ WRAPS_MORE_SINCE: Final = (0, 29, 0)
 
 def cannot_be_wrapped(model_type: str, release: str) -> bool:
     """Whether a release can't serve transformers' own model of a type, as far as that is known."""
-    return _number(release) < WRAPS_MORE_SINCE and model_type in _data()["without_backend"]
+    kept = "without_backend" if _number(release) < WRAPS_MORE_SINCE else "without_interface"
+    return model_type in _data()[kept]
 
 
 def architecture_of(model_type: str) -> str | None:

@@ -113,7 +113,14 @@ def _section(
     kind = kind or registry.classes.get(served)
     if kind is None:
         fields |= dict.fromkeys(
-            ("has_inner_state", "is_hybrid", "is_attention_free", "is_multimodal_model", "is_pp_supported"),
+            (
+                "has_inner_state",
+                "is_hybrid",
+                "is_attention_free",
+                "is_multimodal_model",
+                "is_pp_supported",
+                "is_lora_supported",
+            ),
             UNKNOWN,
         )
     else:
@@ -123,6 +130,7 @@ def _section(
             "is_attention_free": kind.is_attention_free,
             "is_multimodal_model": kind.is_multimodal,
             "is_pp_supported": kind.supports_pp,
+            "is_lora_supported": kind.supports_lora,
         }
     return MappingProxyType(fields)
 
@@ -234,6 +242,9 @@ def _kv_heads(model: ModelInfo, heads: int) -> int:
     falcon = model.model_type in ("falcon", "RefinedWeb", "RefinedWebModel")
     if falcon and model.text.get("multi_query") and not model.text.get("new_decoder_architecture"):
         return 1
+    if model.model_type == "gpt_bigcode":
+        # transformers' configuration class adds the field
+        return 1 if model.text.get("multi_query", True) else heads
     if model.model_type == "dbrx":
         attention = model.text.get("attn_config")
         found = attention.get("kv_n_heads") if isinstance(attention, Mapping) else None

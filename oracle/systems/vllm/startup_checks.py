@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dodona.oracle.models.known_models import known_model_types
+from dodona.oracle.models.known_models import known_architectures, known_model_types
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.vllm.model_classes import Registry
 from dodona.oracle.systems.vllm.releases import release_number
@@ -108,8 +108,44 @@ _NEEDS_CHECKPOINT: Final = frozenset(
 )
 """Methods that serve only checkpoints that are stored so."""
 
-_NO_ACTIVATION_ORDER: Final = (0, 29, 0)
-"""First release whose recording refuses GPTQ's activation order."""
+_NO_ACTIVATION_ORDER: Final = (0, 30, 0)
+"""First release that refuses GPTQ's activation order within groups."""
+
+_DRAFT_ON_ONE_STAGE: Final = (0, 30, 0)
+"""First release whose draft models aren't split among pipeline stages."""
+
+_MTP_IN_STAGES: Final = frozenset(
+    {
+        "BailingMoeV3ForCausalLM",
+        "Glm4MoeLiteForCausalLM",
+        "GlmOcrForConditionalGeneration",
+        "nemotron_h",
+        "nemotron_h_puzzle",
+    }
+)
+"""Model types and classes whose own draft layers can be split among pipeline stages, before that."""
+
+AUXILIARY_OUTPUT: Final = (0, 31, 0)
+"""First release that returns routed experts as an auxiliary output, by V2 alone."""
+
+_ROUTED_WITHIN_ONE_CONTEXT: Final = (0, 28, 0)
+"""First release that checks routed experts against context parallelism."""
+
+_MOVES_NO_ROUTED_EXPERTS: Final = frozenset(
+    {
+        "MoRIIOConnector",
+        "MooncakeConnector",
+        "NixlConnector",
+        "NixlPullConnector",
+        "NixlPushConnector",
+    }
+)
+"""KV connectors that auxiliary output does not go with."""
+
+_NO_HALF_PRECISION: Final = ("gemma2", "gemma3", "gemma3_text", "glm4")
+"""Model types that no release serves in float16."""
+_NO_HALF_PRECISION_BEFORE: Final[Mapping[str, tuple[int, int, int]]] = {"plamo2": (0, 28, 0)}
+"""And the ones of earlier releases."""
 
 _LENGTHS: Final = (
     "max_position_embeddings",
@@ -128,9 +164,14 @@ _SCALED_ALREADY: Final = frozenset(
 
 
 def speculation_refusal(
-    given: Mapping[str, Any], method: object, model: ModelInfo, draft: ModelInfo | None, registry: Registry
+    given: Mapping[str, Any],
+    method: object,
+    model: ModelInfo,
+    draft: ModelInfo | None,
+    registry: Registry,
+    stages: object = 1,
 ) -> str | None:
-    """Why the release can't draft for the model. method: the one that was found."""
+    """Why the release can't draft for the model. method: the one that was found. stages: of the pipeline."""
     named = given.get("method")
     if isinstance(named, str) and registry.speculation and named not in registry.speculation:
         return f"'{named}' is no speculative method of vLLM {registry.release}"
@@ -143,18 +184,115 @@ def speculation_refusal(
                 "config contains an n_predict parameter"
             )
         return None
+    if mtp and not _predicts_tokens(model, registry):
+        return "Unsupported speculative method: 'mtp'"
+    if stages != 1 and isinstance(stages, int) and is_before(registry, _DRAFT_ON_ONE_STAGE):
+        whole = mtp and _MTP_IN_STAGES.isdisjoint({model.raw.get("model_type"), *model.architectures})
+        for name in () if draft is None else draft.architectures:
+            kind = registry.find(name)
+            whole = whole or (kind is not None and not kind.supports_pp)
+        if whole:
+            return "Pipeline parallelism is not supported for the draft model"
     if mtp:
-        own = {model.model_type, model.raw.get("model_type")}
-        if own.isdisjoint(MTP_TYPES) and MTP_CLASSES.isdisjoint(model.architectures):
-            return "Unsupported speculative method: 'mtp'"
-        return None
+        return _layers_refusal(given, model)
     if given.get("model") is None and isinstance(method, str) and method not in _WITHOUT_DRAFT:
         return "num_speculative_tokens was provided but without speculative model"
+    if method in ("draft_model", "medusa", "mlp_speculator") and draft is not None and registry.is_recorded:
+        named = draft.architectures
+        if named and all(
+            registry.find(name) is None and name not in registry.unread and name not in known_architectures()
+            for name in named
+        ):
+            return f"Model architectures {list(named)} are not supported for now"
     if method == "draft_model" and draft is not None and not given.get("use_heterogeneous_vocab"):
         sizes = (model.text.get("vocab_size"), draft.text.get("vocab_size"))
         if all(isinstance(size, int) for size in sizes) and sizes[0] != sizes[1]:
             return f"Target and draft model should have the same vocabulary size: {sizes[0]} and {sizes[1]}"
     return None
+
+
+def _layers_refusal(given: Mapping[str, Any], model: ModelInfo) -> str | None:
+    """Why as many tokens can't be drafted with the model's layers for it."""
+    layers, tokens = model.text.get("num_nextn_predict_layers"), given.get("num_speculative_tokens")
+    other = "mtp_num_hidden_layers" in model.text or any(
+        name.startswith("MiMoV2") for name in model.architectures
+    )
+    if other or not isinstance(layers, int) or not isinstance(tokens, int) or tokens <= layers:
+        return None
+    if layers == 0:
+        return "integer modulo by zero (num_nextn_predict_layers is 0)"
+    return (
+        f"num_speculative_tokens:{tokens} must be divisible by n_predict={layers}"
+        if tokens % layers
+        else None
+    )
+
+
+def _predicts_tokens(model: ModelInfo, registry: Registry) -> bool:
+    """Whether the release can draft with the model's own multi-token prediction."""
+    known = registry.drafts_for
+    types = {str(model.raw.get("model_type")), model.model_type} & MTP_TYPES
+    named = MTP_CLASSES.intersection(model.architectures)
+    if known:
+        types, named = types & known, named & known
+    if types <= {"nemotron_h", "nemotron_h_puzzle"} and not named:
+        layers = model.text.get("num_nextn_predict_layers")
+        return bool(types) and isinstance(layers, int) and layers > 0
+    return True
+
+
+def dtype_refusal(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> str | None:
+    """Why the model isn't served in the `--dtype` that is asked for."""
+    kind = model.raw.get("model_type")
+    until = _NO_HALF_PRECISION_BEFORE.get(str(kind))
+    refused = kind in _NO_HALF_PRECISION or (until is not None and is_before(registry, until))
+    if given.get("dtype") in ("float16", "half") and refused:
+        return f"The model type '{kind}' does not support float16"
+    if given.get("dtype") in ("float16", "half") and model.quant_method == "mxfp4":
+        return "torch.float16 is not supported for quantization method mxfp4"
+    return None
+
+
+def routed_experts_refusal(sections: Mapping[str, Any], registry: Registry) -> str | None:
+    """Why routed experts can't be returned with the rest. sections: the completed configuration."""
+    model, parallel, cache = (sections[f"{name}_config"] for name in ("model", "parallel", "cache"))
+    if not model.get("enable_return_routed_experts"):
+        return None
+    connector = (sections.get("kv_transfer_config") or {}).get("kv_connector")
+    auxiliary = not is_before(registry, AUXILIARY_OUTPUT)
+    if auxiliary:
+        if model["runner_type"] != "generate":
+            return "AuxOutput Connector only supports generate runners"
+        if not model["is_moe"]:
+            return "AuxOutput Connector only supports MoE models"
+        if cache["enable_prefix_caching"] is False:
+            return "AuxOutput Connector requires prefix caching"
+    flag = "--enable-return-routed-experts is incompatible with"
+    if auxiliary and (sections.get("speculative_config") or {}).get("enable_adaptive_verification"):
+        return f"{flag} adaptive speculative verification"
+    if (parallel.get("pipeline_parallel_size") or 1) != 1:
+        return f"{flag} pipeline parallelism (PP > 1)"
+    context = [parallel.get(f"{name}_context_parallel_size") or 1 for name in ("decode", "prefill")]
+    if context != [1, 1] and not is_before(registry, _ROUTED_WITHIN_ONE_CONTEXT):
+        return f"{flag} context parallelism (DCP > 1 or PCP > 1)"
+    if connector is not None and (not auxiliary or connector in _MOVES_NO_ROUTED_EXPERTS):
+        return f"{flag} {connector}"
+    return None
+
+
+def parallelism_refusal(parallel: Mapping[str, Any]) -> str | None:
+    """Why an elastic number of expert-parallel devices doesn't go with the rest."""
+    if not parallel.get("enable_elastic_ep"):
+        return None
+    if not parallel.get("enable_eplb"):
+        return "Elastic EP is only supported with enable_eplb=True"
+    stages = parallel.get("pipeline_parallel_size") or 1
+    return None if stages == 1 else f"Elastic EP is not supported with pipeline parallelism ({stages})"
+
+
+def is_before(registry: Registry, release: tuple[int, int, int]) -> bool:
+    """Whether a registry's release is older than another."""
+    return (release_number(registry.release) or release) < release
 
 
 def quantization_refusal(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> str | None:
@@ -168,7 +306,7 @@ def quantization_refusal(given: Mapping[str, Any], model: ModelInfo, registry: R
         return f"Unknown quantization method: {asked}"
     if asked is None and stored is not None and stored not in known and stored.replace("_", "-") not in known:
         return f"Unknown quantization method: {stored}"
-    if stored == "gptq" and (release_number(registry.release) or ()) >= _NO_ACTIVATION_ORDER:
+    if stored == "gptq" and not is_before(registry, _NO_ACTIVATION_ORDER):
         quantized = model.raw.get("quantization_config") or {}
         if quantized.get("desc_act") and quantized.get("group_size") != -1:
             return "GPTQ group activation ordering (desc_act=True) is no longer supported"
@@ -176,7 +314,9 @@ def quantization_refusal(given: Mapping[str, Any], model: ModelInfo, registry: R
         return None
     if stored is None and asked in _NEEDS_CHECKPOINT and model.quant_method is None:
         return f"Cannot find the config file for {asked}"
-    if stored in (None, asked) or any({asked, stored} <= family for family in _FAMILIES):
+    # how ModelOpt stored a checkpoint overrides what is asked for
+    overrides = stored is not None and stored.startswith("modelopt")
+    if overrides or stored in (None, asked) or any({asked, stored} <= family for family in _FAMILIES):
         return None
     return (
         f"Quantization method specified in the model config ({stored}) does not match the quantization "
@@ -196,12 +336,15 @@ def length_refusal(given: Mapping[str, Any], model: ModelInfo) -> str | None:
         most = own
     scaling = model.text.get("rope_scaling") or model.text.get("rope_parameters") or {}
     if isinstance(scaling, Mapping) and "gemma3" not in str(model.raw.get("model_type")):
-        if any(isinstance(value, Mapping) for value in scaling.values()):
-            return None
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        factor = scaling.get("factor", 1.0)
-        if kind not in _SCALED_ALREADY and isinstance(factor, (int, float)):
-            most *= factor
+        nested = [value for value in scaling.values() if isinstance(value, Mapping)]
+        for one in nested or [scaling]:
+            kind = one.get("rope_type", one.get("type", "default"))
+            if kind in _SCALED_ALREADY:
+                continue
+            if nested:
+                return None
+            factor = one.get("factor", 1.0)
+            most *= factor if isinstance(factor, (int, float)) else 1.0
     if asked > most:
         return (
             f"User-specified max_model_len ({asked}) is greater than the derived max_model_len ({int(most)})"
@@ -246,6 +389,16 @@ def refused_fields(sections: Mapping[str, Any], registry: Registry) -> list[str]
             found += [f"{flag}.{name}" for name in given if name not in known]
             needed = [field[:-1] for field in fields if field.endswith("!")]
             found += [f"{flag} without {name}" for name in needed if name not in given]
+    transfer = sections.get("kv_transfer_config") or {}
+    connector = transfer.get("kv_connector")
+    own = transfer.get("kv_connector_module_path") is not None
+    if (
+        isinstance(connector, str)
+        and registry.connectors
+        and not own
+        and connector not in registry.connectors
+    ):
+        found.append(f"--kv-transfer-config.kv_connector {connector}")
     return found
 
 

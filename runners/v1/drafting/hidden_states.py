@@ -121,7 +121,7 @@ def _decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     if len(found) != 1:
         raise UnsupportedConfiguration.lacking(
             "v1",
-            "speculative-method",
+            "speculative-hidden-states",
             why=f"{type(model).__name__} has no list of its {count} layers that a draft head could look at",
         )
     return decoder, found[0]

@@ -9,10 +9,12 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.head import DraftHead
+from dodona.runners.drafting.head_config import HeadConfig
 from dodona.runners.drafting.load_head import load_head, random_head
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, NgramPlan
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import loading
+from dodona.runners.v1.capabilities import compiles
 from dodona.runners.v1.drafting.draft_model import ModelDrafting
 from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
 from dodona.runners.v1.drafting.head_drafter import HeadDrafting
@@ -44,6 +46,8 @@ def load_drafting(
         hidden = HiddenStates(target.model, plan.head.layer_ids, mesh)
         if not mesh.samples:
             return None
+        if mesh.size == 1 and not compiles(config):
+            _check_hidden_states(hidden, target, plan.head)
         head = load_head_of(plan, target.model, config, limits)
         return HeadDrafting(head, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
     if not mesh.samples:
@@ -55,6 +59,21 @@ def load_drafting(
     draft = PackedModel(load_model_of(plan, target.device, config, limits))
     self_check(draft, max_model_len=limits.max_model_len)
     return ModelDrafting(draft, plan.num_speculative_tokens)
+
+
+def _check_hidden_states(hidden: HiddenStates, target: PackedModel, head: HeadConfig) -> None:
+    """Raise UnsupportedConfiguration where a pass does not leave one hidden state of each token, as in models
+    that pass on several side by side."""
+    with torch.inference_mode(), target.plain() as plain:
+        plain(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=target.device), use_cache=False)
+    found = tuple(hidden.batched().shape)
+    expected = (1, 2, head.target_hidden_size * max(1, len(head.layer_ids)))
+    if found != expected:
+        raise UnsupportedConfiguration.lacking(
+            "v1",
+            "speculative-hidden-states",
+            why=f"{target.name} leaves hidden states of shape {found} where a head takes {expected}",
+        )
 
 
 def load_head_of(plan: HeadPlan, target: nn.Module, config: EngineConfig, limits: Limits) -> DraftHead:
