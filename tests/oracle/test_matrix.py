@@ -173,7 +173,7 @@ def test_vllm_cells_are_what_select_says(release: str, tmp_path: Path) -> None:
         "parallel_drafting": True,
     }
     flags = {
-        ("stock-torch-compile",): ["--compilation-config", "1"],
+        ("stock-torch-compile",): ["--compilation-config", '{"mode": 1}'],
         ("dual-batch-overlap",): ["--enable-dbo", "--all2all-backend", "deepep_low_latency"],
         ("dual-batch-overlap", "dual-batch-overlap-backend"): ["--enable-dbo"],
         ("prefill-context-parallelism",): ["-pcp", "2"],
