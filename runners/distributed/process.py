@@ -1,29 +1,39 @@
-"""One worker's process as the engine's process sees it: started, spoken to, watched and ended."""
+"""Workers in processes that the engine's process starts."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 
-from dodona.runners.distributed.messages import Answer
+from dodona.runners.distributed.worker_handle import LOG_LINES, Ending, WorkerHandle
 
 logger = logging.getLogger("dodona.worker")
 
-LOG_LINES = 30
-"""How many lines of a worker's output are kept for errors."""
+
+@contextlib.contextmanager
+def worker_processes(count: int, folder: Path) -> Iterator[Sequence[WorkerHandle]]:
+    """Processes for the ranks 0 .. count-1; the caller ends them. See `workers.Launch`."""
+    started: list[WorkerProcess] = []
+    try:
+        started.extend(WorkerProcess(rank) for rank in range(count))
+    except BaseException:
+        for process in started:
+            process.end(0.0)
+        raise
+    yield started
 
 
-class WorkerProcess:
+class WorkerProcess(WorkerHandle):
     """A worker of its own interpreter, which shares nothing with this process but a socket and two pipes.
 
     It is not forked, since this process may have threads and a CUDA context. It imports what this process can
@@ -31,7 +41,6 @@ class WorkerProcess:
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
         ours, theirs = socket.socketpair()
         life, held = os.pipe()
         self._life: int | None = held
@@ -53,55 +62,17 @@ class WorkerProcess:
                 start_new_session=True,  # the terminal's Ctrl-C is for this process alone
             )
         os.close(life)
-        self.connection: Connection[bytes, bytes] = Connection(ours.detach())
-        """For `multiprocessing.connection.wait`."""
+        super().__init__(rank, self._process.pid, Connection(ours.detach()))
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._reader = threading.Thread(target=self._read_log, name=f"dodona-log-{rank}", daemon=True)
         self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
-
-    def send(self, message: bytes) -> bool:
-        """Send a pickled message; False where the worker is gone."""
-        try:
-            self.connection.send_bytes(message)
-        except (OSError, ValueError):
-            return False
-        return True
-
-    def receive(self) -> Answer | None:
-        """The next answer, waiting for it; None where the worker is gone."""
-        try:
-            answer: Answer = pickle.loads(self.connection.recv_bytes())
-        except (EOFError, OSError):
-            return None
-        return answer
-
-    def dump_stack(self) -> None:
-        """Ask for the worker's stack; it comes with its output, unless it is stopped."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGUSR1)
-
-    def is_stopped(self) -> bool:
-        """Whether the process was stopped by a signal."""
-        try:
-            with open(f"/proc/{self.pid}/stat", encoding="utf-8") as file:
-                return file.read().rpartition(")")[2].split()[0] in ("T", "t")
-        except OSError:
-            return False
 
     def log_tail(self) -> Sequence[str]:
         """The last lines that the worker printed."""
         return tuple(self._log)
 
-    def end(self, patience_s: float) -> int:
-        """Wait for the process to end by itself, kill it otherwise, and let go of all that it held.
-
-        Returns its exit status; a negative one is the signal that ended it.
-        """
+    def end(self, patience_s: float) -> Ending:
+        """See `WorkerHandle.end`."""
         try:
             status = self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
@@ -113,7 +84,7 @@ class WorkerProcess:
             os.close(self._life)
             self._life = None
         self._reader.join(1.0)
-        return status
+        return _ending(status)
 
     def _read_log(self) -> None:
         output = self._process.stdout
@@ -123,3 +94,12 @@ class WorkerProcess:
                 text = line.decode("utf-8", "replace").rstrip()
                 self._log.append(text)
                 logger.info("rank %d: %s", self.rank, text)
+
+
+def _ending(status: int) -> Ending:
+    if status >= 0:
+        return Ending(f"ended with status {status}", by_itself=True)
+    name = signal.Signals(-status).name
+    text = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    # NCCL ends a process by SIGABRT when another rank is gone.
+    return Ending(text, by_itself=name == "SIGABRT")

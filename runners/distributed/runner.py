@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.adapters import AdapterSender
 from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start, Transfers
+from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.ranks import RankSizes
-from dodona.runners.distributed.workers import Workers
+from dodona.runners.distributed.ray_workers import ray_workers
+from dodona.runners.distributed.workers import Launch, Workers
 from dodona.runners.interface import (
     FurtherTokens,
     GrammarOutput,
@@ -65,7 +68,7 @@ class _Step:
 
 
 class DistributedRunner(Runner):
-    """Workers in processes on this machine, one per rank.
+    """Workers in processes on this machine, one per rank, which this process or Ray starts.
 
     runner_class: the workers' runner, see `messages.Start`.
     replica: number among `data_parallel_size`; each takes the next devices.
@@ -112,8 +115,11 @@ class DistributedRunner(Runner):
         if self._workers is not None:
             raise RuntimeError("load_model twice")
         whose = f" of replica {self._replica}" if self.config.parallel_config.data_parallel_size > 1 else ""
-        self._workers = workers = Workers(self._sizes.world, whose)
         sharing = self.config.parallel_config.world_size_across_dp
+        launch: Launch = worker_processes
+        if self.config.parallel_config.distributed_executor_backend == "ray":
+            launch = partial(ray_workers, sharing=sharing)
+        self._workers = workers = Workers(self._sizes.world, whose, launch)
         limits = self.limits
         if limits.device == "cpu":
             limits = replace(limits, gpu_memory_utilization=limits.gpu_memory_utilization / sharing)

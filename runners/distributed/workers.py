@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dodona.oracle.errors import DodonaError
 from dodona.runners.distributed.messages import Answer, Failure, Message, Stop
-from dodona.runners.distributed.process import WorkerProcess
+from dodona.runners.distributed.process import worker_processes
+from dodona.runners.distributed.worker_handle import Ending, WorkerHandle
 from dodona.runners.errors import WorkerError
 
 _GRACE = 2.0
@@ -27,28 +28,33 @@ _GRACE = 2.0
 _PATIENCE = 10.0
 """Seconds in which workers that were told to stop must have ended."""
 
+Launch = Callable[[int, Path], AbstractContextManager[Sequence[WorkerHandle]]]
+"""Starts the workers of so many ranks, which may use a folder of this machine. The context ends after each of
+them was ended, and lets go of what they shared."""
+
 
 class Workers:
-    """The processes of the ranks 0 .. count-1. Only one thread may use them. whose: follows a rank in errors.
+    """The workers of the ranks 0 .. count-1. Only one thread may use them. whose: follows a rank in errors.
+    launch: what starts them.
 
     Every method raises WorkerError where a worker died, gave no answer in time or failed in a step. All
     workers are then ended.
     """
 
-    def __init__(self, count: int, whose: str = "") -> None:
+    def __init__(self, count: int, whose: str = "", launch: Launch = worker_processes) -> None:
         self._whose = whose
         self._folder = Path(tempfile.mkdtemp(prefix="dodona-workers-"))
         self.store = self._folder / "store"
         """File by which the ranks find each other."""
-        self._processes: list[WorkerProcess] = []
         self._ended_by: WorkerError | None = None
         self._early: dict[int, deque[Answer]] = {rank: deque() for rank in range(count)}
         """By rank, answers to later messages than those that are waited for."""
+        self._shared = ExitStack()
+        self._shared.callback(shutil.rmtree, self._folder, ignore_errors=True)
         try:
-            for rank in range(count):
-                self._processes.append(WorkerProcess(rank))
+            self._processes = list(self._shared.enter_context(launch(count, self._folder)))
         except BaseException:
-            self.kill()
+            self._shared.close()
             raise
 
     def tell(self, message: Message, ranks: Sequence[int] | None = None) -> None:
@@ -80,7 +86,7 @@ class Workers:
             if len(failures) == len(ranks) and len(alike) == 1 and isinstance(error, DodonaError):
                 raise error
             if all_or_none:
-                self._end_by_failure(f"{what} (now the ranks differ, and all end)", failures, set())
+                self._end_by_failure(f"{what} (now the ranks differ, and all end)", failures, ())
             raise self._error(
                 first, f"failed in {what}: {_text(error)}", failures[first].traceback
             ) from error
@@ -95,17 +101,17 @@ class Workers:
             process.end(max(0.0, deadline - time.monotonic()))
         self._let_go()
 
-    def kill(self) -> dict[int, int]:
-        """End all workers at once. Returns their exit statuses by rank: those of the dead are their own."""
-        statuses = {process.rank: process.end(0.0) for process in self._processes}
+    def kill(self) -> Mapping[int, Ending]:
+        """End all workers at once. Returns how they ended, by rank: the endings of the dead are their own."""
+        endings = {process.rank: process.end(0.0) for process in self._processes}
         self._let_go()
-        return statuses
+        return endings
 
     # --- Parts
 
     def _let_go(self) -> None:
         self._processes.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._shared.close()
 
     def _gather(self, ranks: set[int], what: str, limit_s: float | None) -> Mapping[int, Answer]:
         """The answers of `ranks`; ends all workers and raises WorkerError unless all of them answered."""
@@ -113,7 +119,7 @@ class Workers:
         deadline = None if limit_s is None else began + limit_s
         found = {rank: self._early[rank].popleft() for rank in ranks if self._early[rank]}
         unasked: dict[int, Failure] = {}
-        gone: set[int] = set()
+        gone: list[int] = []
         by_connection = {process.connection: process for process in self._processes}
         while not ranks <= found.keys():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -124,7 +130,7 @@ class Workers:
                 process = by_connection[connection]  # type: ignore[index]
                 answer = process.receive()
                 if answer is None:
-                    gone.add(process.rank)
+                    gone.append(process.rank)
                 elif process.rank in ranks and process.rank not in found:
                     found[process.rank] = answer
                 elif isinstance(answer, Failure):
@@ -141,21 +147,20 @@ class Workers:
             self._end_by_failure(what, failures, gone)
         self._end_by_time(what, ranks - found.keys(), time.monotonic() - began)
 
-    def _end_by_failure(self, what: str, failures: Mapping[int, Failure], gone: set[int]) -> NoReturn:
+    def _end_by_failure(self, what: str, failures: Mapping[int, Failure], gone: Sequence[int]) -> NoReturn:
         """Raise the error of the rank that began it: when one dies, the others fail for want of it."""
         processes = {process.rank: process for process in self._processes}
-        statuses = self.kill()
-        died = {rank for rank in gone if rank not in failures}
-        # NCCL ends a process by SIGABRT when another rank is gone.
-        signalled = sorted(rank for rank in died if statuses[rank] < 0 and -statuses[rank] != signal.SIGABRT)
-        if failures and not signalled:
+        endings = self.kill()
+        died = [rank for rank in gone if rank not in failures]
+        causes = [rank for rank in died if not endings[rank].by_itself]
+        if failures and not causes:
             rank = min(failures, key=lambda each: failures[each].at)
             cause = failures[rank]
             happened = f"failed in {what}: {_text(cause.error)}"
             self._ended_by = self._error(rank, happened, cause.traceback, processes[rank])
             raise self._ended_by from cause.error
-        rank = signalled[0] if signalled else min(died)
-        self._ended_by = self._error(rank, f"{_ending(statuses[rank])} in {what}", "", processes[rank])
+        rank = (causes or died)[0]
+        self._ended_by = self._error(rank, f"{endings[rank].text} in {what}", "", processes[rank])
         raise self._ended_by
 
     def _end_by_time(self, what: str, missing: set[int], waited_s: float) -> NoReturn:
@@ -172,7 +177,7 @@ class Workers:
         raise self._ended_by
 
     def _error(
-        self, rank: int, happened: str, trace: str, process: WorkerProcess | None = None
+        self, rank: int, happened: str, trace: str, process: WorkerHandle | None = None
     ) -> WorkerError:
         process = process or self._processes[rank]
         tail = [*trace.rstrip().splitlines(), *process.log_tail()]
@@ -181,10 +186,3 @@ class Workers:
 
 def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

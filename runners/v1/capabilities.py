@@ -25,7 +25,11 @@ from dodona.oracle.systems.own.parallel import (
 )
 from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
-from dodona.oracle.systems.own.resolved import resolved_runner_type, resolved_speculative_method
+from dodona.oracle.systems.own.resolved import (
+    resolved_device,
+    resolved_runner_type,
+    resolved_speculative_method,
+)
 from dodona.runners.kv_transfer.settings import OFFLOADING, lacks_connector
 from dodona.runners.pooling.settings import lacks_combination
 
@@ -70,6 +74,7 @@ LACKS: frozenset[str] = frozenset(
         "encoder-decoder",
         "device-count",
         "executor-backend",
+        "ray-device",
         "tensor-parallel-families",
         "tensor-parallel-sizes",
         "workers-combinations",
@@ -210,6 +215,8 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
         "executor-backend": lacks_executor(parallel),
+        "ray-device": parallel.distributed_executor_backend == "ray"
+        and resolved_device(config, environment) == "cuda",
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,

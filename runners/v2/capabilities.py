@@ -15,7 +15,6 @@ from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     lacks_executor,
-    uses_workers,
 )
 from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import quantization_scheme
@@ -74,6 +73,7 @@ LACKS: frozenset[str] = frozenset(
         "remote-code",
         "device-count",
         "executor-backend",
+        "ray-device",
         "tensor-parallelism",
         "pipeline-parallelism",
         "data-parallel-deployment",
@@ -133,6 +133,7 @@ def _machine(
     is_fp8 = quantization_scheme(config, model) in FP8_SCHEMES
     return {
         "cuda": not device == environment.platform == "cuda",
+        "ray-device": device == "cuda" and config.parallel_config.distributed_executor_backend == "ray",
         "triton": not environment.has_triton,
         "compute-capability": capability is None or capability < MIN_COMPUTE_CAPABILITY,
         "fp8-compute-capability": is_fp8 and capability is not None and capability < FP8_COMPUTE_CAPABILITY,
@@ -185,7 +186,8 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "lora": config.lora_config is not None,
         "speculative-decoding": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
-        "speculative-workers": speculative is not None and uses_workers(config),
+        "speculative-workers": speculative is not None
+        and (parallel.data_parallel_size > 1 or parallel.distributed_executor_backend in ("mp", "ray")),
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
         "parallel-drafting": speculative is not None

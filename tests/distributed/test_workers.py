@@ -17,9 +17,10 @@ import pytest
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.runners.distributed.messages import Call, Execute, Sample, Start, Transfers
+from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.runner import DistributedRunner
-from dodona.runners.distributed.workers import Workers
+from dodona.runners.distributed.workers import Launch, Workers
 from dodona.runners.errors import WorkerError
 from dodona.runners.limits import Limits
 from dodona.runners.v1.runner import V1Runner
@@ -32,9 +33,9 @@ RANKS = (0, 1)
 
 
 @contextmanager
-def workers(count: int = 2) -> Iterator[Workers]:
+def workers(count: int = 2, launch: Launch = worker_processes) -> Iterator[Workers]:
     """Workers that import neither torch nor a model. Each is a rank to itself: they exchange nothing."""
-    started = Workers(count)
+    started = Workers(count, launch=launch)
     try:
         for rank in range(count):
             start = Start(

@@ -264,7 +264,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
         {
             "pipeline-parallelism",
-            "speculative-workers",
             "eagle3-pipeline-parallelism",
         },
     ),
@@ -277,7 +276,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
             "speculative-mtp",
             "speculative-mtp-workers",
             "pipeline-parallelism",
-            "speculative-workers",
             "eagle3-pipeline-parallelism",
         },
     ),

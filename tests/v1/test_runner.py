@@ -42,7 +42,7 @@ ASKS = {
     "pooling-lora": {"runner": "pooling", "enable_lora": True, "max_model_len": 64},
     "pooler-config": {"pooler_config": {}},
     "device-count": {"tensor_parallel_size": 65},
-    "executor-backend": {"distributed_executor_backend": "ray"},
+    "executor-backend": {"distributed_executor_backend": "external_launcher"},
     "workers-combinations": {
         "tensor_parallel_size": 2,
         "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
@@ -146,7 +146,11 @@ def test_a_gpu_that_is_not_there(tiny_models):
     path = tiny_models.path("llama")
     config, model = EngineConfig.from_flat(str(path), device="cuda"), ModelInfo.load(path)
     assert check_supported(config, model, CPU) == ("device",)
-    assert check_supported(config, model, Environment(has_triton=True, platform="cuda")) == ()
+    gpu = Environment(has_triton=True, platform="cuda")
+    assert check_supported(config, model, gpu) == ()
+    on_ray = EngineConfig.from_flat(str(path), distributed_executor_backend="ray")
+    assert check_supported(on_ray, model, gpu) == ("ray-device",)
+    assert check_supported(on_ray, model, CPU) == ()
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
@@ -158,7 +162,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "pooling-multimodal", "pooling-remote-code", "quantized-experts-workers", "pooling-quantized-experts",
         "speculative-hidden-states",
     }  # fmt: skip
-    assert set(ASKS) | {"device"} | of_models == LACKS
+    assert set(ASKS) | {"device", "ray-device"} | of_models == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])

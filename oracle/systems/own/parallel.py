@@ -28,9 +28,9 @@ def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
 
 
 def lacks_executor(parallel: ParallelConfig) -> bool:
-    """Whether workers are to run by Ray or a launcher of the user's, or several of them in one process."""
+    """Whether workers are to run by a launcher of the user's, or several of them in one process."""
     backend = parallel.distributed_executor_backend
-    return backend in ("ray", "external_launcher") or (backend == "uni" and parallel.world_size_across_dp > 1)
+    return backend == "external_launcher" or (backend == "uni" and parallel.world_size_across_dp > 1)
 
 
 def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:

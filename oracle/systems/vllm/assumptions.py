@@ -90,6 +90,9 @@ def completed_sections(
         "weights_refusal": weights_refusal(sections, told, model, environment),
     }
     completed["model_config"] = {**told, **refused, **given["model_config"]}
+    if told["is_multimodal_model"] is False:
+        # vLLM configures it for multimodal models alone
+        completed["model_config"].pop("multimodal_config", None)
     experts = "enable_return_routed_experts"
     auxiliary = dict(sections.get("aux_output_config") or {})
     if auxiliary.get(experts) or given["model_config"].get(experts):

@@ -1,0 +1,74 @@
+"""One worker as the engine's process sees it: spoken to over a socket, watched and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from dodona.runners.distributed.messages import Answer
+
+LOG_LINES = 30
+"""How many lines of a worker's output are kept for errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a worker's process ended."""
+
+    text: str
+    """For errors; follows the worker's name."""
+    by_itself: bool
+    """Whether it ended for want of another rank, or in order: something else may be the cause."""
+
+
+class WorkerHandle(ABC):
+    """A worker in a process of this machine."""
+
+    def __init__(self, rank: int, pid: int, connection: Connection[bytes, bytes]) -> None:
+        self.rank = rank
+        self.pid = pid
+        self.connection = connection
+        """For `multiprocessing.connection.wait`."""
+
+    def send(self, message: bytes) -> bool:
+        """Send a pickled message; False where the worker is gone."""
+        try:
+            self.connection.send_bytes(message)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def receive(self) -> Answer | None:
+        """The next answer, waiting for it; None where the worker is gone."""
+        try:
+            answer: Answer = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            return None
+        return answer
+
+    def dump_stack(self) -> None:
+        """Ask for the worker's stack; it comes with its output, unless it is stopped."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+
+    def is_stopped(self) -> bool:
+        """Whether the process was stopped by a signal."""
+        try:
+            with open(f"/proc/{self.pid}/stat", encoding="utf-8") as file:
+                return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+        except OSError:
+            return False
+
+    @abstractmethod
+    def log_tail(self) -> Sequence[str]:
+        """The last lines that the worker printed."""
+
+    @abstractmethod
+    def end(self, patience_s: float) -> Ending:
+        """Wait for the process to end by itself, kill it otherwise, and let go of all that it held."""
