@@ -141,6 +141,7 @@ class EngineClient:
         Raises InvalidRequestError for `sampling_params` that don't fit the prompts, and for a request id that
         is in use; EngineDeadError. After an error none of the prompts goes on.
         """
+        self.check_callable()
         if self.pooling_settings is not None:
             task = self.pooling_settings.task
             raise WrongTaskError(
@@ -182,12 +183,21 @@ class EngineClient:
             raise
         return Submission(admitted, refused)
 
+    def check_callable(self) -> None:
+        """Raise EngineDeadError once the engine has ended, and EngineThreadError in its own thread.
+
+        Callers do this first: in a forked child, locks of tokenizers, grammars and adapters may be held by a
+        thread that only the parent has.
+        """
+        self._engine.check_callable()
+
     def submit_requests(self, requests: Sequence[Request]) -> None:
         """Hand over requests that `admission` made; see `Engine.submit`."""
         self._engine.submit(requests)
 
     def adapters(self) -> AdapterRegistry:
         """The adapters that requests can use. Raises InvalidRequestError without `enable_lora`."""
+        self.check_callable()
         if self._adapters is None:
             raise InvalidRequestError("lora_request: adapters are off; make the LLM with enable_lora=True")
         return self._adapters

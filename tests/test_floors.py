@@ -39,6 +39,7 @@ FLOORS: Sequence[Sequence[str]] = (
         "runners.machine",
         "runners.progress_bar",
         "runners.third_party",
+        "runners.after_fork",
         "runners.safetensors_file",
     ),
     ("runners.sampling", "runners.quantization"),

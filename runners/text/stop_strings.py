@@ -31,11 +31,15 @@ def possible_stop(text: str, stops: Sequence[str]) -> int:
     >>> possible_stop("a b STO", ("STOP", "TOO"))
     3
     """
-    longest = max(len(stop) for stop in stops) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops if len(stop) > length):
-            return length
-    return 0
+    longest = 0
+    for stop in stops:
+        begin = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+        while 0 <= begin < len(text) - longest:
+            if stop.startswith(text[begin:]):
+                longest = len(text) - begin
+                break
+            begin = text.find(stop[0], begin + 1)
+    return longest
 
 
 class StopStringText:
