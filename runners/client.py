@@ -166,16 +166,17 @@ class EngineClient:
                     requests = self.admission.admit(
                         parsed, params, given_id, adapter=adapter, sink=sink, streaming=streaming
                     )
+                    assembler = OutputAssembler(parsed.text, requests, self.admission.detokenizer)
                 except InvalidRequestError as error:
                     refused[index] = str(error)
                     continue
-                admitted[index] = OutputAssembler(parsed.text, requests, self.admission.detokenizer)
+                admitted[index] = assembler
                 batch += requests
                 num_tokens += sum(request.num_prompt_tokens for request in requests)
                 # The engine begins with as much as fills a step, while the others are still looked at.
                 if num_tokens >= self.max_num_batched_tokens:
                     self._engine.submit(batch)
-                    submitted = [assembler.request_id for assembler in admitted.values()]
+                    submitted = [each.request_id for each in admitted.values()]
                     batch, num_tokens = [], 0
             self._engine.submit(batch)
         except BaseException:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders
+from transformers import PreTrainedTokenizerFast
 
 from dodona.runners.chat import chat_prompts
 from dodona.runners.distributed.process import worker_processes
+from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.prompts import parse_prompt
 from dodona.runners.errors import EngineDeadError, EngineThreadError, InvalidRequestError
 from dodona.runners.llm import LLM
@@ -301,3 +304,27 @@ def test_a_template_that_prints_without_end_is_stopped(tokenizer: Any) -> None:
             chat_prompts(tokenizer, [{"role": "user", "content": content}], chat_template=template)
     (prompt,) = chat_prompts(tokenizer, [{"role": "user", "content": "one"}], chat_template=text)
     assert prompt["prompt"] == "one"  # type: ignore[call-overload, index]
+
+
+def test_a_decoder_that_panics_ends_its_own_request(tokenizer: Any) -> None:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.decoder = decoders.Strip("x", 0, 5)
+    admitting = admission(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>"))
+    ((good,), (bad,)) = (tokenizer(text)["input_ids"] for text in "yx")
+
+    (stopping,) = admitting.admit(parse_prompt([good]), GREEDY.replace(stop=["zz"]))
+    stopping.append(good)
+    assert stopping.finish_reason is None
+    stopping.append(bad)
+    assert stopping.finish_reason == "error"
+    assert "the tokenizer can't decode" in (stopping.error or "")
+
+    plain = admitting.admit(parse_prompt([good]), GREEDY)
+    assembler = OutputAssembler(None, plain, admitting.detokenizer)
+    plain[0].append(bad)
+    plain[0].abort()
+    output = assembler.output([assembler.add(plain[0].take_progress())])
+    assert output.outputs[0].finish_reason == "error"
+    assert "the tokenizer can't decode" in (output.error or "")
+    with pytest.raises(InvalidRequestError, match="can't decode"):
+        admitting.admit(parse_prompt([bad]), GREEDY.replace(stop=["zz"]))
