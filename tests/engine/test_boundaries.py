@@ -277,7 +277,7 @@ def test_what_all_parts_of_a_schema_take_is_bounded_and_one_large_object_is_comp
 def test_a_text_that_is_cut_by_the_tokenizer_is_bounded(tokenizer: Any) -> None:
     cut = PoolingParams(truncate_prompt_tokens=4)
     settings = PoolingSettings("embed", ("LAST",), (), None, None, (), "identity", True, None, False)
-    admitting = admission(tokenizer)
+    admitting = admission(tokenizer, vocab_size=400)
     admitted = admitting.admit_pooling(parse_prompt("one two " * 1_000), None, cut, settings, print)
     assert admitted.num_prompt_tokens == 4
     with pytest.raises(InvalidRequestError, match="5000000 characters, more than 1048576"):
@@ -309,7 +309,9 @@ def test_a_template_that_prints_without_end_is_stopped(tokenizer: Any) -> None:
 def test_a_decoder_that_panics_ends_its_own_request(tokenizer: Any) -> None:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.decoder = decoders.Strip("x", 0, 5)
-    admitting = admission(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>"))
+    admitting = admission(
+        PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>"), vocab_size=400
+    )
     ((good,), (bad,)) = (tokenizer(text)["input_ids"] for text in "yx")
 
     (stopping,) = admitting.admit(parse_prompt([good]), GREEDY.replace(stop=["zz"]))
