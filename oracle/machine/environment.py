@@ -16,6 +16,7 @@ from dodona.oracle.language.loading import resolve_bundled
 from dodona.oracle.language.rulebook import OWN_SYSTEM, EnvironmentVariable, RuleBook
 
 WSL_PIN_MEMORY: Final = "VLLM_WSL2_ENABLE_PIN_MEMORY"
+ALLOW_LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 PLATFORMS: Final = ("cuda", "rocm", "xpu", "cpu", "tpu", "unspecified")
 ASSUMED_COMPUTE_CAPABILITY: Final = 90
 """Compute capability that is assumed for a CUDA environment without one (a Hopper GPU)."""
@@ -111,9 +112,15 @@ class Environment:
 
 
 def vllm_variables(environ: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Names of vLLM's variables that are set, sorted."""
+    """Names of vLLM's variables that are set, sorted; `ALLOW_LONG` only where it is on."""
     return tuple(
-        sorted(name for name, value in environ.items() if name.startswith("VLLM_") and value is not None)
+        sorted(
+            name
+            for name, value in environ.items()
+            if name.startswith("VLLM_")
+            and value is not None
+            and (name != ALLOW_LONG or value.strip().lower() in ("1", "true"))
+        )
     )
 
 

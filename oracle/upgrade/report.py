@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import quote
 
 from dodona.oracle.language.consequence import Severity
 from dodona.oracle.markdown import escaped, table
@@ -174,7 +175,8 @@ def as_sarif(report: Report, version: str) -> dict[str, Any]:
         if "runner" in finding.changes:
             results.append(_result("runner-changes", "warning", said, finding))
         if "start" in finding.changes:
-            results.append(_result("start-changes", "error", said, finding))
+            level = "note" if finding.after.starts else "error"
+            results.append(_result("start-changes", level, said, finding))
         for new in finding.new_consequences:
             rules.setdefault(new.consequence, new.feature)
             text = " ".join(filter(None, (f"{new.feature}: {new.because}", new.mend)))
@@ -193,7 +195,7 @@ def as_sarif(report: Report, version: str) -> dict[str, Any]:
 
 def _result(rule: str, level: str, text: str, finding: Finding) -> dict[str, Any]:
     location = {
-        "artifactLocation": {"uri": finding.path.replace("\\", "/")},
+        "artifactLocation": {"uri": quote(finding.path.replace("\\", "/"))},
         "region": {"startLine": max(1, finding.line)},
     }
     return {

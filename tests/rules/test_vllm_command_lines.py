@@ -133,6 +133,17 @@ COMMANDS = [
     "podman run --env VLLM_USE_V2_MODEL_RUNNER=0 reg.io/a/vllm:v0.25.1-cu129 serve {m} -tp 2",
     "timeout 60 bash -c 'export VLLM_USE_V2_MODEL_RUNNER=0; exec vllm serve {m} -tp 2'",
     "TP=2\nVLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} \\\n  --tensor-parallel-size ${{TP:-8}}  # as before\n",
+    "docker run --gpus=all -e VLLM_USE_V2_MODEL_RUNNER=0 docker.io/vllm/vllm-openai:v0.25.1 {m} -tp 2",
+    "apptainer run --nv x.sif env VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2",
+    "VLLM_USE_V2_MODEL_RUNNER=0 singularity run --nv docker://vllm/vllm-openai:v0.25.1 --model {m} -tp 2",
+    "VLLM_USE_V2_MODEL_RUNNER=0 srun --gpus 2 -N 1 vllm serve {m} -tp 2",
+    "VLLM_USE_V2_MODEL_RUNNER=0 nsys profile -o out python3 -m vllm.entrypoints.cli.main serve {m} -tp 2",
+    "VLLM_USE_V2_MODEL_RUNNER=0 opentelemetry-instrument vllm serve {m} -tp 2",
+    "tmux new-session -d -s llm 'VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2'",
+    'ssh -i key me@host "cd x && VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2"',
+    "kubectl exec -it pod -- bash -lc 'VLLM_USE_V2_MODEL_RUNNER=0 exec vllm serve {m} -tp 2'",
+    "docker exec -d c env VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2",
+    "ssh host docker run -e VLLM_USE_V2_MODEL_RUNNER=0 vllm/vllm-openai:v0.25.1 --model {m} -tp 2",
     "vllm() {{ :; }}\nVLLM_USE_V2_MODEL_RUNNER=0 uv run vllm serve {m} -tp 2 | tee out",
 ]
 
@@ -154,6 +165,27 @@ def test_a_variable_that_is_unset_does_not_force(llama: str) -> None:
     assert select_runner(command, rulebook="vllm/0.25.1", environment=forced).decided_by == "preferred"
     with pytest.raises(ConfigError, match="VLLM_USE_V2_MODEL_RUNNER"):
         _select("0.25.1", f"VLLM_USE_V2_MODEL_RUNNER=yes vllm serve {llama}")
+
+
+@pytest.mark.parametrize(
+    ("before", "process", "refused"),
+    [
+        ("", (), True),
+        ("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1", (), False),
+        ("VLLM_ALLOW_LONG_MAX_MODEL_LEN=True", (), False),
+        ("VLLM_ALLOW_LONG_MAX_MODEL_LEN=0", (), True),
+        ("", ("VLLM_ALLOW_LONG_MAX_MODEL_LEN",), False),
+        ("VLLM_ALLOW_LONG_MAX_MODEL_LEN=0", ("VLLM_ALLOW_LONG_MAX_MODEL_LEN",), True),
+        ("env -u VLLM_ALLOW_LONG_MAX_MODEL_LEN", ("VLLM_ALLOW_LONG_MAX_MODEL_LEN",), True),
+    ],
+)
+def test_the_variable_that_allows_longer_sequences(
+    llama: str, before: str, process: tuple[str, ...], refused: bool
+) -> None:
+    machine = Environment(has_triton=True, platform="cuda", variables=process)
+    command = f"{before} vllm serve {llama} --max-model-len 10M"
+    verdict = select_runner(command, rulebook="vllm/0.30.0", environment=machine)
+    assert [refusal.rule for refusal in verdict.refusals] == ["max-model-len"] * refused
 
 
 def test_words_are_read_like_text(llama: str) -> None:
@@ -231,6 +263,10 @@ def test_images() -> None:
         "redis": False,
     }
     assert {name: is_vllm_image(name) for name in names} == names
+    assert not list(
+        invocations("docker run vllm/vllm-openai bash; docker run vllm/vllm-openai:v1 /bin/sh -c ls")
+    )
+    assert not list(invocations("docker run rocm/vllm ./bench; echo vllm serve m; pkill -f 'vllm serve m'"))
     assert not list(invocations("docker run redis --model x; docker build -t vllm . ; vllm bench serve m"))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from dodona.oracle.machine.assumed import assumed_machine
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.vllm.weights import stored_bytes
 
 BYTES = 141_107_412_992
 """Of Llama 3.3 70B in bfloat16: 131.4 GiB."""
@@ -76,3 +77,14 @@ def test_what_is_stored_and_not_loaded_is_not_counted(tmp_path: Path) -> None:
     tied = int(73.6 * 2**30 * 1.03) + 2 * 128256 * 8192
     assert _refused(tmp_path, size=tied, tie_word_embeddings=True) == []
     assert _refused(tmp_path, size=tied, tie_word_embeddings=False) == ["weights"]
+
+
+@pytest.mark.parametrize(
+    "size", ["1e999", "-1e999", "NaN", "-1", "0", "true", '"141107412992"', "null", "1e300"]
+)
+def test_a_size_that_is_none_says_nothing(tmp_path: Path, size: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(f'{{"metadata": {{"total_size": {size}}}, "weight_map": {{}}}}')
+    assert stored_bytes(str(tmp_path)) is None
+    index.write_text(f'{{"metadata": {{"total_size": 1e6, "total_parameters": {size}}}, "weight_map": {{}}}}')
+    assert stored_bytes(str(tmp_path)) == (1_000_000, None)

@@ -126,6 +126,7 @@ def test_dockerfiles_that_start_something_else() -> None:
 
 YAML = {
     "services: {a: {image: 'vllm/vllm-openai', command: '--model m -tp 2', environment: [K=v]}}": "compose",
+    "services: {a: {image: 'vllm/vllm-openai:v0.24.0', command: [./m, -tp, '2']}}": "compose",
     "services: {a: {image: x, entrypoint: [vllm, serve], command: [m, -tp, '2']}}": "compose",
     "x: &x {image: 'vllm/vllm-openai:v1', command: [--model, m, -tp, '2']}\nservices: {a: {<<: *x}}": "compose",
     "kind: Pod\nspec: {containers: [{name: c, image: 'vllm/vllm-openai', args: [--model, m, -tp, '2']}]}": "kubernetes",
@@ -150,7 +151,7 @@ def test_yaml(text: str) -> None:
     assert "not known by its name" in report.reason
     words = " ".join(found.invocation.arguments).replace("=", " ")
     assert "tensor-parallel-size 2" in words or "-tp 2" in words
-    assert "m" in words.split()
+    assert {"m", "./m"} & set(words.split())
 
 
 def test_templates_of_helm() -> None:
@@ -316,6 +317,17 @@ def test_formats(report: Report) -> None:
     data = json.loads(json.dumps(as_data(report)))
     assert len(data["findings"]) == len(report.findings)
     assert as_markdown(report).count("\n| ") == len(report.findings) + 2
+
+
+def test_sarif_names_the_file_as_a_uri_and_only_a_start_that_stops_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "run all#1.sh"
+    for first, last, level in (("0.24.0", "0.25.0", "error"), ("0.29.0", "0.30.0", "note")):
+        file.write_text("vllm serve Qwen/Qwen2.5-7B-Instruct\n")
+        (run,) = as_sarif(_examine(file, first=first, last=last, machine="wsl2"), "0")["runs"]
+        (result,) = (r for r in run["results"] if r["ruleId"] == "start-changes")
+        assert result["level"] == level
+        uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        assert uri.endswith("/run%20all%231.sh")
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts, evaluate
 from dodona.oracle.language.facts import UNKNOWN, FactValue, show_value
 from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.environment import ALLOW_LONG, Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.readable import load_readable
 from dodona.oracle.systems.vllm.facts import default_of
@@ -30,6 +30,7 @@ from dodona.oracle.systems.vllm.startup_checks import (
     is_before,
     length_refusal,
     parallelism_refusal,
+    prompt_embeds_refusal,
     quantization_refusal,
     routed_experts_refusal,
     speculation_refusal,
@@ -85,7 +86,10 @@ def completed_sections(
     refused = {
         "quantization_refusal": quantization_refusal(given["model_config"], model, registry),
         "dtype_refusal": dtype_refusal(given["model_config"], model, registry),
-        "length_refusal": length_refusal(given["model_config"], model),
+        "length_refusal": (
+            None if ALLOW_LONG in environment.variables else length_refusal(given["model_config"], model)
+        ),
+        "prompt_embeds_refusal": prompt_embeds_refusal(given["model_config"], model),
         "code_refusal": code_refusal(given["model_config"], model, registry),
         "weights_refusal": weights_refusal(sections, told, model, environment),
     }

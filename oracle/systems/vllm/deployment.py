@@ -54,6 +54,7 @@ _FROM_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
         "model_config.runner",
         "model_config.convert",
     ),
+    "model_config.prompt_embeds_refusal": ("model_config.enable_prompt_embeds",),
     "aux_output_config.enable_return_routed_experts": ("model_config.enable_return_routed_experts",),
     "model_config.is_supported": ("model_config.model_impl",),
     "parallel_config.divides_attention_heads": ("parallel_config.tensor_parallel_size",),
@@ -195,9 +196,7 @@ def environment_of(
     if book.environment is not None and book.environment.variable in variables:
         forced = book.environment.parse(variables[book.environment.variable])
         environment = dataclasses.replace(environment, override=forced)
-    names = (set(environment.variables) | set(vllm_variables(variables))) - {
-        name for name, value in variables.items() if value is None
-    }
+    names = (set(environment.variables) - set(variables)) | set(vllm_variables(variables))
     pinned = is_on(variables[WSL_PIN_MEMORY]) if WSL_PIN_MEMORY in variables else environment.wsl_pin_memory
     return dataclasses.replace(environment, variables=tuple(sorted(names)), wsl_pin_memory=pinned)
 

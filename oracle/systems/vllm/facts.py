@@ -284,6 +284,7 @@ _FACTS = (
     _refusal("model_config.code_refusal", "a model that brings code of its own"),
     _refusal("model_config.weights_refusal", "the size of the weights"),
     _refusal("model_config.routed_experts_refusal", "to return routed experts"),
+    _refusal("model_config.prompt_embeds_refusal", "embeddings as prompts"),
     _refusal("model_config.runner_refusal", "the runner or the conversion"),
     _of_model("is_lora_supported", "LoRA adapters can be added to the model's layers.", True),
     _of_model("is_pp_supported", "The model's layers can be split among pipeline stages.", True),

@@ -6,12 +6,13 @@ Environment variables before the command, wrappers (`sudo`, `env`, `exec`, `nohu
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dodona.oracle.systems.vllm.shell import SimpleCommand, simple_commands
+from dodona.oracle.systems.vllm.shell import UNRESOLVED, SimpleCommand, simple_commands
 
 SERVER_MODULES: Final = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.api_server")
 """Modules that `python -m` runs as a server; their arguments are those of `vllm serve`, with `--model`."""
@@ -76,6 +77,31 @@ _DOCKER_SWITCHES: Final = frozenset(
     ]
 )
 _ENGINES: Final = ("docker", "podman", "nerdctl", "finch")
+
+_NO_LAUNCHERS: Final = (
+    *(
+        "echo",
+        "printf",
+        "logger",
+        "grep",
+        "egrep",
+        "pgrep",
+        "pkill",
+        "kill",
+        "killall",
+        "git",
+        "alias",
+        "man",
+    ),
+    *("pip", "pip3", "which", "type", "cat", "sed", "awk", "tee", "ls", "rm", "cp", "mv", "test", "[", ":"),
+)
+"""Programs whose words are no command; of others, the words from `vllm serve` on are one."""
+
+_TAKE_TEXT: Final = frozenset(["ssh", "su", "runuser", "tmux", "screen", "watch", "script", "flock", "wsl"])
+"""Programs that give one of their words to a shell."""
+
+_OF_REGISTRY: Final = "docker://"
+"""What Apptainer and its kin write before an image."""
 
 _IMAGE = re.compile(
     r"^(?:[\w.\-:]+/)*[\w.\-]*vllm[\w.\-]*(?:/[\w.\-]+)*(?::([\w.\-${}]+))?(?:@sha256:[0-9a-f]+)?$"
@@ -148,15 +174,36 @@ def _of_command(command: SimpleCommand, depth: int) -> Iterator[Invocation]:
         script = _script(words)
         if script is not None and depth < MAX_NESTING:
             for found in _in_text(script, environ, depth + 1):
-                yield Invocation(
-                    found.arguments, found.environ, found.release, command.line + found.line - 1, found.unread
-                )
-    elif program in _ENGINES:
+                yield dataclasses.replace(found, line=command.line + found.line - 1)
+    elif program in _ENGINES and "run" in words[1:4]:
         yield from _container(words, command.line, depth)
     else:
         arguments = server_arguments(words)
         if arguments is not None:
             yield Invocation(tuple(arguments), environ, None, command.line)
+        elif depth < MAX_NESTING and program not in _NO_LAUNCHERS:
+            yield from _launched(words, environ, command.line, depth + 1)
+
+
+def _launched(
+    words: Sequence[str], environ: Mapping[str, str | None], line: int, depth: int
+) -> Iterator[Invocation]:
+    """What a program of which only the name is known starts: `srun OPTIONS vllm serve …`, `ssh HOST '…'`."""
+    program = words[0].rsplit("/", 1)[-1]
+    for i, word in enumerate(words[1:], 1):
+        name = word.rsplit("/", 1)[-1]
+        if word.startswith(_OF_REGISTRY):
+            rest = words[i + 1 :]
+            yield from container_invocations(
+                word.removeprefix(_OF_REGISTRY), None, rest, environ, line=line, depth=depth
+            )
+            return
+        if name in _SHELLS or name in _ENGINES or name == "env" or server_arguments(words[i:]) is not None:
+            yield from _of_command(SimpleCommand(tuple(words[i:]), environ, line), depth)
+            return
+        if program in _TAKE_TEXT and " " in word:
+            for found in _in_text(word, environ, depth):
+                yield dataclasses.replace(found, line=line + found.line - 1)
 
 
 def server_arguments(words: Sequence[str]) -> Sequence[str] | None:
@@ -260,6 +307,17 @@ def _after_env(words: list[str], environ: dict[str, str | None]) -> list[str]:
     return words[i:]
 
 
+def _is_model(image: str, word: str) -> bool:
+    """Whether the first argument of an image is the model: vLLM's own images run `vllm serve` on it."""
+    name = word.rsplit("/", 1)[-1]
+    return (
+        image.partition("@")[0].rsplit("/", 1)[-1].startswith("vllm-openai")
+        and ("/" in word or UNRESOLVED.match(word) is not None)
+        and name not in (*_SHELLS, "env")
+        and re.fullmatch(r"python[\d.]*", name) is None
+    )
+
+
 def _script(words: Sequence[str]) -> str | None:
     """The text of `sh -c TEXT`; None where a file is run."""
     for i, word in enumerate(words[1:], 1):
@@ -272,8 +330,6 @@ def _script(words: Sequence[str]) -> str | None:
 
 def _container(words: Sequence[str], line: int, depth: int) -> Iterator[Invocation]:
     """`docker run OPTIONS IMAGE ARGUMENTS`, where the image is one of vLLM or the arguments start vLLM."""
-    if "run" not in words[1:4]:
-        return
     rest = list(words[words.index("run") + 1 :])
     environ: dict[str, str | None] = {}
     unread: list[str] = []
@@ -320,7 +376,7 @@ def container_invocations(
     found = list(_of_command(SimpleCommand(tuple(command), environ, line), depth + 1)) if command else []
     if not found and not entrypoint and is_vllm_image(image):
         words = command[1:] if command[:1] == ["serve"] else command
-        if not words or words[0].startswith("-") or command[:1] == ["serve"]:
+        if not words or words[0].startswith("-") or command[:1] == ["serve"] or _is_model(image, words[0]):
             found = [Invocation(tuple(words), dict(environ), None, line)]
     for invocation in found:
         yield Invocation(

@@ -352,6 +352,13 @@ def length_refusal(given: Mapping[str, Any], model: ModelInfo) -> str | None:
     return None
 
 
+def prompt_embeds_refusal(given: Mapping[str, Any], model: ModelInfo) -> str | None:
+    """Why prompts of the model can't be embeddings; releases before 0.29.0 don't look."""
+    if given.get("enable_prompt_embeds") and model.is_encoder_decoder:
+        return "--enable-prompt-embeds is not supported with encoder-decoder models."
+    return None
+
+
 def readable_length(given: object) -> int | None:
     """Tokens of "4096", "8k" (1000) or "8K" (1024); None for "auto", -1 and what is none of these."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", str(given))

@@ -25,6 +25,9 @@ UTILIZATION: Final = 0.92
 _TOLERANCE: Final = 1.03
 """What is stored and not loaded, such as buffers, is taken to be less than this above what is loaded."""
 
+_MOST: Final = 1 << 60
+"""No checkpoint has so many bytes or parameters: a number that is not less is a mistake."""
+
 _SIXTEEN_BITS: Final = ("bfloat16", "float16")
 
 
@@ -93,9 +96,14 @@ def _index(path: str, changed: int) -> tuple[int, int | None] | None:
     """Read once as long as the file doesn't change."""
     try:
         told = read_json(Path(path), limit=MAX_INDEX_BYTES, expected="an index of weights")["metadata"]
-        size, parameters = told["total_size"], told.get("total_parameters")
+        size, parameters = _count(told["total_size"]), _count(told.get("total_parameters"))
     except (ConfigError, LookupError, TypeError, AttributeError):
         return None
-    if not isinstance(size, (int, float)):
+    return None if size is None else (size, parameters)
+
+
+def _count(told: object) -> int | None:
+    """A number of bytes or of parameters, which some writers give as a float; None where it can't be one."""
+    if isinstance(told, bool) or not isinstance(told, (int, float)) or not 0 < told < _MOST:
         return None
-    return int(size), parameters if isinstance(parameters, int) else None
+    return int(told)
