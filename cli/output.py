@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -29,6 +30,17 @@ def say_json(value: Any) -> None:
     typer.echo(HIDDEN.sub(_json_escape, json.dumps(value, ensure_ascii=False)))
 
 
+class _PrintableRecord(logging.LogRecord):
+    """Libraries log what a model's files say."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def _is_closed(stream: object) -> bool:
+    return stream is None  # what the interpreter makes of a file descriptor that isn't open
+
+
 def _json_escape(match: re.Match[str]) -> str:
     # only inside strings: JSON has none of these characters elsewhere
     return f"\\u{ord(match[0]):04x}"
@@ -38,8 +50,14 @@ def run(command: Callable[[], None]) -> None:
     """Run a command whose result goes to stdout.
 
     What a stream's encoding can't hold is written as an escape. Where stdout takes no more, for instance on a
-    full disk, a line on stderr says so, and the exit code is 1.
+    full disk, or is closed, a line on stderr says so, and the exit code is 1.
     """
+    if _is_closed(sys.stderr):
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end of the process
+    if _is_closed(sys.stdout):
+        typer.echo("dodona: stdout can't be written: it is closed", err=True)
+        sys.exit(1)
+    logging.setLogRecordFactory(_PrintableRecord)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from dodona.oracle.printable import without_userinfo
+
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
 
@@ -32,7 +34,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class DodonaError(Exception):
-    """Base of everything that Dodona raises on purpose."""
+    """Base of everything that Dodona raises on purpose. Its texts have no `user:password@` of URLs."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(without_userinfo(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(DodonaError, ValueError):

@@ -11,7 +11,8 @@ HIDDEN: Final = re.compile(
 """Control characters without tab and line feed, marks of writing direction, separators of lines and
 paragraphs, and halves of surrogate pairs."""
 
-_USERINFO: Final = re.compile(r"(?<=://)[^/\s@]*@")
+_USERINFO: Final = re.compile(r"(?<=://)[^\s/?#]*@")
+"""Up to the last `@` before the path: a password may have one."""
 
 
 def printable(text: object) -> str:

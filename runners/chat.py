@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dodona.oracle.printable import short
@@ -11,7 +11,7 @@ from dodona.runners.errors import InvalidRequestError
 from dodona.runners.third_party import first_line, is_third_party
 
 MAX_PROMPT_CHARACTERS = 16 << 20
-"""Longest prompt that a chat template may make."""
+"""Most characters that a chat template may print."""
 
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "text"}``, and whatever else the template reads."""
@@ -24,6 +24,7 @@ def chat_prompts(
     add_generation_prompt: bool = True,
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    check_length: Callable[[str], None] = lambda text: None,
 ) -> list[PromptLike]:
     """The prompt of a conversation, or of each of several: its text, and the token ids of that text.
 
@@ -31,6 +32,7 @@ def chat_prompts(
     add_generation_prompt: whether the prompt ends with the beginning of the assistant's next message.
     chat_template: a Jinja template in place of the tokenizer's own.
     chat_template_kwargs: more names that the template reads.
+    check_length: raises InvalidRequestError for a text that is too long to be tokenized.
 
     Raises InvalidRequestError where there is no tokenizer or no chat template, for what is no conversation,
     and for what the template can't take.
@@ -52,6 +54,7 @@ def chat_prompts(
                 f"got {conversation!r:.80}"
             )
         try:
+            _bound_output(tokenizer, chat_template, chat_template_kwargs or {})
             text = tokenizer.apply_chat_template(
                 conversation,
                 tokenize=False,
@@ -63,11 +66,7 @@ def chat_prompts(
             raise InvalidRequestError(
                 f"the chat template refuses {short(conversation)}: {first_line(error)}"
             ) from error
-        if len(text) > MAX_PROMPT_CHARACTERS:
-            raise InvalidRequestError(
-                f"the chat template makes a prompt of {len(text)} characters, more than "
-                f"{MAX_PROMPT_CHARACTERS}"
-            )
+        check_length(text)
         try:
             # The template has put the special tokens in.
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -79,3 +78,25 @@ def chat_prompts(
             ) from error
         prompts.append({"prompt": text, "prompt_token_ids": ids})
     return prompts
+
+
+def _bound_output(tokenizer: Any, chat_template: str | None, kwargs: Mapping[str, Any]) -> None:
+    """Have the template stop when it has printed `MAX_PROMPT_CHARACTERS`.
+
+    transformers keeps the templates that it has compiled, so that `apply_chat_template` takes this one.
+    """
+    from transformers.utils import chat_template_utils
+
+    source = tokenizer.get_chat_template(chat_template, kwargs.get("tools"))
+    compiled: Any = chat_template_utils._compile_jinja_template(source)
+    compiled.environment.concat = _bounded_text
+
+
+def _bounded_text(parts: Iterable[str]) -> str:
+    found, length = [], 0
+    for part in parts:
+        found.append(part)
+        length += len(part)
+        if length > MAX_PROMPT_CHARACTERS:
+            raise OverflowError(f"it prints more than {MAX_PROMPT_CHARACTERS} characters")
+    return "".join(found)

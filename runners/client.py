@@ -141,6 +141,7 @@ class EngineClient:
         Raises InvalidRequestError for `sampling_params` that don't fit the prompts, and for a request id that
         is in use; EngineDeadError. After an error none of the prompts goes on.
         """
+        self.check_callable()
         if self.pooling_settings is not None:
             task = self.pooling_settings.task
             raise WrongTaskError(
@@ -165,16 +166,17 @@ class EngineClient:
                     requests = self.admission.admit(
                         parsed, params, given_id, adapter=adapter, sink=sink, streaming=streaming
                     )
+                    assembler = OutputAssembler(parsed.text, requests, self.admission.detokenizer)
                 except InvalidRequestError as error:
                     refused[index] = str(error)
                     continue
-                admitted[index] = OutputAssembler(parsed.text, requests, self.admission.detokenizer)
+                admitted[index] = assembler
                 batch += requests
                 num_tokens += sum(request.num_prompt_tokens for request in requests)
                 # The engine begins with as much as fills a step, while the others are still looked at.
                 if num_tokens >= self.max_num_batched_tokens:
                     self._engine.submit(batch)
-                    submitted = [assembler.request_id for assembler in admitted.values()]
+                    submitted = [each.request_id for each in admitted.values()]
                     batch, num_tokens = [], 0
             self._engine.submit(batch)
         except BaseException:
@@ -182,12 +184,21 @@ class EngineClient:
             raise
         return Submission(admitted, refused)
 
+    def check_callable(self) -> None:
+        """Raise EngineDeadError once the engine has ended, and EngineThreadError in its own thread.
+
+        Callers do this first: in a forked child, locks of tokenizers, grammars and adapters may be held by a
+        thread that only the parent has.
+        """
+        self._engine.check_callable()
+
     def submit_requests(self, requests: Sequence[Request]) -> None:
         """Hand over requests that `admission` made; see `Engine.submit`."""
         self._engine.submit(requests)
 
     def adapters(self) -> AdapterRegistry:
         """The adapters that requests can use. Raises InvalidRequestError without `enable_lora`."""
+        self.check_callable()
         if self._adapters is None:
             raise InvalidRequestError("lora_request: adapters are off; make the LLM with enable_lora=True")
         return self._adapters

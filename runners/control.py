@@ -55,6 +55,7 @@ class EngineControl:
         """Call one of `rpc.RPC_METHODS` on every worker; see `Runner.collective_rpc`."""
         rpc_method(method)
         check_arguments(method, args, kwargs)
+        self._engine.check_callable()  # before the lock, which a forked child may find held
         if method == "sleep":
             return self._sleep(args, kwargs)
         if method == "wake_up":

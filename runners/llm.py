@@ -132,9 +132,11 @@ class LLM:
         Raises InvalidRequestError where there is no tokenizer or no chat template, or for what the template
         can't take.
         """
+        self._client.check_callable()
         prompts = chat_prompts(
             self._client.tokenizer,
             messages,
+            check_length=self._client.admission.check_length,
             add_generation_prompt=add_generation_prompt,
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,

@@ -126,6 +126,7 @@ class PoolingClient:
 
     def _settings(self, call: str, *tasks: str) -> PoolingSettings:
         """The model's settings. Raises WrongTaskError where it generates, or is for none of these tasks."""
+        self.client.check_callable()
         settings = self.client.pooling_settings
         if settings is None:
             raise WrongTaskError(

@@ -71,7 +71,8 @@ class OutputStream(Iterator[RequestOutput]):
         return assembler.output([news])
 
     def close(self) -> None:
-        """Abort the unfinished requests. Iteration is over."""
+        """Abort the unfinished requests. Iteration is over. Returns at once: their ids are free after the
+        engine's next step."""
         if not self._closed:
             self._closed = True
             self._client.abort(*self._unfinished)

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("oracle", "kernels", "runners", "cli")
 
 FLOORS: Sequence[Sequence[str]] = (
-    ("oracle.errors", "oracle.printable", "oracle.markdown"),
+    ("oracle.printable", "oracle.markdown"),
+    ("oracle.errors",),
     ("oracle.files",),
     ("oracle.language",),
     ("oracle.config",),
@@ -39,6 +40,7 @@ FLOORS: Sequence[Sequence[str]] = (
         "runners.machine",
         "runners.progress_bar",
         "runners.third_party",
+        "runners.after_fork",
         "runners.safetensors_file",
     ),
     ("runners.sampling", "runners.quantization"),

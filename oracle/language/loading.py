@@ -11,7 +11,7 @@ import importlib.resources
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -74,10 +74,14 @@ def make_rulebook(resolved: Resolved, registries: Registries) -> RuleBook:
             make_rulebook(resolved.parent, registries)
         found = error.errors(include_url=False)
         # a missing key is often the consequence of a misspelt one, whose error is the more helpful
-        causes = [item for item in found if item["type"] not in ("missing", "too_short")] or found
-        problems = [_explained(document, item) for item in causes]
+        causes = [item for item in found if item["type"] not in ("missing", "too_short")]
+        causes = causes or [item for item in found if item["type"] == "missing"] or found
+        problems = [_explained(document, item) for item in causes[:_MOST_EXPLAINED]]
         raise min(problems, key=lambda problem: (problem.line, problem.column)) from None
 
+
+_MOST_EXPLAINED: Final = 100
+"""A search for the nearest name takes a thousandth of a second, and one problem is told."""
 
 _WANTED = {
     "string_type": "text",

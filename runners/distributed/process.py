@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dodona.runners.after_fork import leave_after_fork
 from dodona.runners.distributed.worker_handle import LOG_LINES, Ending, WorkerHandle
 
 logger = logging.getLogger("dodona.worker")
@@ -66,6 +67,7 @@ class WorkerProcess(WorkerHandle):
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._reader = threading.Thread(target=self._read_log, name=f"dodona-log-{rank}", daemon=True)
         self._reader.start()
+        leave_after_fork(self)
 
     def log_tail(self) -> Sequence[str]:
         """The last lines that the worker printed."""
@@ -85,6 +87,14 @@ class WorkerProcess(WorkerHandle):
             self._life = None
         self._reader.join(1.0)
         return _ending(status)
+
+    def leave_to_parent(self) -> None:
+        """In a child process after a fork: a worker ends when no process holds the other ends of these."""
+        with contextlib.suppress(OSError):
+            self.connection.close()
+        if self._life is not None:
+            os.close(self._life)
+            self._life = None
 
     def _read_log(self) -> None:
         output = self._process.stdout

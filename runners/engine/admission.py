@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.printable import short
@@ -28,6 +28,12 @@ LONGEST_TOKEN = 512
 LONGEST_TOKEN_SLACK = 4
 """A tokenizer may shorten text before it makes tokens, for instance by composing characters: a text may have
 this many times the characters of the most tokens at their longest."""
+
+MAX_PROMPT_COPIES = 1 << 26
+"""Most prompt tokens of one prompt's sequences together: each has a list of its own."""
+
+MAX_CUT_CHARACTERS = 1 << 20
+"""Longest text that is cut to `truncate_prompt_tokens`: a tokenizer makes all tokens before it cuts."""
 
 MAX_ID_LENGTH = 256
 """Longest request id that a caller may give."""
@@ -82,7 +88,8 @@ class Admission:
         self.max_model_len = max_model_len
         self.max_logprobs = max_logprobs
         self.seed = seed
-        self.eos_token_ids = frozenset(eos_token_ids)
+        self.eos_token_ids = frozenset(token_id for token_id in eos_token_ids if token_id < vocab_size)
+        """Those that the model can generate."""
         self.tokenizer = tokenizer
         self.longest_token = 1 if tokenizer is None else longest_token(tokenizer)
         """Characters of the vocabulary's longest token."""
@@ -114,6 +121,11 @@ class Admission:
             check_request_id(request_id)
         token_ids = self._token_ids(prompt)
         self._check_params(params)
+        if params.n * len(token_ids) > MAX_PROMPT_COPIES:
+            raise InvalidRequestError(
+                f"n={params.n} sequences of a prompt of {len(token_ids)} tokens are more than "
+                f"{MAX_PROMPT_COPIES} tokens; ask for fewer at a time"
+            )
         room = self.max_model_len - len(token_ids)
         limit = len(token_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
         seed = derive_seed(self.seed, number) if params.seed is None else params.seed
@@ -198,9 +210,10 @@ class Admission:
             options: dict[str, Any] = {}
             if most is not None:
                 longest = self.max_model_len
+                _check_cut(texts)
                 options = {"truncation": True, "max_length": longest if most < 0 else min(most, longest)}
             else:
-                self._check_length("".join(texts))
+                self.check_length("".join(texts))
             encoded = self._encode("the prompt", *texts, **options)
             token_ids, segments = list(encoded["input_ids"]), encoded.get("token_type_ids")
         if not token_ids:
@@ -223,7 +236,7 @@ class Admission:
         token_ids = prompt.token_ids
         if token_ids is None:
             self._require_tokenizer()
-            self._check_length(prompt.text or "")
+            self.check_length(prompt.text or "")
             token_ids = self._tokenize("the prompt", prompt.text)
         if not token_ids:
             raise InvalidRequestError("the prompt is empty; it must have at least one token")
@@ -249,7 +262,7 @@ class Admission:
                 f"{name}: the tokenizer can't take {short(texts[0])}: {first_line(error)}"
             ) from error
 
-    def _check_length(self, text: str) -> None:
+    def check_length(self, text: str) -> None:
         """Refuse a text that is certainly too long, before the work of tokenizing it."""
         most = self.max_model_len * self.longest_token * LONGEST_TOKEN_SLACK
         if len(text) > most:
@@ -318,6 +331,15 @@ class Admission:
             tuple(params.stop),
             include_stop_string=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
+        )
+
+
+def _check_cut(texts: Sequence[str]) -> None:
+    length = sum(map(len, texts))
+    if length > MAX_CUT_CHARACTERS:
+        raise InvalidRequestError(
+            f"the prompt has {length} characters, more than {MAX_CUT_CHARACTERS}: they are all tokenized "
+            "before truncate_prompt_tokens cuts; cut the text"
         )
 
 

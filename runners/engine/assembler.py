@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dodona.runners.engine.events import Progress
 from dodona.runners.engine.request import Request
+from dodona.runners.errors import InvalidRequestError
 from dodona.runners.outputs import CompletionOutput, Logprob, RequestOutput
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
@@ -43,7 +44,10 @@ class OutputAssembler:
         if progress.finish_reason is not None:
             self._num_unfinished -= 1
             self._error = self._error or progress.error
-        return self._sequences[progress.sequence_index].add(progress)
+        sequence = self._sequences[progress.sequence_index]
+        output = sequence.add(progress)
+        self._error = self._error or sequence.error
+        return output
 
     def output(self, outputs: list[CompletionOutput]) -> RequestOutput:
         """A prompt's output that holds these sequences."""
@@ -67,6 +71,8 @@ class _Sequence:
         self._cumulative_logprob = 0.0
         self._detokenizer = detokenizer
         self._text: IncrementalText | None = None
+        self.error: str | None = None
+        """Why there is no more text."""
         if request.stop_text is None and request.params.detokenize and detokenizer is not None:
             self._text = IncrementalText(
                 detokenizer,
@@ -78,13 +84,14 @@ class _Sequence:
     def add(self, progress: Progress) -> CompletionOutput:
         self._cumulative_logprob += sum(entry.logprobs[0] for entry in progress.logprobs)
         logprobs = [readable(entry, self._detokenizer) for entry in progress.logprobs]
+        text, reason = self._new_text(progress), progress.finish_reason
         return CompletionOutput(
             index=self._index,
-            text=self._new_text(progress),
+            text=text,
             token_ids=list(progress.token_ids),
             cumulative_logprob=self._cumulative_logprob if self._wants_logprobs else None,
             logprobs=logprobs if self._wants_logprobs else None,
-            finish_reason=progress.finish_reason,
+            finish_reason="error" if reason is not None and self.error is not None else reason,
             stop_reason=progress.stop_reason,
             num_draft_tokens=progress.num_draft_tokens,
             num_accepted_tokens=progress.num_accepted_tokens,
@@ -98,7 +105,12 @@ class _Sequence:
         token_ids = progress.token_ids
         if progress.finish_reason == "stop" and not self._include_stop_token:
             token_ids = token_ids[:-1]  # a token ended it, since it has no stop strings
-        return self._text.add(token_ids) if progress.finish_reason is None else self._text.finish(token_ids)
+        text = self._text
+        try:
+            return text.add(token_ids) if progress.finish_reason is None else text.finish(token_ids)
+        except InvalidRequestError as error:
+            self._text, self.error = None, str(error)
+            return ""
 
 
 def readable(entry: TokenLogprobs, detokenizer: Detokenizer | None) -> dict[int, Logprob]:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import traceback
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from dodona.runners.after_fork import leave_after_fork
 from dodona.runners.engine.core import EngineCore
 from dodona.runners.engine.events import Event
 from dodona.runners.engine.request import Request
@@ -95,7 +94,7 @@ class Engine:
         after it."""
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="dodona-engine", daemon=True)
-        _engines.add(self)
+        leave_after_fork(self)
         self._thread.start()
 
     # --- Called from any thread
@@ -201,7 +200,7 @@ class Engine:
                 "it, such as the sink of a request; call it from another thread"
             )
 
-    def _leave_to_parent(self) -> None:
+    def leave_to_parent(self) -> None:
         """In a child process after a fork: the thread is the parent's, and so is what it holds."""
         self._wake = threading.Condition()  # the parent's threads may have held the other
         self._end = _End(
@@ -332,14 +331,3 @@ def _send(request: Request, event: Event) -> bool:
         logger.exception("the sink of request %s failed", request.parent_id)
         return False
     return True
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for engine in list(_engines):
-        engine._leave_to_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from dodona.runners.after_fork import leave_after_fork
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.events import Event, Sink
 from dodona.runners.engine.request import Request
@@ -33,6 +34,7 @@ class Replicas:
         self._failure: tuple[int, BaseException] | None = None
         """The replica that failed first, and its error."""
         self._engines: list[Engine] = []
+        leave_after_fork(self)  # before the engines, which then tell of their end by `_deliver`
         for number, start in enumerate(starts):
             engine = Engine(start, on_failure=partial(self._fail, number))
             with self._lock:
@@ -97,8 +99,7 @@ class Replicas:
         Raises what the function raised at all of them. Where it failed at some only, they are not alike any
         more, and all end with that error.
         """
-        for engine in self._engines:
-            engine.check_callable()
+        self.check_callable()
         futures = [engine.post(function, drain=drain) for engine in self._engines]
         errors = {number: e for number, future in enumerate(futures) if (e := future.exception()) is not None}
         if 0 < len(errors) < len(futures):
@@ -119,6 +120,15 @@ class Replicas:
     def dead_error(self) -> EngineDeadError:
         """The error for callers that come after the end, or waited for a request."""
         return self._engines[0 if self._failure is None else self._failure[0]].dead_error()
+
+    def check_callable(self) -> None:
+        """See `Engine.check_callable`."""
+        for engine in self._engines:
+            engine.check_callable()
+
+    def leave_to_parent(self) -> None:
+        """In a child process after a fork: the parent's threads may have held the lock."""
+        self._lock = threading.Lock()
 
     # --- Parts
 

@@ -203,8 +203,7 @@ class Request:
         ):
             self.finish_reason = "stop"
             self.stop_reason = None if token_id in self.eos_token_ids else token_id
-            if self.stop_text is not None:
-                self.stop_text.finish(token_id if self.params.include_stop_str_in_output else None)
+            self._finish_text(token_id if self.params.include_stop_str_in_output else None)
             return num_tokens
         if grammar is not None:
             self.schedulable_until = min(self.limit, num_tokens + 1)
@@ -213,10 +212,12 @@ class Request:
             if stop_string is not None:
                 self.finish_reason, self.stop_reason = "stop", stop_string
                 return num_tokens
+            if self.stop_text.error is not None:
+                self._fail(self.stop_text.error)
+                return num_tokens
         if num_tokens >= self.limit:
             self.finish_reason = "length"
-            if self.stop_text is not None:
-                self.stop_text.finish(None)
+            self._finish_text(None)
         return num_tokens
 
     def extend(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> int:
@@ -266,6 +267,13 @@ class Request:
         self.finish_reason = "abort"
         if self.stop_text is not None:
             self.stop_text.finish(None)
+
+    def _finish_text(self, token_id: int | None) -> None:
+        """End the text of a request with stop strings, with one more token if given."""
+        if self.stop_text is not None:
+            self.stop_text.finish(token_id)
+            if self.stop_text.error is not None:
+                self.finish_reason, self.error = "error", self.stop_text.error
 
     def _fail(self, error: str | None) -> None:
         """End it without the token just read, whose log-probabilities are here already."""

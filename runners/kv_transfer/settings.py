@@ -93,7 +93,7 @@ def _shared_storage(transfer: KVTransferConfig) -> SharedStorageSettings:
     if not isinstance(path, str) or not path:
         raise EngineSetupError(
             f"{SHARED_STORAGE[0]} needs shared_storage_path in kv_connector_extra_config: a folder for its "
-            f"files; got {path!r:.80}"
+            f"files; got {_kind(path)}"
         )
     return SharedStorageSettings(
         Path(path).expanduser(),
@@ -106,9 +106,16 @@ def _shared_storage(transfer: KVTransferConfig) -> SharedStorageSettings:
 def _byte_count(key: str, given: Any) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise EngineSetupError(
-            f"kv_connector_extra_config: {key} must be a number of bytes above 0; got {given!r:.80}"
+            f"kv_connector_extra_config: {key} must be a number of bytes above 0; got {_kind(given)}"
         )
     return given
+
+
+def _kind(value: Any) -> str:
+    """What is said of a value that may be a password or a key."""
+    if value is None:
+        return "none"
+    return "a whole number" if type(value) is int else f"a value of type {type(value).__name__}"
 
 
 def _offloading(config: EngineConfig) -> OffloadingSettings:
@@ -122,7 +129,7 @@ def _offloading(config: EngineConfig) -> OffloadingSettings:
     if (given is None) == (not size):
         raise EngineSetupError(
             f"{OFFLOADING} needs one size of the host's memory: kv_offloading_size in GiB, or "
-            f"cpu_bytes_to_use in kv_connector_extra_config; got {size!r} and {given!r}"
+            f"cpu_bytes_to_use in kv_connector_extra_config; got {'both' if size else 'none'}"
         )
     total = int((size or 0) * 2**30) if given is None else _byte_count("cpu_bytes_to_use", given)
     return OffloadingSettings(total // config.parallel_config.world_size)

@@ -46,6 +46,10 @@ _FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 `SamplingParams` refuses then is refused."""
 
 _IGNORED: Mapping[str, tuple[Any, ...]] = {
+    "do_sample": (True,),
+    "stop_strings": ([],),
+    "max_time": (),
+    "num_return_sequences": (1,),
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "penalty_alpha": (0,),

@@ -21,6 +21,9 @@ LOGIT_BIAS_LIMIT = 100.0
 MAX_N = 16_384
 """Most sequences of one prompt."""
 
+MAX_TEXTS, MAX_TEXT_CHARACTERS = 1_000, 1 << 16
+"""Most stop strings or bad words, and most characters of all of them: each is looked for after each token."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -202,6 +205,11 @@ def _strings(name: str, values: Iterable[str] | None) -> tuple[str, ...]:
     for value in result:
         if not isinstance(value, str) or not value:
             raise InvalidRequestError(f"{name} must hold non-empty strings, got {short(value)}")
+    if len(result) > MAX_TEXTS or sum(map(len, result)) > MAX_TEXT_CHARACTERS:
+        raise InvalidRequestError(
+            f"{name} holds more than {MAX_TEXTS} strings, or more than {MAX_TEXT_CHARACTERS} characters; "
+            "give fewer"
+        )
     return result
 
 

@@ -20,9 +20,9 @@ is the identity.
    of (seed, position, token), so a request's tokens do not depend on what shares its batch. Equal sums: the
    lowest id wins.
 
-Unusual logits: NaN counts as -inf, and what exceeds 1e30 (+inf too) as 1e30. Where no token is left, the row
+Unusual logits: NaN counts as -inf, and what exceeds 1e30 (+inf too) as 1e30. Logits that are NaN or -inf
+throughout say nothing, and `NO_TOKEN` ends the request with an error. Where masks leave no token, the row
 yields its *fallback token*: the lowest of its allowed ids, else the lowest id that ends the request, else 0.
-A row that nothing masks has none: its logits say nothing, and `NO_TOKEN` ends the request with an error.
 A constraint of allowed ids is therefore never broken; `min_tokens` and `bad_words` give way. With a grammar
 the fallback token is the lowest that it allows, among the allowed ids if one of these is: all else gives way
 to a grammar.
@@ -110,11 +110,12 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
 def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """The tokens of `sample` alone, at least one: [n] int64 on the logits' device."""
     scores = sanitize(logits)
+    lost = lost_rows(logits)
     for i, row in enumerate(rows):
         process_row(scores[i], row)
     inverse = torch.tensor([inverse_temperature(row.params.temperature) for row in rows], dtype=torch.float32)
     _filter_rows(scores, inverse, rows)
-    return gumbel_argmax(
+    token_ids = gumbel_argmax(
         scores,
         inverse.to(logits.device),
         torch.tensor([row.seed for row in rows], dtype=torch.int64, device=logits.device),
@@ -125,6 +126,13 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
             device=logits.device,
         ),
     )
+    return token_ids.masked_fill_(lost, NO_TOKEN)
+
+
+def lost_rows(logits: Tensor) -> Tensor:
+    """[n] bool: the rows of `logits` ([n, vocab]) that are NaN or -inf throughout. They say nothing, whatever
+    masks would leave."""
+    return ~(logits > -math.inf).any(dim=1)
 
 
 def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top_n: int) -> list[TokenLogprobs]:
@@ -168,7 +176,7 @@ def fallback_id(
 ) -> int:
     """The token of a row whose masks leave nothing (see the module's docstring).
 
-    `NO_TOKEN` where nothing masks the row: its logits are NaN or all -inf, and nothing can be drawn.
+    `NO_TOKEN` where nothing masks the row: its logits are NaN or all -inf (see `lost_rows`).
     """
     if not (params.allowed_token_ids or params.min_tokens or bad_words_token_ids):
         return NO_TOKEN

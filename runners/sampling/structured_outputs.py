@@ -20,6 +20,9 @@ MAX_ENTRIES = 1_000
 """Most entries of one object or list of a schema, and most choices: compiling takes about a tenth of a second
 for so many properties, and grows with their square."""
 
+MAX_WORK = 2 * MAX_ENTRIES**2
+"""Largest sum, over all objects and lists of a schema, of the squared numbers of their entries."""
+
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
@@ -122,16 +125,22 @@ def _check_schema_text(text: object) -> None:
 
 
 def _check_width(schema: Any) -> None:
-    todo = [schema]
+    todo, work = [schema], 0
     while todo:
         value = todo.pop()
         if isinstance(value, (dict, list)):
+            work += len(value) ** 2
             if len(value) > MAX_ENTRIES:
                 raise InvalidRequestError(
                     f"structured_outputs.json has an object or a list of {len(value)} entries, more than "
                     f"{MAX_ENTRIES}, which takes too long to compile; split it"
                 )
             todo.extend(value.values() if isinstance(value, dict) else value)
+    if work > MAX_WORK:
+        raise InvalidRequestError(
+            f"structured_outputs.json has large objects or lists, whose squared numbers of entries add up to "
+            f"{work}, more than {MAX_WORK}, which takes too long to compile; split it"
+        )
 
 
 def _too_long(name: str, length: int) -> str:

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from dodona.oracle.printable import short
+from dodona.runners.errors import InvalidRequestError
+from dodona.runners.third_party import first_line, is_third_party
+
 PROMPT_CONTEXT = 6
 """Prompt tokens that the output's text is decoded after: some tokenizers drop a space at the beginning."""
 
@@ -39,7 +43,10 @@ class Detokenizer:
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
     ) -> str:
-        """The text of these tokens; ids that the tokenizer doesn't know have none."""
+        """The text of these tokens; ids that the tokenizer doesn't know have none.
+
+        Raises InvalidRequestError where the tokenizer fails.
+        """
         if skip_special_tokens or spaces_between_special_tokens:
             return self._decode(token_ids, skip_special_tokens)
         parts = []
@@ -67,17 +74,28 @@ class Detokenizer:
         """The text of one token by itself, special or not."""
         text = self._tokens.get(token_id)
         if text is None:
-            text = self._tokens[token_id] = self._decode([token_id], False)
+            try:
+                text = self._decode([token_id], False)
+            except InvalidRequestError:
+                text = REPLACEMENT
+            self._tokens[token_id] = text
         return text
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
-        if self._backend is not None:
-            return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
-        return str(
-            self._tokenizer.decode(
-                token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        try:
+            if self._backend is not None:
+                return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+            return str(
+                self._tokenizer.decode(
+                    token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+                )
             )
-        )
+        except BaseException as error:
+            if not is_third_party(error):
+                raise
+            raise InvalidRequestError(
+                f"the tokenizer can't decode {short(list(token_ids))}: {first_line(error)}"
+            ) from error
 
 
 def _byte_ids(tokenizer: Any, backend: Any) -> frozenset[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dodona.runners.errors import InvalidRequestError
 from dodona.runners.text.detokenizer import IncrementalText
 
 
@@ -31,11 +32,15 @@ def possible_stop(text: str, stops: Sequence[str]) -> int:
     >>> possible_stop("a b STO", ("STOP", "TOO"))
     3
     """
-    longest = max(len(stop) for stop in stops) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops if len(stop) > length):
-            return length
-    return 0
+    longest = 0
+    for stop in stops:
+        begin = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+        while 0 <= begin < len(text) - longest:
+            if stop.startswith(text[begin:]):
+                longest = len(text) - begin
+                break
+            begin = text.find(stop[0], begin + 1)
+    return longest
 
 
 class StopStringText:
@@ -57,11 +62,17 @@ class StopStringText:
         self._finished = False
         self._num_taken = 0
         self.text = ""
+        self.error: str | None = None
+        """Why the text doesn't go on."""
 
     def add(self, token_id: int) -> str | None:
         """Append a token; returns the stop string if there is one now, and the text ends there."""
         searched = len(self.text)
-        self.text += self._incremental.add((token_id,))
+        try:
+            self.text += self._incremental.add((token_id,))
+        except InvalidRequestError as error:
+            self.error = str(error)
+            return None
         self._num_tokens += 1
         if self._num_tokens <= self._min_tokens or len(self.text) == searched:
             return None
@@ -76,7 +87,10 @@ class StopStringText:
 
     def finish(self, token_id: int | None) -> None:
         """End the text without a stop string: with one more token, if given, and all that is held back."""
-        self.text += self._incremental.finish(() if token_id is None else (token_id,))
+        try:
+            self.text += self._incremental.finish(() if token_id is None else (token_id,))
+        except InvalidRequestError as error:
+            self.error = str(error)
         self._finished = True
 
     def take(self) -> str:

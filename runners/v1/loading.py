@@ -89,6 +89,8 @@ def _load_model(
     elif auto_class == "AutoModel" and _takes_pooling_layer(factory, config):
         common["add_pooling_layer"] = False  # its weights may be missing, and hidden states are pooled
     _forget_quantization(config)
+    # transformers would read this file, or the shards of this index, in place of `weight_files`.
+    config.__dict__.pop("transformers_weights", None)
     is_online = quantization is not None and all(r.scheme.layout == "online" for r in quantization.rules)
     try:
         if weights is None:

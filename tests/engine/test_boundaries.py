@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -10,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders
+from transformers import PreTrainedTokenizerFast
 
+from dodona.runners.chat import chat_prompts
+from dodona.runners.distributed.process import worker_processes
+from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.prompts import parse_prompt
 from dodona.runners.errors import EngineDeadError, EngineThreadError, InvalidRequestError
 from dodona.runners.llm import LLM
+from dodona.runners.pooling.params import PoolingParams
+from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_admission import admission
 from tests.support.fake_runner import FakeRunner, fake_verdict
@@ -91,6 +99,44 @@ def test_a_fork_while_another_thread_holds_the_engines_lock(model_dir: Path) -> 
         finally:
             release.set()
             holder.join()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_fork_while_other_threads_hold_all_locks(model_dir: Path) -> None:
+    with fake_llm(model_dir) as llm:
+        client = llm._client
+        with client.control._lock, client.admission._grammars._lock:
+            for act in (
+                lambda: llm.generate(
+                    [[1]], GREEDY.replace(ignore_eos=False, structured_outputs={"regex": "a"})
+                ),
+                lambda: llm.chat([{"role": "user", "content": "a"}]),
+                lambda: llm.sleep(),
+                lambda: llm.wake_up(),
+                lambda: llm.reload_weights(),
+                lambda: llm.embed("a"),
+                lambda: llm.list_loras(),
+            ):
+                assert in_child(lambda act=act: str(act())).startswith("EngineDeadError")
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_holds_no_worker(tmp_path: Path) -> None:
+    with worker_processes(1, tmp_path) as (worker,):
+        try:
+            files = worker.connection.fileno(), worker._life  # type: ignore[attr-defined]
+
+            def stat() -> str:
+                found = []
+                for file in files:
+                    with contextlib.suppress(OSError):
+                        found.append(os.fstat(file))
+                return f"{len(found)} open"
+
+            assert in_child(stat) == "0 open"
+            assert stat() == "2 open"
+        finally:
+            worker.end(0.0)
 
 
 # --- the engine's own thread
@@ -212,3 +258,75 @@ for _ in range(100):
 def test_forms_are_bounded_before_they_are_compiled(form: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequestError, match=said):
         SamplingParams(structured_outputs=form)
+
+
+@pytest.mark.parametrize("name", ["stop", "bad_words"])
+def test_lists_of_texts_are_bounded(name: str) -> None:
+    for texts in ([str(number) for number in range(1_001)], ["x" * 70_000]):
+        with pytest.raises(InvalidRequestError, match=f"{name} holds more than 1000 strings"):
+            SamplingParams(**{name: texts})
+
+
+def test_what_all_parts_of_a_schema_take_is_bounded_and_one_large_object_is_compiled() -> None:
+    large = {"type": "object", "properties": {str(i): {"type": "integer"} for i in range(1_000)}}
+    assert SamplingParams(structured_outputs={"json": large})
+    with pytest.raises(InvalidRequestError, match="too long to compile"):
+        SamplingParams(structured_outputs={"json": {"properties": {"a": large, "b": large, "c": large}}})
+
+
+def test_a_text_that_is_cut_by_the_tokenizer_is_bounded(tokenizer: Any) -> None:
+    cut = PoolingParams(truncate_prompt_tokens=4)
+    settings = PoolingSettings("embed", ("LAST",), (), None, None, (), "identity", True, None, False)
+    admitting = admission(tokenizer, vocab_size=400)
+    admitted = admitting.admit_pooling(parse_prompt("one two " * 1_000), None, cut, settings, print)
+    assert admitted.num_prompt_tokens == 4
+    with pytest.raises(InvalidRequestError, match="5000000 characters, more than 1048576"):
+        admitting.admit_pooling(parse_prompt("x" * 5_000_000), None, cut, settings, print)
+
+
+def test_a_conversation_that_is_certainly_too_long_is_not_tokenized(tokenizer: Any) -> None:
+    check = admission(tokenizer).check_length
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.raises(InvalidRequestError, match="1000000 characters, more than"):
+        chat_prompts(
+            tokenizer,
+            [{"role": "user", "content": "x" * 1_000_000}],
+            chat_template=template,
+            check_length=check,
+        )
+
+
+def test_a_template_that_prints_without_end_is_stopped(tokenizer: Any) -> None:
+    text = "{{ messages[0].content }}"
+    template = f"{{% for a in range(9999) %}}{{% for b in range(9999) %}}{text}{{% endfor %}}{{% endfor %}}"
+    for content in ("x" * 100_000, "y" * 200_000):
+        with pytest.raises(InvalidRequestError, match="prints more than 16777216 characters"):
+            chat_prompts(tokenizer, [{"role": "user", "content": content}], chat_template=template)
+    (prompt,) = chat_prompts(tokenizer, [{"role": "user", "content": "one"}], chat_template=text)
+    assert prompt["prompt"] == "one"  # type: ignore[call-overload, index]
+
+
+def test_a_decoder_that_panics_ends_its_own_request(tokenizer: Any) -> None:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.decoder = decoders.Strip("x", 0, 5)
+    admitting = admission(
+        PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>"), vocab_size=400
+    )
+    ((good,), (bad,)) = (tokenizer(text)["input_ids"] for text in "yx")
+
+    (stopping,) = admitting.admit(parse_prompt([good]), GREEDY.replace(stop=["zz"]))
+    stopping.append(good)
+    assert stopping.finish_reason is None
+    stopping.append(bad)
+    assert stopping.finish_reason == "error"
+    assert "the tokenizer can't decode" in (stopping.error or "")
+
+    plain = admitting.admit(parse_prompt([good]), GREEDY)
+    assembler = OutputAssembler(None, plain, admitting.detokenizer)
+    plain[0].append(bad)
+    plain[0].abort()
+    output = assembler.output([assembler.add(plain[0].take_progress())])
+    assert output.outputs[0].finish_reason == "error"
+    assert "the tokenizer can't decode" in (output.error or "")
+    with pytest.raises(InvalidRequestError, match="can't decode"):
+        admitting.admit(parse_prompt([bad]), GREEDY.replace(stop=["zz"]))

@@ -394,6 +394,9 @@ def test_defaults_and_eos_of_generation_config(model_dir: Path) -> None:
         assert llm._client.admission.eos_token_ids == {0, 5, 6}
         (output,) = llm.generate([1])
         assert len(output.outputs[0].token_ids) <= 9
+    file.write_text(json.dumps({"eos_token_id": [5, 97, 10**30]}))
+    with fake_llm(model_dir) as llm:
+        assert llm._client.admission.eos_token_ids == {0, 5}  # 97 tokens: the model makes no others
     with fake_llm(model_dir, generation_config="vllm") as llm:
         assert llm.get_default_sampling_params() == SamplingParams()
         assert llm._client.admission.eos_token_ids == {0}

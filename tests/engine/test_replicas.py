@@ -22,6 +22,7 @@ from dodona.runners.engine.routing import Router
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineAsleepError, EngineDeadError, EngineThreadError, InvalidRequestError
 from dodona.runners.sampling.params import SamplingParams
+from tests.engine.test_boundaries import in_child
 from tests.engine.test_engine import PATIENCE, Gate, expected
 from tests.support.fake_llm import GREEDY, fake_llm, no_engine_thread, solo
 from tests.support.fake_runner import FakeRunner, fake_runner
@@ -215,3 +216,15 @@ def test_a_replica_is_thought_to_hold_no_more_than_it_can() -> None:
     assert sum(map(len, router._known)) <= 3
     assert router.choose(long[:6], [1000]).cost in (1000, 996)
     assert Router(2, [0, 0]).choose(long, [9]).cost == 9
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_fork_while_another_thread_holds_the_lock() -> None:
+    gate = Gate()
+    with opened(gate, gate) as session:
+        try:
+            session.submit("x", [1, 2], max_tokens=30)
+            with session.replicas._lock:
+                assert "another process" in in_child(lambda: str(session.submit("y", [1, 2])))
+        finally:
+            gate.open()

@@ -15,6 +15,7 @@ from dodona.oracle.errors import (
     did_you_mean,
 )
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.select import verdict_for
 from dodona.oracle.systems.books import load_rulebook
 
@@ -64,3 +65,11 @@ def test_they_share_one_base() -> None:
     assert issubclass(ConfigError, ValueError)
     assert issubclass(RuleFileError, DodonaError)
     assert issubclass(UnsupportedConfiguration, DodonaError)
+
+
+@pytest.mark.parametrize("password", ["s3cret", "s3@cret", "s3:cret@"])
+def test_errors_show_no_password_of_a_url(password: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        locate_or_download(f"https://user:{password}@host/model")
+    assert "s3" not in str(caught.value)
+    assert "https://host/model" in str(pickle.loads(pickle.dumps(caught.value)))

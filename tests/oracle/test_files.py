@@ -16,6 +16,7 @@ from dodona.oracle import files
 from dodona.oracle.analysis.replay import read_cases
 from dodona.oracle.config.yaml_file import read_arguments
 from dodona.oracle.errors import ConfigError, DodonaError
+from dodona.oracle.files import parse_json
 from dodona.oracle.language.yaml_source import read_yaml
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.weight_files import read_index, weight_files
@@ -181,3 +182,9 @@ def test_shards_may_be_links_as_in_a_hubs_cache(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match="no file can have this name"):
         files.read_bytes(name, limit=10)
+
+
+def test_a_key_that_is_given_twice_in_a_large_object() -> None:
+    text = json.dumps({str(number): 0 for number in range(50_000)})[:-1]
+    with pytest.raises(ConfigError, match="the key '49999' is given twice"):
+        parse_json(text + ', "49999": 1}', where="x")

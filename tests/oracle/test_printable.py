@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from dodona.cli import output
 from dodona.cli.app import app
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.printable import HIDDEN, printable, short, without_userinfo
 
 ROOT = Path(__file__).resolve().parents[2]
+MAIN = "from dodona.cli import main; main()"
+CLOSED = (
+    f"import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-c', {MAIN!r}, *sys.argv[1:]])"
+)
 HOSTILE = "\x1b[2J\x1b[31m\x9b1m\u202egnp\ud800\x07\r"
 
 
@@ -62,10 +69,23 @@ def test_a_full_disk_is_a_line_and_exit_code_1() -> None:
     assert (done.returncode, done.stderr) == (1, "dodona: stdout can't be written: No space left on device\n")
 
 
-def run(arguments: list[str], encoding: str, stdout: object) -> subprocess.CompletedProcess[str]:
+def test_a_closed_stdout_is_a_line_and_exit_code_1() -> None:
+    done = run(["rules", "list", "--json"], "utf-8", None, program=CLOSED)
+    assert (done.returncode, done.stderr) == (1, "dodona: stdout can't be written: it is closed\n")
+
+
+def test_what_libraries_log_is_printable(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    output.run(lambda: logging.getLogger("transformers").warning("a model of type %s", HOSTILE))
+    assert caplog.messages == [f"a model of type {printable(HOSTILE)}"]
+
+
+def run(
+    arguments: list[str], encoding: str, stdout: object, *, program: str = MAIN
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
-        [sys.executable, "-c", "from dodona.cli import main; main()", *arguments],
+        [sys.executable, "-c", program, *arguments],
         stdout=stdout, stderr=subprocess.PIPE, env=environment, encoding=encoding, errors="strict", cwd=ROOT,
         timeout=60, check=False,
     )  # fmt: skip

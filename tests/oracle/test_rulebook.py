@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dodona.cli.rules import unknown_architectures
 from dodona.oracle.errors import ConfigError, RuleFileError
 from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.language.rulebook import EnvironmentVariable, RuleBook
@@ -159,3 +160,26 @@ def test_a_book_does_not_bring_a_registry() -> None:
     text = SOURCE.read_text().replace("system: dodona", "system: dodona\nfacts: {}", 1)
     with pytest.raises(RuleFileError, match="unknown key 'facts'"):
         parse_rulebook(text)
+
+
+def _book_of_architectures(names: list[str], *, examples: bool = True) -> str:
+    shown = "examples: {fires: [{model_config.is_moe: true}], passes: [{model_config.is_moe: false}]}"
+    return (
+        "rulebook: x\ndescription: x\nsystem: dodona\nrunners: [v2, v1]\n"
+        'environment: {variable: DODONA_USE_V2_MODEL_RUNNER, values: {"0": v1, "1": v2}, otherwise: error}\n'
+        "rules:\n  - {id: a, kind: veto, runners: [v2], feature: f, because: b, since: 2026-11-29, "
+        f"when: {{model_config.architectures: {{any_in: [{', '.join(names)}]}}}}"
+        f"{', ' + shown if examples else ''}}}\n"
+    )
+
+
+def test_the_nearest_name_is_looked_for_a_few_times_only() -> None:
+    book = parse_rulebook(_book_of_architectures([f"Qwen3ForCausalLM{n}" for n in range(1_500)]))
+    warnings = unknown_architectures(book)
+    assert len(warnings) == 1_500
+    assert ["did you mean" in warning for warning in warnings] == [n < 20 for n in range(1_500)]
+
+
+def test_a_rule_without_examples_is_told_so() -> None:
+    with pytest.raises(RuleFileError, match="'examples' is missing"):
+        parse_rulebook(_book_of_architectures(["A"], examples=False))

@@ -154,8 +154,10 @@ def test_the_lowest_token_of_a_grammar(token: int) -> None:
     assert grammar_fallback_ids(words, [both]).tolist() == [token]
     others = SamplingParams(allowed_token_ids=[5, 300])
     assert grammar_fallback_ids(words, [others]).tolist() == [token]
-    lost = torch.full((1, 96), -math.inf)
-    assert sample(lost, [make_row(grammar={token, 95}, vocab=96)]).token_ids == [token]
+    bias = {token: -100.0, 95: -100.0}
+    masked = torch.full((1, 96), -math.inf)
+    masked[0, 94] = 0.0
+    assert sample(masked, [make_row(grammar={token, 95}, vocab=96, logit_bias=bias)]).token_ids == [token]
 
 
 def test_a_grammar_that_allows_nothing_gives_token_zero() -> None:
@@ -163,12 +165,25 @@ def test_a_grammar_that_allows_nothing_gives_token_zero() -> None:
     assert grammar_fallback_ids(words, [SamplingParams()]).tolist() == [0]
 
 
-def test_the_token_of_a_row_without_any() -> None:
-    lost = torch.full((1, 8), math.nan)
-    assert sample(lost, [make_row()]).token_ids == [NO_TOKEN]
-    assert sample(lost, [make_row(stop=(5, 3), logprobs=1)]).token_ids == [NO_TOKEN]
-    assert sample(lost, [make_row(stop=(5, 3), min_tokens=2)]).token_ids == [3]
-    assert sample(lost, [make_row(stop=(5, 3), allowed_token_ids=[7, 6])]).token_ids == [6]
+def test_logits_that_say_nothing_give_no_token_whatever_masks_there_are() -> None:
+    for value in (math.nan, -math.inf):
+        lost = torch.full((1, 8), value)
+        for row in (
+            make_row(),
+            make_row(stop=(5, 3), logprobs=1),
+            make_row(stop=(5, 3), min_tokens=2),
+            make_row(stop=(5, 3), allowed_token_ids=[7, 6]),
+            make_row(bad_words=((4,),), temperature=0.0),
+            make_row(grammar={4, 2}, vocab=8),
+        ):
+            assert sample(lost, [row]).token_ids == [NO_TOKEN]
+
+
+def test_masks_that_leave_nothing_give_the_fallback_token() -> None:
+    logits = torch.full((1, 8), math.nan)
+    logits[0, 3] = 0.0
+    assert sample(logits, [make_row(stop=(5, 3), min_tokens=2)]).token_ids == [3]
+    assert sample(logits, [make_row(stop=(5, 3), allowed_token_ids=[7, 6])]).token_ids == [6]
 
 
 def test_wrong_shapes_are_named() -> None:

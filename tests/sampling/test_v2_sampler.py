@@ -295,6 +295,19 @@ def test_unusual_logits_and_parameters():
     assert requests.step([3, 4, 5, 6], torch.tensor(rows, device=DEVICE))[0] == [2, 3, -1, -1]
 
 
+def test_logits_that_say_nothing_give_no_token_whatever_masks_there_are():
+    requests = Requests(40)
+    requests.add(0, make_row(allowed_token_ids=(38, 36)))
+    requests.add(1, make_row(stop=(39,), min_tokens=9, temperature=0.0))
+    requests.add(2, make_row(bad_words=((3,),)))
+    requests.add(3, make_row(grammar=(35, 38), vocab=40))
+    requests.add(4, make_row(grammar=(35, 38), vocab=40))
+    logits = torch.full((5, 40), math.nan, device=DEVICE)
+    logits[1:3] = -math.inf
+    logits[4, 0] = 0.0
+    assert requests.step([0, 1, 2, 3, 4], logits)[0] == [-1, -1, -1, -1, 35]
+
+
 def test_all_else_gives_way_to_a_grammar():
     requests = Requests(40)
     everything = tuple((token,) for token in range(40))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dodona import LLM
+from dodona import LLM, SamplingParams
 from dodona.oracle.errors import DodonaError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,16 +92,25 @@ def test_an_index_leads_nowhere_else(tmp_path: Path, shard: object) -> None:
         LLM(folder, max_model_len=64, num_gpu_blocks_override=16, device="cpu")
 
 
+def test_config_json_names_no_other_weights(tmp_path: Path) -> None:
+    folder = model(tmp_path, transformers_weights="other.safetensors.index.json")
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "../outside.safetensors"}}
+    (folder / "other.safetensors.index.json").write_text(json.dumps(index))
+    with LLM(folder, max_model_len=64, num_gpu_blocks_override=16, device="cpu") as llm:
+        assert llm.generate("What is 1 + 1?", SamplingParams(temperature=0.0))[0].outputs[0].text == " 2"
+
+
 def test_generation_defaults_as_transformers_takes_them(tmp_path: Path, caplog) -> None:
     folder = model(tmp_path)
     (folder / "generation_config.json").unlink()
     values = {"top_k": 50.0, "top_p": 0, "no_repeat_ngram_size": 3, "num_beams": 1, "max_new_tokens": 9.0}
+    values |= {"do_sample": False, "stop_strings": ["x"], "num_return_sequences": 1}
     (folder / "generation_config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(values).encode())
     with LLM(folder, max_model_len=64, num_gpu_blocks_override=16, device="cpu") as llm:
         params = llm.get_default_sampling_params()
     assert (params.top_k, params.max_tokens) == (50, 9)
     assert 0 < params.top_p < 1e-5
-    assert "no effect here: no_repeat_ngram_size=3" in caplog.text
+    assert "no effect here: do_sample=False, stop_strings=['x'], no_repeat_ngram_size=3" in caplog.text
 
 
 def test_logits_that_are_nan_end_the_request_with_an_error(tmp_path: Path) -> None:
@@ -117,7 +126,14 @@ def test_logits_that_are_nan_end_the_request_with_an_error(tmp_path: Path) -> No
     with LLM(QWEN3, max_model_len=64, num_gpu_blocks_override=64, device="cpu") as llm:
         assert llm.generate("What is 1 + 1?")[0].error is None
         llm.collective_rpc("load_weights", [list(weights.items())])
-        for output in llm.generate(["What is 1 + 1?", "Sort the digits 3 1."]):
+        masks = [
+            SamplingParams(),
+            SamplingParams(min_tokens=2),
+            SamplingParams(bad_words=["a"]),
+            SamplingParams(allowed_token_ids=[5, 6]),
+            SamplingParams(structured_outputs={"choice": ["yes", "no"]}),
+        ]
+        for output in llm.generate(["What is 1 + 1?"] * len(masks), masks):
             assert output.outputs[0].finish_reason == "error"
             assert output.outputs[0].token_ids == []
             assert "NaN or all -inf" in (output.error or "")

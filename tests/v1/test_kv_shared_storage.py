@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.errors import EngineSetupError, InvalidRequestError
+from dodona.runners.kv_transfer.settings import resolve_kv_transfer
 from dodona.runners.kv_transfer.storage.block_files import BlockFiles, DamagedBlockError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
@@ -275,3 +277,24 @@ def test_files_that_a_dead_writer_left_are_removed(tmp_path):
 def test_settings_that_cannot_be_are_refused(tiny_models, tmp_path, extra, error):
     with pytest.raises(EngineSetupError, match=error):
         LLM(tiny_models.path("llama"), **SIZES, **storage(tmp_path, **extra))
+
+
+@pytest.mark.parametrize("wrong", ["s3cret", {"password": "s3cret"}, ["s3cret"]])
+@pytest.mark.parametrize(
+    ("connector", "key"),
+    [
+        ("SharedStorageConnector", "max_bytes"),
+        ("SharedStorageConnector", "shared_storage_path"),
+        ("OffloadingConnector", "cpu_bytes_to_use"),
+    ],
+)
+def test_errors_show_no_value_of_the_extra_config(tmp_path, connector, key, wrong):
+    extra = {"shared_storage_path": str(tmp_path)} if connector.startswith("Shared") else {}
+    wrong = "" if (key, wrong) == ("shared_storage_path", "s3cret") else wrong
+    transfer = {"kv_connector": connector, "kv_role": "kv_both"}
+    config = EngineConfig.from_flat(
+        "m", kv_transfer_config={**transfer, "kv_connector_extra_config": {**extra, key: wrong}}
+    )
+    with pytest.raises(EngineSetupError, match=f"{key}.* a value of type {type(wrong).__name__}") as caught:
+        resolve_kv_transfer(config)
+    assert "s3cret" not in str(caught.value)

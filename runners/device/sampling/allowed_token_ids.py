@@ -16,6 +16,7 @@ class AllowedTokenIds(Stage):
     """Masks every other token, in the pass that makes the fp32 copy: it must be the first stage."""
 
     name: ClassVar[str] = "allowed-token-ids"
+    masks: ClassVar[bool] = True
     integers: ClassVar[tuple[str, ...]] = ("is_restricted",)
     example: ClassVar[Example] = Example({"allowed_token_ids": (1, 5, 30)})
 

@@ -17,6 +17,7 @@ class BadWords(Stage):
     count towards a match."""
 
     name: ClassVar[str] = "bad-words"
+    masks: ClassVar[bool] = True
     example: ClassVar[Example] = Example({}, bad_words_token_ids=((1,), (2, 3), (4, 5, 6)))
 
     def __init__(self, rows: SamplerRows) -> None:

@@ -19,6 +19,7 @@ class Grammar(Stage):
     """Masks what the rows' grammars forbid, and sets these rows' fallback tokens."""
 
     name: ClassVar[str] = "grammar"
+    masks: ClassVar[bool] = True
     example: ClassVar[Example] = Example({"structured_outputs": {"regex": "."}})
 
     def __init__(self, rows: SamplerRows) -> None:

@@ -16,6 +16,7 @@ class MinTokens(Stage):
     """Masks the stop tokens of rows that have generated too few."""
 
     name: ClassVar[str] = "min-tokens"
+    masks: ClassVar[bool] = True
     integers: ClassVar[tuple[str, ...]] = ("min_tokens",)
     example: ClassVar[Example] = Example({"min_tokens": 4}, stop_token_ids=(2, 3, 4))
 

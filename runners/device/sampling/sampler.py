@@ -21,6 +21,7 @@ from dodona.runners.device.sampling.logprob_values import SampledLogprobs
 from dodona.runners.device.sampling.stage import Draw, SamplerRows, SamplingBatch, Stage, VerifiedDrafts
 from dodona.runners.device.sampling.stages import STAGES
 from dodona.runners.interface import NewRequest
+from dodona.runners.sampling.reference import NO_TOKEN, lost_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +106,8 @@ class DeviceSampler:
             cuts=draw.cuts,
             fallback=draw.fallback,
         )
+        if any(stage.masks for stage in stages):  # rows that nothing masks have no fallback token
+            token_ids.masked_fill_(lost_rows(logits), NO_TOKEN)
         if batch.drafts is not None:
             draw.num_kept = self.count_kept(token_ids, batch.idx_mapping, batch.positions, batch.drafts)
         for stage in stages:

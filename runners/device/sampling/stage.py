@@ -143,6 +143,8 @@ class Stage(ABC):
     """
 
     name: ClassVar[str]
+    masks: ClassVar[bool] = False
+    """Whether it may leave a row without any token, which is then given its fallback token."""
     floats: ClassVar[tuple[str, ...]] = ()
     """Names of the fp32 numbers that it keeps per row in `SamplerRows.floats`."""
     integers: ClassVar[tuple[str, ...]] = ()
