@@ -180,6 +180,20 @@ def test_optimization_levels_are_those_that_vllm_has(llama: str, flag: str, refu
     assert [refusal.feature.split()[0] for refusal in refusals] == ["--optimization-level"] * refused
 
 
+@pytest.mark.parametrize("release", ["0.22.0", "0.25.1", "0.33.0"])
+def test_bfloat16_needs_a_gpu_that_has_it(llama: str, release: str) -> None:
+    for capability, flag, refused in (
+        (75, "--dtype bfloat16", True),
+        (75, "--dtype auto", False),
+        (75, "--dtype half", False),
+        (75, "", False),
+        (80, "--dtype bfloat16", False),
+    ):
+        machine = Environment(has_triton=True, platform="cuda", compute_capability=capability)
+        verdict = select_runner(f"vllm serve {llama} {flag}", rulebook=f"vllm/{release}", environment=machine)
+        assert [refusal.rule for refusal in verdict.refusals] == ["dtype"] * refused, (capability, flag)
+
+
 @pytest.mark.parametrize(
     ("before", "process", "refused"),
     [

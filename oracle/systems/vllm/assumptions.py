@@ -85,7 +85,7 @@ def completed_sections(
     told = model_section(given["model_config"], model, registry)
     refused = {
         "quantization_refusal": quantization_refusal(given["model_config"], model, registry),
-        "dtype_refusal": dtype_refusal(given["model_config"], model, registry),
+        "dtype_refusal": dtype_refusal(given["model_config"], model, registry, environment),
         "length_refusal": (
             None if ALLOW_LONG in environment.variables else length_refusal(given["model_config"], model)
         ),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.known_models import known_architectures, known_model_types
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.vllm.model_classes import Registry
@@ -241,8 +242,20 @@ def _predicts_tokens(model: ModelInfo, registry: Registry) -> bool:
     return True
 
 
-def dtype_refusal(given: Mapping[str, Any], model: ModelInfo, registry: Registry) -> str | None:
+_BFLOAT16_SINCE: Final = 80
+"""Compute capability from which on CUDA devices compute in bfloat16; `auto` takes float16 before it."""
+
+
+def dtype_refusal(
+    given: Mapping[str, Any], model: ModelInfo, registry: Registry, environment: Environment
+) -> str | None:
     """Why the model isn't served in the `--dtype` that is asked for."""
+    capability = environment.compute_capability
+    if given.get("dtype") == "bfloat16" and capability is not None and capability < _BFLOAT16_SINCE:
+        return (
+            "Bfloat16 is only supported on GPUs with compute capability of at least 8.0. "
+            f"Your GPU has compute capability {capability / 10}"
+        )
     kind = model.raw.get("model_type")
     until = _NO_HALF_PRECISION_BEFORE.get(str(kind))
     refused = kind in _NO_HALF_PRECISION or (until is not None and is_before(registry, until))
