@@ -163,6 +163,7 @@ _LEVELS: Final[Mapping[str, str]] = {"info": "note", "warning": "warning", "erro
 _KINDS: Final[Mapping[str, str]] = {
     "runner-changes": "Another model runner serves after the upgrade.",
     "start-changes": "The server starts before the upgrade and not after it, or the other way round.",
+    "not-known": "A start of the server, or a file, of which nothing can be said.",
 }
 
 
@@ -171,16 +172,18 @@ def as_sarif(report: Report, version: str) -> dict[str, Any]:
     rules: dict[str, str] = dict(_KINDS)
     results: list[dict[str, Any]] = []
     for finding in report.findings:
-        said = " ".join(f"{line}." for line in _lines(finding))
+        said = " ".join(f"{line.rstrip('.')}." for line in _lines(finding))
         if "runner" in finding.changes:
-            results.append(_result("runner-changes", "warning", said, finding))
+            results.append(_result("runner-changes", "warning", said, finding.path, finding.line))
         if "start" in finding.changes:
             level = "note" if finding.after.starts else "error"
-            results.append(_result("start-changes", level, said, finding))
+            results.append(_result("start-changes", level, said, finding.path, finding.line))
         for new in finding.new_consequences:
             rules.setdefault(new.consequence, new.feature)
             text = " ".join(filter(None, (f"{new.feature}: {new.because}", new.mend)))
-            results.append(_result(new.consequence, _LEVELS[new.severity], text, finding))
+            results.append(_result(new.consequence, _LEVELS[new.severity], text, finding.path, finding.line))
+    results += [_result("not-known", "note", f"{one.reason}.", one.path, one.line) for one in report.unknown]
+    results += [_result("not-known", "note", f"Left out: {one.reason}.", one.path) for one in report.left_out]
     driver = {
         "name": "dodona upgrade",
         "version": version,
@@ -193,10 +196,10 @@ def as_sarif(report: Report, version: str) -> dict[str, Any]:
     }
 
 
-def _result(rule: str, level: str, text: str, finding: Finding) -> dict[str, Any]:
+def _result(rule: str, level: str, text: str, path: str, line: int = 1) -> dict[str, Any]:
     location = {
-        "artifactLocation": {"uri": quote(finding.path.replace("\\", "/"))},
-        "region": {"startLine": max(1, finding.line)},
+        "artifactLocation": {"uri": quote(path.replace("\\", "/"))},
+        "region": {"startLine": max(1, line)},
     }
     return {
         "ruleId": rule,

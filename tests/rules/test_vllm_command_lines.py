@@ -142,6 +142,7 @@ COMMANDS = [
     "tmux new-session -d -s llm 'VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2'",
     'ssh -i key me@host "cd x && VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2"',
     "kubectl exec -it pod -- bash -lc 'VLLM_USE_V2_MODEL_RUNNER=0 exec vllm serve {m} -tp 2'",
+    "eval 'VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2'",
     "docker exec -d c env VLLM_USE_V2_MODEL_RUNNER=0 vllm serve {m} -tp 2",
     "ssh host docker run -e VLLM_USE_V2_MODEL_RUNNER=0 vllm/vllm-openai:v0.25.1 --model {m} -tp 2",
     "vllm() {{ :; }}\nVLLM_USE_V2_MODEL_RUNNER=0 uv run vllm serve {m} -tp 2 | tee out",
@@ -165,6 +166,18 @@ def test_a_variable_that_is_unset_does_not_force(llama: str) -> None:
     assert select_runner(command, rulebook="vllm/0.25.1", environment=forced).decided_by == "preferred"
     with pytest.raises(ConfigError, match="VLLM_USE_V2_MODEL_RUNNER"):
         _select("0.25.1", f"VLLM_USE_V2_MODEL_RUNNER=yes vllm serve {llama}")
+
+
+@pytest.mark.parametrize(
+    ("flag", "refused"),
+    [
+        *((flag, False) for flag in ("-O3", "-O=0", "-O 1", "--optimization-level 2", "-O $LEVEL")),
+        *((flag, True) for flag in ("-O.mode=3", "-O5", "-O '{\"level\": 3}'", "-Odecode", "-O")),
+    ],
+)
+def test_optimization_levels_are_those_that_vllm_has(llama: str, flag: str, refused: bool) -> None:
+    refusals = _select("0.33.0", f"vllm serve {llama} {flag}").refusals
+    assert [refusal.feature.split()[0] for refusal in refusals] == ["--optimization-level"] * refused
 
 
 @pytest.mark.parametrize(

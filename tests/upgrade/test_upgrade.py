@@ -330,6 +330,18 @@ def test_sarif_names_the_file_as_a_uri_and_only_a_start_that_stops_is_an_error(t
         assert uri.endswith("/run%20all%231.sh")
 
 
+def test_sarif_says_what_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "a.sh").write_text("\nvllm serve org/never-heard-of --api-key abcdef\n")
+    (tmp_path / "b.sh").write_text("vllm serve 'm\n")
+    sarif = as_sarif(_examine(tmp_path), "0")
+    (run,) = sarif["runs"]
+    told = [(r["ruleId"], r["level"], r["locations"][0]["physicalLocation"]) for r in run["results"]]
+    places = [(place["artifactLocation"]["uri"][-4:], place["region"]["startLine"]) for _, _, place in told]
+    assert [(rule, level) for rule, level, _ in told] == [("not-known", "note")] * 2
+    assert places == [("a.sh", 2), ("b.sh", 1)]
+    assert "abcdef" not in json.dumps(sarif)
+
+
 def test_the_command(tmp_path: Path) -> None:
     def run(*words: str) -> Any:
         return CliRunner().invoke(app, ["upgrade", *words])

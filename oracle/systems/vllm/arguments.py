@@ -93,6 +93,8 @@ ARGUMENTS: Final[Mapping[str, tuple[str, Kind]]] = MappingProxyType(
 MAX_WORDS: Final = 2000
 """Most words of a command line."""
 
+_LEVELS: Final = ("0", "1", "2", "3")
+
 COULD_DECIDE: Final = frozenset(
     {
         "config_format",
@@ -168,6 +170,9 @@ def from_flat(arguments: Mapping[str, Any], release: str | None = None) -> Argum
         if registry.is_recorded and isinstance(level, (int, str)) and not str(level).lstrip().startswith("{"):
             # a bare level was taken by older releases
             unrecognized.append(f"--compilation-config {level}")
+        optimization = str(arguments.get("optimization_level", "0"))
+        if registry.is_recorded and optimization not in _LEVELS and not UNRESOLVED.search(optimization):
+            unrecognized.append(f"--optimization-level {short(optimization, 40)}")
     if unrecognized:
         sections["arguments"] = {"unrecognized": ", ".join(sorted(unrecognized))}
     _apply_optimization_level(sections, arguments)
@@ -266,10 +271,13 @@ def _flat_arguments(words: Sequence[str], table: FlagTable) -> tuple[dict[str, A
                 free.append(word)
             continue
         option, has_value, value = word.partition("=")
-        if option[:2] == "-O" and not option.startswith("-O."):
-            level = option[2:] or value or (words[i] if i < len(words) else "")
-            if not (option[2:] or has_value):
+        if option[:2] == "-O":
+            if word == "-O":
+                level = words[i] if i < len(words) else ""
                 i += 1
+            else:
+                # as vLLM's parser does, which so takes `-O.mode=3` for a level and refuses it
+                level = word[2:].removeprefix("=")
             flat["optimization_level"] = level
             continue
         head, dot, inner = option.partition(".")

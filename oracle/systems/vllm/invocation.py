@@ -97,7 +97,9 @@ _NO_LAUNCHERS: Final = (
 )
 """Programs whose words are no command; of others, the words from `vllm serve` on are one."""
 
-_TAKE_TEXT: Final = frozenset(["ssh", "su", "runuser", "tmux", "screen", "watch", "script", "flock", "wsl"])
+_TAKE_TEXT: Final = frozenset(
+    ["ssh", "su", "runuser", "tmux", "screen", "watch", "script", "flock", "wsl", "eval"]
+)
 """Programs that give one of their words to a shell."""
 
 _OF_REGISTRY: Final = "docker://"
