@@ -27,7 +27,7 @@ def unknown_architectures(book: RuleBook) -> list[str]:
     from dodona.oracle.language.conditions import comparisons
     from dodona.oracle.models.known_models import known_architectures
 
-    found = []
+    found: list[str] = []
     for rule in book.rules:
         for comparison in comparisons(rule.when):
             if comparison.fact != "model_config.architectures" or not isinstance(comparison.value, tuple):
