@@ -4,6 +4,7 @@ ones used."""
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,18 +41,13 @@ class AdapterSender:
 
     def abridge(self, step: SchedulerOutput) -> SchedulerOutput:
         """The step, with adapters that were sent before as their keys alone."""
-        if not any(request.adapter for request in step.new_requests):
-            return step
-        requests = []
-        for request in step.new_requests:
-            adapter = request.adapter
-            if adapter is not None:
-                if self._sent.get(adapter.key) is None:
-                    self._sent.put(adapter)
-                else:
-                    request = replace(request, adapter=replace(adapter, layers={}))
-            requests.append(request)
-        return replace(step, new_requests=requests)
+        return _with_adapters(step, self._abridged)
+
+    def _abridged(self, adapter: Adapter) -> Adapter:
+        if self._sent.get(adapter.key) is not None:
+            return replace(adapter, layers={})
+        self._sent.put(adapter)
+        return adapter
 
 
 class AdapterReceiver:
@@ -62,15 +58,21 @@ class AdapterReceiver:
 
     def complete(self, step: SchedulerOutput) -> SchedulerOutput:
         """The step as it was before `abridge`."""
-        if not any(request.adapter for request in step.new_requests):
-            return step
-        requests = []
-        for request in step.new_requests:
-            adapter = request.adapter
-            if adapter is not None:
-                if adapter.layers:
-                    self._held.put(adapter)
-                else:
-                    request = replace(request, adapter=self._held.get(adapter.key))
-            requests.append(request)
-        return replace(step, new_requests=requests)
+        return _with_adapters(step, self._complete)
+
+    def _complete(self, adapter: Adapter) -> Adapter | None:
+        if not adapter.layers:
+            return self._held.get(adapter.key)
+        self._held.put(adapter)
+        return adapter
+
+
+def _with_adapters(step: SchedulerOutput, change: Callable[[Adapter], Adapter | None]) -> SchedulerOutput:
+    """The step with the adapters of its new requests changed."""
+    if not any(request.adapter for request in step.new_requests):
+        return step
+    requests = [
+        request if request.adapter is None else replace(request, adapter=change(request.adapter))
+        for request in step.new_requests
+    ]
+    return replace(step, new_requests=requests)
