@@ -377,6 +377,10 @@ class Runner(ABC):
         """
         return KVPart.whole(self.get_kv_cache_spec().layers)
 
+    def get_kv_parts(self) -> Sequence[KVPart]:
+        """What each rank has."""
+        return (self.get_kv_part(),)
+
     @abstractmethod
     def determine_available_memory(self) -> int:
         """Measure, by running the largest step, how many bytes are left for inner states and KV blocks.

@@ -159,8 +159,11 @@ class DistributedRunner(Runner):
 
     def get_kv_part(self) -> KVPart:
         """The whole, which the ranks have together."""
-        part: KVPart = self._call_all("get_kv_part")[0]
-        return KVPart.whole(part.layers)
+        return KVPart.whole(self.get_kv_parts()[0].layers)
+
+    def get_kv_parts(self) -> Sequence[KVPart]:
+        """What each rank has."""
+        return self._call_all("get_kv_part")
 
     def determine_available_memory(self) -> int:
         """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
