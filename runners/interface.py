@@ -341,6 +341,10 @@ class Runner(ABC):
     """Into how many steps the running requests are divided, so that so many are under way at a time. A
     request is in one of them, which is read before its next one."""
 
+    samples_on_every_rank: bool = False
+    """Whether each of several ranks samples, all the same tokens. Otherwise one does, and the others are told
+    by `take_sampled_tokens`."""
+
     warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
