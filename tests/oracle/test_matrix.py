@@ -43,11 +43,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
     "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
-    "speculative-workers-combinations": {
-        "speculative_config": {"method": "ngram"},
-        "enable_lora": True,
-        "tensor_parallel_size": 2,
-    },
     "speculative-workers": {
         "speculative_config": {"method": "ngram"},
         "distributed_executor_backend": "mp",

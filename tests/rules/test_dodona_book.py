@@ -68,7 +68,6 @@ BESIDE: dict[str, dict[str, Any]] = {
         "model_config.model_type": "jamba",
     },
     "speculative-mtp-workers": {"model_config.model_type": "qwen3_next"},
-    "speculative-workers-combinations": {"speculative_config.method": "ngram"},
     "speculative-workers": {"speculative_config.method": "ngram"},
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
