@@ -106,7 +106,6 @@ LACKS: frozenset[str] = frozenset(
         "speculative-hidden-states",
         "speculative-mtp",
         "speculative-mtp-workers",
-        "speculative-workers-combinations",
         "parallel-drafting",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -257,14 +256,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
         and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
         "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
-        "speculative-workers-combinations": speculative is not None
-        and uses_workers(config)
-        and bool(
-            scheme is not None
-            or model.has_inner_state
-            or config.lora_config is not None
-            or has_active_connector(config)
-        ),
         "parallel-drafting": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",
