@@ -235,7 +235,8 @@ class SchedulerOutput:
     samples: Sequence[bool]
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
-    """How many of `rows`, from the first on, decode."""
+    """How many of `rows`, from the first on, decode: compute the one token that was sampled last. A prompt of
+    one token, or a prompt's last one, is no decode."""
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
     the `StepOutput` before; with a grammar, one that it allows."""

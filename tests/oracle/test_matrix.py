@@ -71,6 +71,7 @@ _ACT_ORDER = {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_a
 STORED: dict[str, dict[str, Any]] = {
     "quantized-weights": _ACT_ORDER,
     "quantized-tensor-parallelism": _ACT_ORDER,
+    "library-quantization": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
 }
 """By rule, what config.json says where the feature is the checkpoint's."""
 
