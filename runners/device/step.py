@@ -157,6 +157,12 @@ class StepRunner:
         `SampledTokens`."""
         return self._num_kept[:count]
 
+    def keep(self, num_kept: torch.Tensor) -> None:
+        """Let `num_kept` be these: of a step that did not sample in its `launch`."""
+        own = self._num_kept[: len(num_kept)]
+        if own.data_ptr() != num_kept.data_ptr():
+            own.copy_(num_kept)
+
     def decode_places(self, count: int) -> torch.Tensor:
         """[count] int32: the packed index of each entry, where each has one token."""
         return self._decode_starts[:count]
