@@ -90,7 +90,7 @@ def forced_acceptance(accepted: float) -> Iterator[None]:
     whole, percent = int(accepted), int(100 * (accepted % 1))
 
     def force(
-        self: DeviceSampler, token_ids: Any, idx_mapping: Any, positions: Any, drafts: Any
+        self: DeviceSampler, token_ids: Any, idx_mapping: Any, positions: Any, drafts: Any, out: Any = None
     ) -> torch.Tensor:
         rows = idx_mapping.clamp(min=0)  # padding
         history = self._rows.token_ids
@@ -98,7 +98,7 @@ def forced_acceptance(accepted: float) -> Iterator[None]:
         one_more = (positions - drafts.offsets) * 37 % 100 < percent
         other = (draft + 1) % self._rows.vocab_size
         token_ids.copy_(torch.where(drafts.offsets < whole + one_more.int(), draft, other))
-        return count_kept(self, token_ids, idx_mapping, positions, drafts)
+        return count_kept(self, token_ids, idx_mapping, positions, drafts, out)
 
     DeviceSampler.count_kept = force  # type: ignore[method-assign]
     try:

@@ -120,7 +120,7 @@ class StepRunner:
         sampler, rows, positions = self.sampler, inputs.rows, inputs.seq_lens
         token_ids = sampler.base.sample(logits, idx_mapping=rows, positions=positions)
         num_kept = self._num_kept[: len(rows)]
-        num_kept.copy_(sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows))))
+        sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows)), out=num_kept)
         update_state(
             rows=rows,
             seq_lens=positions,
