@@ -134,6 +134,27 @@ def most_blocks_of_window(window: int, num_tokens: int, block_size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class KVPart:
+    """What a rank has of every KV block: some layers, and one of equal shares of the heads of each."""
+
+    layers: tuple[LayerKVSpec, ...]
+    """All layers of the model, each with all its heads. Windows don't count."""
+    first_layer: int
+    num_layers: int
+    """This rank's, from `first_layer` on."""
+    head_share: int = 0
+    head_shares: int = 1
+    """Into how many shares the heads are divided."""
+    is_writer: bool = True
+    """Of the ranks that have the same part, the one that hands it to others."""
+
+    @classmethod
+    def whole(cls, layers: Sequence[LayerKVSpec]) -> KVPart:
+        """All of a block, on the only rank."""
+        return cls(tuple(layers), 0, len(layers))
+
+
+@dataclass(frozen=True, slots=True)
 class NewRequest:
     """A request that gets a state row: a new one, or one that resumes after preemption."""
 
@@ -214,7 +235,8 @@ class SchedulerOutput:
     samples: Sequence[bool]
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
-    """How many of `rows`, from the first on, decode."""
+    """How many of `rows`, from the first on, decode: compute the one token that was sampled last. A prompt of
+    one token, or a prompt's last one, is no decode."""
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
     the `StepOutput` before; with a grammar, one that it allows."""
@@ -320,6 +342,10 @@ class Runner(ABC):
     """Into how many steps the running requests are divided, so that so many are under way at a time. A
     request is in one of them, which is read before its next one."""
 
+    samples_on_every_rank: bool = False
+    """Whether each of several ranks samples, all the same tokens. Otherwise one does, and the others are told
+    by `take_sampled_tokens`."""
+
     warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
@@ -348,6 +374,17 @@ class Runner(ABC):
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds. Needs the loaded model."""
+
+    def get_kv_part(self) -> KVPart:
+        """What this rank has of each KV block; all ranks name the same `layers`. Needs the loaded model.
+
+        A runner that can be one of several ranks says its part; others have the whole of `get_kv_cache_spec`.
+        """
+        return KVPart.whole(self.get_kv_cache_spec().layers)
+
+    def get_kv_parts(self) -> Sequence[KVPart]:
+        """What each rank has."""
+        return (self.get_kv_part(),)
 
     @abstractmethod
     def determine_available_memory(self) -> int:

@@ -9,6 +9,7 @@ from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
@@ -32,10 +33,11 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     limits = resolve_limits(config, model)
     runner = build_runner(verdict, model, limits, replica=replica)
     kv_transfer = plan_kv_transfer(config, runner.name)
+    connector = KVConnectorScheduler()
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
-        connector = kv_transfer.scheduler_connector(spec, limits.dtype)
+        connector = kv_transfer.scheduler_connector(runner)
         # A connector may still have to read the blocks of a running request: then none are given back.
         slides = bool(spec.layers) and not has_active_connector(config)
         size = size_kv_cache(
@@ -57,6 +59,7 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
         runner.capture_graphs()
     except BaseException:
         runner.shutdown()
+        connector.shutdown()
         raise
     enable_prefix_caching = config.cache_config.enable_prefix_caching and runner.pooling_settings is None
     if enable_prefix_caching and not spec.shares_prefixes:

@@ -12,25 +12,36 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.quantization import LIBRARY_SCHEMES
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
-from dodona.oracle.systems.own.connectors import has_active_connector, resolved_connector
-from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, outgrows_rope
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.model_code import (
+    has_causal_lm,
+    is_row_by_row,
+    needs_newer_transformers,
+    outgrows_rope,
+)
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     fills_stages,
     lacks_executor,
+    lacks_ray,
     splits_evenly,
     uses_workers,
 )
 from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
-from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
+from dodona.oracle.systems.own.quantization import (
+    has_unread_experts,
+    lacks_quantization_package,
+    quantization_scheme,
+)
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_runner_type,
     resolved_speculative_method,
 )
-from dodona.runners.kv_transfer.settings import OFFLOADING, lacks_connector
+from dodona.runners.kv_transfer.settings import lacks_connector
 from dodona.runners.pooling.settings import lacks_combination
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
@@ -56,7 +67,10 @@ LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
+        "quantization-package",
+        "library-quantization",
         "causal-lm",
+        "transformers-version",
         "model-family",
         "quantized-experts",
         "quantized-experts-workers",
@@ -75,11 +89,11 @@ LACKS: frozenset[str] = frozenset(
         "device-count",
         "executor-backend",
         "ray-device",
+        "ray-package",
         "tensor-parallel-families",
         "tensor-parallel-sizes",
         "workers-combinations",
         "context-parallel-inner-states",
-        "kv-connector-ranks",
         "workers-row-by-row",
         "pipeline-parallel-families",
         "pipeline-parallel-layers",
@@ -92,7 +106,6 @@ LACKS: frozenset[str] = frozenset(
         "speculative-hidden-states",
         "speculative-mtp",
         "speculative-mtp-workers",
-        "speculative-workers-combinations",
         "parallel-drafting",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -186,9 +199,13 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "causal-lm": runner_type == "generate" and not has_causal_lm(config, model),
+        "transformers-version": needs_newer_transformers(config, model, environment) is True,
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": scheme == "other",
+        "quantization-package": resolved_device(config, environment) == "cpu"
+        and lacks_quantization_package(config, model, environment) is True,
+        "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),
         "quantized-experts": has_unread_experts(config, model),
         "quantized-experts-workers": scheme is not None and model.is_moe and uses_workers(config),
         "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
@@ -210,21 +227,19 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             or parallel.world_size > 1
             or has_active_connector(config)
             or compiles(config)
-            or is_row_by_row(config, model)
+            or is_row_by_row(config, model, environment) is True
         ),
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
         "executor-backend": lacks_executor(parallel),
         "ray-device": parallel.distributed_executor_backend == "ray"
         and resolved_device(config, environment) == "cuda",
+        "ray-package": lacks_ray(config, environment),
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
         "workers-combinations": uses_workers(config) and compilation == "STOCK_TORCH_COMPILE",
         "context-parallel-inner-states": parallel.prefill_context_parallel_size > 1 and model.has_inner_state,
-        "kv-connector-ranks": parallel.world_size > 1
-        and has_active_connector(config)
-        and resolved_connector(config) != OFFLOADING,
         "pipeline-parallel-families": parallel.pipeline_parallel_size > 1
         and not set(model.architectures) & set(PIPELINE_PARALLEL_FAMILIES),
         "pipeline-parallel-layers": fills_stages(config, model) is False,
@@ -241,14 +256,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
         and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
         "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
-        "speculative-workers-combinations": speculative is not None
-        and uses_workers(config)
-        and bool(
-            scheme is not None
-            or model.has_inner_state
-            or config.lora_config is not None
-            or has_active_connector(config)
-        ),
         "parallel-drafting": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",
@@ -264,7 +271,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "vllm-compile": compilation == "VLLM_COMPILE",
     }
     features = [feature for feature, asked in found.items() if asked]
-    return (*features, *(need_packing(config) if is_row_by_row(config, model) else ()))
+    return (*features, *(need_packing(config) if is_row_by_row(config, model, environment) else ()))
 
 
 def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
@@ -276,9 +283,23 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
         lacking += ("inner-states",)
     if draft.quant_method is not None:
         lacking += ("quantized-weights",)
-    if is_row_by_row(config, draft):
+    if is_row_by_row(config, draft, environment):
         lacking += ("speculative-row-by-row",)
     return lacking
+
+
+def _exceeds_library(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool:
+    """Whether a configuration asks for more than was run with layers that a quantization library computes."""
+    return (
+        resolved_device(config, environment) != "cpu"
+        or uses_workers(config)
+        or config.speculative_config is not None
+        or compiles(config)
+        or resolved_runner_type(config, model) == "pooling"
+        or model.is_moe
+        or model.has_inner_state
+        or is_row_by_row(config, model, environment) is True
+    )
 
 
 def _hides_states(method: str | None, model_type: str | None) -> bool:

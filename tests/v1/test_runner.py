@@ -47,10 +47,6 @@ ASKS = {
         "tensor_parallel_size": 2,
         "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
     },
-    "kv-connector-ranks": {
-        "tensor_parallel_size": 2,
-        "kv_transfer_config": {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"},
-    },
     "tensor-parallel-sizes": {"tensor_parallel_size": 5},
     "pipeline-parallel-layers": {"pipeline_parallel_size": 50},
     "data-parallel-deployment": {"data_parallel_rank": 0},
@@ -75,11 +71,6 @@ ASKS = {
     "speculative-mtp-workers": {
         "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
         "tensor_parallel_size": 2,
-    },
-    "speculative-workers-combinations": {
-        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
-        "tensor_parallel_size": 2,
-        "enable_lora": True,
     },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
