@@ -32,7 +32,8 @@ MIXED = [
 
 def tokens(params: Any = MIXED[0], runner: str | None = None, **flat: Any) -> list[tuple[int, ...]]:
     """fp32, in which a tie would be a coincidence. runner: the one that must be chosen."""
-    config = EngineConfig.from_flat(str(CHECKPOINT), dtype="float32", max_model_len=128, **flat)
+    settings = {"dtype": "float32", "max_model_len": 128, "num_gpu_blocks_override": 64}
+    config = EngineConfig.from_flat(str(CHECKPOINT), **{**settings, **flat})
     verdict = select_runner(config)
     assert runner in (None, verdict.runner)
     with LLM.from_verdict(verdict) as llm:
