@@ -104,7 +104,6 @@ LACKS: frozenset[str] = frozenset(
         "speculative-method",
         "speculative-hidden-states",
         "speculative-mtp",
-        "speculative-mtp-workers",
         "parallel-drafting",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -253,7 +252,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-hidden-states": _hides_states(resolved_speculative_method(config), model.model_type),
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
         and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
-        "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
         "parallel-drafting": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",

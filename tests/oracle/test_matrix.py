@@ -42,7 +42,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
-    "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
     "speculative-workers": {
         "speculative_config": {"method": "ngram"},
         "distributed_executor_backend": "mp",
