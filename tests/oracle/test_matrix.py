@@ -45,6 +45,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "speculative-workers": {
         "speculative_config": {"method": "ngram"},
         "distributed_executor_backend": "mp",
+        "kv_offloading_size": 1.0,
     },
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},

@@ -373,7 +373,7 @@ FEATURES: list[dict[str, Any]] = [
     {"parallel_config": {"pipeline_parallel_size": 2}},
     {"parallel_config": {"prefill_context_parallel_size": 2}},
     {"parallel_config": {"enable_expert_parallel": True}},
-    {"speculative_config": {"method": "ngram"}, "parallel_config": {"tensor_parallel_size": 2}},
+    {"speculative_config": {"method": "medusa"}},
     {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     {"lora_config": {}},
     {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
