@@ -23,6 +23,7 @@ from dodona.oracle.config.sections import LoRAConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.lora.adapter import Adapter, LoRAWeights
 from dodona.runners.lora.target import LoRATarget
+from dodona.runners.quantization.replacement import is_transposed_linear
 from dodona.runners.v1.tensor_parallel import LinearShare
 
 NO_SLOT = -1
@@ -285,10 +286,10 @@ def _is_expert(name: str) -> bool:
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
-    """Linear layers, quantized ones, and transformers' Conv1D, which is one with a transposed weight."""
+    """Linear layers, quantized ones, and those with a transposed weight."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return True
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return is_transposed_linear(module)
 
 
 def _features(module: Any) -> LoRATarget:

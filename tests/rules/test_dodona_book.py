@@ -371,11 +371,11 @@ def test_configurations_fire_the_rules_that_name_their_features(case: str) -> No
 
 
 FEATURES: list[dict[str, Any]] = [
-    {"parallel_config": {"tensor_parallel_size": 2}, "cache_config": {"kv_offloading_size": 1.0}},
+    {"parallel_config": {"tensor_parallel_size": 2}, "lora_config": {}},
     {"parallel_config": {"pipeline_parallel_size": 2}},
     {"parallel_config": {"prefill_context_parallel_size": 2}},
     {"parallel_config": {"enable_expert_parallel": True}},
-    {"speculative_config": {"method": "ngram"}, "parallel_config": {"tensor_parallel_size": 2}},
+    {"speculative_config": {"method": "medusa"}},
     {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     {"lora_config": {}},
     {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
