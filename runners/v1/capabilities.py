@@ -47,7 +47,7 @@ from dodona.runners.pooling.settings import lacks_combination
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
 
-SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
+SPECULATIVE_METHODS = ("ngram", "suffix", "draft_model", "eagle", "eagle3", "mtp")
 """Methods of speculative decoding that V1 has a drafter for."""
 
 MTP_MODEL_TYPES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "deepseek_v3", "glm4_moe")

@@ -43,7 +43,7 @@ QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V2PoolingRunner` computes."""
 
-SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
+SPECULATIVE_METHODS = ("ngram", "suffix", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V2 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(

@@ -11,12 +11,12 @@ from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.head_config import HeadConfig
 from dodona.runners.drafting.load_head import load_head, random_head
-from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, NgramPlan
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, LookupPlan, ModelPlan, MtpPlan
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import loading
 from dodona.runners.v1.capabilities import compiles
 from dodona.runners.v1.drafting.draft_model import ModelDrafting
-from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.drafting import Drafting, LookupDrafting
 from dodona.runners.v1.drafting.head_drafter import HeadDrafting
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 from dodona.runners.v1.drafting.mtp_head import MtpHead, load_mtp_head, random_mtp_head
@@ -36,8 +36,8 @@ def load_drafting(
     Raises ConfigError where the weights are not those of its config.json, UnsupportedConfiguration where a
     draft model's paged path can't be trusted, or the target's layers can't be looked at.
     """
-    if isinstance(plan, NgramPlan):
-        return NgramDrafting(plan) if mesh.samples else None
+    if isinstance(plan, LookupPlan):
+        return LookupDrafting(plan) if mesh.samples else None
     if not isinstance(target, PackedModel):
         raise UnsupportedConfiguration.lacking("v1", "speculative-row-by-row")
     if isinstance(plan, (HeadPlan, MtpPlan)):
