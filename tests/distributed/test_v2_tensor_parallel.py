@@ -275,7 +275,7 @@ def test_replicas_of_two_ranks_that_draft(tiny_models):
     path = tiny_models.path("llama", **ONE_LAYER)
     prompts = prompts_of(9, 5)
     params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
-    drafts = {"method": "draft_model", "model": str(path), "num_speculative_tokens": 2}
+    drafts = {"method": "draft_model", "model": str(path), "num_speculative_tokens": 1}
     with two_ranks(path, data_parallel_size=2, speculative_config=drafts) as llm:
         outputs = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
         assert min(llm._client.call_all(lambda _, scheduler: scheduler._num_steps)) > 0
