@@ -68,10 +68,6 @@ ASKS = {
         "kv_offloading_size": 1.0,
     },
     "speculative-mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
-    "speculative-mtp-workers": {
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
-        "tensor_parallel_size": 2,
-    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
@@ -177,10 +173,10 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
         "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
-        "speculative-hidden-states", "ray-package", "transformers-version", "quantization-package",
-        "library-quantization",
+        "speculative-hidden-states", "library-quantization", "quantization-package",
     }  # fmt: skip
-    assert set(ASKS) | {"device", "ray-device"} | of_models == LACKS
+    of_machines = {"device", "ray-device", "ray-package", "transformers-version"}
+    assert set(ASKS) | of_machines | of_models == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])
