@@ -1,0 +1,595 @@
+"""Linear layers of a step with one token and a quantized weight, on tensor cores, by programs that stay.
+
+    out = epilogue(round(norm(x)) @ dequantize(weight).T)
+
+Each multiprocessor has one or two programs. A program normalises and rounds `x` once, keeps it in shared
+memory and then goes through its tiles of 16 columns: so the activations cost each multiprocessor once what
+they would cost each tile otherwise, and need no kernels of their own. Its warps share the inner dimension,
+128 elements each at a time. Weights go from memory straight into the registers where the matrix instruction
+wants them, 16 bytes at a time, several steps ahead, over the ends of tiles too; the first are under way
+before the kernel waits for its inputs (see `dependent_launch`). That permutes the inner dimension, alike in
+both operands.
+
+Numbers become float16, exactly: E4M3 by the GPU's conversion; 4 and 8 bits by a mask and the exponent of
+1024, from which 1024 and the zero point are taken away at once. Inputs that are not rounded are scaled by a
+power of two, so that the largest is just below 2**15. All columns of the instruction hold the same token.
+"""
+
+# ruff: noqa: RUF005 - kernels can't unpack tuples
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start_gluon,
+    supports_dependent_launch,
+    wait_for_inputs_gluon,
+)
+from dodona.kernels.devices import is_hopper
+from dodona.kernels.linear.quantized_weight import QuantizedWeight
+from dodona.kernels.linear.round_activations import Rounding
+from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
+
+COLUMNS = gl.constexpr(16)
+"""Columns of a tile: rows of the matrix instruction."""
+INNER = gl.constexpr(128)
+"""Inner elements of a warp's step."""
+TOKENS = gl.constexpr(8)
+"""Columns of the matrix instruction."""
+
+INT4, INT8, FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
+AS_IS, ROUND_INT8, ROUND_FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
+
+_EPS = gl.constexpr(1.1920929e-07)  # of fp32: the scale of zeros
+_ROUNDER = gl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no bits behind the point
+
+
+@dataclass(frozen=True, slots=True)
+class PersistentTiles:
+    """How the kernel is run."""
+
+    num_warps: int
+    """8 or 16; they share the inner dimension."""
+    ahead: int
+    """Steps of the weight under way at a time, and before the kernel waits for its inputs."""
+    programs: int = 1
+    """Programs per multiprocessor."""
+
+
+@gluon.jit
+def _from_nibbles(words, first_zero):
+    """Eight float16 of each word, less their zero point; `first_zero`: pairs of float16, 1024 + zero."""
+    return gl.inline_asm_elementwise(
+        """{ .reg .b32 a, b, c, d, s, k, z, m;
+        mov.b32 k, 0x2C002C00; mov.b32 m, 0x63806380;
+        shr.u32 s, $4, 8;
+        lop3.b32 a, $4, 0x000F000F, 0x64006400, 0xEA;
+        lop3.b32 b, $4, 0x00F000F0, 0x64006400, 0xEA;
+        lop3.b32 c, s, 0x000F000F, 0x64006400, 0xEA;
+        lop3.b32 d, s, 0x00F000F0, 0x64006400, 0xEA;
+        sub.f16x2 z, m, $12;
+        sub.f16x2 $0, a, $12;
+        fma.rn.f16x2 $1, b, k, z;
+        sub.f16x2 $2, c, $12;
+        fma.rn.f16x2 $3, d, k, z; }""",
+        "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
+        [words, first_zero],
+        dtype=gl.float16,
+        is_pure=True,
+        pack=8,
+    )
+
+
+@gluon.jit
+def _from_bytes(words):
+    """Four float16 of each word of four signed bytes."""
+    return gl.inline_asm_elementwise(
+        """{ .reg .b32 t, a, b, m, z;
+        mov.b32 m, 0x64646464; mov.b32 z, 0x64806480;
+        xor.b32 t, $2, 0x80808080;
+        prmt.b32 a, t, m, 0x4140;
+        prmt.b32 b, t, m, 0x4342;
+        sub.f16x2 $0, a, z;
+        sub.f16x2 $1, b, z; }""",
+        "=r,=r,r,r,r,r",
+        [words],
+        dtype=gl.float16,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@gluon.jit
+def _from_e4m3(words):
+    """Four float16 of each word of four E4M3 numbers."""
+    return gl.inline_asm_elementwise(
+        """{ .reg .b16 l, h;
+        mov.b32 {l, h}, $2;
+        cvt.rn.f16x2.e4m3x2 $0, l;
+        cvt.rn.f16x2.e4m3x2 $1, h; }""",
+        "=r,=r,r,r,r,r",
+        [words],
+        dtype=gl.float16,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@gluon.jit
+def _load_words(
+    data, tile, step, column, place, N: gl.constexpr, ROW_WORDS: gl.constexpr, STEP_WORDS: gl.constexpr
+):
+    """The words of a step of a tile; `place`: the words' places in a step of a row."""
+    exists = tile * COLUMNS < N
+    if N % COLUMNS == 0 and ROW_WORDS % STEP_WORDS == 0:
+        inside = exists
+    elif ROW_WORDS % STEP_WORDS == 0:
+        inside = tile * COLUMNS + column < N
+    else:
+        inside = (tile * COLUMNS + column < N) & (step * STEP_WORDS + place < ROW_WORDS)
+    source = data + (tile.to(gl.int64) * (COLUMNS * ROW_WORDS) + step * STEP_WORDS)
+    return gl.load(source + (column * ROW_WORDS + place), mask=inside, other=0)
+
+
+@gluon.jit
+def _load_groups(
+    source,
+    tile,
+    step,
+    warp,
+    column,
+    N: gl.constexpr,
+    K: gl.constexpr,
+    GROUP: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    """What belongs to the groups of a step of a tile: [warps, columns]."""
+    GROUPS: gl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 1
+    group = ((step * WARPS + warp) * INNER) // GROUP if GROUP else warp * 0
+    inside = (tile * COLUMNS + column < N) & (group < GROUPS)
+    return gl.load(source + tile * (COLUMNS * GROUPS) + (column * GROUPS + group), mask=inside, other=0)
+
+
+@gluon.jit
+def _first_zero(points):
+    """Pairs of float16, 1024 + the zero point, beside words."""
+    return (0x64006400 + points.to(gl.int32) * 0x00010001)[:, :, None, None, None, None]
+
+
+@gluon.jit
+def _operand(words, zero, W_LAYOUT: gl.constexpr, WARPS: gl.constexpr, FORMAT: gl.constexpr):
+    """The instruction's operand [WARPS, COLUMNS, INNER] of a step's words."""
+    wide = words[:, :, :, :, :, None]
+    if FORMAT == INT4:
+        wide = _from_nibbles(wide, zero)
+        wide = gl.reshape(wide, [WARPS, COLUMNS, 1, 4, 4, 8])
+    else:
+        if FORMAT == INT8:
+            wide = _from_bytes(wide + zero)
+        else:
+            wide = _from_e4m3(wide + zero)
+        wide = gl.reshape(wide, [WARPS, COLUMNS, 2, 4, 2, 8])
+    wide = gl.reshape(gl.permute(wide, [0, 1, 2, 4, 3, 5]), [WARPS, COLUMNS, INNER])
+    return gl.convert_layout(wide, W_LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
+def _round_to_e4m3(x):
+    """The nearest E4M3 number of each |x| <= 448, ties to even; in fp32."""
+    size = gl.abs(x)
+    power = (size.to(gl.int32, bitcast=True) & 0x7F800000).to(gl.float32, bitcast=True)
+    rounder = gl.maximum(power, 0.015625) * (0.125 * _ROUNDER)
+    rounded = (size + rounder) - rounder
+    return gl.where(x < 0, -rounded, rounded)
+
+
+@gluon.jit
+def _round(h, scale, ROUND: gl.constexpr):
+    steps = gl.div_rn(h, scale + h * 0.0)
+    if ROUND == ROUND_INT8:
+        rounded = gl.minimum((steps + _ROUNDER) - _ROUNDER, 127.0)
+    else:
+        rounded = _round_to_e4m3(gl.minimum(gl.maximum(steps, -448.0), 448.0))
+    return rounded
+
+
+@gluon.jit
+def _scale_of(top, ROUND: gl.constexpr):
+    scale = top / (127.5 if ROUND == ROUND_INT8 else 448.0)
+    return gl.where(scale == 0, _EPS, scale)
+
+
+@gluon.jit
+def _quantized_persistent_linear_kernel(
+    x,
+    data,
+    scales,
+    zeros,
+    norm_weight,
+    residual,
+    out,
+    eps,
+    N: gl.constexpr,
+    K: gl.constexpr,
+    FORMAT: gl.constexpr,
+    GROUP: gl.constexpr,
+    SHARED: gl.constexpr,
+    HAS_ZEROS: gl.constexpr,
+    ROUND: gl.constexpr,
+    X_GROUPED: gl.constexpr,
+    HAS_NORM: gl.constexpr,
+    EPILOGUE: gl.constexpr,
+    DEPENDENT: gl.constexpr,
+    AHEAD: gl.constexpr,
+):
+    """`GROUP`: 0, or inner elements per scale, a multiple of `INNER`. `SHARED`: the rows of a tile have the
+    same scales. `X_GROUPED`: `x` is rounded in groups of `INNER`, otherwise as a whole."""
+    if DEPENDENT:
+        let_next_start_gluon()
+    WARPS: gl.constexpr = gl.num_warps()
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
+    W_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, MMA, 8)
+    X_LAYOUT: gl.constexpr = gl.DotOperandLayout(1, MMA, 8)
+    # A step's words: warp, column, segment of 64 bytes, lane, word; then the numbers of a word.
+    SEGMENTS: gl.constexpr = 1 if FORMAT == INT4 else 2
+    NUMBERS: gl.constexpr = 8 if FORMAT == INT4 else 4
+    HALVES: gl.constexpr = 4 // SEGMENTS
+    ROW_WORDS: gl.constexpr = K // NUMBERS
+    if WARPS == 16:
+        WARP_BASES: gl.constexpr = [
+            [1, 0, 0, 0, 0, 0],
+            [2, 0, 0, 0, 0, 0],
+            [4, 0, 0, 0, 0, 0],
+            [8, 0, 0, 0, 0, 0],
+        ]
+    elif WARPS == 8:
+        WARP_BASES: gl.constexpr = [[1, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0]]
+    else:
+        WARP_BASES: gl.constexpr = [[1, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0]]
+    if FORMAT == INT4:
+        WIDE: gl.constexpr = gl.DistributedLinearLayout(
+            [
+                [0, 0, 0, 0, 0, 1],
+                [0, 0, 0, 0, 0, 2],
+                [0, 0, 0, 0, 0, 4],
+                [0, 0, 0, 0, 1, 0],
+                [0, 0, 0, 0, 2, 0],
+                [0, 8, 0, 0, 0, 0],
+            ],
+            [
+                [0, 0, 0, 1, 0, 0],
+                [0, 0, 0, 2, 0, 0],
+                [0, 1, 0, 0, 0, 0],
+                [0, 2, 0, 0, 0, 0],
+                [0, 4, 0, 0, 0, 0],
+            ],
+            WARP_BASES,
+            [],
+            [WARPS, 16, 1, 4, 4, 8],
+        )
+    else:
+        WIDE: gl.constexpr = gl.DistributedLinearLayout(
+            [
+                [0, 0, 0, 0, 0, 1],
+                [0, 0, 0, 0, 0, 2],
+                [0, 0, 0, 0, 1, 0],
+                [0, 0, 0, 0, 2, 0],
+                [0, 0, 1, 0, 0, 0],
+                [0, 8, 0, 0, 0, 0],
+            ],
+            [
+                [0, 0, 0, 1, 0, 0],
+                [0, 0, 0, 2, 0, 0],
+                [0, 1, 0, 0, 0, 0],
+                [0, 2, 0, 0, 0, 0],
+                [0, 4, 0, 0, 0, 0],
+            ],
+            WARP_BASES,
+            [],
+            [WARPS, 16, 2, 4, 4, 4],
+        )
+    L5: gl.constexpr = gl.SliceLayout(5, WIDE)
+    L4: gl.constexpr = gl.SliceLayout(4, L5)
+    L3: gl.constexpr = gl.SliceLayout(3, L4)
+    L2: gl.constexpr = gl.SliceLayout(2, L3)
+    TILE: gl.constexpr = WARPS * INNER
+    STEPS: gl.constexpr = (K + TILE - 1) // TILE
+    STEP_WORDS: gl.constexpr = TILE // NUMBERS
+    COLUMN_TILES: gl.constexpr = (N + COLUMNS - 1) // COLUMNS
+    GROUPS: gl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 1
+
+    word = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, L5)))))
+    lane = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, L4))))
+    segment = gl.arange(0, SEGMENTS, gl.SliceLayout(0, gl.SliceLayout(1, L3)))
+    w_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))
+    w_warp = gl.arange(0, WARPS, gl.SliceLayout(1, L2))
+    place = w_warp[:, None, None, None, None] * (INNER // NUMBERS) + lane[None, None, None, :, None] * 4
+    place += segment[None, None, :, None, None] * 16
+    place += word[None, None, None, None, :]
+    w_column = w_column[None, :, None, None, None]
+    z_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))[None, :]
+    z_warp = gl.arange(0, WARPS, gl.SliceLayout(1, L2))[:, None]
+    # Scales, by the warps and columns of the result.
+    S2: gl.constexpr = gl.SliceLayout(2, MMA)
+    s_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, S2))[None, :]
+    s_warp = gl.arange(0, WARPS, gl.SliceLayout(1, S2))[:, None]
+    if SHARED:
+        s_column = gl.zeros([1, 1], gl.int32, S2)
+
+    first = gl.program_id(0)
+    programs = gl.num_programs(0)
+    weights = ()
+    ups = ()
+    factors = ()
+    up_factors = ()
+    points = ()
+    up_points = ()
+    for i in gl.static_range(AHEAD):
+        tile, step = first + (i // STEPS) * programs, i % STEPS
+        weights = weights + (_load_words(data, tile, step, w_column, place, N, ROW_WORDS, STEP_WORDS),)
+        if EPILOGUE == SILU_MUL:
+            ups = ups + (
+                _load_words(data + N * ROW_WORDS, tile, step, w_column, place, N, ROW_WORDS, STEP_WORDS),
+            )
+        if GROUP:
+            factors = factors + (_load_groups(scales, tile, step, s_warp, s_column, N, K, GROUP, WARPS),)
+            if EPILOGUE == SILU_MUL:
+                up_factors = up_factors + (
+                    _load_groups(scales + N * GROUPS, tile, step, s_warp, s_column, N, K, GROUP, WARPS),
+                )
+        if HAS_ZEROS:
+            points = points + (_load_groups(zeros, tile, step, z_warp, z_column, N, K, GROUP, WARPS),)
+            if EPILOGUE == SILU_MUL:
+                up_points = up_points + (
+                    _load_groups(zeros + N * GROUPS, tile, step, z_warp, z_column, N, K, GROUP, WARPS),
+                )
+
+    # `x`, step by step: [WARPS, INNER].
+    GIVEN: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [WARPS, 1], [1, 0])
+    x_at = gl.arange(0, WARPS, gl.SliceLayout(1, GIVEN))[:, None] * INNER
+    x_at += gl.arange(0, INNER, gl.SliceLayout(0, GIVEN))[None, :]
+    norms = ()
+    if HAS_NORM:
+        for i in gl.static_range(STEPS):
+            norms = norms + (gl.load(norm_weight + i * TILE + x_at, mask=i * TILE + x_at < K, other=0.0),)
+    SHARED_X: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    values = gl.allocate_shared_memory(gl.float16, [STEPS, WARPS, INNER], SHARED_X)
+    x_factors = gl.allocate_shared_memory(gl.float32, [STEPS, WARPS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    if DEPENDENT:
+        wait_for_inputs_gluon()
+    hs = ()
+    for i in gl.static_range(STEPS):
+        hs = hs + (gl.load(x + i * TILE + x_at, mask=i * TILE + x_at < K, other=0.0).to(gl.float32),)
+    if HAS_NORM:
+        squares = hs[0] * hs[0]
+        for i in gl.static_range(1, STEPS):
+            squares += hs[i] * hs[i]
+        inverse = gl.rsqrt(gl.sum(gl.sum(squares, 1), 0) / K + eps)
+        normed = ()
+        for i in gl.static_range(STEPS):
+            h = hs[i] * inverse * norms[i].to(gl.float32)
+            if ROUND != AS_IS:
+                h = h.to(gl.bfloat16).to(gl.float32)
+            normed = normed + (h,)
+        hs = normed
+    factor = 1.0
+    if not X_GROUPED:
+        tops = gl.abs(hs[0])
+        for i in gl.static_range(1, STEPS):
+            tops = gl.maximum(tops, gl.abs(hs[i]))
+        top = gl.max(gl.max(tops, 1), 0)
+        if ROUND == AS_IS:
+            exponent = gl.minimum(268 - (top.to(gl.int32, bitcast=True) >> 23), 253)
+            up_to_half = (exponent << 23).to(gl.float32, bitcast=True)
+            factor = ((254 - exponent) << 23).to(gl.float32, bitcast=True)
+        else:
+            factor = _scale_of(top, ROUND)
+    for i in gl.static_range(STEPS):
+        if X_GROUPED:
+            x_scale = _scale_of(gl.max(gl.abs(hs[i]), 1), ROUND)
+            x_factors.index(i).store(x_scale)
+            h = _round(hs[i], x_scale[:, None], ROUND)
+        elif ROUND == AS_IS:
+            h = hs[i] * up_to_half
+        else:
+            h = _round(hs[i], factor, ROUND)
+        h = gl.reshape(h.to(gl.float16), [WARPS, SEGMENTS, 4, HALVES, 8])
+        h = gl.reshape(gl.permute(h, [0, 1, 3, 2, 4]), [WARPS, INNER])
+        values.index(i).store(h)
+
+
+    OUT: gl.constexpr = gl.SliceLayout(0, MMA)
+    out_place = gl.arange(0, COLUMNS, gl.SliceLayout(1, OUT))
+    out_token = gl.arange(0, TOKENS, gl.SliceLayout(0, OUT))[None, :]
+    nothing = gl.zeros([WARPS, COLUMNS, TOKENS], gl.float32, MMA)
+    all_tokens = gl.zeros([1, 1, TOKENS], gl.float16, X_LAYOUT)
+    numbers = gl.zeros([1, 1, 1, 1, 1, NUMBERS], gl.int32, WIDE)
+    usual_zero = numbers + (0x64086408 if FORMAT == INT4 else 0)
+    for tile in range(first, COLUMN_TILES, programs):
+        out_column = tile * COLUMNS + out_place
+        row_scale = factor + out_place.to(gl.float32) * 0.0
+        up_row_scale = row_scale
+        if not GROUP:
+            row_scale = gl.load(scales + out_column, mask=out_column < N, other=0.0).to(gl.float32)
+            if EPILOGUE == SILU_MUL:
+                up_row_scale = gl.load(scales + N + out_column, mask=out_column < N, other=0.0).to(gl.float32)
+        if EPILOGUE == ADD:
+            before = gl.load(residual + out_column, mask=out_column < N, other=0.0)
+        products = nothing
+        products_up = nothing
+        for i in gl.static_range(STEPS):
+            w = weights[0]
+            later, step = tile + ((i + AHEAD) // STEPS) * programs, (i + AHEAD) % STEPS
+            weights = weights[1:] + (
+                _load_words(data, later, step, w_column, place, N, ROW_WORDS, STEP_WORDS),
+            )
+            if EPILOGUE == SILU_MUL:
+                u = ups[0]
+                ups = ups[1:] + (
+                    _load_words(data + N * ROW_WORDS, later, step, w_column, place, N, ROW_WORDS, STEP_WORDS),
+                )
+            if GROUP:
+                scale = factors[0].to(gl.float32)
+                factors = factors[1:] + (
+                    _load_groups(scales, later, step, s_warp, s_column, N, K, GROUP, WARPS),
+                )
+                if EPILOGUE == SILU_MUL:
+                    up_scale = up_factors[0].to(gl.float32)
+                    up_factors = up_factors[1:] + (
+                        _load_groups(scales + N * GROUPS, later, step, s_warp, s_column, N, K, GROUP, WARPS),
+                    )
+            zero = usual_zero
+            up_zero = usual_zero
+            if HAS_ZEROS:
+                zero = _first_zero(points[0]) + numbers
+                points = points[1:] + (
+                    _load_groups(zeros, later, step, z_warp, z_column, N, K, GROUP, WARPS),
+                )
+                if EPILOGUE == SILU_MUL:
+                    up_zero = _first_zero(up_points[0]) + numbers
+                    up_points = up_points[1:] + (
+                        _load_groups(zeros + N * GROUPS, later, step, z_warp, z_column, N, K, GROUP, WARPS),
+                    )
+            value = values.index(i).load(gl.SliceLayout(2, X_LAYOUT))[:, :, None]
+            value, _ = gl.broadcast(value, all_tokens)
+            if GROUP:
+                found = mma_v2(_operand(w, zero, W_LAYOUT, WARPS, FORMAT), value, nothing)
+                if X_GROUPED:
+                    x_factor = x_factors.index(i).load(gl.SliceLayout(1, S2))[:, None]
+                    scale *= x_factor
+                products += found * scale[:, :, None]
+                if EPILOGUE == SILU_MUL:
+                    found = mma_v2(_operand(u, up_zero, W_LAYOUT, WARPS, FORMAT), value, nothing)
+                    if X_GROUPED:
+                        up_scale *= x_factor
+                    products_up += found * up_scale[:, :, None]
+            else:
+                products = mma_v2(_operand(w, zero, W_LAYOUT, WARPS, FORMAT), value, products)
+                if EPILOGUE == SILU_MUL:
+                    products_up = mma_v2(_operand(u, up_zero, W_LAYOUT, WARPS, FORMAT), value, products_up)
+        product = gl.sum(products, 0)
+        if GROUP:
+            product *= factor
+        else:
+            product *= row_scale[:, None] * factor
+        if EPILOGUE == ADD:
+            product += before.to(gl.float32)[:, None]
+        if EPILOGUE == SILU_MUL:
+            up = gl.sum(products_up, 0)
+            if GROUP:
+                up *= factor
+            else:
+                up *= up_row_scale[:, None] * factor
+            product = product / (1.0 + gl.exp(-product)) * up
+        target = out + out_column[:, None] + out_token * 0
+        gl.store(target, product.to(out.dtype.element_ty), mask=(out_column[:, None] < N) & (out_token == 0))
+
+
+def supports_quantized_persistent(
+    weight: QuantizedWeight, rounding: Rounding | None, *, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether `quantized_persistent_linear` serves products with such a weight there."""
+    return is_hopper(device) and dtype == torch.bfloat16 and _is_served(weight, rounding)
+
+
+def _is_served(weight: QuantizedWeight, rounding: Rounding | None) -> bool:
+    if weight.kind == "fp4" or weight.inner % 16 or (weight.kind != "int4" and weight.zeros is not None):
+        return False
+    if weight.kind == "int4" and (weight.inner % 32 or rounding is not None):
+        return False
+    group = weight.group_size
+    if rounding is not None and rounding.group_size is not None and (rounding.group_size, group) != (128, 128):
+        return False
+    return group is None or group % INNER.value == 0
+
+
+def quantized_persistent_linear(
+    *,
+    x: torch.Tensor,
+    weight: QuantizedWeight,
+    rounding: Rounding | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    silu_mul: bool = False,
+    out: torch.Tensor | None = None,
+    tiles: PersistentTiles | None = None,
+) -> torch.Tensor:
+    """`round(norm(x)) @ dequantize(weight).T` of one row, then added to the residual, or gated; where
+    `supports_quantized_persistent`.
+
+    Args:
+        x: [1, inner], bfloat16, contiguous.
+        weight: [columns, inner].
+        rounding: how `x`, or its norm rounded to bfloat16, is rounded; None: it isn't.
+        norm_weight: [inner]: the weight of an RMS norm of `x` with `eps`; None for no norm.
+        residual: [1, columns], contiguous: the product is added to it in place, and it is returned.
+        silu_mul: `weight` is [2 * size, inner], gate and up, and `silu(gate) * up` returns.
+        out: [1, columns] or with `silu_mul` [1, size], contiguous, to write into; None for a new one. Not
+            with `residual`.
+        tiles: how the kernel is run; None to choose.
+
+    Returns:
+        [1, columns], or with `silu_mul` [1, size]: fp32 sums rounded once to bfloat16.
+    """
+    rows, inner = x.shape
+    if rows != 1:
+        raise ValueError(f"x: expected one row, got {rows}")
+    if not _is_served(weight, rounding):
+        raise ValueError(f"weight: {weight.kind} in groups of {weight.size} is left to quantized_linear")
+    columns = weight.rows // 2 if silu_mul else weight.rows
+    if residual is not None:
+        out = residual
+    elif out is None:
+        out = torch.empty((1, columns), dtype=x.dtype, device=x.device)
+    if tiles is None:
+        tiles = choose_persistent_tiles(weight, silu_mul=silu_mul)
+    dependent = supports_dependent_launch(x.device)
+    programs = min(triton.cdiv(columns, COLUMNS.value), tiles.programs * multiprocessors(x.device))
+    limit = {"maxnreg": 65536 // (tiles.programs * tiles.num_warps * 32)} if tiles.programs > 1 else {}
+    _quantized_persistent_linear_kernel[(programs,)](
+        x=x,
+        data=weight.data.view(torch.int32),
+        scales=weight.scales,
+        zeros=weight.zeros,
+        norm_weight=norm_weight,
+        residual=residual,
+        out=out,
+        eps=eps,
+        N=columns,
+        K=inner,
+        FORMAT={"int4": INT4, "int8": INT8, "fp8": FP8}[weight.kind],
+        GROUP=weight.group_size or 0,
+        SHARED=weight.shared_rows % COLUMNS.value == 0,
+        HAS_ZEROS=weight.zeros is not None,
+        ROUND=AS_IS if rounding is None else ROUND_INT8 if rounding.kind == "int8" else ROUND_FP8,
+        X_GROUPED=rounding is not None and rounding.group_size is not None,
+        HAS_NORM=norm_weight is not None,
+        EPILOGUE=SILU_MUL if silu_mul else ADD if residual is not None else PLAIN,
+        DEPENDENT=dependent,
+        AHEAD=tiles.ahead,
+        num_warps=tiles.num_warps,
+        **limit,
+        **launch_options(dependent),
+    )
+    return out
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def choose_persistent_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> PersistentTiles:
+    """Tiles for a product with a weight, of half its rows with `silu_mul`; as measured on an H200."""
+    return PersistentTiles(16, 2 if silu_mul else 4)
