@@ -9,8 +9,10 @@ Three measurements on one GPU, written as one JSON object:
   tokens of both are compared.
 - "copies": bytes/s of `OffloadingConnector`'s copies of the prompt's blocks, each way, and of a plain copy of
   as many bytes between pinned memory and the GPU.
-- "cost": seconds of a workload in which no prompt is found again, with the connector and without it, in
-  turns. What the stores cost is in it.
+- "cost": seconds of a workload in which no prompt is found again, on an engine with the connector and one
+  without it beside it, in turns. What the stores cost is in it.
+
+`--only` names those that are wanted; each is written once it is made.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=128, help="of each of its requests")
     parser.add_argument("--offloading-gib", type=float, default=16.0)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument(
+        "--only", nargs="+", choices=("copies", "ttft", "cost"), default=["copies", "ttft", "cost"]
+    )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[arguments.runner]
@@ -47,13 +52,17 @@ def main() -> None:
         vocab_size = int(read_config(arguments.model)["vocab_size"])
         report = {
             "environment": describe(),
-            "arguments": {**vars(arguments), "output": str(arguments.output)},
-            "ttft": _ttft(directory, arguments, vocab_size),
-            "copies": _copies(arguments),
-            "cost": _cost(directory, arguments, vocab_size),
+            "arguments": {**vars(arguments), "output": arguments.output.name},
         }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({name: report[name] for name in ("ttft", "copies", "cost")}, indent=1))
+        measurements = {
+            "copies": lambda: _copies(arguments),
+            "ttft": lambda: _ttft(directory, arguments, vocab_size),
+            "cost": lambda: _cost(directory, arguments, vocab_size),
+        }
+        for name in arguments.only:
+            report[name] = measurements[name]()
+            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+            print(name, json.dumps(report[name], indent=1), flush=True)
 
 
 def _llm(directory: Path, arguments: argparse.Namespace, **more: Any) -> Any:
@@ -176,28 +185,27 @@ def _rate(total: int, copy: Callable[[], object]) -> float:
 def _cost(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
     from dodona.runners.sampling.params import SamplingParams
 
-    _forget()
     params = SamplingParams(temperature=0.0, max_tokens=arguments.output_tokens, ignore_eos=True)
     length = min(1024, arguments.prompt_tokens)
-    seconds: dict[str, list[float]] = {"with": [], "without": []}
-    for turn in range(2):
-        for name, more in (("without", {}), ("with", {"kv_offloading_size": arguments.offloading_gib})):
-            with _llm(
-                directory,
-                arguments,
-                max_model_len=length + arguments.output_tokens,
-                max_num_seqs=arguments.requests,
-                gpu_memory_utilization=0.8,
-                **more,
-            ) as llm:
-                for repetition in range(3):
-                    first = 10_000 * (turn + 1) + 1_000 * repetition
-                    prompts = [_prompt(length, vocab_size, first + n) for n in range(arguments.requests)]
-                    begin = time.perf_counter()
-                    llm.generate(prompts, params, use_tqdm=False)
-                    if repetition:  # the first one warms up
-                        seconds[name].append(time.perf_counter() - begin)
-            _forget()
+    seconds: dict[str, list[float]] = {"without": [], "with": []}
+    sizes = {
+        "max_model_len": length + arguments.output_tokens,
+        "max_num_seqs": arguments.requests,
+        "num_gpu_blocks_override": arguments.requests * -(-(length + arguments.output_tokens + 16) // 16),
+    }
+    with (
+        _llm(directory, arguments, **sizes) as without,
+        _llm(directory, arguments, **sizes, kv_offloading_size=arguments.offloading_gib) as offloading,
+    ):
+        for turn in range(arguments.repetitions + 1):
+            for name, llm in (("without", without), ("with", offloading))[:: 1 if turn % 2 else -1]:
+                first = 10_000 * (turn + 1)
+                prompts = [_prompt(length, vocab_size, first + n) for n in range(arguments.requests)]
+                begin = time.perf_counter()
+                llm.generate(prompts, params, use_tqdm=False)
+                if turn:  # the first one warms up
+                    seconds[name].append(time.perf_counter() - begin)
+    _forget()
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "seconds": seconds,

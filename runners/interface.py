@@ -134,6 +134,27 @@ def most_blocks_of_window(window: int, num_tokens: int, block_size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class KVPart:
+    """What a rank has of every KV block: some layers, and one of equal shares of the heads of each."""
+
+    layers: tuple[LayerKVSpec, ...]
+    """All layers of the model, each with all its heads. Windows don't count."""
+    first_layer: int
+    num_layers: int
+    """This rank's, from `first_layer` on."""
+    head_share: int = 0
+    head_shares: int = 1
+    """Into how many shares the heads are divided."""
+    is_writer: bool = True
+    """Of the ranks that have the same part, the one that hands it to others."""
+
+    @classmethod
+    def whole(cls, layers: Sequence[LayerKVSpec]) -> KVPart:
+        """All of a block, on the only rank."""
+        return cls(tuple(layers), 0, len(layers))
+
+
+@dataclass(frozen=True, slots=True)
 class NewRequest:
     """A request that gets a state row: a new one, or one that resumes after preemption."""
 
@@ -348,6 +369,13 @@ class Runner(ABC):
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds. Needs the loaded model."""
+
+    def get_kv_part(self) -> KVPart:
+        """What this rank has of each KV block; all ranks name the same `layers`. Needs the loaded model.
+
+        A runner that can be one of several ranks says its part; others have the whole of `get_kv_cache_spec`.
+        """
+        return KVPart.whole(self.get_kv_cache_spec().layers)
 
     @abstractmethod
     def determine_available_memory(self) -> int:

@@ -35,7 +35,7 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
-        connector = kv_transfer.scheduler_connector(spec, limits.dtype)
+        connector = kv_transfer.scheduler_connector(runner)
         # A connector may still have to read the blocks of a running request: then none are given back.
         slides = bool(spec.layers) and not has_active_connector(config)
         size = size_kv_cache(

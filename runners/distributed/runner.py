@@ -22,6 +22,7 @@ from dodona.runners.interface import (
     FurtherTokens,
     GrammarOutput,
     KVCacheSpec,
+    KVPart,
     PendingOutput,
     Runner,
     SchedulerOutput,
@@ -155,6 +156,11 @@ class DistributedRunner(Runner):
         if self._sizes.pipeline == 1:
             return largest
         return replace(largest, layers=tuple(replace(layer, sliding_window=None) for layer in largest.layers))
+
+    def get_kv_part(self) -> KVPart:
+        """The whole, which the ranks have together."""
+        part: KVPart = self._call_all("get_kv_part")[0]
+        return KVPart.whole(part.layers)
 
     def determine_available_memory(self) -> int:
         """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes

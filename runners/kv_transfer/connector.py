@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput
+from dodona.runners.interface import KVConnectorMetadata, KVConnectorOutput, KVPart
 
 if TYPE_CHECKING:
     from dodona.runners.kv_transfer.block_layout import LayerKV
@@ -101,8 +101,9 @@ class KVConnectorWorker:
     A forward pass may be a captured graph, so the calls for layers come before and after it as a whole.
     """
 
-    def register_kv_caches(self, kv_caches: Sequence[LayerKV]) -> None:
-        """The cache to load into and save from, in the order of the layers."""
+    def register_kv_caches(self, kv_caches: Sequence[LayerKV], part: KVPart) -> None:
+        """The cache to load into and save from, in the order of the layers; and which part of the model's
+        KV this is."""
 
     def release_kv_caches(self) -> None:
         """Wait for transfers and let go of the cache, whose memory is given back; another one may come."""

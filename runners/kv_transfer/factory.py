@@ -26,10 +26,12 @@ from dodona.runners.kv_transfer.storage.fingerprint import (
     namespace,
 )
 from dodona.runners.kv_transfer.storage.index import StorageIndex
+from dodona.runners.kv_transfer.storage.paths import is_stored
+from dodona.runners.kv_transfer.storage.regions import Region
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
-    from dodona.runners.interface import KVCacheSpec
+    from dodona.runners.interface import Runner
 
 logger = logging.getLogger("dodona.kv_transfer")
 
@@ -44,28 +46,31 @@ class KVTransferPlan:
     shared: SharedModel | None
     """The model as its files were then, where the connector shares KV."""
 
-    def scheduler_connector(self, spec: KVCacheSpec, dtype: str) -> KVConnectorScheduler:
-        """The scheduler's side, for blocks as `spec` and `dtype` say, after the model was loaded.
+    def scheduler_connector(self, runner: Runner) -> KVConnectorScheduler:
+        """The scheduler's side, for the blocks of a runner that has loaded the model.
 
         Raises EngineSetupError where the connector has no room for a block.
         """
         settings, shared = self.settings, self.shared
         if settings is None:
             return KVConnectorScheduler()
+        spec = runner.get_kv_cache_spec()
         if isinstance(settings, OffloadingSettings):
             index = HostSlots(settings.num_slots(spec.bytes_per_block))
             return BlockTransferScheduler(index, block_size=spec.block_size)
-        cache, folder, namespace_of = cache_fingerprint(spec, dtype), uuid.uuid4().hex, None
+        layers = runner.get_kv_part().layers
+        cache = cache_fingerprint(layers, spec, runner.limits.dtype)
+        folder, namespace_of = uuid.uuid4().hex, None
         if shared is not None and shared == SharedModel.of(self.config, self.runner):
             folder = namespace(shared.fingerprint, cache)
             namespace_of = partial(_namespace_of, shared.identity, cache)
         else:
             logger.warning("the model's files changed while they were loaded; its KV is not shared")
-        root = settings.path
+        root, whole = settings.path, Region(0, len(layers))
         return BlockTransferScheduler(
             StorageIndex(
                 folder,
-                lambda path: (root / path).is_file(),
+                lambda path: is_stored(root, path, whole),
                 namespace_of=namespace_of,
                 loads=settings.loads,
                 stores=settings.stores,

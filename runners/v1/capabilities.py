@@ -13,7 +13,7 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
-from dodona.oracle.systems.own.connectors import has_active_connector, resolved_connector
+from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, outgrows_rope
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
@@ -30,7 +30,7 @@ from dodona.oracle.systems.own.resolved import (
     resolved_runner_type,
     resolved_speculative_method,
 )
-from dodona.runners.kv_transfer.settings import OFFLOADING, lacks_connector
+from dodona.runners.kv_transfer.settings import lacks_connector
 from dodona.runners.pooling.settings import lacks_combination
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
@@ -79,7 +79,6 @@ LACKS: frozenset[str] = frozenset(
         "tensor-parallel-sizes",
         "workers-combinations",
         "context-parallel-inner-states",
-        "kv-connector-ranks",
         "workers-row-by-row",
         "pipeline-parallel-families",
         "pipeline-parallel-layers",
@@ -222,9 +221,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
         "workers-combinations": uses_workers(config) and compilation == "STOCK_TORCH_COMPILE",
         "context-parallel-inner-states": parallel.prefill_context_parallel_size > 1 and model.has_inner_state,
-        "kv-connector-ranks": parallel.world_size > 1
-        and has_active_connector(config)
-        and resolved_connector(config) != OFFLOADING,
         "pipeline-parallel-families": parallel.pipeline_parallel_size > 1
         and not set(model.architectures) & set(PIPELINE_PARALLEL_FAMILIES),
         "pipeline-parallel-layers": fills_stages(config, model) is False,

@@ -25,6 +25,7 @@ from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
     KVConnectorOutput,
+    KVPart,
     PendingOutput,
     SchedulerOutput,
     StepOutput,
@@ -41,6 +42,7 @@ from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
 from dodona.runners.v1.drafting import reload
 from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_drafting
+from dodona.runners.v1.kv_parts import kv_part
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.memory import measure_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
@@ -65,6 +67,7 @@ class Loaded:
 
     model: ServedModel
     self_check: SelfCheck
+    kv_part: KVPart
     plan: DraftPlan | None
     """What drafts, on this rank or another."""
     drafting: Drafting | None
@@ -131,7 +134,8 @@ class V1Runner(WeightLife):
         if self.config.lora_config is not None:
             with chosen.model.plain() as plain:
                 lora = LoRALayers(plain, self.config.lora_config, linear_shares)
-        self._loaded = Loaded(chosen.model, chosen.self_check, plan, drafting, lora)
+        part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
+        self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits)
 
@@ -189,6 +193,10 @@ class V1Runner(WeightLife):
         together |= self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
 
+    def get_kv_part(self) -> KVPart:
+        """Of the target's layers; a draft's are not among them."""
+        return self._require_loaded().kv_part
+
     def determine_available_memory(self) -> int:
         """Bytes for inner states and KV blocks that a run of the largest step leaves.
 
@@ -226,7 +234,7 @@ class V1Runner(WeightLife):
         self._kv_connector.release_kv_caches()
         if self._on_device is not None:
             self._on_device.steps.initialize(num_blocks, max_model_len)
-            self._kv_connector.register_kv_caches(self._on_device.kv_layers())
+            self._kv_connector.register_kv_caches(self._on_device.kv_layers(), self.get_kv_part())
             return
         loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs
         model, drafting, groups = loaded.model, loaded.drafting, spec.window_groups
@@ -241,7 +249,7 @@ class V1Runner(WeightLife):
             None if drafting is None else drafting.start(num_blocks, self.limits),
             loaded.lora,
         )
-        self._kv_connector.register_kv_caches(self._ready.cache.layers())
+        self._kv_connector.register_kv_caches(self._ready.cache.layers(), self.get_kv_part())
 
     def capture_graphs(self) -> None:
         """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or

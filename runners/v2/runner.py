@@ -135,7 +135,8 @@ class V2Runner(WeightLife):
             [
                 LayerKV(cache[:, 0].transpose(1, 2), cache[:, 1].transpose(1, 2))
                 for cache in self.ready.steps.kv_caches
-            ]
+            ],
+            self.get_kv_part(),
         )
 
     def capture_graphs(self) -> None:

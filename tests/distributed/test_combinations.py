@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,21 +129,72 @@ def test_offloaded_blocks(tiny_models, reference, sizes, caching):
     equal.check()
 
 
+def _storage(folder: Path, role: str = "kv_both") -> dict[str, Any]:
+    return {
+        "kv_transfer_config": {
+            "kv_connector": "SharedStorageConnector",
+            "kv_role": role,
+            "kv_connector_extra_config": {"shared_storage_path": str(folder)},
+        }
+    }
+
+
 def test_replicas_share_stored_blocks(tiny_models, reference, tmp_path):
     path = tiny_models.path("llama")
     plain_tokens = reference(path)
-    storage = {
-        "kv_connector": "SharedStorageConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path / "kv")},
-    }
     todo = [[*range(2 + n, 2 + n + length)] for n, length in enumerate((33, 17))]
     expected = [plain_tokens.generate(prompt, 8) for prompt in todo]
     for turn in range(2):
-        with llm(path, kv_transfer_config=storage, **{DP: 2}) as one:
+        with llm(path, **_storage(tmp_path / "kv"), **{DP: 2}) as one:
             found = _run(one, todo)
         assert [tokens for tokens, _ in found] == expected
         assert all(cached for _, cached in found) == bool(turn)
+
+
+@pytest.mark.parametrize(
+    ("family", "writer", "readers", "files_of_a_block"),
+    [
+        ("qwen3", {TP: 2}, [{}, {TP: 2}, {PP: 2}], 2),
+        ("qwen3", {}, [{TP: 4}], 1),
+        ("mixtral", {TP: 2, PP: 2}, [{}], 4),
+        ("deepseek-v3", {TP: 2, PP: 2}, [{TP: 4}], 2),  # its attention is whole on every rank
+        ("llama", {TP: 4, PCP: 2}, [{PP: 2, TP: 2}], 2),  # two key/value heads
+        ("gemma3n", {TP: 2}, [{}], 2),
+    ],
+    ids=str,
+)
+def test_stored_blocks_of_other_sizes(
+    tiny_models, reference, tmp_path, family, writer, readers, files_of_a_block
+):
+    path = tiny_models.path(family)
+    plain_tokens = reference(path)
+    equal = EqualTokens(lambda ids: plain_tokens.logits(ids)[-1])
+    todo = [[*range(2 + n, 2 + n + length)] for n, length in enumerate((3, 33, 17, 40))]
+
+    def check(one: LLM, *, cached: bool) -> None:
+        for prompt, (tokens, found) in zip(todo, _run(one, todo), strict=True):
+            equal.compare(prompt, plain_tokens.generate(prompt, 8), tokens)
+            assert found == cached * 4 * ((len(prompt) - 1) // 4)
+
+    with llm(path, **_storage(tmp_path, "kv_producer"), **writer) as one:
+        check(one, cached=False)
+    stored = sorted(tmp_path.rglob("*.safetensors"))
+    blocks = {file if file.parent.suffix != ".parts" else file.parent for file in stored}
+    assert len(stored) == len(blocks) * files_of_a_block
+    for sizes in readers:
+        with llm(path, **_storage(tmp_path), **sizes) as one:
+            check(one, cached=True)
+    assert sorted(tmp_path.rglob("*.safetensors")) == stored
+    # One part of a block is missing, another one is cut: the block is computed, and what is left is used.
+    stored[0].unlink()
+    os.truncate(stored[-1], 100)
+    for sizes in (writer, readers[-1]):
+        with llm(path, **_storage(tmp_path), **sizes) as one:
+            for prompt, (tokens, _) in zip(todo, _run(one, todo), strict=True):
+                equal.compare(prompt, plain_tokens.generate(prompt, 8), tokens)
+    with llm(path, **_storage(tmp_path), **readers[0]) as one:
+        check(one, cached=True)
+    equal.check()
 
 
 def test_inner_states_take_their_memory_first(tiny_models, reference):

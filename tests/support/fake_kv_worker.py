@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dodona.runners.interface import KVConnectorMetadata
+from dodona.runners.interface import KVConnectorMetadata, KVPart
 from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.kv_transfer.block_transfers import BlockMetadata, Place, Transfer
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
@@ -42,7 +42,7 @@ class FakeKVWorker(KVConnectorWorker):
         self.num_faults = 0
         self.calls: list[str] = []
 
-    def register_kv_caches(self, kv_caches: Sequence[LayerKV]) -> None:
+    def register_kv_caches(self, kv_caches: Sequence[LayerKV], part: KVPart) -> None:
         raise AssertionError("the fake runner's cache is known already")
 
     def handle_preemptions(self, metadata: KVConnectorMetadata) -> None:

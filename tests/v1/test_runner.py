@@ -47,10 +47,6 @@ ASKS = {
         "tensor_parallel_size": 2,
         "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
     },
-    "kv-connector-ranks": {
-        "tensor_parallel_size": 2,
-        "kv_transfer_config": {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"},
-    },
     "tensor-parallel-sizes": {"tensor_parallel_size": 5},
     "pipeline-parallel-layers": {"pipeline_parallel_size": 50},
     "data-parallel-deployment": {"data_parallel_rank": 0},

@@ -13,8 +13,12 @@ from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import resolve_limits
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1 import device_serving
 from dodona.runners.v1.runner import V1Runner
+from tests.distributed.thread_workers import use_threads
+from tests.v1.test_kv_shared_storage import storage
 from tests.v2.drive import generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 
@@ -27,7 +31,7 @@ class Recorder(KVConnectorWorker):
     def __init__(self) -> None:
         self.layers: list[LayerKV] = []
 
-    def register_kv_caches(self, kv_caches):
+    def register_kv_caches(self, kv_caches, part):
         self.layers = list(kv_caches)
 
 
@@ -79,10 +83,40 @@ def test_blocks_come_back_from_the_host(path):
     flat = {"block_size": BLOCK_SIZE, "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64}
     runner = make_runner(path, num_blocks=NUM_BLOCKS, **flat, kv_offloading_size=0.001)
     plan = plan_kv_transfer(runner.config, runner.name)
-    scheduler = scheduler_of(runner, plan.scheduler_connector(runner.get_kv_cache_spec(), "float32"))
+    scheduler = scheduler_of(runner, plan.scheduler_connector(runner))
     prompt, other = prompts_of(35, 60)
     first = generate(runner, [prompt], max_tokens=2, scheduler=scheduler)
     generate(runner, [other], max_tokens=1, scheduler=scheduler)  # takes all blocks
     again = generate(runner, [prompt], max_tokens=2, scheduler=scheduler)
     assert [request.num_cached_tokens for request in again.requests] == [32]
     assert again.outputs == first.outputs
+
+
+def test_v2_and_ranks_of_v1_read_each_others_files(path, tmp_path, monkeypatch):
+    """V1 on two ranks that share the heads, V2 on one."""
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    use_threads(monkeypatch)
+    todo = prompts_of(35, 53)
+    flat = {
+        "block_size": BLOCK_SIZE, "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64,
+        "max_model_len": 64, "num_gpu_blocks_override": 12, "skip_tokenizer_init": True, **storage(tmp_path),
+    }  # fmt: skip
+
+    def on_v1(prompt):
+        with LLM(str(path), device="cpu", tensor_parallel_size=2, **flat) as llm:
+            params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+            (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+            return output.num_cached_tokens, list(output.outputs[0].token_ids)
+
+    def on_v2(prompt):
+        runner = make_runner(path, num_blocks=NUM_BLOCKS, **flat)
+        connector = plan_kv_transfer(runner.config, runner.name).scheduler_connector(runner)
+        found = generate(runner, [prompt], max_tokens=4, scheduler=scheduler_of(runner, connector))
+        runner.shutdown()
+        return found.requests[0].num_cached_tokens, list(found.outputs[0])
+
+    computed, tokens = on_v1(todo[0])
+    assert (computed, on_v2(todo[0])) == (0, (32, tokens))
+    computed, tokens = on_v2(todo[1])
+    assert (computed, on_v1(todo[1])) == (0, (48, tokens))
+    assert len(list(tmp_path.rglob("*.parts/*.safetensors"))) == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dodona.runners.interface import KVConnectorMetadata
+from dodona.runners.interface import KVConnectorMetadata, KVPart
 from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
 from dodona.runners.kv_transfer.block_transfers import BlockMetadata, Place
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
@@ -24,7 +24,7 @@ class OffloadingWorker(KVConnectorWorker):
         self._ended: set[str] = set()
         """Requests that ended and were not reported as sent."""
 
-    def register_kv_caches(self, kv_caches: Sequence[LayerKV]) -> None:
+    def register_kv_caches(self, kv_caches: Sequence[LayerKV], part: KVPart) -> None:
         """Take the cache; the host's memory is allocated for the first one, and its content stays."""
         layout = BlockLayout(kv_caches)
         if self._memory is None:

@@ -7,7 +7,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from dodona.runners.kv_transfer.storage.index import SUFFIX
+from dodona.runners.kv_transfer.storage.paths import PARTS, SUFFIX, stored_regions
+from dodona.runners.kv_transfer.storage.regions import Region
 
 logger = logging.getLogger("dodona.kv_transfer")
 
@@ -43,6 +45,10 @@ class BlockFiles:
         self._written_bytes = 0
         """Since the last look at what all engines wrote; the first write looks."""
         self._known_bytes: int | None = None
+
+    def regions(self, path: str, whole: Region) -> Sequence[Region]:
+        """The regions of the block with this path that are stored; the whole one comes first."""
+        return stored_regions(self._root, path, whole)
 
     def read(self, path: str, *, elements: int, dtype: torch.dtype) -> torch.Tensor:
         """The block [elements], and count it as used now.
@@ -79,7 +85,7 @@ class BlockFiles:
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
-        (self._root / path).unlink(missing_ok=True)
+        _remove(self._root / path)
 
     def _read_bytes(self, path: str) -> bytes:
         return (self._root / path).read_bytes()
@@ -100,19 +106,31 @@ class BlockFiles:
         self._written_bytes += size
         if self._known_bytes is not None and self._known_bytes + self._written_bytes <= self._max_bytes:
             return
-        files = sorted(self._scan())
+        files = self._blocks()
         total = sum(size for _, size, _ in files)
         # Down to less than the bound, so that not every write looks at all files.
         goal = self._max_bytes if total <= self._max_bytes else self._max_bytes * 9 // 10
-        for _, size, path in files:
+        for _, size, paths in files:
             if total <= goal:
                 break
-            path.unlink(missing_ok=True)
+            for path in paths:
+                _remove(path)
             total -= size
         self._known_bytes, self._written_bytes = total, 0
 
+    def _blocks(self) -> list[tuple[float, int, list[Path]]]:
+        """Time of last use, bytes and files of each block, those unused for the longest first."""
+        parts: dict[Path, list[tuple[float, int, Path]]] = {}
+        for used, size, path in self._scan():
+            block = path.parent if path.parent.name.endswith(PARTS) else path
+            parts.setdefault(block, []).append((used, size, path))
+        return sorted(
+            (max(used for used, *_ in files), sum(size for _, size, _ in files), [p for *_, p in files])
+            for files in parts.values()
+        )
+
     def _scan(self) -> Iterator[tuple[float, int, Path]]:
-        """Time of last use, size and path of each block; temporary files that nobody will finish go."""
+        """Time of last use, size and path of each file; temporary files that nobody will finish go."""
         now = time.time()
         for folder, _, names in os.walk(self._root):
             for name in names:
@@ -125,6 +143,14 @@ class BlockFiles:
                         yield status.st_mtime, status.st_size, path
                 except FileNotFoundError:
                     continue  # another engine removed it
+
+
+def _remove(file: Path) -> None:
+    """Remove a file, and the folder of parts that it was the last one of."""
+    file.unlink(missing_ok=True)
+    if file.parent.name.endswith(PARTS):
+        with suppress(OSError):
+            file.parent.rmdir()
 
 
 def _encode(block: torch.Tensor, path: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +15,7 @@ from dodona.oracle.models.weight_files import weight_files
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
-    from dodona.runners.interface import KVCacheSpec
+    from dodona.runners.interface import KVCacheSpec, LayerKVSpec
 
 _VERSION = 2
 """Another one where blocks are laid out or hashed in another way."""
@@ -86,10 +86,13 @@ class SharedModel:
         return cls(identity, identity.fingerprint(None if is_random else directory))
 
 
-def cache_fingerprint(spec: KVCacheSpec, dtype: str) -> str:
-    """Text of what a block holds: two caches with the same text have the same canonical layout."""
-    layers = [(s.num_kv_heads, s.head_size_k, s.head_size_v) for s in spec.layers]
-    return f"{dtype} {spec.dtype_bytes} x {spec.block_size} {layers}"
+def cache_fingerprint(layers: Sequence[LayerKVSpec], spec: KVCacheSpec, dtype: str) -> str:
+    """Text of what a block holds: two caches with the same text have the same canonical layout.
+
+    layers: the model's, with all heads. What ranks share the block does not matter.
+    """
+    shapes = [(layer.num_kv_heads, layer.head_size_k, layer.head_size_v) for layer in layers]
+    return f"{dtype} {spec.dtype_bytes} x {spec.block_size} {shapes}"
 
 
 def namespace(model: str, cache: str) -> str:

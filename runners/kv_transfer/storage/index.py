@@ -1,4 +1,4 @@
-"""Which blocks are in the shared storage: those whose file is there."""
+"""Which blocks are in the shared storage: those whose files are there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SUFFIX = ".safetensors"
-
-
-def block_path(namespace: str, value: bytes) -> str:
-    """Path of the file of the block with this hash, below the root."""
-    name = value.hex()
-    return f"{namespace}/{name[:2]}/{name}{SUFFIX}"
+from dodona.runners.kv_transfer.storage.paths import block_path
 
 
 class StorageIndex:
@@ -27,8 +21,8 @@ class StorageIndex:
         loads: bool = True,
         stores: bool = True,
     ) -> None:
-        """namespace: folder of the blocks, below the root. exists: whether there is a file with this path
-        below the root. namespace_of: the folder for other weights, see `fingerprint`; None: not known.
+        """namespace: folder of the blocks, below the root. exists: whether all of the block with this path is
+        stored below the root. namespace_of: the folder for other weights, see `fingerprint`; None: not known.
         loads, stores: what this engine's role lets it do."""
         self._namespace = namespace
         self._namespace_of = namespace_of
@@ -38,13 +32,13 @@ class StorageIndex:
         self._loading: set[bytes] = set()
 
     def find(self, value: bytes) -> bool | None:
-        """Whether the block's file is there; None while another load reads it."""
+        """Whether the block is there; None while another load reads it."""
         if value in self._loading:
             return None
         return self._loads and self._exists(self._path(value))
 
     def reserve(self, value: bytes) -> str | None:
-        """The path of the block's file; None where it is there."""
+        """The path of the block's file; None where the block is there."""
         path = self._path(value)
         return path if self._stores and not self._exists(path) else None
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from dodona.runners.interface import KVConnectorMetadata
+from dodona.runners.interface import KVConnectorMetadata, KVPart
 from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
 from dodona.runners.kv_transfer.block_transfers import BlockMetadata, Place, Transfer
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.storage.block_files import BlockFiles, DamagedBlockError
 from dodona.runners.kv_transfer.storage.cache_copies import CacheCopies
+from dodona.runners.kv_transfer.storage.stored_blocks import StoredBlocks
 
 logger = logging.getLogger("dodona.kv_transfer")
 
@@ -37,8 +38,18 @@ class _Store:
     """Done when the blocks were read."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """What is known once there is a cache."""
+
+    copies: CacheCopies
+    blocks: StoredBlocks
+    stores: bool
+    """Whether this rank is the one that stores its part."""
+
+
 class SharedStorageWorker(KVConnectorWorker):
-    """Reads and writes below the files' root.
+    """Reads and writes this rank's part of blocks, below the files' root.
 
     A file that is missing, damaged or can't be read makes a load error, and its block is computed again; one
     that can't be written is lost. Nothing of it ends the engine.
@@ -51,7 +62,7 @@ class SharedStorageWorker(KVConnectorWorker):
         self._files = files
         self._readers = readers or ThreadPoolExecutor(READERS, thread_name_prefix="dodona-kv-read")
         self._writer = writer or ThreadPoolExecutor(1, thread_name_prefix="dodona-kv-write")
-        self._copies: CacheCopies | None = None
+        self._cache: _Cache | None = None
         self._loads: dict[str, list[Future[set[int]]]] = {}
         """By request, the parts of its load; each returns the blocks that failed."""
         self._stores: dict[str, list[_Store]] = {}
@@ -61,15 +72,18 @@ class SharedStorageWorker(KVConnectorWorker):
         self._failed: set[int] = set()
         self._has_warned = False
 
-    def register_kv_caches(self, kv_caches: Sequence[LayerKV]) -> None:
+    def register_kv_caches(self, kv_caches: Sequence[LayerKV], part: KVPart) -> None:
         """Take the cache."""
-        self._copies = CacheCopies(BlockLayout(kv_caches))
+        layout = BlockLayout(kv_caches)
+        block_size = kv_caches[0].keys.shape[1]
+        blocks = StoredBlocks(self._files, part, block_size=block_size, dtype=layout.dtype)
+        self._cache = _Cache(CacheCopies(layout), blocks, part.is_writer)
 
     def release_kv_caches(self) -> None:
         """Wait for what reads or writes the cache, and let go of it."""
         wait([store.copied for store in itertools.chain(*self._stores.values())])
         wait(list(itertools.chain(*self._loads.values())))
-        self._copies = None
+        self._cache = None
 
     def handle_preemptions(self, metadata: KVConnectorMetadata) -> None:
         """Wait until the blocks of preempted requests were read."""
@@ -80,11 +94,11 @@ class SharedStorageWorker(KVConnectorWorker):
         """Begin the step's loads."""
         assert isinstance(metadata, BlockMetadata)
         for load in metadata.loads:
-            copies = self._cache
-            mark = copies.mark()
+            cache = self._require_cache()
+            mark = cache.copies.mark()
             size = max(1, min(_PART, -(-len(load.block_ids) // READERS)))
             self._loads[load.request_id] = [
-                self._readers.submit(self._load, copies, ids, places, mark)
+                self._readers.submit(self._load, cache, ids, places, mark)
                 for ids, places in _parts(load, size)
             ]
 
@@ -92,13 +106,15 @@ class SharedStorageWorker(KVConnectorWorker):
         """Begin the step's stores; their blocks stay until they are reported."""
         assert isinstance(metadata, BlockMetadata)
         for store in metadata.stores:
-            copies = self._cache
-            room = PENDING_BYTES // copies.layout.bytes_per_block - self._num_pending
+            cache = self._require_cache()
+            if not cache.stores:
+                continue
+            room = PENDING_BYTES // cache.copies.layout.bytes_per_block - self._num_pending
             if len(store.block_ids) > room:
                 self._warn("KV blocks are not stored: the storage is too slow to take them all")
                 continue
             copied: Future[None] = Future()
-            self._writer.submit(self._store, copies, store, copies.mark(), copied)
+            self._writer.submit(self._store, cache, store, cache.copies.mark(), copied)
             self._stores.setdefault(store.request_id, []).append(_Store(len(store.block_ids), copied))
 
     def get_finished(self, finished_req_ids: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -125,13 +141,12 @@ class SharedStorageWorker(KVConnectorWorker):
         """Finish what is under way. Idempotent."""
         self._readers.shutdown()
         self._writer.shutdown()
-        self._copies = None
+        self._cache = None
 
-    @property
-    def _cache(self) -> CacheCopies:
-        if self._copies is None:
+    def _require_cache(self) -> _Cache:
+        if self._cache is None:
             raise RuntimeError("there is no KV cache: call register_kv_caches first")
-        return self._copies
+        return self._cache
 
     @property
     def _num_pending(self) -> int:
@@ -139,32 +154,31 @@ class SharedStorageWorker(KVConnectorWorker):
 
     def _load(
         self,
-        copies: CacheCopies,
+        cache: _Cache,
         block_ids: Sequence[int],
         paths: Sequence[Place],
         mark: torch.cuda.Event | None,
     ) -> set[int]:
         """Copy files into the cache, up to the first that fails; that one's block and those after it are
         returned. In a reader's thread."""
-        layout = copies.layout
         blocks: list[torch.Tensor] = []
         for path in paths:
             try:
-                block = self._files.read(str(path), elements=layout.block_elements, dtype=layout.dtype)
+                block = cache.blocks.read(str(path))
             except (OSError, DamagedBlockError) as error:
                 logger.info("KV block %s is computed again: %s", path, error)
                 break
             blocks.append(block)
         if blocks:
-            copies.to_cache(block_ids[: len(blocks)], blocks, mark)
+            cache.copies.to_cache(block_ids[: len(blocks)], blocks, mark)
         return set(block_ids[len(blocks) :])
 
     def _store(
-        self, copies: CacheCopies, store: Transfer, mark: torch.cuda.Event | None, copied: Future[None]
+        self, cache: _Cache, store: Transfer, mark: torch.cuda.Event | None, copied: Future[None]
     ) -> None:
         """Copy blocks to the host, then write their files. In the writer's thread."""
         try:
-            parts = [(copies.to_host(ids, mark), paths) for ids, paths in _parts(store, _PART)]
+            parts = [(cache.copies.to_host(ids, mark), paths) for ids, paths in _parts(store, _PART)]
         except Exception:
             logger.exception("KV blocks are not stored")
             return
@@ -173,7 +187,7 @@ class SharedStorageWorker(KVConnectorWorker):
         for blocks, paths in parts:
             for block, path in zip(blocks, paths, strict=True):
                 try:
-                    self._files.write(str(path), block)
+                    cache.blocks.write(str(path), block)
                 except OSError as error:
                     self._warn(f"a KV block can't be stored: {error}")
 
