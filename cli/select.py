@@ -50,8 +50,8 @@ def select(
         typer.Option(
             "--assume",
             metavar="MACHINE,...",
-            help="Decide for such a machine: h100, a100, b200, mi300x, cpu, wsl2, no-triton, ..., or a .yaml "
-            "file.",
+            help="Decide for such a machine: h100, a100, b200, mi300x, cpu, wsl2, no-triton, ..., a .yaml "
+            "file, a package's version (transformers==5.24.0) or its absence (no-ray).",
         ),
     ] = None,
     explain: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.packages import installed_versions
 from dodona.oracle.machine.probe import has_package
 
 
@@ -15,11 +16,12 @@ def torch_environment(device: str) -> Environment:
     CPU: asking for its compute capability makes a CUDA context.
     """
     if device == "cpu" or not torch.cuda.is_available():
-        return Environment(has_triton=False, platform="cpu")
+        return Environment(has_triton=False, platform="cpu", packages=installed_versions())
     major, minor = torch.cuda.get_device_capability()
     return Environment(
         has_triton=has_package("triton"),
         platform="cuda",
         compute_capability=10 * major + minor,
         device_count=torch.cuda.device_count(),
+        packages=installed_versions(),
     )

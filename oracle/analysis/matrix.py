@@ -22,7 +22,7 @@ from dodona.oracle.language.conditions import Facts, comparisons
 from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.rule import Rule, RunnerName
 from dodona.oracle.language.rulebook import RuleBook
-from dodona.oracle.machine.environment import assumed_gpu
+from dodona.oracle.machine.environment import plain_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.registry import system_of
 
@@ -187,7 +187,7 @@ def _kind(info: ModelInfo) -> str:
 def _plain_facts(book: RuleBook, info: ModelInfo) -> Facts:
     """What the book's rules see of a model where nothing special is asked for."""
     plain = {"model_config": {"model": "model"}}
-    return system_of(book.system).deploy(plain, assumed_gpu(), book, model=info).facts()
+    return system_of(book.system).deploy(plain, plain_gpu(), book, model=info).facts()
 
 
 # --- features -----------------------------------------------------------------------------------------------

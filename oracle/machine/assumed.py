@@ -12,6 +12,7 @@ from typing import Any, Final
 from dodona.oracle.config.yaml_file import read_arguments
 from dodona.oracle.errors import ConfigError, did_you_mean
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.packages import PACKAGES
 
 MACHINES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -33,27 +34,38 @@ MACHINES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 
 def assumed_machine(names: Sequence[str], *, override: str | None = None) -> Environment:
     """The machine of names that are put together (`wsl2`, `no-triton`), each of `MACHINES` or the path of a
-    YAML file with fields of `Environment`; later ones win.
+    YAML file with fields of `Environment`, a package's version (`transformers==5.23.0`) or its absence
+    (`no-ray`); later ones win. What nobody says of packages is not known.
 
     override: the runner that is forced there. Raises ConfigError for an unknown name, and for fields that do
     not go together.
     """
     # of a GPU that nobody names, the memory isn't known
     fields = {name: value for name, value in MACHINES["h100"].items() if name != "memory"}
+    packages: dict[str, str | None] = {}
     for name in names:
         told = _told(name)
         if told.get("platform", "cuda") != "cuda":
             fields.pop("compute_capability", None)
             fields.pop("device_count", None)
             fields.pop("memory", None)
+        named = told.get("packages", {})
+        if not isinstance(named, Mapping):
+            raise ConfigError(f"{name}: packages: expected versions by package, got {named!r}")
+        packages |= named
         fields.update(told)
-    return Environment(**{**fields, "override": override})
+    return Environment(**{**fields, "packages": packages, "override": override})
 
 
 def _told(name: str) -> Mapping[str, Any]:
     known = MACHINES.get(name.lower())
     if known is not None:
         return known
+    package, pinned, version = name.partition("==")
+    if pinned:
+        return {"packages": {package.strip(): version.strip()}}
+    if name.removeprefix("no-") in PACKAGES:
+        return {"packages": {name.removeprefix("no-"): None}}
     if name.endswith((".yaml", ".yml")):
         found = read_arguments(Path(name))
         for field in found:

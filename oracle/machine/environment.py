@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, Strict
 from pydantic.dataclasses import dataclass
 
 from dodona.oracle.config.sections import config_errors
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, did_you_mean
+from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.loading import resolve_bundled
 from dodona.oracle.language.rulebook import OWN_SYSTEM, EnvironmentVariable, RuleBook
+from dodona.oracle.machine.packages import PACKAGES, TESTED
 
 WSL_PIN_MEMORY: Final = "VLLM_WSL2_ENABLE_PIN_MEMORY"
 ALLOW_LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -28,6 +31,17 @@ def _capability(value: object) -> object:
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(part, int) for part in value):
         return value[0] * 10 + value[1]
     return value
+
+
+def _versions(value: object) -> object:
+    """A mapping of packages to versions as sorted pairs."""
+    if not isinstance(value, Mapping):
+        return value
+    for name in value:
+        if name not in PACKAGES:
+            hint = did_you_mean(str(name), PACKAGES) or f"expected of {', '.join(PACKAGES)}"
+            raise ValueError(f"{name}: no package that decides anything; {hint}")
+    return tuple(sorted(value.items()))
 
 
 @config_errors("environment")
@@ -64,6 +78,14 @@ class Environment:
     """GiB of memory of the smallest visible GPU; None: not known."""
     variables: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of the environment variables of vLLM (`VLLM_…`) that are set, sorted."""
+    packages: Annotated[
+        tuple[tuple[str, Annotated[str, Strict()] | None], ...],
+        BeforeValidator(_versions),
+        PlainSerializer(dict, return_type=dict[str, str | None]),
+    ] = ()
+    """Installed versions of `PACKAGES` as sorted pairs, given as pairs or as a mapping. None: the package is
+    not installed; a package that is left out: not known.
+    """
 
     def __post_init__(self) -> None:
         if self.platform != "cuda" and self.compute_capability is not None:
@@ -75,6 +97,10 @@ class Environment:
         if self.platform == "cuda" and self.compute_capability is None:
             object.__setattr__(self, "compute_capability", ASSUMED_COMPUTE_CAPABILITY)
 
+    def version(self, package: str) -> FactValue:
+        """The installed version of one of `PACKAGES`; None: not installed; UNKNOWN: not known."""
+        return dict[str, FactValue](self.packages).get(package, UNKNOWN)
+
     @classmethod
     def detect(cls, environ: Mapping[str, str] | None = None, *, book: RuleBook | None = None) -> Environment:
         """This machine, and the runner that an environment variable forces.
@@ -85,6 +111,7 @@ class Environment:
         Imports neither torch nor triton and creates no CUDA context. Results of looking at the machine are
         kept for the life of the process. Raises ConfigError for a value of the variable without a meaning.
         """
+        from dodona.oracle.machine.packages import installed_versions
         from dodona.oracle.machine.probe import (
             cuda_capabilities,
             cuda_memory,
@@ -108,6 +135,7 @@ class Environment:
             wsl_pin_memory=is_on(environ.get(WSL_PIN_MEMORY)),
             memory=cuda_memory(environ.get("CUDA_VISIBLE_DEVICES")) if found else None,
             variables=vllm_variables(environ),
+            packages=installed_versions(),
         )
 
 
@@ -165,3 +193,9 @@ def _own_variable() -> EnvironmentVariable | None:
 def assumed_gpu(override: str | None = None) -> Environment:
     """A machine with eight Hopper GPUs and Triton, for asking on another machine what one would do."""
     return Environment(has_triton=True, platform="cuda", override=override)
+
+
+@functools.cache
+def plain_gpu() -> Environment:
+    """`assumed_gpu()` with every package of `PACKAGES` installed: the machine of a plain configuration."""
+    return dataclasses.replace(assumed_gpu(), packages=tuple(sorted(TESTED.items())))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ class KnownModel:
     """One model type: field names of its own (`aliases`), and the values of fields that are left out
     (`defaults`)."""
 
+    since: str | None
+    """The version of transformers that it came with ("5.24"); None: all supported versions have it."""
     text_model_type: str | None
     """Model type of a wrapper's language model."""
     causal: bool
@@ -47,6 +50,7 @@ def known_model(model_type: str) -> KnownModel | None:
     if found is None:
         return None
     return KnownModel(
+        since=found.get("since"),
         text_model_type=found.get("text"),
         causal=found.get("causal", False),
         masked=found.get("masked", False),
@@ -76,6 +80,16 @@ def known_architectures() -> frozenset[str]:
 def transformers_version() -> str:
     """The version of transformers that the data were generated from."""
     return str(_data()["transformers"])
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: `release("5.24.0.dev0")` is (5, 24, 0).
+
+    >>> release("5.9") < release("5.24.1")
+    True
+    """
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Any
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.config_fields import Fields
 from dodona.oracle.models.config_files import companion_quantization, read_config_json, stored_modules
-from dodona.oracle.models.known_models import known_model
+from dodona.oracle.models.known_models import known_model, release
 from dodona.oracle.models.math_modifiers import MATH_MODIFIERS, is_neutral
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
@@ -117,6 +117,9 @@ class ModelInfo:
     has_inner_state: bool
     """Whether some layer carries a recurrent or convolutional state from token to token."""
     is_attention_free: bool
+    transformers_since: str | None
+    """The first version of transformers ("5.24") that has the file's model type and that of a language model
+    in it; None where all supported versions have them, or none."""
     is_causal_lm: bool
     """Whether transformers has a causal language model of the file's model type."""
     is_encoder_decoder: bool
@@ -289,6 +292,11 @@ def _read(
         num_experts=_num_experts(get),
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
+        transformers_since=max(
+            (kind.since for kind in (own, known) if kind is not None and kind.since is not None),
+            key=release,
+            default=None,
+        ),
         is_causal_lm=own is not None and own.causal,
         is_encoder_decoder=get.flag("is_encoder_decoder") or raw.get("is_encoder_decoder") is True,
         is_multimodal=any(isinstance(raw.get(key), (dict, str)) for key in _OTHER_MODALITIES),

@@ -56,8 +56,7 @@ ROW_BY_ROW: tuple[str, ...] = (
 """Types of language models that are computed row by row."""
 
 PACKED_FROM: Mapping[str, str] = {"codegen": "5.24", "gptj": "5.24"}
-"""Types that are packed from this version of transformers on, and row by row before. Rules do not read the
-version, so they take these types for packed; V1 says at load what it does."""
+"""Types that are packed from this version of transformers on, and row by row before."""
 
 ROW_BY_ROW_WRAPPERS: tuple[str, ...] = (
     "Gemma4UnifiedForConditionalGeneration",

@@ -110,6 +110,9 @@ def environments(
 ) -> SearchStrategy[Environment]:
     """Machines: with and without a GPU, Triton, and (unless `override` is false) a forced runner."""
     overrides = st.sampled_from([None, None, *sorted(runners)]) if override else st.none()
+    packages = st.sampled_from(
+        [{}, {"transformers": "5.17.0", "ray": None}, {"transformers": "5.24.0", "ray": "2.60.0"}]
+    )
     cuda = st.builds(
         Environment,
         has_triton=st.booleans(),
@@ -118,6 +121,7 @@ def environments(
         compute_capability=st.sampled_from([70, 75, 80, 86, 89, 90, 100, 120]),
         device_count=st.sampled_from([1, 1, 2, 8]),
         logitsproc_plugins=st.booleans(),
+        packages=packages,
     )
     other = st.builds(
         Environment,
@@ -125,6 +129,7 @@ def environments(
         platform=st.sampled_from(["cpu", "rocm", "xpu", "tpu", "unspecified"]),
         override=overrides,
         logitsproc_plugins=st.booleans(),
+        packages=packages,
     )
     return st.one_of(cuda, other)
 
@@ -234,6 +239,8 @@ _ARCHITECTURES: Sequence[tuple[str, str]] = (
     ("MixtralForCausalLM", "mixtral"),
     ("Gemma3ForCausalLM", "gemma3_text"),
     ("JambaForCausalLM", "jamba"),
+    ("ExaoneForCausalLM", "exaone"),
+    ("GPTJForCausalLM", "gptj"),
     ("BertModel", "bert"),
     ("BertForSequenceClassification", "bert"),
     ("Qwen3ForTokenClassification", "qwen3"),

@@ -14,12 +14,18 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.connectors import has_active_connector
-from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, outgrows_rope
+from dodona.oracle.systems.own.model_code import (
+    has_causal_lm,
+    is_row_by_row,
+    needs_newer_transformers,
+    outgrows_rope,
+)
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     fills_stages,
     lacks_executor,
+    lacks_ray,
     splits_evenly,
     uses_workers,
 )
@@ -57,6 +63,7 @@ LACKS: frozenset[str] = frozenset(
         "device",
         "quantization",
         "causal-lm",
+        "transformers-version",
         "model-family",
         "quantized-experts",
         "quantized-experts-workers",
@@ -75,6 +82,7 @@ LACKS: frozenset[str] = frozenset(
         "device-count",
         "executor-backend",
         "ray-device",
+        "ray-package",
         "tensor-parallel-families",
         "tensor-parallel-sizes",
         "workers-combinations",
@@ -185,6 +193,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
     found = {
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "causal-lm": runner_type == "generate" and not has_causal_lm(config, model),
+        "transformers-version": needs_newer_transformers(config, model, environment) is True,
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": scheme == "other",
@@ -209,13 +218,14 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
             or parallel.world_size > 1
             or has_active_connector(config)
             or compiles(config)
-            or is_row_by_row(config, model)
+            or is_row_by_row(config, model, environment) is True
         ),
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
         "executor-backend": lacks_executor(parallel),
         "ray-device": parallel.distributed_executor_backend == "ray"
         and resolved_device(config, environment) == "cuda",
+        "ray-package": lacks_ray(config, environment),
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
@@ -260,7 +270,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "vllm-compile": compilation == "VLLM_COMPILE",
     }
     features = [feature for feature, asked in found.items() if asked]
-    return (*features, *(need_packing(config) if is_row_by_row(config, model) else ()))
+    return (*features, *(need_packing(config) if is_row_by_row(config, model, environment) else ()))
 
 
 def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Environment) -> tuple[str, ...]:
@@ -272,7 +282,7 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
         lacking += ("inner-states",)
     if draft.quant_method is not None:
         lacking += ("quantized-weights",)
-    if is_row_by_row(config, draft):
+    if is_row_by_row(config, draft, environment):
         lacking += ("speculative-row-by-row",)
     return lacking
 

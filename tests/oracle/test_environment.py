@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import pickle
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.machine import probe
+from dodona.oracle.machine.assumed import assumed_machine
 from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.machine.packages import PACKAGES
 
 OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
 
@@ -58,6 +63,45 @@ def test_capability_has_one_form_and_belongs_to_cuda() -> None:
 def test_wrong_fields_are_config_errors(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"environment\."):
         Environment(**fields)
+
+
+def test_the_versions_of_packages_are_found_without_importing_them() -> None:
+    import torch
+    import transformers
+
+    found = Environment.detect({})
+    assert found.version("transformers") == transformers.__version__
+    assert found.version("torch") == str(torch.__version__)
+    assert {name for name, _ in found.packages} == set(PACKAGES)
+    for name, version in found.packages:
+        assert (version is None) == (importlib.util.find_spec(name) is None), name
+
+
+def test_versions_of_packages_are_told_or_not_known(tmp_path: Path) -> None:
+    told = Environment(False, "cpu", packages={"transformers": "5.23.0", "ray": None})
+    assert told.version("transformers") == "5.23.0"
+    assert told.version("ray") is None
+    assert told.version("torchao") is UNKNOWN
+    assert Environment(False, "cpu", packages=told.packages) == told
+    assert json.loads(TypeAdapter(Environment).dump_json(told))["packages"] == dict(told.packages)
+    file = tmp_path / "machine.yaml"
+    file.write_text("platform: cpu\nhas_triton: false\npackages: {transformers: 5.17.0, ray: 2.60.0}\n")
+    assumed = assumed_machine([str(file), "transformers==5.24.0", "no-ray"])
+    assert [assumed.version(name) for name in ("transformers", "ray")] == ["5.24.0", None]
+    assert assumed_machine(["h100"]).version("transformers") is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("packages", "message"),
+    [
+        ({"transfomers": "5.23.0"}, "transfomers.*did you mean 'transformers'"),
+        ({"ray": 2.6}, "packages.*valid string"),
+        (3, "packages.*valid tuple"),
+    ],
+)
+def test_wrong_packages_are_config_errors(packages: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Environment(False, "cpu", packages=packages)
 
 
 def test_it_is_a_value() -> None:

@@ -10,6 +10,7 @@ import pytest
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactValue
 from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.machine.packages import PACKAGES
 from dodona.oracle.models.config_fields import MAX_SIZE
 from dodona.oracle.systems.own.facts import FACTS
 from tests.oracle.test_facts import LLAMA, facts
@@ -277,6 +278,8 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         *(f"model_config.{name}" for name in SIZES),
         "model_config.pooling_task",
         "model_config.has_pooling_model",
+        *(f"environment.{name}" for name in PACKAGES),
+        "model_config.transformers_since",
         "model_config.quantization",
         "model_config.quantization_scheme",
         "model_config.num_queries_per_kv",

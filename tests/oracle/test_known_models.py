@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import transformers
-from transformers.models.auto import modeling_auto
+from transformers.models.auto import configuration_auto, modeling_auto
 
 from dodona.oracle.models import known_models
 from dodona.oracle.models.model_info import ModelInfo
@@ -48,6 +48,15 @@ def test_the_table_is_what_the_generator_writes() -> None:
         assert (known.aliases, known.defaults) == (entry.get("aliases", {}), entry.get("defaults", {})), (
             model_type
         )
+
+
+def test_the_version_that_a_type_came_with_is_told() -> None:
+    """Whichever version is installed has just the types that came with it or before."""
+    version = known_models.release(transformers.__version__)
+    for model_type in known_models.known_model_types():
+        since = known_models.known_model(model_type).since
+        is_there = since is None or known_models.release(since) <= version
+        assert (model_type in configuration_auto.CONFIG_MAPPING_NAMES) == is_there, model_type
 
 
 def test_an_unknown_model_type_is_none() -> None:

@@ -130,7 +130,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         rule.id for rule in DODONA.rules if any(DODONA.facts[name].source == "config" for name in rule.reads)
     }
     # These also need a model: one with code of its own, with an inner state, with RoPE that grows, or one
-    # that is not packed.
+    # that is not packed; the last one needs a machine without Ray.
     of_models = {
         "remote-code", "speculative-mtp", "speculative-hidden-states", "kv-connector-inner-states",
         "speculative-row-by-row",
@@ -138,7 +138,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",
         "length-dependent-rope", "pooling-remote-code", "quantized-experts-workers",
-        "pooling-quantized-experts",
+        "pooling-quantized-experts", "ray-package",
     }  # fmt: skip
     assert of_configuration - of_models <= shown
     assert shown >= set(ASKED)

@@ -18,6 +18,7 @@ from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.language.rule import Rule
 from dodona.oracle.language.rulebook import RuleBook
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.packages import TESTED
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import verdict_for
 from dodona.oracle.systems.books import bundled_rulebook
@@ -47,7 +48,7 @@ GOOD_FACTS = {
                 "rope_theta": 1000000,
             }
         ),
-        Environment(has_triton=True, platform="cuda"),
+        Environment(has_triton=True, platform="cuda", packages=TESTED),
     )
 }
 """Qwen3-0.6B on a Hopper GPU: everything that V2 wants."""

@@ -208,17 +208,20 @@ def text() -> str:
     """The content of oracle/models/known_models.json: a line for each model type.
 
     Types of a later version than the file's are only added: they have `since`, the version they came with.
+    Run it with each version of the supported range that adds types, from the lowest up.
     """
     import transformers
 
     version = transformers.__version__
+    minor = ".".join(version.split(".")[:2])
     written = json.loads(TARGET.read_text(encoding="utf-8"))
     if Version(version) > Version(written["transformers"]):
         entries = dict(written["models"])
-        entries |= {t: {**entry(t), "since": version} for t in model_types() if t not in entries}
+        entries |= {t: {**entry(t), "since": minor} for t in model_types() if t not in entries}
         version, named = written["transformers"], {*written["architectures"], *architectures()}
     else:
-        entries = {t: entry(t) for t in model_types()}
+        old = {t: {"since": e["since"]} for t, e in written["models"].items() if "since" in e}
+        entries = {t: entry(t) | old.get(t, {}) for t in model_types()}
         later = {
             t: e for t, e in written["models"].items() if Version(e.get("since", "0")) > Version(version)
         }

@@ -246,6 +246,8 @@ compared with transformers' own `generate`. Each type runs in a process of its o
   *Without a cache*: each token computes the whole sequence again.
 - **refused**: by the rule that is named, before anything loads.
 - **not tried**: no tiny model of the type could be made, or transformers itself could not generate with it.
+- **–**: this version of transformers has no such type. The rule `transformers-version` refuses it there; the
+  supported range is 5.17 to 5.24.
 
 V1 does not choose by this table. At load it measures each model (`runners.v1.choice.choose`): packed if its
 steps equal the plain model, else row by row if those steps do, else it refuses with the reason. A model

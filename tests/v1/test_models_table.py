@@ -11,7 +11,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.language.conditions import comparisons
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.models.row_by_row import PACKED_FROM, UNSERVED, UNSERVED_ARCHITECTURES
+from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.select import verdict_for
 from dodona.oracle.systems.books import load_rulebook
 from tests.support import models_table
@@ -22,8 +22,6 @@ RESULTS = {
     for file in sorted(models_table.RESULTS.glob("transformers-*.json"))
 }
 BOOK = load_rulebook("dodona")
-CPU = Environment(has_triton=False, platform="cpu")
-
 SAMPLE = ("llama", "qwen2_moe", "deepseek_v3", "jamba", "roberta", "bloom", "gpt_neo", "rwkv", "xlnet")
 
 
@@ -42,17 +40,34 @@ def test_nothing_is_wrong_and_most_types_are_served(version):
 @pytest.mark.parametrize("version", RESULTS)
 def test_the_rules_say_what_the_runs_found(version):
     """The book says of a config.json of each type what its run said: row by row, refused, or neither."""
+    machine = Environment(has_triton=False, platform="cpu", packages={"transformers": version})
     for model_type, entry in RESULTS[version].items():
         raw = {"architectures": [entry["architecture"]], "model_type": model_type}
         if entry["language_model"] != model_type:
             raw["text_config"] = {"model_type": entry["language_model"]}
-        verdict = verdict_for(EngineConfig.from_flat("m"), ModelInfo.from_mapping(raw), CPU, BOOK)
-        refused = {reason.rule for reason in verdict.refusals} & {"causal-lm", "model-family"}
+        verdict = verdict_for(EngineConfig.from_flat("m"), ModelInfo.from_mapping(raw), machine, BOOK)
+        refused = {reason.rule for reason in verdict.refusals}
         rows = {found.consequence for found in verdict.consequences} & {"row-by-row"}
         outcome = entry["outcome"]
-        if outcome != "untried" and model_type not in PACKED_FROM:
-            assert bool(refused) == (outcome == "refused"), model_type
+        assert "transformers-version" not in refused, model_type
+        if outcome != "untried":
+            assert bool(refused & {"causal-lm", "model-family"}) == (outcome == "refused"), model_type
             assert bool(rows) == outcome.startswith("rows"), model_type
+
+
+def test_types_that_come_later_are_refused_by_name():
+    """Of two versions with results: what the later one adds is refused on the earlier one, and only that."""
+    older, newer = "5.23.0", "5.24.0"
+    added = RESULTS[newer].keys() - RESULTS[older].keys()
+    assert {"exaone", "sarvam_moe"} <= added
+    for model_type in added:
+        entry = RESULTS[newer][model_type]
+        info = ModelInfo.from_mapping({"architectures": [entry["architecture"]], "model_type": model_type})
+        machine = Environment(has_triton=False, platform="cpu", packages={"transformers": older})
+        verdict = verdict_for(EngineConfig.from_flat("m"), info, machine, BOOK)
+        (refusal,) = [reason for reason in verdict.refusals if reason.rule == "transformers-version"]
+        assert not refusal.unknown
+        assert all(word in refusal.feature for word in (model_type, "5.24", older))
 
 
 def test_the_rule_names_the_types_that_are_not_served():

@@ -14,6 +14,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import COMPILATION_MODES
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactType, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
+from dodona.oracle.machine.packages import PACKAGES
 from dodona.oracle.models.math_modifiers import MATH_MODIFIERS
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
@@ -23,7 +24,12 @@ from dodona.oracle.systems.own.connectors import (
     has_connector_module,
     resolved_connector,
 )
-from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, outgrows_rope
+from dodona.oracle.systems.own.model_code import (
+    has_causal_lm,
+    is_row_by_row,
+    needs_newer_transformers,
+    outgrows_rope,
+)
 from dodona.oracle.systems.own.parallel import MAX_CPU_RANKS, exceeds_devices, fills_stages, splits_evenly
 from dodona.oracle.systems.own.pooling import (
     POOLING_TASKS,
@@ -142,6 +148,17 @@ def _environment(name: str, type: FactType, doc: str, **more: Any) -> OwnFact:
     return OwnFact(f"environment.{name}", type, doc, "environment", derive=derive, **more)
 
 
+def _package(name: str) -> OwnFact:
+    return OwnFact(
+        f"environment.{name}",
+        "str",
+        f"Installed version of {name}; null where it isn't installed.",
+        "environment",
+        derive=lambda inputs: inputs.environment.version(name),
+        nullable=True,
+    )
+
+
 _MODEL_SPECS = (
     _model("architectures", "list", "Model classes that config.json names."),
     _model("model_type", "str", "config.json's model type (of the language model, in a wrapper)."),
@@ -187,13 +204,33 @@ _MODEL_SPECS = (
         "model",
         derive=lambda i: UNKNOWN if i.model is None else has_causal_lm(i.config, i.model),
     ),
+    _model(
+        "transformers_since",
+        "str",
+        "First version of transformers that has the model type; null where all supported ones have it, or "
+        "none.",
+        nullable=True,
+    ),
+    OwnFact(
+        "model_config.needs_newer_transformers",
+        "bool",
+        "The installed transformers is older than `transformers_since`, and no trusted code comes with the "
+        "model.",
+        "model",
+        derive=lambda i: (
+            UNKNOWN if i.model is None else _known(needs_newer_transformers(i.config, i.model, i.environment))
+        ),
+        reads=("model_config.trust_remote_code",),
+    ),
     OwnFact(
         "model_config.is_row_by_row",
         "bool",
         "V1 can't compute the model's requests together: by its type (docs/models.md; for pooling "
         "docs/pooling.md), or because it outgrows its RoPE, if that isn't `dynamic`.",
         "model",
-        derive=lambda i: UNKNOWN if i.model is None else is_row_by_row(i.config, i.model),
+        derive=lambda i: (
+            UNKNOWN if i.model is None else _known(is_row_by_row(i.config, i.model, i.environment))
+        ),
         reads=("model_config.convert", "model_config.runner"),
     ),
     OwnFact(
@@ -550,6 +587,7 @@ _ENVIRONMENT_SPECS = (
         minimum=1,
     ),
     _environment("logitsproc_plugins", "bool", "An installed package offers logits processors."),
+    *(_package(name) for name in PACKAGES),
 )
 
 _SPECS = (*_MODEL_SPECS, *_ENGINE_SPECS, *_FEATURE_SPECS, *_ENVIRONMENT_SPECS)

@@ -33,6 +33,15 @@ def lacks_executor(parallel: ParallelConfig) -> bool:
     return backend == "external_launcher" or (backend == "uni" and parallel.world_size_across_dp > 1)
 
 
+def lacks_ray(config: EngineConfig, environment: Environment) -> bool:
+    """Whether workers on a CPU are to run by Ray, which is known not to be installed."""
+    return (
+        config.parallel_config.distributed_executor_backend == "ray"
+        and resolved_device(config, environment) != "cuda"
+        and environment.version("ray") is None
+    )
+
+
 def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
     """Whether replicas are not all this process's, to start and to share requests among."""
     return (

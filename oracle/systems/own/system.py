@@ -17,7 +17,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.conditions import Facts
 from dodona.oracle.language.facts import FactSpec, FactValue
 from dodona.oracle.language.rulebook import OWN_SYSTEM, RuleBook
-from dodona.oracle.machine.environment import Environment, assumed_gpu
+from dodona.oracle.machine.environment import Environment, assumed_gpu, plain_gpu
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.deployment import OwnDeployment
 from dodona.oracle.systems.own.facts import FACTS, derive_facts
@@ -48,7 +48,7 @@ class OwnSystem(System):
 
     def plain_facts(self, model: ModelInfo) -> Facts:
         """The facts of a model that is served with nothing special asked for, on one NVIDIA GPU."""
-        return derive_facts(EngineConfig.from_flat("model"), model, assumed_gpu())
+        return derive_facts(EngineConfig.from_flat("model"), model, plain_gpu())
 
     def section_facts(self, section: str, assume: Mapping[str, FactValue] | None) -> Facts:
         """The facts below an optional section that is configured without any field."""
