@@ -11,3 +11,11 @@ import torch
 def is_hopper(device: torch.device) -> bool:
     """Whether `device` has compute capability 9.x."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@functools.cache
+def count_multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 of any other device."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -18,8 +18,6 @@ power of two, so that the largest is just below 2**15. All columns of the instru
 # ruff: noqa: RUF005 - kernels can't unpack tuples
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +32,7 @@ from dodona.kernels.dependent_launch import (
     supports_dependent_launch,
     wait_for_inputs_gluon,
 )
-from dodona.kernels.devices import is_hopper
+from dodona.kernels.devices import count_multiprocessors, is_hopper
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.kernels.linear.round_activations import Rounding
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
@@ -63,6 +61,9 @@ class PersistentTiles:
     """Steps of the weight under way at a time, and before the kernel waits for its inputs."""
     programs: int = 1
     """Programs per multiprocessor."""
+    room: int = 1
+    """Programs for which a multiprocessor's registers suffice: more than `programs` lets the next kernel's
+    begin beside them."""
 
 
 @gluon.jit
@@ -406,7 +407,6 @@ def _quantized_persistent_linear_kernel(
         h = gl.reshape(gl.permute(h, [0, 1, 3, 2, 4]), [WARPS, INNER])
         values.index(i).store(h)
 
-
     OUT: gl.constexpr = gl.SliceLayout(0, MMA)
     out_place = gl.arange(0, COLUMNS, gl.SliceLayout(1, OUT))
     out_token = gl.arange(0, TOKENS, gl.SliceLayout(0, OUT))[None, :]
@@ -507,7 +507,11 @@ def _is_served(weight: QuantizedWeight, rounding: Rounding | None) -> bool:
     if weight.kind == "int4" and (weight.inner % 32 or rounding is not None):
         return False
     group = weight.group_size
-    if rounding is not None and rounding.group_size is not None and (rounding.group_size, group) != (128, 128):
+    if (
+        rounding is not None
+        and rounding.group_size is not None
+        and (rounding.group_size, group) != (128, 128)
+    ):
         return False
     return group is None or group % INNER.value == 0
 
@@ -554,8 +558,8 @@ def quantized_persistent_linear(
     if tiles is None:
         tiles = choose_persistent_tiles(weight, silu_mul=silu_mul)
     dependent = supports_dependent_launch(x.device)
-    programs = min(triton.cdiv(columns, COLUMNS.value), tiles.programs * multiprocessors(x.device))
-    limit = {"maxnreg": 65536 // (tiles.programs * tiles.num_warps * 32)} if tiles.programs > 1 else {}
+    programs = min(triton.cdiv(columns, COLUMNS.value), tiles.programs * count_multiprocessors(x.device))
+    limit = {"maxnreg": 65536 // (tiles.room * tiles.num_warps * 32)} if tiles.room > 1 else {}
     _quantized_persistent_linear_kernel[(programs,)](
         x=x,
         data=weight.data.view(torch.int32),
@@ -582,12 +586,6 @@ def quantized_persistent_linear(
         **launch_options(dependent),
     )
     return out
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def choose_persistent_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> PersistentTiles:

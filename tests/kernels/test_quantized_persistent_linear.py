@@ -15,7 +15,11 @@ from dodona.kernels.linear.quantized_weight import QuantizedWeight, quantize_wei
 from dodona.kernels.linear.round_activations import Rounding, round_activations_reference
 
 BLOCK = 128
-ROUNDINGS = {"fp8-rounded": Rounding("fp8"), "fp8-blocks": Rounding("fp8", BLOCK), "int8-rounded": Rounding("int8")}
+ROUNDINGS = {
+    "fp8-rounded": Rounding("fp8"),
+    "fp8-blocks": Rounding("fp8", BLOCK),
+    "int8-rounded": Rounding("int8"),
+}
 KINDS = ("int8", "int8-rounded", "fp8", "fp8-rounded", "fp8-blocks", "int4", "int4-rows", "int4-zeros")
 
 
