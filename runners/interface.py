@@ -235,7 +235,8 @@ class SchedulerOutput:
     samples: Sequence[bool]
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
-    """How many of `rows`, from the first on, decode."""
+    """How many of `rows`, from the first on, decode: compute the one token that was sampled last. A prompt of
+    one token, or a prompt's last one, is no decode."""
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
     the `StepOutput` before; with a grammar, one that it allows."""
@@ -341,6 +342,10 @@ class Runner(ABC):
     """Into how many steps the running requests are divided, so that so many are under way at a time. A
     request is in one of them, which is read before its next one."""
 
+    samples_on_every_rank: bool = False
+    """Whether each of several ranks samples, all the same tokens. Otherwise one does, and the others are told
+    by `take_sampled_tokens`."""
+
     warm_up_params: Mapping[str, Any] = {}
     """Sampling parameters of a warm-up request, beyond log-probabilities: their stages would otherwise be
     compiled in a user's request."""
@@ -376,6 +381,10 @@ class Runner(ABC):
         A runner that can be one of several ranks says its part; others have the whole of `get_kv_cache_spec`.
         """
         return KVPart.whole(self.get_kv_cache_spec().layers)
+
+    def get_kv_parts(self) -> Sequence[KVPart]:
+        """What each rank has."""
+        return (self.get_kv_part(),)
 
     @abstractmethod
     def determine_available_memory(self) -> int:

@@ -9,6 +9,7 @@ from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
 from dodona.runners.warm_up import warm_up
@@ -32,6 +33,7 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     limits = resolve_limits(config, model)
     runner = build_runner(verdict, model, limits, replica=replica)
     kv_transfer = plan_kv_transfer(config, runner.name)
+    connector = KVConnectorScheduler()
     try:
         runner.load_model()
         spec = runner.get_kv_cache_spec()
@@ -57,6 +59,7 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
         runner.capture_graphs()
     except BaseException:
         runner.shutdown()
+        connector.shutdown()
         raise
     enable_prefix_caching = config.cache_config.enable_prefix_caching and runner.pooling_settings is None
     if enable_prefix_caching and not spec.shares_prefixes:

@@ -32,8 +32,8 @@ FLOORS: Sequence[Sequence[str]] = (
     ("oracle.upgrade",),
     ("oracle.decision_log",),
     ("kernels.devices", "kernels.dependent_launch"),
-    ("kernels.linear", "kernels.sampling", "kernels.state"),
-    ("kernels.attention",),
+    ("kernels.linear", "kernels.sampling", "kernels.state", "kernels.state_space"),
+    ("kernels.attention", "kernels.moe"),
     (
         "runners.errors",
         "runners.outputs",

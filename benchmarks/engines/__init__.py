@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.engines.base import BenchmarkEngine, Setup
 
-ENGINES = ("dodona-v2", "dodona-v1", "vllm", "transformers")
+ENGINES = ("dodona-v2", "dodona-v1", "vllm", "transformers", "transformers-generate")
 
 
 def engine_class(name: str) -> type[BenchmarkEngine]:
@@ -25,6 +25,10 @@ def engine_class(name: str) -> type[BenchmarkEngine]:
         from benchmarks.engines.transformers import Transformers
 
         return Transformers
+    if name == "transformers-generate":
+        from benchmarks.engines.transformers import TransformersGenerate
+
+        return TransformersGenerate
     raise ValueError(f"engine {name!r} is not known; expected one of {', '.join(ENGINES)}")
 
 

@@ -1,4 +1,4 @@
-"""transformers: its continuous batching, and its plain `generate` for a single request."""
+"""transformers: its continuous batching, and its plain `generate` for one request or a padded batch."""
 
 from __future__ import annotations
 
@@ -111,3 +111,55 @@ class Transformers(BenchmarkEngine):
                 if result.is_finished():
                     found[result.request_id] = result
         return [found[str(index)] for index in range(len(asks))]
+
+
+class TransformersGenerate(Transformers):
+    """One `generate` for all requests, padded on the left: for models that continuous batching can't serve.
+    It goes on until the longest request has its tokens; what is beyond a request's own is cut off."""
+
+    name = "transformers-generate"
+
+    def generate(self, asks: Sequence[Ask]) -> list[list[int]]:
+        width = max(len(ask.prompt) for ask in asks)
+        rows = self._padded(asks)
+        return [row[width : width + ask.max_tokens] for row, ask in zip(rows, asks, strict=True)]
+
+    def serve(self, asks: Sequence[Ask]) -> list[Timeline]:
+        if len(asks) != 1:
+            raise ValueError("transformers-generate streams one request only; leave latencies out")
+        clock = _Clock()
+        start = time.perf_counter()
+        self._padded(asks, streamer=clock)
+        return [timeline(asks[0], start, clock.times[1:])]
+
+    def _padded(self, asks: Sequence[Ask], **settings: Any) -> list[list[int]]:
+        """Prompts and what follows them, of equal length."""
+        import torch
+
+        width = max(len(ask.prompt) for ask in asks)
+        padding = [width - len(ask.prompt) for ask in asks]
+        ids = [[0] * n + list(ask.prompt) for n, ask in zip(padding, asks, strict=True)]
+        mask = [[0] * n + [1] * (width - n) for n in padding]
+        device = self._model.device
+        with torch.inference_mode():
+            output = self._model.generate(
+                torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=self._config(asks, max_new_tokens=max(ask.max_tokens for ask in asks)),
+                **settings,
+            )
+        tokens: list[list[int]] = output.tolist()
+        return tokens
+
+
+class _Clock:
+    """A streamer that notes when the prompt, and then each token, came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called once all is generated."""

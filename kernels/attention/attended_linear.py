@@ -44,6 +44,7 @@ def _attended_linear_kernel(
     MAX_SPLITS: tl.constexpr,
     PAIRS: tl.constexpr,
     DEPENDENT: tl.constexpr,
+    ADDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
@@ -70,7 +71,8 @@ def _attended_linear_kernel(
         lse = lse + (tl.load(parts_lse + entry, mask=exists, other=NO_SCORE),)
         source = parts + entry[:, None] * HEAD_SIZE + dim
         values = values + (tl.load(source, mask=exists[:, None], other=0),)
-    before = tl.load(residual + n, mask=n < N, other=0.0)
+    if ADDS:
+        before = tl.load(residual + n, mask=n < N, other=0.0)
     weights = split_weights(lse, active, MAX_SPLITS)
     x = tl.zeros((BLOCK_HEADS, HEAD_SIZE), tl.float32)
     for i in tl.static_range(MAX_SPLITS):
@@ -81,7 +83,9 @@ def _attended_linear_kernel(
         for i in tl.static_range(MAX_SPLITS):
             x += weights[i][:, None] * second_of(values[i])
         products += tl.reshape(x, (BLOCK_K,))[None, :] * second_of(w)
-    product = tl.sum(products, axis=1) + before.to(tl.float32)
+    product = tl.sum(products, axis=1)
+    if ADDS:
+        product += before.to(tl.float32)
     tl.store(residual + n, product.to(residual.dtype.element_ty), mask=n < N)
 
 
@@ -90,6 +94,7 @@ def attended_linear(
     parts: AttentionParts,
     weight: torch.Tensor,
     residual: torch.Tensor,
+    adds: bool = True,
     n: int = 8,
     num_warps: int = 8,
 ) -> torch.Tensor:
@@ -99,6 +104,7 @@ def attended_linear(
         parts: of a batch of one.
         weight: [columns, num_q_heads * head_size], contiguous, dtype of the parts.
         residual: [1, columns], contiguous: overwritten by the sum, and returned.
+        adds: whether the sum has the residual; else it is the product alone.
         n: output columns per program.
         num_warps: warps per program.
 
@@ -126,6 +132,7 @@ def attended_linear(
         MAX_SPLITS=num_splits,
         PAIRS=pairs,
         DEPENDENT=dependent,
+        ADDS=adds,
         BLOCK_N=n,
         BLOCK_HEADS=triton.next_power_of_2(num_heads),
         num_warps=num_warps,

@@ -7,13 +7,12 @@ neighbouring tokens.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 
 from dodona.kernels.attention.arguments import AttentionShape, PagedSequences
+from dodona.kernels.devices import shared_memory
 
 
 @triton.jit
@@ -156,20 +155,8 @@ def _paged_prefill_kernel(
     )
 
 
-SHARED_MEMORY = 98_304
-"""Bytes of shared memory that a block has on every GPU from compute capability 8.0 on."""
-
-
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    """Most bytes of shared memory that a block may have."""
-    if device.type != "cuda":
-        return SHARED_MEMORY
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-
 def _tile_sizes(
-    row_bytes: int, wanted_m: int, max_query_len: int, shared_memory: int
+    row_bytes: int, wanted_m: int, max_query_len: int, most_shared: int
 ) -> tuple[int, int, int, int]:
     """(BLOCK_M, BLOCK_N, warps, stages) within a block's shared memory; as measured on an H200."""
     if row_bytes > 512:
@@ -181,8 +168,8 @@ def _tile_sizes(
         return block_m, 64, 4, 2
     if max_query_len < 1024:
         return 128, 32, 8, 4
-    block_n = 128 if row_bytes * (128 + 3 * 2 * 128) <= shared_memory else 64
-    stages = 3 if row_bytes * (128 + 3 * 2 * block_n) <= shared_memory else 2
+    block_n = 128 if row_bytes * (128 + 3 * 2 * 128) <= most_shared else 64
+    stages = 3 if row_bytes * (128 + 3 * 2 * block_n) <= most_shared else 2
     return 128, block_n, 8, stages
 
 
@@ -220,7 +207,7 @@ def paged_prefill_attention(
         out = torch.empty((q.shape[0], shape.num_q_heads, head_size), dtype=q.dtype, device=q.device)
     wanted_m = triton.next_power_of_2(max_query_len * group)
     block_m, block_n, num_warps, num_stages = _tile_sizes(
-        head_size * q.element_size(), wanted_m, max_query_len, _shared_memory(q.device)
+        head_size * q.element_size(), wanted_m, max_query_len, shared_memory(q.device)
     )
     block_m = max(block_m, triton.next_power_of_2(group))
     grid = (triton.cdiv(max_query_len, block_m // group), sequences.rows.shape[0], shape.num_kv_heads)

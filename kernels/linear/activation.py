@@ -62,6 +62,18 @@ ACTIVATIONS: Sequence[str] = ("silu", "gelu_tanh", "gelu")
 
 
 @triton.jit
+def activate(g, ACTIVATION: tl.constexpr):
+    """One of `ACTIVATIONS` of fp32 values."""
+    if ACTIVATION == "silu":
+        return g * tl.sigmoid(g)
+    elif ACTIVATION == "gelu_tanh":
+        # 0.5 (1 + tanh(y)) = sigmoid(2y)
+        return g * tl.sigmoid(1.5957691216057308 * (g + 0.044715 * g * g * g))
+    else:
+        return 0.5 * g * (1.0 + tl.erf(0.7071067811865476 * g))
+
+
+@triton.jit
 def _gated_kernel(
     gate,
     up,
@@ -81,14 +93,7 @@ def _gated_kernel(
     mask = columns < SIZE
     g = tl.load(gate + row * stride_gate + columns, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(up + row * stride_up + columns, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION == "silu":
-        active = g * tl.sigmoid(g)
-    elif ACTIVATION == "gelu_tanh":
-        # 0.5 (1 + tanh(y)) = sigmoid(2y)
-        active = g * tl.sigmoid(1.5957691216057308 * (g + 0.044715 * g * g * g))
-    else:
-        active = 0.5 * g * (1.0 + tl.erf(0.7071067811865476 * g))
-    tl.store(out + row * SIZE + columns, (active * u).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + row * SIZE + columns, (activate(g, ACTIVATION) * u).to(out.dtype.element_ty), mask=mask)
 
 
 def gated(*, gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:

@@ -5,7 +5,7 @@
 Tensor cores multiply the 8-bit numbers themselves: nothing is widened, and a product costs half of what it
 costs in bfloat16. int8 is added up exactly, E4M3 in fp32, tile by tile: what the instruction adds up by
 itself, with fewer bits, are `BLOCK_K` products. Rows of the weight are the rows of the matrix instruction, so
-that few tokens fill few columns.
+that few tokens fill few columns. Many rows of E4M3 are left to `torch._scaled_mm`, which does the same.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 
 from dodona.kernels.devices import is_hopper
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.kernels.linear.round_activations import RoundedActivations, Rounding
 
 BLOCK_K = 128
+MOST_ROWS = (64, 32)
+"""Rows up to which the kernel here is faster than torch's, without and with groups; as measured on an H200."""
 
 
 @triton.jit
@@ -85,30 +88,27 @@ def supports_eight_bit_linear(
     )
 
 
-def eight_bit_linear(
-    *, x: RoundedActivations, weight: QuantizedWeight, dtype: torch.dtype, out: torch.Tensor | None = None
-) -> torch.Tensor:
+def eight_bit_linear(*, x: RoundedActivations, weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
     """`(x.values * x.scales) @ dequantize(weight).T`, where `supports_eight_bit_linear`.
 
     Args:
         x: [rows, inner], in numbers of the weight's own type, contiguous.
         weight: [columns, inner].
-        dtype: of the result.
-        out: [rows, columns], contiguous, to write into; None for a new one.
+        dtype: of the result, [rows, columns].
     """
     rows, inner = x.values.shape
-    columns = weight.rows
-    if out is None:
-        out = torch.empty((rows, columns), dtype=dtype, device=x.values.device)
+    if dtype == torch.bfloat16 and _is_left_to_torch(weight, rows):
+        return _scaled_mm(x, weight)
+    out = torch.empty((rows, weight.rows), dtype=dtype, device=x.values.device)
     block_n, block_m, num_warps, num_stages = _choose_blocks(rows)
-    _eight_bit_linear_kernel[(triton.cdiv(columns, block_n), triton.cdiv(rows, block_m))](
+    _eight_bit_linear_kernel[(triton.cdiv(weight.rows, block_n), triton.cdiv(rows, block_m))](
         x=x.values,
         x_scales=x.scales,
         data=weight.data,
         scales=weight.scales,
         out=out,
         rows=rows,
-        N=columns,
+        N=weight.rows,
         K=inner,
         GROUPS=weight.scales.shape[1],
         BLOCK_M=block_m,
@@ -120,6 +120,31 @@ def eight_bit_linear(
     return out
 
 
+def _is_left_to_torch(weight: QuantizedWeight, rows: int) -> bool:
+    if weight.kind != "fp8" or weight.rows % 16 or rows <= MOST_ROWS[weight.group_size is not None]:
+        return False
+    return is_hopper(weight.data.device) and (weight.group_size is None or weight.inner % (4 * BLOCK_K) == 0)
+
+
+def _scaled_mm(x: RoundedActivations, weight: QuantizedWeight) -> torch.Tensor:
+    values, x_factors, factors = x.values, x.scales, weight.scales
+    rows = len(values)
+    if weight.group_size is not None:
+        # Rows by 16, scales of a group side by side, and one scale for a block.
+        more = -rows % 16
+        if more:
+            values, x_factors = pad(values.view(torch.int8), (0, 0, 0, more)), pad(x_factors, (0, 0, 0, more))
+        x_factors, factors = x_factors.T.contiguous().T, factors[::BLOCK_K].contiguous()
+    found = torch._scaled_mm(
+        values.view(torch.float8_e4m3fn),
+        weight.data.T,
+        scale_a=x_factors,
+        scale_b=factors.T,
+        out_dtype=torch.bfloat16,
+    )
+    return found[:rows]
+
+
 def _choose_blocks(rows: int) -> tuple[int, int, int, int]:
     """Columns and rows of a tile, warps, stages; as measured on an H200."""
     if rows <= 16:
@@ -128,6 +153,4 @@ def _choose_blocks(rows: int) -> tuple[int, int, int, int]:
         return 64, 32, 4, 6
     if rows <= 64:
         return 64, 64, 4, 5
-    if rows <= 512:
-        return 128, 128, 8, 4
-    return 128, 256, 8, 3
+    return 128, 128, 8, 4

@@ -44,6 +44,12 @@ INNER = gl.constexpr(128)
 TOKENS = gl.constexpr(8)
 """Columns of the matrix instruction."""
 
+RING_BYTES = gl.constexpr(49152)
+"""Of weights under way, in shared memory; the most that a kernel may declare by itself."""
+
+MOST_TILES = 8
+"""Tiles of a program: their scales stay in shared memory."""
+
 INT4, INT8, FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 AS_IS, ROUND_INT8, ROUND_FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 
@@ -57,8 +63,6 @@ class PersistentTiles:
 
     num_warps: int
     """8 or 16; they share the inner dimension."""
-    ahead: int
-    """Steps of the weight under way at a time, and before the kernel waits for its inputs."""
     programs: int = 1
     """Programs per multiprocessor."""
     room: int = 1
@@ -126,19 +130,58 @@ def _from_e4m3(words):
 
 
 @gluon.jit
-def _load_words(
-    data, tile, step, column, place, N: gl.constexpr, ROW_WORDS: gl.constexpr, STEP_WORDS: gl.constexpr
+def _ring():
+    """Where this program's ring begins in shared memory."""
+    return gl.inline_asm_elementwise(
+        "{ .shared .align 16 .b8 ring[49152]; mov.u32 $0, ring; }",
+        "=r",
+        [],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _fetch(
+    slot, data, tile, step, column, place, N: gl.constexpr, ROW_WORDS: gl.constexpr, STEP_WORDS: gl.constexpr
 ):
-    """The words of a step of a tile; `place`: the words' places in a step of a row."""
-    exists = tile * COLUMNS < N
+    """Start to copy the words of a step of a tile into each thread's own places in a slot of the ring; what
+    doesn't exist becomes zeros. `place`: of the first of four words, in a step of a row."""
     if N % COLUMNS == 0 and ROW_WORDS % STEP_WORDS == 0:
-        inside = exists
-    elif ROW_WORDS % STEP_WORDS == 0:
-        inside = tile * COLUMNS + column < N
+        size = place * 0 + gl.where(tile * COLUMNS < N, 16, 0)
     else:
-        inside = (tile * COLUMNS + column < N) & (step * STEP_WORDS + place < ROW_WORDS)
-    source = data + (tile.to(gl.int64) * (COLUMNS * ROW_WORDS) + step * STEP_WORDS)
-    return gl.load(source + (column * ROW_WORDS + place), mask=inside, other=0)
+        exists = (tile * COLUMNS + column < N) & (step * STEP_WORDS + place < ROW_WORDS)
+        size = gl.where(exists, 16, 0)
+    source = data.to(gl.int64) + (tile.to(gl.int64) * (COLUMNS * ROW_WORDS) + step * STEP_WORDS) * 4
+    # Where nothing is read the address must be good all the same.
+    offset = gl.where(size == 0, 0, (column * ROW_WORDS + place) * 4)
+    source = gl.where(tile * COLUMNS < N, source, data.to(gl.int64))
+    gl.inline_asm_elementwise(
+        "cp.async.cg.shared.global [$1], [$2], 16, $3; // $0",
+        "=r,r,l,r",
+        [slot, source + offset, size],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
+    gl.inline_asm_elementwise("cp.async.commit_group; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _fetched(slot, words, AHEAD: gl.constexpr):
+    """The words in a slot, [.., 4], when all but the last `AHEAD` fetches have arrived; `words`: zeros."""
+    gl.inline_asm_elementwise(
+        "cp.async.wait_group $1; // $0", "=r,n", [AHEAD], dtype=gl.int32, is_pure=False, pack=1
+    )
+    return gl.inline_asm_elementwise(
+        "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];",
+        "=r,=r,=r,=r,r,r,r,r",
+        [slot[:, :, :, :, None] + words],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=4,
+    )
 
 
 @gluon.jit
@@ -158,12 +201,6 @@ def _load_groups(
     group = ((step * WARPS + warp) * INNER) // GROUP if GROUP else warp * 0
     inside = (tile * COLUMNS + column < N) & (group < GROUPS)
     return gl.load(source + tile * (COLUMNS * GROUPS) + (column * GROUPS + group), mask=inside, other=0)
-
-
-@gluon.jit
-def _first_zero(points):
-    """Pairs of float16, 1024 + the zero point, beside words."""
-    return (0x64006400 + points.to(gl.int32) * 0x00010001)[:, :, None, None, None, None]
 
 
 @gluon.jit
@@ -230,7 +267,7 @@ def _quantized_persistent_linear_kernel(
     HAS_NORM: gl.constexpr,
     EPILOGUE: gl.constexpr,
     DEPENDENT: gl.constexpr,
-    AHEAD: gl.constexpr,
+    TILES: gl.constexpr,
 ):
     """`GROUP`: 0, or inner elements per scale, a multiple of `INNER`. `SHARED`: the rows of a tile have the
     same scales. `X_GROUPED`: `x` is rounded in groups of `INNER`, otherwise as a whole."""
@@ -308,51 +345,63 @@ def _quantized_persistent_linear_kernel(
     COLUMN_TILES: gl.constexpr = (N + COLUMNS - 1) // COLUMNS
     GROUPS: gl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 1
 
-    word = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, L5)))))
-    lane = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, L4))))
-    segment = gl.arange(0, SEGMENTS, gl.SliceLayout(0, gl.SliceLayout(1, L3)))
-    w_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))
-    w_warp = gl.arange(0, WARPS, gl.SliceLayout(1, L2))
-    place = w_warp[:, None, None, None, None] * (INNER // NUMBERS) + lane[None, None, None, :, None] * 4
-    place += segment[None, None, :, None, None] * 16
-    place += word[None, None, None, None, :]
-    w_column = w_column[None, :, None, None, None]
-    z_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))[None, :]
-    z_warp = gl.arange(0, WARPS, gl.SliceLayout(1, L2))[:, None]
-    # Scales, by the warps and columns of the result.
-    S2: gl.constexpr = gl.SliceLayout(2, MMA)
-    s_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, S2))[None, :]
-    s_warp = gl.arange(0, WARPS, gl.SliceLayout(1, S2))[:, None]
-    if SHARED:
-        s_column = gl.zeros([1, 1], gl.int32, S2)
-
+    # Operands of a step come one after the other: the ring's units.
+    OPERANDS: gl.constexpr = 2 if EPILOGUE == SILU_MUL else 1
+    UNITS: gl.constexpr = STEPS * OPERANDS
+    SLOT: gl.constexpr = WARPS * 1024 * SEGMENTS
+    SLOTS: gl.constexpr = RING_BYTES // SLOT
+    lane = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, L4))))[None, None, None, :]
+    segment = gl.arange(0, SEGMENTS, gl.SliceLayout(0, gl.SliceLayout(1, L3)))[None, None, :, None]
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))[None, :, None, None]
+    warp = gl.arange(0, WARPS, gl.SliceLayout(1, L2))[:, None, None, None]
+    place = warp * (INNER // NUMBERS) + segment * 16 + lane * 4
+    # Each thread has places of its own there, neighbours' side by side.
+    own = warp * 512 + (column % 8) * 64 + lane * 16
+    own += (segment * 2 + column // 8) * (WARPS * 512)
+    own += _ring()
+    words = gl.zeros([1, 1, 1, 1, 4], gl.int32, L5)
     first = gl.program_id(0)
     programs = gl.num_programs(0)
-    weights = ()
-    ups = ()
-    factors = ()
-    up_factors = ()
-    points = ()
-    up_points = ()
-    for i in gl.static_range(AHEAD):
-        tile, step = first + (i // STEPS) * programs, i % STEPS
-        weights = weights + (_load_words(data, tile, step, w_column, place, N, ROW_WORDS, STEP_WORDS),)
-        if EPILOGUE == SILU_MUL:
-            ups = ups + (
-                _load_words(data + N * ROW_WORDS, tile, step, w_column, place, N, ROW_WORDS, STEP_WORDS),
+    for i in gl.static_range(SLOTS):
+        tile = first + (i // UNITS) * programs
+        part = data + (i % OPERANDS) * (N * ROW_WORDS)
+        step = (i % UNITS) // OPERANDS
+        _fetch(own + i * SLOT, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
+
+    # What belongs to groups, for all tiles of the program: by operand, tile and step.
+    S2: gl.constexpr = gl.SliceLayout(2, MMA)
+    GROUP_COLUMNS: gl.constexpr = 1 if SHARED else COLUMNS
+    if SHARED:
+        s_column = gl.zeros([1, 1], gl.int32, S2)
+    else:
+        s_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, S2))[None, :]
+    s_warp = gl.arange(0, WARPS, gl.SliceLayout(1, S2))[:, None]
+    z_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))[None, :]
+    z_warp = gl.arange(0, WARPS, gl.SliceLayout(1, L2))[:, None]
+    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    if GROUP:
+        kept = gl.allocate_shared_memory(scales.dtype.element_ty, [TILES * UNITS, WARPS, GROUP_COLUMNS], FLAT)
+        loaded = ()
+        for i in gl.static_range(TILES * UNITS):
+            tile = first + (i // UNITS) * programs
+            of_operand = scales + (i % OPERANDS) * (N * GROUPS)
+            step = (i % UNITS) // OPERANDS
+            loaded = loaded + (_load_groups(of_operand, tile, step, s_warp, s_column, N, K, GROUP, WARPS),)
+        for i in gl.static_range(TILES * UNITS):
+            kept.index(i).store(loaded[i])
+    if HAS_ZEROS:
+        kept_zeros = gl.allocate_shared_memory(gl.int32, [TILES * UNITS, WARPS, COLUMNS], FLAT)
+        loaded_zeros = ()
+        for i in gl.static_range(TILES * UNITS):
+            tile = first + (i // UNITS) * programs
+            z_part = zeros + (i % OPERANDS) * (N * GROUPS)
+            step = (i % UNITS) // OPERANDS
+            loaded_zeros = loaded_zeros + (
+                _load_groups(z_part, tile, step, z_warp, z_column, N, K, GROUP, WARPS),
             )
-        if GROUP:
-            factors = factors + (_load_groups(scales, tile, step, s_warp, s_column, N, K, GROUP, WARPS),)
-            if EPILOGUE == SILU_MUL:
-                up_factors = up_factors + (
-                    _load_groups(scales + N * GROUPS, tile, step, s_warp, s_column, N, K, GROUP, WARPS),
-                )
-        if HAS_ZEROS:
-            points = points + (_load_groups(zeros, tile, step, z_warp, z_column, N, K, GROUP, WARPS),)
-            if EPILOGUE == SILU_MUL:
-                up_points = up_points + (
-                    _load_groups(zeros + N * GROUPS, tile, step, z_warp, z_column, N, K, GROUP, WARPS),
-                )
+        for i in gl.static_range(TILES * UNITS):
+            # Pairs of float16, 1024 + the zero point.
+            kept_zeros.index(i).store(0x64006400 + loaded_zeros[i].to(gl.int32) * 0x00010001)
 
     # `x`, step by step: [WARPS, INNER].
     GIVEN: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [WARPS, 1], [1, 0])
@@ -407,91 +456,69 @@ def _quantized_persistent_linear_kernel(
         h = gl.reshape(gl.permute(h, [0, 1, 3, 2, 4]), [WARPS, INNER])
         values.index(i).store(h)
 
-    OUT: gl.constexpr = gl.SliceLayout(0, MMA)
-    out_place = gl.arange(0, COLUMNS, gl.SliceLayout(1, OUT))
-    out_token = gl.arange(0, TOKENS, gl.SliceLayout(0, OUT))[None, :]
+    # Sums of warps, for all tiles.
+    SUMS: gl.constexpr = gl.BlockedLayout([1, WARPS, 1], [2, 1, 16], [WARPS, 1, 1], [2, 1, 0])
+    OUT: gl.constexpr = gl.SliceLayout(1, SUMS)
+    DEEP: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    out_tile = first + gl.arange(0, TILES, gl.SliceLayout(1, OUT))[:, None] * programs
+    out_column = out_tile * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, OUT))[None, :]
+    exists = out_column < N
+    row_scale = factor + out_column.to(gl.float32) * 0.0
+    up_row_scale = row_scale
+    if not GROUP:
+        row_scale *= gl.load(scales + out_column, mask=exists, other=0.0).to(gl.float32)
+        if EPILOGUE == SILU_MUL:
+            up_row_scale *= gl.load(scales + N + out_column, mask=exists, other=0.0).to(gl.float32)
+    if EPILOGUE == ADD:
+        before = gl.load(residual + out_column, mask=exists, other=0.0)
+    sums = gl.allocate_shared_memory(gl.float32, [OPERANDS * TILES, WARPS, COLUMNS], FLAT)
+
     nothing = gl.zeros([WARPS, COLUMNS, TOKENS], gl.float32, MMA)
     all_tokens = gl.zeros([1, 1, TOKENS], gl.float16, X_LAYOUT)
     numbers = gl.zeros([1, 1, 1, 1, 1, NUMBERS], gl.int32, WIDE)
     usual_zero = numbers + (0x64086408 if FORMAT == INT4 else 0)
-    for tile in range(first, COLUMN_TILES, programs):
-        out_column = tile * COLUMNS + out_place
-        row_scale = factor + out_place.to(gl.float32) * 0.0
-        up_row_scale = row_scale
-        if not GROUP:
-            row_scale = gl.load(scales + out_column, mask=out_column < N, other=0.0).to(gl.float32)
-            if EPILOGUE == SILU_MUL:
-                up_row_scale = gl.load(scales + N + out_column, mask=out_column < N, other=0.0).to(gl.float32)
-        if EPILOGUE == ADD:
-            before = gl.load(residual + out_column, mask=out_column < N, other=0.0)
+    slot = first * 0
+    for t in range((COLUMN_TILES - first + programs - 1) // programs):
         products = nothing
         products_up = nothing
-        for i in gl.static_range(STEPS):
-            w = weights[0]
-            later, step = tile + ((i + AHEAD) // STEPS) * programs, (i + AHEAD) % STEPS
-            weights = weights[1:] + (
-                _load_words(data, later, step, w_column, place, N, ROW_WORDS, STEP_WORDS),
-            )
-            if EPILOGUE == SILU_MUL:
-                u = ups[0]
-                ups = ups[1:] + (
-                    _load_words(data + N * ROW_WORDS, later, step, w_column, place, N, ROW_WORDS, STEP_WORDS),
-                )
-            if GROUP:
-                scale = factors[0].to(gl.float32)
-                factors = factors[1:] + (
-                    _load_groups(scales, later, step, s_warp, s_column, N, K, GROUP, WARPS),
-                )
-                if EPILOGUE == SILU_MUL:
-                    up_scale = up_factors[0].to(gl.float32)
-                    up_factors = up_factors[1:] + (
-                        _load_groups(scales + N * GROUPS, later, step, s_warp, s_column, N, K, GROUP, WARPS),
-                    )
+        for i in gl.static_range(UNITS):
+            w = _fetched(own + slot, words, SLOTS - 1)
             zero = usual_zero
-            up_zero = usual_zero
             if HAS_ZEROS:
-                zero = _first_zero(points[0]) + numbers
-                points = points[1:] + (
-                    _load_groups(zeros, later, step, z_warp, z_column, N, K, GROUP, WARPS),
-                )
-                if EPILOGUE == SILU_MUL:
-                    up_zero = _first_zero(up_points[0]) + numbers
-                    up_points = up_points[1:] + (
-                        _load_groups(zeros + N * GROUPS, later, step, z_warp, z_column, N, K, GROUP, WARPS),
-                    )
-            value = values.index(i).load(gl.SliceLayout(2, X_LAYOUT))[:, :, None]
-            value, _ = gl.broadcast(value, all_tokens)
+                zero = kept_zeros.index(t * UNITS + i).load(L2)[:, :, None, None, None, None] + numbers
+            if i % OPERANDS == 0:
+                value = values.index(i // OPERANDS).load(gl.SliceLayout(2, X_LAYOUT))[:, :, None]
+                value, _ = gl.broadcast(value, all_tokens)
             if GROUP:
-                found = mma_v2(_operand(w, zero, W_LAYOUT, WARPS, FORMAT), value, nothing)
+                scale = kept.index(t * UNITS + i).load(S2).to(gl.float32)
                 if X_GROUPED:
-                    x_factor = x_factors.index(i).load(gl.SliceLayout(1, S2))[:, None]
-                    scale *= x_factor
-                products += found * scale[:, :, None]
-                if EPILOGUE == SILU_MUL:
-                    found = mma_v2(_operand(u, up_zero, W_LAYOUT, WARPS, FORMAT), value, nothing)
-                    if X_GROUPED:
-                        up_scale *= x_factor
-                    products_up += found * up_scale[:, :, None]
+                    scale *= x_factors.index(i // OPERANDS).load(gl.SliceLayout(1, S2))[:, None]
+                found = mma_v2(_operand(w, zero, W_LAYOUT, WARPS, FORMAT), value, nothing) * scale[:, :, None]
+                if i % OPERANDS == 1:
+                    products_up += found
+                else:
+                    products += found
+            elif i % OPERANDS == 1:
+                products_up = mma_v2(_operand(w, zero, W_LAYOUT, WARPS, FORMAT), value, products_up)
             else:
                 products = mma_v2(_operand(w, zero, W_LAYOUT, WARPS, FORMAT), value, products)
-                if EPILOGUE == SILU_MUL:
-                    products_up = mma_v2(_operand(u, up_zero, W_LAYOUT, WARPS, FORMAT), value, products_up)
-        product = gl.sum(products, 0)
-        if GROUP:
-            product *= factor
-        else:
-            product *= row_scale[:, None] * factor
-        if EPILOGUE == ADD:
-            product += before.to(gl.float32)[:, None]
+            tile = first + (t + (i + SLOTS) // UNITS) * programs
+            part = data + ((i + SLOTS) % OPERANDS) * (N * ROW_WORDS)
+            step = ((i + SLOTS) % UNITS) // OPERANDS
+            _fetch(own + slot, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
+            slot = gl.where(slot == (SLOTS - 1) * SLOT, 0, slot + SLOT)
+        # All columns of the instruction are alike.
+        sums.index(t).store(gl.max(products, 2))
         if EPILOGUE == SILU_MUL:
-            up = gl.sum(products_up, 0)
-            if GROUP:
-                up *= factor
-            else:
-                up *= up_row_scale[:, None] * factor
-            product = product / (1.0 + gl.exp(-product)) * up
-        target = out + out_column[:, None] + out_token * 0
-        gl.store(target, product.to(out.dtype.element_ty), mask=(out_column[:, None] < N) & (out_token == 0))
+            sums.index(TILES + t).store(gl.max(products_up, 2))
+    all_sums = sums._reinterpret(gl.float32, [OPERANDS * TILES, WARPS, COLUMNS], DEEP)
+    product = gl.sum(all_sums.slice(0, TILES, 0).load(SUMS), 1) * row_scale
+    if EPILOGUE == ADD:
+        product += before.to(gl.float32)
+    if EPILOGUE == SILU_MUL:
+        up = gl.sum(all_sums.slice(TILES, TILES, 0).load(SUMS), 1) * up_row_scale
+        product = product / (1.0 + gl.exp(-product)) * up
+    gl.store(out + out_column, product.to(out.dtype.element_ty), mask=exists)
 
 
 def supports_quantized_persistent(
@@ -558,7 +585,10 @@ def quantized_persistent_linear(
     if tiles is None:
         tiles = choose_persistent_tiles(weight, silu_mul=silu_mul)
     dependent = supports_dependent_launch(x.device)
-    programs = min(triton.cdiv(columns, COLUMNS.value), tiles.programs * count_multiprocessors(x.device))
+    count = triton.cdiv(columns, COLUMNS.value)
+    programs = min(count, tiles.programs * count_multiprocessors(x.device))
+    programs = max(programs, triton.cdiv(count, MOST_TILES))
+    each = triton.next_power_of_2(triton.cdiv(count, programs))
     limit = {"maxnreg": 65536 // (tiles.room * tiles.num_warps * 32)} if tiles.room > 1 else {}
     _quantized_persistent_linear_kernel[(programs,)](
         x=x,
@@ -580,7 +610,7 @@ def quantized_persistent_linear(
         HAS_NORM=norm_weight is not None,
         EPILOGUE=SILU_MUL if silu_mul else ADD if residual is not None else PLAIN,
         DEPENDENT=dependent,
-        AHEAD=tiles.ahead,
+        TILES=each,
         num_warps=tiles.num_warps,
         **limit,
         **launch_options(dependent),
@@ -590,4 +620,4 @@ def quantized_persistent_linear(
 
 def choose_persistent_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> PersistentTiles:
     """Tiles for a product with a weight, of half its rows with `silu_mul`; as measured on an H200."""
-    return PersistentTiles(16, 2 if silu_mul else 4)
+    return PersistentTiles(8, 2, 2)

@@ -12,6 +12,7 @@ TESTED: Final[Mapping[str, str]] = MappingProxyType(
     {
         "transformers": "5.24.0",
         "torch": "2.13.0",
+        "accelerate": "1.15.0",
         "bitsandbytes": "0.50.2",
         "torchao": "0.18.0",
         "ray": "2.60.0",

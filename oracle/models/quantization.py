@@ -12,12 +12,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from dodona.oracle.models.patterns import pattern_fault
 
 ONLINE_METHODS = ("fp8", "int8")
 """Methods that quantize the linear layers of an unquantized checkpoint while it is read."""
+
+LIBRARY_SCHEMES: Mapping[str, str] = MappingProxyType(
+    {
+        "w8a8_bitsandbytes": "bitsandbytes",
+        "w4a16_bitsandbytes": "bitsandbytes",
+        "w8a8_torchao": "torchao",
+        "w8a16_torchao": "torchao",
+    }
+)
+"""Schemes whose layers a library of this name makes and computes."""
 
 SCHEMES = (
     "w4a16",
@@ -32,6 +43,7 @@ SCHEMES = (
     "w8a8_fp8_static",
     "w8a8_fp8_block",
     "w4a16_mxfp4",
+    *LIBRARY_SCHEMES,
     "mixed",
     "other",
 )
@@ -122,6 +134,8 @@ class QuantizationConfig:
     """Whether a name in `ignore` is any run of a module name's parts ("mlp.gate"), not the whole name."""
     unreadable: str | None = None
     """Why no layer's scheme could be read."""
+    library_scheme: str | None = None
+    """The one of LIBRARY_SCHEMES by which transformers loads the checkpoint; there are no rules then."""
 
     def scheme_of(self, name: str, class_name: str = "Linear") -> WeightScheme | None:
         """The scheme of a linear layer by its module name; None where it is not quantized."""
@@ -144,6 +158,8 @@ class QuantizationConfig:
         """
         if self.unreadable is not None:
             return "other"
+        if self.library_scheme is not None:
+            return self.library_scheme
         names = {rule.scheme.name for rule in self.rules}
         if len(names) != 1 or len(self.rules) != 1:
             return "mixed" if self.rules else "other"
@@ -218,7 +234,10 @@ def _names(stored: Mapping[str, Any], *fields: str) -> tuple[str, ...]:
 
 def _expect(stored: Mapping[str, Any], what: str, field: str, *allowed: Any) -> Any:
     value = stored.get(field)
-    value = value.lower() if isinstance(value, str) else value
+    return _one_of(value.lower() if isinstance(value, str) else value, what, field, *allowed)
+
+
+def _one_of(value: Any, what: str, field: str, *allowed: Any) -> Any:
     if value not in allowed:
         expected = ", ".join(repr(a) for a in allowed if a is not None)
         raise _Unreadable(f"{what} {field!r} is {value!r}; served are: {expected}")
@@ -405,10 +424,40 @@ def _mxfp4(stored: Mapping[str, Any]) -> QuantizationConfig:
     return QuantizationConfig("mxfp4", (SchemeRule(("GptOssExperts",), scheme),), ignore, ignores_parts=True)
 
 
+# --- methods of libraries, by which transformers loads the layers
+
+
+def _bitsandbytes(stored: Mapping[str, Any]) -> QuantizationConfig:
+    four, eight = (_get(stored, f"load_in_{bits}bit", bool, False) for bits in (4, 8))
+    if four == eight:
+        raise _Unreadable("it asks for neither 4 nor 8 bits, or for both")
+    for field in ("llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight"):
+        _expect(stored, "its", field, False, None)
+    _expect(stored, "its", "bnb_4bit_quant_type", "nf4", "fp4", None)
+    _expect(stored, "its", "bnb_4bit_quant_storage", "uint8", None)
+    return QuantizationConfig(
+        "bitsandbytes", library_scheme="w4a16_bitsandbytes" if four else "w8a8_bitsandbytes"
+    )
+
+
+_TORCHAO = {"Int8WeightOnlyConfig": "w8a16_torchao", "Int8DynamicActivationInt8WeightConfig": "w8a8_torchao"}
+"""Other kinds need the checkpoint's own dtype, a GPU or a package of kernels."""
+
+
+def _torchao(stored: Mapping[str, Any]) -> QuantizationConfig:
+    kinds = _get(stored, "quant_type", Mapping, {})
+    if kinds.keys() != {"default"} or not isinstance(kinds["default"], Mapping):
+        raise _Unreadable("its quant_type is not one kind for all layers, as torchao 0.15 and later write it")
+    kind = _one_of(kinds["default"].get("_type"), "its quant_type's", "_type", *_TORCHAO)
+    return QuantizationConfig("torchao", library_scheme=_TORCHAO[kind])
+
+
 _READERS = {
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
     "gptq": _gptq,
     "awq": _awq,
     "mxfp4": _mxfp4,
+    "bitsandbytes": _bitsandbytes,
+    "torchao": _torchao,
 }

@@ -111,7 +111,11 @@ def environments(
     """Machines: with and without a GPU, Triton, and (unless `override` is false) a forced runner."""
     overrides = st.sampled_from([None, None, *sorted(runners)]) if override else st.none()
     packages = st.sampled_from(
-        [{}, {"transformers": "5.17.0", "ray": None}, {"transformers": "5.24.0", "ray": "2.60.0"}]
+        [
+            {},
+            {"transformers": "5.17.0", "ray": None, "bitsandbytes": "0.50.2", "accelerate": None},
+            {"transformers": "5.24.0", "ray": "2.60.0", "torchao": None},
+        ]
     )
     cuda = st.builds(
         Environment,
@@ -284,7 +288,15 @@ def model_configs() -> SearchStrategy[dict[str, Any]]:
                     },
                 ]
             ),
-            "quantization_config": st.sampled_from([{}, {"quant_method": "fp8"}, {"quant_method": "gptq"}]),
+            "quantization_config": st.sampled_from(
+                [
+                    {},
+                    {"quant_method": "fp8"},
+                    {"quant_method": "gptq"},
+                    {"quant_method": "bitsandbytes", "load_in_4bit": True},
+                    {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+                ]
+            ),
             "sliding_window": st.sampled_from([None, 64]),
         },
     )

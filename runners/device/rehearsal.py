@@ -54,6 +54,8 @@ class RehearsalStep:
     """Tokens of each prompt that are computed already."""
     drafts: int = 0
     """Drafts that each row that decodes verifies."""
+    token_ids: Sequence[int] = (0,)
+    """What the rows consist of, over and over."""
 
 
 def scheduler_output(step: RehearsalStep, *, max_model_len: int, block_size: int) -> SchedulerOutput:
@@ -70,7 +72,7 @@ def scheduler_output(step: RehearsalStep, *, max_model_len: int, block_size: int
         NewRequest(
             request_id=f"{RESERVED_REQUEST_ID_PREFIX}rehearsal_{row}",
             row=row,
-            token_ids=(0,) * n,
+            token_ids=tuple(step.token_ids[i % len(step.token_ids)] for i in range(n)),
             num_prompt_tokens=n,
             num_computed_tokens=computed[row],
             block_ids=(0,) * -(-(n + drafts) // block_size),

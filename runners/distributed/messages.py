@@ -77,12 +77,14 @@ class Execute:
 
     step: SchedulerOutput
     sampled: StepOutput | None
-    """What the sampling rank sampled and the engine read since: the other ranks have to be told."""
+    """What the sampling rank sampled and the engine read since, for the other ranks; None where each samples
+    for itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sample for the step's rows, and answer with the StepOutput. Only the sampling rank is asked."""
+    """Sample for the step's rows. The sampling rank answers with the StepOutput; where all ranks sample, the
+    others are asked too, and don't answer."""
 
     grammar_output: GrammarOutput | None
 

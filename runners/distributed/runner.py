@@ -92,6 +92,8 @@ class DistributedRunner(Runner):
         self.request_features = runner_class.request_features
         self.warm_up_params = runner_class.warm_up_params
         self._sizes = RankSizes.of(config.parallel_config)
+        self._told = self._sizes.world > 1 and not runner_class.samples_on_every_rank
+        """Whether ranks that don't sample have to be told what was."""
         self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._workers: Workers | None = None
@@ -106,7 +108,8 @@ class DistributedRunner(Runner):
 
     @property
     def max_steps_in_flight(self) -> int:
-        """One for each stage, so that none has to wait for another; of one rank, what its runner allows."""
+        """One for each stage, so that none has to wait for another; where no rank has to be told of another's
+        tokens, what their runners allow."""
         return self._max_steps_in_flight
 
     # --- Life
@@ -142,8 +145,8 @@ class DistributedRunner(Runner):
         workers.answers(range(self._sizes.world), "start", self._timeout)
         self._call_all("load_model")
         self.num_speculative_tokens, *_ = self._read_all("num_speculative_tokens")
-        if self._sizes.world == 1:
-            (self._max_steps_in_flight,) = self._read_all("max_steps_in_flight")
+        if not self._told:
+            self._max_steps_in_flight = min(self._read_all("max_steps_in_flight"))
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """The spec of the rank whose blocks take the most bytes, with the largest states of a row: sizes are
@@ -159,8 +162,11 @@ class DistributedRunner(Runner):
 
     def get_kv_part(self) -> KVPart:
         """The whole, which the ranks have together."""
-        part: KVPart = self._call_all("get_kv_part")[0]
-        return KVPart.whole(part.layers)
+        return KVPart.whole(self.get_kv_parts()[0].layers)
+
+    def get_kv_parts(self) -> Sequence[KVPart]:
+        """What each rank has."""
+        return self._call_all("get_kv_part")
 
     def determine_available_memory(self) -> int:
         """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
@@ -213,7 +219,7 @@ class DistributedRunner(Runner):
         if self._adapters is not None:
             scheduler_output = self._adapters.abridge(scheduler_output)
         workers, asked = self._require_workers(), [self._sizes.sampling_rank]
-        workers.tell(Execute(scheduler_output, sampled))
+        workers.tell(Execute(scheduler_output, sampled if self._told else None))
         if scheduler_output.kv_connector_metadata is not None:
             others = [rank for rank in range(self._sizes.world) if rank not in asked]
             workers.tell(Transfers(), others)
@@ -221,8 +227,10 @@ class DistributedRunner(Runner):
         self._in_flight.append(_Step(asked))
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
-        """Ask the sampling rank; its output is waited for by the pending output's `result`."""
-        self._require_workers().tell(Sample(grammar_output), [self._sizes.sampling_rank])
+        """Ask the ranks that sample; the output of the one that answers is waited for by the pending
+        output's `result`."""
+        ranks = [self._sizes.sampling_rank] if self._told else None
+        self._require_workers().tell(Sample(grammar_output), ranks)
         return _Pending(self)
 
     def take_sampled_tokens(self, output: StepOutput) -> None:
@@ -234,7 +242,7 @@ class DistributedRunner(Runner):
         output: StepOutput
         step = self._in_flight.popleft()
         output, *others = self._require_workers().answers(step.asked, "execute_model", self._timeout)
-        if self._sizes.world > 1:
+        if self._told:
             self._sampled = _together(self._sampled, output, freed=step.freed)
         if others:
             transfers = self._transfers.add([output.kv_connector_output, *others])

@@ -68,12 +68,16 @@ def serve(connection: Any) -> None:
                 elif runner is None:
                     raise RuntimeError(f"{type(message).__name__} before Start")
                 elif isinstance(message, Call):
+                    if results is not None:
+                        results.wait_for_all()
                     _answer(connection, Result(_call(runner, message)))
                 elif isinstance(message, Read):
                     _answer(connection, Result(getattr(runner, message.attribute)))
                 elif isinstance(message, Execute):
                     if message.sampled is not None and not samples:
                         runner.take_sampled_tokens(message.sampled)
+                    if results is not None:
+                        results.wait_for_room()
                     step = message.step
                     runner.execute_model(step if adapters is None else adapters.complete(step))
                 elif isinstance(message, Transfers):
@@ -81,9 +85,14 @@ def serve(connection: Any) -> None:
                 elif isinstance(message, Sample):
                     pending = runner.sample_tokens(message.grammar_output)
                     if runner.max_steps_in_flight == 1:
-                        _answer(connection, Result(pending.result()))
+                        output = pending.result()
+                        if samples:
+                            _answer(connection, Result(output))
                     else:
-                        results = results or _StepResults(connection)
+                        if results is None:
+                            results = _StepResults(
+                                connection, answers=samples, at_most=runner.max_steps_in_flight
+                            )
                         results.put(pending)
                 else:
                     break
@@ -106,25 +115,43 @@ def serve(connection: Any) -> None:
 
 
 class _StepResults:
-    """Answers with the results of steps, in a thread of its own: the next step is launched meanwhile.
+    """Reads the results of steps, in a thread of its own: the next step is launched meanwhile.
 
-    Nothing else is answered while steps are under way.
+    answers: whether to answer with them; a failure is answered with in any case. Nothing else is answered
+    while steps are under way. at_most: steps under way.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, *, answers: bool, at_most: int) -> None:
         self._connection = connection
+        self._answers = answers
+        self._at_most = at_most
+        self._room = threading.Semaphore(at_most)
         self._pending: SimpleQueue[PendingOutput | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def put(self, pending: PendingOutput) -> None:
-        """Answer with this step's result after those before it."""
+        """Read this step's result after those before it."""
+        self._room.acquire()
         self._pending.put(pending)
+
+    def wait_for_room(self) -> None:
+        """Wait until one more step may be under way: the rank that answers may be ahead of this one."""
+        self._wait(1)
+
+    def wait_for_all(self) -> None:
+        """Wait until all results are read."""
+        self._wait(self._at_most)
 
     def close(self) -> None:
         """Wait for the results that are left."""
         self._pending.put(None)
         self._thread.join()
+
+    def _wait(self, free: int) -> None:
+        for _ in range(free):
+            self._room.acquire()
+        self._room.release(free)
 
     def _run(self) -> None:
         while (pending := self._pending.get()) is not None:
@@ -133,6 +160,9 @@ class _StepResults:
                 answer = Result(pending.result())
             except Exception as error:
                 answer = Failure.of(error)
+            self._room.release()
+            if not self._answers and isinstance(answer, Result):
+                continue
             with contextlib.suppress(OSError):  # the engine's process is gone, or has closed the connection
                 _answer(self._connection, answer)
 

@@ -216,6 +216,7 @@ class Engine:
 
     def _run(self) -> None:
         runner: Runner | None = None
+        scheduler: Scheduler | None = None
         try:
             runner, scheduler = self._start()
             self._serve(EngineCore(runner, scheduler))
@@ -231,6 +232,8 @@ class Engine:
                 runner.shutdown()
             except Exception:
                 logger.exception("the runner's shutdown failed")
+        if scheduler is not None:
+            scheduler.transfers.connector.shutdown()
         self._notify_waiting()
 
     def _serve(self, core: EngineCore) -> None:

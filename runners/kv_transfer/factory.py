@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +15,17 @@ from dodona.runners.errors import EngineSetupError
 from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler, KVConnectorWorker
 from dodona.runners.kv_transfer.offloading.slots import HostSlots
+from dodona.runners.kv_transfer.regions import Region
 from dodona.runners.kv_transfer.settings import (
     KVTransferSettings,
     OffloadingSettings,
+    SharedMemorySettings,
     SharedStorageSettings,
     resolve_kv_transfer,
 )
+from dodona.runners.kv_transfer.shared_memory.arena import Arena, create_arena
+from dodona.runners.kv_transfer.shared_memory.index import OtherArenas, OwnSlots, SharedMemoryIndex
+from dodona.runners.kv_transfer.shared_memory.scheduler import SharedMemoryScheduler
 from dodona.runners.kv_transfer.storage.fingerprint import (
     ModelIdentity,
     SharedModel,
@@ -27,11 +34,10 @@ from dodona.runners.kv_transfer.storage.fingerprint import (
 )
 from dodona.runners.kv_transfer.storage.index import StorageIndex
 from dodona.runners.kv_transfer.storage.paths import is_stored
-from dodona.runners.kv_transfer.storage.regions import Region
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
-    from dodona.runners.interface import Runner
+    from dodona.runners.interface import KVCacheSpec, KVPart, Runner
 
 logger = logging.getLogger("dodona.kv_transfer")
 
@@ -51,54 +57,98 @@ class KVTransferPlan:
 
         Raises EngineSetupError where the connector has no room for a block.
         """
-        settings, shared = self.settings, self.shared
+        settings = self.settings
         if settings is None:
             return KVConnectorScheduler()
         spec = runner.get_kv_cache_spec()
         if isinstance(settings, OffloadingSettings):
             index = HostSlots(settings.num_slots(spec.bytes_per_block))
             return BlockTransferScheduler(index, block_size=spec.block_size)
-        layers = runner.get_kv_part().layers
-        cache = cache_fingerprint(layers, spec, runner.limits.dtype)
-        folder, namespace_of = uuid.uuid4().hex, None
-        if shared is not None and shared == SharedModel.of(self.config, self.runner):
-            folder = namespace(shared.fingerprint, cache)
-            namespace_of = partial(_namespace_of, shared.identity, cache)
-        else:
-            logger.warning("the model's files changed while they were loaded; its KV is not shared")
-        root, whole = settings.path, Region(0, len(layers))
-        return BlockTransferScheduler(
-            StorageIndex(
-                folder,
-                lambda path: is_stored(root, path, whole),
-                namespace_of=namespace_of,
-                loads=settings.loads,
-                stores=settings.stores,
-            ),
-            block_size=spec.block_size,
+        parts = runner.get_kv_parts()
+        folder, namespace_of = self._namespaces(cache_fingerprint(parts[0].layers, spec, runner.limits.dtype))
+        root, whole = settings.path, Region(0, len(parts[0].layers))
+        if isinstance(settings, SharedStorageSettings):
+            return BlockTransferScheduler(
+                StorageIndex(
+                    folder,
+                    lambda path: is_stored(root, path, whole),
+                    namespace_of=namespace_of,
+                    loads=settings.loads,
+                    stores=settings.stores,
+                ),
+                block_size=spec.block_size,
+            )
+        arena = None if settings.memory_bytes is None else _make_arena(settings, spec, parts)
+        memory_index = SharedMemoryIndex(
+            folder,
+            own=None if arena is None else OwnSlots(arena),
+            others=None
+            if settings.wait_seconds is None
+            else OtherArenas(root, None if arena is None else arena.path.name),
+            namespace_of=namespace_of,
         )
+        return SharedMemoryScheduler(memory_index, arena, block_size=spec.block_size)
+
+    def _namespaces(self, cache: str) -> tuple[str, Callable[[Path | None], str] | None]:
+        """What stands for the model, its weights and the cache, as the files were before the model was loaded
+        and still are; and the same for other weights."""
+        shared = self.shared
+        if shared is not None and shared == SharedModel.of(self.config, self.runner):
+            return namespace(shared.fingerprint, cache), partial(_namespace_of, shared.identity, cache)
+        logger.warning("the model's files changed while they were loaded; its KV is not shared")
+        return uuid.uuid4().hex, None
 
 
 def _namespace_of(identity: ModelIdentity, cache: str, weights: Path | None) -> str:
     return namespace(identity.fingerprint(weights), cache)
 
 
+def _make_arena(settings: SharedMemorySettings, spec: KVCacheSpec, parts: Sequence[KVPart]) -> Arena:
+    regions = [(Region.of(part), part.layers) for part in parts if part.is_writer]
+    sizes = [
+        (region, region.elements(layers, spec.block_size) * spec.dtype_bytes) for region, layers in regions
+    ]
+    total, memory = sum(size for _, size in sizes), settings.memory_bytes or 0
+    if memory < total:
+        raise EngineSetupError(
+            f"kv_connector_extra_config: memory_bytes {memory} holds no KV block of {total} bytes; raise it"
+        )
+    try:
+        return create_arena(settings.path, memory // total, sizes)
+    except OSError as error:
+        raise EngineSetupError(
+            f"kv_connector_extra_config: no {memory} bytes of shared memory in {str(settings.path)!r}: "
+            f"{error}; lower memory_bytes, or give /dev/shm more room"
+        ) from error
+
+
 def plan_kv_transfer(config: EngineConfig, runner: str) -> KVTransferPlan:
     """Check the configuration's connector, for a runner of this name.
 
     Raises what `resolve_kv_transfer` and `SharedModel.of` raise, and EngineSetupError for a folder that
-    can't be made.
+    can't be made, or that others can write to.
     """
     settings, shared = resolve_kv_transfer(config), None
     if isinstance(settings, SharedStorageSettings):
-        try:
-            settings.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
+        _make_folder("shared_storage_path", settings.path)
+    elif isinstance(settings, SharedMemorySettings):
+        _make_folder("shared_memory_path", settings.path)
+        status = settings.path.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise EngineSetupError(
-                f"kv_connector_extra_config: shared_storage_path {str(settings.path)!r}: {error}"
-            ) from error
+                f"kv_connector_extra_config: shared_memory_path {str(settings.path)!r} must be this user's, "
+                "with mode 0700: who can write there can give wrong keys and values"
+            )
+    if isinstance(settings, SharedStorageSettings | SharedMemorySettings):
         shared = SharedModel.of(config, runner)
     return KVTransferPlan(config, runner, settings, shared)
+
+
+def _make_folder(key: str, path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineSetupError(f"kv_connector_extra_config: {key} {str(path)!r}: {error}") from error
 
 
 def make_worker_connector(config: EngineConfig) -> KVConnectorWorker:
@@ -110,6 +160,10 @@ def make_worker_connector(config: EngineConfig) -> KVConnectorWorker:
         from dodona.runners.kv_transfer.offloading.worker import OffloadingWorker
 
         return OffloadingWorker(cpu_bytes=settings.cpu_bytes)
+    if isinstance(settings, SharedMemorySettings):
+        from dodona.runners.kv_transfer.shared_memory.worker import SharedMemoryWorker
+
+        return SharedMemoryWorker(settings.path, wait_seconds=settings.wait_seconds or 0.0)
     from dodona.runners.kv_transfer.storage.block_files import BlockFiles
     from dodona.runners.kv_transfer.storage.worker import SharedStorageWorker
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,13 @@ OFFLOADING = "OffloadingConnector"
 SHARED_STORAGE = ("SharedStorageConnector", "ExampleConnector")
 """Two names of one connector: vLLM's older and newer one."""
 
-KV_CONNECTORS = (OFFLOADING, *SHARED_STORAGE)
+SHARED_MEMORY = "SharedMemoryConnector"
+"""Our own: vLLM has no connector with this protocol."""
+
+KV_CONNECTORS = (OFFLOADING, *SHARED_STORAGE, SHARED_MEMORY)
 """The connectors that there are."""
+
+_WAIT_SECONDS = 30.0
 
 _WITHOUT_EFFECT = ("kv_buffer_device", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port", "engine_id")
 """Fields of `kv_transfer_config` that no connector here reads."""
@@ -61,7 +67,20 @@ class SharedStorageSettings:
     """Whether blocks are written: not by a kv_consumer."""
 
 
-KVTransferSettings = OffloadingSettings | SharedStorageSettings
+@dataclass(frozen=True, slots=True)
+class SharedMemorySettings:
+    """SharedMemoryConnector."""
+
+    path: Path
+    """Folder of the engines' memory."""
+    memory_bytes: int | None
+    """Memory of this engine for blocks that others read; None for a kv_consumer, which has none."""
+    wait_seconds: float | None
+    """Most seconds that a request waits for blocks that another engine announced; None for a kv_producer,
+    which reads none."""
+
+
+KVTransferSettings = OffloadingSettings | SharedStorageSettings | SharedMemorySettings
 """The settings of a connector."""
 
 
@@ -77,6 +96,8 @@ def resolve_kv_transfer(config: EngineConfig) -> KVTransferSettings | None:
         return _offloading(config)
     if name in SHARED_STORAGE and config.kv_transfer_config is not None:
         return _shared_storage(config.kv_transfer_config)
+    if name == SHARED_MEMORY and config.kv_transfer_config is not None:
+        return _shared_memory(config.kv_transfer_config)
     raise EngineSetupError(f"kv_connector {name!r} is not known; known: {', '.join(KV_CONNECTORS)}")
 
 
@@ -100,6 +121,33 @@ def _shared_storage(transfer: KVTransferConfig) -> SharedStorageSettings:
         None if max_bytes is None else _byte_count("max_bytes", max_bytes),
         loads=transfer.kv_role != "kv_producer",
         stores=transfer.kv_role != "kv_consumer",
+    )
+
+
+def _shared_memory(transfer: KVTransferConfig) -> SharedMemorySettings:
+    loads, stores = transfer.kv_role != "kv_producer", transfer.kv_role != "kv_consumer"
+    known = ("shared_memory_path", *("memory_bytes",) * stores, *("wait_seconds",) * loads)
+    extra = _extra_config(transfer, f"{SHARED_MEMORY} as {transfer.kv_role}", known)
+    path = extra.get("shared_memory_path")
+    if not isinstance(path, str) or not path:
+        raise EngineSetupError(
+            f"{SHARED_MEMORY} needs shared_memory_path in kv_connector_extra_config: a folder in memory that "
+            f"the engines share, such as /dev/shm/dodona-kv; got {_kind(path)}"
+        )
+    if stores and "memory_bytes" not in extra:
+        raise EngineSetupError(
+            f"{SHARED_MEMORY} as {transfer.kv_role} needs memory_bytes in kv_connector_extra_config: the "
+            "memory for blocks that other engines read"
+        )
+    seconds = extra.get("wait_seconds", _WAIT_SECONDS)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise EngineSetupError(
+            f"kv_connector_extra_config: wait_seconds must be a number, at least 0; got {_kind(seconds)}"
+        )
+    return SharedMemorySettings(
+        Path(path).expanduser(),
+        _byte_count("memory_bytes", extra["memory_bytes"]) if stores else None,
+        float(seconds) if loads else None,
     )
 
 

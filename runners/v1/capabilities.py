@@ -12,6 +12,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.quantization import LIBRARY_SCHEMES
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.model_code import (
@@ -30,7 +31,11 @@ from dodona.oracle.systems.own.parallel import (
     uses_workers,
 )
 from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
-from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
+from dodona.oracle.systems.own.quantization import (
+    has_unread_experts,
+    lacks_quantization_package,
+    quantization_scheme,
+)
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_runner_type,
@@ -62,6 +67,8 @@ LACKS: frozenset[str] = frozenset(
     {
         "device",
         "quantization",
+        "quantization-package",
+        "library-quantization",
         "causal-lm",
         "transformers-version",
         "model-family",
@@ -99,7 +106,6 @@ LACKS: frozenset[str] = frozenset(
         "speculative-hidden-states",
         "speculative-mtp",
         "speculative-mtp-workers",
-        "speculative-workers-combinations",
         "parallel-drafting",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -197,6 +203,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": scheme == "other",
+        "quantization-package": resolved_device(config, environment) == "cpu"
+        and lacks_quantization_package(config, model, environment) is True,
+        "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),
         "quantized-experts": has_unread_experts(config, model),
         "quantized-experts-workers": scheme is not None and model.is_moe and uses_workers(config),
         "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
@@ -247,14 +256,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
         and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
         "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
-        "speculative-workers-combinations": speculative is not None
-        and uses_workers(config)
-        and bool(
-            scheme is not None
-            or model.has_inner_state
-            or config.lora_config is not None
-            or has_active_connector(config)
-        ),
         "parallel-drafting": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",
@@ -285,6 +286,20 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
     if is_row_by_row(config, draft, environment):
         lacking += ("speculative-row-by-row",)
     return lacking
+
+
+def _exceeds_library(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool:
+    """Whether a configuration asks for more than was run with layers that a quantization library computes."""
+    return (
+        resolved_device(config, environment) != "cpu"
+        or uses_workers(config)
+        or config.speculative_config is not None
+        or compiles(config)
+        or resolved_runner_type(config, model) == "pooling"
+        or model.is_moe
+        or model.has_inner_state
+        or is_row_by_row(config, model, environment) is True
+    )
 
 
 def _hides_states(method: str | None, model_type: str | None) -> bool:

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from dodona.kernels.state_space.sequences import SlotSequences
 from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v1.attention import forward_state
 from dodona.runners.v1.device_forward import DeviceForward, kv_cache_shape
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.mixers import step_states
+from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
-from dodona.runners.v1.state_slots import DeviceStates, StateChunk, StateRound
+from dodona.runners.v1.state_slots import DeviceStates, PackedStates, StateChunk, StateRound
 
 
 class DeviceModel:
@@ -39,6 +41,7 @@ class DeviceModel:
         self._block_size = block_size
         self._causal_lm: Any = model.model
         self._body: Any = _body(self._causal_lm)
+        self._packed_forwards = tuple(packed_forward(mixer) for mixer in model.mixers)
         self.fusions = Fusions(self._causal_lm)
         """Installed in the model."""
         self._no_ids = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
@@ -138,13 +141,18 @@ class DeviceModel:
         rest = iter(tensors)
         by_mixer = [tuple(itertools.islice(rest, len(mixer.states))) for mixer in self.packed.mixers]
         count = inputs.num_decodes
-        rows = inputs.rows[:count].long()
+        rows = inputs.rows.long()
         slots = torch.where(rows < 0, len(tensors[0]) - 1, rows)  # the last slot is the padding's
-        decodes = StateRound(torch.arange(count, device=rows.device), slots, slots)
+        # A prompt of one token is among the decodes.
+        begins = inputs.seq_lens <= inputs.query_start.diff()
+        tokens = torch.arange(count, device=rows.device)
+        decodes = StateRound(tokens, slots[:count], slots[:count], begins[:count])
+        sequences = SlotSequences(inputs.query_start, slots, begins, max(1, inputs.max_prefill_len))
         return DeviceStates(
             by_mixer,
             [decodes] if count else [],
             [StateChunk(c.row, c.row, c.start, c.num_tokens, not c.num_computed) for c in inputs.chunks],
+            PackedStates(self._packed_forwards, sequences),
         )
 
     def logits(self, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:

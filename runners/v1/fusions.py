@@ -1,4 +1,5 @@
-"""Parts of a model that one kernel computes: norms, gated MLPs, rotary embeddings, products of one token.
+"""Parts of a model that kernels compute: norms, gated MLPs, rotary embeddings, products of one token, routers
+and experts.
 
 transformers marks such parts for kernels of its hub, but not all of them, and only where the package
 `kernels` is installed. So a part is recognised by what it has, and proven by what it computes: the kernel
@@ -23,9 +24,8 @@ from dodona.kernels.attention.rotate import rotate
 from dodona.kernels.linear.activation import ACTIVATIONS, gated
 from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.single_token_linear import single_token_linear
-
-ROUNDING = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference between a part and its kernel, relative to the largest value of the part's result."""
+from dodona.runners.v1.agreement import ROUNDING, close, random
+from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 
 _ROTARY = "apply_rotary_pos_emb"
 """Name by which transformers' attention modules call their rotary embedding."""
@@ -79,8 +79,13 @@ def _find(model: nn.Module) -> Iterator[Fusion]:
         if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
             continue  # someone else changed what it computes
         forward = _with_fused_rotary(module, rotaries)
-        if forward is None and len(inspect.signature(module.forward).parameters) == 1:
-            forward = _norm(module) or _gated_mlp(module) or _single_token_linear(module)
+        arguments = len(inspect.signature(module.forward).parameters)
+        if forward is None and arguments == 1:
+            forward = (
+                _norm(module) or _gated_mlp(module) or _single_token_linear(module) or fused_router(module)
+            )
+        if forward is None and arguments == 3:
+            forward = fused_experts(module)
         if forward is not None:
             yield Fusion(module, forward)
 
@@ -94,7 +99,7 @@ def _norm(module: Any) -> Callable[..., Any] | None:
         return None
     if next(module.children(), None) is not None or weight.dtype not in ROUNDING:
         return None
-    x = _random(3, weight.numel(), like=weight)
+    x = random(3, weight.numel(), like=weight)
     # As small as epsilon's root, so that leaving epsilon out would show.
     inputs = (x, x * eps**0.5)
 
@@ -123,7 +128,7 @@ def _gated_mlp(module: Any) -> Callable[..., Any] | None:
     assert isinstance(gate, nn.Linear)
     if gate.weight.dtype not in ROUNDING or next(module.parameters(recurse=False), None) is not None:
         return None
-    x = _random(3, gate.in_features, like=gate.weight)
+    x = random(3, gate.in_features, like=gate.weight)
 
     def make(activation: str) -> Callable[..., Any]:
         def forward(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -157,7 +162,7 @@ def _single_token_linear(module: Any) -> Callable[..., Any] | None:
             product += bias
         return product.view(*hidden_states.shape[:-1], -1)
 
-    return forward if _agree(module, forward, _random(1, 1, inner, like=module.weight)) else None
+    return forward if _agree(module, forward, random(1, 1, inner, like=module.weight)) else None
 
 
 def _with_fused_rotary(
@@ -202,12 +207,12 @@ def _fused_rotary(original: Callable[..., Any], like: torch.Tensor) -> Callable[
 
     dtype = like.dtype if like.dtype in ROUNDING else torch.float32
     q, k, cos, sin = (
-        _random(1, *shape, like=like).to(dtype) for shape in ((4, 3, 16), (2, 3, 16), (3, 16), (3, 16))
+        random(1, *shape, like=like).to(dtype) for shape in ((4, 3, 16), (2, 3, 16), (3, 16), (3, 16))
     )
     try:
         expected = original(q, k, cos, sin)
         found = fused(q, k, cos, sin)
-        same = all(_close(a, b) for a, b in zip(expected, found, strict=True))
+        same = all(close(a, b) for a, b in zip(expected, found, strict=True))
     except Exception:  # other arguments, or complex numbers
         return None
     return fused if same else None
@@ -219,17 +224,4 @@ def _agree(module: nn.Module, forward: Callable[..., Any], x: torch.Tensor) -> b
         expected = module(x)
     except Exception:  # it takes more than one argument
         return False
-    return isinstance(expected, torch.Tensor) and _close(expected, forward(x))
-
-
-def _close(expected: torch.Tensor, found: torch.Tensor) -> bool:
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        return False
-    limit = ROUNDING[expected.dtype] * float(expected.abs().max())
-    return bool(float((expected.float() - found.float()).abs().max()) <= limit)
-
-
-def _random(*shape: int, like: torch.Tensor) -> torch.Tensor:
-    """Normal numbers of `like`'s type and device, the same each time."""
-    generator = torch.Generator().manual_seed(11)
-    return torch.randn(*shape, generator=generator).to(like.device, like.dtype)
+    return isinstance(expected, torch.Tensor) and close(expected, forward(x))

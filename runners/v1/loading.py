@@ -7,6 +7,7 @@ tensors that the checkpoint has: transformers' own quantizers are not asked, so 
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ def load_model(
     weights: the directory with its safetensors; None draws random weights from `seed` as the architecture
     initialises them (the same on every call; CPU and CUDA draw different ones).
     quantization: how the checkpoint's linear layers are quantized, or are to be; random weights are too.
+        What a library (bitsandbytes, torchao) quantizes, transformers loads through it.
     auto_class: name of transformers' automatic class that makes the model. A causal language model gets
         transformers' plain attention, another the implementation that transformers chooses for it.
 
@@ -88,18 +90,25 @@ def _load_model(
         common["attn_implementation"] = "eager"
     elif auto_class == "AutoModel" and _takes_pooling_layer(factory, config):
         common["add_pooling_layer"] = False  # its weights may be missing, and hidden states are pooled
-    _forget_quantization(config)
+    library = None if quantization is None or quantization.library_scheme is None else quantization.method
+    if library is None:
+        _forget_quantization(config)
+    elif library == "bitsandbytes":
+        common["device_map"] = {"": device.type}
     # transformers would read this file, or the shards of this index, in place of `weight_files`.
     config.__dict__.pop("transformers_weights", None)
-    is_online = quantization is not None and all(r.scheme.layout == "online" for r in quantization.rules)
+    layouts = {rule.scheme.layout for rule in quantization.rules} if quantization is not None else set()
+    is_online, is_stored = layouts == {"online"}, bool(layouts - {"online"})
     try:
-        if weights is None:
+        if weights is None and library is not None:
+            model = _random_library_model(factory, config, device, seed, common)
+        elif weights is None:
             model = _random_model(factory, config, device, seed, common)
         else:
             weight_files(weights)
             loader: Any = factory
             renamed: dict[str, str] | None = None
-            if quantization is not None and not is_online:
+            if quantization is not None and is_stored:
                 stored = _stored_shapes(weights)
                 plain = _plain_model(factory, config, trust_remote_code)
                 experts = expert_names(plain, stored)
@@ -117,10 +126,10 @@ def _load_model(
                     **common,
                 )
             _check_complete(weights, info)
-            if quantization is not None and not is_online:
+            if is_stored:
                 _check_nothing_ignored(weights, model, info)
                 convert_stored(model)
-        if quantization is not None and (is_online or weights is None):
+        if quantization is not None and (is_online or (is_stored and weights is None)):
             # A classifier's last layers stay as they are, as the output layer.
             body: Any = model if auto_class == "AutoModelForCausalLM" else model.base_model
             quantize_layers(body, quantization)
@@ -177,6 +186,23 @@ def _random_model(
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
         model: torch.nn.Module = factory.from_config(config, **common)
+        return model
+
+
+def _random_library_model(
+    factory: Any, config: Any, device: torch.device, seed: int, common: Mapping[str, Any]
+) -> torch.nn.Module:
+    """A model of random weights that a library has quantized, which it does while it reads them."""
+    quantization = config.quantization_config
+    _forget_quantization(config)
+    plain: Any = _random_model(
+        factory, config, device, seed, {k: v for k, v in common.items() if k != "device_map"}
+    )
+    with tempfile.TemporaryDirectory() as folder, _no_progress_bar():
+        plain.save_pretrained(folder)
+        model: torch.nn.Module = factory.from_pretrained(
+            folder, config=config, quantization_config=quantization, use_safetensors=True, **common
+        )
         return model
 
 

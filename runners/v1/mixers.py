@@ -1,11 +1,12 @@
 """Modules with an inner state, found at load, and run on packed steps.
 
 transformers keeps such a state in a cache layer: `update_conv_state`, `update_recurrent_state`. The innermost
-module that calls these is a *mixer*. A mixer never gets a packed batch: inside a step, its forward splits the
-packed tokens [1, T, …], runs all decodes as one batch [D, 1, …] with their states gathered by slot, and every
-chunk as [1, n, …], by the mixer's own code with a cache layer of the states in question, which are then
-stored. Rows that verify drafts compute token by token, as decodes do, so that the states after each token
-are kept. All other modules stay packed.
+module that calls these is a *mixer*. Where kernels keep sequences apart, it computes the packed batch at once
+(see `packed_mixers`). Elsewhere it never gets one: inside a step, its forward splits the packed tokens
+[1, T, …], runs all decodes as one batch [D, 1, …] with their states gathered by slot, and every chunk as
+[1, n, …], by the mixer's own code with a cache layer of the states in question, which are then stored. Rows
+that verify drafts compute token by token, as decodes do, so that the states after each token are kept. All
+other modules stay packed.
 """
 
 from __future__ import annotations
@@ -77,23 +78,31 @@ class Mixer:
 
     def __init__(self, module: Any, number: int, call: SpiedCall) -> None:
         self.name = type(module).__name__
+        self.module = module
         self.states: tuple[StateSpec, ...] = call.states
+        self.layer_idx = call.layer_idx
+        self.cache_argument = call.argument
+        """Name of the parameter that takes the cache."""
+        self.arguments = call.arguments
+        """Those of a forward pass over a few tokens, to try things with."""
+        self.forward: Callable[..., Any] = module.forward
+        """The module's own."""
+        self.signature = inspect.signature(self.forward)
         self.continues = True
         """Whether several tokens at once go on from a state. Where not, they are computed one by one."""
         self._number = number
-        self._layer_idx = call.layer_idx
-        self._forward: Callable[..., Any] = module.forward
-        self._signature = inspect.signature(self._forward)
-        self._argument = call.argument
         self.continues = self._measure(call.arguments)
         module.forward = torch.compiler.disable(self._call)  # type: ignore[no-untyped-call]
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         states = _current.get()
         if states is None:  # the plain model
-            return self._forward(*args, **kwargs)
-        arguments = self._signature.bind(*args, **kwargs).arguments
+            return self.forward(*args, **kwargs)
+        arguments = self.signature.bind(*args, **kwargs).arguments
         mine = states.tensors[self._number]
+        packed = None if states.packed is None else states.packed.forwards[self._number]
+        if states.packed is not None and packed is not None:
+            return packed(arguments, mine, states.packed.sequences)
         total = _num_tokens(arguments)
         if states.rounds and len(states.rounds[0].tokens) == total:
             batch = _packed(arguments, total, lambda value: value.transpose(0, 1))
@@ -117,8 +126,24 @@ class Mixer:
                     slot.copy_(state)
         return _joined(parts, total)
 
+    def piecewise(self, pieces: Sequence[Sequence[int]]) -> Piecewise:
+        """The module's own results for its first call's tokens at the indices of each piece: the first piece
+        begins without a state, the others go on from it token by token."""
+        first, *others = pieces
+        layer = self._layer(None)
+        outputs = [self._run(at_tokens(self.arguments, first), layer)]
+        outputs += [
+            torch.cat([self._run(at_tokens(self.arguments, [token]), layer) for token in piece], 1)
+            for piece in others
+        ]
+        return Piecewise(outputs, self._states_of(layer))
+
     def _decode(self, batch: Mapping[str, Any], mine: Sequence[torch.Tensor], single: StateRound) -> Any:
-        layer = self._layer([tensor.index_select(0, single.sources) for tensor in mine])
+        states = [tensor.index_select(0, single.sources) for tensor in mine]
+        if single.begins is not None:
+            for state in states:
+                state.masked_fill_(single.begins.view(-1, *[1] * (state.ndim - 1)), 0)
+        layer = self._layer(states)
         output = self._run(batch, layer)
         for tensor, state in zip(mine, self._states_of(layer), strict=True):
             tensor.index_copy_(0, single.targets, state)
@@ -136,9 +161,9 @@ class Mixer:
         return _joined(parts, count)
 
     def _run(self, arguments: Mapping[str, Any], layer: Any) -> Any:
-        cache = Cache(layers=[layer] * (self._layer_idx + 1))
-        bound = inspect.BoundArguments(self._signature, {**arguments, self._argument: cache})
-        return self._forward(*bound.args, **bound.kwargs)
+        cache = Cache(layers=[layer] * (self.layer_idx + 1))
+        bound = inspect.BoundArguments(self.signature, {**arguments, self.cache_argument: cache})
+        return self.forward(*bound.args, **bound.kwargs)
 
     def _layer(self, states: Sequence[torch.Tensor] | None) -> Any:
         """A cache layer that holds these states, or none."""
@@ -201,6 +226,16 @@ class SpiedCall:
     arguments: Mapping[str, Any]
     """By parameter; tensors of the packed tokens are [1, T, …]."""
     states: tuple[StateSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piecewise:
+    """A mixer's results over a sequence in pieces."""
+
+    outputs: Sequence[torch.Tensor]
+    """Of each piece, [1, n, …]."""
+    states: Sequence[torch.Tensor]
+    """After all of them, [1, …]."""
 
 
 class _Call:
@@ -324,6 +359,12 @@ def _column(tokens: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def _cut(arguments: Mapping[str, Any], span: slice, total: int) -> dict[str, Any]:
     return _packed(arguments, total, lambda value: value[:, span])
+
+
+def at_tokens(arguments: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
+    """The arguments of a call, with the packed tokens at the given indices, in this order."""
+    total = _num_tokens(arguments)
+    return _packed(arguments, total, lambda value: value[:, list(tokens)])
 
 
 def _turned_back(output: Any) -> Any:

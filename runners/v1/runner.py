@@ -143,6 +143,7 @@ class V1Runner(WeightLife):
         """Read the weights again, in place, and those of the draft from where it was. KV computed before
         belongs to the old weights."""
         self._require_weights("reload_weights")
+        self._require_own_layers("reload_weights")
         loaded = self._require_loaded()
         directory = weights_directory(self.config, self.model_info, path)
         # Random weights depend on the device that draws them.

@@ -25,6 +25,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Group
+from dodona.runners.quantization.library import has_library_layers
 from dodona.runners.quantization.replacement import quantized_layers
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.mixers import STATE_API, cache_argument, has_mixers
@@ -42,6 +43,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 ROUNDED_TOLERANCE = 2e-2
 """The least tolerance where activations are quantized: the noise of another order of summation moves some of
 them by a whole step."""
+
+LIBRARY_TOLERANCE = 5e-2
+"""The same for layers of bitsandbytes and torchao: they round in half precision, and some depending on the
+other tokens of a step."""
 
 _BLOCK_SIZE = 4
 _LONGEST_PROMPT = 128
@@ -111,8 +116,10 @@ def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
 
 
 def tolerance_of(module: torch.nn.Module, dtype: torch.dtype) -> float:
-    """Largest accepted difference, see `TOLERANCE` and `ROUNDED_TOLERANCE`."""
+    """Largest accepted difference, see `TOLERANCE`, `ROUNDED_TOLERANCE` and `LIBRARY_TOLERANCE`."""
     tolerance = TOLERANCE[dtype]
+    if has_library_layers(module):
+        return max(tolerance, LIBRARY_TOLERANCE)
     if any(layer.activations is not None for layer in quantized_layers(module).values()):
         return max(tolerance, ROUNDED_TOLERANCE)
     return tolerance

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
+from dodona.kernels.state_space.sequences import SlotSequences
 from dodona.runners.v1.step_layout import to_device
 
 
@@ -54,6 +55,22 @@ class StateRound:
     """[n] int64: slots of the states before the tokens."""
     targets: torch.Tensor
     """[n] int64: slots of the states after them."""
+    begins: torch.Tensor | None = None
+    """[n] bool: sequences that begin here, so that what the slot holds does not count; None for none."""
+
+
+PackedForward = Callable[[Mapping[str, Any], Sequence[torch.Tensor], SlotSequences], Any]
+"""A mixer's forward pass over packed sequences: arguments by parameter without the cache, its slots by state,
+and the sequences."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedStates:
+    """How mixers compute all rows of a step at once."""
+
+    forwards: Sequence[PackedForward | None]
+    """By mixer; None for one that computes rows as `MixerStates` says."""
+    sequences: SlotSequences
 
 
 class MixerStates(Protocol):
@@ -72,6 +89,10 @@ class MixerStates(Protocol):
     def chunks(self) -> Sequence[StateChunk]:
         """The other rows."""
 
+    @property
+    def packed(self) -> PackedStates | None:
+        """For mixers that need neither rounds nor chunks; None where the host lays the step out."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceStates:
@@ -80,6 +101,7 @@ class DeviceStates:
     tensors: Sequence[Sequence[torch.Tensor]]
     rounds: Sequence[StateRound]
     chunks: Sequence[StateChunk]
+    packed: PackedStates | None
 
 
 class StateSlots:
@@ -141,6 +163,8 @@ class StateSlots:
 
 class StepStates:
     """`MixerStates` of a step that the host lays out."""
+
+    packed = None
 
     def __init__(
         self,

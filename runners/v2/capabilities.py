@@ -15,6 +15,7 @@ from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     lacks_executor,
+    splits_evenly,
 )
 from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import quantization_scheme
@@ -75,6 +76,7 @@ LACKS: frozenset[str] = frozenset(
         "executor-backend",
         "ray-device",
         "tensor-parallelism",
+        "tensor-parallel-sizes",
         "pipeline-parallelism",
         "data-parallel-deployment",
         "prefill-context-parallelism",
@@ -111,6 +113,7 @@ def check_supported(
         "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
         **_features(config),
+        **_tensor_parallelism(config, model),
     }
     if interpreted and resolved_dtype(config, model, device) == "bfloat16":
         lacking["dtype"] = True  # the interpreter computes wrong numbers in it, silently
@@ -177,7 +180,6 @@ def _features(config: EngineConfig) -> dict[str, bool]:
     return {
         "block-size": config.cache_config.block_size not in BLOCK_SIZES,
         "executor-backend": lacks_executor(parallel),
-        "tensor-parallelism": parallel.tensor_parallel_size > 1,
         "pipeline-parallelism": pipeline,
         "data-parallel-deployment": deploys_replicas_otherwise(parallel),
         "prefill-context-parallelism": parallel.prefill_context_parallel_size > 1,
@@ -187,7 +189,11 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "speculative-decoding": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-workers": speculative is not None
-        and (parallel.data_parallel_size > 1 or parallel.distributed_executor_backend in ("mp", "ray")),
+        and (
+            parallel.tensor_parallel_size > 1
+            or parallel.data_parallel_size > 1
+            or parallel.distributed_executor_backend in ("mp", "ray")
+        ),
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
         "parallel-drafting": speculative is not None
@@ -203,4 +209,13 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "stock-torch-compile": mode == "STOCK_TORCH_COMPILE",
         "dynamo-trace-once": mode == "DYNAMO_TRACE_ONCE",
         "vllm-compile": mode == "VLLM_COMPILE",
+    }
+
+
+def _tensor_parallelism(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
+    is_split = config.parallel_config.tensor_parallel_size > 1
+    return {
+        "tensor-parallelism": is_split
+        and (quantization_scheme(config, model) is not None or has_active_connector(config)),
+        "tensor-parallel-sizes": splits_evenly(config, model) is False,
     }

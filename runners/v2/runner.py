@@ -1,6 +1,8 @@
-"""Runner V2: dense Qwen3, Llama and Mistral on one GPU, at speed.
+"""Runner V2: dense Qwen3, Llama and Mistral on a GPU, or on several that split each layer, at speed.
 
-Its own modelling code over fused weights; `runners.device` runs the steps.
+Its own modelling code over fused weights; `runners.device` runs the steps. Ranks that split layers run the
+same steps, each to its end: hidden states are sums over the ranks, the same bits on all of them, and so are
+the logits, the drawn tokens and the state that these go to.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from collections.abc import Mapping
 import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.device.ready import Ready
 from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import DeviceSteps
+from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.kv_blocks import extended
 from dodona.runners.drafting.weights import with_draft
 from dodona.runners.interface import (
@@ -34,6 +38,7 @@ from dodona.runners.v2.drafting.ngram import NgramDrafter, WithDrafts
 from dodona.runners.v2.loading.loaded import Loaded, load, reload
 from dodona.runners.v2.loading.model import weight_views
 from dodona.runners.v2.models.weights import quantized_tensors
+from dodona.runners.v2.ranks import check_equal_bits, check_equal_devices
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
 
@@ -44,10 +49,12 @@ class V2Runner(WeightLife):
 
     name = "v2"
     request_features = frozenset({"structured-outputs"})
+    samples_on_every_rank = True
     warm_up_params = example_params(grammar=False)
 
-    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits) -> None:
+    def __init__(self, config: EngineConfig, model: ModelInfo, limits: Limits, mesh: Mesh = ALONE) -> None:
         super().__init__(config, model, limits)
+        self._group = mesh.tensor
         self._device = torch.device(limits.device)
         self._loaded: Loaded | None = None
         self._steps: DeviceSteps | None = None
@@ -87,9 +94,11 @@ class V2Runner(WeightLife):
         """Read the weights onto the device.
 
         Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError
-        where config.json or the weights are not as they must be, or speculative_config can't be served.
+        where config.json or the weights are not as they must be, speculative_config can't be served, or the
+        ranks' devices differ.
         """
-        self._loaded = load(self.config, self.model_info, self.limits)
+        check_equal_devices(self._group, self._device)
+        self._loaded = load(self.config, self.model_info, self.limits, self._group)
         self._kv_connector = make_worker_connector(self.config)
         if self._loaded.prompts is not None:
             self._ngram = NgramDrafter(self._loaded.prompts)
@@ -143,9 +152,11 @@ class V2Runner(WeightLife):
         """Compile what steps of all kinds need, and capture those of fixed form as CUDA graphs, unless
         `enforce_eager`.
 
-        Nothing on a CPU.
+        Nothing on a CPU. Ranks that split layers then compare their logits: raises ConfigError where they are
+        not the same bits.
         """
         self.steps.capture_graphs()
+        check_equal_bits(self._group, self.steps)
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""
@@ -184,11 +195,20 @@ class V2Runner(WeightLife):
     # ---------------------------------------------------------------------------------------------------
 
     def _weight_views(self) -> WeightViews:
+        if self._group.size > 1:
+            raise UnsupportedConfiguration.lacking(
+                self.name,
+                "load_weights and apply_sparse_weight_patches with several workers",
+                why="each holds a share of the tensors; use reload_weights",
+            )
+        return self._all_weight_views()
+
+    def _all_weight_views(self) -> WeightViews:
         found, drafting = weight_views(self.loaded.model), self.loaded.drafting
         return found if drafting is None else with_draft(found, drafting.weight_views())
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
-        return {**self._weight_views().views, **quantized_tensors(self.loaded.model.weights)}
+        return {**self._all_weight_views().views, **quantized_tensors(self.loaded.model.weights)}
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         self._kv_connector.release_kv_caches()

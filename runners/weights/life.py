@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from dodona.runners.interface import SLEEP_LEVELS, SLEEP_TAGS, Runner
 from dodona.runners.weights.sleeping import SleepingWeights, is_spoilt
@@ -71,12 +72,14 @@ class WeightLife(Runner):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Overwrite whole tensors in place; see `Runner.load_weights`."""
         self._require_weights("load_weights")
+        self._require_own_layers("load_weights")
         found = self._weight_views()
         load_tensors(found.views, weights, tied=found.tied)
 
     def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Overwrite single elements in place; see `Runner.apply_sparse_weight_patches`."""
         self._require_weights("apply_sparse_weight_patches")
+        self._require_own_layers("apply_sparse_weight_patches")
         found = self._weight_views()
         apply_sparse_patches(found.views, patches, tied=found.tied)
 
@@ -91,6 +94,15 @@ class WeightLife(Runner):
         if self._asleep is not None and self._asleep.weights is not None:
             raise EngineAsleepError(f"{call}: the weights are asleep; call wake_up(tags=['weights']) first")
 
+    def _require_own_layers(self, call: str) -> None:
+        """Raise InvalidRequestError where a quantization library has weights in a layout of its own."""
+        found = quantization_of(self.config, self.model_info)
+        if found is not None and found.library_scheme is not None:
+            raise InvalidRequestError(
+                f"{call}: the weights are in layers of {found.method}, which are not changed in place or put "
+                "to sleep; make a new LLM"
+            )
+
     # --- Sleep
 
     def sleep(self, level: int = 1) -> None:
@@ -99,6 +111,7 @@ class WeightLife(Runner):
             raise InvalidRequestError(f"sleep: level must be one of {SLEEP_LEVELS}, got {level!r:.40}")
         if self._asleep is not None:
             raise EngineAsleepError("sleep: asleep already; call wake_up first")
+        self._require_own_layers("sleep")
         kv_size = self._release_kv_cache()
         weights = self._weights_to_release()
         self._asleep = _Asleep(SleepingWeights(weights.values(), keep=level == 1), kv_size)

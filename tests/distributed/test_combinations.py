@@ -21,6 +21,7 @@ from tests.lora.test_v1 import make_llm, plain
 from tests.support.adapters import merge, scale_of, write_adapter
 from tests.support.equal_tokens import EqualTokens
 from tests.support.quantized_reference import plain_model
+from tests.v1.test_kv_shared_memory import memory
 from tests.v1.test_quantized import SIZES
 
 TP, PP, PCP, DP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "prefill_context", "data"))
@@ -194,6 +195,26 @@ def test_stored_blocks_of_other_sizes(
                 equal.compare(prompt, plain_tokens.generate(prompt, 8), tokens)
     with llm(path, **_storage(tmp_path), **readers[0]) as one:
         check(one, cached=True)
+    equal.check()
+
+
+@pytest.mark.parametrize(
+    ("producer", "consumer"), [({TP: 2}, {}), ({PP: 2}, {TP: 2}), ({TP: 2, PCP: 2}, {PP: 2})], ids=str
+)
+def test_blocks_through_shared_memory(tiny_models, reference, tmp_path, producer, consumer):
+    path = tiny_models.path("qwen3")
+    plain_tokens = reference(path)
+    equal = EqualTokens(lambda ids: plain_tokens.logits(ids)[-1])
+    todo = [[*range(2 + n, 2 + n + length)] for n, length in enumerate((3, 33, 17, 40))]
+    with (
+        llm(path, **memory(tmp_path / "kv", "kv_producer"), **producer) as one,
+        llm(path, **memory(tmp_path / "kv", "kv_consumer"), **consumer) as other,
+    ):
+        first = SamplingParams(temperature=0.0, max_tokens=1)
+        one.generate([{"prompt_token_ids": p} for p in todo], first, use_tqdm=False)
+        for prompt, (tokens, found) in zip(todo, _run(other, todo), strict=True):
+            equal.compare(prompt, plain_tokens.generate(prompt, 8), tokens)
+            assert found == 4 * ((len(prompt) - 1) // 4)
     equal.check()
 
 

@@ -1,4 +1,4 @@
-"""V1 on two GPUs, by NCCL: its tokens are those of one GPU, up to ties."""
+"""V1 and V2 on two GPUs, by NCCL: their tokens are those of one GPU, up to ties."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.select import select_runner
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
+from tests.support.equal_tokens import EqualTokens
+from tests.v2.test_greedy_tokens import Reference
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "qwen3"
 DRAFTS = {"method": "draft_model", "model": str(CHECKPOINT), "num_speculative_tokens": 3}
@@ -20,11 +22,20 @@ EAGLE3 = {"method": "eagle3", "model": str(HEAD), "num_speculative_tokens": 3}
 PROMPTS = ["2 + 2 =", "17 + 25 =", "October 3 is", "1, 2, 3, 4,"]
 
 
-def tokens(**flat: Any) -> list[tuple[int, ...]]:
-    """fp32, in which a tie would be a coincidence."""
+MIXED = [
+    SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True),
+    SamplingParams(temperature=0.8, seed=3, max_tokens=24, ignore_eos=True),
+    SamplingParams(temperature=1.1, top_k=20, top_p=0.9, seed=4, max_tokens=24, ignore_eos=True),
+    SamplingParams(temperature=0.0, repetition_penalty=1.2, max_tokens=24, ignore_eos=True),
+]
+
+
+def tokens(params: Any = MIXED[0], runner: str | None = None, **flat: Any) -> list[tuple[int, ...]]:
+    """fp32, in which a tie would be a coincidence. runner: the one that must be chosen."""
     config = EngineConfig.from_flat(str(CHECKPOINT), dtype="float32", max_model_len=128, **flat)
-    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
-    with LLM.from_verdict(select_runner(config)) as llm:
+    verdict = select_runner(config)
+    assert runner in (None, verdict.runner)
+    with LLM.from_verdict(verdict) as llm:
         return [tuple(o.outputs[0].token_ids) for o in llm.generate(PROMPTS, params, use_tqdm=False)]
 
 
@@ -43,8 +54,40 @@ def tokens(**flat: Any) -> list[tuple[int, ...]]:
         [next(iter(sizes)), sizes.get("speculative_config", {}).get("method", "plain")]
     ),
 )
-def test_two_gpus_equal_one(sizes):
+def test_two_gpus_equal_one(sizes, monkeypatch):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     whole = tokens()
-    assert tokens(**sizes) == whole
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    assert tokens(runner="v1", **sizes) == whole
+
+
+@pytest.mark.gpu
+def test_v2_on_two_gpus_equals_one():
+    """Captured graphs, two steps in flight."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    assert tokens(MIXED, "v2", tensor_parallel_size=2) == tokens(MIXED, "v2")
+
+
+@pytest.mark.gpu
+def test_v2_on_two_gpus_in_bfloat16():
+    """Few decodes at a time have kernels of their own, and one has others; the reference is transformers."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    config = EngineConfig.from_flat(
+        str(CHECKPOINT), dtype="bfloat16", max_model_len=128, tensor_parallel_size=2
+    )
+    verdict = select_runner(config)
+    assert verdict.runner == "v2"
+    reference = Reference(CHECKPOINT, torch.bfloat16)
+    equal = EqualTokens(reference.logits, half_precision=True, max_ties=3)
+    with LLM.from_verdict(verdict) as llm:
+        tokenizer = llm.get_tokenizer()
+        batches = [PROMPTS[:1], PROMPTS[1:], [f"What is {a} + {b}?" for a in (3, 17, 40) for b in range(9)]]
+        for batch in batches:
+            for prompt, output in zip(batch, llm.generate(batch, params, use_tqdm=False), strict=True):
+                ids = tokenizer(prompt).input_ids
+                equal.compare(ids, reference.generate(ids, 12), list(output.outputs[0].token_ids))
+    equal.check()

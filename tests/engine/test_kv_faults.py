@@ -24,10 +24,10 @@ from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
 from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.rank_outputs import RankOutputs
+from dodona.runners.kv_transfer.regions import Region, cover
 from dodona.runners.kv_transfer.storage.block_files import BlockFiles
 from dodona.runners.kv_transfer.storage.index import StorageIndex
 from dodona.runners.kv_transfer.storage.paths import is_stored
-from dodona.runners.kv_transfer.storage.regions import Region, cover
 from dodona.runners.kv_transfer.storage.worker import SharedStorageWorker
 from tests.engine.test_scheduler import assert_solo, make_request
 from tests.support.fake_runner import _Slot, solo_run

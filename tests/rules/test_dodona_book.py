@@ -68,7 +68,6 @@ BESIDE: dict[str, dict[str, Any]] = {
         "model_config.model_type": "jamba",
     },
     "speculative-mtp-workers": {"model_config.model_type": "qwen3_next"},
-    "speculative-workers-combinations": {"speculative_config.method": "ngram"},
     "speculative-workers": {"speculative_config.method": "ngram"},
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
@@ -372,12 +371,12 @@ def test_configurations_fire_the_rules_that_name_their_features(case: str) -> No
 
 
 FEATURES: list[dict[str, Any]] = [
-    {"parallel_config": {"tensor_parallel_size": 2}},
+    {"parallel_config": {"tensor_parallel_size": 2}, "cache_config": {"kv_offloading_size": 1.0}},
     {"parallel_config": {"pipeline_parallel_size": 2}},
     {"parallel_config": {"prefill_context_parallel_size": 2}},
     {"parallel_config": {"enable_expert_parallel": True}},
-    {"speculative_config": {"method": "ngram"}},
-    {"speculative_config": {"method": "eagle3", "parallel_drafting": True}},
+    {"speculative_config": {"method": "ngram"}, "parallel_config": {"tensor_parallel_size": 2}},
+    {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     {"lora_config": {}},
     {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
     {"cache_config": {"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"}},

@@ -133,7 +133,10 @@ class Driver:
             budget -= count
             new.append(job)
             running.append(job)
-        scheduled.sort(key=lambda item: item[1] > 1)
+        decodes = {
+            id(job) for job, count in scheduled if count == 1 and 0 < job.computed == len(job.tokens) - 1
+        }
+        scheduled.sort(key=lambda item: id(item[0]) not in decodes)
         new_blocks = []
         for job, count in scheduled:
             missing = -(-(job.computed + count) // self.block_size) - len(job.blocks)
@@ -152,7 +155,7 @@ class Driver:
             num_tokens=[count for _, count in scheduled],
             num_computed_tokens=[job.computed for job, _ in scheduled],
             samples=samples,
-            num_decodes=sum(c == 1 and s for (_, c), s in zip(scheduled, samples, strict=True)),
+            num_decodes=len(decodes),
             window_blocks=self._attached,
         )
         self._freed = []

@@ -8,15 +8,23 @@ import weakref
 
 import pytest
 import torch
+import transformers
+from transformers import CONFIG_MAPPING
 
-from dodona.runners.v1 import device_forward, device_serving
+from dodona.runners.v1 import device_forward, device_serving, packed_mixers
 from dodona.runners.v1.fusions import Fusions
+from dodona.runners.v1.packed_mixers import packed_forward
+from dodona.runners.v1.packed_model import PackedModel
 from tests.support.equal_tokens import EqualTokens
+from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import make_model
 from tests.v1.driver import Driver, make_runner
 
-FAMILIES = ("gemma2", "llama4", "lfm2")
+FAMILIES = ("gemma2", "llama4", "falcon-h1")
 """Windows, soft caps, 1 + weight; chunks and another rotation; inner states. More on a GPU: `test_gpu`."""
+
+PACKED = ("bamba", "falcon-h1", "granite-hybrid", "lfm2", "lfm2-moe", "lfm3", "mamba2")
+"""Mixers of a short convolution, or of Mamba 2."""
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [2, 7, 1]]
 
@@ -70,10 +78,10 @@ def test_what_the_host_must_lay_out_is_said(tiny_models, caplog):
 
 
 def test_fused_parts_are_found_by_what_they_compute(tiny_models):
-    """Norms by a weight and by 1 + a weight, both kinds of gates, and rotations; a rotation of neighbouring
+    """Norms by a weight and by 1 + a weight, kinds of gates, rotations, experts; a rotation of neighbouring
     dimensions and a norm that centres stay as they are."""
     found = {}
-    for family in ("qwen3", "gemma2", "cohere"):
+    for family in ("qwen3", "gemma2", "cohere", "qwen3-moe"):
         model = make_model(family)
         fusions = Fusions(model)
         found[family] = {type(part.module).__name__ for part in fusions._fusions}
@@ -86,6 +94,7 @@ def test_fused_parts_are_found_by_what_they_compute(tiny_models):
     assert found["qwen3"] == {"Qwen3RMSNorm", "Qwen3MLP", "Qwen3Attention", "Linear"}
     assert found["gemma2"] == {"Gemma2RMSNorm", "Gemma2MLP", "Gemma2Attention", "Linear"}
     assert found["cohere"] == {"CohereMLP", "Linear"}
+    assert {"Qwen3MoeTopKRouter", "Qwen3MoeExperts"} < found["qwen3-moe"]
 
 
 def test_a_part_that_someone_hooked_is_left_alone():
@@ -108,3 +117,25 @@ def test_shutdown_releases_the_model(tiny_models, monkeypatch):
         assert weight() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_mixers_that_kernels_compute_for_all_rows_at_once(family):
+    """By their functions' names and by trying; others compute row by row."""
+    if HYBRIDS[family][0] not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {HYBRIDS[family][0]}")
+    model = PackedModel(make_model(family))
+    packed = {packed_forward(mixer) is not None for mixer in model.mixers}
+    assert packed == {family in PACKED}
+
+
+def test_a_mixer_is_not_packed_where_its_kernels_give_something_else(monkeypatch):
+    mixer = PackedModel(make_model("falcon-h1")).mixers[0]
+    assert packed_forward(mixer) is not None
+    right = packed_mixers.selective_scan
+    monkeypatch.setattr(
+        packed_mixers,
+        "selective_scan",
+        lambda state, **kwargs: right(state=torch.zeros_like(state), **kwargs),
+    )
+    assert packed_forward(mixer) is None

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
+from dodona.runners.kv_transfer.cache_copies import CacheCopies
 from dodona.runners.kv_transfer.offloading import host_memory
 from dodona.runners.kv_transfer.offloading.host_memory import PinnedHostMemory
-from dodona.runners.kv_transfer.storage.cache_copies import CacheCopies
 from dodona.runners.llm import LLM
 from tests.v1.test_kv_shared_storage import GREEDY, prompts, storage
 

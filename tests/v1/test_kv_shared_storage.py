@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.errors import EngineSetupError, InvalidRequestError
 from dodona.runners.kv_transfer.settings import resolve_kv_transfer
-from dodona.runners.kv_transfer.storage.block_files import BlockFiles, DamagedBlockError
+from dodona.runners.kv_transfer.storage.block_files import BlockFiles
+from dodona.runners.kv_transfer.threaded_worker import DamagedBlockError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner

@@ -72,11 +72,6 @@ ASKS = {
         "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
         "tensor_parallel_size": 2,
     },
-    "speculative-workers-combinations": {
-        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
-        "tensor_parallel_size": 2,
-        "enable_lora": True,
-    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},

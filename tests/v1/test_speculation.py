@@ -49,8 +49,7 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], params: Sequence[SamplingPar
     return llm.generate([{"prompt_token_ids": list(p)} for p in prompts], list(params), use_tqdm=False)
 
 
-@pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
+def make_prompts() -> list[list[int]]:
     """Plain questions and conversations, some with a common beginning, and nonsense that repeats itself."""
     forms = held_out_prompts(AutoTokenizer.from_pretrained(QWEN3), count=4, recall=False, seed=5)
     found = [list(prompt.token_ids) for prompts in forms.values() for prompt in prompts]
@@ -59,9 +58,8 @@ def prompts() -> list[list[int]]:
     return [*found, found[-1][:40], found[-1][:33], phrase * 9, [rng.randrange(4, 380) for _ in range(50)]]
 
 
-@pytest.fixture(scope="module")
-def mixed() -> list[SamplingParams]:
-    """Greedy and random, with every stage of sampling; parallel to `prompts`."""
+def mixed_params() -> list[SamplingParams]:
+    """Greedy and random, with every stage of sampling; parallel to `make_prompts`."""
     common = {"max_tokens": 24, "ignore_eos": True, "seed": 11}
     stages: list[dict[str, Any]] = [
         {"temperature": 0.0},
@@ -74,6 +72,16 @@ def mixed() -> list[SamplingParams]:
         {"temperature": 0.0, "max_tokens": 3},
     ]
     return [SamplingParams(**{**common, **stages[i % len(stages)]}) for i in range(16)]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    return make_prompts()
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[SamplingParams]:
+    return mixed_params()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1 import device_serving
 from dodona.runners.v1.runner import V1Runner
 from tests.distributed.thread_workers import use_threads
-from tests.v1.test_kv_shared_storage import storage
+from tests.v1.test_kv_shared_memory import memory
+from tests.v1.test_kv_shared_storage import run, storage
 from tests.v2.drive import generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 
@@ -104,14 +105,14 @@ def test_v2_and_ranks_of_v1_read_each_others_files(path, tmp_path, monkeypatch):
 
     def on_v1(prompt):
         with LLM(str(path), device="cpu", tensor_parallel_size=2, **flat) as llm:
-            params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+            params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
             (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
             return output.num_cached_tokens, list(output.outputs[0].token_ids)
 
     def on_v2(prompt):
         runner = make_runner(path, num_blocks=NUM_BLOCKS, **flat)
         connector = plan_kv_transfer(runner.config, runner.name).scheduler_connector(runner)
-        found = generate(runner, [prompt], max_tokens=4, scheduler=scheduler_of(runner, connector))
+        found = generate(runner, [prompt], max_tokens=2, scheduler=scheduler_of(runner, connector))
         runner.shutdown()
         return found.requests[0].num_cached_tokens, list(found.outputs[0])
 
@@ -120,3 +121,31 @@ def test_v2_and_ranks_of_v1_read_each_others_files(path, tmp_path, monkeypatch):
     computed, tokens = on_v2(todo[1])
     assert (computed, on_v1(todo[1])) == (0, (48, tokens))
     assert len(list(tmp_path.rglob("*.parts/*.safetensors"))) == 4
+
+
+def test_v2_and_ranks_of_v1_share_memory(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    use_threads(monkeypatch)
+    todo = prompts_of(35, 53)
+    flat = {
+        "block_size": BLOCK_SIZE, "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64,
+        "max_model_len": 64, "num_gpu_blocks_override": 12, "skip_tokenizer_init": True,
+        **memory(tmp_path / "kv", "kv_both"),
+    }  # fmt: skip
+    runner = make_runner(path, num_blocks=NUM_BLOCKS, **flat)
+    connector = plan_kv_transfer(runner.config, runner.name).scheduler_connector(runner)
+    scheduler = scheduler_of(runner, connector)
+
+    def on_v2(prompt):
+        found = generate(runner, [prompt], max_tokens=2, scheduler=scheduler)
+        return list(found.outputs[0]), found.requests[0].num_cached_tokens
+
+    with LLM(str(path), device="cpu", tensor_parallel_size=2, **flat) as llm:
+        greedy = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+        tokens, cached = on_v2(todo[0])
+        assert run(llm, todo[:1], greedy) == ([tokens], [32])
+        tokens, _ = run(llm, todo[1:], greedy)
+        assert on_v2(todo[1]) == (tokens[0], 48)
+        assert cached == 0
+    runner.shutdown()
+    connector.shutdown()

@@ -37,7 +37,11 @@ from dodona.oracle.systems.own.pooling import (
     has_unused_pooler,
     pooling_task,
 )
-from dodona.oracle.systems.own.quantization import has_unread_experts, quantization_scheme
+from dodona.oracle.systems.own.quantization import (
+    has_unread_experts,
+    lacks_quantization_package,
+    quantization_scheme,
+)
 from dodona.oracle.systems.own.resolved import (
     DTYPES,
     resolved_device,
@@ -251,6 +255,18 @@ _MODEL_SPECS = (
         derive=lambda i: UNKNOWN if i.model is None else quantization_scheme(i.config, i.model),
         nullable=True,
         domain=SCHEMES,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.lacks_quantization_package",
+        "bool",
+        "A package that the weights are loaded through (bitsandbytes, torchao) isn't installed.",
+        "model",
+        derive=lambda i: (
+            UNKNOWN
+            if i.model is None
+            else _known(lacks_quantization_package(i.config, i.model, i.environment))
+        ),
         reads=("model_config.quantization",),
     ),
     OwnFact(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.language.facts import UNKNOWN
+from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.models.quantization import ONLINE_METHODS, QuantizationConfig, online_quantization
+from dodona.oracle.models.quantization import (
+    LIBRARY_SCHEMES,
+    ONLINE_METHODS,
+    QuantizationConfig,
+    online_quantization,
+)
 from dodona.oracle.models.quantized_experts import MXFP4, reads_quantized_experts
 
 _SAME_METHOD = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
@@ -39,6 +48,24 @@ def quantization_scheme(config: EngineConfig, model: ModelInfo) -> str | None:
     """The one of SCHEMES that describes the weights; None where they are not quantized."""
     found = quantization_of(config, model)
     return None if found is None else found.overall_scheme(model.num_hidden_layers or 0)
+
+
+_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "bitsandbytes": ("bitsandbytes", "accelerate"),
+    "torchao": ("torchao",),
+}
+"""What transformers needs to load a library's weights."""
+
+
+def lacks_quantization_package(
+    config: EngineConfig, model: ModelInfo, environment: Environment
+) -> bool | None:
+    """Whether a package that the weights are loaded through isn't installed; None: not known."""
+    library = LIBRARY_SCHEMES.get(quantization_scheme(config, model) or "", "")
+    found = [environment.version(package) for package in _PACKAGES.get(library, ())]
+    if None in found:
+        return True
+    return None if UNKNOWN in found else False
 
 
 def has_unread_experts(config: EngineConfig, model: ModelInfo) -> bool:

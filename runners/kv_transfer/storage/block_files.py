@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from dodona.runners.kv_transfer.regions import Region
 from dodona.runners.kv_transfer.storage.paths import PARTS, SUFFIX, stored_regions
-from dodona.runners.kv_transfer.storage.regions import Region
+from dodona.runners.kv_transfer.threaded_worker import DamagedBlockError
 
 logger = logging.getLogger("dodona.kv_transfer")
 
@@ -25,10 +26,6 @@ _TEMPORARY = ".tmp"
 _TENSOR = "kv"
 _ABANDONED_SECONDS = 600
 """Age from which a temporary file is that of a process that died while it wrote."""
-
-
-class DamagedBlockError(Exception):
-    """A file that is not the block that its name says."""
 
 
 class BlockFiles:

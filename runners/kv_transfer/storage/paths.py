@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dodona.runners.kv_transfer.storage.regions import Region, cover
+from dodona.runners.kv_transfer.regions import Region, cover
 
 SUFFIX = ".safetensors"
 PARTS = ".parts"

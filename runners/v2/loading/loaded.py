@@ -13,6 +13,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.runners.distributed.mesh import Group
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, NgramPlan, plan_drafting
 from dodona.runners.drafting.prompt_lookup import PromptLookup
 from dodona.runners.drafting.weights import overwrite
@@ -45,8 +46,9 @@ class Loaded:
         return self.model.spec
 
 
-def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
-    """Read a model's weights onto the device, and those of its draft.
+def load(config: EngineConfig, info: ModelInfo, limits: Limits, group: Group) -> Loaded:
+    """Read a model's weights onto the device, of which `group` says what this rank has, and those of its
+    draft.
 
     Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
     config.json or the weights are not as they must be, or speculative_config can't be served.
@@ -61,6 +63,7 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits) -> Loaded:
         seed=config.model_config.seed,
         quantization=quantization_of(config, info),
         seen=seen,
+        group=group,
     )
     return Loaded(
         model,

@@ -20,8 +20,12 @@ from dodona.runners.quantization.formats import TensorSpec
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.v2.loading.quantized import fill_parts, readable_types, stored_specs
 from dodona.runners.v2.models.projections import Parts
+from dodona.runners.v2.models.weights import TensorShare
 
 NO_PARTS: Parts = {}
+Shares = Mapping[str, TensorShare]
+"""By tensor name, what is read of it; others are read whole."""
+NO_SHARES: Shares = {}
 
 _HEAD_AND_EMBEDDING = frozenset({"lm_head.weight", "model.embed_tokens.weight"})
 _HEADS = frozenset({"lm_head.weight", "score.weight", "score.bias"})
@@ -32,7 +36,12 @@ _DERIVED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_fre
 
 
 def load_safetensors(
-    path: Path, views: Mapping[str, torch.Tensor], parts: Parts = NO_PARTS, *, tied: bool
+    path: Path,
+    views: Mapping[str, torch.Tensor],
+    parts: Parts = NO_PARTS,
+    *,
+    tied: bool,
+    shares: Shares = NO_SHARES,
 ) -> None:
     """Copy a checkpoint's tensors into `views`, and what it stores of quantized layers into `parts`.
 
@@ -42,6 +51,7 @@ def load_safetensors(
             are cast).
         parts: quantized layer's name → where it goes.
         tied: whether the head shares the embedding's memory: a stored `lm_head.weight` must be equal to it.
+        shares: by name, the part of a tensor that its view holds; no other part is read.
 
     Raises ConfigError that names file and tensor: missing, unexpected, stored twice, of another shape, not
         float.
@@ -51,7 +61,7 @@ def load_safetensors(
             f"{path}: lm_head.weight has other values than model.embed_tokens.weight, and the running model "
             "has one tensor for both; load it as a new model"
         )
-    _fill(path, views, parts, unread={"lm_head.weight"} if tied else ())
+    _fill(path, views, parts, unread={"lm_head.weight"} if tied else (), shares=shares)
 
 
 def load_pooling_safetensors(path: Path, views: Mapping[str, torch.Tensor], parts: Parts = NO_PARTS) -> None:
@@ -64,14 +74,26 @@ def load_pooling_safetensors(path: Path, views: Mapping[str, torch.Tensor], part
     _fill(path, views, parts, unread=_HEADS - views.keys())
 
 
-def _fill(path: Path, views: Mapping[str, torch.Tensor], parts: Parts, *, unread: Collection[str]) -> None:
+def _fill(
+    path: Path,
+    views: Mapping[str, torch.Tensor],
+    parts: Parts,
+    *,
+    unread: Collection[str],
+    shares: Shares = NO_SHARES,
+) -> None:
     """Copy the tensors, but for those with the names `unread`."""
     specs = stored_specs(parts)
-    places = _plan(path, views, specs, unread)
+    shapes = {name: _whole_shape(view, shares.get(name)) for name, view in views.items()}
+    places = _plan(path, shapes, specs, unread)
     with ExitStack() as stack:
         files = {file: stack.enter_context(open_safetensors(file)) for file in sorted(set(places.values()))}
         for name in places.keys() & views.keys():
-            views[name].copy_(files[places[name]].get_tensor(name))
+            file, view, share = files[places[name]], views[name], shares.get(name)
+            if share is None:
+                view.copy_(file.get_tensor(name))
+            else:
+                view.copy_(file.get_slice(name)[share.place(view.shape)])
         fill_parts(parts, lambda name: files[places[name]].get_tensor(name))
 
 
@@ -92,21 +114,33 @@ def has_own_head(path: Path) -> bool:
         return not torch.equal(*both)
 
 
-def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int) -> None:
-    """Random weights of the size that models are initialised with: norms near 1, the rest N(0, 0.02²)."""
+def fill_randomly(views: Mapping[str, torch.Tensor], *, seed: int, shares: Shares = NO_SHARES) -> None:
+    """Random weights of the size that models are initialised with: norms near 1, the rest N(0, 0.02²).
+
+    Ranks with `shares` of a model have together the weights that one rank would have.
+    """
     device = next(iter(views.values())).device
     generator = torch.Generator(device=device).manual_seed(seed)
     for name in sorted(views):
         view = views[name]
-        view.normal_(0.0, 0.02, generator=generator)
+        share = shares.get(name)
+        if share is None:
+            view.normal_(0.0, 0.02, generator=generator)
+        else:
+            whole = view.new_empty(share.whole(view.shape)).normal_(0.0, 0.02, generator=generator)
+            view.copy_(whole[share.place(view.shape)])
         if name.endswith("norm.weight"):
             view.add_(1.0)
 
 
 def _plan(
-    path: Path, views: Mapping[str, torch.Tensor], specs: Mapping[str, TensorSpec], unread: Collection[str]
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    specs: Mapping[str, TensorSpec],
+    unread: Collection[str],
 ) -> dict[str, Path]:
-    """Each tensor's file. Raises ConfigError where a tensor is not as it must be."""
+    """The file of each tensor, in `shapes` or else in `specs`. Raises ConfigError where one is not as it must
+    be."""
     found: dict[str, Path] = {}
     files = weight_files(path)
     for file in files:
@@ -114,7 +148,7 @@ def _plan(
             for name in stored.keys():  # noqa: SIM118 - not a mapping
                 if _DERIVED.fullmatch(name) or name in unread:
                     continue
-                if name not in views and name not in specs:
+                if name not in shapes and name not in specs:
                     raise ConfigError(
                         f"{file}: unexpected tensor {name!r}: config.json describes a model without it; "
                         "check that weights and config.json belong together"
@@ -123,13 +157,13 @@ def _plan(
                     raise ConfigError(
                         f"{file}: tensor {name!r} is also in {found[name].name}; keep one of them"
                     )
-                if name in views:
-                    _check_tensor(file, name, stored.get_slice(name), views[name].shape, _READABLE)
+                if name in shapes:
+                    _check_tensor(file, name, stored.get_slice(name), shapes[name], _READABLE)
                 else:
                     spec = specs[name]
                     _check_tensor(file, name, stored.get_slice(name), spec.shape, readable_types(spec))
                 found[name] = file
-    expected = views.keys() | specs.keys()
+    expected = shapes.keys() | specs.keys()
     missing = sorted(expected - found.keys())
     if missing:
         raise ConfigError(
@@ -137,6 +171,10 @@ def _plan(
             f"{', '.join(f.name for f in files)}: {_some(missing)}; fetch the model again"
         )
     return found
+
+
+def _whole_shape(view: torch.Tensor, share: TensorShare | None) -> tuple[int, ...]:
+    return tuple(view.shape) if share is None else share.whole(view.shape)
 
 
 def _names(file: Path) -> set[str]:

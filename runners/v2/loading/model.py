@@ -9,6 +9,7 @@ import torch
 
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.runners.distributed.mesh import Alone, Group
 from dodona.runners.limits import Limits
 from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2.loading.loader import (
@@ -20,7 +21,13 @@ from dodona.runners.v2.loading.loader import (
 from dodona.runners.v2.loading.quantized import fill_parts_randomly
 from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.v2.models.hidden_states import HiddenStates
-from dodona.runners.v2.models.registry import checkpoint_views, make_spec, quantized_parts
+from dodona.runners.v2.models.registry import (
+    checkpoint_shares,
+    checkpoint_views,
+    make_spec,
+    quantized_parts,
+)
+from dodona.runners.v2.models.spec import share_spec
 from dodona.runners.v2.models.weights import allocate_weights
 from dodona.runners.weights.life import WeightViews
 
@@ -34,17 +41,21 @@ def read_model(
     quantization: QuantizationConfig | None = None,
     pooling: PoolingSettings | None = None,
     seen: HiddenStates | None = None,
+    group: Group | None = None,
 ) -> DenseModel:
     """The model on the device of `limits`, its weights from a directory's safetensors or (None) random.
 
     pooling: how it is served for pooling; None where it generates.
+    group: the ranks that split each layer, of which this one has its share; None: it is alone.
 
     Raises ConfigError where config.json or the weights are not as they must be.
     """
     spec = make_spec(info, limits, quantization, pooling)
     if spec.has_lm_head and spec.tie_word_embeddings and directory is not None and has_own_head(directory):
         spec = replace(spec, tie_word_embeddings=False)
-    model = DenseModel(spec, allocate_weights(spec, torch.device(limits.device)), seen=seen)
+    group = group or Alone()
+    spec = share_spec(spec, group.rank, group.size)
+    model = DenseModel(spec, allocate_weights(spec, torch.device(limits.device)), seen=seen, group=group)
     read_weights(model, directory, seed=seed)
     return model
 
@@ -64,10 +75,11 @@ def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:
     """
     spec = model.spec
     views, parts = checkpoint_views(spec, model.weights), quantized_parts(spec, model.weights)
+    shares = checkpoint_shares(spec)
     if path is None:
-        fill_randomly(views, seed=seed)
+        fill_randomly(views, seed=seed, shares=shares)
         fill_parts_randomly(parts, seed=seed)
     elif spec.has_lm_head:
-        load_safetensors(path, views, parts, tied=spec.tie_word_embeddings)
+        load_safetensors(path, views, parts, tied=spec.tie_word_embeddings, shares=shares)
     else:
         load_pooling_safetensors(path, views, parts)

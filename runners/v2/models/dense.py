@@ -15,6 +15,7 @@ from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
+from dodona.runners.distributed.mesh import Alone, Group
 from dodona.runners.v2.attention import Attention
 from dodona.runners.v2.models.hidden_states import LAST_HIDDEN_STATE, HiddenStates
 from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
@@ -27,10 +28,21 @@ class DenseModel:
     """Weights and the computation over them. It holds no state of requests.
 
     `seen`: hidden states that are kept for a draft head; None for none.
+    `group`: the ranks that split each layer, `spec` and `weights` being this one's share; None: it is alone.
+    Hidden states and logits are whole on every rank, and the same bits: they follow from the sums over ranks.
     """
 
-    def __init__(self, spec: ModelSpec, weights: ModelWeights, *, seen: HiddenStates | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: ModelWeights,
+        *,
+        seen: HiddenStates | None = None,
+        group: Group | None = None,
+    ) -> None:
         device = weights.embedding.device
+        self._sum = (group or Alone()).all_reduce
+        self._adds_residual = spec.share.index == 0
         self._seen = seen
         self._seen_layers: Container[int] = () if seen is None else seen.layers
         self.spec = spec
@@ -138,10 +150,10 @@ class DenseModel:
             if i == last and wanted is not None and not needs_all:
                 attended = torch.index_select(attended, 0, wanted)
                 residual = torch.index_select(residual, 0, wanted)
-            update = project(attended, layer.o)
+            update = self._sum(project(attended, layer.o))
             hidden = add_rms_norm(x=update, residual=residual, weight=layer.post_norm, eps=eps)
             gated = silu_and_mul(gate_up=project(hidden, layer.gate_up))
-            update = project(gated, layer.down)
+            update = self._sum(project(gated, layer.down))
         assert update is not None  # a model has layers
         hidden = add_rms_norm(x=update, residual=residual, weight=self.weights.final_norm, eps=eps)
         if needs_all:
@@ -187,10 +199,11 @@ class DenseModel:
 
     def _forward_small_batch(self, inputs: ForwardInputs, caches: Sequence[torch.Tensor]) -> torch.Tensor:
         """The residual stream of a small batch before the last norm, [tokens, hidden]. Norms, gates and
-        residuals are fused with the products, so a layer takes five launches."""
+        residuals are fused with the products, so a layer takes five launches, and of several ranks two sums.
+        The first rank's part of a sum has the residual."""
         eps = self.spec.norm_eps
         linear = project_small_batch
-        residual = self._embedded(inputs)
+        adds, residual = self._adds_residual, self._embedded(inputs)
         attention = self._attention.plan_small_batch(inputs, leave_parts=self._is_dense)
         for i, (layer, norm, kv_cache) in enumerate(
             zip(self.weights.layers, self._qk_norms, caches, strict=True)
@@ -200,13 +213,14 @@ class DenseModel:
             attended = attention.attend(qkv=qkv, norm=norm, kv_cache=kv_cache)
             if isinstance(attended, AttentionParts):
                 assert isinstance(layer.o, torch.Tensor)  # else no parts are left
-                residual = attended_linear(parts=attended, weight=layer.o, residual=residual)
+                residual = attended_linear(parts=attended, weight=layer.o, residual=residual, adds=adds)
             else:
-                residual = linear(x=attended, weight=layer.o, residual=residual)
+                residual = linear(x=attended, weight=layer.o, residual=residual if adds else None)
+            residual = self._sum(residual)
             gated = linear(
                 x=residual, weight=layer.gate_up, norm_weight=layer.post_norm, eps=eps, silu_mul=True
             )
-            residual = linear(x=gated, weight=layer.down, residual=residual)
+            residual = self._sum(linear(x=gated, weight=layer.down, residual=residual if adds else None))
         self._keep(len(self.weights.layers), residual)
         return residual
 

@@ -18,7 +18,13 @@ from dodona.runners.limits import Limits
 from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2.models.projections import QuantizedPart
 from dodona.runners.v2.models.spec import ModelSpec, make_dense_spec, make_score_spec
-from dodona.runners.v2.models.weights import ModelWeights, dense_checkpoint_views, dense_quantized_parts
+from dodona.runners.v2.models.weights import (
+    ModelWeights,
+    TensorShare,
+    dense_checkpoint_shares,
+    dense_checkpoint_views,
+    dense_quantized_parts,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class ModelFamily:
     checkpoint_views: Callable[[ModelSpec, ModelWeights], dict[str, torch.Tensor]] = dense_checkpoint_views
     """(spec, weights) → each tensor name of a checkpoint and the part of the weights that it fills, but for
     quantized layers."""
+    checkpoint_shares: Callable[[ModelSpec], dict[str, TensorShare]] = dense_checkpoint_shares
+    """(spec) → each tensor name of a checkpoint of which a rank of several reads a part, and that part."""
     quantized_parts: Callable[[ModelSpec, ModelWeights], dict[str, QuantizedPart]] = dense_quantized_parts
     """(spec, weights) → each quantized layer's name and the part of the weights that it fills."""
 
@@ -78,6 +86,11 @@ def checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, torch.
     """Each tensor name of a checkpoint → the part of the fused weights that it fills; without those of
     quantized layers."""
     return _family(spec).checkpoint_views(spec, weights)
+
+
+def checkpoint_shares(spec: ModelSpec) -> dict[str, TensorShare]:
+    """By tensor name of a checkpoint, the part that this rank's view of it holds; other views hold all."""
+    return _family(spec).checkpoint_shares(spec)
 
 
 def quantized_parts(spec: ModelSpec, weights: ModelWeights) -> dict[str, QuantizedPart]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.runners.interface import KVCacheSpec, LayerKVSpec
@@ -41,9 +41,31 @@ class ScoreSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RankShare:
+    """Which part of each layer a rank of several has."""
+
+    index: int
+    ranks: int
+    kv_parts: int
+    """Parts of the KV heads; fewer than ranks where neighbours hold the same head."""
+
+    @property
+    def kv_index(self) -> int:
+        """Which of `kv_parts` it has."""
+        return self.index * self.kv_parts // self.ranks
+
+
+WHOLE = RankShare(0, 1, 1)
+"""One rank has all of each layer."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A dense decoder: RMSNorm before attention and MLP, rotary positions, grouped queries, gated SiLU MLP,
-    no biases."""
+    no biases.
+
+    Of a rank of several, heads and intermediate size are those of its share.
+    """
 
     architecture: str
     """Its name in the registry of models."""
@@ -69,6 +91,8 @@ class ModelSpec:
     """Whether it generates; a pooling model has no output layer."""
     score: ScoreSpec | None = None
     """A classifier's."""
+    share: RankShare = WHOLE
+    """What this rank has of each layer."""
 
     @property
     def qkv_size(self) -> int:
@@ -111,6 +135,33 @@ def make_dense_spec(
         rope=_rope(model),
         dtype=getattr(torch, limits.dtype),
         max_model_len=limits.max_model_len,
+    )
+
+
+def share_spec(spec: ModelSpec, index: int, ranks: int) -> ModelSpec:
+    """The spec of rank `index`: an equal part of the query heads, KV heads and inner sizes of `spec`, which
+    is that of one rank. Where there are fewer KV heads than ranks, neighbours have the same one.
+
+    Raises UnsupportedConfiguration where the sizes do not divide.
+    """
+    if ranks == 1:
+        return spec
+    kv_parts = min(ranks, spec.num_kv_heads)
+    for name, size, parts in (
+        ("query heads", spec.num_q_heads, ranks),
+        ("KV heads", spec.num_kv_heads, kv_parts),
+        ("intermediate_size", spec.intermediate_size, ranks),
+        ("tensor_parallel_size", ranks, kv_parts),
+    ):
+        if size % parts:
+            why = f"{name}: {size} does not divide by {parts}; lower tensor_parallel_size"
+            raise UnsupportedConfiguration.lacking("v2", "tensor-parallel-sizes", why=why)
+    return replace(
+        spec,
+        num_q_heads=spec.num_q_heads // ranks,
+        num_kv_heads=spec.num_kv_heads // kv_parts,
+        intermediate_size=spec.intermediate_size // ranks,
+        share=RankShare(index, ranks, kv_parts),
     )
 
 

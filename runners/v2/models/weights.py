@@ -86,6 +86,25 @@ def _scheme(spec: ModelSpec, layer: int, name: str) -> WeightScheme | None:
     return spec.quantization.scheme_of(f"model.layers.{layer}.{name}")
 
 
+@dataclass(frozen=True, slots=True)
+class TensorShare:
+    """One of the equal parts into which a tensor is cut along a dimension."""
+
+    dim: int
+    parts: int
+    index: int
+
+    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the tensor that a part of `shape` is cut from."""
+        return tuple(size * self.parts if dim == self.dim else size for dim, size in enumerate(shape))
+
+    def place(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        """Where the part, of `shape`, is in the whole tensor."""
+        size = shape[self.dim]
+        start = self.index * size
+        return (slice(None),) * self.dim + (slice(start, start + size),)
+
+
 def allocate_weights(spec: ModelSpec, device: torch.device) -> ModelWeights:
     """Uninitialised weights."""
 
@@ -148,6 +167,27 @@ def dense_checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, 
             views[prefix + "self_attn.q_norm.weight"] = layer.q_norm
             views[prefix + "self_attn.k_norm.weight"] = layer.k_norm
     return views
+
+
+def dense_checkpoint_shares(spec: ModelSpec) -> dict[str, TensorShare]:
+    """By tensor name, what a rank of several reads of those that are split; it reads others whole.
+
+    Queries, keys and values by heads; gate and up by their outputs; what follows these by its inputs.
+    """
+    share = spec.share
+    if share.ranks == 1:
+        return {}
+    of_rank, of_kv = (share.ranks, share.index), (share.kv_parts, share.kv_index)
+    cuts = {
+        **dict(zip(_QKV, ((0, *of_rank), (0, *of_kv), (0, *of_kv)), strict=True)),
+        **dict.fromkeys(_GATE_UP, (0, *of_rank)),
+        **dict.fromkeys((*_O, *_DOWN), (1, *of_rank)),
+    }
+    return {
+        f"model.layers.{layer}.{name}.weight": TensorShare(*cut)
+        for layer in range(spec.num_layers)
+        for name, cut in cuts.items()
+    }
 
 
 def dense_quantized_parts(spec: ModelSpec, weights: ModelWeights) -> dict[str, QuantizedPart]:

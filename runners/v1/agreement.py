@@ -1,0 +1,22 @@
+"""Whether a kernel computes what a part of a model does: compared on random inputs."""
+
+from __future__ import annotations
+
+import torch
+
+ROUNDING = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference between a part and its kernel, relative to the largest value of the part's result."""
+
+
+def close(expected: torch.Tensor, found: torch.Tensor) -> bool:
+    """Whether two results are the same up to rounding."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    limit = ROUNDING[expected.dtype] * float(expected.abs().max())
+    return bool(float((expected.float() - found.float()).abs().max()) <= limit)
+
+
+def random(*shape: int, like: torch.Tensor) -> torch.Tensor:
+    """Normal numbers of `like`'s type and device, the same each time."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(*shape, generator=generator).to(like.device, like.dtype)
