@@ -21,7 +21,7 @@ from dodona.kernels.linear.round_activations import RoundedActivations, Rounding
 
 BLOCK_K = 128
 MOST_ROWS = (64, 32)
-"""Rows up to which the kernel here is faster than torch's, without and with groups; as measured on an H200."""
+"""Rows up to which the kernel is faster than torch's, without and with groups; as measured on an H200."""
 
 
 @triton.jit
@@ -39,8 +39,8 @@ def _eight_bit_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """`GROUPS`: of `BLOCK_K` inner elements, and then the rows of a tile of the weight have the same scales; 1:
-    rows have a scale each."""
+    """`GROUPS`: of `BLOCK_K` inner elements, and then the rows of a tile of the weight have the same scales;
+    1: rows have a scale each."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)

@@ -5,14 +5,16 @@
 Each multiprocessor has one or two programs. A program normalises and rounds `x` once, keeps it in shared
 memory and then goes through its tiles of 16 columns: so the activations cost each multiprocessor once what
 they would cost each tile otherwise, and need no kernels of their own. Its warps share the inner dimension,
-128 elements each at a time. Weights go from memory straight into the registers where the matrix instruction
-wants them, 16 bytes at a time, several steps ahead, over the ends of tiles too; the first are under way
-before the kernel waits for its inputs (see `dependent_launch`). That permutes the inner dimension, alike in
-both operands.
+128 elements each at a time, and meet once a tile.
 
-Numbers become float16, exactly: E4M3 by the GPU's conversion; 4 and 8 bits by a mask and the exponent of
-1024, from which 1024 and the zero point are taken away at once. Inputs that are not rounded are scaled by a
-power of two, so that the largest is just below 2**15. All columns of the instruction hold the same token.
+Weights pass through a ring in shared memory. Each thread has places of its own there, copies into them what
+it will need, 16 bytes at a time, as far ahead as the ring is long, and reads them back without waiting for
+other threads; so the order of the copies is all that has to be kept. The first are under way before the
+kernel waits for its inputs (see `dependent_launch`). A thread's 16 bytes are those that the matrix
+instruction wants in its registers: that permutes the inner dimension, alike in both operands.
+
+Numbers become float16, exactly (see `halves`). Inputs that are not rounded are scaled by a power of two, so
+that the largest is just below 2**15. All columns of the instruction hold the same token.
 """
 
 # ruff: noqa: RUF005 - kernels can't unpack tuples
@@ -33,8 +35,9 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs_gluon,
 )
 from dodona.kernels.devices import count_multiprocessors, is_hopper
+from dodona.kernels.linear.halves import halves_of_bytes, halves_of_e4m3, halves_of_nibbles
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
-from dodona.kernels.linear.round_activations import Rounding
+from dodona.kernels.linear.round_activations import Rounding, round_to_e4m3
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
 
 COLUMNS = gl.constexpr(16)
@@ -55,6 +58,7 @@ AS_IS, ROUND_INT8, ROUND_FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 
 _EPS = gl.constexpr(1.1920929e-07)  # of fp32: the scale of zeros
 _ROUNDER = gl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no bits behind the point
+_round_to_e4m3 = gluon.jit(round_to_e4m3.fn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,65 +72,6 @@ class PersistentTiles:
     room: int = 1
     """Programs for which a multiprocessor's registers suffice: more than `programs` lets the next kernel's
     begin beside them."""
-
-
-@gluon.jit
-def _from_nibbles(words, first_zero):
-    """Eight float16 of each word, less their zero point; `first_zero`: pairs of float16, 1024 + zero."""
-    return gl.inline_asm_elementwise(
-        """{ .reg .b32 a, b, c, d, s, k, z, m;
-        mov.b32 k, 0x2C002C00; mov.b32 m, 0x63806380;
-        shr.u32 s, $4, 8;
-        lop3.b32 a, $4, 0x000F000F, 0x64006400, 0xEA;
-        lop3.b32 b, $4, 0x00F000F0, 0x64006400, 0xEA;
-        lop3.b32 c, s, 0x000F000F, 0x64006400, 0xEA;
-        lop3.b32 d, s, 0x00F000F0, 0x64006400, 0xEA;
-        sub.f16x2 z, m, $12;
-        sub.f16x2 $0, a, $12;
-        fma.rn.f16x2 $1, b, k, z;
-        sub.f16x2 $2, c, $12;
-        fma.rn.f16x2 $3, d, k, z; }""",
-        "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
-        [words, first_zero],
-        dtype=gl.float16,
-        is_pure=True,
-        pack=8,
-    )
-
-
-@gluon.jit
-def _from_bytes(words):
-    """Four float16 of each word of four signed bytes."""
-    return gl.inline_asm_elementwise(
-        """{ .reg .b32 t, a, b, m, z;
-        mov.b32 m, 0x64646464; mov.b32 z, 0x64806480;
-        xor.b32 t, $2, 0x80808080;
-        prmt.b32 a, t, m, 0x4140;
-        prmt.b32 b, t, m, 0x4342;
-        sub.f16x2 $0, a, z;
-        sub.f16x2 $1, b, z; }""",
-        "=r,=r,r,r,r,r",
-        [words],
-        dtype=gl.float16,
-        is_pure=True,
-        pack=4,
-    )
-
-
-@gluon.jit
-def _from_e4m3(words):
-    """Four float16 of each word of four E4M3 numbers."""
-    return gl.inline_asm_elementwise(
-        """{ .reg .b16 l, h;
-        mov.b32 {l, h}, $2;
-        cvt.rn.f16x2.e4m3x2 $0, l;
-        cvt.rn.f16x2.e4m3x2 $1, h; }""",
-        "=r,=r,r,r,r,r",
-        [words],
-        dtype=gl.float16,
-        is_pure=True,
-        pack=4,
-    )
 
 
 @gluon.jit
@@ -148,14 +93,14 @@ def _fetch(
 ):
     """Start to copy the words of a step of a tile into each thread's own places in a slot of the ring; what
     doesn't exist becomes zeros. `place`: of the first of four words, in a step of a row."""
-    if N % COLUMNS == 0 and ROW_WORDS % STEP_WORDS == 0:
-        size = place * 0 + gl.where(tile * COLUMNS < N, 16, 0)
-    else:
+    offset = (column * ROW_WORDS + place) * 4
+    size = place * 0 + gl.where(tile * COLUMNS < N, 16, 0)
+    # Where nothing is read the address must be good all the same.
+    if N % COLUMNS != 0 or ROW_WORDS % STEP_WORDS != 0:
         exists = (tile * COLUMNS + column < N) & (step * STEP_WORDS + place < ROW_WORDS)
         size = gl.where(exists, 16, 0)
+        offset = gl.where(exists, offset, 0)
     source = data.to(gl.int64) + (tile.to(gl.int64) * (COLUMNS * ROW_WORDS) + step * STEP_WORDS) * 4
-    # Where nothing is read the address must be good all the same.
-    offset = gl.where(size == 0, 0, (column * ROW_WORDS + place) * 4)
     source = gl.where(tile * COLUMNS < N, source, data.to(gl.int64))
     gl.inline_asm_elementwise(
         "cp.async.cg.shared.global [$1], [$2], 16, $3; // $0",
@@ -208,26 +153,16 @@ def _operand(words, zero, W_LAYOUT: gl.constexpr, WARPS: gl.constexpr, FORMAT: g
     """The instruction's operand [WARPS, COLUMNS, INNER] of a step's words."""
     wide = words[:, :, :, :, :, None]
     if FORMAT == INT4:
-        wide = _from_nibbles(wide, zero)
+        wide = halves_of_nibbles(wide, zero)
         wide = gl.reshape(wide, [WARPS, COLUMNS, 1, 4, 4, 8])
     else:
         if FORMAT == INT8:
-            wide = _from_bytes(wide + zero)
+            wide = halves_of_bytes(wide + zero)
         else:
-            wide = _from_e4m3(wide + zero)
+            wide = halves_of_e4m3(wide + zero)
         wide = gl.reshape(wide, [WARPS, COLUMNS, 2, 4, 2, 8])
     wide = gl.reshape(gl.permute(wide, [0, 1, 2, 4, 3, 5]), [WARPS, COLUMNS, INNER])
     return gl.convert_layout(wide, W_LAYOUT, assert_trivial=True)
-
-
-@gluon.jit
-def _round_to_e4m3(x):
-    """The nearest E4M3 number of each |x| <= 448, ties to even; in fp32."""
-    size = gl.abs(x)
-    power = (size.to(gl.int32, bitcast=True) & 0x7F800000).to(gl.float32, bitcast=True)
-    rounder = gl.maximum(power, 0.015625) * (0.125 * _ROUNDER)
-    rounded = (size + rounder) - rounder
-    return gl.where(x < 0, -rounded, rounded)
 
 
 @gluon.jit

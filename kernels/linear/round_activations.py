@@ -36,8 +36,8 @@ class RoundedActivations:
     """`values * scales` are the activations."""
 
     values: torch.Tensor
-    """[rows, inner]: whole numbers, or E4M3's, in the type of the input, which holds them exactly, or in their
-    own."""
+    """[rows, inner]: whole numbers, or E4M3's, in the type of the input, which holds them exactly, or in
+    their own."""
     scales: torch.Tensor
     """[rows, groups], fp32."""
     group_size: int | None = None
@@ -53,7 +53,7 @@ class RoundedActivations:
 
 
 @triton.jit
-def _round_to_e4m3(x):
+def round_to_e4m3(x):
     """The nearest E4M3 number of each |x| <= 448, ties to even; in fp32."""
     size = tl.abs(x)
     # A power of two not above x has its exponent's bits; below 2**-6 E4M3 has even steps.
@@ -101,7 +101,7 @@ def _round_activations_kernel(
     if INT8:
         rounded = tl.minimum((steps + _ROUNDER) - _ROUNDER, 127.0)
     else:
-        rounded = _round_to_e4m3(tl.minimum(tl.maximum(steps, -448.0), 448.0))
+        rounded = round_to_e4m3(tl.minimum(tl.maximum(steps, -448.0), 448.0))
     tl.store(values + row * INNER + column, rounded.to(values.dtype.element_ty), mask=exists)
     tl.store(scales + row * GROUPS + group, scale, mask=group < GROUPS)
 
