@@ -215,7 +215,6 @@ def _features(config: EngineConfig) -> dict[str, bool]:
 def _tensor_parallelism(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
     is_split = config.parallel_config.tensor_parallel_size > 1
     return {
-        "tensor-parallelism": is_split
-        and (quantization_scheme(config, model) is not None or has_active_connector(config)),
+        "tensor-parallelism": is_split and quantization_scheme(config, model) is not None,
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
     }

@@ -26,6 +26,7 @@ from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
     KVConnectorOutput,
+    KVPart,
     PendingOutput,
     SchedulerOutput,
 )
@@ -128,6 +129,10 @@ class V2Runner(WeightLife):
             return spec
         return extended(spec, loaded.drafting.layers, loaded.num_speculative_tokens)
 
+    def get_kv_part(self) -> KVPart:
+        """Of the target's layers; a draft's are not among them."""
+        return self.loaded.spec.kv_part
+
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks, and for those of each row's own: see
         `DeviceSteps.determine_available_memory`."""
@@ -190,6 +195,10 @@ class V2Runner(WeightLife):
         if self._ngram is not None:
             pending = WithDrafts(pending, self._ngram)
         return pending if self._transfers is None else WithTransfers(pending, self._transfers)
+
+    def take_kv_connector_output(self) -> KVConnectorOutput | None:
+        """On a rank whose results nobody is told: what transfers came to."""
+        return self._transfers
 
     # -- weights
     # ---------------------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ def test_v2_on_two_gpus_equals_one():
     """Captured graphs, two steps in flight."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    assert tokens(MIXED, "v2", tensor_parallel_size=2) == tokens(MIXED, "v2")
+    two = tokens(MIXED, "v2", tensor_parallel_size=2, max_num_seqs=8)
+    assert two == tokens(MIXED, "v2", max_num_seqs=8)
 
 
 @pytest.mark.gpu
@@ -77,7 +78,7 @@ def test_v2_on_two_gpus_in_bfloat16():
         pytest.skip("needs two GPUs")
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     config = EngineConfig.from_flat(
-        str(CHECKPOINT), dtype="bfloat16", max_model_len=128, tensor_parallel_size=2
+        str(CHECKPOINT), dtype="bfloat16", max_model_len=128, max_num_seqs=32, tensor_parallel_size=2
     )
     verdict = select_runner(config)
     assert verdict.runner == "v2"

@@ -371,7 +371,7 @@ def test_configurations_fire_the_rules_that_name_their_features(case: str) -> No
 
 
 FEATURES: list[dict[str, Any]] = [
-    {"parallel_config": {"tensor_parallel_size": 2}, "cache_config": {"kv_offloading_size": 1.0}},
+    {"parallel_config": {"tensor_parallel_size": 2}, "lora_config": {}},
     {"parallel_config": {"pipeline_parallel_size": 2}},
     {"parallel_config": {"prefill_context_parallel_size": 2}},
     {"parallel_config": {"enable_expert_parallel": True}},
