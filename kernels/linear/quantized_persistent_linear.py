@@ -74,6 +74,12 @@ class PersistentTiles:
     begin beside them."""
 
 
+@triton.constexpr_function
+def _warp_bases(warps: int, rank: int) -> list[list[int]]:
+    """Of a linear layout whose first dimension of `rank` is the warp."""
+    return [[1 << bit] + [0] * (rank - 1) for bit in range(warps.bit_length() - 1)]
+
+
 @gluon.jit
 def _ring():
     """Where this program's ring begins in shared memory."""
@@ -217,17 +223,14 @@ def _quantized_persistent_linear_kernel(
     NUMBERS: gl.constexpr = 8 if FORMAT == INT4 else 4
     HALVES: gl.constexpr = 4 // SEGMENTS
     ROW_WORDS: gl.constexpr = K // NUMBERS
-    if WARPS == 16:
-        WARP_BASES: gl.constexpr = [
-            [1, 0, 0, 0, 0, 0],
-            [2, 0, 0, 0, 0, 0],
-            [4, 0, 0, 0, 0, 0],
-            [8, 0, 0, 0, 0, 0],
-        ]
-    elif WARPS == 8:
-        WARP_BASES: gl.constexpr = [[1, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0]]
-    else:
-        WARP_BASES: gl.constexpr = [[1, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0]]
+    # A lane's 32 elements of `x` in a step.
+    KEPT: gl.constexpr = gl.DistributedLinearLayout(
+        [[0, 1], [0, 2], [0, 4], [0, 8], [0, 64]],
+        [[0, 16], [0, 32], [0, 0], [0, 0], [0, 0]],
+        _warp_bases(WARPS, 2),
+        [],
+        [WARPS, 128],
+    )
     if FORMAT == INT4:
         WIDE: gl.constexpr = gl.DistributedLinearLayout(
             [
@@ -245,7 +248,7 @@ def _quantized_persistent_linear_kernel(
                 [0, 2, 0, 0, 0, 0],
                 [0, 4, 0, 0, 0, 0],
             ],
-            WARP_BASES,
+            _warp_bases(WARPS, 6),
             [],
             [WARPS, 16, 1, 4, 4, 8],
         )
@@ -266,7 +269,7 @@ def _quantized_persistent_linear_kernel(
                 [0, 2, 0, 0, 0, 0],
                 [0, 4, 0, 0, 0, 0],
             ],
-            WARP_BASES,
+            _warp_bases(WARPS, 6),
             [],
             [WARPS, 16, 2, 4, 4, 4],
         )
@@ -387,8 +390,10 @@ def _quantized_persistent_linear_kernel(
             h = hs[i] * up_to_half
         else:
             h = _round(hs[i], factor, ROUND)
+        # In the operand's order (block of 64, half of it, lane, pair), then with a lane's two halves together.
         h = gl.reshape(h.to(gl.float16), [WARPS, SEGMENTS, 4, HALVES, 8])
-        h = gl.reshape(gl.permute(h, [0, 1, 3, 2, 4]), [WARPS, INNER])
+        h = gl.reshape(gl.permute(h, [0, 1, 3, 2, 4]), [WARPS, 2, 2, 4, 4, 2])
+        h = gl.reshape(gl.permute(h, [0, 1, 3, 4, 2, 5]), [WARPS, INNER])
         values.index(i).store(h)
 
     # Sums of warps, for all tiles.
@@ -422,7 +427,9 @@ def _quantized_persistent_linear_kernel(
             if HAS_ZEROS:
                 zero = kept_zeros.index(t * UNITS + i).load(L2)[:, :, None, None, None, None] + numbers
             if i % OPERANDS == 0:
-                value = values.index(i // OPERANDS).load(gl.SliceLayout(2, X_LAYOUT))[:, :, None]
+                value = gl.reshape(values.index(i // OPERANDS).load(KEPT), [WARPS, 2, 4, 4, 2, 2])
+                value = gl.reshape(gl.permute(value, [0, 1, 4, 2, 3, 5]), [WARPS, INNER])
+                value = gl.convert_layout(value, gl.SliceLayout(2, X_LAYOUT), assert_trivial=True)[:, :, None]
                 value, _ = gl.broadcast(value, all_tokens)
             if GROUP:
                 scale = kept.index(t * UNITS + i).load(S2).to(gl.float32)
