@@ -8,7 +8,7 @@ Three measurements on one GPU, written as one JSON object:
   same engine. The cache is too small for two prompts, so that each run of another one displaces it. The
   tokens of both are compared.
 - "copies": bytes/s of `OffloadingConnector`'s copies of the prompt's blocks, each way, and of a plain copy of
-  as many bytes between pinned memory and the GPU.
+  as many bytes between pinned memory and the GPU; and what the host takes to begin copies of some blocks.
 - "cost": seconds of a workload in which no prompt is found again, on an engine with the connector and one
   without it beside it, in turns. What the stores cost is in it.
 
@@ -159,13 +159,30 @@ def _copies(arguments: argparse.Namespace) -> dict[str, Any]:
         "plain_to_host": _rate(total, lambda: host.copy_(device, non_blocking=True)),
         "plain_to_gpu": _rate(total, lambda: device.copy_(host, non_blocking=True)),
     }
-    begin = time.perf_counter()
-    memory.load(block_ids, slots)
-    found["host_seconds_of_a_load"] = time.perf_counter() - begin
+    found["host_seconds"] = {
+        f"{name} {count}": _host_seconds(
+            lambda copy=copy, count=count: copy(block_ids[:count], slots[:count])
+        )
+        for count in (2, len(slots))
+        for name, copy in (("store", memory.store), ("load", memory.load))
+    }
     memory.close()
     found["store_share"] = found["store"] / found["plain_to_host"]
     found["load_share"] = found["load"] / found["plain_to_gpu"]
     return found
+
+
+def _host_seconds(copy: Callable[[], object]) -> float:
+    """What the host takes to begin a copy, the median of five."""
+    import torch
+
+    seconds = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        copy()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def _rate(total: int, copy: Callable[[], object]) -> float:

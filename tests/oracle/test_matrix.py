@@ -134,7 +134,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",
-        "length-dependent-rope", "pooling-remote-code", "quantized-experts-workers",
+        "length-dependent-rope", "pooling-remote-code",
         "pooling-quantized-experts", "ray-package",
     }  # fmt: skip
     assert of_configuration - of_models <= shown

@@ -150,7 +150,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
-        "pooling-multimodal", "pooling-remote-code", "quantized-experts-workers", "pooling-quantized-experts",
+        "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
         "speculative-hidden-states",
     }  # fmt: skip
     assert set(ASKS) | {"device", "ray-device"} | of_models == LACKS
