@@ -390,7 +390,7 @@ def _quantized_persistent_linear_kernel(
             h = hs[i] * up_to_half
         else:
             h = _round(hs[i], factor, ROUND)
-        # In the operand's order (block of 64, half of it, lane, pair), then with a lane's two halves together.
+        # In the order of the operand: block of 64, half of it, lane, pair. Then a lane's halves side by side.
         h = gl.reshape(h.to(gl.float16), [WARPS, SEGMENTS, 4, HALVES, 8])
         h = gl.reshape(gl.permute(h, [0, 1, 3, 2, 4]), [WARPS, 2, 2, 4, 4, 2])
         h = gl.reshape(gl.permute(h, [0, 1, 3, 4, 2, 5]), [WARPS, INNER])
