@@ -73,16 +73,18 @@ def _eight_bit_linear_kernel(
 
 
 def supports_eight_bit_linear(
-    weight: QuantizedWeight, rounding: Rounding | None, *, device: torch.device
+    weight: QuantizedWeight, rounding: Rounding | None, *, device: torch.device, dtype: torch.dtype
 ) -> bool:
-    """Whether `eight_bit_linear` serves products with such a weight there, of inputs rounded so."""
+    """Whether `eight_bit_linear` serves products with such a weight there, of inputs in `dtype` rounded so.
+    Not in fp32, where results should be more exact."""
     if rounding is None or rounding.kind != weight.kind or weight.zeros is not None or weight.inner % 16:
         return False
+    if not is_hopper(device) or dtype == torch.float32:
+        return False
     if weight.group_size is None:
-        return is_hopper(device) and rounding.group_size is None
+        return rounding.group_size is None
     return (
-        is_hopper(device)
-        and weight.kind == "fp8"
+        weight.kind == "fp8"
         and weight.group_size == rounding.group_size == BLOCK_K
         and weight.shared_rows % 128 == 0
     )

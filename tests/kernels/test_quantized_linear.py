@@ -161,7 +161,7 @@ def test_eight_bit_products_on_a_gpu(kind, rows, hopper, generator):
         weight = QuantizedWeight("fp8", weight.data, scales.contiguous(), None, size, 128)
     x = torch.randn(rows, 1024, generator=generator, device=hopper).bfloat16()
     rounding = Rounding("int8" if kind == "int8" else "fp8", size)
-    assert supports_eight_bit_linear(weight, rounding, device=hopper)
+    assert supports_eight_bit_linear(weight, rounding, device=hopper, dtype=x.dtype)
     narrow = round_activations(x=x, rounding=rounding, narrow=True)
     actual = eight_bit_linear(x=narrow, weight=weight, dtype=x.dtype).float()
     expected = quantized_linear_reference(round_activations_reference(x, rounding), weight).float()
