@@ -22,6 +22,7 @@ from tests.support.thread_ranks import run_ranks
 from tests.v1.test_kv_shared_memory import memory
 from tests.v1.test_kv_shared_storage import storage
 from tests.v2.drive import EagerGraphs, generate, make_runner, set_graphs
+from tests.v2.test_device_drafts import TARGET, Head
 from tests.v2.test_greedy_tokens import Reference, prompts_of
 from tests.v2.test_kv_transfer import scheduler_of
 
@@ -251,12 +252,35 @@ def test_one_rank_and_two_find_each_others_blocks(tiny_models, tmp_path, connect
         assert len(list(tmp_path.rglob("*.parts/*.safetensors"))) == 2
 
 
+@pytest.mark.parametrize("method", ["ngram", "eagle3"])
+def test_drafts_are_those_of_one_rank(tiny_models, tmp_path, method):
+    """Each rank drafts for itself, the same; the first one's drafts count."""
+    path, prompts = tiny_models.path("qwen3", **TARGET), [[5, 6, 7, 8] * 2]
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
+    if method == "eagle3":
+        drafts = Head("eagle3", path, tmp_path).speculative
+
+    def work(runner):
+        params = SamplingParams(temperature=1.0, seed=3, allowed_token_ids=[7, 8], ignore_eos=True)
+        run = generate(runner, prompts, max_tokens=3, params=params)
+        return run.outputs, run.scheduler.draft_stats
+
+    found = equal_on_ranks(on_ranks(path, work, tensor_parallel_size=2, speculative_config=drafts))
+    assert found == work(make_runner(path, speculative_config=drafts))
+    assert found[1].num_draft_tokens
+    assert found[0] == work(make_runner(path))[0]
+
+
 @pytest.mark.usefixtures("threads")
-def test_replicas_of_two_ranks(tiny_models):
+@pytest.mark.parametrize("method", [None, "draft_model"])
+def test_replicas_of_two_ranks(tiny_models, method):
     path = tiny_models.path("llama", **ONE_LAYER)
     prompts = prompts_of(9, 5)
     params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
-    with two_ranks(path, data_parallel_size=2) as llm:
+    drafts = {"method": method, "model": str(path), "num_speculative_tokens": 2}
+    flat = {} if method is None else {"speculative_config": drafts}
+    with two_ranks(path, data_parallel_size=2, **flat) as llm:
         outputs = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
         assert min(llm._client.call_all(lambda _, scheduler: scheduler._num_steps)) > 0
+        assert method is None or llm.draft_stats().num_accepted_tokens
     Reference(path).check(prompts, outputs, max_tokens=3)

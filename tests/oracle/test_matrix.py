@@ -27,7 +27,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "draft-runner": {"runner": "draft"},
     "pooling-combinations": {"runner": "pooling", "compilation_config": 1},
-    "pooling-lora": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"tensor_parallel_size": 2},
@@ -42,10 +41,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
-    "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
     "speculative-workers": {
         "speculative_config": {"method": "ngram"},
         "distributed_executor_backend": "mp",
+        "kv_offloading_size": 1.0,
     },
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},

@@ -46,6 +46,7 @@ def methods(folder: Path) -> dict[str, dict[str, Any]]:
     checkpoints = QWEN3.parent
     found: dict[str, dict[str, Any]] = {
         "ngram": {"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 1},
+        "suffix": {"method": "suffix", "suffix_decoding_max_cached_requests": 0},
         "draft_model": {"method": "draft_model", "model": _noisy_target(folder)},
         "eagle": {"method": "eagle", "model": _eagle_head(folder)},
         "eagle3": {"method": "eagle3", "model": str(checkpoints / "qwen3-eagle3")},

@@ -27,6 +27,11 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3,
 HEADS = ("qwen3-eagle3", "qwen3-peagle")
 METHODS: dict[str, dict[str, Any]] = {
     "ngram": NGRAM,
+    "suffix": {
+        "method": "suffix",
+        "num_speculative_tokens": 6,
+        "suffix_decoding_max_cached_requests": 0,
+    },
     # A draft model that is the target agrees with it wherever the two compute the same.
     "draft_model": {"method": "draft_model", "model": str(QWEN3), "num_speculative_tokens": 3},
     **{
@@ -234,6 +239,7 @@ def test_lookup_takes_the_longest_and_latest_match() -> None:
             },
             "prompt_lookup_min=3 is over prompt_lookup_max=2",
         ),
+        ({"method": "suffix"}, "suffix_decoding_max_cached_requests=10000: .* set it to 0"),
     ],
 )
 def test_what_does_not_fit_is_named(config: dict[str, Any], message: str) -> None:

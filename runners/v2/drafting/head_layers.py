@@ -56,12 +56,13 @@ class HeadLayers:
         )
         self._is_silu = head.config.hidden_act == "silu"
         linear = [module for module in head.layers.modules() if isinstance(module, nn.Linear)]
-        self._lm_head = head.lm_head.weight
-        assert isinstance(self._lm_head, Tensor)  # of a linear layer
+        lm_head = head.lm_head.weight
+        assert isinstance(lm_head, Tensor)  # of a linear layer
+        self._lm_head = lm_head
         self._max_small_batch = 0
         """Most entries that fused kernels compute."""
         if self._is_silu and all(module.bias is None for module in linear):
-            weights = [*(module.weight for module in linear), self._lm_head]
+            weights = [*(module.weight for module in linear), lm_head]
             self._max_small_batch = max_small_batch(
                 weights, head.config.hidden_size, device=device, dtype=dtype
             )
