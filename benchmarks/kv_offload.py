@@ -2,7 +2,7 @@
 
     python -m benchmarks.kv_offload --model qwen3-8b --runner v2 --output offload.json
 
-Three measurements on one GPU, written as one JSON object:
+Three measurements on one GPU, a record each:
 
 - "ttft": seconds to the first token of a prompt whose KV is on the host, and of one that is computed, on the
   same engine. The cache is too small for two prompts, so that each run of another one displaces it. The
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
 
@@ -50,19 +51,17 @@ def main() -> None:
     os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[arguments.runner]
     with model_directory(arguments.model) as directory:
         vocab_size = int(read_config(arguments.model)["vocab_size"])
-        report = {
-            "environment": describe(),
-            "arguments": {**vars(arguments), "output": arguments.output.name},
-        }
+        records: list[dict[str, Any]] = []
+        head = {"environment": describe(), "arguments": {**vars(arguments), "output": arguments.output.name}}
         measurements = {
             "copies": lambda: _copies(arguments),
             "ttft": lambda: _ttft(directory, arguments, vocab_size),
             "cost": lambda: _cost(directory, arguments, vocab_size),
         }
         for name in arguments.only:
-            report[name] = measurements[name]()
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-            print(name, json.dumps(report[name], indent=1), flush=True)
+            records.append({"measurement": name, "values": measurements[name]()})
+            results.write(arguments.output, results.KV_OFFLOAD, records, **head)
+            print(json.dumps(records[-1], indent=1), flush=True)
 
 
 def _llm(directory: Path, arguments: argparse.Namespace, **more: Any) -> Any:

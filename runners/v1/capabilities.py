@@ -80,7 +80,6 @@ LACKS: frozenset[str] = frozenset(
         "pooling-multimodal",
         "pooling-remote-code",
         "pooling-combinations",
-        "pooling-lora",
         "pooling-quantized-experts",
         "pooler-config",
         "length-dependent-rope",
@@ -214,7 +213,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and model.has_remote_code
         and config.model_config.trust_remote_code,
         "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
-        "pooling-lora": runner_type == "pooling" and config.lora_config is not None,
         "pooling-quantized-experts": runner_type == "pooling" and scheme is not None and model.is_moe,
         "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)

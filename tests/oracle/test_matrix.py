@@ -27,7 +27,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "draft-runner": {"runner": "draft"},
     "pooling-combinations": {"runner": "pooling", "compilation_config": 1},
-    "pooling-lora": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"tensor_parallel_size": 2},
