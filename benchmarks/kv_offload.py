@@ -2,13 +2,13 @@
 
     python -m benchmarks.kv_offload --model qwen3-8b --runner v2 --output offload.json
 
-Three measurements on one GPU, written as one JSON object:
+Three measurements on one GPU, a record each:
 
 - "ttft": seconds to the first token of a prompt whose KV is on the host, and of one that is computed, on the
   same engine. The cache is too small for two prompts, so that each run of another one displaces it. The
   tokens of both are compared.
 - "copies": bytes/s of `OffloadingConnector`'s copies of the prompt's blocks, each way, and of a plain copy of
-  as many bytes between pinned memory and the GPU.
+  as many bytes between pinned memory and the GPU; and what the host takes to begin copies of some blocks.
 - "cost": seconds of a workload in which no prompt is found again, on an engine with the connector and one
   without it beside it, in turns. What the stores cost is in it.
 
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
 
@@ -50,19 +51,17 @@ def main() -> None:
     os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[arguments.runner]
     with model_directory(arguments.model) as directory:
         vocab_size = int(read_config(arguments.model)["vocab_size"])
-        report = {
-            "environment": describe(),
-            "arguments": {**vars(arguments), "output": arguments.output.name},
-        }
+        records: list[dict[str, Any]] = []
+        head = {"environment": describe(), "arguments": {**vars(arguments), "output": arguments.output.name}}
         measurements = {
             "copies": lambda: _copies(arguments),
             "ttft": lambda: _ttft(directory, arguments, vocab_size),
             "cost": lambda: _cost(directory, arguments, vocab_size),
         }
         for name in arguments.only:
-            report[name] = measurements[name]()
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-            print(name, json.dumps(report[name], indent=1), flush=True)
+            records.append({"measurement": name, "values": measurements[name]()})
+            results.write(arguments.output, results.KV_OFFLOAD, records, **head)
+            print(json.dumps(records[-1], indent=1), flush=True)
 
 
 def _llm(directory: Path, arguments: argparse.Namespace, **more: Any) -> Any:
@@ -159,13 +158,30 @@ def _copies(arguments: argparse.Namespace) -> dict[str, Any]:
         "plain_to_host": _rate(total, lambda: host.copy_(device, non_blocking=True)),
         "plain_to_gpu": _rate(total, lambda: device.copy_(host, non_blocking=True)),
     }
-    begin = time.perf_counter()
-    memory.load(block_ids, slots)
-    found["host_seconds_of_a_load"] = time.perf_counter() - begin
+    found["host_seconds"] = {
+        f"{name} {count}": _host_seconds(
+            lambda copy=copy, count=count: copy(block_ids[:count], slots[:count])
+        )
+        for count in (2, len(slots))
+        for name, copy in (("store", memory.store), ("load", memory.load))
+    }
     memory.close()
     found["store_share"] = found["store"] / found["plain_to_host"]
     found["load_share"] = found["load"] / found["plain_to_gpu"]
     return found
+
+
+def _host_seconds(copy: Callable[[], object]) -> float:
+    """What the host takes to begin a copy, the median of five."""
+    import torch
+
+    seconds = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        copy()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def _rate(total: int, copy: Callable[[], object]) -> float:

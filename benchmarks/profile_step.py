@@ -212,8 +212,12 @@ def profile(run: Callable[[], object], steps: int) -> dict[str, Any] | None:
     """The GPU's time by kernel per step of `run`, which runs `steps` of them; None without a GPU."""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
+    return kernel_table(kernel_spans(run), steps) if torch.cuda.is_available() else None
+
+
+def kernel_spans(run: Callable[[], object]) -> list[tuple[str, float, float]]:
+    """(name, start, end) in microseconds of all that runs on the GPU during `run`."""
+    import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
@@ -221,12 +225,11 @@ def profile(run: Callable[[], object], steps: int) -> dict[str, Any] | None:
     with torch_profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    spans = [
+    return [
         (event.name, event.time_range.start, event.time_range.end)
         for event in profiler.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
     ]
-    return kernel_table(spans, steps)
 
 
 def kernel_table(spans: Iterable[tuple[str, float, float]], steps: int) -> dict[str, Any]:

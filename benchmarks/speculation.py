@@ -9,12 +9,14 @@ cost.
 
 The draft is an EAGLE3 head of one layer in the shape of the model, with a vocabulary of 32,000, or with
 `--method ngram` a lookup in prompts that repeat themselves. Each engine runs every batch size; they come in
-turns.
+turns. `--profile-tokens N` adds where the time of a step goes, over N tokens of one request: on the GPU until
+the step's tokens are in the state, then until its drafts are there, and the wait for the next step.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -22,11 +24,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
+from benchmarks.profile_step import kernel_spans, kernel_table
 
 DRAFT_VOCABULARY = 32_000
 
@@ -44,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--profile-tokens", type=int, default=0)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
@@ -85,7 +90,7 @@ def forced_acceptance(accepted: float) -> Iterator[None]:
     whole, percent = int(accepted), int(100 * (accepted % 1))
 
     def force(
-        self: DeviceSampler, token_ids: Any, idx_mapping: Any, positions: Any, drafts: Any
+        self: DeviceSampler, token_ids: Any, idx_mapping: Any, positions: Any, drafts: Any, out: Any = None
     ) -> torch.Tensor:
         rows = idx_mapping.clamp(min=0)  # padding
         history = self._rows.token_ids
@@ -93,7 +98,7 @@ def forced_acceptance(accepted: float) -> Iterator[None]:
         one_more = (positions - drafts.offsets) * 37 % 100 < percent
         other = (draft + 1) % self._rows.vocab_size
         token_ids.copy_(torch.where(drafts.offsets < whole + one_more.int(), draft, other))
-        return count_kept(self, token_ids, idx_mapping, positions, drafts)
+        return count_kept(self, token_ids, idx_mapping, positions, drafts, out)
 
     DeviceSampler.count_kept = force  # type: ignore[method-assign]
     try:
@@ -163,9 +168,39 @@ def _measure(
                 "steps": statistics.median(steps),
                 "seconds_per_step": taken / statistics.median(steps),
             }
+        if arguments.profile_tokens:
+            params = replace(params, max_tokens=arguments.profile_tokens)
+            prompt = {"prompt_token_ids": _prompt(arguments, raw, 0)}
+            result["profile"] = step_parts(
+                kernel_spans(lambda: llm.generate([prompt], params, use_tqdm=False))
+            )
         if speculative is not None:
             result["mean_acceptance_length"] = llm.draft_stats().mean_acceptance_length
     return result
+
+
+def step_parts(spans: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
+    """Medians over steps in microseconds, and the GPU's time by kernel per step, from `kernel_spans`: of the
+    target's part and the drafter's, from the first kernel to the end of the last, and how long kernels run in
+    it (`busy`); and until the next step (`wait`)."""
+    ordered = sorted(spans, key=lambda span: span[1])
+    begins = [i for i, (name, _, _) in enumerate(ordered) if "_prepare_inputs_kernel" in name]
+    found: dict[str, list[float]] = {}
+    for begin, end in itertools.pairwise(begins):
+        step = ordered[begin:end]
+        split = next((i for i, span in enumerate(step) if "_update_state_kernel" in span[0]), len(step) - 1)
+        parts = {"target": step[: split + 1], "drafter": step[split + 1 :]}
+        for name, part in parts.items():
+            if part:
+                found.setdefault(f"{name}_us", []).append(part[-1][2] - part[0][1])
+                busy = sum(stop - start for _, start, stop in part)
+                found.setdefault(f"{name}_busy_us", []).append(busy)
+        found.setdefault("wait_us", []).append(ordered[end][1] - step[-1][2])
+    return {
+        "steps": len(begins) - 1,
+        **{name: statistics.median(values) for name, values in found.items()},
+        "kernels": kernel_table(spans, len(begins))["kernels"][:40],
+    }
 
 
 def _ratios(found: dict[str, Any], plain: dict[str, Any]) -> dict[int, dict[str, float]]:

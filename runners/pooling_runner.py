@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.limits import Limits
+    from dodona.runners.lora.adapter import Adapter
 
 
 class PoolingModel(Protocol):
@@ -119,6 +120,7 @@ class PoolingRunner(WeightLife, Generic[M]):
         requests = {request.row: request for request in step.new_requests}
         sequences: list[TokenSequence] = []
         params: list[PoolingParams] = []
+        adapters: list[Adapter | None] = []
         for row, count in zip(step.rows, step.num_tokens, strict=True):
             request = requests.get(row)
             if request is None or count != request.num_prompt_tokens:
@@ -126,7 +128,8 @@ class PoolingRunner(WeightLife, Generic[M]):
             asked = request.pooling or PoolingInput(PoolingParams())
             sequences.append(TokenSequence(request.token_ids, asked.token_type_ids))
             params.append(asked.params)
-        outputs = model.forward(sequences)
+            adapters.append(request.adapter)
+        outputs = self._compute(model, sequences, adapters)
         with torch.inference_mode():
             pooled = {
                 row: pooler(output, asked).cpu().numpy()
@@ -142,6 +145,12 @@ class PoolingRunner(WeightLife, Generic[M]):
         return FinishedOutput(result)
 
     # --- Parts
+
+    def _compute(
+        self, model: M, sequences: Sequence[TokenSequence], adapters: Sequence[Adapter | None]
+    ) -> list[torch.Tensor]:
+        """The model's output of each sequence. `adapters` are None where the runner has no LoRA."""
+        return model.forward(sequences)
 
     @property
     def _model(self) -> M:

@@ -32,7 +32,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("oracle.upgrade",),
     ("oracle.decision_log",),
     ("kernels.devices", "kernels.dependent_launch"),
-    ("kernels.linear", "kernels.sampling", "kernels.state", "kernels.state_space"),
+    ("kernels.linear", "kernels.sampling", "kernels.state", "kernels.state_space", "kernels.collective"),
     ("kernels.attention", "kernels.moe"),
     (
         "runners.errors",

@@ -11,6 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start,
+    supports_dependent_launch,
+    wait_for_inputs,
+)
+
 
 def count_kept_tokens(
     token_ids: Tensor,
@@ -20,6 +27,7 @@ def count_kept_tokens(
     offsets: Tensor,
     history: Tensor,
     max_offset: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """How many of the tokens drawn for each row are kept: those after accepted drafts, at least one.
 
@@ -30,14 +38,17 @@ def count_kept_tokens(
         offsets: [n] int32, how many drafts of the row come before each token drawn.
         history: [rows, max_model_len] int32: each row's tokens, and its drafts in their places.
         max_offset: most drafts of a row, on the host.
+        out: [n] int32, to write into; None for a new one.
     Returns: [n] int32, at a row's first batch row; 0 at the others and for padding.
     """
     n = token_ids.shape[0]
-    kept = torch.empty(n, dtype=torch.int32, device=token_ids.device)
+    kept = torch.empty(n, dtype=torch.int32, device=token_ids.device) if out is None else out
     if n:
+        dependent = supports_dependent_launch(token_ids.device)
         _count_kept_kernel[(n,)](
             token_ids, idx_mapping, positions, offsets, history, history.stride(0), history.shape[1], kept, n,
-            WIDTH=triton.next_power_of_2(max_offset + 1), num_warps=1,
+            WIDTH=triton.next_power_of_2(max_offset + 1), DEPENDENT=dependent, num_warps=1,
+            **launch_options(dependent),
         )  # fmt: skip
     return kept
 
@@ -74,7 +85,11 @@ def _count_kept_kernel(
     kept_ptr,  # [n]
     n,
     WIDTH: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    if DEPENDENT:
+        let_next_start()
+        wait_for_inputs()
     first = tl.program_id(0)
     state = tl.load(idx_mapping_ptr + first).to(tl.int64)
     offset = tl.load(offsets_ptr + first)

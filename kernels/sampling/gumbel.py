@@ -33,6 +33,8 @@ def gumbel_sample(
     fallback: Tensor,
     cuts: Tensor | None = None,
     entry_fallback: Tensor | None = None,
+    vocabulary: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """One token per batch row: argmax of logit / temperature + noise, or of the logit where the row is
     greedy.
@@ -49,11 +51,17 @@ def gumbel_sample(
         fallback: [rows] int64, per state row.
         cuts: [n] fp32, per batch row, or None: only tokens whose tempered logit is >= the row's are drawn.
         entry_fallback: [n] int64, per batch row, in place of `fallback`; None for that.
+        vocabulary: [vocab] int64: the token of each logit, in rising order; None: its place. Noise belongs to
+            tokens.
+        out: [n] int32, contiguous, to write into; None for a new one.
     Returns: [n] int32.
     """
-    out = torch.empty(logits.shape[0], dtype=torch.int32, device=logits.device)
+    if out is None:
+        out = torch.empty(logits.shape[0], dtype=torch.int32, device=logits.device)
     if len(out):
-        best, token = _draw_blocks(logits, idx_mapping, positions, seeds, inverse_temperatures, cuts)
+        best, token = _draw_blocks(
+            logits, idx_mapping, positions, seeds, inverse_temperatures, cuts, vocabulary
+        )
         if entry_fallback is None:
             _reduce_blocks(best, token, idx_mapping, fallback, out)
         else:
@@ -98,6 +106,7 @@ def _draw_blocks(
     seeds: Tensor,
     inverse_temperatures: Tensor,
     cuts: Tensor | None,
+    vocabulary: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of each row and block of the vocabulary the greatest sum and its token: two [n, blocks]."""
     n, vocab = logits.shape
@@ -107,8 +116,9 @@ def _draw_blocks(
     token = torch.empty(n, num_blocks, dtype=torch.int32, device=logits.device)
     dependent = supports_dependent_launch(logits.device)
     _draw_blocks_kernel[(n, num_blocks)](
-        logits, logits.stride(0), idx_mapping, positions, seeds, inverse_temperatures, cuts,
+        logits, logits.stride(0), idx_mapping, positions, seeds, inverse_temperatures, cuts, vocabulary,
         best, token, vocab, num_blocks, BLOCK=block, HAS_CUTS=cuts is not None,
+        HAS_VOCABULARY=vocabulary is not None,
         FAST_LOG=not triton.knobs.runtime.interpret, DEPENDENT=dependent,
         num_warps=8 if block > 1024 else 4, **launch_options(dependent),
     )  # fmt: skip
@@ -164,11 +174,15 @@ def gumbel_sample_reference(
     fallback: Tensor,
     cuts: Tensor | None = None,
     entry_fallback: Tensor | None = None,
+    vocabulary: Tensor | None = None,
 ) -> Tensor:
     """What `gumbel_sample` computes, in plain torch."""
     state = idx_mapping.long()
     inverse = inverse_temperatures[state]
     scores = reference.sanitize(logits)
+    if vocabulary is not None:
+        whole = scores.new_full((len(scores), int(vocabulary.max()) + 1), -torch.inf)
+        scores = whole.index_copy(1, vocabulary, scores)
     if cuts is not None:
         drawn = (scores * inverse[:, None] >= cuts[:, None]) | (inverse == 0)[:, None]
         scores = scores.masked_fill(~drawn, -torch.inf)
@@ -228,12 +242,14 @@ def _draw_blocks_kernel(
     seeds_ptr,  # [rows]
     inverse_ptr,  # [rows]
     cuts_ptr,  # [n] or None
+    vocabulary_ptr,  # [vocab] or None
     best_ptr,  # [n, num_blocks]
     token_ptr,  # [n, num_blocks]
     vocab,
     num_blocks,
     BLOCK: tl.constexpr,
     HAS_CUTS: tl.constexpr,
+    HAS_VOCABULARY: tl.constexpr,
     FAST_LOG: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -242,7 +258,10 @@ def _draw_blocks_kernel(
     row = tl.program_id(0)
     block = tl.program_id(1)
     state = tl.load(idx_mapping_ptr + row)
-    tokens = block * BLOCK + tl.arange(0, BLOCK)
+    places = block * BLOCK + tl.arange(0, BLOCK)
+    tokens = places
+    if HAS_VOCABULARY:
+        tokens = tl.load(vocabulary_ptr + places, mask=places < vocab, other=0).to(tl.int32)
     inverse = tl.load(inverse_ptr + state, mask=state >= 0, other=0.0)
     noise = tl.zeros((BLOCK,), tl.float32)
     # What requests ask for was there before the step: the noise is made while the logits still are.
@@ -252,7 +271,7 @@ def _draw_blocks_kernel(
         wait_for_inputs()
     if state < 0:
         return
-    scores = load_scores(logits_ptr + row.to(tl.int64) * logits_stride, tokens, tokens < vocab)
+    scores = load_scores(logits_ptr + row.to(tl.int64) * logits_stride, places, places < vocab)
     if inverse > 0.0:
         scores *= inverse
         if HAS_CUTS:
@@ -260,7 +279,10 @@ def _draw_blocks_kernel(
         scores += noise
     best, index = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
     tl.store(best_ptr + row * num_blocks + block, best)
-    tl.store(token_ptr + row * num_blocks + block, block * BLOCK + index)
+    token = block * BLOCK + index
+    if HAS_VOCABULARY:
+        token = tl.load(vocabulary_ptr + token, mask=token < vocab, other=0).to(tl.int32)
+    tl.store(token_ptr + row * num_blocks + block, token)
 
 
 @triton.jit(do_not_specialize=["max_model_len"])

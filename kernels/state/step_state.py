@@ -251,8 +251,7 @@ def update_state(
             are kept of it, >= 1; 0 at the others (`sampling.acceptance.count_kept_tokens`).
         ring, turn: see `gumbel.gumbel_sample_and_append`: tokens are copied there too; both or none.
     """
-    # Before one with drafts, torch launches a copy, which lets nothing start early.
-    dependent = num_kept is None and supports_dependent_launch(rows.device)
+    dependent = supports_dependent_launch(rows.device)
     _update_state_kernel[(rows.shape[0],)](
         rows=rows,
         seq_lens=seq_lens,

@@ -301,6 +301,10 @@ class SpeculativeConfig:
     draft_tensor_parallel_size: Count | None = None
     prompt_lookup_max: Count | None = None
     prompt_lookup_min: Count | None = None
+    suffix_decoding_max_tree_depth: Annotated[int, Strict(), Field(ge=2)] | None = None
+    suffix_decoding_max_cached_requests: Natural | None = None
+    suffix_decoding_max_spec_factor: Annotated[float, Field(ge=0, le=MAX_SPECULATIVE_TOKENS)] | None = None
+    suffix_decoding_min_token_prob: Annotated[float, Field(ge=0, le=1)] | None = None
     parallel_drafting: Flag = False
 
 

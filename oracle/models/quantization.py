@@ -52,6 +52,9 @@ them in one model. "other": what is not read here."""
 
 Layout = Literal["plain", "pack-quantized", "fp8", "gptq", "awq", "mxfp4", "online"]
 
+_HEADS = ("lm_head", "score", "classifier")
+"""Last layers, which methods that are made for decoders' layers leave as they are."""
+
 _FUSED = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("mlp.gate_proj", "mlp.up_proj"),
@@ -376,7 +379,7 @@ def _fp8(stored: Mapping[str, Any]) -> QuantizationConfig:
         scheme = WeightScheme(
             "fp8", "float", 8, "block", size, rows, activations=activations, scale_name="weight_scale_inv"
         )
-    ignore = ("lm_head", *_names(stored, "modules_to_not_convert", "ignored_layers"))
+    ignore = (*_HEADS, *_names(stored, "modules_to_not_convert", "ignored_layers"))
     return QuantizationConfig("fp8", (SchemeRule(("Linear",), scheme),), ignore, ignores_parts=True)
 
 
@@ -397,7 +400,7 @@ def _gptq(stored: Mapping[str, Any]) -> QuantizationConfig:
         zero_offset=0 if version == "gptq_v2" else 1,
         scale_name="scales",
     )
-    ignore = ("lm_head",) if not _get(stored, "lm_head", bool, False) else ()
+    ignore = _HEADS if not _get(stored, "lm_head", bool, False) else _HEADS[1:]
     return QuantizationConfig("gptq", (SchemeRule(("Linear",), scheme),), ignore, ignores_parts=True)
 
 
@@ -414,7 +417,7 @@ def _awq(stored: Mapping[str, Any]) -> QuantizationConfig:
         symmetric=False,
         scale_name="scales",
     )
-    ignore = ("lm_head", *_names(stored, "modules_to_not_convert"))
+    ignore = (*_HEADS, *_names(stored, "modules_to_not_convert"))
     return QuantizationConfig("awq", (SchemeRule(("Linear",), scheme),), ignore, ignores_parts=True)
 
 

@@ -32,6 +32,7 @@ STORED: tuple[str, ...] = (
     "mellum",
     "mimo_v2_flash",
     "minimax",
+    "minimax_m2",
     "mixtral",
     "nemotron_h",
     "olmoe",

@@ -9,7 +9,6 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from dodona.runners.device.drafting import StepEnds
 from dodona.runners.device.forward_inputs import RowChunk
 from dodona.runners.device.graphs import FixedStep, StepGraphs
 from dodona.runners.device.sampling.prompt_logprobs import PromptChunk, PromptHidden, PromptLogprobRequests
@@ -97,8 +96,8 @@ class DecodeBatch:
     ) -> torch.Tensor:
         """After each row's token."""
         count = len(self.rows)
-        ends = StepEnds(steps.state.rows[:count], steps.decode_places(count))
-        return drafts.drafter.propose(steps.single_inputs(self.fixed.size), ends)
+        inputs = steps.single_inputs(self.fixed.size)
+        return drafts.propose(inputs, steps.state.rows[:count], steps.decode_places(count))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,8 +123,9 @@ class PromptBatch:
         self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
     ) -> torch.Tensor:
         """After the prompt."""
-        ends = StepEnds(steps.state.sample_rows[:1], steps.state.sample_tokens[:1])
-        return drafts.drafter.propose(steps.prompt_inputs(self.fixed.size), ends)
+        state = steps.state
+        inputs = steps.prompt_inputs(self.fixed.size)
+        return drafts.propose(inputs, state.sample_rows[:1], state.sample_tokens[:1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,9 +178,7 @@ class MixedBatch:
             self.max_continued_len,
             chunks=self.chunks,
         )
-        return drafts.drafter.propose(
-            inputs, StepEnds(state.sample_rows[:count], state.sample_tokens[:count])
-        )
+        return drafts.propose(inputs, state.sample_rows[:count], state.sample_tokens[:count])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,10 +245,13 @@ class DraftBatch:
         """After what is kept of the rows that sampled."""
         assert sampled.num_kept is not None  # the batch has drafts
         state = steps.state
-        first = state.first_samples[: len(self.rows)]
-        ends = StepEnds(state.sample_rows[first], state.sample_tokens[first] + sampled.num_kept[first] - 1)
         if self.fixed is not None:
-            return drafts.propose(self.fixed.size, ends, graphs)
+            steps.keep(sampled.num_kept)
+            return drafts.propose_verified(self.fixed.size, len(self.rows), graphs)
+        first = state.first_samples[: len(self.rows)]
+        rows = torch.index_select(state.sample_rows, 0, first)
+        last = torch.index_select(state.sample_tokens, 0, first)
+        last += torch.index_select(sampled.num_kept, 0, first) - 1
         inputs = steps.mixed_inputs(
             self.num_entries,
             self.num_tokens,
@@ -259,7 +260,7 @@ class DraftBatch:
             self.max_continued_len,
             chunks=self.chunks,
         )
-        return drafts.drafter.propose(inputs, ends)
+        return drafts.propose(inputs, rows, last)
 
 
 def _sample_and_append(
@@ -357,6 +358,7 @@ class BatchBuilder:
             drafts=drafts,
             num_single=num_single_rows,
             padded_length=size or 0,
+            padded_rows=(size or 0) // self._entries_per_row,
         )
         chunks = _chunks(step, num_single_rows, sizes.num_single)
         rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]

@@ -20,19 +20,21 @@ class StepEnds:
     rows: torch.Tensor
     """[n] int32: state rows."""
     last: torch.Tensor
-    """[n] integer: packed index of each row's last token that is kept. The token after it was drawn by the
+    """[n] int32: packed index of each row's last token that is kept. The token after it was drawn by the
     step."""
+    positions: torch.Tensor
+    """[n] int32: that token's position."""
 
 
 class DeviceDrafter(Protocol):
     """Proposes tokens. What it proposes changes how many steps an output takes, never the output."""
 
     def propose(self, inputs: ForwardInputs, ends: StepEnds) -> torch.Tensor:
-        """[n, num_speculative_tokens] int32: drafts of what follows each row's tokens; -1 for none.
+        """[n, num_speculative_tokens] int32: drafts of what follows each row's tokens. They are written into
+        the token history, too, where the next step verifies as many of them as it describes.
 
         inputs: the step, whose tokens it computes, too, where it has a KV cache of its own. `ends` may be of
-            no
-        row: then nothing is drafted.
+            no row: then nothing is drafted.
         """
 
 

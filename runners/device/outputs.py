@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 
+from dodona.runners.device.device_drafts import DeviceDrafts
 from dodona.runners.device.sampling.logprob_values import SampledLogprobs
 from dodona.runners.device.sampling.prompt_logprobs import PromptLogprobs
 from dodona.runners.drafting.acceptance import accepted_output
-from dodona.runners.interface import StepOutput
+from dodona.runners.interface import PendingOutput, StepOutput
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
 Tree = TypeVar("Tree")
@@ -32,12 +32,12 @@ class StepResults:
     prompt_logprobs: PromptLogprobs | None = None
     drafts: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     """By row, those that were verified; then `token_ids` has 1 + k of a row with k drafts."""
-    proposed: torch.Tensor | None = None
-    """[rows, k] int32: drafts of what follows, -1 for none; None where nothing drafts on the device."""
+    num_kept: torch.Tensor | None = None
+    """[entries] int32 with drafts: at a row's first token how many of its tokens are kept."""
 
     def step_output(self) -> StepOutput:
         """The same in lists. Its tensors must be on the host."""
-        if self.drafts or self.proposed is not None:
+        if self.num_kept is not None:
             return self._speculative_output()
         return StepOutput(
             self.rows,
@@ -55,13 +55,9 @@ class StepResults:
             places = [row for row in self.rows for _ in range(1 + len(self.drafts.get(row, ())))]
             logprobs = [next(entries) if row in asking else None for row in places]
         prompt_logprobs = {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row()
-        output = accepted_output(self.rows, self.drafts, token_ids, logprobs, prompt_logprobs)
-        if self.proposed is None:
-            return output
-        proposed = zip(self.rows, self.proposed.tolist(), strict=True)
-        drafts = {row: [*itertools.takewhile(lambda token: token >= 0, of_row)] for row, of_row in proposed}
-        return dataclasses.replace(
-            output, draft_token_ids={row: found for row, found in drafts.items() if found}
+        assert self.num_kept is not None
+        return accepted_output(
+            self.rows, self.drafts, token_ids, logprobs, prompt_logprobs, self.num_kept.tolist()
         )
 
 
@@ -113,6 +109,22 @@ class AsyncOutput:
         # Only now may the device's memory be given to other tensors.
         self._on_device = None
         return self._on_host.step_output()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WithDeviceDrafts:
+    """A step under way after which the device drafts, for all rows that sample. Its result does not wait for
+    the drafts."""
+
+    pending: PendingOutput
+    proposed: torch.Tensor
+    """[rows, k] int32, on the device; nothing overwrites it."""
+
+    def result(self) -> StepOutput:
+        """Wait for the step, as `AsyncOutput.result`."""
+        output, count = self.pending.result(), self.proposed.shape[1]
+        drafts = {row: DeviceDrafts(self.proposed, place, count) for place, row in enumerate(output.rows)}
+        return dataclasses.replace(output, draft_token_ids=drafts)
 
 
 def map_tensors(tree: Tree, function: Callable[[torch.Tensor], torch.Tensor]) -> Tree:

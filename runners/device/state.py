@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from dodona.kernels.state.staged_writes import pack_writes, scatter_ragged
+from dodona.runners.device.device_drafts import DeviceDrafts
 from dodona.runners.interface import NewRequest
 
 _ALIGNMENT = 32  # elements; keeps every region's start at a multiple of 128 bytes
@@ -132,7 +133,7 @@ class RequestState:
         """[max_num_entries]: packed index of each sampled entry's last token."""
         self.first_samples = view("first_samples")
         """[max_num_seqs]: in a batch with drafts, where the entries of each row that samples begin among
-        those that sample."""
+        those that sample; -1 for padding."""
         self._own_blocks = [
             range(first_own_block + row * own_blocks, first_own_block + (row + 1) * own_blocks)
             for row in range(max_num_seqs)
@@ -220,8 +221,10 @@ class RequestState:
         drafts: Mapping[int, Sequence[int]],
         num_single: int,
         padded_length: int = 0,
+        padded_rows: int = 0,
     ) -> DraftBatchSizes:
-        """Describe a batch in which rows verify drafts, and stage these as the rows' next tokens.
+        """Describe a batch in which rows verify drafts, and stage these as the rows' next tokens, unless they
+        are there already.
 
         A row that decodes or verifies has an entry of one token for its last token and for each draft; each
         of them samples.
@@ -231,11 +234,12 @@ class RequestState:
             drafts: by row.
             num_single: how many of `rows`, from the first on, decode or verify.
             padded_length: least entries; those that are missing get row -1.
+            padded_rows: least places in `first_samples`; those that are missing get -1.
         """
         row_array = np.asarray(rows, dtype=np.int64)
         computed, lengths = np.asarray(num_computed, dtype=np.int64), np.asarray(num_tokens, dtype=np.int64)
         for row, start in zip(rows, num_computed, strict=True):
-            if row in drafts:
+            if row in drafts and not isinstance(drafts[row], DeviceDrafts):
                 self._stage("token_ids", row * self._max_model_len + start + 1, drafts[row])
         is_single = np.arange(len(row_array)) < num_single
         counts = np.where(is_single, lengths, 1)
@@ -255,7 +259,10 @@ class RequestState:
         self._stage("sample_rows", 0, entry_rows[sampling])
         self._stage("sample_positions", 0, (np.repeat(computed, counts) + offsets + entry_lengths)[sampling])
         self._stage("sample_tokens", 0, ends[sampling] - 1)
-        self._stage("first_samples", 0, np.flatnonzero(offsets[sampling] == 0))
+        first = np.flatnonzero(offsets[sampling] == 0)
+        self._stage(
+            "first_samples", 0, np.pad(first, (0, max(0, padded_rows - len(first))), constant_values=-1)
+        )
         self._advance(row_array, computed, lengths)
         return DraftBatchSizes(num_entries, int(counts[:num_single].sum()), int(sampling.sum()))
 
@@ -264,6 +271,7 @@ class RequestState:
         self._decode_rows = None
         self._stage("rows", 0, np.full(len(self.rows), -1))
         self._stage("offsets", 0, np.zeros(len(self.offsets), dtype=np.int64))
+        self._stage("first_samples", 0, np.full(len(self.first_samples), -1))
 
     def set_empty_prompt(self) -> None:
         """Describe a batch of one prompt without tokens, of no row: a step over it changes no state."""

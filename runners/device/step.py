@@ -120,7 +120,7 @@ class StepRunner:
         sampler, rows, positions = self.sampler, inputs.rows, inputs.seq_lens
         token_ids = sampler.base.sample(logits, idx_mapping=rows, positions=positions)
         num_kept = self._num_kept[: len(rows)]
-        num_kept.copy_(sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows))))
+        sampler.count_kept(token_ids, rows, positions, self.drafts(len(rows)), out=num_kept)
         update_state(
             rows=rows,
             seq_lens=positions,
@@ -156,6 +156,12 @@ class StepRunner:
         """[count] int32: what the latest `launch` that verified drafts and sampled kept; see
         `SampledTokens`."""
         return self._num_kept[:count]
+
+    def keep(self, num_kept: torch.Tensor) -> None:
+        """Let `num_kept` be these: of a step that did not sample in its `launch`."""
+        own = self._num_kept[: len(num_kept)]
+        if own.data_ptr() != num_kept.data_ptr():
+            own.copy_(num_kept)
 
     def decode_places(self, count: int) -> torch.Tensor:
         """[count] int32: the packed index of each entry, where each has one token."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from dodona.kernels.state.draft_state import step_ends
 from dodona.runners.device.drafting import DeviceDrafter, StepEnds
+from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.device.graphs import StepGraphs
 from dodona.runners.device.step import StepRunner
 
@@ -24,29 +26,37 @@ class StepDrafts:
     def __init__(
         self, drafter: DeviceDrafter, steps: StepRunner, *, max_num_seqs: int, num_speculative_tokens: int
     ) -> None:
-        device = steps.model.device
-        self.drafter = drafter
+        self._drafter = drafter
         self._steps = steps
         self._entries_per_row = 1 + num_speculative_tokens
-        self._rows = torch.full((max_num_seqs,), -1, dtype=torch.int32, device=device)
-        self._last = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         shape = (max_num_seqs, num_speculative_tokens)
-        self._proposed = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._proposed = torch.zeros(shape, dtype=torch.int32, device=steps.model.device)
 
-    def propose(self, size: int, ends: StepEnds, graphs: StepGraphs | None) -> torch.Tensor:
-        """[n, num_speculative_tokens]: drafts after a step of `size` entries of one token."""
+    def propose(self, inputs: ForwardInputs, rows: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """[n, num_speculative_tokens]: drafts after any step; rows, last: see `StepEnds`."""
+        positions = torch.index_select(inputs.positions, 0, last).int()
+        return self._drafter.propose(inputs, StepEnds(rows, last, positions))
+
+    def propose_verified(self, size: int, num_rows: int, graphs: StepGraphs | None) -> torch.Tensor:
+        """[num_rows, num_speculative_tokens]: drafts after a step of fixed form that verified some, of `size`
+        entries."""
         if graphs is None:
-            return self.drafter.propose(self._steps.single_inputs(size), ends)
-        count = len(ends.rows)
-        self._rows.fill_(-1)
-        self._rows[:count].copy_(ends.rows)
-        self._last.zero_()
-        self._last[:count].copy_(ends.last)
-        graphs.replay_drafter(size)
-        return self._proposed[:count]
+            self._run(size, num_rows)
+        else:
+            graphs.replay_drafter(size)
+        return self._proposed[:num_rows].clone()  # which the next step's overwrite
 
     def run(self, size: int) -> None:
-        """The launches of `propose`, for a capture."""
-        count = size // self._entries_per_row
-        ends = StepEnds(self._rows[:count], self._last[:count])
-        self._proposed[:count].copy_(self.drafter.propose(self._steps.single_inputs(size), ends))
+        """The launches of `propose_verified`, for a capture."""
+        self._run(size, size // self._entries_per_row)
+
+    def _run(self, size: int, num_rows: int) -> None:
+        steps = self._steps
+        inputs = steps.single_inputs(size)
+        rows, last, positions = step_ends(
+            first_samples=steps.state.first_samples[:num_rows],
+            rows=inputs.rows,
+            seq_lens=inputs.seq_lens,
+            num_kept=steps.num_kept(size),
+        )
+        self._proposed[:num_rows].copy_(self._drafter.propose(inputs, StepEnds(rows, last, positions)))

@@ -25,7 +25,7 @@ from dodona.runners.device.graphs import (
 )
 from dodona.runners.device.memory import measure_available_memory
 from dodona.runners.device.model import StepModel
-from dodona.runners.device.outputs import AsyncOutput, StepResults
+from dodona.runners.device.outputs import AsyncOutput, StepResults, WithDeviceDrafts
 from dodona.runners.device.ready import Ready, make_ready, max_entries
 from dodona.runners.device.sampling.prompt_logprobs import PromptHidden, compute_prompt_logprobs
 from dodona.runners.interface import GrammarOutput, PendingOutput, SchedulerOutput
@@ -203,20 +203,26 @@ class DeviceSteps:
             raise RuntimeError("sample_tokens without execute_model before it")
         ready, batch, prompt = self.ready, executed.batch, executed.prompt
         sampled = batch.sample(ready.steps, grammar_output)
-        proposed = (
-            None if ready.drafts is None else batch.propose(ready.steps, ready.drafts, sampled, ready.graphs)
-        )
         prompt_logprobs = None
         if prompt is not None:
             prompt_logprobs = compute_prompt_logprobs(
                 prompt, model=self.model, token_ids=ready.state.token_ids
             )
         results = StepResults(
-            batch.rows, sampled.token_ids, sampled.logprobs, prompt_logprobs, batch.drafts, proposed
+            batch.rows,
+            sampled.token_ids,
+            sampled.logprobs,
+            prompt_logprobs,
+            batch.drafts,
+            sampled.num_kept,
         )
         pending = AsyncOutput(results, ready.copier)
         self._under_way.append(pending)
-        return pending
+        if ready.drafts is None:
+            return pending
+        # The host reads the step and plans the next one while the device drafts.
+        proposed = batch.propose(ready.steps, ready.drafts, sampled, ready.graphs)
+        return pending if proposed is None else WithDeviceDrafts(pending, proposed)
 
     def _check_under_way(self) -> None:
         while self._under_way and self._under_way[0].is_read:

@@ -13,7 +13,12 @@ from dodona.runners.distributed.mesh import Alone, Group, Mesh
 from dodona.runners.distributed.messages import Start
 from dodona.runners.distributed.ranks import RankSizes
 
-_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0"}
+ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+}
 """Nothing listens beyond this machine. NVLink's multicast is left alone: not every machine grants it."""
 
 
@@ -25,6 +30,11 @@ class ProcessGroup:
         self._handle = handle
         self.rank = self._ranks.index(dist.get_rank())
         self.size = len(self._ranks)
+
+    @property
+    def handle(self) -> dist.ProcessGroup:
+        """torch's own group."""
+        return self._handle
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
@@ -49,7 +59,7 @@ class ProcessGroup:
 
 def join(start: Start) -> Mesh:
     """Find the other ranks: by NCCL where they are on GPUs, else by gloo. Returns this rank's place."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cuda, world = start.limits.device == "cuda", start.sizes.world
     dist.init_process_group(

@@ -35,6 +35,9 @@ from dodona.runners.rpc import RPC_METHODS
 if TYPE_CHECKING:
     from dodona.runners.interface import PendingOutput, Runner
 
+_ANSWERING = threading.Lock()
+"""A failed step may be answered by another thread."""
+
 ENDED_WITH_THE_ENGINE = 70
 """Exit status of a worker whose engine's process is gone."""
 
@@ -195,7 +198,8 @@ def _answer(connection: Any, answer: Answer) -> None:
             data = pickle.dumps(
                 Failure.of(TypeError(f"a result of type {what} can't leave the worker: {error}"))
             )
-    connection.send_bytes(data)
+    with _ANSWERING:
+        connection.send_bytes(data)
 
 
 def _start(start: Start) -> tuple[Runner, bool]:

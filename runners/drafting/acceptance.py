@@ -22,6 +22,7 @@ def accepted_output(
     token_ids: Sequence[int],
     logprobs: Sequence[TokenLogprobs | None],
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]],
+    num_kept: Sequence[int] | None = None,
 ) -> StepOutput:
     """The output of a step whose rows were sampled after their last token and after each of their drafts.
 
@@ -31,6 +32,8 @@ def accepted_output(
         token_ids: of all rows, one after another: 1 + k of a row with k drafts.
         logprobs: parallel to `token_ids`; None where the row asks for none.
         prompt_logprobs: those of the output.
+        num_kept: parallel to `token_ids`, where it was counted: at a row's first token how many of its tokens
+            are kept.
     """
     first_ids: list[int] = []
     first_logprobs: dict[int, TokenLogprobs] = {}
@@ -40,7 +43,7 @@ def accepted_output(
         verified = drafts.get(row, ())
         end = place + 1 + len(verified)
         own = token_ids[place:end]
-        count = num_agreeing(own, verified) + 1
+        count = num_agreeing(own, verified) + 1 if num_kept is None else num_kept[place]
         known = [entry for entry in logprobs[place : place + count] if entry is not None]
         place = end
         first_ids.append(own[0])

@@ -61,7 +61,7 @@ def random_head(
 ) -> DraftHead:
     """A head of random weights; an EAGLE head borrows the target's lm_head as ever."""
     model: Any = target
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         head = _make(config, lm_head=None if config.is_eagle3 else model.get_output_embeddings())
     return head.prepare(dtype, device)

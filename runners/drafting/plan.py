@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.config.sections import SpeculativeConfig
+from dodona.oracle.config.sections import MAX_SPECULATIVE_TOKENS, SpeculativeConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.models.hub import locate_or_download
@@ -17,24 +17,35 @@ from dodona.oracle.systems.own.resolved import resolved_speculative_method
 from dodona.runners.drafting.head_config import HeadConfig, read_head_config
 from dodona.runners.drafting.load_head import has_embedding
 from dodona.runners.drafting.prompt_lookup import PromptLookup
+from dodona.runners.drafting.suffix_lookup import SuffixLookup
 from dodona.runners.limits import Limits
 
 DEFAULT_PROMPT_LOOKUP = 5
 """`prompt_lookup_max` and `prompt_lookup_min` where neither is given; vLLM's."""
 
+DEFAULT_SUFFIX_TREE_DEPTH = 24
+DEFAULT_SUFFIX_CACHED_REQUESTS = 10_000
+DEFAULT_SUFFIX_SPEC_FACTOR = 1.0
+DEFAULT_SUFFIX_TOKEN_PROB = 0.1
+"""`suffix_decoding_*` where they are not given; vLLM's."""
+
 MAX_TOKENIZER_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class NgramPlan:
-    """Prompt lookup."""
+HostLookup = PromptLookup | SuffixLookup
+"""Looks for drafts in a request's own tokens."""
 
-    prompts: PromptLookup
+
+@dataclass(frozen=True, slots=True)
+class LookupPlan:
+    """Lookup in a request's own tokens."""
+
+    lookup: HostLookup
 
     @property
     def num_speculative_tokens(self) -> int:
         """Most drafts of a row in a step."""
-        return self.prompts.num_speculative_tokens
+        return self.lookup.num_speculative_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class MtpPlan:
     directory: Path
 
 
-DraftPlan = NgramPlan | ModelPlan | HeadPlan | MtpPlan
+DraftPlan = LookupPlan | ModelPlan | HeadPlan | MtpPlan
 
 
 LacksOfDraft = Callable[[EngineConfig, ModelInfo], Sequence[str]]
@@ -84,6 +95,8 @@ def plan_drafting(
     method = resolved_speculative_method(config)
     if method == "ngram":
         return _ngram(speculative)
+    if method == "suffix":
+        return _suffix(speculative)
     if method == "mtp":
         return MtpPlan(_count(speculative, None), _own_checkpoint(config, target))
     if speculative.model is None:
@@ -128,7 +141,7 @@ def _count(speculative: SpeculativeConfig, default: int | None) -> int:
     return count
 
 
-def _ngram(speculative: SpeculativeConfig) -> NgramPlan:
+def _ngram(speculative: SpeculativeConfig) -> LookupPlan:
     largest, smallest = speculative.prompt_lookup_max, speculative.prompt_lookup_min
     largest = largest or smallest or DEFAULT_PROMPT_LOOKUP
     smallest = smallest or largest
@@ -136,7 +149,27 @@ def _ngram(speculative: SpeculativeConfig) -> NgramPlan:
         raise ConfigError(
             f"speculative_config.prompt_lookup_min={smallest} is over prompt_lookup_max={largest}; lower it"
         )
-    return NgramPlan(PromptLookup(_count(speculative, None), largest, smallest))
+    return LookupPlan(PromptLookup(_count(speculative, None), largest, smallest))
+
+
+def _suffix(speculative: SpeculativeConfig) -> LookupPlan:
+    cached = speculative.suffix_decoding_max_cached_requests
+    if cached != 0:
+        raise ConfigError(
+            f"speculative_config.suffix_decoding_max_cached_requests="
+            f"{DEFAULT_SUFFIX_CACHED_REQUESTS if cached is None else cached}: drafts are looked up in a "
+            "request's own tokens, and answers to others are not kept; set it to 0"
+        )
+    depth = speculative.suffix_decoding_max_tree_depth or DEFAULT_SUFFIX_TREE_DEPTH
+    factor, least = speculative.suffix_decoding_max_spec_factor, speculative.suffix_decoding_min_token_prob
+    return LookupPlan(
+        SuffixLookup(
+            _count(speculative, min(depth, MAX_SPECULATIVE_TOKENS)),
+            depth,
+            DEFAULT_SUFFIX_SPEC_FACTOR if factor is None else factor,
+            DEFAULT_SUFFIX_TOKEN_PROB if least is None else least,
+        )
+    )
 
 
 def _check_draft_model(draft: ModelInfo, target: ModelInfo, limits: Limits) -> None:

@@ -99,17 +99,30 @@ class QuantizedExperts(torch.nn.Module):
         for name, child in stack.named_children():
             self.add_module(name, child)
         self._functions: tuple[Any, ...] = (stack,)
+        self._held = range(parts["down"].weight.shape[0])
+
+    def keep(self, rank: int, ranks: int) -> None:
+        """Keep one rank's experts alone; results are then to be summed over the ranks."""
+        count = len(self._held)
+        held = range(count * rank // ranks, count * (rank + 1) // ranks)
+        for index in self._held:
+            if index not in held:
+                delattr(self, str(index))
+        self._held = held
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """[tokens, hidden]: for each token of `hidden_states` [tokens, hidden] its experts' results, summed.
+        """[tokens, hidden]: for each token of `hidden_states` [tokens, hidden] the results of those of its
+        experts that are kept, summed.
 
         top_k_index: [tokens, k] int64, each token's experts. top_k_weights: [tokens, k], by which their
         results are multiplied.
         """
         results = hidden_states.new_zeros(*top_k_index.shape, hidden_states.shape[-1])
         for index in torch.bincount(top_k_index.flatten()).nonzero().flatten().tolist():
+            if index not in self._held:
+                continue
             token, place = torch.where(top_k_index == index)
             computed = self._expert(index, hidden_states[token])
             results[token, place] = (computed * top_k_weights[token, place, None]).to(results.dtype)

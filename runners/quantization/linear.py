@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -21,6 +23,8 @@ from dodona.runners.quantization.formats import (
     weight_kind,
 )
 from dodona.runners.quantization.mxfp4 import from_blocks, quantize_mxfp4
+
+RoundInput = Callable[[torch.Tensor], torch.Tensor]
 
 
 class StoredLinear(torch.nn.Module):
@@ -44,8 +48,12 @@ class StoredLinear(torch.nn.Module):
         self.scheme = scheme
         self.shape = shape
         self.dtype = dtype
-        for name, spec in stored_tensors(scheme, shape).items():
+        specs = stored_tensors(scheme, shape)
+        for name, spec in specs.items():
             self.register_buffer(name, torch.empty(spec.shape, dtype=spec.dtype, device=device))
+        if "weight" not in specs:
+            # GPT-2's code draws random weights by this name before it reads stored ones.
+            self.weight = torch.empty(0)
         self.register_buffer("bias", torch.empty(shape.rows, dtype=dtype, device=device) if bias else None)
 
     def converted(self) -> QuantizedLinear:
@@ -69,6 +77,9 @@ class QuantizedLinear(torch.nn.Module):
     there are such.
     """
 
+    round_input: RoundInput | None
+    """[..., in_features] → the same, quantized and widened again; None: inputs are taken as they are. A rank
+    that has a share of the inputs replaces it, since scales may be those of the whole."""
     zeros: torch.Tensor | None
     data: torch.Tensor
     scales: torch.Tensor
@@ -95,6 +106,7 @@ class QuantizedLinear(torch.nn.Module):
         self.in_features = weight.inner
         self.out_features = weight.rows
         self.dtype = dtype
+        self.round_input = None if activations is None else self._rounding(activations)
         self.register_buffer("data", weight.data)
         self.register_buffer("scales", weight.scales)
         self.register_buffer("zeros", weight.zeros)
@@ -117,7 +129,7 @@ class QuantizedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., out_features] for `x` [..., in_features], in the dtype of `x`."""
-        rounded = x if self.activations is None else self._rounded(x, self.activations)
+        rounded = x if self.round_input is None else self.round_input(x)
         if self.order is not None:
             rounded = rounded.index_select(-1, self.order)
         # Activations that were rounded are in fp32, where the product of two quantized numbers is exact.
@@ -128,15 +140,18 @@ class QuantizedLinear(torch.nn.Module):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, kind={self.kind}"
 
-    def _rounded(self, x: torch.Tensor, activations: ActivationScheme) -> torch.Tensor:
-        return round_rows(
-            x,
-            kind=activations.kind,
-            group_size=activations.group_size,
-            scale=self.input_scale,
-            zero_point=self.input_zero_point,
-            symmetric=activations.symmetric,
-        )
+    def _rounding(self, activations: ActivationScheme) -> RoundInput:
+        def rounded(x: torch.Tensor) -> torch.Tensor:
+            return round_rows(
+                x,
+                kind=activations.kind,
+                group_size=activations.group_size,
+                scale=self.input_scale,
+                zero_point=self.input_zero_point,
+                symmetric=activations.symmetric,
+            )
+
+        return rounded
 
 
 def quantized_from(

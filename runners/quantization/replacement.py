@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 
@@ -38,13 +38,15 @@ def expect_stored(
     experts: Mapping[str, ExpertNames],
     *,
     prefix: str = "",
+    dense: Collection[str] = (),
 ) -> None:
     """Put modules that have the checkpoint's tensors in place of the linear layers and the experts that
     `config` quantizes.
 
     stored: the shapes of the checkpoint's tensors by name. experts: what the checkpoint calls the experts'
     weights, by the name of the module that has them. prefix: what comes before the names of `model`'s modules
-    in the checkpoint and in `config`. Raises ConfigError where a layer's shape doesn't suit
+    in the checkpoint and in `config`. dense: layers by name, with the prefix, that the checkpoint does not
+    quantize whatever `config` says. Raises ConfigError where a layer's shape doesn't suit
     its format, and where experts of one layer have several schemes.
     """
     scalars = {name.rpartition(".")[2]: shape for name, shape in stored.items() if shape in ((), (1,))}
@@ -67,7 +69,7 @@ def expect_stored(
         scheme = experts_scheme(config, experts[path], parts["down"].weight.shape[0])
         return None if scheme is None else QuantizedExperts(stack, parts, _in_experts(path, make, scheme))
 
-    _replace(model, config, make, make_experts, prefix=prefix)
+    _replace(model, config, make, make_experts, prefix=prefix, dense=dense)
 
 
 def convert_stored(model: torch.nn.Module) -> None:
@@ -97,6 +99,11 @@ def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
 def quantized_layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     """The quantized layers by module name, those of experts among them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+def is_transposed_linear(module: torch.nn.Module) -> bool:
+    """Whether a layer is transformers' `Conv1D`: a linear layer whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def is_plain_linear(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
@@ -143,19 +150,32 @@ def _replace(
     make_experts: Callable[[str, torch.nn.Module], torch.nn.Module | None],
     *,
     prefix: str = "",
+    dense: Collection[str] = (),
 ) -> None:
     tied = _tied(model)
     names = {id(module): name for name, module in model.named_modules()}
     for parent, attribute, module in list(_children(model)):
         name = names[id(module)]
-        if is_plain_linear(module) and module is not tied:
-            scheme = config.scheme_of(prefix + name)
-            if scheme is not None:
-                setattr(parent, attribute, make(name, module.weight, module.bias, scheme))
+        if (is_plain_linear(module) or is_transposed_linear(module)) and module is not tied:
+            scheme = _linear_scheme(config, prefix + name, module)
+            if scheme is not None and prefix + name not in dense:
+                linear: Any = module
+                weight = linear.weight.T.contiguous() if is_transposed_linear(module) else linear.weight
+                setattr(parent, attribute, make(name, weight, linear.bias, scheme))
         elif is_expert_stack(module):
             replaced = make_experts(name, module)
             if replaced is not None:
                 setattr(parent, attribute, replaced)
+
+
+def _linear_scheme(config: QuantizationConfig, name: str, module: torch.nn.Module) -> WeightScheme | None:
+    """The scheme of a linear layer. By "Linear", GPTQ means layers with a transposed weight too, as
+    quantization at load does, and the other methods do not."""
+    transposes = is_transposed_linear(module)
+    scheme = config.scheme_of(name)
+    if transposes and scheme is not None and scheme.layout not in ("online", "gptq"):
+        return config.scheme_of(name, "Conv1D")
+    return scheme
 
 
 def _tied(model: torch.nn.Module) -> torch.nn.Module | None:

@@ -47,7 +47,7 @@ from dodona.runners.pooling.settings import lacks_combination
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
 
-SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
+SPECULATIVE_METHODS = ("ngram", "suffix", "draft_model", "eagle", "eagle3", "mtp")
 """Methods of speculative decoding that V1 has a drafter for."""
 
 MTP_MODEL_TYPES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "deepseek_v3", "glm4_moe")
@@ -73,7 +73,6 @@ LACKS: frozenset[str] = frozenset(
         "transformers-version",
         "model-family",
         "quantized-experts",
-        "quantized-experts-workers",
         "quantized-tensor-parallelism",
         "draft-runner",
         "pooling",
@@ -81,7 +80,6 @@ LACKS: frozenset[str] = frozenset(
         "pooling-multimodal",
         "pooling-remote-code",
         "pooling-combinations",
-        "pooling-lora",
         "pooling-quantized-experts",
         "pooler-config",
         "length-dependent-rope",
@@ -105,7 +103,6 @@ LACKS: frozenset[str] = frozenset(
         "speculative-method",
         "speculative-hidden-states",
         "speculative-mtp",
-        "speculative-mtp-workers",
         "parallel-drafting",
         "draft-tensor-parallelism",
         "kv-connector",
@@ -207,7 +204,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and lacks_quantization_package(config, model, environment) is True,
         "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),
         "quantized-experts": has_unread_experts(config, model),
-        "quantized-experts-workers": scheme is not None and model.is_moe and uses_workers(config),
         "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
         "draft-runner": runner_type == "draft",
         "pooling": task is not None and task not in SERVED_TASKS,
@@ -217,7 +213,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and model.has_remote_code
         and config.model_config.trust_remote_code,
         "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
-        "pooling-lora": runner_type == "pooling" and config.lora_config is not None,
         "pooling-quantized-experts": runner_type == "pooling" and scheme is not None and model.is_moe,
         "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)
@@ -255,7 +250,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "speculative-hidden-states": _hides_states(resolved_speculative_method(config), model.model_type),
         "speculative-mtp": resolved_speculative_method(config) == "mtp"
         and (model.model_type not in MTP_MODEL_TYPES or scheme is not None),
-        "speculative-mtp-workers": resolved_speculative_method(config) == "mtp" and uses_workers(config),
         "parallel-drafting": speculative is not None
         and speculative.parallel_drafting
         and resolved_speculative_method(config) != "eagle3",

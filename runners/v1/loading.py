@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dodona.runners.quantization.replacement import (
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 from dodona.runners.v1.expert_names import expert_names, renamed_parts
+from dodona.runners.v1.model_folder import without_adapter
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file of a model directory that is not weights."""
@@ -114,10 +115,11 @@ def _load_model(
                 experts = expert_names(plain, stored)
                 renamed = renamed_parts(plain, experts, quantization) or None
                 prefix = _prefix_of_stored(plain, stored)
-                loader = _class_of_stored(type(plain), quantization, stored, experts, prefix)
-            with _no_progress_bar():
+                dense = _dense_heads(plain, weights)
+                loader = _class_of_stored(type(plain), quantization, stored, experts, prefix, dense)
+            with _no_progress_bar(), without_adapter(weights) as folder:
                 model, info = loader.from_pretrained(
-                    weights,
+                    folder,
                     config=config,
                     use_safetensors=True,
                     output_loading_info=True,
@@ -227,19 +229,40 @@ def _class_of_stored(
     stored: Mapping[str, tuple[int, ...]],
     experts: Mapping[str, ExpertNames],
     prefix: str,
+    dense: Collection[str],
 ) -> Any:
     """The model's class, whose linear layers and experts expect the stored tensors of their quantization."""
 
     class Stored(plain):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            expect_stored(self, quantization, stored, experts, prefix=prefix)
+            expect_stored(self, quantization, stored, experts, prefix=prefix, dense=dense)
 
     # transformers finds a class's conversions of names by these.
     Stored.__module__ = plain.__module__
     Stored.__name__ = plain.__name__
     Stored.__qualname__ = plain.__qualname__
     return Stored
+
+
+def _dense_heads(model: Any, path: Path) -> frozenset[str]:
+    """The linear layers after the base model that the checkpoint stores as they are. Classifiers are
+    published with a `quantization_config` that names all linear layers, whether it is true of the last one
+    or not."""
+    base = f"{model.base_model_prefix}."
+    heads = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.startswith(base) and model.base_model is not model
+    }
+    found: set[str] = set()
+    for file in weight_files(path):
+        with open_safetensors(file) as stored:
+            for name in heads:
+                is_here = f"{name}.weight" in stored.keys()  # noqa: SIM118
+                if is_here and stored.get_slice(f"{name}.weight").get_dtype() in ("F32", "F16", "BF16"):
+                    found.add(name)
+    return frozenset(found)
 
 
 def _prefix_of_stored(model: Any, stored: Iterable[str]) -> str:

@@ -64,7 +64,8 @@ def releasable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def replace(model: torch.nn.Module, fresh: torch.nn.Module) -> None:
     """Overwrite `model`'s weights in place with those of `fresh`, a model of the same configuration.
 
-    Raises ConfigError, before the first write, where `fresh` has two tensors that are one in `model`.
+    Raises ConfigError, before the first write, where `fresh` has two tensors that are one in `model`, or one
+    that is two in it.
     """
     source = fresh.state_dict()
     check_ties(model.state_dict(), source)
@@ -72,7 +73,9 @@ def replace(model: torch.nn.Module, fresh: torch.nn.Module) -> None:
 
 
 def check_ties(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
-    """Raise ConfigError where two tensors of `source` differ that are one in `target`."""
+    """Raise ConfigError where two tensors of `source` differ that are one in `target`, and where one of
+    `source` stands for two of `target`: a checkpoint without the output layer that the running model has."""
+    _check_no_new_ties(target, source)
     by_place: dict[int, str] = {}
     for name, tensor in target.items():
         first = by_place.setdefault(_place(tensor), name)
@@ -80,6 +83,18 @@ def check_ties(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Te
             raise ConfigError(
                 f"the weights have a {name!r} of their own, and the running model ties it to {first!r}; "
                 "make a new LLM"
+            )
+
+
+def _check_no_new_ties(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
+    by_place: dict[int, str] = {}
+    for name, tensor in source.items():
+        first = by_place.setdefault(_place(tensor), name)
+        both = first in target and name in target
+        if first != name and both and _place(target[first]) != _place(target[name]):
+            raise ConfigError(
+                f"the weights have no {name!r} of their own, but tie it to {first!r}, and the running model "
+                "has two tensors; make a new LLM"
             )
 
 

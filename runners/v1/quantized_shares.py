@@ -8,7 +8,6 @@ import torch
 
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.oracle.models.quantization import ActivationScheme
 from dodona.runners.distributed.mesh import Group
 from dodona.runners.quantization.linear import QuantizedLinear
 
@@ -49,14 +48,14 @@ def keep_inputs(name: str, linear: QuantizedLinear, group: Group) -> None:
     linear.zeros = None if weight.zeros is None else weight.zeros[:, groups].clone()
     linear.group_size = weight.group_size
     linear.in_features = count
-    if linear.activations is not None and linear.activations.dynamic:
+    rounding, activations = linear.round_input, linear.activations
+    if rounding is not None and activations is not None and activations.dynamic:
 
-        def whole(x: torch.Tensor, activations: ActivationScheme) -> torch.Tensor:
+        def of_whole(x: torch.Tensor) -> torch.Tensor:
             parts = group.all_gather(x.contiguous())
-            rounded = QuantizedLinear._rounded(linear, torch.cat(list(parts), dim=-1), activations)
-            return rounded[..., first : first + count]
+            return rounding(torch.cat(list(parts), dim=-1))[..., first : first + count]
 
-        linear._rounded = whole  # type: ignore[method-assign]
+        linear.round_input = of_whole
 
 
 def _with_groups_within(weight: QuantizedWeight, count: int) -> QuantizedWeight:

@@ -16,6 +16,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import Group
+from dodona.runners.quantization.experts import QuantizedExperts
 from dodona.runners.quantization.linear import QuantizedLinear
 from dodona.runners.v1.quantized_shares import keep_inputs, keep_outputs
 
@@ -56,7 +57,8 @@ def shard_model(
     """Keep this rank's share of the weights of a transformers model, in place. Returns the shares of linear
     layers by name; those that are not there stay whole.
 
-    whole_experts: each rank has some experts of a layer, in place of a share of each of them.
+    whole_experts: each rank has some experts of a layer, in place of a share of each of them. Quantized
+    experts always stay whole.
 
     Nothing happens in a group of one. Raises UnsupportedConfiguration where the model has no plan, or one
     with a style that is not known here, and where a size doesn't divide by the number of ranks.
@@ -77,6 +79,9 @@ def shard_model(
             shares[name] = _split_inputs(name, module, group)
         elif style == "moe_tp_experts":
             module.register_forward_hook(lambda _module, _args, output: group.all_reduce(output))
+            if isinstance(module, QuantizedExperts):
+                module.keep(group.rank, group.size)
+                continue
             if whole_experts:
                 _keep_experts(name, module, group)
                 continue

@@ -6,8 +6,10 @@ A test compares the list with the requires of V2 and the vetoes against V2 in th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.connectors import has_active_connector
@@ -41,7 +43,7 @@ QUANTIZATION_SCHEMES = ("w4a16", "w8a16", "w8a8_int8", *FP8_SCHEMES)
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V2PoolingRunner` computes."""
 
-SPECULATIVE_METHODS = ("ngram", "draft_model", "eagle", "eagle3")
+SPECULATIVE_METHODS = ("ngram", "suffix", "draft_model", "eagle", "eagle3")
 """Methods of speculative decoding that V2 has a drafter for."""
 
 LACKS: frozenset[str] = frozenset(
@@ -113,7 +115,7 @@ def check_supported(
         "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
         **_features(config),
-        **_tensor_parallelism(config, model),
+        **_workers(config, model),
     }
     if interpreted and resolved_dtype(config, model, device) == "bfloat16":
         lacking["dtype"] = True  # the interpreter computes wrong numbers in it, silently
@@ -123,9 +125,9 @@ def check_supported(
 def lacks_of_draft(
     config: EngineConfig, draft: ModelInfo, *, check: Callable[[EngineConfig, ModelInfo], tuple[str, ...]]
 ) -> tuple[str, ...]:
-    """What V2 lacks for a draft model. `check`: `check_supported` of this machine; `config`: the target's,
-    without speculative_config."""
-    lacking = check(config, draft)
+    """What V2 lacks for a draft model, which is whole on every rank. `check`: `check_supported` of this
+    machine; `config`: the target's, without speculative_config."""
+    lacking = check(replace(config, parallel_config=ParallelConfig()), draft)
     return (*lacking, "quantized-weights") if draft.quant_method is not None else lacking
 
 
@@ -188,12 +190,6 @@ def _features(config: EngineConfig) -> dict[str, bool]:
         "lora": config.lora_config is not None,
         "speculative-decoding": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
-        "speculative-workers": speculative is not None
-        and (
-            parallel.tensor_parallel_size > 1
-            or parallel.data_parallel_size > 1
-            or parallel.distributed_executor_backend in ("mp", "ray")
-        ),
         "draft-tensor-parallelism": speculative is not None
         and (speculative.draft_tensor_parallel_size or 1) > 1,
         "parallel-drafting": speculative is not None
@@ -212,10 +208,16 @@ def _features(config: EngineConfig) -> dict[str, bool]:
     }
 
 
-def _tensor_parallelism(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
-    is_split = config.parallel_config.tensor_parallel_size > 1
+def _workers(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
+    parallel, is_quantized = config.parallel_config, quantization_scheme(config, model) is not None
+    is_split = parallel.tensor_parallel_size > 1
+    works_apart = (
+        is_split or parallel.data_parallel_size > 1 or parallel.distributed_executor_backend in ("mp", "ray")
+    )
     return {
-        "tensor-parallelism": is_split
-        and (quantization_scheme(config, model) is not None or has_active_connector(config)),
+        "tensor-parallelism": is_split and is_quantized,
+        "speculative-workers": works_apart
+        and config.speculative_config is not None
+        and (is_quantized or has_active_connector(config)),
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
     }

@@ -26,6 +26,7 @@ from dodona.runners.interface import (
     GrammarOutput,
     KVCacheSpec,
     KVConnectorOutput,
+    KVPart,
     PendingOutput,
     SchedulerOutput,
 )
@@ -34,7 +35,7 @@ from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits
-from dodona.runners.v2.drafting.ngram import NgramDrafter, WithDrafts
+from dodona.runners.v2.drafting.lookup import LookupDrafter, WithDrafts
 from dodona.runners.v2.loading.loaded import Loaded, load, reload
 from dodona.runners.v2.loading.model import weight_views
 from dodona.runners.v2.models.weights import quantized_tensors
@@ -58,7 +59,7 @@ class V2Runner(WeightLife):
         self._device = torch.device(limits.device)
         self._loaded: Loaded | None = None
         self._steps: DeviceSteps | None = None
-        self._ngram: NgramDrafter | None = None
+        self._lookup: LookupDrafter | None = None
         self._kv_connector = KVConnectorWorker()
         self._transfers: KVConnectorOutput | None = None
         """What the last `execute_model` heard of them."""
@@ -100,8 +101,8 @@ class V2Runner(WeightLife):
         check_equal_devices(self._group, self._device)
         self._loaded = load(self.config, self.model_info, self.limits, self._group)
         self._kv_connector = make_worker_connector(self.config)
-        if self._loaded.prompts is not None:
-            self._ngram = NgramDrafter(self._loaded.prompts)
+        if self._loaded.lookup is not None:
+            self._lookup = LookupDrafter(self._loaded.lookup)
         self.num_speculative_tokens = self._loaded.num_speculative_tokens
         self._steps = DeviceSteps(
             self._loaded.model,
@@ -127,6 +128,10 @@ class V2Runner(WeightLife):
         if loaded.drafting is None:
             return spec
         return extended(spec, loaded.drafting.layers, loaded.num_speculative_tokens)
+
+    def get_kv_part(self) -> KVPart:
+        """Of the target's layers; a draft's are not among them."""
+        return self.loaded.spec.kv_part
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks, and for those of each row's own: see
@@ -176,8 +181,8 @@ class V2Runner(WeightLife):
         metadata = scheduler_output.kv_connector_metadata
         if metadata is not None:
             before_forward(self._kv_connector, metadata, num_layers=self.loaded.spec.num_layers)
-        if self._ngram is not None:
-            self._ngram.begin(scheduler_output)
+        if self._lookup is not None:
+            self._lookup.begin(scheduler_output)
         self.steps.execute(scheduler_output)
         self._transfers = None
         if metadata is not None:
@@ -187,9 +192,13 @@ class V2Runner(WeightLife):
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Launch what is left of the step and the copies of its results."""
         pending: PendingOutput = self.steps.sample(grammar_output)
-        if self._ngram is not None:
-            pending = WithDrafts(pending, self._ngram)
+        if self._lookup is not None:
+            pending = WithDrafts(pending, self._lookup)
         return pending if self._transfers is None else WithTransfers(pending, self._transfers)
+
+    def take_kv_connector_output(self) -> KVConnectorOutput | None:
+        """On a rank whose results nobody is told: what transfers came to."""
+        return self._transfers
 
     # -- weights
     # ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tests.support.equal_tokens import EqualTokens
 from tests.support.quantized_reference import plain_model
 from tests.v1.test_kv_shared_memory import memory
 from tests.v1.test_quantized import SIZES
+from tests.v1.test_quantized_experts import write_mxfp4
 
 TP, PP, PCP, DP = (f"{name}_parallel_size" for name in ("tensor", "pipeline", "prefill_context", "data"))
 
@@ -70,6 +71,44 @@ def test_quantized_layers(tiny_models, tmp_path, name, sizes):
         )
         equal.compare(prompt, expected[0, len(prompt) :].tolist(), tokens)
     equal.check()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "sizes"),
+    [
+        ("qwen3-moe", "w4a16-asym", {TP: 2}),
+        ("qwen3-moe", "awq", {TP: 2, PP: 2, "enable_expert_parallel": True}),
+        ("mixtral", "w8a8-fp8", {TP: 2, PCP: 2}),
+        ("qwen3-moe", "gptq-act-order", {PP: 2, PCP: 2}),
+        ("gpt-oss", "mxfp4", {PP: 2}),
+    ],
+    ids=str,
+)
+def test_quantized_experts(tiny_models, tmp_path, family, name, sizes):
+    """One rank's tokens, which `tests.v1.test_quantized_experts` compares with those of a plain model."""
+    path = tmp_path / "model"
+    changes = dict(SIZES) if family == "mixtral" else {**SIZES, "moe_intermediate_size": 32}
+    if name == "mxfp4":
+        write_mxfp4(tiny_models, path)
+    else:
+        quantize_checkpoint(tiny_models.path(family, **changes), path, name, prompts=prompts())
+    (found, _), (alone, _) = (
+        generate_on_ranks(path, prompts(), NEW_TOKENS, driver={"budget": 13}, **those)
+        for those in (sizes, {})
+    )
+    assert found == alone
+
+
+@pytest.mark.parametrize("method", ["fp8", "int8"])
+def test_experts_that_are_quantized_while_they_are_read(tiny_models, method):
+    path = tiny_models.path("qwen3-moe", **SIZES, moe_intermediate_size=64)
+    outputs = []
+    for sizes in ({}, {TP: 2}, {DP: 2}):
+        with llm(path, quantization=method, dtype="float32", **sizes) as one:
+            found = [[tokens for tokens, _ in _run(one, prompts())]]
+            one.reload_weights()
+            outputs += [*found, [tokens for tokens, _ in _run(one, prompts())]]
+    assert all(found == outputs[0] for found in outputs)
 
 
 @pytest.mark.parametrize("sizes", [{TP: 2}, {PP: 2, DP: 2}, {TP: 2, PCP: 2}], ids=str)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dodona import LLM, LoRARequest, SamplingParams
-from dodona.runners.v1.drafting.ngram import NgramDrafter
+from dodona.runners.v1.drafting.lookup import LookupDrafter
 from dodona.runners.v1.drafting.sequential import SequentialDrafter
 from tests.distributed.test_combinations import DP, PCP, PP, TP, _storage
 from tests.distributed.thread_workers import use_threads
@@ -159,7 +159,7 @@ def propose_what_comes(monkeypatch: pytest.MonkeyPatch, texts: Sequence[Sequence
 
         return proposals
 
-    for drafter in (NgramDrafter, SequentialDrafter):
+    for drafter in (LookupDrafter, SequentialDrafter):
         monkeypatch.setattr(drafter, "propose", instead(drafter.propose))
 
 

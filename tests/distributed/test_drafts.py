@@ -27,7 +27,7 @@ from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1 import capabilities
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
-from dodona.runners.v1.drafting.ngram import NgramDrafter
+from dodona.runners.v1.drafting.lookup import LookupDrafter
 from dodona.runners.v1.drafting.sequential import SequentialDrafter
 from dodona.runners.v1.pipeline_parallel import take_stage
 from dodona.runners.v1.runner import V1Runner
@@ -187,7 +187,7 @@ def drafted() -> Iterator[dict[tuple[int, ...], tuple[int, ...]]]:
         return note
 
     with pytest.MonkeyPatch.context() as patch:
-        for drafter in (NgramDrafter, SequentialDrafter):
+        for drafter in (LookupDrafter, SequentialDrafter):
             patch.setattr(drafter, "propose", noting(drafter.propose))
         yield seen
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ CPU = Environment(has_triton=False, platform="cpu")
 def split_llm(path, monkeypatch, **flat) -> LLM:
     """By a verdict that was reached where nothing was forced; the workers see a variable that forces V2."""
     settings = {"skip_tokenizer_init": True, "max_num_seqs": 8, "block_size": 4, **flat}
-    verdict = select_runner(EngineConfig.from_flat(str(path), device="cpu", **settings), environment=CPU)
+    machine = replace(CPU, packages=Environment.detect().packages)
+    verdict = select_runner(EngineConfig.from_flat(str(path), device="cpu", **settings), environment=machine)
     monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "1")
     return LLM.from_verdict(verdict)
 

@@ -27,14 +27,13 @@ ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "draft-runner": {"runner": "draft"},
     "pooling-combinations": {"runner": "pooling", "compilation_config": 1},
-    "pooling-lora": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"tensor_parallel_size": 2},
     "executor-backend": {"distributed_executor_backend": "external_launcher"},
     "ray-device": {"distributed_executor_backend": "ray"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
-    "tensor-parallelism": {"tensor_parallel_size": 2, "kv_offloading_size": 1.0},
+    "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
     "data-parallel-deployment": {"data_parallel_backend": "ray"},
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
@@ -42,10 +41,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
-    "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
     "speculative-workers": {
         "speculative_config": {"method": "ngram"},
         "distributed_executor_backend": "mp",
+        "kv_offloading_size": 1.0,
     },
     "draft-tensor-parallelism": {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
@@ -71,6 +70,7 @@ _ACT_ORDER = {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_a
 STORED: dict[str, dict[str, Any]] = {
     "quantized-weights": _ACT_ORDER,
     "quantized-tensor-parallelism": _ACT_ORDER,
+    "tensor-parallelism": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
     "library-quantization": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
 }
 """By rule, what config.json says where the feature is the checkpoint's."""
@@ -133,7 +133,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",
-        "length-dependent-rope", "pooling-remote-code", "quantized-experts-workers",
+        "length-dependent-rope", "pooling-remote-code",
         "pooling-quantized-experts", "ray-package",
     }  # fmt: skip
     assert of_configuration - of_models <= shown

@@ -78,7 +78,7 @@ def test_every_configuration_gets_a_verdict_or_a_named_refusal(
 @pytest.mark.parametrize(
     ("flags", "runner", "rules"),
     [
-        ({"tensor_parallel_size": 2, "kv_offloading_size": 1.0}, "v2", {"tensor-parallelism"}),
+        ({"pipeline_parallel_size": 2}, "v2", {"pipeline-parallelism"}),
         ({"compilation_config": {"mode": 1}}, "v2", {"stock-torch-compile"}),
         ({"speculative_config": {"method": "medusa"}}, "v2", {"speculative-decoding"}),
         ({"speculative_config": {"method": "medusa"}}, "v1", {"speculative-method"}),

@@ -67,7 +67,6 @@ BESIDE: dict[str, dict[str, Any]] = {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
     },
-    "speculative-mtp-workers": {"model_config.model_type": "qwen3_next"},
     "speculative-workers": {"speculative_config.method": "ngram"},
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
@@ -274,7 +273,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
             "speculative-decoding",
             "speculative-method",
             "speculative-mtp",
-            "speculative-mtp-workers",
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
         },
@@ -371,11 +369,11 @@ def test_configurations_fire_the_rules_that_name_their_features(case: str) -> No
 
 
 FEATURES: list[dict[str, Any]] = [
-    {"parallel_config": {"tensor_parallel_size": 2}, "cache_config": {"kv_offloading_size": 1.0}},
+    {"parallel_config": {"tensor_parallel_size": 2}, "lora_config": {}},
     {"parallel_config": {"pipeline_parallel_size": 2}},
     {"parallel_config": {"prefill_context_parallel_size": 2}},
     {"parallel_config": {"enable_expert_parallel": True}},
-    {"speculative_config": {"method": "ngram"}, "parallel_config": {"tensor_parallel_size": 2}},
+    {"speculative_config": {"method": "medusa"}},
     {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     {"lora_config": {}},
     {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},

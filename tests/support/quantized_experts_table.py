@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -75,6 +76,8 @@ def save_stored(model_type: str, directory: Path) -> tuple[Path, Path]:
         (directory / name).mkdir()
         save_file(values, directory / name / "model.safetensors", {"format": "pt"})
         (directory / name / "config.json").write_text(json.dumps(said))
+        # Without it generate() would take the end-of-sequence id of config.json, and never give that token.
+        shutil.copy(dense / "generation_config.json", directory / name)
     return directory / "stored", directory / "values"
 
 

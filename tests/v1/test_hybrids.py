@@ -13,7 +13,7 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.errors import EngineSetupError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v1.drafting.drafting import NgramDrafting
+from dodona.runners.v1.drafting.drafting import LookupDrafting
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import self_check
 from dodona.runners.v1.state_slots import StateSlots, StateSpec
@@ -194,7 +194,7 @@ def test_states_go_on_from_the_last_accepted_draft(tiny_models, reference, famil
     guesses = _Guesses(
         [[*p, *a] for p, a in zip(prompts, answers, strict=True)], plain.model.config.vocab_size
     )
-    monkeypatch.setattr(NgramDrafting, "start", lambda *_: guesses)
+    monkeypatch.setattr(LookupDrafting, "start", lambda *_: guesses)
     blocks = {"num_gpu_blocks_override": 20, "max_model_len": 56, "max_num_batched_tokens": 17}
     speculative = {"method": "ngram", "num_speculative_tokens": 3}
     outputs, _, scheduler = _generate(path, prompts, speculative_config=speculative, **blocks)

@@ -148,23 +148,3 @@ def test_the_canonical_layout():
         assert torch.equal(other.keys[[0, 5]], layer.keys[[4, 1]])
         assert torch.equal(other.values[[0, 5]], layer.values[[4, 1]])
         assert not other.keys[1:5].any()
-
-
-def test_layers_of_one_allocation_are_copied_at_once():
-    caches = torch.randn(3, 6, 2, 2, 4, 8, generator=torch.Generator().manual_seed(0)).unbind()
-    views = [LayerKV(cache[:, 0].transpose(1, 2), cache[:, 1].transpose(1, 2)) for cache in caches]
-    apart = [LayerKV(view.keys.clone(), view.values.clone()) for view in views]
-    together, separate = BlockLayout(views), BlockLayout(apart)
-    assert together._stacked is not None
-    assert separate._stacked is None
-    ids = torch.tensor([5, 0, 3])
-    packed = [layout.empty(3) for layout in (together, separate)]
-    for layout, out in zip((together, separate), packed, strict=True):
-        layout.pack(ids, out)
-    assert torch.equal(*packed)
-    for layout in (together, separate):
-        layout.unpack(torch.tensor([1, 2, 4]), packed[0])
-    for view, other in zip(views, apart, strict=True):
-        assert torch.equal(view.keys, other.keys)
-        assert torch.equal(view.values, other.values)
-    assert BlockLayout([views[0], views[2], views[1]])._stacked is None

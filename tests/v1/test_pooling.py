@@ -11,13 +11,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from checkpoints.quantize import quantize_checkpoint
+from checkpoints.quantize import FORMATS, quantize_checkpoint
 from dodona import LLM, PoolingParams
 from dodona.kernels.linear.quantized_weight import dequantize, quantize_weight
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.sentence_transformers import read_sentence_transformers
+from dodona.oracle.select import select_runner
 from dodona.runners.errors import EngineSetupError, InvalidRequestError, WrongTaskError
 from dodona.runners.limits import resolve_limits
 from dodona.runners.pooling.pooler import pool
@@ -25,7 +26,7 @@ from dodona.runners.pooling.settings import pooling_settings
 from dodona.runners.v1.pooling.model import batches
 from tests.support import pooling_table, sweep
 from tests.support.every_family import make_model
-from tests.support.quantized_reference import plain_model
+from tests.support.quantized_reference import dense_weight, plain_model
 
 ENGINE = {"device": "cpu", "dtype": "float32", "max_model_len": 64}
 WORDS = [f"w{i}" for i in range(100)]
@@ -244,6 +245,34 @@ def test_a_quantized_checkpoint_embeds(llama, tmp_path, made):
         with torch.inference_mode():
             last = reference(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
         torch.testing.assert_close(vector, torch.nn.functional.normalize(last, dim=0), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["dense", "quantized"])
+@torch.no_grad()
+def test_a_quantized_classifiers_last_layer_is_read_as_it_is_stored(head, tmp_path):
+    """config.json names all linear layers, which is true of the last one or not."""
+    source, path = tmp_path / "dense", tmp_path / "quantized"
+    pooling_table.save("llama", "classify", source, num_labels=3)
+    quantize_checkpoint(source, path, "w8a16")
+    config, tensors = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
+    config["quantization_config"] = {**config["quantization_config"], "ignore": []}
+    (path / "config.json").write_text(json.dumps(config))
+    if head == "quantized":
+        parts = FORMATS["w8a16"].store(tensors.pop("score.weight").float())
+        tensors |= {f"score.{name}": part for name, part in parts.items()}
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    assert "quantized weights (mixed)" in select_runner(str(path)).unsupported.v2
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(source).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and (name != "score" or head == "quantized"):
+            made = FORMATS["w8a16"]
+            module.weight.copy_(dense_weight(made.config, made.store(module.weight)))
+    expected = [model(input_ids=torch.tensor([ids])).logits[0] for ids in ([2, 9, 8, 7, 3], [4])]
+    with LLM(str(path), **ENGINE, skip_tokenizer_init=True) as llm:
+        prompts = [{"prompt_token_ids": ids} for ids in ([2, 9, 8, 7, 3], [4])]
+        found = llm.classify(prompts, PoolingParams(use_activation=False), use_tqdm=False)
+    for output, logits in zip(found, expected, strict=True):
+        assert output.outputs.probs == pytest.approx(logits.tolist(), abs=1e-5)
 
 
 @torch.no_grad()

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from checkpoints.quantize import FORMATS, quantize_checkpoint
+from dodona.kernels.linear.quantized_weight import dequantize, quantize_weight
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import select_runner
 from dodona.runners.quantization.linear import QuantizedLinear
 from dodona.runners.quantization.replacement import quantized_layers
 from tests.support.equal_tokens import EqualTokens
-from tests.support.quantized_reference import plain_model
+from tests.support.quantized_reference import dense_weight, plain_model
 from tests.support.tiny_models import VOCAB_SIZE
 from tests.v1.driver import Driver, make_runner
 
@@ -94,6 +96,62 @@ def test_an_unquantized_checkpoint_is_quantized_while_it_is_read(method, tiny_mo
     outputs = [job.output for job in Driver(runner).generate(prompts, [8] * len(prompts))]
     runner.reload_weights()
     assert [job.output for job in Driver(runner).generate(prompts, [8] * len(prompts))] == outputs
+
+
+@torch.no_grad()
+def _gpt2_with(path, change):
+    """transformers' GPT-2, its transposed weights [in, out] changed as [out, in], and their layers' names."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    names = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+    for name in names:
+        weight = model.get_submodule(name).weight
+        weight.copy_(change(name, weight.T.contiguous()).T)
+    return model, names
+
+
+def _check_tokens(runner, plain, prompts, **tie):
+    equal = EqualTokens(lambda ids: _last_logits(plain, ids), **tie)
+    for job in Driver(runner, budget=13).generate(prompts, [8] * len(prompts)):
+        expected = plain.generate(
+            torch.tensor([job.prompt]), do_sample=False, min_new_tokens=8, max_new_tokens=8
+        )
+        equal.compare(job.prompt, expected[0, len(job.prompt) :].tolist(), job.output)
+    equal.check()
+
+
+def test_transposed_weights_are_quantized_while_they_are_read(tiny_models, prompts):
+    path = tiny_models.path("gpt2")
+    plain, names = _gpt2_with(path, lambda _, weight: dequantize(quantize_weight(weight, kind="int8")))
+    runner = make_runner(path, quantization="int8")
+    assert set(quantized_layers(runner._loaded.model.model)) == set(names)
+    assert len(names) == 2 * 4
+    _check_tokens(runner, plain, prompts)
+    fp8 = quantized_layers(make_runner(path, quantization="fp8")._loaded.model.model)
+    assert {layer.kind for layer in fp8.values()} == {"fp8"}
+    assert set(fp8) == set(names)
+
+
+def test_transposed_weights_as_gptq_stores_them(tiny_models, prompts, tmp_path):
+    path, made = tiny_models.path("gpt2", n_embd=64, n_inner=96), FORMATS["gptq"]
+    stored = load_file(path / "model.safetensors")
+    prefix = "" if "h.0.attn.c_attn.weight" in stored else "transformer."
+
+    def store(name, weight):
+        parts = made.store(weight.float())
+        key = prefix + name.removeprefix("transformer.")
+        stored.pop(f"{key}.weight")
+        stored.update({f"{key}.{part}": value for part, value in parts.items()})
+        return dense_weight(made.config, parts)
+
+    plain, names = _gpt2_with(path, store)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": made.config}))
+    runner = make_runner(tmp_path)
+    assert set(quantized_layers(runner._loaded.model.model)) == set(names)
+    _check_tokens(runner, plain, prompts)
 
 
 def test_random_weights_have_the_layout_of_the_checkpoint(quantized, prompts):

@@ -119,7 +119,8 @@ def mxfp4_values(blocks, scales):
     return torch.tensor(rows).view(made.shape)
 
 
-def test_mxfp4_of_gpt_oss(tiny_models, prompts, tmp_path):
+def write_mxfp4(tiny_models, path):
+    """A tiny gpt-oss as it is published; returns the plain model and the stored tensors."""
     from transformers import AutoModelForCausalLM
 
     source = tiny_models.path("gpt-oss", hidden_size=64, intermediate_size=32, initializer_range=0.15)
@@ -139,9 +140,14 @@ def test_mxfp4_of_gpt_oss(tiny_models, prompts, tmp_path):
     config = json.loads((source / "config.json").read_text())
     skipped = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": skipped}
-    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    path.mkdir(exist_ok=True)
+    save_file(stored, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text(json.dumps(config))
+    return plain, stored
 
+
+def test_mxfp4_of_gpt_oss(tiny_models, prompts, tmp_path):
+    plain, stored = write_mxfp4(tiny_models, tmp_path)
     runner = compare(tmp_path, plain, prompts)
     model = runner._loaded.model.model
     held = sum(b.nbytes for n, b in model.named_buffers() if ".experts." in n and not n.endswith("bias"))

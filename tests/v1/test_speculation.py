@@ -27,6 +27,11 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3,
 HEADS = ("qwen3-eagle3", "qwen3-peagle")
 METHODS: dict[str, dict[str, Any]] = {
     "ngram": NGRAM,
+    "suffix": {
+        "method": "suffix",
+        "num_speculative_tokens": 6,
+        "suffix_decoding_max_cached_requests": 0,
+    },
     # A draft model that is the target agrees with it wherever the two compute the same.
     "draft_model": {"method": "draft_model", "model": str(QWEN3), "num_speculative_tokens": 3},
     **{
@@ -49,8 +54,7 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], params: Sequence[SamplingPar
     return llm.generate([{"prompt_token_ids": list(p)} for p in prompts], list(params), use_tqdm=False)
 
 
-@pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
+def make_prompts() -> list[list[int]]:
     """Plain questions and conversations, some with a common beginning, and nonsense that repeats itself."""
     forms = held_out_prompts(AutoTokenizer.from_pretrained(QWEN3), count=4, recall=False, seed=5)
     found = [list(prompt.token_ids) for prompts in forms.values() for prompt in prompts]
@@ -59,9 +63,8 @@ def prompts() -> list[list[int]]:
     return [*found, found[-1][:40], found[-1][:33], phrase * 9, [rng.randrange(4, 380) for _ in range(50)]]
 
 
-@pytest.fixture(scope="module")
-def mixed() -> list[SamplingParams]:
-    """Greedy and random, with every stage of sampling; parallel to `prompts`."""
+def mixed_params() -> list[SamplingParams]:
+    """Greedy and random, with every stage of sampling; parallel to `make_prompts`."""
     common = {"max_tokens": 24, "ignore_eos": True, "seed": 11}
     stages: list[dict[str, Any]] = [
         {"temperature": 0.0},
@@ -74,6 +77,16 @@ def mixed() -> list[SamplingParams]:
         {"temperature": 0.0, "max_tokens": 3},
     ]
     return [SamplingParams(**{**common, **stages[i % len(stages)]}) for i in range(16)]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    return make_prompts()
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[SamplingParams]:
+    return mixed_params()
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +239,7 @@ def test_lookup_takes_the_longest_and_latest_match() -> None:
             },
             "prompt_lookup_min=3 is over prompt_lookup_max=2",
         ),
+        ({"method": "suffix"}, "suffix_decoding_max_cached_requests=10000: .* set it to 0"),
     ],
 )
 def test_what_does_not_fit_is_named(config: dict[str, Any], message: str) -> None:

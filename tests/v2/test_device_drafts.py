@@ -13,16 +13,19 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from dodona.kernels.attention.arguments import AttentionShape
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.drafting.load_head import load_head
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v2.drafting.head_layers import HeadLayers
 from dodona.runners.v2.runner import V2Runner
-from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs
+from tests.v2.drive import DEVICE, GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import prompts_of
 
 SMALL = {"head_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -103,10 +106,54 @@ class Head:
             group = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
             scores = q @ k.transpose(2, 3) * self.head.scaling
-            unseen = torch.ones(scores.shape[-2:]).triu(1).bool()
+            unseen = torch.ones(scores.shape[-2:], device=q.device).triu(1).bool()
             return (scores.masked_fill(unseen, -torch.inf).softmax(-1) @ v).transpose(1, 2)
 
-        return self.head(ids, features, torch.arange(ids.shape[1])[None], attend)
+        return self.head(ids, features, torch.arange(ids.shape[1], device=ids.device)[None], attend)
+
+
+BF16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_compute_what_the_heads_torch_does(
+    kind: str, dtype: torch.dtype, tiny_models, tmp_path: Path
+) -> None:
+    """Entries of one row at once, as those of its drafts, then one after the other."""
+    made = Head(kind, tiny_models.path("qwen3", **TARGET), tmp_path)
+    device = torch.device(DEVICE)
+    head = made.head.prepare(dtype, device)
+    head.lm_head.to(dtype)  # which may be the target's
+    count, generator = 5, torch.Generator().manual_seed(2)
+    token_ids = torch.randint(0, 131, (count,), generator=generator).int().to(device)
+    features = torch.randn((count, 32), generator=generator).to(dtype).to(device)
+    expected = made._run(token_ids[None].long(), features[None])[0]
+    layers = HeadLayers(head, AttentionShape(2, 1, 16, head.scaling), max_positions=40, dtype=dtype)
+    caches = [torch.zeros((4, 2, 1, 16, 16), dtype=dtype, device=device)] * head.head.num_layers
+
+    def inputs(first: int, count: int) -> ForwardInputs:
+        places = torch.arange(first, first + count, dtype=torch.int32, device=device)
+        return ForwardInputs(
+            input_ids=token_ids[first : first + count], positions=places, slots=places + 32,
+            rows=torch.zeros_like(places), query_start=torch.arange(count + 1, device=device).int(),
+            seq_lens=places + 1, block_table=torch.tensor([[2]], dtype=torch.int32, device=device),
+            arrivals=torch.zeros(count, dtype=torch.int32, device=device), num_decodes=count,
+            max_fresh_len=0, max_continued_len=0, has_drafts=count > 1,
+        )  # fmt: skip
+
+    error = 1e-5 if dtype == torch.float32 else 0.03
+
+    def check(found: torch.Tensor, known: torch.Tensor) -> None:
+        assert (found - known).float().norm() < error * known.float().norm()
+
+    at_once = layers.forward(inputs(0, count), token_ids, features.clone(), caches)
+    check(at_once, expected)
+    for place in range(count):
+        own = slice(place, place + 1)
+        one = layers.forward(inputs(place, 1), token_ids[own], features[own].clone(), caches)
+        check(one, expected[own])
+        check(layers.logits(one), head.draft_logits(expected[own]))
 
 
 def drafts_of(

@@ -64,7 +64,7 @@ class NoisyOracle:
 
 
 def with_oracle(runner: V2Runner, plain: Run) -> None:
-    runner._ngram = NoisyOracle(  # type: ignore[assignment]
+    runner._lookup = NoisyOracle(  # type: ignore[assignment]
         {tuple(r.token_ids[: r.num_prompt_tokens]): r.token_ids for r in plain.requests}
     )
 

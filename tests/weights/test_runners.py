@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints.quantize import quantize_checkpoint
 from dodona.oracle.errors import ConfigError
 from dodona.runners.errors import EngineAsleepError, InvalidRequestError
+from tests.support.adapters import write_adapter
 from tests.support.tiny_models import TinyModels
 from tests.v1 import driver as v1
 from tests.v2 import drive as v2
@@ -196,6 +197,36 @@ def test_bad_patches_name_the_tensor(name: str, copy: Callable[..., Path]) -> No
         with pytest.raises(InvalidRequestError, match=words):
             runner.load_weights([("model.norm.weight", torch.zeros(32)), (wrong, torch.ones(1))])
     assert all(torch.equal(view, before[each]) for each, view in runner._weight_views().views.items())
+
+
+@both
+def test_a_reload_without_the_output_layer_that_the_running_model_has(
+    name: str, copy: Callable[..., Path]
+) -> None:
+    """config.json ties the two, the running model's checkpoint has an output layer of its own all the same,
+    and the new one has not."""
+
+    def untie(weights: dict[str, torch.Tensor]) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+
+    path = copy(head_dim=16, change=untie, tie_word_embeddings=True)
+    tied = copy(head_dim=16, tie_word_embeddings=True, seed=3)
+    runner = make(name, path)
+    before = tokens(runner)
+    with pytest.raises(ConfigError, match=r"lm_head\.weight"):
+        runner.reload_weights(tied)
+    assert tokens(runner) == before
+
+
+@both
+def test_an_adapter_in_the_models_folder_is_left_alone(name: str, copy: Callable[..., Path]) -> None:
+    path = copy(head_dim=16)
+    before = tokens(make(name, path))
+    write_adapter(path, {"model.layers.0.self_attn.q_proj": (32, 64)}, spread=3.0)
+    runner = make(name, path)
+    assert tokens(runner) == before
+    runner.reload_weights(path)
+    assert tokens(runner) == before
 
 
 @both

@@ -16,6 +16,7 @@ from dodona.oracle.models.quantization import (
     online_quantization,
 )
 from dodona.oracle.models.quantized_experts import MXFP4, reads_quantized_experts
+from dodona.oracle.systems.own.pooling import pooling_task
 
 _SAME_METHOD = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
 """vLLM's names for kernels that serve another method's weights."""
@@ -47,7 +48,14 @@ def quantization_of(config: EngineConfig, model: ModelInfo) -> QuantizationConfi
 def quantization_scheme(config: EngineConfig, model: ModelInfo) -> str | None:
     """The one of SCHEMES that describes the weights; None where they are not quantized."""
     found = quantization_of(config, model)
-    return None if found is None else found.overall_scheme(model.num_hidden_layers or 0)
+    if found is None:
+        return None
+    # Of a classifier's last layer, config.json may say that it is quantized too; only its weights tell.
+    is_stored = model.quantization is not None and found.unreadable is None
+    classifies = pooling_task(config, model) in ("classify", "token_classify")
+    if is_stored and classifies and found.scheme_of("score") is not None:
+        return "mixed"
+    return found.overall_scheme(model.num_hidden_layers or 0)
 
 
 _PACKAGES: Mapping[str, tuple[str, ...]] = {

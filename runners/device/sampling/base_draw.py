@@ -40,6 +40,8 @@ class BaseDraw:
         positions: Tensor,
         cuts: Tensor | None = None,
         fallback: Tensor | None = None,
+        vocabulary: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """[n] int32 token ids.
 
@@ -49,6 +51,7 @@ class BaseDraw:
                 `idx_mapping` are passed over.
             cuts: [n] fp32, see `Draw.cuts`.
             fallback: [n] int64, see `Draw.fallback`.
+            vocabulary, out: see `gumbel_sample`.
         """
         return gumbel_sample(
             scores,
@@ -59,6 +62,8 @@ class BaseDraw:
             fallback=self._fallback,
             cuts=cuts,
             entry_fallback=fallback,
+            vocabulary=vocabulary,
+            out=out,
         )
 
     def sample_and_append(

@@ -115,7 +115,12 @@ class DeviceSampler:
         return SampledTokens(token_ids, draw.logprobs, draw.num_kept)
 
     def count_kept(
-        self, token_ids: Tensor, idx_mapping: Tensor, positions: Tensor, drafts: VerifiedDrafts
+        self,
+        token_ids: Tensor,
+        idx_mapping: Tensor,
+        positions: Tensor,
+        drafts: VerifiedDrafts,
+        out: Tensor | None = None,
     ) -> Tensor:
         """[n] int32: how many of the tokens drawn for each row are kept. It can be captured in a graph."""
         return count_kept_tokens(
@@ -125,4 +130,5 @@ class DeviceSampler:
             offsets=drafts.offsets,
             history=self._rows.token_ids,
             max_offset=drafts.most,
+            out=out,
         )

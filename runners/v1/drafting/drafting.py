@@ -7,11 +7,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dodona.runners.drafting.plan import NgramPlan
+from dodona.runners.drafting.plan import LookupPlan
 from dodona.runners.interface import KVCacheSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v1.drafting.drafter import Drafter
-from dodona.runners.v1.drafting.ngram import NgramDrafter
+from dodona.runners.v1.drafting.lookup import LookupDrafter
 from dodona.runners.weights.life import WeightViews
 
 
@@ -38,10 +38,10 @@ class Drafting(Protocol):
         """Its weights by the names of its checkpoint."""
 
 
-class NgramDrafting:
-    """Prompt lookup: no model, no KV."""
+class LookupDrafting:
+    """Lookup in rows' own tokens: no model, no KV."""
 
-    def __init__(self, plan: NgramPlan) -> None:
+    def __init__(self, plan: LookupPlan) -> None:
         self.num_speculative_tokens = plan.num_speculative_tokens
         self._plan = plan
 
@@ -54,7 +54,7 @@ class NgramDrafting:
 
     def start(self, num_blocks: int, limits: Limits) -> Drafter:
         """A drafter that reads rows' tokens."""
-        return NgramDrafter(self._plan.prompts)
+        return LookupDrafter(self._plan.lookup)
 
     def weights(self) -> Mapping[str, Tensor]:
         """None."""

@@ -11,12 +11,12 @@ from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.head import DraftHead
 from dodona.runners.drafting.head_config import HeadConfig
 from dodona.runners.drafting.load_head import load_head, random_head
-from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, NgramPlan
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, LookupPlan, ModelPlan, MtpPlan
 from dodona.runners.limits import Limits
 from dodona.runners.v1 import loading
 from dodona.runners.v1.capabilities import compiles
 from dodona.runners.v1.drafting.draft_model import ModelDrafting
-from dodona.runners.v1.drafting.drafting import Drafting, NgramDrafting
+from dodona.runners.v1.drafting.drafting import Drafting, LookupDrafting
 from dodona.runners.v1.drafting.head_drafter import HeadDrafting
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 from dodona.runners.v1.drafting.mtp_head import MtpHead, load_mtp_head, random_mtp_head
@@ -36,26 +36,26 @@ def load_drafting(
     Raises ConfigError where the weights are not those of its config.json, UnsupportedConfiguration where a
     draft model's paged path can't be trusted, or the target's layers can't be looked at.
     """
-    if isinstance(plan, NgramPlan):
-        return NgramDrafting(plan) if mesh.samples else None
+    if isinstance(plan, LookupPlan):
+        return LookupDrafting(plan) if mesh.samples else None
     if not isinstance(target, PackedModel):
         raise UnsupportedConfiguration.lacking("v1", "speculative-row-by-row")
-    if isinstance(plan, HeadPlan):
+    if isinstance(plan, (HeadPlan, MtpPlan)):
         if mesh.tensor.rank:  # its hidden states are those of the first rank
             return None
-        hidden = HiddenStates(target.model, plan.head.layer_ids, mesh)
+        layer_ids = () if isinstance(plan, MtpPlan) else plan.head.layer_ids
+        hidden = HiddenStates(target.model, layer_ids, mesh)
         if not mesh.samples:
             return None
+        if isinstance(plan, MtpPlan):
+            layer = load_mtp_of(plan, target.model, config, limits)
+            return HeadDrafting(layer, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
         if mesh.size == 1 and not compiles(config):
             _check_hidden_states(hidden, target, plan.head)
         head = load_head_of(plan, target.model, config, limits)
         return HeadDrafting(head, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
     if not mesh.samples:
         return None
-    if isinstance(plan, MtpPlan):
-        hidden = HiddenStates(target.model, ())
-        layer = load_mtp_of(plan, target.model, config, limits)
-        return HeadDrafting(layer, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
     draft = PackedModel(load_model_of(plan, target.device, config, limits))
     self_check(draft, max_model_len=limits.max_model_len)
     return ModelDrafting(draft, plan.num_speculative_tokens)

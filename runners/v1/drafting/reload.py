@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.runners.drafting.plan import DraftPlan, HeadPlan, MtpPlan, NgramPlan
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, LookupPlan, MtpPlan
 from dodona.runners.drafting.weights import fitting, head_tensors
 from dodona.runners.limits import Limits
 from dodona.runners.v1.drafting.drafting import Drafting
@@ -36,7 +36,7 @@ def read_again(
 
     Raises ConfigError where the files have other tensors than the running draft.
     """
-    if isinstance(plan, NgramPlan):
+    if isinstance(plan, LookupPlan):
         return {}
     if isinstance(plan, HeadPlan):
         head = load_head_of(plan, target, config, limits)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dodona.kernels.attention.arguments import AttentionShape
-from dodona.kernels.attention.kv_write import kv_write
+from dodona.kernels.state.draft_state import following_tokens
 from dodona.oracle.errors import ConfigError
 from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.drafting import StepEnds
@@ -27,8 +27,8 @@ from dodona.runners.drafting.kv_blocks import own_blocks
 from dodona.runners.drafting.weights import head_views
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.limits import Limits
-from dodona.runners.v2.attention import Attention
 from dodona.runners.v2.capabilities import HEAD_SIZES
+from dodona.runners.v2.drafting.head_layers import HeadLayers
 from dodona.runners.v2.drafting.sequential import SequentialDrafter
 from dodona.runners.v2.models.hidden_states import HiddenStates
 from dodona.runners.weights.life import WeightViews
@@ -44,7 +44,7 @@ class HeadDrafting:
         num_speculative_tokens: int,
         *,
         directory: Path,
-        block_size: int,
+        limits: Limits,
     ) -> None:
         """Raises ConfigError where V2's kernels can't attend as the head does."""
         config = head.config
@@ -56,11 +56,18 @@ class HeadDrafting:
                 "number of query heads per KV head; force runner v1 for this head"
             )
         self.num_speculative_tokens = num_speculative_tokens
-        self.own_blocks = own_blocks(num_speculative_tokens, block_size)
+        self.own_blocks = own_blocks(num_speculative_tokens, limits.block_size)
         self.layers = (LayerKVSpec(kv_heads, size, size),) * head.head.num_layers
         self._head = head
         self._seen = seen
         self._shape = AttentionShape(heads, kv_heads, size, head.scaling)
+        self._layers = HeadLayers(
+            head,
+            self._shape,
+            # Drafts reach beyond the longest sequence.
+            max_positions=limits.max_model_len + num_speculative_tokens + 1,
+            dtype=seen.values.dtype,
+        )
 
     def weights(self) -> Mapping[str, Tensor]:
         """See `DraftHead.own_tensors`."""
@@ -78,16 +85,11 @@ class HeadDrafting:
         shape = (total, 2, self._shape.num_kv_heads, limits.block_size, self._shape.head_size)
         dtype, device = self._seen.values.dtype, state.token_ids.device
         caches = zero_caches([shape] * len(self.layers), dtype=dtype, device=device)
-        attention = Attention(
-            shape=self._shape,
-            dtype=dtype,
-            cos_sin=torch.empty((0, self._shape.head_size), device=device),  # the head rotates by itself
-        )
         kind = ParallelHeadDrafter if self._head.head.is_parallel else HeadDrafter
         return kind(
             self._head,
+            self._layers,
             self._seen,
-            attention,
             caches,
             state,
             sampler,
@@ -103,8 +105,8 @@ class HeadDrafter(SequentialDrafter):
     def __init__(
         self,
         head: DraftHead,
+        layers: HeadLayers,
         seen: HiddenStates,
-        attention: Attention,
         caches: Sequence[Tensor],
         state: RequestState,
         sampler: DeviceSampler,
@@ -119,94 +121,89 @@ class HeadDrafter(SequentialDrafter):
             num_speculative_tokens=num_speculative_tokens,
             block_size=block_size,
             num_kv_heads=num_kv_heads,
+            vocabulary=layers.vocabulary,
         )
         self._head = head
+        self._layers = layers
         self._seen = seen
-        self._attention = attention
         self._caches = caches
         self._num_computed = state.num_computed
 
-    def _compute(self, inputs: ForwardInputs, ends: StepEnds, last: Tensor) -> Tensor:
-        return self._run([inputs], self._following(inputs), self._features(inputs))[ends.last]
+    def _compute(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
+        features = self._features(inputs)
+        output = self._layers.forward(inputs, self._following(inputs), features, self._caches)
+        return torch.index_select(output, 0, ends.last)
 
-    def _continue(self, rows: Tensor, last: Tensor, token_ids: Tensor, outputs: Tensor) -> Tensor:
-        inputs = self._entries(rows, last, token_ids)
-        return self._run([inputs], inputs.input_ids, self._head.next_features(outputs))
+    def _continue(self, ends: StepEnds, ahead: int, drafts: Tensor, outputs: Tensor) -> Tensor:
+        inputs = self._entries(ends, ahead, drafts)
+        features = self._layers.next_features(outputs)
+        return self._layers.forward(inputs, inputs.input_ids, features, self._caches)
 
     def _logits(self, outputs: Tensor) -> Tensor:
-        return self._head.logits(outputs)
+        return self._layers.logits(outputs)
 
     def _following(self, inputs: ForwardInputs) -> Tensor:
         """[tokens]: the token after each token of the step."""
-        most = self._token_ids.shape[1] - 1
-        rows = token_rows(inputs).clamp(min=0)  # padding
-        return self._token_ids[rows, (inputs.positions + 1).clamp(max=most)].clamp(min=0)
+        return following_tokens(
+            rows=token_rows(inputs), positions=inputs.positions, token_ids=self._token_ids
+        )
 
     def _features(self, inputs: ForwardInputs) -> Tensor:
         """[tokens, size]: features of the target at each token of the step."""
-        return self._head.features(self._seen.values[: inputs.num_tokens])
-
-    def _run(self, parts: Sequence[ForwardInputs], token_ids: Tensor, features: Tensor) -> Tensor:
-        """The layers' output [tokens, size] for entries of tokens [tokens] and features [tokens, size], part
-        after part: keys and values of all are written before any attends."""
-        plans = [self._attention.plan_pages(part) for part in parts]
-        slots = torch.cat([part.slots for part in parts])
-        positions = torch.cat([part.positions for part in parts])
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            cache = self._caches[layer]
-            kv_write(
-                key=key[0].transpose(0, 1),
-                value=value[0].transpose(0, 1),
-                slots=slots,
-                k_cache=cache[:, 0],
-                v_cache=cache[:, 1],
-            )
-            q = query[0].transpose(0, 1).contiguous()
-            out, start = torch.empty_like(q), 0
-            for part, plan in zip(parts, plans, strict=True):
-                end = start + part.num_tokens
-                plan.attend_pages(q=q[start:end], kv_cache=cache, out=out[start:end])
-                start = end
-            return out[None]
-
-        output: Tensor = self._head(token_ids[None], features[None], positions[None], attend)
-        return output[0]
+        return self._layers.features(self._seen.values[: inputs.num_tokens])
 
 
 class ParallelHeadDrafter(HeadDrafter):
     """All depths of a row in one pass: beside the entries of the step, those of the mask."""
 
-    def propose(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
-        """See `DeviceDrafter.propose`."""
+    def _draft(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
         head, depths = self._head, self._num_speculative_tokens
         rows = token_rows(inputs).clamp(min=0)
         # Entries of rejected drafts would lie in the places of those of the mask.
         is_kept = inputs.positions < self._num_computed[rows]
-        step = replace(inputs, arrivals=self._arrivals, slots=torch.where(is_kept, inputs.slots, -1))
-        last = inputs.positions[ends.last]
-        num_rows, ahead = len(last), torch.arange(depths, dtype=last.dtype, device=last.device)
-        masked_rows = ends.rows.repeat_interleave(depths - 1)
-        masked_positions = (last[:, None] + ahead[1:]).flatten()
-        mask_ids = torch.full_like(masked_rows, head.head.mask_token_id or 0)
-        masked = self._entries(masked_rows, masked_positions, mask_ids)
-        parts = [step, masked] if len(masked_rows) else [step]
-        mask = head.features(head.mask_hidden).expand(len(masked_rows), -1)
-        output = self._run(
-            parts,
-            torch.cat([self._following(inputs), masked.input_ids]),
-            torch.cat([self._features(inputs), mask]),
+        step = replace(inputs, slots=torch.where(is_kept, inputs.slots, -1))
+        num_rows, ahead = len(ends.rows), torch.arange(depths, dtype=torch.int32, device=rows.device)
+        masked = StepEnds(
+            ends.rows.repeat_interleave(depths - 1),
+            ends.last.repeat_interleave(depths - 1),
+            (ends.positions[:, None] + ahead[1:]).flatten(),
         )
-        if not num_rows:
-            return masked_rows.view(0, depths)
-        first = step.num_tokens + torch.arange(num_rows, device=last.device)[:, None] * (depths - 1)
-        places = torch.cat([ends.last[:, None], first + ahead[: depths - 1]], dim=1).flatten()
-        token_ids = self._sampler.base.sample(
-            head.logits(output[places]),
-            idx_mapping=ends.rows.repeat_interleave(depths),
-            positions=(last[:, None] + 2 + ahead).flatten(),
+        count = len(masked.rows)
+        mask_ids = torch.full_like(masked.rows, head.head.mask_token_id or 0)
+        whole = _before(self._entries(masked, 0, mask_ids), step) if count else step
+        mask = self._layers.features(head.mask_hidden).expand(count, -1)
+        output = self._layers.forward(
+            whole,
+            torch.cat([mask_ids, self._following(inputs)]),
+            torch.cat([mask, self._features(inputs)]),
+            self._caches,
+        )
+        first = torch.arange(num_rows, device=rows.device)[:, None] * (depths - 1)
+        places = torch.cat([count + ends.last[:, None], first + ahead[: depths - 1]], dim=1).flatten()
+        token_ids = self._draw(
+            self._logits(output[places]),
+            ends.rows.repeat_interleave(depths),
+            (ends.positions[:, None] + 2 + ahead).flatten(),
         )
         return token_ids.view(num_rows, depths)
+
+
+def _before(first: ForwardInputs, step: ForwardInputs) -> ForwardInputs:
+    """A step with entries of one token before its own; rows may stand in both."""
+    count = first.num_tokens
+    return replace(
+        step,
+        input_ids=torch.cat([first.input_ids, step.input_ids]),
+        positions=torch.cat([first.positions, step.positions]),
+        slots=torch.cat([first.slots, step.slots]),
+        rows=torch.cat([first.rows, step.rows]),
+        query_start=torch.cat([first.query_start, count + step.query_start[1:]]),
+        seq_lens=torch.cat([first.seq_lens, step.seq_lens]),
+        num_decodes=count + step.num_decodes,
+        chunks=[replace(chunk, start=chunk.start + count) for chunk in step.chunks],
+        has_drafts=True,
+        embedded=None,
+    )
 
 
 def token_rows(inputs: ForwardInputs) -> Tensor:

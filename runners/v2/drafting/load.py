@@ -60,9 +60,7 @@ def load_drafting(
     if not isinstance(plan, HeadPlan) or seen is None:
         return None
     head = _load_head(plan, target, config)
-    return HeadDrafting(
-        head, seen, plan.num_speculative_tokens, directory=plan.directory, block_size=limits.block_size
-    )
+    return HeadDrafting(head, seen, plan.num_speculative_tokens, directory=plan.directory, limits=limits)
 
 
 def read_again(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dodona.kernels.state.draft_state import following_tokens
 from dodona.runners.device.drafting import StepEnds
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.device.sampling.sampler import DeviceSampler
@@ -81,20 +82,21 @@ class ModelDrafter(SequentialDrafter):
         self._buffer = torch.zeros(shape, dtype=model.dtype, device=device)
         self._first = torch.zeros(1, dtype=torch.int32, device=device)
 
-    def _compute(self, inputs: ForwardInputs, ends: StepEnds, last: Tensor) -> Tensor:
+    def _compute(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
         # Of this pass, only keys and values count.
         self._model.forward(replace(inputs, embedded=None), self._caches, wanted=self._first)
-        if not len(last):
-            return self._buffer[:0]
-        most = self._token_ids.shape[1] - 1
-        return self._decode(ends.rows, last + 1, self._token_ids[ends.rows, (last + 1).clamp(max=most)])
+        drawn = following_tokens(rows=ends.rows, positions=ends.positions, token_ids=self._token_ids)
+        return self._decode(ends, 1, drawn)
 
-    def _continue(self, rows: Tensor, last: Tensor, token_ids: Tensor, outputs: Tensor) -> Tensor:
-        return self._decode(rows, last + 1, token_ids)
+    def _continue(self, ends: StepEnds, ahead: int, drafts: Tensor, outputs: Tensor) -> Tensor:
+        return self._decode(ends, ahead + 1, drafts)
 
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs
 
-    def _decode(self, rows: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
-        inputs = self._entries(rows, positions, token_ids)
-        return self._model.decode(inputs, self._caches, out=self._buffer[: len(rows)])
+    def _decode(self, ends: StepEnds, ahead: int, token_ids: Tensor) -> Tensor:
+        count = len(ends.rows)
+        if not count:
+            return self._buffer[:0]
+        inputs = self._entries(ends, ahead, token_ids)
+        return self._model.decode(inputs, self._caches, out=self._buffer[:count])

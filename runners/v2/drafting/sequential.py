@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dodona.kernels.state.draft_state import append_drafts, draft_entries
 from dodona.runners.device.drafting import StepEnds
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.device.sampling.sampler import DeviceSampler
@@ -20,6 +21,8 @@ class SequentialDrafter(ABC):
 
     Drafts are drawn by the sampler's base stage: with the row's temperature, and the noise of its seed and
     position. Filters, penalties and grammars count when drafts are verified.
+
+    `vocabulary`: see `gumbel_sample`; the tokens of the logits.
     """
 
     def __init__(
@@ -30,69 +33,83 @@ class SequentialDrafter(ABC):
         num_speculative_tokens: int,
         block_size: int,
         num_kv_heads: int,
+        vocabulary: Tensor | None = None,
     ) -> None:
         device = state.token_ids.device
-        # Entries of a step, or of a pass over a row's drafts.
-        most = max(len(state.rows), len(state.token_ids) * num_speculative_tokens)
+        # Entries of a step, and of a pass over a row's drafts.
+        most = len(state.rows) + len(state.token_ids) * num_speculative_tokens
         self._token_ids = state.token_ids
         self._block_table = state.block_table
         self._sampler = sampler
+        self._vocabulary = vocabulary
         self._num_speculative_tokens = num_speculative_tokens
         self._block_size = block_size
         self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._arrivals = torch.zeros(most * num_kv_heads, dtype=torch.int32, device=device)
+        self._draft_places = torch.arange(2, 2 + num_speculative_tokens, dtype=torch.int32, device=device)
 
     def propose(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
         """See `DeviceDrafter.propose`."""
-        inputs = replace(inputs, arrivals=self._arrivals)
-        num_rows, count = ends.rows.shape[0], self._num_speculative_tokens
-        drafts = torch.full((num_rows, count), -1, dtype=torch.int32, device=self._arrivals.device)
-        last = inputs.positions[ends.last]
-        outputs = self._compute(inputs, ends, last)
-        for depth in range(count if num_rows else 0):
-            if depth:
-                outputs = self._continue(ends.rows, last + depth, drafts[:, depth - 1], outputs)
-            drafts[:, depth] = self._sampler.base.sample(
-                self._logits(outputs), idx_mapping=ends.rows, positions=last + 2 + depth
-            )
+        drafts = self._draft(replace(inputs, arrivals=self._arrivals), ends)
+        append_drafts(drafts=drafts, rows=ends.rows, positions=ends.positions, token_ids=self._token_ids)
         return drafts
 
+    def _draft(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
+        """What `propose` returns."""
+        num_rows, count = len(ends.rows), self._num_speculative_tokens
+        drafts = torch.empty((count, num_rows), dtype=torch.int32, device=self._arrivals.device)
+        places = ends.positions + self._draft_places[:, None]
+        outputs = self._compute(inputs, ends)
+        for depth in range(count if num_rows else 0):
+            if depth:
+                outputs = self._continue(ends, depth, drafts[depth - 1], outputs)
+            self._draw(self._logits(outputs), ends.rows, places[depth], out=drafts[depth])
+        return drafts.t()
+
+    def _draw(self, logits: Tensor, rows: Tensor, positions: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._sampler.base.sample(
+            logits, idx_mapping=rows, positions=positions, vocabulary=self._vocabulary, out=out
+        )
+
     @abstractmethod
-    def _compute(self, inputs: ForwardInputs, ends: StepEnds, last: Tensor) -> Tensor:
+    def _compute(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
         """Compute what the step computed. Returns outputs [n, ...] from which each row's first draft is
-        drawn.
-
-        last: [n], position of each row's last token that is kept.
-        """
+        drawn."""
 
     @abstractmethod
-    def _continue(self, rows: Tensor, last: Tensor, token_ids: Tensor, outputs: Tensor) -> Tensor:
+    def _continue(self, ends: StepEnds, ahead: int, drafts: Tensor, outputs: Tensor) -> Tensor:
         """Compute one entry more of each row, for the drafts [n] that were drawn last. Returns outputs after
         it.
 
-        last: [n], as in `_compute`, moved on by the drafts before.
+        ahead: how many drafts were drawn before.
         """
 
     @abstractmethod
     def _logits(self, outputs: Tensor) -> Tensor:
         """Outputs -> logits [n, vocab]."""
 
-    def _entries(self, rows: Tensor, positions: Tensor, token_ids: Tensor) -> ForwardInputs:
-        """Entries of one token: tokens [n] at positions [n] of state rows [n], -1 for padding."""
-        count, live = rows.shape[0], rows >= 0
-        blocks = self._block_table[rows, positions // self._block_size]
+    def _entries(self, ends: StepEnds, ahead: int, token_ids: Tensor) -> ForwardInputs:
+        """Entries of one token: tokens [n] that lie `ahead` of each row's last token. What was drawn for
+        padding is any number."""
+        count = len(ends.rows)
+        tokens, positions, slots, lengths = draft_entries(
+            rows=ends.rows,
+            positions=ends.positions,
+            ahead=ahead,
+            drafts=token_ids,
+            block_table=self._block_table,
+            block_size=self._block_size,
+        )
         return ForwardInputs(
-            # What was drawn for padding is any number.
-            input_ids=torch.where(live, token_ids.clamp(min=0), 0),
+            input_ids=tokens,
             positions=positions,
-            slots=torch.where(live, blocks * self._block_size + positions % self._block_size, -1),
-            rows=rows,
+            slots=slots,
+            rows=ends.rows,
             query_start=self._starts[: count + 1],
-            seq_lens=torch.where(live, positions + 1, 0),
+            seq_lens=lengths,
             block_table=self._block_table,
             arrivals=self._arrivals,
             num_decodes=count,
             max_fresh_len=0,
             max_continued_len=0,
-            has_drafts=True,
         )

@@ -14,8 +14,7 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.runners.distributed.mesh import Group
-from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, NgramPlan, plan_drafting
-from dodona.runners.drafting.prompt_lookup import PromptLookup
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, HostLookup, LookupPlan, ModelPlan, plan_drafting
 from dodona.runners.drafting.weights import overwrite
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
@@ -35,7 +34,7 @@ class Loaded:
     model: DenseModel
     num_speculative_tokens: int
     """Most drafts of a row in a step."""
-    prompts: PromptLookup | None
+    lookup: HostLookup | None
     """Drafts on the host."""
     drafting: Drafting | None
     """Drafts on the device."""
@@ -68,7 +67,7 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits, group: Group) ->
     return Loaded(
         model,
         0 if plan is None else plan.num_speculative_tokens,
-        plan.prompts if isinstance(plan, NgramPlan) else None,
+        plan.lookup if isinstance(plan, LookupPlan) else None,
         load_drafting(plan, model, seen, config, limits),
     )
 

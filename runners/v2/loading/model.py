@@ -29,6 +29,7 @@ from dodona.runners.v2.models.registry import (
 )
 from dodona.runners.v2.models.spec import share_spec
 from dodona.runners.v2.models.weights import allocate_weights
+from dodona.runners.v2.rank_sums import make_rank_sum
 from dodona.runners.weights.life import WeightViews
 
 
@@ -55,7 +56,9 @@ def read_model(
         spec = replace(spec, tie_word_embeddings=False)
     group = group or Alone()
     spec = share_spec(spec, group.rank, group.size)
-    model = DenseModel(spec, allocate_weights(spec, torch.device(limits.device)), seen=seen, group=group)
+    device = torch.device(limits.device)
+    rank_sum = make_rank_sum(group, device)
+    model = DenseModel(spec, allocate_weights(spec, device), seen=seen, rank_sum=rank_sum)
     read_weights(model, directory, seed=seed)
     return model
 

@@ -15,21 +15,21 @@ from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
-from dodona.runners.distributed.mesh import Alone, Group
 from dodona.runners.v2.attention import Attention
 from dodona.runners.v2.models.hidden_states import LAST_HIDDEN_STATE, HiddenStates
 from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
 from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
+from dodona.runners.v2.rank_sums import Sum
 
 
 class DenseModel:
     """Weights and the computation over them. It holds no state of requests.
 
     `seen`: hidden states that are kept for a draft head; None for none.
-    `group`: the ranks that split each layer, `spec` and `weights` being this one's share; None: it is alone.
-    Hidden states and logits are whole on every rank, and the same bits: they follow from the sums over ranks.
+    `rank_sum`: sums over the ranks that split each layer, `spec` and `weights` being this one's share; None:
+    it is alone. Hidden states and logits are whole on every rank, and the same bits, as the sums are.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class DenseModel:
         weights: ModelWeights,
         *,
         seen: HiddenStates | None = None,
-        group: Group | None = None,
+        rank_sum: Sum | None = None,
     ) -> None:
         device = weights.embedding.device
-        self._sum = (group or Alone()).all_reduce
+        self._sum = rank_sum or _only
         self._adds_residual = spec.share.index == 0
         self._seen = seen
         self._seen_layers: Container[int] = () if seen is None else seen.layers
@@ -223,6 +223,10 @@ class DenseModel:
             residual = self._sum(linear(x=gated, weight=layer.down, residual=residual if adds else None))
         self._keep(len(self.weights.layers), residual)
         return residual
+
+
+def _only(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 def _qk_norm(layer: LayerWeights, eps: float) -> QKNorm | None:

@@ -11,7 +11,7 @@ import torch
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
-from dodona.runners.interface import KVCacheSpec, LayerKVSpec
+from dodona.runners.interface import KVCacheSpec, KVPart, LayerKVSpec
 from dodona.runners.limits import Limits
 from dodona.runners.pooling.settings import PoolingSettings
 
@@ -53,6 +53,11 @@ class RankShare:
     def kv_index(self) -> int:
         """Which of `kv_parts` it has."""
         return self.index * self.kv_parts // self.ranks
+
+    @property
+    def is_first_with_kv(self) -> bool:
+        """Whether no rank before it has the same KV heads."""
+        return self.index % (self.ranks // self.kv_parts) == 0
 
 
 WHOLE = RankShare(0, 1, 1)
@@ -103,6 +108,21 @@ class ModelSpec:
         """What a KV block of `block_size` tokens holds."""
         layer = LayerKVSpec(self.num_kv_heads, self.head_size, self.head_size, self.window)
         return KVCacheSpec((layer,) * self.num_layers, block_size, self.dtype.itemsize)
+
+    @property
+    def kv_part(self) -> KVPart:
+        """What this rank has of each KV block."""
+        share = self.share
+        heads = self.num_kv_heads * share.kv_parts
+        layer = LayerKVSpec(heads, self.head_size, self.head_size, self.window)
+        return KVPart(
+            layers=(layer,) * self.num_layers,
+            first_layer=0,
+            num_layers=self.num_layers,
+            head_share=share.kv_index,
+            head_shares=share.kv_parts,
+            is_writer=share.is_first_with_kv,
+        )
 
 
 def make_dense_spec(

@@ -15,6 +15,7 @@ from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
 from dodona.kernels.linear.activation import silu_and_mul
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
+from dodona.kernels.state.block_copies import CacheTensors, copy_blocks
 from dodona.kernels.state.staged_writes import scatter_ragged
 from dodona.kernels.state.step_state import prepare_inputs, update_state
 
@@ -106,6 +107,12 @@ def prefill(dtype: torch.dtype, head_size: int, group: int, window: int | None, 
 
 
 def state(tokens: int) -> None:
+    cache = [torch.zeros(3, 2, 8, 16, 128, dtype=torch.bfloat16) for _ in range(2)]
+    tensors = CacheTensors.of([half.transpose(1, 2) for c in cache for half in (c[:, 0], c[:, 1])])
+    assert tensors is not None
+    for pack in (True, False):
+        packed = torch.zeros(2, 4 * 8 * 16 * 128, dtype=torch.bfloat16)
+        copy_blocks(tensors, torch.zeros(2, dtype=torch.int64), packed, pack=pack)
     scatter_ragged(target=ints(4096), packed=ints(64), num_writes=3)
     prepare_inputs(
         rows=ints(2), query_start=ints(3), num_computed=ints(2), token_ids=ints(2, 4096),

@@ -1,18 +1,18 @@
-"""Drafts by prompt lookup, on the host, once a step is read."""
+"""Drafts by lookup in rows' own tokens, on the host, once a step is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dodona.runners.drafting.prompt_lookup import PromptLookup
+from dodona.runners.drafting.plan import HostLookup
 from dodona.runners.interface import PendingOutput, SchedulerOutput, StepOutput
 
 
-class NgramDrafter:
+class LookupDrafter:
     """Keeps the tokens of each row, and looks up what followed the last ones."""
 
-    def __init__(self, prompts: PromptLookup) -> None:
-        self._prompts = prompts
+    def __init__(self, lookup: HostLookup) -> None:
+        self._lookup = lookup
         self._token_ids: dict[int, list[int]] = {}
 
     def begin(self, step: SchedulerOutput) -> None:
@@ -30,7 +30,7 @@ class NgramDrafter:
             token_ids.append(token_id)
             if row in output.further:
                 token_ids += output.further[row].token_ids
-            found = self._prompts.lookup(token_ids)
+            found = self._lookup.lookup(token_ids)
             if found:
                 drafts[row] = found
         return replace(output, draft_token_ids=drafts)
@@ -41,7 +41,7 @@ class WithDrafts:
     """A step under way, whose result gets drafts."""
 
     pending: PendingOutput
-    drafter: NgramDrafter
+    drafter: LookupDrafter
 
     def result(self) -> StepOutput:
         """Wait for the step, and look up."""

@@ -1,0 +1,112 @@
+"""The sum over ranks: in the interpreter each rank's messages are delivered before another one looks for
+them; on a GPU two streams of one device are the ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dodona.kernels.collective.one_shot_sum import (
+    MAX_BYTES,
+    inbox_size,
+    make_inboxes,
+    one_shot_sum,
+    one_shot_sum_reference,
+    supports_one_shot_sum,
+)
+
+CUDA = torch.cuda.is_available()
+
+
+class Ranks:
+    """All ranks' inboxes on one device."""
+
+    def __init__(self, ranks: int, device: str) -> None:
+        self.memory = [
+            torch.zeros(inbox_size(ranks) // 8, dtype=torch.int64, device=device) for _ in range(ranks)
+        ]
+        addresses = [memory.data_ptr() for memory in self.memory]
+        self.inboxes = [make_inboxes(rank, addresses, torch.device(device)) for rank in range(ranks)]
+
+    def sum(self, tensors, receiver: int):
+        """The sum on one rank. The others give up looking for messages; a rank that has delivered a turn is
+        not asked again."""
+        results = [tensor.clone() for tensor in tensors]
+        for rank, result in enumerate(results):
+            if rank != receiver:
+                one_shot_sum(result, self.inboxes[rank], patience=1)
+        return one_shot_sum(results[receiver], self.inboxes[receiver])
+
+
+@pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_each_rank_gets_the_sum(ranks, dtype):
+    generator = torch.Generator().manual_seed(ranks)
+    world = Ranks(ranks, "cpu")
+    seen = []
+    for turn, shape in enumerate([(1, 64), (3, 100), (1, 64), (2, 128), (1, 2)]):
+        tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(ranks)]
+        result = world.sum(tensors, receiver=turn % ranks)
+        assert torch.equal(result, one_shot_sum_reference(tensors))
+        seen.append(turn % ranks)
+    assert set(seen) == set(range(ranks))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "served"),
+    [
+        (torch.zeros(2, 6), True),
+        (torch.zeros(3, dtype=torch.float16), False),
+        (torch.zeros(4, 4).t()[:2], False),
+        (torch.zeros(2, dtype=torch.float64), False),
+        (torch.zeros(0), False),
+        (torch.zeros(MAX_BYTES // 4), True),
+        (torch.zeros(MAX_BYTES // 4 + 1), False),
+    ],
+)
+def test_what_is_served(tensor, served):
+    assert supports_one_shot_sum(tensor) is served
+    if not served:
+        with pytest.raises(ValueError, match="contiguous tensor of at most"):
+            one_shot_sum(tensor, Ranks.__new__(Ranks))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_streams_of_one_gpu_in_a_graph(dtype):
+    ranks = 2
+    world, streams = Ranks(ranks, "cuda"), [torch.cuda.Stream() for _ in range(ranks)]
+    buffers = [torch.empty(8, 4096, dtype=dtype, device="cuda") for _ in range(ranks)]
+
+    def launch():
+        for rank, stream in enumerate(streams):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                one_shot_sum(buffers[rank], world.inboxes[rank])
+                one_shot_sum(buffers[rank][:1], world.inboxes[rank])
+        for stream in streams:
+            torch.cuda.current_stream().wait_stream(stream)
+
+    def expected(tensors):
+        total = one_shot_sum_reference(tensors)
+        total[:1] = one_shot_sum_reference([total[:1]] * ranks)
+        return total
+
+    # A kernel is loaded when it is first launched, for which none may be waiting on the same device.
+    for receiver in range(ranks):
+        tensors = [torch.ones(8, 64, dtype=dtype, device="cuda") for _ in range(ranks)]
+        assert torch.equal(world.sum(tensors, receiver), one_shot_sum_reference(tensors))
+    launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    for seed in range(50):
+        generator = torch.Generator("cuda").manual_seed(seed)
+        tensors = [torch.randn(8, 4096, device="cuda", generator=generator).to(dtype) for _ in range(ranks)]
+        for buffer, tensor in zip(buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        for buffer in buffers:
+            assert torch.equal(buffer, expected(tensors))
