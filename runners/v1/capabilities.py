@@ -113,7 +113,6 @@ LACKS: frozenset[str] = frozenset(
         "draft-tensor-parallelism",
         "kv-connector",
         "kv-connector-inner-states",
-        "kv-connector-lora",
         "speculative-kv-connector",
         "kv-cache-dtype",
         "torch-compile-row-by-row",
@@ -264,7 +263,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and (speculative.draft_tensor_parallel_size or 1) > 1,
         "kv-connector": lacks_connector(config),
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
-        "kv-connector-lora": has_active_connector(config) and config.lora_config is not None,
         "speculative-kv-connector": has_active_connector(config)
         and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3", "mtp"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",

@@ -62,7 +62,6 @@ ASKS = {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
     "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
-    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
