@@ -6,7 +6,8 @@ Three measurements on one GPU, a record each:
 
 - "ttft": seconds to the first token of a prompt whose KV is on the host, and of one that is computed, on the
   same engine. The cache is too small for two prompts, so that each run of another one displaces it. The
-  tokens of both are compared.
+  tokens of both are compared, and those of the first with what a prefix in the GPU's cache gives: there the
+  same kernels compute the prompt's last tokens.
 - "copies": bytes/s of `OffloadingConnector`'s copies of the prompt's blocks, each way, and of a plain copy of
   as many bytes between pinned memory and the GPU; and what the host takes to begin copies of some blocks.
 - "cost": seconds of a workload in which no prompt is found again, on an engine with the connector and one
@@ -108,7 +109,7 @@ def _ttft(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> di
 
         for seed in (5001, 5002, 5001, 5002):  # both kinds once before it counts
             run(seed)
-        computed, loaded, equal = [], [], 0
+        computed, loaded, equal, equal_to_cached = [], [], 0, 0
         for seed in range(arguments.repetitions):
             seconds, cached, tokens = run(seed)
             if cached:
@@ -120,12 +121,15 @@ def _ttft(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> di
                 raise RuntimeError(f"only {cached} tokens of {length} came from the host")
             loaded.append(seconds)
             equal += tokens == again
+            _, _, cached_tokens = run(seed)  # what was loaded is in the cache
+            equal_to_cached += again == cached_tokens
     _forget()
     return {
         "computed_s": computed,
         "loaded_s": loaded,
         "ratio": statistics.median(computed) / statistics.median(loaded),
         "equal_tokens": f"{equal} of {arguments.repetitions}",
+        "equal_to_cached": f"{equal_to_cached} of {arguments.repetitions}",
     }
 
 
