@@ -30,7 +30,12 @@ from dodona.oracle.systems.own.parallel import (
     splits_evenly,
     uses_workers,
 )
-from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
+from dodona.oracle.systems.own.pooling import (
+    has_pooling_model,
+    has_unused_pooler,
+    pooling_task,
+    prompt_steps,
+)
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
@@ -81,6 +86,7 @@ LACKS: frozenset[str] = frozenset(
         "pooling-remote-code",
         "pooling-combinations",
         "pooling-quantized-experts",
+        "pooling-whole-prompts",
         "pooler-config",
         "length-dependent-rope",
         "encoder-decoder",
@@ -212,6 +218,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and model.has_remote_code
         and config.model_config.trust_remote_code,
         "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
+        "pooling-whole-prompts": prompt_steps(config, model) == "too_long",
         "pooling-quantized-experts": runner_type == "pooling" and scheme is not None and model.is_moe,
         "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)

@@ -171,6 +171,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
+        "pooling-whole-prompts",
         "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
         "speculative-hidden-states", "library-quantization", "quantization-package",
     }  # fmt: skip
