@@ -44,6 +44,7 @@ class TransformersPoolingModel:
         self._takes = frozenset(parameters)
         config: Any = self.module.config
         padding = getattr(config.get_text_config(), "pad_token_id", None)
+        self._pad_token_id: int | None = padding
         # A classifier of a causal model finds the last token by it.
         self._padding = padding if isinstance(padding, int) and 0 <= padding < self.vocab_size else 0
 
@@ -87,7 +88,7 @@ class TransformersPoolingModel:
 
     def has_content(self, token_ids: Sequence[int]) -> bool:
         """Whether some token isn't padding to a classifier that looks for the last one."""
-        return any(token_id != self._padding for token_id in token_ids)
+        return self._pad_token_id is None or any(token_id != self._pad_token_id for token_id in token_ids)
 
     def compute(
         self,
