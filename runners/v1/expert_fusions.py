@@ -62,6 +62,8 @@ def fused_experts(module: Any) -> Callable[..., Any] | None:
         inputs += [(each, chosen, weights.to(gate_up.dtype)) for each in (x, far)]
     try:
         expected = [module(*arguments) for arguments in inputs]
+        if not all(result.any() for result in expected):  # weights of zeros show nothing
+            return None
         for activation in ACTIVATIONS:
             forward = make(activation)
             if all(close(r, forward(*arguments)) for r, arguments in zip(expected, inputs, strict=True)):
@@ -81,6 +83,8 @@ def fused_router(module: Any) -> Callable[..., Any] | None:
     num_experts, hidden = weight.shape
     if type(module) is nn.Linear or num_experts > MOST_ROUTED_EXPERTS:
         return None
+    if next(module.buffers(), None) is not None:
+        return None  # such as a bias of the choice, which may be zeros until weights are reloaded
     x = random(_ROUTED_ROWS, hidden, like=weight)
     try:
         logits, weights, chosen = module(x)
