@@ -17,7 +17,8 @@ A record of "dodona.throughput/1":
   measured. A request's TPOT is the mean time between its tokens after the first.
 
 A record of "dodona.kernels/1": see `benchmarks.kernels`. Of "dodona.step/1": see `benchmarks.profile_step`.
-Of "dodona.workload/1": see `benchmarks.profile_workload`.
+Of "dodona.workload/1": see `benchmarks.profile_workload`. Of "dodona.speculation/1", one engine each: see
+`benchmarks.speculation`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ THROUGHPUT = "dodona.throughput/1"
 KERNELS = "dodona.kernels/1"
 STEP = "dodona.step/1"
 WORKLOAD = "dodona.workload/1"
+SPECULATION = "dodona.speculation/1"
 
 FIELDS: Mapping[str, frozenset[str]] = {
     THROUGHPUT: frozenset(
@@ -52,6 +54,12 @@ FIELDS: Mapping[str, frozenset[str]] = {
         }
     ),
     WORKLOAD: frozenset({"engine", "model", "workload", "seconds", "gpu"}),
+    SPECULATION: frozenset(
+        {
+            "speculative_config", "forced_acceptance", "note", "mean_acceptance_length", "batches", "profile",
+            "against_plain",
+        }
+    ),
 }  # fmt: skip
 """Fields of a record by schema: these and no others."""
 
