@@ -150,7 +150,7 @@ class EngineClient:
             )
         params_list = self._params_list(sampling_params, len(prompts))
         ids = [None] * len(prompts) if request_ids is None else request_ids
-        lora_requests = _per_prompt(lora_request, len(prompts))
+        lora_requests = per_prompt(lora_request, len(prompts))
         admitted: dict[int, OutputAssembler] = {}
         refused: dict[int, str] = {}
         submitted: list[str] = []
@@ -264,7 +264,7 @@ class EngineClient:
         return listed
 
 
-def _per_prompt(
+def per_prompt(
     given: LoRARequest | Sequence[LoRARequest | None] | None, count: int
 ) -> Sequence[LoRARequest | None]:
     """One adapter or None for each prompt. Raises InvalidRequestError for a list of another length."""

@@ -208,15 +208,16 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         use_tqdm: bool | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
         """The embedding of each prompt, in the prompts' order, by a model with runner type "pooling".
 
-        pooling_params: one for all, or one per prompt. The others: as for `generate`.
+        pooling_params: one for all, or one per prompt. lora_request and the others: as for `generate`.
 
         A prompt that can't be served has its reason in `.error`; the others go on. Raises WrongTaskError
         where the model generates or classifies.
         """
-        return PoolingClient(self._client).embed(prompts, pooling_params, use_tqdm)
+        return PoolingClient(self._client).embed(prompts, pooling_params, lora_request, use_tqdm)
 
     def classify(
         self,
@@ -224,13 +225,14 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         use_tqdm: bool | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[PoolingRequestOutput[ClassificationOutput]]:
         """The classes of each prompt, with their labels, by a classifier of sequences.
 
         A reward model is a classifier of one class: its reward is the logit, with
         ``PoolingParams(use_activation=False)``. Arguments and errors: as for `embed`.
         """
-        return PoolingClient(self._client).classify(prompts, pooling_params, use_tqdm)
+        return PoolingClient(self._client).classify(prompts, pooling_params, lora_request, use_tqdm)
 
     def score(
         self,
@@ -239,15 +241,16 @@ class LLM:
         *,
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         use_tqdm: bool | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[PoolingRequestOutput[ScoringOutput]]:
         """How well each document fits its query: by a cross-encoder (a classifier of pairs with one class),
         or as the cosine of two embeddings.
 
         queries: one for all documents, or one per document. A cross-encoder takes texts only. pooling_params:
-        one for all, or one for each document (for embeddings: for each query, then each document). Errors: as
-        for `embed`.
+        one for all, or one for each document (for embeddings: for each query, then each document), and so
+        lora_request. Errors: as for `embed`.
         """
-        return PoolingClient(self._client).score(queries, documents, pooling_params, use_tqdm)
+        return PoolingClient(self._client).score(queries, documents, pooling_params, lora_request, use_tqdm)
 
     def encode(
         self,
@@ -256,6 +259,7 @@ class LLM:
         *,
         pooling_task: str | None = None,
         use_tqdm: bool | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """What the model makes of each prompt, as an array: an embedding, classes, or the classes of each
         token.
@@ -263,7 +267,9 @@ class LLM:
         pooling_task: what the caller expects, "embed", "classify" or "token_classify"; WrongTaskError where
         the model is served for another. The others: as for `embed`.
         """
-        return PoolingClient(self._client).encode(prompts, pooling_params, pooling_task, use_tqdm)
+        return PoolingClient(self._client).encode(
+            prompts, pooling_params, lora_request, pooling_task, use_tqdm
+        )
 
     # --- Adapters
 

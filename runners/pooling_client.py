@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dodona.runners.client import EngineClient
+from dodona.runners.client import EngineClient, per_prompt
 from dodona.runners.engine.events import Event, Progress
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, parse_prompt
 from dodona.runners.engine.request import Request
 from dodona.runners.errors import InvalidRequestError, WrongTaskError
+from dodona.runners.lora.request import LoRARequest
 from dodona.runners.outputs import (
     ClassificationOutput,
     EmbeddingOutput,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Params = PoolingParams | Sequence[PoolingParams] | None
+Lora = LoRARequest | Sequence[LoRARequest | None] | None
 Pair = tuple[PromptLike, PromptLike | None]
 """A prompt, and the second text of a pair."""
 
@@ -42,25 +44,40 @@ class PoolingClient:
     client: EngineClient
 
     def embed(
-        self, prompts: PromptLike | Sequence[PromptLike], params: Params, use_tqdm: bool | None
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: Params,
+        lora: Lora,
+        use_tqdm: bool | None,
     ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
         """The embedding of each prompt."""
         self._settings("LLM.embed", "embed")
-        return self._run(_singles(prompts), params, use_tqdm, lambda data: EmbeddingOutput(data.tolist()))
+        return self._run(
+            _singles(prompts), params, lora, use_tqdm, lambda data: EmbeddingOutput(data.tolist())
+        )
 
     def classify(
-        self, prompts: PromptLike | Sequence[PromptLike], params: Params, use_tqdm: bool | None
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: Params,
+        lora: Lora,
+        use_tqdm: bool | None,
     ) -> list[PoolingRequestOutput[ClassificationOutput]]:
         """The classes of each prompt."""
         labels = self._settings("LLM.classify", "classify").labels
         return self._run(
-            _singles(prompts), params, use_tqdm, lambda data: ClassificationOutput(data.tolist(), labels)
+            _singles(prompts),
+            params,
+            lora,
+            use_tqdm,
+            lambda data: ClassificationOutput(data.tolist(), labels),
         )
 
     def encode(
         self,
         prompts: PromptLike | Sequence[PromptLike],
         params: Params,
+        lora: Lora,
         pooling_task: str | None,
         use_tqdm: bool | None,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
@@ -72,7 +89,7 @@ class PoolingClient:
                 "model has one task, which its architecture and `convert` choose"
             )
         return self._run(
-            _singles(prompts), params, use_tqdm, lambda data: PoolingOutput(data, settings.labels)
+            _singles(prompts), params, lora, use_tqdm, lambda data: PoolingOutput(data, settings.labels)
         )
 
     def score(
@@ -80,6 +97,7 @@ class PoolingClient:
         queries: PromptLike | Sequence[PromptLike],
         documents: PromptLike | Sequence[PromptLike],
         params: Params,
+        lora: Lora,
         use_tqdm: bool | None,
     ) -> list[PoolingRequestOutput[ScoringOutput]]:
         """How well each document fits its query, or the one query that there is."""
@@ -90,27 +108,28 @@ class PoolingClient:
                 f"LLM.score: {len(firsts)} queries for {len(seconds)} documents; give one, or one for each"
             )
         if settings.task == "embed":
-            return self._cosines(firsts, seconds, params, use_tqdm)
+            return self._cosines(firsts, seconds, params, lora, use_tqdm)
         if len(settings.labels) != 1:
             raise WrongTaskError(
                 f"LLM.score: a cross-encoder has one class, and this model has {len(settings.labels)}; use "
                 "LLM.classify"
             )
         pairs = list(zip(firsts * (len(seconds) if len(firsts) == 1 else 1), seconds, strict=True))
-        return self._run(pairs, params, use_tqdm, lambda data: ScoringOutput(float(data[0])))
+        return self._run(pairs, params, lora, use_tqdm, lambda data: ScoringOutput(float(data[0])))
 
     def _cosines(
         self,
         queries: list[PromptLike],
         documents: list[PromptLike],
         params: Params,
+        lora: Lora,
         use_tqdm: bool | None,
     ) -> list[PoolingRequestOutput[ScoringOutput]]:
         """Cosines of embeddings; a query that stands alone is embedded once."""
         import numpy as np
 
         singles = [(prompt, None) for prompt in (*queries, *documents)]
-        found = self._run(singles, params, use_tqdm, lambda data: data)
+        found = self._run(singles, params, lora, use_tqdm, lambda data: data)
         firsts = found[: len(queries)] * (len(documents) if len(queries) == 1 else 1)
         results: list[PoolingRequestOutput[ScoringOutput]] = []
         for first, second in zip(firsts, found[len(queries) :], strict=True):
@@ -143,11 +162,13 @@ class PoolingClient:
         self,
         pairs: Sequence[Pair],
         params: Params,
+        lora: Lora,
         use_tqdm: bool | None,
         convert: Callable[[npt.NDArray[np.float32]], T],
     ) -> list[PoolingRequestOutput[T]]:
         """Submit, and wait for all outputs, in the prompts' order. After an error nothing goes on."""
         params_list = _params_list(params, len(pairs))
+        loras = per_prompt(lora, len(pairs))
         events: SimpleQueue[Event] = SimpleQueue()
         refused: dict[int, PoolingRequestOutput[T]] = {}
         running: dict[str, tuple[int, Request]] = {}
@@ -164,7 +185,7 @@ class PoolingClient:
 
         with ended_by_ctrl_c(self.client):
             try:
-                for index, request in self._submit(pairs, params_list, events, refused):
+                for index, request in self._submit(pairs, params_list, loras, events, refused):
                     running[request.request_id] = (index, request)
             except BaseException:
                 self.client.abort(*running)
@@ -175,6 +196,7 @@ class PoolingClient:
         self,
         pairs: Sequence[Pair],
         params: Sequence[PoolingParams],
+        loras: Sequence[LoRARequest | None],
         events: SimpleQueue[Event],
         refused: dict[int, PoolingRequestOutput[T]],
     ) -> Iterable[tuple[int, Request]]:
@@ -183,12 +205,15 @@ class PoolingClient:
         settings = self._settings("pooling")
         batch: list[tuple[int, Request]] = []
         num_tokens = 0
-        for index, (pair, asked) in enumerate(zip(pairs, params, strict=True)):
+        for index, (pair, asked, lora) in enumerate(zip(pairs, params, loras, strict=True)):
             try:
                 first, second = (None if prompt is None else parse_prompt(prompt) for prompt in pair)
                 if first is None:
                     raise InvalidRequestError("a prompt must be text, token ids or a mapping, got None")
-                request = self.client.admission.admit_pooling(first, second, asked, settings, events.put)
+                adapter = None if lora is None else self.client.adapters().get(lora)
+                request = self.client.admission.admit_pooling(
+                    first, second, asked, settings, events.put, adapter
+                )
             except InvalidRequestError as error:
                 refused[index] = PoolingRequestOutput("", _text(pair[0]), [], None, error=str(error))
                 continue

@@ -36,14 +36,15 @@ class RoundedActivations:
     """`values * scales` are the activations."""
 
     values: torch.Tensor
-    """[rows, inner]: whole numbers, or E4M3's, in the type of the input, which holds them exactly."""
+    """[rows, inner]: whole numbers, or E4M3's, in the type of the input, which holds them exactly, or in
+    their own."""
     scales: torch.Tensor
     """[rows, groups], fp32."""
     group_size: int | None = None
     """Inner elements per scale; None: a row has one."""
 
     def widened(self) -> torch.Tensor:
-        """[rows, inner]: the activations, rounded to the type of `values`."""
+        """[rows, inner]: the activations, rounded to the type of `values`, which is the input's."""
         inner = self.values.shape[1]
         scales = self.scales
         if self.group_size is not None:
@@ -52,7 +53,7 @@ class RoundedActivations:
 
 
 @triton.jit
-def _round_to_e4m3(x):
+def round_to_e4m3(x):
     """The nearest E4M3 number of each |x| <= 448, ties to even; in fp32."""
     size = tl.abs(x)
     # A power of two not above x has its exponent's bits; below 2**-6 E4M3 has even steps.
@@ -100,13 +101,18 @@ def _round_activations_kernel(
     if INT8:
         rounded = tl.minimum((steps + _ROUNDER) - _ROUNDER, 127.0)
     else:
-        rounded = _round_to_e4m3(tl.minimum(tl.maximum(steps, -448.0), 448.0))
+        rounded = round_to_e4m3(tl.minimum(tl.maximum(steps, -448.0), 448.0))
     tl.store(values + row * INNER + column, rounded.to(values.dtype.element_ty), mask=exists)
     tl.store(scales + row * GROUPS + group, scale, mask=group < GROUPS)
 
 
 def round_activations(
-    *, x: torch.Tensor, rounding: Rounding, norm_weight: torch.Tensor | None = None, eps: float = 0.0
+    *,
+    x: torch.Tensor,
+    rounding: Rounding,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    narrow: bool = False,
 ) -> RoundedActivations:
     """`x`, or its RMS norm rounded to the type of `x`, as numbers of `rounding.kind` and scales.
 
@@ -115,11 +121,13 @@ def round_activations(
         rounding: the numbers, and what shares a scale.
         norm_weight: [inner]: the weight of an RMS norm of `x` with `eps`; None for no norm.
         eps: added to the mean square.
+        narrow: the numbers return in eight bits each; else in the type of `x`.
     """
     rows, inner = x.shape
+    own_type = torch.int8 if rounding.kind == "int8" else torch.float8_e4m3fn
     size = rounding.group_size or inner
     groups = triton.cdiv(inner, size)
-    values = torch.empty((rows, inner), dtype=x.dtype, device=x.device)
+    values = torch.empty((rows, inner), dtype=own_type if narrow else x.dtype, device=x.device)
     scales = torch.empty((rows, groups), dtype=torch.float32, device=x.device)
     dependent = supports_dependent_launch(x.device)
     block_groups, block_group = triton.next_power_of_2(groups), triton.next_power_of_2(size)

@@ -159,8 +159,11 @@ class Admission:
         params: PoolingParams,
         settings: PoolingSettings,
         sink: Sink,
+        adapter: Adapter | None = None,
     ) -> Request:
         """The request of a prompt for a pooling model, or of a pair of texts.
+
+        `adapter` is what changes the model for it.
 
         Raises InvalidRequestError that says what can't be served.
         """
@@ -175,6 +178,7 @@ class Admission:
             seed=0,
             limit=len(token_ids) + 1,
             pooling=PoolingInput(params, token_type_ids),
+            adapter=adapter,
             sink=sink,
         )
 

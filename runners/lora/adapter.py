@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dodona.runners.safetensors_file import open_safetensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+_PREFIX = "base_model.model."
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _READABLE = ("F32", "F16", "BF16")
 _MAX_FILE = 1 << 36
@@ -37,6 +38,15 @@ class LoRAWeights:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SavedLinear:
+    """A linear layer that an adapter has in place of the model's."""
+
+    weight: torch.Tensor
+    """[out_features, in_features]."""
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
     """One adapter. Immutable: an adapter that is read again is another value."""
 
@@ -47,6 +57,8 @@ class Adapter:
     """A hash of what it computes. KV that was computed with an adapter belongs to its key."""
     layers: Mapping[str, LoRAWeights]
     """By the name of the module."""
+    saved: Mapping[str, SavedLinear] = field(default_factory=dict)
+    """Last layers in place of the model's, by the name of the module."""
 
 
 def read_adapter(request: LoRARequest, targets: Mapping[str, LoRATarget], *, max_lora_rank: int) -> Adapter:
@@ -57,7 +69,7 @@ def read_adapter(request: LoRARequest, targets: Mapping[str, LoRATarget], *, max
     belong to these layers.
     """
     directory = Path(request.lora_path)
-    config = PeftConfig.load(directory)
+    config = PeftConfig.load(directory, serves_heads=any(target.is_head for target in targets.values()))
     file = directory / WEIGHTS_FILE
     if not file.exists():
         pickled = (directory / "adapter_model.bin").exists()
@@ -67,15 +79,16 @@ def read_adapter(request: LoRARequest, targets: Mapping[str, LoRATarget], *, max
         )
     check_folder(directory, suffixes=(".safetensors",), limit=_MAX_FILE)
     with open_safetensors(file, of="the adapter") as stored:
+        saved = _read_saved(file, stored, config, targets)
         layers = _read_layers(file, stored, config, targets, max_lora_rank)
     for module in targets:
-        if config.targets(module) and module not in layers:
+        if config.targets(module) and module not in layers and module not in saved:
             raise ConfigError(
                 f"{file}: lacks the adapter of {module!r}, which {config.file} names as a target; "
                 "fetch the adapter again"
             )
-    key = _digest(layers)
-    return Adapter(request.lora_name, request.lora_int_id, request.lora_path, key, layers)
+    key = _digest(layers, saved)
+    return Adapter(request.lora_name, request.lora_int_id, request.lora_path, key, layers, saved)
 
 
 def _read_layers(
@@ -84,6 +97,8 @@ def _read_layers(
     sides: dict[str, dict[str, str]] = {}
     for name in stored.keys():  # noqa: SIM118 - not a mapping
         found = _NAME.fullmatch(name)
+        if found is None and _is_saved(name, config, targets):
+            continue
         if found is None:
             raise ConfigError(
                 f"{file}: tensor {name!r:.120}: not supported: expected only "
@@ -107,15 +122,38 @@ def _read_layers(
                 f"{config.file}: the adapter of {module!r} has rank {rank}, over "
                 f"max_lora_rank={max_lora_rank}; raise max_lora_rank"
             )
-        down = _read(file, stored, names.get("A"), f"{module}.lora_A", (rank, target.in_features))
-        up = _read(file, stored, names.get("B"), f"{module}.lora_B", (target.out_features, rank))
+        down = _read(file, stored, names.get("A"), f"{module}.lora_A.weight", (rank, target.in_features))
+        up = _read(file, stored, names.get("B"), f"{module}.lora_B.weight", (target.out_features, rank))
         layers[module] = LoRAWeights(down, up, config.scale(module))
     return layers
 
 
-def _read(file: Path, stored: Any, name: str | None, what: str, shape: tuple[int, int]) -> torch.Tensor:
+def _is_saved(name: str, config: PeftConfig, targets: Mapping[str, LoRATarget]) -> bool:
+    """Whether a tensor is part of a last layer in place of the model's."""
+    module, _, part = name.removeprefix(_PREFIX).rpartition(".")
+    is_head = module in targets and targets[module].is_head
+    return is_head and config.saves(module) and part in ("weight", "bias")
+
+
+def _read_saved(
+    file: Path, stored: Any, config: PeftConfig, targets: Mapping[str, LoRATarget]
+) -> dict[str, SavedLinear]:
+    def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        is_there = f"{_PREFIX}{name}" in stored.keys()  # noqa: SIM118 - not a mapping
+        return _read(file, stored, f"{_PREFIX}{name}" if is_there else None, name, shape)
+
+    saved: dict[str, SavedLinear] = {}
+    for module, target in targets.items():
+        if target.is_head and config.saves(module):
+            weight = read(f"{module}.weight", (target.out_features, target.in_features))
+            bias = read(f"{module}.bias", (target.out_features,)) if target.has_bias else None
+            saved[module] = SavedLinear(weight, bias)
+    return saved
+
+
+def _read(file: Path, stored: Any, name: str | None, what: str, shape: tuple[int, ...]) -> torch.Tensor:
     if name is None:
-        raise ConfigError(f"{file}: lacks the tensor {what}.weight; fetch the adapter again")
+        raise ConfigError(f"{file}: lacks the tensor {what}; fetch the adapter again")
     described = stored.get_slice(name)
     found, dtype = tuple(described.get_shape()), described.get_dtype()
     if found != shape or dtype not in _READABLE:
@@ -130,11 +168,16 @@ def _read(file: Path, stored: Any, name: str | None, what: str, shape: tuple[int
     return tensor
 
 
-def _digest(layers: Mapping[str, LoRAWeights]) -> bytes:
+def _digest(layers: Mapping[str, LoRAWeights], saved: Mapping[str, SavedLinear]) -> bytes:
     digest = blake2b(digest_size=16)
     for module in sorted(layers):
         weights = layers[module]
         digest.update(f"{module} {weights.a.dtype} {tuple(weights.a.shape)} {weights.scale!r}".encode())
         for tensor in (weights.a, weights.b):
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    for module in sorted(saved):
+        for part in (saved[module].weight, saved[module].bias):
+            if part is not None:
+                digest.update(f"{module} saved {part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()

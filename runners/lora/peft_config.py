@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,20 +68,22 @@ class PeftConfig:
     exclude_modules: tuple[str, ...]
     layers_to_transform: frozenset[int] | None
     layers_pattern: tuple[str, ...]
+    modules_to_save: tuple[str, ...]
+    """Ends or parts of names of modules that the adapter has in place of the model's."""
 
     @classmethod
-    def load(cls, directory: Path) -> PeftConfig:
+    def load(cls, directory: Path, *, serves_heads: bool = False) -> PeftConfig:
         """Read a directory's adapter_config.json.
 
-        Raises ConfigError that names the file and the field: for what is not as PEFT writes it, and for what
-        can't be served.
+        serves_heads: whether last layers of the adapter's own can be served. Raises ConfigError that names
+        the file and the field: for what is not as PEFT writes it, and for what can't be served.
         """
         path = directory / "adapter_config.json"
         raw = read_json(path, limit=_MAX_JSON)
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: expected a JSON object, got {type(raw).__name__}")
         fields = _Fields(str(path), raw)
-        fields.check_served()
+        fields.check_served(except_for={"modules_to_save"} if serves_heads else set())
         targets = raw.get("target_modules")
         return cls(
             file=str(path),
@@ -96,6 +98,7 @@ class PeftConfig:
             exclude_modules=fields.names("exclude_modules", raw.get("exclude_modules") or []),
             layers_to_transform=fields.layers(),
             layers_pattern=fields.names("layers_pattern", raw.get("layers_pattern") or []),
+            modules_to_save=fields.names("modules_to_save", raw.get("modules_to_save") or []),
         )
 
     def rank(self, module: str) -> int:
@@ -121,6 +124,10 @@ class PeftConfig:
         index = self._layer_index(module)
         return index is not None and index in self.layers_to_transform
 
+    def saves(self, module: str) -> bool:
+        """Whether the adapter has a module of this name in place of the model's."""
+        return any(f".{name}." in f".{module}." for name in self.modules_to_save)
+
     def _layer_index(self, module: str) -> int | None:
         if not self.layers_pattern:
             found = _LAYER.match(module)
@@ -139,13 +146,14 @@ class _Fields:
     file: str
     raw: Mapping[str, Any]
 
-    def check_served(self) -> None:
-        """Raise ConfigError for an adapter of another kind, or with more than B A x."""
+    def check_served(self, *, except_for: Set[str]) -> None:
+        """Raise ConfigError for an adapter of another kind, or with more than B A x and what the fields of
+        `except_for` ask for."""
         raw = self.raw
         if raw.get("peft_type") != "LORA":
             raise self._error("peft_type", "'LORA'", raw.get("peft_type"))
         for name, reason in _REFUSED.items():
-            if raw.get(name):
+            if raw.get(name) and name not in except_for:
                 raise ConfigError(f"{self.file}: field {name!r}: not supported: {reason}")
         if raw.get("bias", "none") != "none":
             raise ConfigError(f"{self.file}: field 'bias': not supported: biases of the model's own layers")

@@ -11,3 +11,7 @@ class LoRATarget:
 
     in_features: int
     out_features: int
+    is_head: bool = False
+    """One of a classifier's last layers: an adapter may bring another in its place (PEFT's
+    `modules_to_save`)."""
+    has_bias: bool = False

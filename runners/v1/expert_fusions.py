@@ -6,7 +6,7 @@ transformers holds the experts of a layer in one module: `gate_up_proj` [experts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.moe.experts import MOST_FEW_TOKENS, experts
 from dodona.kernels.moe.grouped import MOST_EXPERTS
 from dodona.kernels.moe.routing import MOST_ROUTED_EXPERTS, route
-from dodona.runners.v1.agreement import ROUNDING, close, random
+from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 
 _ROUTED_ROWS = 256
 """Rows that a router is tried with; those count whose largest logits can't change places by rounding."""
@@ -57,17 +57,19 @@ def fused_experts(module: Any) -> Callable[..., Any] | None:
     for tokens in (2, MOST_FEW_TOKENS + 1):
         scores = random(tokens, num_experts, like=gate_up).float().softmax(-1)
         weights, chosen = scores.topk(top_k)
-        inputs.append((random(tokens, hidden, like=gate_up), chosen, weights.to(gate_up.dtype)))
+        x = random(tokens, hidden, like=gate_up)
+        far = reaching_far(x, gate_up[chosen[0, 0]])
+        inputs += [(each, chosen, weights.to(gate_up.dtype)) for each in (x, far)]
     try:
         expected = [module(*arguments) for arguments in inputs]
-    except Exception:  # it takes other arguments
+        if not all(result.any() for result in expected):  # weights of zeros show nothing
+            return None
+        for activation in ACTIVATIONS:
+            forward = make(activation)
+            if all(close(r, forward(*arguments)) for r, arguments in zip(expected, inputs, strict=True)):
+                return forward
+    except Exception:  # it takes other arguments, or the GPU can't run the kernels
         return None
-    if not all(isinstance(result, torch.Tensor) for result in expected):
-        return None
-    for activation in ACTIVATIONS:
-        forward = make(activation)
-        if all(close(r, forward(*arguments)) for r, arguments in zip(expected, inputs, strict=True)):
-            return forward
     return None
 
 
@@ -81,6 +83,8 @@ def fused_router(module: Any) -> Callable[..., Any] | None:
     num_experts, hidden = weight.shape
     if type(module) is nn.Linear or num_experts > MOST_ROUTED_EXPERTS:
         return None
+    if next(module.buffers(), None) is not None:
+        return None  # such as a bias of the choice, which may be zeros until weights are reloaded
     x = random(_ROUTED_ROWS, hidden, like=weight)
     try:
         logits, weights, chosen = module(x)
@@ -107,12 +111,19 @@ def fused_router(module: Any) -> Callable[..., Any] | None:
         return None
     for normalise in (True, False):
         forward = make(normalise)
-        pairs = [(module(x)[i][clear], forward(x)[i][clear]) for i in range(3)]
-        one = forward(x[clear[:1]])
-        pairs += [(full[:1], single) for (full, _), single in zip(pairs, one, strict=True)]
-        if all(close(a, b) if a.is_floating_point() else torch.equal(a, b) for a, b in pairs):
+        if _routes_alike((logits[clear], weights[clear], chosen[clear]), forward, x[clear]):
             return forward
     return None
+
+
+def _routes_alike(expected: Sequence[torch.Tensor], forward: Callable[..., Any], x: torch.Tensor) -> bool:
+    """Whether `forward` gives what is expected for all rows, and for the first one by itself."""
+    try:
+        pairs = [*zip(expected, forward(x), strict=True)]
+        pairs += [(every[:1], single) for every, single in zip(expected, forward(x[:1]), strict=True)]
+    except Exception:  # the GPU can't run the kernel
+        return False
+    return all(close(a, b) if a.is_floating_point() else torch.equal(a, b) for a, b in pairs)
 
 
 def _clear_rows(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> torch.Tensor:

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from dodona.oracle.config.sections import LoRAConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.runners.lora.adapter import Adapter, LoRAWeights
+from dodona.runners.lora.adapter import Adapter, LoRAWeights, SavedLinear
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.quantization.replacement import is_transposed_linear
 from dodona.runners.v1.tensor_parallel import LinearShare
@@ -90,6 +90,16 @@ def adapters_of_row(start: int) -> Iterator[None]:
         _current.reset(token)
 
 
+class FoundLayer(NamedTuple):
+    """A linear layer that can have adapters."""
+
+    name: str
+    is_kept: bool
+    """It sees one token of each row, or those alone whose logits are wanted; else all tokens of the pass."""
+    is_head: bool = False
+    """An adapter may bring another layer in its place."""
+
+
 class _Layer:
     """One linear layer's room for adapters. Once made, the layer adds them."""
 
@@ -98,16 +108,21 @@ class _Layer:
         module: torch.nn.Module,
         *,
         share: LinearShare | None,
-        is_kept: bool,
-        columns: int,
+        found: FoundLayer,
+        rank: int,
+        num_slots: int,
         like: torch.Tensor,
     ) -> None:
         """share: the part of the layer that `module` is; None: all of it."""
-        self._is_kept = is_kept
+        self._found = found
         self._share = share
-        here = _features(module)
-        self.a = like.new_zeros(columns, here.in_features)
-        self.b = like.new_zeros(here.out_features, columns)
+        self._rank = rank
+        self._has_bias = getattr(module, "bias", None) is not None
+        here = features(module)
+        self.a = like.new_zeros(num_slots * rank, here.in_features)
+        self.b = like.new_zeros(here.out_features, num_slots * rank)
+        self._saved: list[SavedLinear | None] = [None] * (num_slots if found.is_head else 0)
+        """By slot, what the adapter has in place of the layer."""
         # Before ranks add up their parts of the result.
         module.register_forward_hook(self._add, prepend=True)
 
@@ -116,12 +131,24 @@ class _Layer:
         """The sizes of the whole layer."""
         inputs, outputs = self.a.shape[1], len(self.b)
         if self._share is None:
-            return LoRATarget(inputs, outputs)
+            return LoRATarget(inputs, outputs, self._found.is_head, self._has_bias)
         if self._share.of_inputs:
             return LoRATarget(inputs * self._share.parts, outputs)
         return LoRATarget(inputs, outputs * self._share.parts)
 
-    def write(self, begin: int, end: int, weights: LoRAWeights | None) -> None:
+    def write(self, slot: int, adapter: Adapter) -> None:
+        """Put what an adapter has of the layer called so into a slot."""
+        name = self._found.name
+        if self._saved:
+            saved = adapter.saved.get(name)
+            self._saved[slot] = None if saved is None else self._here(saved)
+        self._write(slot * self._rank, (slot + 1) * self._rank, adapter.layers.get(name))
+
+    def _here(self, saved: SavedLinear) -> SavedLinear:
+        """The same in the model's type, on its device."""
+        return SavedLinear(saved.weight.to(self.a), None if saved.bias is None else saved.bias.to(self.a))
+
+    def _write(self, begin: int, end: int, weights: LoRAWeights | None) -> None:
         """Put an adapter of the whole layer into the columns [begin, end); None: nothing."""
         self.a[begin:end].zero_()
         self.b[:, begin:end].zero_()
@@ -142,16 +169,24 @@ class _Layer:
         if masks is None:
             return None
         x = args[0].to(self.a.dtype)
-        mask = masks.kept if self._is_kept else masks.tokens
-        inner = functional.linear(x.reshape(-1, x.shape[-1]), self.a).masked_fill(~mask, 0)
-        return output + functional.linear(inner, self.b).view(output.shape).to(output.dtype)
+        mask = masks.kept if self._found.is_kept else masks.tokens
+        rows = x.reshape(-1, x.shape[-1])
+        inner = functional.linear(rows, self.a).masked_fill(~mask, 0)
+        result = output + functional.linear(inner, self.b).view(output.shape).to(output.dtype)
+        for slot, saved in enumerate(self._saved):
+            if saved is not None:
+                other = functional.linear(rows, saved.weight, saved.bias).to(result.dtype)
+                is_its = mask[:, slot * self._rank, None]
+                result = torch.where(is_its, other, result.reshape(-1, result.shape[-1])).view(result.shape)
+        return result
 
 
 class LoRALayers:
     """The linear layers of a model with room for `max_loras` adapters, and which adapter has which slot.
 
     model: as transformers runs it, with its own attention. Only layers that see each token of a pass once, in
-    order, can have adapters: experts do not. shares: of the layers that are split among ranks.
+    order, can have adapters: experts do not. shares: of the layers that are split among ranks. layers: those
+    that can have adapters; None: `layers_by_token`.
     """
 
     def __init__(
@@ -159,17 +194,23 @@ class LoRALayers:
         model: torch.nn.Module,
         config: LoRAConfig,
         shares: Mapping[str, LinearShare] = MappingProxyType({}),
+        *,
+        layers: Sequence[FoundLayer] | None = None,
     ) -> None:
         self._rank = config.max_lora_rank
         self._num_slots = config.max_loras
         like = next(p for p in model.parameters() if p.is_floating_point())
-        columns = self._rank * self._num_slots
         modules = dict(model.named_modules())
         self._layers = {
-            name: _Layer(
-                modules[name], share=shares.get(name), is_kept=is_kept, columns=columns, like=like.data
+            found.name: _Layer(
+                modules[found.name],
+                share=shares.get(found.name),
+                found=found,
+                rank=self._rank,
+                num_slots=self._num_slots,
+                like=like.data,
             )
-            for name, is_kept in _layers_by_token(model)
+            for found in (layers_by_token(model) if layers is None else layers)
         }
         self.targets: Mapping[str, LoRATarget] = {name: layer.target for name, layer in self._layers.items()}
         self._slots: OrderedDict[bytes, int] = OrderedDict()
@@ -215,24 +256,24 @@ class LoRALayers:
 
     def _write(self, adapter: Adapter, slot: int) -> None:
         with torch.inference_mode():
-            for name, layer in self._layers.items():
-                layer.write(slot * self._rank, (slot + 1) * self._rank, adapter.layers.get(name))
+            for layer in self._layers.values():
+                layer.write(slot, adapter)
 
 
-def _layers_by_token(model: Any) -> list[tuple[str, bool]]:
-    """Names of the linear layers that see each token of a pass once; and whether they see only those whose
-    logits are wanted. Found by two passes with hooks."""
+def layers_by_token(model: Any) -> list[FoundLayer]:
+    """The linear layers of a causal language model that see each token of a pass once. Found by two passes
+    with hooks."""
     seen: dict[str, list[int]] = {}
     hooks = [
         module.register_forward_hook(_count(name, seen))
         for name, module in model.named_modules()
-        if _is_linear(module) and not _is_expert(name)
+        if is_linear(module) and not is_expert(name)
     ]
     device = next(model.parameters()).device
     vocabulary = int(model.get_input_embeddings().num_embeddings)
     ids = torch.arange(1, _PROBED_TOKENS + 1, device=device).remainder(vocabulary)[None]
     kept = torch.tensor([1, 3], device=device)
-    found: list[tuple[str, bool]] = []
+    found: list[FoundLayer] = []
     try:
         with torch.inference_mode():
             _probe(model, input_ids=ids)
@@ -249,7 +290,7 @@ def _layers_by_token(model: Any) -> list[tuple[str, bool]]:
         if set(counts) == {_PROBED_TOKENS}:
             again = set(seen.get(name, ()))
             if again == {_PROBED_TOKENS} or again == {len(kept)}:
-                found.append((name, again == {len(kept)}))
+                found.append(FoundLayer(name, again == {len(kept)}))
     return found
 
 
@@ -273,7 +314,7 @@ def _count(name: str, seen: dict[str, list[int]]) -> Any:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         count = 0  # a router may be a linear layer that returns more than its product
         if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
-            sizes = _features(module)
+            sizes = features(module)
             if (args[0].shape[-1], output.shape[-1]) == (sizes.in_features, sizes.out_features):
                 count = args[0].numel() // sizes.in_features
         seen.setdefault(name, []).append(count)
@@ -281,18 +322,20 @@ def _count(name: str, seen: dict[str, list[int]]) -> Any:
     return hook
 
 
-def _is_expert(name: str) -> bool:
+def is_expert(name: str) -> bool:
+    """Whether a module of this name is one of several experts, or in one."""
     return any("expert" in part and "shared" not in part for part in name.split("."))
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
+def is_linear(module: torch.nn.Module) -> bool:
     """Linear layers, quantized ones, and those with a transposed weight."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return True
     return is_transposed_linear(module)
 
 
-def _features(module: Any) -> LoRATarget:
+def features(module: Any) -> LoRATarget:
+    """The sizes of a linear layer."""
     if hasattr(module, "in_features"):
         return LoRATarget(int(module.in_features), int(module.out_features))
     return LoRATarget(int(module.weight.shape[0]), int(module.nf))

@@ -373,7 +373,7 @@ class V1Runner(WeightLife):
             return self._read_model(device, directory), {}
         # The device is to hold the share only. Random weights depend on the device that draws them.
         model = self._read_model(torch.device("cpu") if directory else device, directory)
-        borrowed = isinstance(plan, HeadPlan) and plan.borrows_embedding
+        borrowed = isinstance(plan, MtpPlan) or (isinstance(plan, HeadPlan) and plan.borrows_embedding)
         take_stage(model, self._mesh.pipeline, last_has_embedding=borrowed)
         shares = shard_model(
             model, self._mesh.tensor, whole_experts=self.config.parallel_config.enable_expert_parallel

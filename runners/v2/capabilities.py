@@ -13,6 +13,7 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.model_code import prompt_steps
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
@@ -55,6 +56,7 @@ LACKS: frozenset[str] = frozenset(
         "draft-runner",
         "pooling",
         "pooling-combinations",
+        "pooling-chunks",
         "pooler-config",
         "head-size",
         "query-groups",
@@ -153,6 +155,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
         & (POOLING_FAMILIES if runner_type == "pooling" else MODEL_FAMILIES).keys(),
         "draft-runner": runner_type == "draft",
         "pooling": task is not None and task not in SERVED_TASKS,
+        "pooling-chunks": prompt_steps(config, model) in ("several", "too_long"),
         "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
         "pooler-config": has_unused_pooler(config, model) is True,
         "head-size": model.head_size not in HEAD_SIZES,

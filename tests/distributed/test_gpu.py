@@ -32,7 +32,8 @@ MIXED = [
 
 def tokens(params: Any = MIXED[0], runner: str | None = None, **flat: Any) -> list[tuple[int, ...]]:
     """fp32, in which a tie would be a coincidence. runner: the one that must be chosen."""
-    config = EngineConfig.from_flat(str(CHECKPOINT), dtype="float32", max_model_len=128, **flat)
+    settings = {"dtype": "float32", "max_model_len": 128, "num_gpu_blocks_override": 64}
+    config = EngineConfig.from_flat(str(CHECKPOINT), **{**settings, **flat})
     verdict = select_runner(config)
     assert runner in (None, verdict.runner)
     with LLM.from_verdict(verdict) as llm:
@@ -95,5 +96,6 @@ def test_v2_on_two_gpus_in_bfloat16():
         for batch in batches:
             for prompt, output in zip(batch, llm.generate(batch, params, use_tqdm=False), strict=True):
                 ids = tokenizer(prompt).input_ids
-                equal.compare(ids, reference.generate(ids, 12), list(output.outputs[0].token_ids))
+                expected = reference.generate(ids, 12)  # up to EOS
+                equal.compare(ids, expected, list(output.outputs[0].token_ids)[: len(expected)])
     equal.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dodona.kernels.linear.eight_bit_linear import eight_bit_linear, supports_eight_bit_linear
 from dodona.kernels.linear.quantized_linear import (
     quantized_linear,
     quantized_linear_reference,
@@ -126,6 +127,46 @@ def test_one_row(kind, columns, inner, norm, epilogue, dtype, device, tolerance,
         torch.testing.assert_close(actual, expected, **allowed)
         if before is not None:
             assert actual is before
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8", "fp8-blocks"])
+@pytest.mark.parametrize("rows", [1, 20, 70])
+def test_products_of_eight_bit_numbers(kind, rows, dtype, device, tolerance, generator):
+    size = 128 if kind == "fp8-blocks" else None
+    weight = make(kind, 144, 272, generator)
+    if size is not None:
+        scales = torch.rand(2, 3, generator=generator, device=device).repeat_interleave(128, 0)[:144]
+        weight = QuantizedWeight("fp8", weight.data, scales.contiguous(), None, size, 128)
+    x = torch.randn(rows, 272, generator=generator, device=device).to(dtype)
+    rounding = Rounding("int8" if kind == "int8" else "fp8", size)
+    narrow = round_activations(x=x, rounding=rounding, narrow=True)
+    assert narrow.values.dtype == weight.data.dtype
+    wide = round_activations(x=x, rounding=rounding)
+    assert torch.equal(narrow.values.to(dtype), wide.values)
+    assert torch.equal(narrow.scales, wide.scales)
+    expected = quantized_linear_reference(round_activations_reference(x, rounding), weight).to(dtype)
+    # The GPU adds up products of E4M3 numbers with some 13 bits, 128 at a time.
+    allowed = {"rtol": 2e-3, "atol": 2e-3 * expected.abs().max().item()} if kind != "int8" else tolerance
+    torch.testing.assert_close(eight_bit_linear(x=narrow, weight=weight, dtype=dtype), expected, **allowed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["int8", "fp8", "fp8-blocks"])
+@pytest.mark.parametrize("rows", [40, 77, 1000])
+def test_eight_bit_products_on_a_gpu(kind, rows, hopper, generator):
+    size = 128 if kind == "fp8-blocks" else None
+    weight = make(kind, 256, 1024, generator)
+    if size is not None:
+        scales = torch.rand(2, 8, generator=generator, device=hopper).repeat_interleave(128, 0)
+        weight = QuantizedWeight("fp8", weight.data, scales.contiguous(), None, size, 128)
+    x = torch.randn(rows, 1024, generator=generator, device=hopper).bfloat16()
+    rounding = Rounding("int8" if kind == "int8" else "fp8", size)
+    assert supports_eight_bit_linear(weight, rounding, device=hopper, dtype=x.dtype)
+    narrow = round_activations(x=x, rounding=rounding, narrow=True)
+    actual = eight_bit_linear(x=narrow, weight=weight, dtype=x.dtype).float()
+    expected = quantized_linear_reference(round_activations_reference(x, rounding), weight).float()
+    assert actual.shape == expected.shape
+    assert (actual - expected).norm() < 3e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,7 +27,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "cuda": {"device": "cpu"},
     "draft-runner": {"runner": "draft"},
     "pooling-combinations": {"runner": "pooling", "compilation_config": 1},
-    "pooling-lora": {"runner": "pooling", "enable_lora": True},
     "block-size": {"block_size": 48},
     "quantization": {"quantization": "awq"},
     "quantized-tensor-parallelism": {"tensor_parallel_size": 2},
@@ -42,7 +41,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
-    "speculative-mtp-workers": {"speculative_config": {"method": "mtp"}, "tensor_parallel_size": 2},
     "speculative-workers": {
         "speculative_config": {"method": "ngram"},
         "distributed_executor_backend": "mp",
@@ -55,7 +53,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
-    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model"},
         "kv_offloading_size": 1.0,

@@ -12,9 +12,11 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from dodona.runners.v1 import device_forward, device_serving, packed_mixers
+from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.shared_inputs import layers_by_input
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import make_model
@@ -23,8 +25,11 @@ from tests.v1.driver import Driver, make_runner
 FAMILIES = ("gemma2", "llama4", "falcon-h1")
 """Windows, soft caps, 1 + weight; chunks and another rotation; inner states. More on a GPU: `test_gpu`."""
 
-PACKED = ("bamba", "falcon-h1", "granite-hybrid", "lfm2", "lfm2-moe", "lfm3", "mamba2")
-"""Mixers of a short convolution, or of Mamba 2."""
+PACKED = (
+    "bamba", "falcon-h1", "granite-hybrid", "lfm2", "lfm2-moe", "lfm3", "mamba2", "olmo-hybrid", "qwen3-next",
+    "qwen3.5", "qwen3.5-moe",
+)  # fmt: skip
+"""Mixers of a short convolution, of Mamba 2, or of the gated delta rule."""
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [2, 7, 1]]
 
@@ -97,6 +102,26 @@ def test_fused_parts_are_found_by_what_they_compute(tiny_models):
     assert {"Qwen3MoeTopKRouter", "Qwen3MoeExperts"} < found["qwen3-moe"]
 
 
+@torch.inference_mode()
+def test_limits_on_gates_and_biases_that_may_come_are_seen():
+    """Random numbers alone reach no limit, and a bias of a router's choice may be zeros at first."""
+    model = make_model("qwen3-moe")
+    experts = model.model.layers[0].mlp.experts
+    assert fused_experts(experts) is not None
+    router = model.model.layers[0].mlp.gate
+    assert fused_router(router) is not None
+    router.register_buffer("bias", torch.zeros(router.num_experts))
+    assert fused_router(router) is None
+    plain = experts._apply_gate
+    experts._apply_gate = lambda gate_up: plain(gate_up.clamp(max=7.0))
+    experts.config._experts_implementation = "grouped_mm"
+    assert fused_experts(experts) is None
+    mlp = make_model("qwen3").model.layers[0].mlp
+    assert mlp in [fusion.module for fusion in Fusions(mlp)._fusions]
+    mlp.act_fn = torch.nn.Sequential(torch.nn.Hardtanh(-1e9, 7.0), mlp.act_fn)
+    assert mlp not in [fusion.module for fusion in Fusions(mlp)._fusions]
+
+
 def test_a_part_that_someone_hooked_is_left_alone():
     model = make_model("qwen3")
     norm = model.model.norm
@@ -139,3 +164,22 @@ def test_a_mixer_is_not_packed_where_its_kernels_give_something_else(monkeypatch
         lambda state, **kwargs: right(state=torch.zeros_like(state), **kwargs),
     )
     assert packed_forward(mixer) is None
+
+
+def test_layers_of_the_same_input_share_a_launch(tiny_models):
+    """Queries, keys and values; gate and up. Called with other tensors, each computes its own."""
+    model = make_model("qwen3")
+    ids = torch.tensor([[3]])
+    groups = layers_by_input(model, lambda: model(input_ids=ids))
+    first = model.model.layers[0]
+    attention = [first.self_attn.q_proj, first.self_attn.k_proj, first.self_attn.v_proj]
+    assert list(groups[:2]) == [attention, [first.mlp.gate_proj, first.mlp.up_proj]]
+    assert len(groups) == 2 * len(model.model.layers)
+    plain = model(input_ids=ids).logits
+    fusions = Fusions(model, groups)
+    torch.testing.assert_close(model(input_ids=ids).logits, plain, rtol=1e-4, atol=1e-4)
+    one, other = torch.randn(2, 1, 1, attention[0].in_features)
+    attention[0](one)
+    found = [attention[1](other), attention[1](one), attention[1](one)]
+    fusions.remove()
+    torch.testing.assert_close(found, [attention[1](x) for x in (other, one, one)], rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from dodona.oracle.errors import ConfigError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
+from tests.distributed.thread_workers import use_threads
 from tests.support.equal_tokens import EqualTokens
 from tests.support.proposals import record_proposals
 from tests.support.tiny_models import make_model
@@ -99,10 +100,21 @@ class Whole:
         return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        *((family, {}) for family in FAMILIES),
+        ("deepseek-v3", {"tensor_parallel_size": 2, "prefill_context_parallel_size": 2}),
+        ("deepseek-v3", {"pipeline_parallel_size": 2, "tensor_parallel_size": 2}),
+        ("qwen3-next", {"pipeline_parallel_size": 2}),
+        ("qwen3.5", {"data_parallel_size": 2}),
+    ],
+    ids=str,
+)
 def test_proposals_and_tokens(
-    family: str, tmp_path: Path, reference: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, sizes: dict[str, int], tmp_path: Path, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    use_threads(monkeypatch)
     whole = Whole(family, tmp_path)
     monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
     seen = record_proposals(monkeypatch)
@@ -111,12 +123,14 @@ def test_proposals_and_tokens(
     with LLM(
         tmp_path, device="cpu", dtype="float32", max_model_len=48, block_size=4, max_num_seqs=4,
         max_num_batched_tokens=16, num_gpu_blocks_override=40,
-        speculative_config={"method": "mtp", "num_speculative_tokens": DRAFTS},
+        speculative_config={"method": "mtp", "num_speculative_tokens": DRAFTS}, **sizes,
     ) as llm:  # fmt: skip
         outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+        llm.reload_weights()
+        again = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
     plain = reference(tmp_path)
     equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
-    for prompt, output in zip(prompts, outputs, strict=True):
+    for prompt, output in zip([*prompts, *prompts], [*outputs, *again], strict=True):
         equal.compare(prompt, plain.generate(prompt, 10), list(output.outputs[0].token_ids))
     equal.check()
     assert {len(drafts) for _, drafts in seen} >= {DRAFTS}

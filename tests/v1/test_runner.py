@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.packages import TESTED
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.own.model_code import outgrows_rope
@@ -39,7 +40,6 @@ ASKS = {
         "speculative_config": {"method": "ngram"},
         "max_model_len": 64,
     },
-    "pooling-lora": {"runner": "pooling", "enable_lora": True, "max_model_len": 64},
     "pooler-config": {"pooler_config": {}},
     "device-count": {"tensor_parallel_size": 65},
     "executor-backend": {"distributed_executor_backend": "external_launcher"},
@@ -62,16 +62,11 @@ ASKS = {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
     "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
-    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
     },
     "speculative-mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
-    "speculative-mtp-workers": {
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
-        "tensor_parallel_size": 2,
-    },
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "dynamo-trace-once": {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE"}},
     "vllm-compile": {"compilation_config": {"mode": "VLLM_COMPILE"}},
@@ -142,6 +137,32 @@ def test_a_gpu_that_is_not_there(tiny_models):
     on_ray = EngineConfig.from_flat(str(path), distributed_executor_backend="ray")
     assert check_supported(on_ray, model, gpu) == ("ray-device",)
     assert check_supported(on_ray, model, CPU) == ()
+    without = Environment(has_triton=False, platform="cpu", packages={"ray": None})
+    assert check_supported(on_ray, model, without) == ("ray-package",)
+
+
+@pytest.mark.parametrize(
+    ("feature", "change"),
+    [
+        ("transformers-version", {"model_type": "exaone", "architectures": ["ExaoneForCausalLM"]}),
+        (
+            "quantization-package",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        ),
+    ],
+)
+def test_what_installed_packages_lack(tiny_models, feature, change):
+    path = tiny_models.path("llama")
+    model = ModelInfo.from_mapping({**json.loads((path / "config.json").read_text()), **change})
+    config = EngineConfig.from_flat("m", device="cpu")
+    old = {"transformers": "5.23.0", "bitsandbytes": "0.50.2", "accelerate": None}
+    for packages, lacking in ((old, (feature,)), (TESTED, ()), ({}, ())):
+        machine = Environment(has_triton=False, platform="cpu", packages=packages)
+        assert check_supported(config, model, machine) == lacking
+    if feature == "quantization-package":
+        on_ranks = EngineConfig.from_flat("m", device="cpu", tensor_parallel_size=2)
+        machine = Environment(has_triton=False, platform="cpu", packages=TESTED)
+        assert check_supported(on_ranks, model, machine) == ("library-quantization",)
 
 
 def test_everything_v1_lacks_is_checked(tiny_models):
@@ -150,10 +171,12 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
+        "pooling-whole-prompts",
         "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
-        "speculative-hidden-states",
+        "speculative-hidden-states", "library-quantization", "quantization-package",
     }  # fmt: skip
-    assert set(ASKS) | {"device", "ray-device"} | of_models == LACKS
+    of_machines = {"device", "ray-device", "ray-package", "transformers-version"}
+    assert set(ASKS) | of_machines | of_models == LACKS
 
 
 @pytest.mark.parametrize("flat", [{"kv_transfer_config": {}}, {"compilation_config": {"mode": "NONE"}}])

@@ -40,22 +40,22 @@ def load_drafting(
         return LookupDrafting(plan) if mesh.samples else None
     if not isinstance(target, PackedModel):
         raise UnsupportedConfiguration.lacking("v1", "speculative-row-by-row")
-    if isinstance(plan, HeadPlan):
+    if isinstance(plan, (HeadPlan, MtpPlan)):
         if mesh.tensor.rank:  # its hidden states are those of the first rank
             return None
-        hidden = HiddenStates(target.model, plan.head.layer_ids, mesh)
+        layer_ids = () if isinstance(plan, MtpPlan) else plan.head.layer_ids
+        hidden = HiddenStates(target.model, layer_ids, mesh)
         if not mesh.samples:
             return None
+        if isinstance(plan, MtpPlan):
+            layer = load_mtp_of(plan, target.model, config, limits)
+            return HeadDrafting(layer, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
         if mesh.size == 1 and not compiles(config):
             _check_hidden_states(hidden, target, plan.head)
         head = load_head_of(plan, target.model, config, limits)
         return HeadDrafting(head, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
     if not mesh.samples:
         return None
-    if isinstance(plan, MtpPlan):
-        hidden = HiddenStates(target.model, ())
-        layer = load_mtp_of(plan, target.model, config, limits)
-        return HeadDrafting(layer, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)
     draft = PackedModel(load_model_of(plan, target.device, config, limits))
     self_check(draft, max_model_len=limits.max_model_len)
     return ModelDrafting(draft, plan.num_speculative_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +12,16 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.runners.lora.adapter import Adapter
+from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
+from dodona.runners.pooling.sequence import TokenSequence
 from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v1 import capabilities, loading, model_weights
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.pooling.choice import choose
+from dodona.runners.v1.pooling.chunks import ChunkedPrompt, check_chunks
+from dodona.runners.v1.pooling.lora import layers_of_batches
 from dodona.runners.v1.pooling.model import AUTO_CLASSES, TransformersPoolingModel
 from dodona.runners.weights.life import WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -35,11 +41,24 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
-        return choose(
+        model = choose(
             self._read_model(self._device, directory),
             max_model_len=self.limits.max_model_len,
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
         ).model
+        if self._computes_chunks:
+            check_chunks(model, self.limits.max_model_len)
+        if self.config.lora_config is None:
+            return model
+        lora = LoRALayers(model.module, self.config.lora_config, layers=layers_of_batches(model))
+        return TransformersPoolingModel(model.module, pads=model.pads, lora=lora)
+
+    def get_lora_targets(self) -> Mapping[str, LoRATarget]:
+        """The linear layers that see each token of a batch, or one of each row, by name."""
+        lora = self._model.lora
+        if lora is None:
+            raise RuntimeError("lora_config is not set")
+        return lora.targets
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place."""
@@ -55,6 +74,17 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
         return model_weights.releasable(self._model.module)
+
+    def _compute(
+        self,
+        model: TransformersPoolingModel,
+        sequences: Sequence[TokenSequence],
+        adapters: Sequence[Adapter | None],
+    ) -> list[torch.Tensor]:
+        return model.forward(sequences, adapters)
+
+    def _begin_chunks(self, model: TransformersPoolingModel) -> ChunkedPrompt:
+        return ChunkedPrompt(model)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
         """The model on `device`, its weights read from a directory or (None) drawn at random."""

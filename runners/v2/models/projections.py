@@ -9,6 +9,7 @@ from math import gcd
 import torch
 from torch.nn import functional
 
+from dodona.kernels.linear.eight_bit_linear import eight_bit_linear, supports_eight_bit_linear
 from dodona.kernels.linear.quantized_linear import quantized_linear, supports_quantized_linear, widen
 from dodona.kernels.linear.quantized_single_token_linear import (
     quantized_single_token_linear,
@@ -117,7 +118,11 @@ def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """`x @ weight.T`, [rows, out], of `x` [rows, in]."""
     if isinstance(projection, torch.Tensor):
         return functional.linear(x, projection)
-    weight, given = projection.weight, _rounded(x, projection.rounding)
+    weight, rounding = projection.weight, projection.rounding
+    if rounding is not None and supports_eight_bit_linear(weight, rounding, device=x.device, dtype=x.dtype):
+        narrow = round_activations(x=x, rounding=rounding, narrow=True)
+        return eight_bit_linear(x=narrow, weight=weight, dtype=x.dtype)
+    given = _rounded(x, rounding)
     is_fused = x.shape[0] <= MAX_FUSED_ROWS or x.dtype == torch.float32
     if is_fused and supports_quantized_linear(weight):
         return quantized_linear(x=given, weight=weight)

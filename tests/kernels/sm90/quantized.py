@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from dodona.kernels.linear.eight_bit_linear import eight_bit_linear
 from dodona.kernels.linear.quantized_linear import quantized_linear, widen
 from dodona.kernels.linear.quantized_single_token_linear import quantized_single_token_linear
 from dodona.kernels.linear.quantized_small_batch_linear import quantized_small_batch_linear
@@ -52,10 +53,21 @@ def many_rows(kind: str, rows: int) -> None:
     widen(make(kind, 256, 1024), torch.bfloat16)
 
 
+def eight_bits(kind: str, rows: int) -> None:
+    rounding = Rounding("int8" if kind == "int8" else "fp8", GROUP if kind == "fp8-block" else None)
+    x = round_activations(x=torch.zeros(rows, 1024, dtype=torch.bfloat16), rounding=rounding, narrow=True)
+    eight_bit_linear(x=x, weight=make(kind, 256, 1024), dtype=torch.bfloat16)
+
+
 KINDS = ("int4", "int4-zeros", "int4-rows", "int8", "fp8", "fp8-block")
 CASES: dict[str, Callable[[], None]] = {
     **{f"{k} one row": partial(products, k, quantized_single_token_linear, 1, 4096) for k in KINDS},
     **{f"{k} small batch": partial(products, k, quantized_small_batch_linear, 1, 4096) for k in KINDS},
     "int4 16 tokens": partial(products, "int4", quantized_small_batch_linear, 16, 1024),
+    **{
+        f"{k} eight bits, {rows} rows": partial(eight_bits, k, rows)
+        for k in ("int8", "fp8", "fp8-block")
+        for rows in (20, 100)
+    },
     **{f"{k} {rows} rows": partial(many_rows, k, rows) for k in KINDS for rows in (2, 100)},
 }
