@@ -12,6 +12,7 @@ import torch
 from dodona.runners.lora.adapter import Adapter
 from dodona.runners.pooling.sequence import TokenSequence
 from dodona.runners.v1.lora import LoRALayers
+from dodona.runners.v1.mixers import cache_argument
 
 AUTO_CLASSES = {
     "embed": "AutoModel",
@@ -115,7 +116,7 @@ class TransformersPoolingModel:
         if "use_cache" in self._takes:
             given["use_cache"] = cache is not None
         if cache is not None:
-            given["past_key_values"] = cache
+            given[cache_argument(self.module.forward)] = cache
         with torch.inference_mode(), self._with(adapters, len(sequences), longest):
             output = self.module(**given)
         result: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state
