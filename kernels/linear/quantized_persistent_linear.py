@@ -37,7 +37,7 @@ from dodona.kernels.dependent_launch import (
 from dodona.kernels.devices import count_multiprocessors, is_hopper
 from dodona.kernels.linear.halves import halves_of_bytes, halves_of_e4m3, halves_of_nibbles
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
-from dodona.kernels.linear.round_activations import Rounding, round_to_e4m3
+from dodona.kernels.linear.round_activations import Rounding
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
 
 COLUMNS = gl.constexpr(16)
@@ -60,7 +60,6 @@ AS_IS, ROUND_INT8, ROUND_FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 
 _EPS = gl.constexpr(1.1920929e-07)  # of fp32: the scale of zeros
 _ROUNDER = gl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no bits behind the point
-_round_to_e4m3 = gluon.jit(round_to_e4m3.fn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +139,27 @@ def _fetched(slot, words, AHEAD: gl.constexpr):
 @gluon.jit
 def _load_groups(
     source,
-    tile,
+    first,
+    programs,
     step,
-    warp,
-    column,
+    TILES: gl.constexpr,
     N: gl.constexpr,
     K: gl.constexpr,
     GROUP: gl.constexpr,
     WARPS: gl.constexpr,
+    GROUP_COLUMNS: gl.constexpr,
 ):
-    """What belongs to the groups of a step of a tile: [warps, columns]."""
+    """What belongs to the groups of a step of all tiles of a program: [TILES, WARPS, GROUP_COLUMNS]."""
     GROUPS: gl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 1
+    L: gl.constexpr = gl.BlockedLayout(
+        [1, 1, 1], [1, 32 // GROUP_COLUMNS, GROUP_COLUMNS], [2, WARPS // 2, 1], [2, 1, 0]
+    )
+    tile = first + gl.arange(0, TILES, gl.SliceLayout(1, gl.SliceLayout(2, L)))[:, None, None] * programs
+    warp = gl.arange(0, WARPS, gl.SliceLayout(0, gl.SliceLayout(2, L)))[None, :, None]
+    column = gl.arange(0, GROUP_COLUMNS, gl.SliceLayout(0, gl.SliceLayout(1, L)))[None, None, :]
+    column += tile * COLUMNS
     group = ((step * WARPS + warp) * INNER) // GROUP if GROUP else warp * 0
-    inside = (tile * COLUMNS + column < N) & (group < GROUPS)
-    return gl.load(source + tile * (COLUMNS * GROUPS) + (column * GROUPS + group), mask=inside, other=0)
+    return gl.load(source + (column * GROUPS + group), mask=(column < N) & (group < GROUPS), other=0)
 
 
 @gluon.jit
@@ -174,13 +180,30 @@ def _operand(words, zero, W_LAYOUT: gl.constexpr, WARPS: gl.constexpr, FORMAT: g
 
 
 @gluon.jit
-def _round(h, scale, ROUND: gl.constexpr):
-    steps = gl.div_rn(h, scale + h * 0.0)
+def _through_bfloat16(h):
+    """fp32 rounded to bfloat16, two at a time."""
+    bits = gl.inline_asm_elementwise(
+        "{ .reg .b32 p; cvt.rn.bf16x2.f32 p, $3, $2; shl.b32 $0, p, 16; and.b32 $1, p, 0xFFFF0000; }",
+        "=r,=r,f,f",
+        [h],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=2,
+    )
+    return bits.to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def _round(h, scale, inverse, ROUND: gl.constexpr):
+    """`h / scale` as a number of 8 bits, in float16; `inverse`: 1 / `scale`."""
+    steps = h * inverse
+    scale, inverse = gl.broadcast(scale, h)[0], gl.broadcast(inverse, h)[0]
+    steps = gl.fma(gl.fma(-steps, scale, h), inverse, steps)  # the quotient's last bit
     if ROUND == ROUND_INT8:
         rounded = gl.minimum((steps + _ROUNDER) - _ROUNDER, 127.0)
     else:
-        rounded = _round_to_e4m3(gl.minimum(gl.maximum(steps, -448.0), 448.0))
-    return rounded
+        rounded = steps.to(gl.float8e4nv)
+    return rounded.to(gl.float16)
 
 
 @gluon.jit
@@ -307,47 +330,26 @@ def _quantized_persistent_linear_kernel(
     spare.index(0).store(gl.arange(0, 1024, gl.BlockedLayout([4], [32], [WARPS], [0])))
     first = gl.program_id(0)
     programs = gl.num_programs(0)
-    for i in gl.static_range(SLOTS):
-        tile = first + (i // UNITS) * programs
-        part = data + (i % OPERANDS) * (N * ROW_WORDS)
-        step = (i % UNITS) // OPERANDS
-        _fetch(own + i * SLOT, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
 
-    # What belongs to groups, for all tiles of the program: by operand, tile and step.
+    # What belongs to groups, of all tiles: [TILES, WARPS, columns] for each unit.
     S2: gl.constexpr = gl.SliceLayout(2, MMA)
-    GROUP_COLUMNS: gl.constexpr = 1 if SHARED else COLUMNS
-    if SHARED:
-        s_column = gl.zeros([1, 1], gl.int32, S2)
-    else:
-        s_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, S2))[None, :]
-    s_warp = gl.arange(0, WARPS, gl.SliceLayout(1, S2))[:, None]
-    z_column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))[None, :]
-    z_warp = gl.arange(0, WARPS, gl.SliceLayout(1, L2))[:, None]
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    if GROUP:
-        kept = gl.allocate_shared_memory(scales.dtype.element_ty, [TILES * UNITS, WARPS, GROUP_COLUMNS], FLAT)
-        loaded = ()
-        for i in gl.static_range(TILES * UNITS):
-            tile = first + (i // UNITS) * programs
+    DEEP: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    GROUP_COLUMNS: gl.constexpr = 1 if SHARED else COLUMNS
+    loaded = ()
+    loaded_zeros = ()
+    for i in gl.static_range(UNITS):
+        step = i // OPERANDS
+        if GROUP:
             of_operand = scales + (i % OPERANDS) * (N * GROUPS)
-            step = (i % UNITS) // OPERANDS
-            loaded = loaded + (_load_groups(of_operand, tile, step, s_warp, s_column, N, K, GROUP, WARPS),)
-        for i in gl.static_range(TILES * UNITS):
-            kept.index(i).store(loaded[i])
-    if HAS_ZEROS:
-        kept_zeros = gl.allocate_shared_memory(gl.int32, [TILES * UNITS, WARPS, COLUMNS], FLAT)
-        loaded_zeros = ()
-        for i in gl.static_range(TILES * UNITS):
-            tile = first + (i // UNITS) * programs
-            z_part = zeros + (i % OPERANDS) * (N * GROUPS)
-            step = (i % UNITS) // OPERANDS
-            loaded_zeros = loaded_zeros + (
-                _load_groups(z_part, tile, step, z_warp, z_column, N, K, GROUP, WARPS),
+            loaded = loaded + (
+                _load_groups(of_operand, first, programs, step, TILES, N, K, GROUP, WARPS, GROUP_COLUMNS),
             )
-        for i in gl.static_range(TILES * UNITS):
-            # Pairs of float16, 1024 + the zero point.
-            kept_zeros.index(i).store(0x64006400 + loaded_zeros[i].to(gl.int32) * 0x00010001)
-
+        if HAS_ZEROS:
+            z_operand = zeros + (i % OPERANDS) * (N * GROUPS)
+            loaded_zeros = loaded_zeros + (
+                _load_groups(z_operand, first, programs, step, TILES, N, K, GROUP, WARPS, COLUMNS),
+            )
     # `x`, step by step: [WARPS, INNER].
     GIVEN: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [WARPS, 1], [1, 0])
     x_at = gl.arange(0, WARPS, gl.SliceLayout(1, GIVEN))[:, None] * INNER
@@ -356,9 +358,34 @@ def _quantized_persistent_linear_kernel(
     if HAS_NORM:
         for i in gl.static_range(STEPS):
             norms = norms + (gl.load(norm_weight + i * TILE + x_at, mask=i * TILE + x_at < K, other=0.0),)
-    SHARED_X: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    values = gl.allocate_shared_memory(gl.float16, [STEPS, WARPS, INNER], SHARED_X)
-    x_factors = gl.allocate_shared_memory(gl.float32, [STEPS, WARPS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    for i in gl.static_range(SLOTS):
+        tile = first + (i // UNITS) * programs
+        part = data + (i % OPERANDS) * (N * ROW_WORDS)
+        step = (i % UNITS) // OPERANDS
+        _fetch(own + i * SLOT, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
+    kept = ()
+    kept_zeros = ()
+    for i in gl.static_range(UNITS):
+        if GROUP:
+            place_of = gl.allocate_shared_memory(scales.dtype.element_ty, [TILES, WARPS, GROUP_COLUMNS], FLAT)
+            place_of._reinterpret(scales.dtype.element_ty, [TILES, WARPS, GROUP_COLUMNS], DEEP).store(
+                loaded[i]
+            )
+            kept = kept + (place_of,)
+        if HAS_ZEROS:
+            z_place = gl.allocate_shared_memory(gl.int32, [TILES, WARPS, COLUMNS], FLAT)
+            # Pairs of float16, 1024 + the zero point.
+            pairs = 0x64006400 + loaded_zeros[i].to(gl.int32) * 0x00010001
+            z_place._reinterpret(gl.int32, [TILES, WARPS, COLUMNS], DEEP).store(pairs)
+            kept_zeros = kept_zeros + (z_place,)
+    values = ()
+    x_factors = ()
+    for _ in gl.static_range(STEPS):
+        values = values + (gl.allocate_shared_memory(gl.float16, [WARPS, INNER], FLAT),)
+        if X_GROUPED:
+            x_factors = x_factors + (
+                gl.allocate_shared_memory(gl.float32, [WARPS], gl.SwizzledSharedLayout(1, 1, 1, [0])),
+            )
     if DEPENDENT:
         wait_for_inputs_gluon()
     hs = ()
@@ -373,7 +400,7 @@ def _quantized_persistent_linear_kernel(
         for i in gl.static_range(STEPS):
             h = hs[i] * inverse * norms[i].to(gl.float32)
             if ROUND != AS_IS:
-                h = h.to(gl.bfloat16).to(gl.float32)
+                h = _through_bfloat16(h)
             normed = normed + (h,)
         hs = normed
     factor = 1.0
@@ -388,25 +415,26 @@ def _quantized_persistent_linear_kernel(
             factor = ((254 - exponent) << 23).to(gl.float32, bitcast=True)
         else:
             factor = _scale_of(top, ROUND)
+            inverse_factor = gl.div_rn(factor * 0.0 + 1.0, factor)
     for i in gl.static_range(STEPS):
         if X_GROUPED:
             x_scale = _scale_of(gl.max(gl.abs(hs[i]), 1), ROUND)
-            x_factors.index(i).store(x_scale)
-            h = _round(hs[i], x_scale[:, None], ROUND)
+            x_factors[i].store(x_scale)
+            x_inverse = gl.div_rn(x_scale * 0.0 + 1.0, x_scale)
+            h = _round(hs[i], x_scale[:, None], x_inverse[:, None], ROUND)
         elif ROUND == AS_IS:
-            h = hs[i] * up_to_half
+            h = (hs[i] * up_to_half).to(gl.float16)
         else:
-            h = _round(hs[i], factor, ROUND)
+            h = _round(hs[i], factor, inverse_factor, ROUND)
         # In the order of the operand: block of 64, half of it, lane, pair. Then a lane's halves side by side.
-        h = gl.reshape(h.to(gl.float16), [WARPS, SEGMENTS, 4, HALVES, 8])
+        h = gl.reshape(h, [WARPS, SEGMENTS, 4, HALVES, 8])
         h = gl.reshape(gl.permute(h, [0, 1, 3, 2, 4]), [WARPS, 2, 2, 4, 4, 2])
         h = gl.reshape(gl.permute(h, [0, 1, 3, 4, 2, 5]), [WARPS, INNER])
-        values.index(i).store(h)
+        values[i].store(h)
 
     # Sums of warps, for all tiles.
     SUMS: gl.constexpr = gl.BlockedLayout([1, WARPS, 1], [2, 1, 16], [WARPS, 1, 1], [2, 1, 0])
     OUT: gl.constexpr = gl.SliceLayout(1, SUMS)
-    DEEP: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     out_tile = first + gl.arange(0, TILES, gl.SliceLayout(1, OUT))[:, None] * programs
     out_column = out_tile * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, OUT))[None, :]
     exists = out_column < N
@@ -432,16 +460,16 @@ def _quantized_persistent_linear_kernel(
             w = _fetched(own + slot, words, SLOTS - 1)
             zero = usual_zero
             if HAS_ZEROS:
-                zero = kept_zeros.index(t * UNITS + i).load(L2)[:, :, None, None, None, None] + numbers
+                zero = kept_zeros[i].index(t).load(L2)[:, :, None, None, None, None] + numbers
             if i % OPERANDS == 0:
-                value = gl.reshape(values.index(i // OPERANDS).load(KEPT), [WARPS, 2, 4, 4, 2, 2])
+                value = gl.reshape(values[i // OPERANDS].load(KEPT), [WARPS, 2, 4, 4, 2, 2])
                 value = gl.reshape(gl.permute(value, [0, 1, 4, 2, 3, 5]), [WARPS, INNER])
                 value = gl.convert_layout(value, gl.SliceLayout(2, X_LAYOUT), assert_trivial=True)[:, :, None]
-                value, _ = gl.broadcast(value, all_tokens)
+                value = gl.broadcast(value, all_tokens)[0]
             if GROUP:
-                scale = kept.index(t * UNITS + i).load(S2).to(gl.float32)
+                scale = kept[i].index(t).load(S2).to(gl.float32)
                 if X_GROUPED:
-                    scale *= x_factors.index(i // OPERANDS).load(gl.SliceLayout(1, S2))[:, None]
+                    scale *= x_factors[i // OPERANDS].load(gl.SliceLayout(1, S2))[:, None]
                 found = mma_v2(_operand(w, zero, W_LAYOUT, WARPS, FORMAT), value, nothing) * scale[:, :, None]
                 if i % OPERANDS == 1:
                     products_up += found
