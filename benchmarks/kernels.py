@@ -89,13 +89,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def all_cases(scene: Scene, models: Sequence[str]) -> Iterator[Case]:
     """The cases that are timed."""
     from benchmarks import kernel_cases as cases
-    from benchmarks import short_cases
+    from benchmarks import part_cases, short_cases
     from benchmarks.sampling_cases import sampling_cases
 
     contexts, batches = (1024, 4096, 16384, 32768), (1, 32, 256)
     vocabularies = set()
     for model in models:
-        shape = Shape.of(read_config(model), scene.dtype.itemsize)
+        config = read_config(model)
+        if "mamba_d_state" in config:
+            yield from part_cases.scan_cases(scene, model, config, (1, 64, 256), [(16, 512), (1, 8192)])
+            continue
+        shape = Shape.of(config, scene.dtype.itemsize)
+        if shape.num_experts:
+            yield from part_cases.expert_cases(scene, model, shape, (1, 2, 3, 4, 8, 16, 64, 256, 4096))
         grid = [(batch, context) for batch in batches for context in contexts]
         yield from cases.decode_attention_cases(scene, model, shape, grid)
         yield from cases.prefill_attention_cases(scene, model, shape, [(32, 256), (4, 2048), (1, 8192)])
@@ -110,8 +116,10 @@ def all_cases(scene: Scene, models: Sequence[str]) -> Iterator[Case]:
 
 def tiny_cases(scene: Scene) -> Iterator[Case]:
     """One small case of each kernel."""
+    from dataclasses import replace
+
     from benchmarks import kernel_cases as cases
-    from benchmarks import short_cases
+    from benchmarks import part_cases, short_cases
     from benchmarks.sampling_cases import sampling_cases
 
     shape = Shape.of(read_config("tiny"), scene.dtype.itemsize)
@@ -121,6 +129,10 @@ def tiny_cases(scene: Scene) -> Iterator[Case]:
     yield from cases.elementwise_cases(scene, "tiny", shape, (3,))
     yield from cases.linear_cases(scene, "tiny", shape, (3,))
     yield from sampling_cases(scene, shape.vocab_size, (2,))
+    sparse = replace(shape, num_experts=6, experts_per_token=2)
+    yield from part_cases.expert_cases(scene, "tiny", sparse, (2, 5))
+    mamba = {"mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1}
+    yield from part_cases.scan_cases(scene, "tiny", mamba, (2,), [(2, 3)])
 
 
 def check(case: Case) -> float:

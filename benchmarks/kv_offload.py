@@ -2,11 +2,12 @@
 
     python -m benchmarks.kv_offload --model qwen3-8b --runner v2 --output offload.json
 
-Three measurements on one GPU, written as one JSON object:
+Three measurements on one GPU, a record each:
 
 - "ttft": seconds to the first token of a prompt whose KV is on the host, and of one that is computed, on the
   same engine. The cache is too small for two prompts, so that each run of another one displaces it. The
-  tokens of both are compared.
+  tokens of both are compared, and those of the first with what a prefix in the GPU's cache gives: there the
+  same kernels compute the prompt's last tokens.
 - "copies": bytes/s of `OffloadingConnector`'s copies of the prompt's blocks, each way, and of a plain copy of
   as many bytes between pinned memory and the GPU; and what the host takes to begin copies of some blocks.
 - "cost": seconds of a workload in which no prompt is found again, on an engine with the connector and one
@@ -28,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
 
@@ -50,19 +52,17 @@ def main() -> None:
     os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[arguments.runner]
     with model_directory(arguments.model) as directory:
         vocab_size = int(read_config(arguments.model)["vocab_size"])
-        report = {
-            "environment": describe(),
-            "arguments": {**vars(arguments), "output": arguments.output.name},
-        }
+        records: list[dict[str, Any]] = []
+        head = {"environment": describe(), "arguments": {**vars(arguments), "output": arguments.output.name}}
         measurements = {
             "copies": lambda: _copies(arguments),
             "ttft": lambda: _ttft(directory, arguments, vocab_size),
             "cost": lambda: _cost(directory, arguments, vocab_size),
         }
         for name in arguments.only:
-            report[name] = measurements[name]()
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-            print(name, json.dumps(report[name], indent=1), flush=True)
+            records.append({"measurement": name, "values": measurements[name]()})
+            results.write(arguments.output, results.KV_OFFLOAD, records, **head)
+            print(json.dumps(records[-1], indent=1), flush=True)
 
 
 def _llm(directory: Path, arguments: argparse.Namespace, **more: Any) -> Any:
@@ -109,7 +109,7 @@ def _ttft(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> di
 
         for seed in (5001, 5002, 5001, 5002):  # both kinds once before it counts
             run(seed)
-        computed, loaded, equal = [], [], 0
+        computed, loaded, equal, equal_to_cached = [], [], 0, 0
         for seed in range(arguments.repetitions):
             seconds, cached, tokens = run(seed)
             if cached:
@@ -121,12 +121,15 @@ def _ttft(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> di
                 raise RuntimeError(f"only {cached} tokens of {length} came from the host")
             loaded.append(seconds)
             equal += tokens == again
+            _, _, cached_tokens = run(seed)  # what was loaded is in the cache
+            equal_to_cached += again == cached_tokens
     _forget()
     return {
         "computed_s": computed,
         "loaded_s": loaded,
         "ratio": statistics.median(computed) / statistics.median(loaded),
         "equal_tokens": f"{equal} of {arguments.repetitions}",
+        "equal_to_cached": f"{equal_to_cached} of {arguments.repetitions}",
     }
 
 

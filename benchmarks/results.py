@@ -17,7 +17,8 @@ A record of "dodona.throughput/1":
   measured. A request's TPOT is the mean time between its tokens after the first.
 
 A record of "dodona.kernels/1": see `benchmarks.kernels`. Of "dodona.step/1": see `benchmarks.profile_step`.
-Of "dodona.workload/1": see `benchmarks.profile_workload`.
+Of "dodona.workload/1": see `benchmarks.profile_workload`. Of "dodona.kv_offload/1": see
+`benchmarks.kv_offload`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ THROUGHPUT = "dodona.throughput/1"
 KERNELS = "dodona.kernels/1"
 STEP = "dodona.step/1"
 WORKLOAD = "dodona.workload/1"
+KV_OFFLOAD = "dodona.kv_offload/1"
 
 FIELDS: Mapping[str, frozenset[str]] = {
     THROUGHPUT: frozenset(
@@ -52,6 +54,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
         }
     ),
     WORKLOAD: frozenset({"engine", "model", "workload", "seconds", "gpu"}),
+    KV_OFFLOAD: frozenset({"measurement", "values"}),
 }  # fmt: skip
 """Fields of a record by schema: these and no others."""
 

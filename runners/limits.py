@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.sentence_transformers import read_sentence_transformers
+from dodona.oracle.systems.own.pooling import prompt_steps
 from dodona.oracle.systems.own.resolved import DTYPES, resolved_dtype, resolved_runner_type
 from dodona.runners.errors import EngineSetupError
 
@@ -59,7 +60,7 @@ def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
     max_model_len: as configured, else config.json's `max_position_embeddings`; for pooling at most the
         `max_seq_length` of the model's Sentence Transformers files.
     max_num_batched_tokens: as configured, else 16384 on a GPU and 2048 on a CPU; for pooling at least
-        `max_model_len`, since a prompt is computed in one step.
+        `max_model_len`, so that a prompt is computed in one step.
 
     Raises ConfigError for a type that can't be computed in, for a `max_model_len` beyond the model's
     positions, and where neither configuration nor config.json gives one; EngineSetupError where a step can't
@@ -81,10 +82,10 @@ def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
         kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
         gpu_memory_utilization=cache.gpu_memory_utilization,
     )
-    is_whole = pools or not scheduler.enable_chunked_prefill
+    is_whole = prompt_steps(config, model) == "too_long" or not scheduler.enable_chunked_prefill
     if is_whole and limits.max_num_batched_tokens < limits.max_model_len:
         what, mend = "without chunked prefill", "lower the other, or set enable_chunked_prefill=True"
-        if pools:
+        if pools and scheduler.enable_chunked_prefill:
             what, mend = "for a pooling model", "or lower the other"
         raise EngineSetupError(
             f"{what} a step must hold a whole prompt, but max_num_batched_tokens="

@@ -1,6 +1,7 @@
 """`PoolingRunner`: a runner for pooling models, but for how its model computes prompts.
 
-Each prompt is computed whole, in one step, and nothing is kept from step to step.
+A prompt is computed whole, in one step; one that is longer than a step, in chunks, of which the model keeps
+what it needs from step to step.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dodona.runners.weights.life import WeightLife
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
+    from dodona.runners.interface import NewRequest
     from dodona.runners.limits import Limits
     from dodona.runners.lora.adapter import Adapter
 
@@ -47,6 +49,17 @@ class PoolingModel(Protocol):
 M = TypeVar("M", bound=PoolingModel)
 
 
+class PartialPrompt(Protocol):
+    """A prompt of which some tokens are computed."""
+
+    def add(self, chunk: TokenSequence, adapter: Adapter | None = None) -> None:
+        """Compute the next tokens."""
+
+    @property
+    def output(self) -> torch.Tensor:
+        """As `PoolingModel.forward` gives it of the whole prompt, once all tokens are computed."""
+
+
 class PoolingRunner(WeightLife, Generic[M]):
     """Embeds and classifies, as `PoolingSettings` says."""
 
@@ -60,6 +73,8 @@ class PoolingRunner(WeightLife, Generic[M]):
         self._loaded: tuple[M, Pooler] | None = None
         """The model, its weights on the device, and what becomes of its output."""
         self._num_blocks = 0
+        self._partial: dict[int, tuple[NewRequest, PartialPrompt]] = {}
+        """By row, requests whose prompts are computed in chunks."""
         self._result: StepOutput | None = None
 
     @abstractmethod
@@ -90,6 +105,11 @@ class PoolingRunner(WeightLife, Generic[M]):
             longest, left = self.limits.max_model_len, self.limits.max_num_batched_tokens
             lengths = [longest] * min(left // longest, self.limits.max_num_seqs)
             self._model.forward([TokenSequence([0] * length) for length in lengths])
+            if self._computes_chunks:
+                prompt = self._begin_chunks(self._model)
+                for start in range(0, longest, left):
+                    prompt.add(TokenSequence([0] * min(left, longest - start)))
+                del prompt
             torch.cuda.empty_cache()
         return 0
 
@@ -104,38 +124,47 @@ class PoolingRunner(WeightLife, Generic[M]):
         """Release the model. Idempotent."""
         self._loaded = None
         self._result = None
+        self._partial = {}
         if self._device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
 
     # --- Steps
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
-        """Compute the prompts of one step, and pool them.
+        """Compute the prompts of one step, or chunks of them, and pool those that end in it.
 
-        Raises ValueError for a row that does not begin and end in the step.
+        Raises ValueError for a chunk where the runner computes whole prompts only.
         """
         if self._result is not None:
             raise RuntimeError("execute_model twice without sample_tokens in between")
         (model, pooler), step = self._require_loaded(), scheduler_output
+        for row in step.freed_rows:
+            self._partial.pop(row, None)
         requests = {request.row: request for request in step.new_requests}
-        sequences: list[TokenSequence] = []
-        params: list[PoolingParams] = []
-        adapters: list[Adapter | None] = []
-        for row, count in zip(step.rows, step.num_tokens, strict=True):
-            request = requests.get(row)
-            if request is None or count != request.num_prompt_tokens:
-                raise ValueError(f"row {row}: a pooling model computes a prompt whole, in its first step")
-            asked = request.pooling or PoolingInput(PoolingParams())
-            sequences.append(TokenSequence(request.token_ids, asked.token_type_ids))
-            params.append(asked.params)
-            adapters.append(request.adapter)
-        outputs = self._compute(model, sequences, adapters)
+        whole: list[NewRequest] = []
+        outputs: dict[int, torch.Tensor] = {}
+        params: dict[int, PoolingParams] = {}
+        for row, count, start in zip(step.rows, step.num_tokens, step.num_computed_tokens, strict=True):
+            request = requests[row] if row in requests else self._partial[row][0]
+            params[row] = _asked(request).params
+            if count == request.num_prompt_tokens:
+                whole.append(request)
+                continue
+            if row in requests:
+                self._partial[row] = request, self._begin_chunks(model)
+            prompt, end = self._partial[row][1], start + count
+            prompt.add(_sequence(request, start, end), request.adapter)
+            if end == request.num_prompt_tokens:
+                outputs[row] = prompt.output
+                del self._partial[row]
+        computed = self._compute(
+            model, [_sequence(r, 0, r.num_prompt_tokens) for r in whole], [r.adapter for r in whole]
+        )
+        outputs |= {request.row: output for request, output in zip(whole, computed, strict=True)}
+        rows = [row for row in step.rows if row in outputs]
         with torch.inference_mode():
-            pooled = {
-                row: pooler(output, asked).cpu().numpy()
-                for row, output, asked in zip(step.rows, outputs, params, strict=True)
-            }
-        self._result = StepOutput(step.rows, (), pooled=pooled)
+            pooled = {row: pooler(outputs[row], params[row]).cpu().numpy() for row in rows}
+        self._result = StepOutput(rows, (), pooled=pooled)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """What the last `execute_model` pooled: nothing is sampled."""
@@ -153,6 +182,16 @@ class PoolingRunner(WeightLife, Generic[M]):
         return model.forward(sequences)
 
     @property
+    def _computes_chunks(self) -> bool:
+        """Whether prompts may be longer than a step."""
+        return self.limits.max_num_batched_tokens < self.limits.max_model_len
+
+    def _begin_chunks(self, model: M) -> PartialPrompt:
+        """Room for a prompt that is computed in chunks. Raises ValueError where the runner computes whole
+        prompts only."""
+        raise ValueError("a pooling model computes a prompt whole, in its first step")
+
+    @property
     def _model(self) -> M:
         return self._require_loaded()[0]
 
@@ -163,3 +202,13 @@ class PoolingRunner(WeightLife, Generic[M]):
 
     def _release_kv_cache(self) -> tuple[int, int | None]:
         return self._num_blocks, None
+
+
+def _asked(request: NewRequest) -> PoolingInput:
+    return request.pooling or PoolingInput(PoolingParams())
+
+
+def _sequence(request: NewRequest, start: int, end: int) -> TokenSequence:
+    """The prompt's tokens [start, end)."""
+    types = _asked(request).token_type_ids
+    return TokenSequence(request.token_ids[start:end], None if types is None else types[start:end])

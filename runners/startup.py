@@ -74,8 +74,9 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
         block_size=spec.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
-        enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill
-        and runner.pooling_settings is None,
+        enable_chunked_prefill=config.scheduler_config.enable_chunked_prefill,
+        # A pooling model's prompts are computed together where they are whole.
+        max_unchunked_tokens=0 if runner.pooling_settings is None else limits.max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
         num_micro_batches=runner.num_micro_batches,

@@ -60,6 +60,7 @@ class _Dodona(BenchmarkEngine):
             "num_kv_blocks": self.llm.num_kv_blocks,
             "enable_prefix_caching": config.cache_config.enable_prefix_caching,
             "enforce_eager": config.model_config.enforce_eager,
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
         }
 
     def generate(self, asks: Sequence[Ask]) -> list[list[int]]:

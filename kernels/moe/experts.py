@@ -8,7 +8,7 @@ from dodona.kernels.linear.activation import gated_reference
 from dodona.kernels.moe.few_tokens import few_tokens_experts
 from dodona.kernels.moe.grouped import MOST_EXPERTS, grouped_experts
 
-MOST_FEW_TOKENS = 2
+MOST_FEW_TOKENS = 3
 """The most tokens that `few_tokens_experts` computes, as measured on an H200."""
 
 

@@ -26,8 +26,8 @@ from dodona.kernels.devices import shared_memory
 from dodona.kernels.linear.activation import activate
 
 MOST_EXPERTS = 1024
-MOST_TOGETHER = 8192
-"""Pairs that the plan's program looks at together."""
+CHUNKS = (1024, 8192)
+"""Pairs that the plan's program looks at together, where these are all, and where there are more."""
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def _histogram(experts, first, last, num_experts, BINS: tl.constexpr, CHUNK: tl.
     return tl.where(tl.arange(0, BINS) < num_experts, counts, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_experts", "max_blocks"])
 def _plan_kernel(
     experts,
     order,
@@ -295,7 +295,7 @@ def plan_blocks(experts: torch.Tensor, num_experts: int, block: int) -> Plan:
     num_pairs = experts.numel()
     max_blocks = min(num_experts, num_pairs) + num_pairs // block
     bins = triton.next_power_of_2(num_experts + 1)
-    chunk = min(MOST_TOGETHER, max(128, triton.next_power_of_2(num_pairs)))
+    chunk = CHUNKS[num_pairs > CHUNKS[0]]
     work = torch.empty(num_pairs + 3 * max_blocks + bins, dtype=torch.int32, device=experts.device)
     order, blocks, cursors = work.split((num_pairs, 3 * max_blocks, bins))
     dependent = supports_dependent_launch(experts.device)
@@ -311,7 +311,7 @@ def plan_blocks(experts: torch.Tensor, num_experts: int, block: int) -> Plan:
         BLOCK=block,
         CHUNK=chunk,
         DEPENDENT=dependent,
-        num_warps=max(4, chunk // 256),
+        num_warps=chunk // 256,
         **launch_options(dependent),
     )
     return Plan(order, blocks.view(max_blocks, 3))

@@ -72,6 +72,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         enable_chunked_prefill: bool = True,
+        max_unchunked_tokens: int = 0,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
         num_micro_batches: int = 1,
@@ -83,6 +84,7 @@ class Scheduler:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
         num_micro_batches: steps that share the running requests (`Runner.num_micro_batches`).
+        max_unchunked_tokens: a prompt of at most as many tokens waits until it fits whole into a step.
         max_loras: most different adapters of the running requests.
         window, window_groups: see `Windows`; none of them with a KV connector, which reads whole blocks.
         """
@@ -95,6 +97,7 @@ class Scheduler:
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
+        self.max_unchunked_tokens = max_unchunked_tokens
         self.enable_prefix_caching = enable_prefix_caching
         self.max_loras = max_loras
         self.transfers = KVTransfers(kv_connector or KVConnectorScheduler(), self.blocks)
@@ -396,7 +399,9 @@ class Scheduler:
         """Whether what is left to compute may go into a step with this budget, beside what runs."""
         if not self._has_place_for_adapter(request):
             return False
-        return self.enable_chunked_prefill or len(request.token_ids) - num_computed_tokens <= budget
+        num_tokens = len(request.token_ids) - num_computed_tokens
+        may_split = self.enable_chunked_prefill and num_tokens > self.max_unchunked_tokens
+        return may_split or num_tokens <= budget
 
     def _cached_blocks(self, request: Request) -> list[int] | None:
         """The cached blocks that a waiting request begins with, or None where there is no room for it."""

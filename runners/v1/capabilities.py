@@ -30,7 +30,12 @@ from dodona.oracle.systems.own.parallel import (
     splits_evenly,
     uses_workers,
 )
-from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
+from dodona.oracle.systems.own.pooling import (
+    has_pooling_model,
+    has_unused_pooler,
+    pooling_task,
+    prompt_steps,
+)
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
@@ -81,6 +86,7 @@ LACKS: frozenset[str] = frozenset(
         "pooling-remote-code",
         "pooling-combinations",
         "pooling-quantized-experts",
+        "pooling-whole-prompts",
         "pooler-config",
         "length-dependent-rope",
         "encoder-decoder",
@@ -107,7 +113,6 @@ LACKS: frozenset[str] = frozenset(
         "draft-tensor-parallelism",
         "kv-connector",
         "kv-connector-inner-states",
-        "kv-connector-lora",
         "speculative-kv-connector",
         "kv-cache-dtype",
         "torch-compile-row-by-row",
@@ -213,6 +218,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and model.has_remote_code
         and config.model_config.trust_remote_code,
         "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
+        "pooling-whole-prompts": prompt_steps(config, model) == "too_long",
         "pooling-quantized-experts": runner_type == "pooling" and scheme is not None and model.is_moe,
         "pooler-config": has_unused_pooler(config, model) is True,
         "length-dependent-rope": outgrows_rope(config, model)
@@ -257,7 +263,6 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and (speculative.draft_tensor_parallel_size or 1) > 1,
         "kv-connector": lacks_connector(config),
         "kv-connector-inner-states": has_active_connector(config) and model.has_inner_state,
-        "kv-connector-lora": has_active_connector(config) and config.lora_config is not None,
         "speculative-kv-connector": has_active_connector(config)
         and resolved_speculative_method(config) in ("draft_model", "eagle", "eagle3", "mtp"),
         "kv-cache-dtype": config.cache_config.cache_dtype != "auto",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.mixers import step_states
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.shared_inputs import layers_by_input
 from dodona.runners.v1.state_slots import DeviceStates, PackedStates, StateChunk, StateRound
 
 
@@ -42,17 +44,19 @@ class DeviceModel:
         self._causal_lm: Any = model.model
         self._body: Any = _body(self._causal_lm)
         self._packed_forwards = tuple(packed_forward(mixer) for mixer in model.mixers)
-        self.fusions = Fusions(self._causal_lm)
-        """Installed in the model."""
         self._no_ids = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
         self._num_multiprocessors = (
             torch.cuda.get_device_properties(model.device).multi_processor_count
             if model.device.type == "cuda"
             else 1
         )
-        with self.plain(), torch.inference_mode():
+        with model.plain(), torch.inference_mode():
             positions = {"position_ids": model.position_ids(self._no_ids[0])} if model.takes_positions else {}
-            output = self._body(input_ids=self._no_ids, use_cache=False, **positions)
+            run = partial(self._body, input_ids=self._no_ids, use_cache=False, **positions)
+            output = run()
+            groups = layers_by_input(self._body, run)
+        self.fusions = Fusions(self._causal_lm, groups)
+        """Installed in the model."""
         if not hasattr(output, "last_hidden_state"):
             raise ValueError(f"the body of {model.name} returns no last_hidden_state")
         self._output_type: Any = type(output)

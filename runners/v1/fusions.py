@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.runners.v1.agreement import ROUNDING, close, random
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
+from dodona.runners.v1.shared_inputs import Groups, SharedProducts
 
 _ROTARY = "apply_rotary_pos_emb"
 """Name by which transformers' attention modules call their rotary embedding."""
@@ -44,11 +45,13 @@ class Fusions:
 
     Args:
         model: on the device where it will run.
+        groups: linear layers of it that get the same input.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, groups: Groups = ()) -> None:
         with torch.inference_mode():
-            self._fusions = tuple(_find(model))
+            shared = {fusion.module: fusion for group in groups for fusion in _shared(group)}
+            self._fusions = (*shared.values(), *_find(model, shared))
         self._install()
 
     def __len__(self) -> int:
@@ -73,11 +76,12 @@ class Fusions:
             fusion.module.__dict__["forward"] = fusion.forward
 
 
-def _find(model: nn.Module) -> Iterator[Fusion]:
+def _find(model: nn.Module, found: Container[nn.Module]) -> Iterator[Fusion]:
+    """Fusions of the modules that are not among those `found`."""
     rotaries: dict[Callable[..., Any], Callable[..., Any] | None] = {}
     for module in model.modules():
-        if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
-            continue  # someone else changed what it computes
+        if module in found or _is_changed(module):
+            continue
         forward = _with_fused_rotary(module, rotaries)
         arguments = len(inspect.signature(module.forward).parameters)
         if forward is None and arguments == 1:
@@ -88,6 +92,24 @@ def _find(model: nn.Module) -> Iterator[Fusion]:
             forward = fused_experts(module)
         if forward is not None:
             yield Fusion(module, forward)
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether someone else changed what the module computes."""
+    return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
+
+
+def _shared(group: Sequence[nn.Linear]) -> Sequence[Fusion]:
+    """For linear layers that get the same input: products of one row by one launch."""
+    weight = group[0].weight
+    if weight.dtype not in ROUNDING or any(
+        _is_changed(layer) or layer.weight.dtype != weight.dtype or layer.weight.device != weight.device
+        for layer in group
+    ):
+        return ()
+    fusions = [Fusion(*each) for each in SharedProducts(group).forwards()]
+    x = random(1, 1, group[0].in_features, like=weight)
+    return fusions if all(_agree(f.module, f.forward, x) for f in fusions) else ()
 
 
 def _norm(module: Any) -> Callable[..., Any] | None:
@@ -222,6 +244,6 @@ def _agree(module: nn.Module, forward: Callable[..., Any], x: torch.Tensor) -> b
     """Whether `forward` computes what the module does for `x`."""
     try:
         expected = module(x)
-    except Exception:  # it takes more than one argument
+        return isinstance(expected, torch.Tensor) and close(expected, forward(x))
+    except Exception:  # it takes more than one argument, or the GPU can't run the kernel
         return False
-    return isinstance(expected, torch.Tensor) and close(expected, forward(x))

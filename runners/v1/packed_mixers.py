@@ -1,10 +1,10 @@
 """Mixers that compute all rows of a step at once: their convolution and scan by kernels that keep rows apart.
 
-transformers' mixers leave both to functions of one name in every model's file: `causal_conv1d_fn` and
-`mamba2_chunk_scan`. A mixer whose forward pass calls no other function over the tokens can have the packed
-batch as if it were one prompt without a state: in a copy of its forward pass, the two names stand for
-kernels that begin and end each sequence with the state in its slot. Whether that gives what the mixer gives
-row by row is found by trying.
+transformers' mixers leave both to functions of one name in every model's file: `causal_conv1d_fn`, and
+`mamba2_chunk_scan` or `torch_chunk_gated_delta_rule`. A mixer whose forward pass calls no other function over
+the tokens can have the packed batch as if it were one prompt without a state: in a copy of its forward pass,
+the names stand for kernels that begin and end each sequence with the state in its slot. Whether that gives
+what the mixer gives row by row is found by trying.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import torch
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from dodona.kernels.state_space.causal_conv import causal_conv
+from dodona.kernels.state_space.gated_delta import gated_delta
 from dodona.kernels.state_space.selective_scan import selective_scan
 from dodona.kernels.state_space.sequences import SlotSequences
 from dodona.runners.v1.agreement import ROUNDING, close
 from dodona.runners.v1.mixers import Mixer, at_tokens
 from dodona.runners.v1.state_slots import PackedForward
 
-_CONV, _SCAN = "causal_conv1d_fn", "mamba2_chunk_scan"
+_CONV, _SCAN, _DELTA = "causal_conv1d_fn", "mamba2_chunk_scan", "torch_chunk_gated_delta_rule"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,10 +61,10 @@ def packed_forward(mixer: Mixer) -> PackedForward | None:
     function = getattr(function, "__func__", function)
     if not isinstance(function, types.FunctionType) or len(set(kinds)) != len(kinds):
         return None
-    needed = {"conv": _CONV, "recurrent": _SCAN}
-    if any(needed[kind] not in function.__code__.co_names for kind in kinds):
+    needed = {"conv": {_CONV}, "recurrent": {_SCAN, _DELTA}}
+    if any(needed[kind].isdisjoint(function.__code__.co_names) for kind in kinds):
         return None
-    names = {**function.__globals__, _CONV: _conv, _SCAN: _scan}
+    names = {**function.__globals__, _CONV: _conv, _SCAN: _scan, _DELTA: _delta}
     copy = types.FunctionType(
         function.__code__, names, function.__name__, function.__defaults__, function.__closure__
     )
@@ -173,6 +174,34 @@ def _scan(
         sequences=step.sequences,
     )[None]
     return (out, step.recurrent) if return_final_states else out
+
+
+def _delta(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    use_qk_l2norm_in_kernel: bool = False,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In place of transformers' `torch_chunk_gated_delta_rule`, for [1, tokens, …]."""
+    step = _step.get()
+    if step.recurrent is None or initial_state is not None:
+        raise NotImplementedError("a delta rule that begins with a state of its own")
+    q, k, v = (_with_contiguous_rows(t[0]) for t in (query, key, value))
+    out = gated_delta(
+        q=q,
+        k=k,
+        v=v,
+        g=g[0].contiguous(),
+        beta=beta[0].contiguous(),
+        unit_length=use_qk_l2norm_in_kernel,
+        state=step.recurrent,
+        sequences=step.sequences,
+    )
+    return out[None], step.recurrent
 
 
 def _with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:

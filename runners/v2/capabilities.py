@@ -19,7 +19,7 @@ from dodona.oracle.systems.own.parallel import (
     lacks_executor,
     splits_evenly,
 )
-from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
+from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task, prompt_steps
 from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
@@ -55,6 +55,7 @@ LACKS: frozenset[str] = frozenset(
         "draft-runner",
         "pooling",
         "pooling-combinations",
+        "pooling-chunks",
         "pooler-config",
         "head-size",
         "query-groups",
@@ -153,6 +154,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
         & (POOLING_FAMILIES if runner_type == "pooling" else MODEL_FAMILIES).keys(),
         "draft-runner": runner_type == "draft",
         "pooling": task is not None and task not in SERVED_TASKS,
+        "pooling-chunks": prompt_steps(config, model) in ("several", "too_long"),
         "pooling-combinations": runner_type == "pooling" and lacks_combination(config),
         "pooler-config": has_unused_pooler(config, model) is True,
         "head-size": model.head_size not in HEAD_SIZES,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dodona.kernels.state_space.causal_conv import causal_conv, causal_conv_reference
+from dodona.kernels.state_space.gated_delta import gated_delta, gated_delta_reference
 from dodona.kernels.state_space.selective_scan import selective_scan, selective_scan_reference
 from dodona.kernels.state_space.sequences import SlotSequences
 
@@ -68,4 +69,35 @@ def test_selective_scan(device, dtype, generator, name, heads, groups, head_size
     expected, new_state = selective_scan_reference(**inputs, state=state)
     found = selective_scan(**inputs, state=state)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, new_state, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "key_size", "value_size", "unit_length"),
+    [(4, 2, 16, 8, True), (1, 1, 12, 20, False), (2, 1, 128, 32, True)],
+    ids=["groups", "odd", "large"],
+)
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_gated_delta(
+    device, dtype, tolerance, generator, name, heads, key_heads, key_size, value_size, unit_length
+):
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+    sequences = make_sequences(*SEQUENCES[name], device)
+    tokens = int(sequences.query_start[-1])
+    inputs = {
+        "q": randn(tokens, key_heads * key_size + 3)[:, 3:].unflatten(1, (key_heads, key_size)),
+        "k": randn(tokens, key_heads, key_size) / key_size**0.5,
+        "v": randn(tokens, heads, value_size),
+        "g": -randn(tokens, heads).abs(),
+        "beta": randn(tokens, heads).sigmoid(),
+        "unit_length": unit_length,
+        "eps": 1e-6,
+        "sequences": sequences,
+    }
+    state = randn(5, heads, key_size, value_size).float()
+    expected, new_state = gated_delta_reference(**inputs, state=state)
+    found = gated_delta(**inputs, state=state)
+    torch.testing.assert_close(found.float(), expected, **tolerance)
     torch.testing.assert_close(state, new_state, rtol=1e-4, atol=1e-4)

@@ -77,7 +77,7 @@ FAMILIES = [
     ("llama", "classify", ["k_proj", "up_proj"]),
     ("roberta", "classify", ["query", "value"]),  # a head of two layers
     ("bert", "token_classify", ["key", "value"]),
-    ("gpt2", "classify", ["c_attn", "c_fc"]),
+    ("gpt2", "classify", ["c_attn", "c_fc"]),  # longer prompts in chunks
     ("convbert", "classify", ["query"]),  # prompts are computed one by one
 ]
 
@@ -96,7 +96,9 @@ def test_rows_of_several_adapters_and_of_none(model_type, task, ends, tmp_path):
         2: LoRARequest("b", 2, str(tmp_path / "b")),
     }
     prompts, which = pooling_table.prompts(), (0, 1, 2, 2, 1, 0)
-    settings = {"pooler_config": {"pooling_type": "LAST"}} if task == "embed" else {}
+    settings: dict[str, Any] = {"pooler_config": {"pooling_type": "LAST"}} if task == "embed" else {}
+    if model_type == "gpt2":
+        settings["max_num_batched_tokens"] = 16
     with LLM(str(path), **ENGINE, runner="pooling", **settings) as llm:
         assert llm.verdict.runner == "v1"
         raw = PoolingParams(use_activation=False)

@@ -53,7 +53,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
     "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
-    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model"},
         "kv_offloading_size": 1.0,

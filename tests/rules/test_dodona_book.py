@@ -71,7 +71,6 @@ BESIDE: dict[str, dict[str, Any]] = {
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "pooling-combinations": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
-    "kv-connector-lora": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "speculative-kv-connector": {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "speculative_config": True,

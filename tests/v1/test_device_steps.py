@@ -15,6 +15,7 @@ from dodona.runners.v1 import device_forward, device_serving, packed_mixers
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.shared_inputs import layers_by_input
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import make_model
@@ -23,8 +24,11 @@ from tests.v1.driver import Driver, make_runner
 FAMILIES = ("gemma2", "llama4", "falcon-h1")
 """Windows, soft caps, 1 + weight; chunks and another rotation; inner states. More on a GPU: `test_gpu`."""
 
-PACKED = ("bamba", "falcon-h1", "granite-hybrid", "lfm2", "lfm2-moe", "lfm3", "mamba2")
-"""Mixers of a short convolution, or of Mamba 2."""
+PACKED = (
+    "bamba", "falcon-h1", "granite-hybrid", "lfm2", "lfm2-moe", "lfm3", "mamba2", "olmo-hybrid", "qwen3-next",
+    "qwen3.5", "qwen3.5-moe",
+)  # fmt: skip
+"""Mixers of a short convolution, of Mamba 2, or of the gated delta rule."""
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [2, 7, 1]]
 
@@ -139,3 +143,22 @@ def test_a_mixer_is_not_packed_where_its_kernels_give_something_else(monkeypatch
         lambda state, **kwargs: right(state=torch.zeros_like(state), **kwargs),
     )
     assert packed_forward(mixer) is None
+
+
+def test_layers_of_the_same_input_share_a_launch(tiny_models):
+    """Queries, keys and values; gate and up. Called with other tensors, each computes its own."""
+    model = make_model("qwen3")
+    ids = torch.tensor([[3]])
+    groups = layers_by_input(model, lambda: model(input_ids=ids))
+    first = model.model.layers[0]
+    attention = [first.self_attn.q_proj, first.self_attn.k_proj, first.self_attn.v_proj]
+    assert list(groups[:2]) == [attention, [first.mlp.gate_proj, first.mlp.up_proj]]
+    assert len(groups) == 2 * len(model.model.layers)
+    plain = model(input_ids=ids).logits
+    fusions = Fusions(model, groups)
+    torch.testing.assert_close(model(input_ids=ids).logits, plain, rtol=1e-4, atol=1e-4)
+    one, other = torch.randn(2, 1, 1, attention[0].in_features)
+    attention[0](one)
+    found = [attention[1](other), attention[1](one), attention[1](one)]
+    fusions.remove()
+    torch.testing.assert_close(found, [attention[1](x) for x in (other, one, one)], rtol=1e-4, atol=1e-5)

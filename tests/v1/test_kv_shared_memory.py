@@ -149,6 +149,9 @@ def test_parts_are_read_whole_or_not_at_all(folder):
     assert reader.is_alive()
     arena.close()
     assert not reader.is_alive()
+    reader.close()
+    reader.close()
+    assert not reader.is_alive()
     assert not list(make(folder).path.parent.glob(arena.path.name))
 
 

@@ -12,18 +12,20 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from checkpoints.quantize import FORMATS, quantize_checkpoint
-from dodona import LLM, PoolingParams
+from dodona import LLM, PoolingParams, SamplingParams
 from dodona.kernels.linear.quantized_weight import dequantize, quantize_weight
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.sentence_transformers import read_sentence_transformers
 from dodona.oracle.select import select_runner
 from dodona.runners.errors import EngineSetupError, InvalidRequestError, WrongTaskError
+from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.limits import resolve_limits
 from dodona.runners.pooling.pooler import pool
 from dodona.runners.pooling.settings import pooling_settings
 from dodona.runners.v1.pooling.model import batches
+from dodona.runners.v1.pooling.runner import V1PoolingRunner
 from tests.support import pooling_table, sweep
 from tests.support.every_family import make_model
 from tests.support.quantized_reference import dense_weight, plain_model
@@ -422,6 +424,86 @@ def test_pooling_types_by_their_definition():
     }
     found = pool(torch.tensor(hidden), tuple(expected))
     np.testing.assert_allclose(found, np.concatenate(list(expected.values())), atol=1e-12)
+
+
+CHUNKED = [
+    ("llama", "embed", "LAST"), ("llama", "embed", "MEAN"), ("qwen3", "embed", "WEIGHTED_MEAN"),
+    ("mistral", "embed", "MAX"), ("gemma2", "embed", "CLS"), ("gpt2", "classify", None),
+    ("llama", "classify", None), ("qwen3", "token_classify", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "task", "kind"), CHUNKED)
+def test_prompts_longer_than_a_step_are_computed_in_chunks(model_type, task, kind, tmp_path):
+    pooling_table.save(model_type, task, tmp_path, **({} if task == "embed" else {"num_labels": 3}))
+    if task == "embed":
+        model = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
+        with torch.inference_mode():
+            expected = [
+                wanted_pooled(model(input_ids=torch.tensor([ids])).last_hidden_state[0], kind)
+                for ids in pooling_table.prompts()
+            ]
+    else:
+        expected = pooling_table.reference(tmp_path, task)
+    settings = {} if kind is None else {"pooler_config": {"pooling_type": kind}}
+    engine = {**ENGINE, "max_num_batched_tokens": 16, "runner": "pooling", "skip_tokenizer_init": True}
+    with LLM(str(tmp_path), **engine, **settings) as llm:
+        assert llm.verdict.runner == "v1"
+        prompts = [{"prompt_token_ids": ids} for ids in pooling_table.prompts()]
+        found = llm.encode(prompts, PoolingParams(use_activation=False), use_tqdm=False)
+    assert max(len(prompt["prompt_token_ids"]) for prompt in prompts) > 2 * 16
+    for output, wanted in zip(found, expected, strict=True):
+        assert output.error is None, output.error
+        scale = max(1.0, float(wanted.abs().max()))
+        torch.testing.assert_close(torch.tensor(output.outputs.data), wanted, atol=1e-5 * scale, rtol=0)
+
+
+def wanted_pooled(hidden, kind):
+    weights = torch.arange(1, len(hidden) + 1, dtype=torch.float32)
+    return {
+        "LAST": hidden[-1],
+        "CLS": hidden[0],
+        "MEAN": hidden.mean(0),
+        "MAX": hidden.amax(0),
+        "WEIGHTED_MEAN": weights @ hidden / weights.sum(),
+    }[kind]
+
+
+def test_a_request_that_ends_between_chunks_leaves_nothing(llama):
+    config = EngineConfig.from_flat(
+        str(llama), **ENGINE, runner="pooling", max_num_batched_tokens=16, skip_tokenizer_init=True
+    )
+    model = ModelInfo.load(llama)
+    runner = V1PoolingRunner(config, model, resolve_limits(config, model))
+    runner.load_model()
+
+    def step(number, ids, start, count, freed=()):
+        new = [] if start else [NewRequest("r", 0, ids, len(ids), 0, [0], SamplingParams(), 0)]
+        ends = start + count == len(ids)
+        runner.execute_model(SchedulerOutput(number, freed, new, [], [0], [count], [start], [ends], 0))
+        return runner.sample_tokens().result().pooled
+
+    assert step(0, list(range(2, 34)), 0, 16) == {}
+    assert list(runner._partial) == [0]
+    found = step(1, [5, 6, 7], 0, 3, freed=(0,))
+    assert runner._partial == {}
+    assert step(2, list(range(2, 34)), 0, 16, freed=(0,)) == {}
+    pooled = step(3, list(range(2, 34)), 16, 16)
+    assert runner._partial == {}
+    assert found.keys() == pooled.keys() == {0}
+    runner.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rule"), [("bert", "pooling-whole-prompts"), ("mamba", "pooling-whole-prompts")]
+)
+def test_who_can_not_go_on_after_a_chunk_is_refused(model_type, rule, tmp_path):
+    pooling_table.save(model_type, "embed", tmp_path)
+    asked = {"max_num_batched_tokens": 16, "max_model_len": 64, "runner": "pooling", "device": "cpu"}
+    config = EngineConfig.from_flat(str(tmp_path), **asked)
+    with pytest.raises(UnsupportedConfiguration) as caught:
+        select_runner(config)
+    assert rule in {reason.rule for reason in caught.value.verdict.refusals}
 
 
 def test_batches_hold_every_prompt_once_and_little_padding():

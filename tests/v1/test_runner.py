@@ -62,7 +62,6 @@ ASKS = {
         "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
     },
     "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
-    "kv-connector-lora": {"kv_offloading_size": 1.0, "enable_lora": True},
     "speculative-kv-connector": {
         "speculative_config": {"method": "draft_model", "model": "m"},
         "kv_offloading_size": 1.0,
@@ -172,6 +171,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "kv-connector-inner-states", "quantized-experts", "quantized-tensor-parallelism",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
+        "pooling-whole-prompts",
         "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
         "speculative-hidden-states", "library-quantization", "quantization-package",
     }  # fmt: skip

@@ -95,6 +95,7 @@ def test_assumptions_about_config_json(changes, feature):
     [
         ({"runner": "draft"}, "draft-runner"),
         ({"runner": "pooling", "distributed_executor_backend": "mp"}, "pooling-combinations"),
+        ({"runner": "pooling", "max_num_batched_tokens": 16, "max_model_len": 64}, "pooling-chunks"),
         ({"pooler_config": {}}, "pooler-config"),
         ({"block_size": 48}, "block-size"),
         ({"quantization": "awq"}, "quantization"),

@@ -33,9 +33,11 @@ from dodona.oracle.systems.own.model_code import (
 from dodona.oracle.systems.own.parallel import MAX_CPU_RANKS, exceeds_devices, fills_stages, splits_evenly
 from dodona.oracle.systems.own.pooling import (
     POOLING_TASKS,
+    PROMPT_STEPS,
     has_pooling_model,
     has_unused_pooler,
     pooling_task,
+    prompt_steps,
 )
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
@@ -200,6 +202,23 @@ _MODEL_SPECS = (
         derive=lambda i: UNKNOWN if i.model is None else has_pooling_model(i.config, i.model),
         nullable=True,
         reads=("model_config.convert", "model_config.runner"),
+    ),
+    OwnFact(
+        "model_config.prompt_steps",
+        "str",
+        "Steps that a pooling model's prompt may need: `several` if it can be longer than "
+        "`max_num_batched_tokens`, `too_long` if the model then can't go on after a chunk; null without a "
+        "task.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else prompt_steps(i.config, i.model),
+        domain=PROMPT_STEPS,
+        nullable=True,
+        reads=(
+            "scheduler_config.max_num_batched_tokens",
+            "model_config.max_model_len",
+            "model_config.convert",
+            "model_config.runner",
+        ),
     ),
     OwnFact(
         "model_config.has_causal_lm",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import threading
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ class Arena:
         """Takes over the descriptor. Raises ArenaError."""
         self.path = path
         self._descriptor = descriptor
+        self._closing = threading.Lock()
         size = os.fstat(descriptor).st_size
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writes else 0)
         if size < _PAGE:
@@ -133,22 +135,26 @@ class Arena:
 
     def is_alive(self) -> bool:
         """Whether the engine that made it still runs. For others than that engine."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        return False
+        with self._closing:
+            if self._descriptor < 0:
+                return False
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            return False
 
     def close(self, *, remove: bool = False) -> None:
         """Give up the lock, and the file where `remove`; the memory goes with the last who maps it.
         Idempotent."""
-        if self._descriptor >= 0:
-            if remove:
-                self.path.unlink(missing_ok=True)
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # the mapping keeps the file open
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with self._closing:
+            if self._descriptor >= 0:
+                if remove:
+                    self.path.unlink(missing_ok=True)
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # the mapping keeps the file open
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def _part(self, slot: int, part: int) -> np.ndarray[Any, Any]:
         start = self._data + slot * self._slot_bytes + self._offsets[part]

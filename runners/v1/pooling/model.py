@@ -85,22 +85,36 @@ class TransformersPoolingModel:
                 found[index] = output
         return [output for output in found if output is not None]
 
+    def has_content(self, token_ids: Sequence[int]) -> bool:
+        """Whether some token isn't padding to a classifier that looks for the last one."""
+        return any(token_id != self._padding for token_id in token_ids)
+
     def compute(
-        self, sequences: Sequence[TokenSequence], adapters: Sequence[Adapter | None] | None = None
+        self,
+        sequences: Sequence[TokenSequence],
+        adapters: Sequence[Adapter | None] | None = None,
+        *,
+        cache: Any = None,
     ) -> list[torch.Tensor]:
-        """The same by one pass over all sequences, padded to the longest."""
+        """The same by one pass over all sequences, padded to the longest.
+
+        cache: transformers' cache with the keys and values of the tokens before a single sequence, which
+        takes in those of the sequence.
+        """
         lengths = [len(sequence.token_ids) for sequence in sequences]
         longest = max(lengths)
         ids = [[*s.token_ids, *[self._padding] * (longest - len(s.token_ids))] for s in sequences]
         given: dict[str, Any] = {"input_ids": torch.tensor(ids, device=self.device)}
-        if self.takes_padding:
+        if self.takes_padding and cache is None:
             mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
             given["attention_mask"] = mask.to(self.device, torch.int64)
         if "token_type_ids" in self._takes and any(s.token_type_ids is not None for s in sequences):
             types = [[*(s.token_type_ids or ()), *[0] * longest][:longest] for s in sequences]
             given["token_type_ids"] = torch.tensor(types, device=self.device)
         if "use_cache" in self._takes:
-            given["use_cache"] = False
+            given["use_cache"] = cache is not None
+        if cache is not None:
+            given["past_key_values"] = cache
         with torch.inference_mode(), self._with(adapters, len(sequences), longest):
             output = self.module(**given)
         result: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state

@@ -20,6 +20,7 @@ from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.pooling.choice import choose
+from dodona.runners.v1.pooling.chunks import ChunkedPrompt, check_chunks
 from dodona.runners.v1.pooling.lora import layers_of_batches
 from dodona.runners.v1.pooling.model import AUTO_CLASSES, TransformersPoolingModel
 from dodona.runners.weights.life import WeightViews
@@ -45,6 +46,8 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
             max_model_len=self.limits.max_model_len,
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
         ).model
+        if self._computes_chunks:
+            check_chunks(model, self.limits.max_model_len)
         if self.config.lora_config is None:
             return model
         lora = LoRALayers(model.module, self.config.lora_config, layers=layers_of_batches(model))
@@ -79,6 +82,9 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
         adapters: Sequence[Adapter | None],
     ) -> list[torch.Tensor]:
         return model.forward(sequences, adapters)
+
+    def _begin_chunks(self, model: TransformersPoolingModel) -> ChunkedPrompt:
+        return ChunkedPrompt(model)
 
     def _read_model(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
         """The model on `device`, its weights read from a directory or (None) drawn at random."""

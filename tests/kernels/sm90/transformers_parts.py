@@ -14,6 +14,7 @@ from dodona.kernels.attention.rotate import rotate
 from dodona.kernels.linear.activation import ACTIVATIONS, gated
 from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.single_token_linear import single_token_linear
+from dodona.kernels.linear.single_token_linears import single_token_linears
 from tests.kernels.sm90.model import ints
 
 
@@ -44,6 +45,11 @@ def parts(dtype: torch.dtype) -> None:
             k_cache=zeros(2, k_heads, 16, size), v_cache=zeros(2, k_heads, 16, size // 2),
         )  # fmt: skip
     single_token_linear(x=zeros(1, 8960), weight=zeros(1536, 8960))
+    for columns, inner in (((4096, 512, 512), 2048), ((3072, 3072), 1024)):
+        weights = [zeros(n, inner) for n in columns]
+        single_token_linears(
+            x=zeros(1, inner), weights=weights, biases=[zeros(columns[0])] + [None] * (len(columns) - 1)
+        )
 
 
 CASES: dict[str, Callable[[], None]] = {}
