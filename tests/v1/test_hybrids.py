@@ -14,9 +14,10 @@ from dodona.runners.errors import EngineSetupError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.drafting.drafting import LookupDrafting
+from dodona.runners.v1.mixers import at_tokens, step_states
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.self_check import self_check
-from dodona.runners.v1.state_slots import StateSlots, StateSpec
+from dodona.runners.v1.state_slots import DeviceStates, StateRound, StateSlots, StateSpec
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import MAX_LENGTH, make_model
@@ -225,3 +226,19 @@ def test_a_draft_model_has_kv_blocks_where_its_target_has_states(tiny_models, re
     equal.check()
     assert scheduler.block_size == 4
     assert scheduler.draft_stats.num_draft_tokens > 10
+
+
+@pytest.mark.parametrize("family", ["mamba", "lfm2"])
+def test_a_sequence_that_begins_among_decodes_has_no_state(family):
+    """A prompt of one token joins a graph's decodes; its row's slot holds what the last request left."""
+    mixer = PackedModel(make_model(family)).mixers[0]
+    slots = [torch.full((2, *state.shape), 7.0) for state in mixer.states]
+    row = torch.tensor([1])
+    begins = StateRound(torch.tensor([0]), row, row, torch.tensor([True]))
+    with torch.inference_mode():
+        with step_states(DeviceStates([slots], [begins], [], None)):
+            found = mixer.module(**at_tokens(mixer.arguments, [2]))
+        alone = mixer.piecewise([[2]])
+    torch.testing.assert_close(found, alone.outputs[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close([slot[1:] for slot in slots], list(alone.states), rtol=1e-5, atol=1e-5)
+    assert all((slot[0] == 7).all() for slot in slots)
