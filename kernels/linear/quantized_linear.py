@@ -61,9 +61,9 @@ def _quantized_linear_kernel(
     column_exists = n < N
     x_tile = x + m.to(tl.int64)[:, None] * stride_x + k[None, :]
     wide_n = n.to(tl.int64)
-    TYPE: tl.constexpr = x.dtype.element_ty
+    dtype: tl.constexpr = x.dtype.element_ty
     # By what `_numbers_of` are too large.
-    SURPLUS: tl.constexpr = 128 if TYPE == tl.bfloat16 else 1024 if TYPE == tl.float16 else 0
+    SURPLUS: tl.constexpr = 128 if dtype == tl.bfloat16 else 1024 if dtype == tl.float16 else 0
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, K, BLOCK_K):
         values = tl.load(x_tile + start, mask=row_exists & (start + k < K)[None, :], other=0.0)
@@ -72,15 +72,15 @@ def _quantized_linear_kernel(
             word = start // 8 + tl.arange(0, BLOCK_K // 8)
             inside = column_exists[:, None] & (word < K // 8)[None, :]
             words = tl.load(data + wide_n[:, None] * (K // 8) + word[None, :], mask=inside, other=0)
-            w = tl.reshape(_numbers_of(words, TYPE), (BLOCK_N, BLOCK_K))
+            w = tl.reshape(_numbers_of(words, dtype), (BLOCK_N, BLOCK_K))
         else:
             inside = column_exists[:, None] & (start + k < K)[None, :]
-            w = tl.load(data + wide_n[:, None] * K + (start + k)[None, :], mask=inside, other=0.0).to(TYPE)
+            w = tl.load(data + wide_n[:, None] * K + (start + k)[None, :], mask=inside, other=0.0).to(dtype)
         if HAS_ZEROS:
             zero = tl.load(zeros + group, mask=column_exists, other=0).to(tl.float32)
-            w -= ((SURPLUS if NIBBLES else 0) + zero).to(TYPE)[:, None]
+            w -= ((SURPLUS if NIBBLES else 0) + zero).to(dtype)[:, None]
         elif NIBBLES:
-            w -= tl.full((1, 1), SURPLUS + ZERO, TYPE)
+            w -= tl.full((1, 1), SURPLUS + ZERO, dtype)
         part = tl.dot(w, tl.trans(values), input_precision="ieee")
         if GROUPS > 1:
             part *= tl.load(scales + group, mask=column_exists, other=0.0).to(tl.float32)[:, None]
