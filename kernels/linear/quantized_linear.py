@@ -3,8 +3,7 @@
     out = x @ dequantize(weight).T
 
 Each program widens the tiles of the weight that it needs, to numbers that the type of `x` holds exactly, and
-multiplies them on tensor cores; scales come in behind, in fp32, once a group or at the end. Rows of the
-weight are the rows of the matrix instruction: so a Hopper GPU takes the widened numbers from registers.
+multiplies them on tensor cores; scales come in behind, in fp32, once a group or at the end.
 """
 
 from __future__ import annotations
@@ -15,19 +14,6 @@ import triton.language as tl
 
 from dodona.kernels.linear.quantized_weight import INT4_ZERO, QuantizedWeight, dequantize
 from dodona.kernels.linear.round_activations import RoundedActivations
-
-
-@triton.jit
-def _numbers_of(words, dtype: tl.constexpr):
-    """The 4-bit numbers of packed words, [rows, words, 8], larger by `SURPLUS`: then bits alone make them."""
-    place = tl.arange(0, 8)
-    numbers = (words[:, :, None] >> (4 * (place // 2) + 16 * (place % 2))[None, None, :]) & 15
-    if dtype == tl.bfloat16:
-        return (numbers | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    elif dtype == tl.float16:
-        return (numbers | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
-    else:
-        return numbers.to(dtype)
 
 
 @triton.jit
@@ -61,38 +47,40 @@ def _quantized_linear_kernel(
     column_exists = n < N
     x_tile = x + m.to(tl.int64)[:, None] * stride_x + k[None, :]
     wide_n = n.to(tl.int64)
-    dtype: tl.constexpr = x.dtype.element_ty
-    # By what `_numbers_of` are too large.
-    SURPLUS: tl.constexpr = 128 if dtype == tl.bfloat16 else 1024 if dtype == tl.float16 else 0
-    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         values = tl.load(x_tile + start, mask=row_exists & (start + k < K)[None, :], other=0.0)
-        group = wide_n * GROUPS + start // GROUP
         if NIBBLES:
             word = start // 8 + tl.arange(0, BLOCK_K // 8)
             inside = column_exists[:, None] & (word < K // 8)[None, :]
             words = tl.load(data + wide_n[:, None] * (K // 8) + word[None, :], mask=inside, other=0)
-            w = tl.reshape(_numbers_of(words, dtype), (BLOCK_N, BLOCK_K))
+            place = tl.arange(0, 8)
+            shift = 4 * (place // 2) + 16 * (place % 2)
+            numbers = (words[:, :, None] >> shift[None, None, :]) & 15
+            w = tl.reshape(numbers, (BLOCK_N, BLOCK_K))
         else:
             inside = column_exists[:, None] & (start + k < K)[None, :]
-            w = tl.load(data + wide_n[:, None] * K + (start + k)[None, :], mask=inside, other=0.0).to(dtype)
+            w = tl.load(data + wide_n[:, None] * K + (start + k)[None, :], mask=inside, other=0.0)
+        group = wide_n * GROUPS + start // GROUP
         if HAS_ZEROS:
-            zero = tl.load(zeros + group, mask=column_exists, other=0).to(tl.float32)
-            w -= ((SURPLUS if NIBBLES else 0) + zero).to(dtype)[:, None]
+            zero = tl.load(zeros + group, mask=column_exists, other=0).to(tl.int32)
+            w = w.to(tl.int32) - zero[:, None]
         elif NIBBLES:
-            w -= tl.full((1, 1), SURPLUS + ZERO, dtype)
-        part = tl.dot(w, tl.trans(values), input_precision="ieee")
+            w = w - ZERO
+        if w.dtype != values.dtype:
+            w = w.to(tl.float32).to(values.dtype)
+        part = tl.dot(values, tl.trans(w), input_precision="ieee")
         if GROUPS > 1:
-            part *= tl.load(scales + group, mask=column_exists, other=0.0).to(tl.float32)[:, None]
+            part *= tl.load(scales + group, mask=column_exists, other=0.0).to(tl.float32)[None, :]
         if X_GROUPS > 1:
-            part *= tl.load(x_scales + m * X_GROUPS + start // GROUP, mask=m < rows, other=0.0)[None, :]
+            part *= tl.load(x_scales + m * X_GROUPS + start // GROUP, mask=m < rows, other=0.0)[:, None]
         total += part
     if GROUPS == 1:
-        total *= tl.load(scales + n, mask=column_exists, other=0.0).to(tl.float32)[:, None]
+        total *= tl.load(scales + n, mask=column_exists, other=0.0).to(tl.float32)[None, :]
     if X_SCALED and X_GROUPS == 1:
-        total *= tl.load(x_scales + m, mask=m < rows, other=0.0)[None, :]
-    target = out + m.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(target, total.to(out.dtype.element_ty), mask=(m < rows)[None, :] & column_exists[:, None])
+        total *= tl.load(x_scales + m, mask=m < rows, other=0.0)[:, None]
+    target = out + m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(target, total.to(out.dtype.element_ty), mask=row_exists & column_exists[None, :])
 
 
 def supports_quantized_linear(weight: QuantizedWeight) -> bool:
@@ -161,11 +149,13 @@ def _choose_blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int, int, i
     """Rows, columns and inner elements of a tile, warps, stages."""
     if dtype == torch.float32:
         return 16, 32, 32, 4, 2
+    if rows <= 16:
+        return 16, 32, 128, 4, 4
     if rows <= 32:
-        return 16 if rows <= 16 else 32, 64, 128, 4, 4
+        return 32, 32, 128, 4, 4
     if rows <= 64:
-        return 64, 64, 128, 4, 4
-    return 128, 128, 128, 8, 3
+        return 64, 64, 64, 4, 4
+    return 128, 128, 64, 8, 3
 
 
 @triton.jit

@@ -597,4 +597,5 @@ def quantized_persistent_linear(
 
 def choose_persistent_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> PersistentTiles:
     """Tiles for a product with a weight, of half its rows with `silu_mul`; as measured on an H200."""
-    return PersistentTiles(8, 2, 2)
+    few = silu_mul or weight.inner > 4096 or weight.rows <= 4096
+    return PersistentTiles(8, programs=1 if few or weight.kind == "int4" else 2, room=2)

@@ -114,7 +114,7 @@ def max_small_batch(
     return 1 if all(map(supports_quantized_single_token, quantized)) else 0
 
 
-MAX_FUSED_ROWS = 128
+MAX_FUSED_ROWS = 64
 """Rows from which on it is faster to widen the whole weight first; as measured on an H200."""
 
 
