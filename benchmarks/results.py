@@ -18,7 +18,7 @@ A record of "dodona.throughput/1":
 
 A record of "dodona.kernels/1": see `benchmarks.kernels`. Of "dodona.step/1": see `benchmarks.profile_step`.
 Of "dodona.workload/1": see `benchmarks.profile_workload`. Of "dodona.kv_offload/1": see
-`benchmarks.kv_offload`.
+`benchmarks.kv_offload`. Of "dodona.speculation/1", one engine each: see `benchmarks.speculation`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ KERNELS = "dodona.kernels/1"
 STEP = "dodona.step/1"
 WORKLOAD = "dodona.workload/1"
 KV_OFFLOAD = "dodona.kv_offload/1"
+SPECULATION = "dodona.speculation/1"
 
 FIELDS: Mapping[str, frozenset[str]] = {
     THROUGHPUT: frozenset(
@@ -55,6 +56,12 @@ FIELDS: Mapping[str, frozenset[str]] = {
     ),
     WORKLOAD: frozenset({"engine", "model", "workload", "seconds", "gpu"}),
     KV_OFFLOAD: frozenset({"measurement", "values"}),
+    SPECULATION: frozenset(
+        {
+            "speculative_config", "forced_acceptance", "note", "mean_acceptance_length", "batches", "profile",
+            "against_plain",
+        }
+    ),
 }  # fmt: skip
 """Fields of a record by schema: these and no others."""
 

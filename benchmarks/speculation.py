@@ -9,8 +9,9 @@ cost.
 
 The draft is an EAGLE3 head of one layer in the shape of the model, with a vocabulary of 32,000, or with
 `--method ngram` a lookup in prompts that repeat themselves. Each engine runs every batch size; they come in
-turns. `--profile-tokens N` adds where the time of a step goes, over N tokens of one request: on the GPU until
-the step's tokens are in the state, then until its drafts are there, and the wait for the next step.
+turns; the first is without drafts. `--profile-tokens N` adds where the time of a step goes, over N tokens of
+one request: on the GPU until the step's tokens are in the state, then until its drafts are there, and the
+wait for the next step.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
 from benchmarks.profile_step import kernel_spans, kernel_table
@@ -65,16 +67,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             _measure(directory, raw, arguments, speculative, forced)
             for forced in arguments.forced_acceptance or [None]
         ]
-    report = {
+    records = [{**one, "against_plain": _ratios(one, plain)} for one in (plain, *found)]
+    head = {
         "environment": describe(),
         "arguments": {**vars(arguments), "output": str(arguments.output)},
-        "plain": plain,
-        "speculative": [{**one, "against_plain": _ratios(one, plain)} for one in found],
     }
-    text = json.dumps(report, indent=1)
     if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
-    print(text)
+        results.write(arguments.output, results.SPECULATION, records, **head)
+    report = {**head, "records": records}
+    print(json.dumps(report, indent=1))
     return report
 
 
@@ -145,7 +146,14 @@ def _measure(
     params = SamplingParams(
         temperature=0.0, max_tokens=arguments.output_tokens, ignore_eos=True, detokenize=False
     )
-    result: dict[str, Any] = {"speculative_config": speculative, "batches": {}}
+    result: dict[str, Any] = {
+        "speculative_config": speculative,
+        "forced_acceptance": None,
+        "note": "",
+        "mean_acceptance_length": None,
+        "batches": {},
+        "profile": None,
+    }
     with _llm(directory, arguments, speculative) as llm:
         for batch in arguments.batch_sizes:
             prompts = [_prompt(arguments, raw, seed) for seed in range(batch)]

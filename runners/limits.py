@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.sentence_transformers import read_sentence_transformers
-from dodona.oracle.systems.own.pooling import prompt_steps
+from dodona.oracle.systems.own.model_code import prompt_steps
 from dodona.oracle.systems.own.resolved import DTYPES, resolved_dtype, resolved_runner_type
 from dodona.runners.errors import EngineSetupError
 

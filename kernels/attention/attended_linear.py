@@ -58,7 +58,7 @@ def _attended_linear_kernel(
     inside = (n < N)[:, None] & (k < K)[None, :]
     w = tl.load(weight + n.to(tl.int64)[:, None] * K + k[None, :], mask=inside, other=0)
     row = tl.load(rows)
-    _start, _end, _tiles, active = split_keys(row, tl.load(seq_lens), WINDOW, TILE, MAX_SPLITS)
+    _start, _end, _tiles, active = split_keys(row, tl.load(seq_lens), 0, WINDOW, TILE, MAX_SPLITS)
     if DEPENDENT:
         wait_for_inputs()
     head = tl.arange(0, BLOCK_HEADS)

@@ -14,6 +14,12 @@ import triton
 import triton.language as tl
 
 from dodona.kernels.attention.arguments import AttentionShape, NewTokens, QKNorm
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start,
+    supports_dependent_launch,
+    wait_for_inputs,
+)
 
 
 @triton.jit
@@ -33,8 +39,12 @@ def _qk_norm_rope_kv_write_kernel(
     BLOCK_SIZE: tl.constexpr,
     HAS_QK_NORM: tl.constexpr,
     KEYS_IN_PLACE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     HEADS_PER_PROGRAM: tl.constexpr,
 ):
+    if DEPENDENT:
+        let_next_start()
+        wait_for_inputs()
     token = tl.program_id(0)
     slot = tl.load(slots + token)
     HALF: tl.constexpr = HEAD_SIZE // 2
@@ -123,6 +133,7 @@ def qk_norm_rope_kv_write(
     num_tokens, head_size = qkv.shape[0], shape.head_size
     num_heads = shape.num_q_heads + 2 * shape.num_kv_heads
     heads_per_program = min(triton.next_power_of_2(num_heads), max(1, 1024 // head_size))
+    dependent = supports_dependent_launch(qkv.device)
     _qk_norm_rope_kv_write_kernel[(num_tokens, triton.cdiv(num_heads, heads_per_program))](
         qkv=qkv,
         q_weight=None if norm is None else norm.q_weight,
@@ -139,8 +150,10 @@ def qk_norm_rope_kv_write(
         BLOCK_SIZE=kv_cache.shape[3],
         HAS_QK_NORM=norm is not None,
         KEYS_IN_PLACE=keys_in_place,
+        DEPENDENT=dependent,
         HEADS_PER_PROGRAM=heads_per_program,
         num_warps=4,
+        **launch_options(dependent),
     )
     return qkv.view(num_tokens, num_heads, head_size)[:, : shape.num_q_heads]
 

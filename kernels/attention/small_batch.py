@@ -36,6 +36,8 @@ from dodona.kernels.dependent_launch import (
 
 LARGEST_GROUP = 8
 """Most query heads per KV head."""
+DRAFT_SPLITS = 8
+"""Most splits of the keys of an entry of several of one row."""
 MAX_SMALL_BATCH = 2
 """Most sequences that this kernel is the fastest for; with more, that of `stream` is."""
 
@@ -198,6 +200,7 @@ def _small_batch_attention_kernel(
     block_table,
     rows,
     seq_lens,
+    offsets,
     positions,
     slots,
     cos_sin,
@@ -217,6 +220,7 @@ def _small_batch_attention_kernel(
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     LEAVE_PARTS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
@@ -238,7 +242,11 @@ def _small_batch_attention_kernel(
     known_len = tl.load(seq_lens + sequence)
     slot = tl.load(slots + sequence)
     rope_position = tl.load(positions + sequence).to(tl.int64)
-    start, end, tiles_per_split, active = split_keys(row, known_len, WINDOW, BLOCK_N, MAX_SPLITS)
+    # Entries of the same row before this one, whose keys and values are in the qkv projection, too.
+    before = 0
+    if HAS_OFFSETS:
+        before = tl.load(offsets + sequence)
+    start, end, tiles_per_split, active = split_keys(row, known_len, before, WINDOW, BLOCK_N, MAX_SPLITS)
     # A sequence's first split always goes on, so the kernel as a whole waits for its inputs.
     if split >= active:
         return
@@ -265,11 +273,18 @@ def _small_batch_attention_kernel(
     sin = tl.load(angles + HALF + dim % HALF)
     sin = tl.where(dim < HALF, -sin, sin)
     q_cos, q_sin, k_cos, k_sin = cos, sin, cos, sin
+    # Lane row i has the i-th new key.
+    behind = tl.maximum(before - lane_row, 0)[:, None]
+    if HAS_OFFSETS:
+        angles += (0 - behind) * HEAD_SIZE
+        k_cos = tl.load(angles + dim % HALF)
+        k_sin = tl.load(angles + HALF + dim % HALF)
+        k_sin = tl.where(dim < HALF, -k_sin, k_sin)
     if HAS_NORM:
-        q_cos = cos * tl.load(q_weight + every_row + dim).to(tl.float32)
-        q_sin = sin * tl.load(q_weight + every_row + swapped).to(tl.float32)
-        k_cos = cos * tl.load(k_weight + every_row + dim).to(tl.float32)
-        k_sin = sin * tl.load(k_weight + every_row + swapped).to(tl.float32)
+        q_cos = q_cos * tl.load(q_weight + every_row + dim).to(tl.float32)
+        q_sin = q_sin * tl.load(q_weight + every_row + swapped).to(tl.float32)
+        k_cos = k_cos * tl.load(k_weight + every_row + dim).to(tl.float32)
+        k_sin = k_sin * tl.load(k_weight + every_row + swapped).to(tl.float32)
     # The table is read one tile ahead of the keys, so that the two do not wait for one another.
     blocks = _load_blocks(table_row, position + BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS)
     if DEPENDENT:
@@ -284,20 +299,27 @@ def _small_batch_attention_kernel(
         query = token + (kv_head * GROUP + min(g, GROUP - 1)) * HEAD_SIZE + every_row
         own_queries = own_queries + (tl.load(query + dim),)
         other_queries = other_queries + (tl.load(query + swapped),)
-    # The new key and value belong to the last split.
+    # New keys and values belong to the last split.
     has_new = (split == active - 1) & (row >= 0)
     new_key = token + (num_kv_heads * GROUP + kv_head) * HEAD_SIZE + every_row
+    if HAS_OFFSETS:
+        new_key += (0 - behind) * stride_qkv
     k_new = tl.load(new_key + dim, mask=has_new, other=0.0)
     k_other = tl.load(new_key + swapped, mask=has_new, other=0.0)
     v_new = tl.load(new_key + num_kv_heads * HEAD_SIZE + dim, mask=has_new, other=0.0)
 
-    # -- The new key and value: to the cache, and as the first term of lane row 0's sums.
-    own = (lane_row == 0) & has_new
+    # -- The new key and value: to the cache. New ones are the first terms of their lane rows' sums.
+    own = (lane_row <= before) & has_new
+    if WINDOW > 0:
+        own = own & (before - lane_row < WINDOW)
     k_new = _rotated(k_new, k_other, k_cos, k_sin, eps, HAS_NORM, HEAD_SIZE)
     place = keys + (slot // BLOCK_SIZE).to(tl.int64) * stride_kv_block + (slot % BLOCK_SIZE) * HEAD_SIZE
-    once = (own & (slot >= 0))[:, None]
+    once = (own & (lane_row == before) & (slot >= 0))[:, None]
     tl.store(place + every_row + dim, k_new.to(kv_cache.dtype.element_ty), mask=once)
     tl.store(place + value_offset + every_row + dim, v_new, mask=once)
+    if HAS_OFFSETS:  # those before are what the cache will have
+        cached = k_new.to(kv_cache.dtype.element_ty).to(tl.float32)
+        k_new = tl.where((lane_row < before)[:, None], cached, k_new)
     queries = ()
     largest = ()
     total = ()
@@ -359,10 +381,23 @@ def _small_batch_attention_kernel(
             _reduce_parts(parts, parts_lse, out, first_head, active, GROUP, MEMBERS, HEAD_SIZE, MAX_SPLITS)
 
 
-def choose_small_batch_tiles(group: int) -> SmallBatchTiles:
+def choose_small_batch_tiles(group: int, *, has_drafts: bool = False) -> SmallBatchTiles:
     """Tiles for `group` query heads per KV head. They depend on no length of a sequence, so that a captured
-    graph stays valid; a short sequence has fewer splits."""
-    return SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=16)
+    graph stays valid; a short sequence has fewer splits. With drafts there are more entries to fill a GPU."""
+    num_splits = DRAFT_SPLITS if has_drafts else 16
+    return SmallBatchTiles(
+        n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=num_splits
+    )
+
+
+def _lane_rows(tiles: SmallBatchTiles, row_bytes: int) -> int:
+    """The rows of a tile that one load of 16 bytes in every lane covers."""
+    return min(max(1, 32 * tiles.num_warps * 16 // row_bytes), tiles.n)
+
+
+def most_entries(group: int, row_bytes: int) -> int:
+    """Most entries of one row: a lane row has each new key. `row_bytes`: of a key of one head."""
+    return _lane_rows(choose_small_batch_tiles(group, has_drafts=True), row_bytes)
 
 
 def small_batch_attention(
@@ -376,12 +411,15 @@ def small_batch_attention(
     arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     tiles: SmallBatchTiles | None = None,
+    offsets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `decode.decode_attention_from_qkv` computes, for small batches.
 
     Args:
         shape: with at most `LARGEST_GROUP` query heads per KV head.
         tiles: how to cut the work up; None to choose.
+        offsets: [batch] int32: how many entries of the same row come right before each, at the positions
+            before; fewer than `most_entries`. None where each row has one.
 
     The rest are those of `decode_attention_from_qkv`.
 
@@ -404,6 +442,7 @@ def small_batch_attention(
         arrivals=arrivals,
         out=out,
         tiles=tiles,
+        offsets=offsets,
     )
     return out
 
@@ -443,22 +482,21 @@ def _launch(
     arrivals: torch.Tensor | None,
     out: torch.Tensor | None,
     tiles: SmallBatchTiles | None,
+    offsets: torch.Tensor | None = None,
 ) -> AttentionParts:
     """Launch the kernel, which weighs the parts into `out` where there is one."""
     batch, head_size, group = qkv.shape[0], shape.head_size, shape.group
     if group > LARGEST_GROUP:
         raise ValueError(f"num_q_heads: expected at most {LARGEST_GROUP} per KV head, got {group}")
     if tiles is None:
-        tiles = choose_small_batch_tiles(group)
+        tiles = choose_small_batch_tiles(group, has_drafts=offsets is not None)
     values = torch.empty(
         (batch, shape.num_q_heads, tiles.num_splits, head_size),
         dtype=qkv.dtype if out is None else torch.float32,
         device=qkv.device,
     )
     lse = torch.empty((batch, shape.num_q_heads, tiles.num_splits), dtype=torch.float32, device=qkv.device)
-    # The rows of a tile that one load of 16 bytes in every lane covers.
-    lane_rows = max(1, 32 * tiles.num_warps * 16 // (head_size * qkv.element_size()))
-    lane_rows = min(lane_rows, tiles.n)
+    lane_rows = _lane_rows(tiles, head_size * qkv.element_size())
     dependent = supports_dependent_launch(qkv.device)
     _small_batch_attention_kernel[(batch, shape.num_kv_heads, tiles.num_splits)](
         qkv=qkv,
@@ -466,6 +504,7 @@ def _launch(
         block_table=sequences.block_table,
         rows=sequences.rows,
         seq_lens=sequences.seq_lens,
+        offsets=offsets,
         positions=tokens.positions,
         slots=tokens.slots,
         cos_sin=tokens.cos_sin,
@@ -485,6 +524,7 @@ def _launch(
         HEAD_SIZE=head_size,
         BLOCK_SIZE=kv_cache.shape[3],
         HAS_NORM=norm is not None,
+        HAS_OFFSETS=offsets is not None,
         DEPENDENT=dependent,
         LEAVE_PARTS=out is None,
         MAX_SPLITS=tiles.num_splits,

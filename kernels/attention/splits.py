@@ -38,14 +38,15 @@ class AttentionParts:
 
 
 @triton.jit
-def split_keys(row, known_len, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """How a sequence's keys in the cache are split, the new one not among them: (first key, end, tiles per
-    split, splits). A padded entry of the batch, row -1, has one split without keys."""
+def split_keys(row, known_len, before, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """How a sequence's keys in the cache are split, the new one and `before` others not among them: (first
+    key, end, tiles per split, splits). A padded entry of the batch, row -1, has one split without keys."""
     seq_len = tl.where(row < 0, 0, known_len)
     start = 0
     if WINDOW > 0:
         start = tl.maximum(seq_len - WINDOW, 0)
-    end = tl.maximum(seq_len - 1, 0)
+    end = tl.maximum(seq_len - 1 - before, 0)
+    start = tl.minimum(start, end)
     tiles = tl.cdiv(end - start, BLOCK_N)
     tiles_per_split = tl.maximum(tl.cdiv(tiles, MAX_SPLITS), 1)
     return start, end, tiles_per_split, tl.maximum(tl.cdiv(tiles, tiles_per_split), 1)

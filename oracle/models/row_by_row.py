@@ -92,6 +92,9 @@ POOLED_ALONE: Mapping[str, tuple[str, ...]] = {
 """Types of text models that see padding, and the tasks for which a pooling runner computes their prompts one
 by one therefore; docs/pooling.md has what runs say."""
 
+POOLED_WHOLE: tuple[str, ...] = ("bert-generation",)
+"""Types of causal language models whose model without a head sees later tokens."""
+
 UNPOOLED: Mapping[str, str] = {
     "funnel": "halves a sequence from block to block, and does not compute short ones",
 }

@@ -96,7 +96,7 @@ class DecodeBatch:
     ) -> torch.Tensor:
         """After each row's token."""
         count = len(self.rows)
-        inputs = steps.single_inputs(self.fixed.size)
+        inputs = steps.single_inputs(self.fixed.size, has_drafts=False)
         return drafts.propose(inputs, steps.state.rows[:count], steps.decode_places(count))
 
 
@@ -259,6 +259,7 @@ class DraftBatch:
             self.max_fresh_len,
             self.max_continued_len,
             chunks=self.chunks,
+            has_drafts=True,
         )
         return drafts.propose(inputs, rows, last)
 

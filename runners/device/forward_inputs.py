@@ -52,6 +52,11 @@ class ForwardInputs:
     has_drafts: bool = False
     """Whether some decodes follow one another in one row: a token, then its drafts. Keys and values of all
     must be in the cache before any attends."""
+    offsets: torch.Tensor | None = None
+    """[batch]: how many decodes of the same row come right before each; None where that is not known, or none
+    do."""
+    max_offset: int = 0
+    """The most of these in any step."""
     embedded: torch.Tensor | None = None
     """[tokens, hidden], the model's dtype: the tokens' embeddings, where they were looked up already."""
 

@@ -167,9 +167,12 @@ class StepRunner:
         """[count] int32: the packed index of each entry, where each has one token."""
         return self._decode_starts[:count]
 
-    def single_inputs(self, size: int) -> ForwardInputs:
-        """What the latest step of fixed form took: `size` entries of one token, which may be drafts."""
-        return self.mixed_inputs(size, size, size, 0, 0, query_start=self._decode_starts)
+    def single_inputs(self, size: int, *, has_drafts: bool) -> ForwardInputs:
+        """What the latest step of fixed form took: `size` entries of one token, some of them drafts where
+        `has_drafts`."""
+        return self.mixed_inputs(
+            size, size, size, 0, 0, query_start=self._decode_starts, has_drafts=has_drafts
+        )
 
     def prompt_inputs(self, size: int) -> ForwardInputs:
         """What the latest step of one fresh prompt of fixed form took."""
@@ -247,7 +250,7 @@ class StepRunner:
         *,
         chunks: Sequence[RowChunk] = (),
         query_start: torch.Tensor | None = None,
-        has_drafts: bool = True,
+        has_drafts: bool = False,
         embedded: torch.Tensor | None = None,
     ) -> ForwardInputs:
         """What the latest step of any kind took; for a drafter, which computes the same tokens."""
@@ -267,6 +270,8 @@ class StepRunner:
             max_continued_len=max_continued_len,
             chunks=chunks,
             has_drafts=has_drafts,
+            offsets=state.offsets[:batch] if has_drafts else None,
+            max_offset=self._num_speculative_tokens if has_drafts else 0,
             embedded=embedded,
         )
 

@@ -52,7 +52,7 @@ class StepDrafts:
 
     def _run(self, size: int, num_rows: int) -> None:
         steps = self._steps
-        inputs = steps.single_inputs(size)
+        inputs = steps.single_inputs(size, has_drafts=True)
         rows, last, positions = step_ends(
             first_samples=steps.state.first_samples[:num_rows],
             rows=inputs.rows,

@@ -16,6 +16,16 @@ def close(expected: torch.Tensor, found: torch.Tensor) -> bool:
     return bool(float((expected.float() - found.float()).abs().max()) <= limit)
 
 
+FAR = 50.0
+"""Largest value of a gate with which a part is tried, too, so that a limit on gates would show."""
+
+
+def reaching_far(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """`x`, [..., inner], so large that its products with the weight [columns, inner] go up to `FAR`."""
+    products = x.float() @ gate.detach().float().T
+    return x * (FAR / float(products.abs().max().clamp_min(1e-6)))
+
+
 def random(*shape: int, like: torch.Tensor) -> torch.Tensor:
     """Normal numbers of `like`'s type and device, the same each time."""
     generator = torch.Generator().manual_seed(11)

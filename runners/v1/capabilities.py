@@ -20,6 +20,7 @@ from dodona.oracle.systems.own.model_code import (
     is_row_by_row,
     needs_newer_transformers,
     outgrows_rope,
+    prompt_steps,
 )
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
@@ -34,7 +35,6 @@ from dodona.oracle.systems.own.pooling import (
     has_pooling_model,
     has_unused_pooler,
     pooling_task,
-    prompt_steps,
 )
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,

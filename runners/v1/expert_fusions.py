@@ -17,7 +17,7 @@ from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.moe.experts import MOST_FEW_TOKENS, experts
 from dodona.kernels.moe.grouped import MOST_EXPERTS
 from dodona.kernels.moe.routing import MOST_ROUTED_EXPERTS, route
-from dodona.runners.v1.agreement import ROUNDING, close, random
+from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 
 _ROUTED_ROWS = 256
 """Rows that a router is tried with; those count whose largest logits can't change places by rounding."""
@@ -57,9 +57,13 @@ def fused_experts(module: Any) -> Callable[..., Any] | None:
     for tokens in (2, MOST_FEW_TOKENS + 1):
         scores = random(tokens, num_experts, like=gate_up).float().softmax(-1)
         weights, chosen = scores.topk(top_k)
-        inputs.append((random(tokens, hidden, like=gate_up), chosen, weights.to(gate_up.dtype)))
+        x = random(tokens, hidden, like=gate_up)
+        far = reaching_far(x, gate_up[chosen[0, 0]])
+        inputs += [(each, chosen, weights.to(gate_up.dtype)) for each in (x, far)]
     try:
         expected = [module(*arguments) for arguments in inputs]
+        if not all(result.any() for result in expected):  # weights of zeros show nothing
+            return None
         for activation in ACTIVATIONS:
             forward = make(activation)
             if all(close(r, forward(*arguments)) for r, arguments in zip(expected, inputs, strict=True)):
@@ -79,6 +83,8 @@ def fused_router(module: Any) -> Callable[..., Any] | None:
     num_experts, hidden = weight.shape
     if type(module) is nn.Linear or num_experts > MOST_ROUTED_EXPERTS:
         return None
+    if next(module.buffers(), None) is not None:
+        return None  # such as a bias of the choice, which may be zeros until weights are reloaded
     x = random(_ROUTED_ROWS, hidden, like=weight)
     try:
         logits, weights, chosen = module(x)

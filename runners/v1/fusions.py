@@ -24,7 +24,7 @@ from dodona.kernels.attention.rotate import rotate
 from dodona.kernels.linear.activation import ACTIVATIONS, gated
 from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.single_token_linear import single_token_linear
-from dodona.runners.v1.agreement import ROUNDING, close, random
+from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.shared_inputs import Groups, SharedProducts
 
@@ -150,7 +150,8 @@ def _gated_mlp(module: Any) -> Callable[..., Any] | None:
     assert isinstance(gate, nn.Linear)
     if gate.weight.dtype not in ROUNDING or next(module.parameters(recurse=False), None) is not None:
         return None
-    x = random(3, gate.in_features, like=gate.weight)
+    x = random(1, 3, gate.in_features, like=gate.weight)
+    inputs = (x, reaching_far(x, gate.weight))
 
     def make(activation: str) -> Callable[..., Any]:
         def forward(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -163,7 +164,7 @@ def _gated_mlp(module: Any) -> Callable[..., Any] | None:
 
     for activation in ACTIVATIONS:
         forward = make(activation)
-        if _agree(module, forward, x[None]):
+        if all(_agree(module, forward, each) for each in inputs):
             return forward
     return None
 

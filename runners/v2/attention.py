@@ -6,7 +6,8 @@ below. The value holds what the layers share; its `attend` takes what differs be
 - `DecodeAttention`, for decodes alone: the kernel of `decode` or `stream`, whichever the decode plan names.
 - `MixedAttention`, for steps with prompts or chunks of them, and steps that verify drafts: rotation and KV
   write; then decodes and drafts as above, prompts without context by `fresh`, and the rest by `prefill`.
-- `SmallBatchAttention`, for one or two decodes: `small_batch`.
+- `SmallBatchAttention`, for one or two decodes, and for few entries of rows that verify drafts:
+  `small_batch`.
 - `SingleTokenAttention`, for one decode: `small_batch`, whose parts the output projection weighs.
 
 The last two are `plan_small_batch`'s, for models that run small batches differently.
@@ -28,6 +29,7 @@ from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
 from dodona.kernels.attention.small_batch import (
     LARGEST_GROUP,
     MAX_SMALL_BATCH,
+    most_entries,
     small_batch_attention,
     small_batch_attention_parts,
 )
@@ -77,6 +79,7 @@ class SmallBatchAttention:
     tokens: NewTokens
     sequences: PagedSequences
     arrivals: torch.Tensor
+    offsets: torch.Tensor | None
 
     def attend(self, *, qkv: torch.Tensor, norm: QKNorm | None, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `DecodeAttention.attend`."""
@@ -88,6 +91,7 @@ class SmallBatchAttention:
             sequences=self.sequences,
             shape=self.shape,
             arrivals=self.arrivals,
+            offsets=self.offsets,
         ).view(qkv.shape[0], -1)
 
 
@@ -216,6 +220,8 @@ class Attention:
         self._shape = shape
         self._cos_sin = cos_sin
         self._row_bytes = head_size * dtype.itemsize
+        self._most_entries = 0 if shape.group > LARGEST_GROUP else most_entries(shape.group, self._row_bytes)
+        """Most entries of one row that `small_batch` serves."""
         self._has_fresh_prefill = supports_fresh_prefill(
             device=device, dtype=dtype, head_size=head_size, window=shape.window
         )
@@ -239,15 +245,18 @@ class Attention:
 
         `leave_parts`: whether the output projection may weigh the parts of one sequence's attention.
         """
-        if inputs.has_drafts:
-            return self._mixed(inputs)
         shape, num_tokens = self._shape, inputs.num_tokens
+        if inputs.has_drafts:
+            if inputs.offsets is None or inputs.max_offset >= self._most_entries:
+                return self._mixed(inputs)
+            tokens, sequences = self._tokens(inputs), _sequences(inputs)
+            return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals, inputs.offsets)
         if num_tokens > MAX_SMALL_BATCH or shape.group > LARGEST_GROUP:
             return self._decode(inputs)
         tokens, sequences = self._tokens(inputs), _sequences(inputs)
         if leave_parts and num_tokens == 1 and shape.num_q_heads * self._row_bytes <= LARGEST_ATTENDED:
             return SingleTokenAttention(shape, tokens, sequences)
-        return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals)
+        return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals, None)
 
     def _decode(self, inputs: ForwardInputs) -> DecodeAttention:
         sequences = _sequences(inputs)

@@ -13,13 +13,14 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.model_code import prompt_steps
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     lacks_executor,
     splits_evenly,
 )
-from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task, prompt_steps
+from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.oracle.systems.own.resolved import (
     resolved_device,

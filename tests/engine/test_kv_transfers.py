@@ -247,6 +247,7 @@ def test_slots_are_those_of_a_plain_lru(num_slots: int, operations: list[tuple[s
     order: list[bytes] = []  # the one used last comes last
     loading: dict[bytes, int] = {}
     place: dict[bytes, int] = {}
+    outdated: set[bytes] = set()
     for operation, number in operations:
         value = bytes([number])
         if operation == "store" and value not in order and value not in loading:
@@ -267,7 +268,11 @@ def test_slots_are_those_of_a_plain_lru(num_slots: int, operations: list[tuple[s
         elif operation == "end" and value in loading:
             slots.end_load([value])
             del loading[value]
-            order.append(value)
+            if value in outdated:
+                outdated.remove(value)
+                del place[value]
+            else:
+                order.append(value)
         elif operation == "touch" and value in order:
             assert slots.reserve(value) is None
             order.remove(value)
@@ -277,6 +282,7 @@ def test_slots_are_those_of_a_plain_lru(num_slots: int, operations: list[tuple[s
             for each in order:
                 del place[each]
             order.clear()
+            outdated.update(loading)
         assert len(slots) == len(order) + len(loading)
         for number in range(8):
             each = bytes([number])

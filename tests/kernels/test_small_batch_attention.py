@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.attention.arguments import AttentionShape
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens
 from dodona.kernels.attention.attended_linear import attended_linear, attended_linear_reference
 from dodona.kernels.attention.decode import paged_decode_attention_reference
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
 from dodona.kernels.attention.small_batch import (
     SmallBatchTiles,
+    most_entries,
     small_batch_attention,
     small_batch_attention_parts,
 )
@@ -114,3 +115,32 @@ def test_larger_groups_and_batches_are_refused(device, generator):
         attended_linear(
             parts=parts, weight=torch.zeros(8, 16, device=device), residual=torch.zeros(1, 8, device=device)
         )
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm", "window"),
+    [((1, 1, 16), True, None), ((4, 2, 16), False, 20), ((3, 1, 32), True, 3), ((8, 2, 128), True, None)],
+    ids=str,
+)
+def test_entries_of_one_row_see_each_other(shape, norm, window, dtype, device, tolerance, generator):
+    """A row's last token and its drafts, whose keys are in the projection: as if they were written before."""
+    entries = most_entries(shape[0] // shape[1], shape[2] * dtype.itemsize)
+    counts = [min(3, entries), 1, min(5, entries), 1]
+    lengths = [[70, 71, 72], [1], [2, 3, 4, 5, 6], [40]]
+    seq_lens = [length for own, count in zip(lengths, counts, strict=True) for length in own[:count]]
+    case, _, _ = make_case(
+        shape, seq_lens, norm, window, dtype, device, generator, padded=[len(seq_lens) - 1]
+    )
+    sequences = case.pop("sequences")
+    offsets = [i for count in counts for i in range(count)]
+    firsts = [i - offset for i, offset in enumerate(offsets)]
+    sequences.rows[:-1] = sequences.rows[firsts][:-1]
+    tokens = make_new_tokens(sequences, 16, shape[2], 700, device, generator)
+    case["tokens"] = NewTokens(tokens.positions, tokens.slots, case["tokens"].cos_sin)
+    queries, expected_cache = qk_norm_rope_kv_write_reference(**case)
+    expected = paged_decode_attention_reference(queries, expected_cache, sequences, case["shape"])
+    actual = small_batch_attention(
+        **case, sequences=sequences, offsets=torch.tensor(offsets, dtype=torch.int32, device=device)
+    )
+    torch.testing.assert_close(actual, expected, **tolerance)
+    torch.testing.assert_close(case["kv_cache"], expected_cache, equal_nan=True, **tolerance)

@@ -12,6 +12,7 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from dodona.runners.v1 import device_forward, device_serving, packed_mixers
+from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
@@ -99,6 +100,26 @@ def test_fused_parts_are_found_by_what_they_compute(tiny_models):
     assert found["gemma2"] == {"Gemma2RMSNorm", "Gemma2MLP", "Gemma2Attention", "Linear"}
     assert found["cohere"] == {"CohereMLP", "Linear"}
     assert {"Qwen3MoeTopKRouter", "Qwen3MoeExperts"} < found["qwen3-moe"]
+
+
+@torch.inference_mode()
+def test_limits_on_gates_and_biases_that_may_come_are_seen():
+    """Random numbers alone reach no limit, and a bias of a router's choice may be zeros at first."""
+    model = make_model("qwen3-moe")
+    experts = model.model.layers[0].mlp.experts
+    assert fused_experts(experts) is not None
+    router = model.model.layers[0].mlp.gate
+    assert fused_router(router) is not None
+    router.register_buffer("bias", torch.zeros(router.num_experts))
+    assert fused_router(router) is None
+    plain = experts._apply_gate
+    experts._apply_gate = lambda gate_up: plain(gate_up.clamp(max=7.0))
+    experts.config._experts_implementation = "grouped_mm"
+    assert fused_experts(experts) is None
+    mlp = make_model("qwen3").model.layers[0].mlp
+    assert mlp in [fusion.module for fusion in Fusions(mlp)._fusions]
+    mlp.act_fn = torch.nn.Sequential(torch.nn.Hardtanh(-1e9, 7.0), mlp.act_fn)
+    assert mlp not in [fusion.module for fusion in Fusions(mlp)._fusions]
 
 
 def test_a_part_that_someone_hooked_is_left_alone():

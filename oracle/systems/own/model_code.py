@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.language.facts import UNKNOWN
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.known_models import release
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.models.row_by_row import PACKED_FROM, POOLED_ALONE, ROW_BY_ROW, ROW_BY_ROW_WRAPPERS
-from dodona.oracle.systems.own.pooling import pooling_task
+from dodona.oracle.models.row_by_row import (
+    PACKED_FROM,
+    POOLED_ALONE,
+    POOLED_WHOLE,
+    ROW_BY_ROW,
+    ROW_BY_ROW_WRAPPERS,
+)
+from dodona.oracle.models.sentence_transformers import read_sentence_transformers
+from dodona.oracle.systems.own.pooling import has_pooling_model, pooling_task
 from dodona.oracle.systems.own.resolved import resolved_runner_type
+
+PROMPT_STEPS = ("one", "several", "too_long")
+"""Values of `prompt_steps` of a pooling model."""
 
 
 def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
@@ -47,6 +58,37 @@ def is_row_by_row(config: EngineConfig, model: ModelInfo, environment: Environme
         return _older(environment, PACKED_FROM[model.model_type])
     listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
     return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
+
+
+def prompt_steps(config: EngineConfig, model: ModelInfo) -> str | None:
+    """In how many steps a pooling runner may have to compute a prompt, one of `PROMPT_STEPS`; None where the
+    model is not for pooling.
+
+    "several": prompts may have more than `max_num_batched_tokens` tokens, and the model is a decoder, which
+    can go on where a chunk ended. "too_long": the same, and it can't: it sees later tokens, keeps more than
+    keys and values, or its rotary frequencies change with a prompt's length.
+    """
+    if resolved_runner_type(config, model) != "pooling":
+        return None
+    most, longest = config.scheduler_config.max_num_batched_tokens, _longest_prompt(config, model)
+    fits = most is None or longest is None or most >= longest
+    if fits or not has_pooling_model(config, model):
+        return "one"
+    is_encoder = model.is_masked_lm and model.raw.get("is_decoder") is not True
+    sees_all = {"is_causal", "use_bidirectional_attention"} & set(model.math_modifiers)
+    keeps_more = model.has_inner_state or model.model_type in (*POOLED_ALONE, *ROW_BY_ROW, *POOLED_WHOLE)
+    changes = is_encoder or sees_all or keeps_more or outgrows_rope(config, model)
+    decodes = model.is_causal_lm and not changes
+    return "several" if decodes else "too_long"
+
+
+def _longest_prompt(config: EngineConfig, model: ModelInfo) -> int | None:
+    configured, possible = config.model_config.max_model_len, model.max_position_embeddings
+    if configured is not None or not model.modules:
+        return configured or possible
+    files = read_sentence_transformers(Path(model.file).parent)
+    least = (files.max_seq_length if files else None, possible)
+    return min((length for length in least if length is not None), default=None)
 
 
 def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:

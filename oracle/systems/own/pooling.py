@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.models.row_by_row import POOLED_ALONE, ROW_BY_ROW, UNPOOLED
-from dodona.oracle.models.sentence_transformers import read_sentence_transformers
+from dodona.oracle.models.row_by_row import UNPOOLED
 from dodona.oracle.systems.own.resolved import resolved_runner_type
 
 _LATE_INTERACTION = ("ColBERT", "ColBert", "ColPali", "ColQwen", "ColModern", "ColLFM", "ColSmol")
@@ -45,39 +42,6 @@ def has_pooling_model(config: EngineConfig, model: ModelInfo) -> bool | None:
     is not for pooling."""
     task = pooling_task(config, model)
     return None if task is None else task in model.pooling_tasks and model.model_type not in UNPOOLED
-
-
-PROMPT_STEPS = ("one", "several", "too_long")
-
-
-def prompt_steps(config: EngineConfig, model: ModelInfo) -> str | None:
-    """In how many steps a pooling runner may have to compute a prompt, one of `PROMPT_STEPS`; None where the
-    model is not for pooling.
-
-    "several": prompts may have more than `max_num_batched_tokens` tokens, and the model is a decoder, which
-    can go on where a chunk ended. "too_long": the same, and it can't: it sees later tokens, or keeps more
-    than keys and values.
-    """
-    if resolved_runner_type(config, model) != "pooling":
-        return None
-    most, longest = config.scheduler_config.max_num_batched_tokens, _longest_prompt(config, model)
-    fits = most is None or longest is None or most >= longest
-    if fits or not has_pooling_model(config, model):
-        return "one"
-    is_encoder = model.is_masked_lm and model.raw.get("is_decoder") is not True
-    sees_all = {"is_causal", "use_bidirectional_attention"} & set(model.math_modifiers)
-    keeps_more = model.has_inner_state or model.model_type in (*POOLED_ALONE, *ROW_BY_ROW)
-    decodes = model.is_causal_lm and not (is_encoder or sees_all or keeps_more)
-    return "several" if decodes else "too_long"
-
-
-def _longest_prompt(config: EngineConfig, model: ModelInfo) -> int | None:
-    configured, possible = config.model_config.max_model_len, model.max_position_embeddings
-    if configured is not None or not model.modules:
-        return configured or possible
-    files = read_sentence_transformers(Path(model.file).parent)
-    least = (files.max_seq_length if files else None, possible)
-    return min((length for length in least if length is not None), default=None)
 
 
 def has_unused_pooler(config: EngineConfig, model: ModelInfo | None) -> bool | None:

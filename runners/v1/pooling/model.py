@@ -12,6 +12,7 @@ import torch
 from dodona.runners.lora.adapter import Adapter
 from dodona.runners.pooling.sequence import TokenSequence
 from dodona.runners.v1.lora import LoRALayers
+from dodona.runners.v1.mixers import cache_argument
 
 AUTO_CLASSES = {
     "embed": "AutoModel",
@@ -44,6 +45,7 @@ class TransformersPoolingModel:
         self._takes = frozenset(parameters)
         config: Any = self.module.config
         padding = getattr(config.get_text_config(), "pad_token_id", None)
+        self._pad_token_id: int | None = padding
         # A classifier of a causal model finds the last token by it.
         self._padding = padding if isinstance(padding, int) and 0 <= padding < self.vocab_size else 0
 
@@ -87,7 +89,7 @@ class TransformersPoolingModel:
 
     def has_content(self, token_ids: Sequence[int]) -> bool:
         """Whether some token isn't padding to a classifier that looks for the last one."""
-        return any(token_id != self._padding for token_id in token_ids)
+        return self._pad_token_id is None or any(token_id != self._pad_token_id for token_id in token_ids)
 
     def compute(
         self,
@@ -114,7 +116,7 @@ class TransformersPoolingModel:
         if "use_cache" in self._takes:
             given["use_cache"] = cache is not None
         if cache is not None:
-            given["past_key_values"] = cache
+            given[cache_argument(self.module.forward)] = cache
         with torch.inference_mode(), self._with(adapters, len(sequences), longest):
             output = self.module(**given)
         result: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state

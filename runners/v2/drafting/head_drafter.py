@@ -202,6 +202,7 @@ def _before(first: ForwardInputs, step: ForwardInputs) -> ForwardInputs:
         num_decodes=count + step.num_decodes,
         chunks=[replace(chunk, start=chunk.start + count) for chunk in step.chunks],
         has_drafts=True,
+        offsets=None,
         embedded=None,
     )
 

@@ -38,6 +38,7 @@ def attention(
         "tiles": tiles,
     }
     small_batch_attention(**case)
+    small_batch_attention(**case, offsets=ints(batch))
     if batch == 1:
         parts = small_batch_attention_parts(**case)
         attended_linear(
