@@ -53,7 +53,7 @@ class RoundedActivations:
 
 
 @triton.jit
-def round_to_e4m3(x):
+def _round_to_e4m3(x):
     """The nearest E4M3 number of each |x| <= 448, ties to even; in fp32."""
     size = tl.abs(x)
     # A power of two not above x has its exponent's bits; below 2**-6 E4M3 has even steps.
@@ -101,7 +101,7 @@ def _round_activations_kernel(
     if INT8:
         rounded = tl.minimum((steps + _ROUNDER) - _ROUNDER, 127.0)
     else:
-        rounded = round_to_e4m3(tl.minimum(tl.maximum(steps, -448.0), 448.0))
+        rounded = _round_to_e4m3(tl.minimum(tl.maximum(steps, -448.0), 448.0))
     tl.store(values + row * INNER + column, rounded.to(values.dtype.element_ty), mask=exists)
     tl.store(scales + row * GROUPS + group, scale, mask=group < GROUPS)
 

@@ -11,6 +11,10 @@ from torch.nn import functional
 
 from dodona.kernels.linear.eight_bit_linear import eight_bit_linear, supports_eight_bit_linear
 from dodona.kernels.linear.quantized_linear import quantized_linear, supports_quantized_linear, widen
+from dodona.kernels.linear.quantized_persistent_linear import (
+    quantized_persistent_linear,
+    supports_quantized_persistent,
+)
 from dodona.kernels.linear.quantized_single_token_linear import (
     quantized_single_token_linear,
     supports_quantized_single_token,
@@ -110,7 +114,7 @@ def max_small_batch(
     return 1 if all(map(supports_quantized_single_token, quantized)) else 0
 
 
-MAX_FUSED_ROWS = 128
+MAX_FUSED_ROWS = 64
 """Rows from which on it is faster to widen the whole weight first; as measured on an H200."""
 
 
@@ -148,6 +152,18 @@ def project_small_batch(
         linear = single_token_linear if x.shape[0] == 1 else small_batch_linear
         return linear(
             x=x, weight=weight, norm_weight=norm_weight, eps=eps, residual=residual, silu_mul=silu_mul
+        )
+    if x.shape[0] == 1 and supports_quantized_persistent(
+        weight.weight, weight.rounding, device=x.device, dtype=x.dtype
+    ):
+        return quantized_persistent_linear(
+            x=x,
+            weight=weight.weight,
+            rounding=weight.rounding,
+            norm_weight=norm_weight,
+            eps=eps,
+            residual=residual,
+            silu_mul=silu_mul,
         )
     given: torch.Tensor | RoundedActivations = x
     if weight.rounding is not None:

@@ -9,6 +9,7 @@ import torch
 
 from dodona.kernels.linear.eight_bit_linear import eight_bit_linear
 from dodona.kernels.linear.quantized_linear import quantized_linear, widen
+from dodona.kernels.linear.quantized_persistent_linear import quantized_persistent_linear
 from dodona.kernels.linear.quantized_single_token_linear import quantized_single_token_linear
 from dodona.kernels.linear.quantized_small_batch_linear import quantized_small_batch_linear
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
@@ -48,6 +49,15 @@ def products(kind: str, function: Callable[..., torch.Tensor], tokens: int, inne
     function(x=x, weight=make(kind, 256, inner), residual=residual)
 
 
+def one_row_persistent(kind: str, inner: int) -> None:
+    x, norm = torch.zeros(1, inner, dtype=torch.bfloat16), torch.zeros(inner, dtype=torch.bfloat16)
+    rounding = Rounding("fp8", GROUP if kind == "fp8-block" else None) if kind.startswith("fp8") else None
+    function = partial(quantized_persistent_linear, x=x, rounding=rounding, eps=1e-6)
+    function(weight=make(kind, 256, inner), norm_weight=norm)
+    function(weight=make(kind, 512, inner), norm_weight=norm, silu_mul=True)
+    function(weight=make(kind, 256, inner), residual=torch.zeros(1, 256, dtype=torch.bfloat16))
+
+
 def many_rows(kind: str, rows: int) -> None:
     quantized_linear(x=inputs(kind, rows, 1024), weight=make(kind, 256, 1024))
     widen(make(kind, 256, 1024), torch.bfloat16)
@@ -62,6 +72,7 @@ def eight_bits(kind: str, rows: int) -> None:
 KINDS = ("int4", "int4-zeros", "int4-rows", "int8", "fp8", "fp8-block")
 CASES: dict[str, Callable[[], None]] = {
     **{f"{k} one row": partial(products, k, quantized_single_token_linear, 1, 4096) for k in KINDS},
+    **{f"{k} one row, persistent": partial(one_row_persistent, k, 4096) for k in KINDS},
     **{f"{k} small batch": partial(products, k, quantized_small_batch_linear, 1, 4096) for k in KINDS},
     "int4 16 tokens": partial(products, "int4", quantized_small_batch_linear, 16, 1024),
     **{
