@@ -18,7 +18,6 @@ from tests.v2.test_greedy_tokens import Reference, prompts_of
 
 SPOILT = 7
 """The token whose embedding is not a number."""
-ONE_LAYER = {"head_dim": 16, "num_hidden_layers": 1}
 SAMPLED = {
     "greedy": SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True),
     "plain": SamplingParams(temperature=0.8, seed=3, max_tokens=2, ignore_eos=True),
@@ -33,7 +32,7 @@ SAMPLED = {
 @pytest.fixture(scope="module")
 def spoilt_model(tiny_models, tmp_path_factory):
     path = tmp_path_factory.mktemp("spoilt") / "model"
-    shutil.copytree(tiny_models.path("qwen3", **ONE_LAYER), path)
+    shutil.copytree(tiny_models.path("qwen3", head_dim=16), path)
     tensors = load_file(path / "model.safetensors")
     tensors["model.embed_tokens.weight"][SPOILT] = math.nan
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
@@ -75,5 +74,5 @@ def test_a_lost_row_ends_its_request_alone(spoilt_model, tiny_models, monkeypatc
             assert [list(output.token_ids) for output in lost] == [[]] * 4
             assert [output.finish_reason for output in outputs[::2]] == ["length"] * 4
             assert [list(output.token_ids) for output in outputs[::2]] == alone
-    reference = Reference(tiny_models.path("qwen3", **ONE_LAYER))
+    reference = Reference(tiny_models.path("qwen3", head_dim=16))
     reference.check(good[:1], alone[:1], max_tokens=2)
