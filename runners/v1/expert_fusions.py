@@ -96,7 +96,7 @@ def fused_router(module: Any) -> Callable[..., Any] | None:
 
     def make(normalise: bool) -> Callable[..., Any]:
         def forward(hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            rows = hidden_states.reshape(-1, hidden)
+            rows = hidden_states.reshape(-1, hidden).contiguous()
             if len(rows) == 1:
                 logits = single_token_linear(x=rows, weight=module.weight)
             else:

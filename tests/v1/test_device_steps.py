@@ -154,6 +154,21 @@ def test_fused_parts_see_weights_that_come_later(tiny_models, reference, monkeyp
     assert job.output == reference(path).generate(job.prompt, 2)
 
 
+@torch.inference_mode()
+def test_a_token_may_be_strided():
+    """One row reshaped stays a view, whatever lies between its elements."""
+    model = make_model("qwen3")
+    mlp, norm = model.model.layers[0].mlp, model.model.norm
+    x = torch.randn(1, 1, 32, 2, generator=torch.Generator().manual_seed(0))[..., 0]
+    parts = (norm, mlp.down_proj, mlp)
+    inputs = (x, torch.randn(1, 1, 48, 3)[..., 1], x)
+    expected = [part(each) for part, each in zip(parts, inputs, strict=True)]
+    assert len(Fusions(norm)) == 1
+    assert len(Fusions(mlp, [[mlp.gate_proj, mlp.up_proj]])) == 4
+    found = [part(each) for part, each in zip(parts, inputs, strict=True)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_part_that_someone_hooked_is_left_alone():
     model = make_model("qwen3")
     norm = model.model.norm
