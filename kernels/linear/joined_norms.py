@@ -14,6 +14,7 @@ from dodona.kernels.dependent_launch import (
     supports_dependent_launch,
     wait_for_inputs,
 )
+from dodona.kernels.linear.rms_norm import rms_norm_reference
 
 
 @triton.jit
@@ -101,9 +102,9 @@ def joined_norms_reference(
     eps: float,
 ) -> Tensor:
     """`joined_norms` in torch."""
-    parts = []
-    for x, weight in ((embedding[token_ids.long()], embedding_norm), (features, features_norm)):
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        parts.append((wide * scale * weight.float()).to(features.dtype))
-    return torch.cat(parts, dim=-1)
+    embedded = embedding[token_ids.long()]
+    normed = (
+        rms_norm_reference(embedded, embedding_norm, eps),
+        rms_norm_reference(features, features_norm, eps),
+    )
+    return torch.cat(normed, dim=-1).to(features.dtype)

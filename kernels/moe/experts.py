@@ -44,7 +44,7 @@ def experts(
         x=x,
         gate_up=gate_up,
         down=down,
-        experts=chosen,
+        chosen=chosen,
         routing_weights=routing_weights,
         activation=activation,
     )

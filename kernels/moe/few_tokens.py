@@ -135,11 +135,10 @@ class FewTokensTiles:
     down: Tiles
 
 
-def choose_few_tokens_tiles(size: int, inner: int) -> FewTokensTiles:
-    """Tiles for experts of intermediate size `size` on hidden states of size `inner`; measured on an H200."""
-    return FewTokensTiles(
-        gate_up=Tiles(n=8, k=512, num_warps=2), down=Tiles(n=2, k=256, num_warps=1, ahead=12)
-    )
+FEW_TOKENS_TILES = FewTokensTiles(
+    gate_up=Tiles(n=8, k=512, num_warps=2), down=Tiles(n=2, k=256, num_warps=1, ahead=12)
+)
+"""As measured on an H200, for the experts of Qwen3-30B-A3B."""
 
 
 def few_tokens_experts(
@@ -147,16 +146,14 @@ def few_tokens_experts(
     x: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    experts: torch.Tensor,
+    chosen: torch.Tensor,
     routing_weights: torch.Tensor,
     activation: str,
-    tiles: FewTokensTiles | None = None,
+    tiles: FewTokensTiles = FEW_TOKENS_TILES,
 ) -> torch.Tensor:
-    """As `experts.experts`. tiles: how to cut the work up; None to choose."""
-    (tokens, hidden), (num_experts, double, _), top_k = x.shape, gate_up.shape, experts.shape[1]
+    """As `experts.experts`. tiles: how to cut the work up."""
+    (tokens, hidden), (num_experts, double, _), top_k = x.shape, gate_up.shape, chosen.shape[1]
     size = double // 2
-    if tiles is None:
-        tiles = choose_few_tokens_tiles(size, hidden)
     between = torch.empty((tokens * top_k, size), dtype=x.dtype, device=x.device)
     out = torch.empty_like(x)
     dependent = supports_dependent_launch(x.device)
@@ -166,7 +163,7 @@ def few_tokens_experts(
     _gate_up_kernel[(triton.cdiv(size, tiles.gate_up.n), tokens * top_k)](
         x=as_words(x, pairs),
         weight=as_words(gate_up, pairs),
-        experts=experts,
+        experts=chosen,
         out=between,
         num_experts=num_experts,
         TOP_K=top_k,
@@ -184,7 +181,7 @@ def few_tokens_experts(
     _down_kernel[(triton.cdiv(hidden, tiles.down.n), tokens)](
         h=as_words(between, pairs),
         weight=as_words(down, pairs),
-        experts=experts,
+        experts=chosen,
         routing_weights=routing_weights,
         out=out,
         num_experts=num_experts,

@@ -290,17 +290,17 @@ class Plan:
     that isn't one."""
 
 
-def plan_blocks(experts: torch.Tensor, num_experts: int, block: int) -> Plan:
-    """The plan of a step whose tokens chose `experts`, [tokens, top_k], with `block` pairs per block."""
-    num_pairs = experts.numel()
+def plan_blocks(chosen: torch.Tensor, num_experts: int, block: int) -> Plan:
+    """The plan of a step with `block` pairs per block. chosen: [tokens, top_k], the experts of each token."""
+    num_pairs = chosen.numel()
     max_blocks = min(num_experts, num_pairs) + num_pairs // block
     bins = triton.next_power_of_2(num_experts + 1)
     chunk = CHUNKS[num_pairs > CHUNKS[0]]
-    work = torch.empty(num_pairs + 3 * max_blocks + bins, dtype=torch.int32, device=experts.device)
+    work = torch.empty(num_pairs + 3 * max_blocks + bins, dtype=torch.int32, device=chosen.device)
     order, blocks, cursors = work.split((num_pairs, 3 * max_blocks, bins))
-    dependent = supports_dependent_launch(experts.device)
+    dependent = supports_dependent_launch(chosen.device)
     _plan_kernel[(1,)](
-        experts=experts,
+        experts=chosen,
         order=order,
         blocks=blocks,
         cursors=cursors,
@@ -374,16 +374,16 @@ def grouped_experts(
     x: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    experts: torch.Tensor,
+    chosen: torch.Tensor,
     routing_weights: torch.Tensor,
     activation: str,
     tiles: GroupedTiles | None = None,
 ) -> torch.Tensor:
     """As `experts.experts`. tiles: how to cut the work up; None to choose."""
-    (tokens, hidden), num_experts, top_k = x.shape, len(gate_up), experts.shape[1]
+    (tokens, hidden), num_experts, top_k = x.shape, len(gate_up), chosen.shape[1]
     if tiles is None:
-        tiles = choose_grouped_tiles(experts.numel(), num_experts, x.element_size(), shared_memory(x.device))
-    plan = plan_blocks(experts, num_experts, tiles.block)
+        tiles = choose_grouped_tiles(chosen.numel(), num_experts, x.element_size(), shared_memory(x.device))
+    plan = plan_blocks(chosen, num_experts, tiles.block)
     h = grouped_gate_up(x, gate_up, plan, top_k, activation, tiles.block, tiles.gate_up)
     parts = grouped_down(h, down, plan, routing_weights, tiles.block, tiles.down)
     out = torch.empty_like(x)
@@ -391,7 +391,7 @@ def grouped_experts(
     columns = min(1024, triton.next_power_of_2(hidden))
     _sum_kernel[(tokens, triton.cdiv(hidden, columns))](
         parts=parts,
-        experts=experts,
+        experts=chosen,
         out=out,
         num_experts=num_experts,
         TOP_K=top_k,

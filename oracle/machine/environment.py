@@ -39,8 +39,8 @@ def _versions(value: object) -> object:
         return value
     for name in value:
         if name not in PACKAGES:
-            hint = did_you_mean(str(name), PACKAGES) or f"expected of {', '.join(PACKAGES)}"
-            raise ValueError(f"{name}: no package that decides anything; {hint}")
+            hint = did_you_mean(str(name), PACKAGES) or f"expected one of {', '.join(PACKAGES)}"
+            raise ValueError(f"{name}: rules do not read the version of this package; {hint}")
     return tuple(sorted(value.items()))
 
 

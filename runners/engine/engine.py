@@ -228,12 +228,9 @@ class Engine:
             traceback.clear_frames(error.__traceback__)
         gc.unfreeze()  # before the runner looks for what it can give back
         if runner is not None:
-            try:
-                runner.shutdown()
-            except Exception:
-                logger.exception("the runner's shutdown failed")
+            _shut_down("runner", runner.shutdown)
         if scheduler is not None:
-            scheduler.transfers.connector.shutdown()
+            _shut_down("KV connector", scheduler.transfers.connector.shutdown)
         self._notify_waiting()
 
     def _serve(self, core: EngineCore) -> None:
@@ -324,6 +321,14 @@ class Engine:
 
 def _may_start(command: _Command, scheduler: Scheduler) -> bool:
     return not (isinstance(command, _Call) and command.drain and not scheduler.is_idle)
+
+
+def _shut_down(what: str, shutdown: Callable[[], None]) -> None:
+    """An error is logged: whoever waits for the engine must hear of its end all the same."""
+    try:
+        shutdown()
+    except Exception:
+        logger.exception("the shutdown of the %s failed", what)
 
 
 def _send(request: Request, event: Event) -> bool:

@@ -38,9 +38,8 @@ class BlockLayout:
         self.block_elements = sum(self._sizes)
         self.bytes_per_block = self.block_elements * self.dtype.itemsize
         self._copy = _copy_by_kernel(self._tensors) or self._copy_by_tensor
-        if self.device.type == "cuda" and len(
-            self._tensors[0]
-        ):  # kernels are compiled here, not in a request
+        if self.device.type == "cuda" and len(self._tensors[0]):
+            # Kernels are compiled here, not in a request.
             block, packed = torch.zeros(1, dtype=torch.int64, device=self.device), self.empty(1)
             self.pack(block, packed)
             self.unpack(block, packed)

@@ -46,8 +46,8 @@ def expect_stored(
     stored: the shapes of the checkpoint's tensors by name. experts: what the checkpoint calls the experts'
     weights, by the name of the module that has them. prefix: what comes before the names of `model`'s modules
     in the checkpoint and in `config`. dense: layers by name, with the prefix, that the checkpoint does not
-    quantize whatever `config` says. Raises ConfigError where a layer's shape doesn't suit
-    its format, and where experts of one layer have several schemes.
+    quantize whatever `config` says. Raises ConfigError where a layer's shape doesn't suit its format, and
+    where experts of one layer have several schemes.
     """
     scalars = {name.rpartition(".")[2]: shape for name, shape in stored.items() if shape in ((), (1,))}
 

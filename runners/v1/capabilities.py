@@ -31,11 +31,7 @@ from dodona.oracle.systems.own.parallel import (
     splits_evenly,
     uses_workers,
 )
-from dodona.oracle.systems.own.pooling import (
-    has_pooling_model,
-    has_unused_pooler,
-    pooling_task,
-)
+from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from dodona.kernels.devices import count_multiprocessors
 from dodona.kernels.state_space.sequences import SlotSequences
 from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
@@ -45,11 +46,7 @@ class DeviceModel:
         self._body: Any = _body(self._causal_lm)
         self._packed_forwards = tuple(packed_forward(mixer) for mixer in model.mixers)
         self._no_ids = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
-        self._num_multiprocessors = (
-            torch.cuda.get_device_properties(model.device).multi_processor_count
-            if model.device.type == "cuda"
-            else 1
-        )
+        self._num_multiprocessors = count_multiprocessors(model.device)
         with model.plain(), torch.inference_mode():
             positions = {"position_ids": model.position_ids(self._no_ids[0])} if model.takes_positions else {}
             run = partial(self._body, input_ids=self._no_ids, use_cache=False, **positions)

@@ -137,7 +137,7 @@ class _Layer:
         return LoRATarget(inputs, outputs * self._share.parts)
 
     def write(self, slot: int, adapter: Adapter) -> None:
-        """Put what an adapter has of the layer called so into a slot."""
+        """Put what an adapter has for this layer into a slot."""
         name = self._found.name
         if self._saved:
             saved = adapter.saved.get(name)

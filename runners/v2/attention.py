@@ -35,6 +35,7 @@ from dodona.kernels.attention.small_batch import (
 )
 from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.attention.stream import supports_streams
+from dodona.kernels.devices import count_multiprocessors
 from dodona.runners.device.forward_inputs import ForwardInputs
 
 
@@ -226,9 +227,7 @@ class Attention:
             device=device, dtype=dtype, head_size=head_size, window=shape.window
         )
         self._can_stream = supports_streams(device=device, dtype=dtype, head_size=head_size)
-        self._num_multiprocessors = (
-            torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        )
+        self._num_multiprocessors = count_multiprocessors(device)
 
     def plan(self, inputs: ForwardInputs) -> DecodeAttention | MixedAttention:
         """The attention of any step."""

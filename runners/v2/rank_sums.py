@@ -19,7 +19,7 @@ from dodona.kernels.collective.one_shot_sum import (
 )
 from dodona.runners.distributed.joining import ProcessGroup
 from dodona.runners.distributed.mesh import Group
-from dodona.runners.distributed.shared_memory import SharedMemory, share_memory
+from dodona.runners.distributed.symmetric_memory import SymmetricMemory, make_symmetric_memory
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class RankSum:
 
     group: Group
     inboxes: Inboxes
-    memory: SharedMemory
+    memory: SymmetricMemory
     """Of the inboxes."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ def make_rank_sum(group: Group, device: torch.device) -> Sum:
         return group.all_reduce
     memory, why = None, ""
     try:
-        memory = share_memory(group, inbox_size(group.size), device)
+        memory = make_symmetric_memory(group, inbox_size(group.size), device)
     except RuntimeError as error:
         why = str(error).partition("\n")[0]
     if _on_all(group, memory is not None, device) and memory is not None:

@@ -8,7 +8,7 @@ import torch
 from dodona.kernels.linear.activation import ACTIVATIONS
 from dodona.kernels.linear.single_token_linear import Tiles
 from dodona.kernels.moe.experts import MOST_FEW_TOKENS, experts, experts_reference
-from dodona.kernels.moe.few_tokens import FewTokensTiles, few_tokens_experts
+from dodona.kernels.moe.few_tokens import FEW_TOKENS_TILES, FewTokensTiles, few_tokens_experts
 from dodona.kernels.moe.grouped import BlockTiles, GroupedTiles, grouped_experts, plan_blocks
 from dodona.kernels.moe.routing import route, route_reference
 
@@ -24,7 +24,7 @@ def make(device, dtype, generator):
             "x": randn(tokens, hidden).to(dtype),
             "gate_up": (randn(num_experts, 2 * size, hidden) / hidden**0.5).to(dtype),
             "down": (randn(num_experts, hidden, size) / size**0.5).to(dtype),
-            "experts": scores.topk(top_k).indices,
+            "chosen": scores.topk(top_k).indices,
             "routing_weights": torch.rand(tokens, top_k, generator=generator, device=device).to(dtype),
         }
 
@@ -32,20 +32,13 @@ def make(device, dtype, generator):
 
 
 def expected(inputs, activation="silu"):
-    return experts_reference(
-        inputs["x"],
-        inputs["gate_up"],
-        inputs["down"],
-        inputs["experts"],
-        inputs["routing_weights"],
-        activation,
-    )
+    return experts_reference(**inputs, activation=activation)
 
 
 @pytest.mark.parametrize(
     ("hidden", "size", "tiles"),
     [
-        (64, 32, None),
+        (64, 32, FEW_TOKENS_TILES),
         (70, 42, FewTokensTiles(Tiles(8, 64, 4), Tiles(16, 16, 4, ahead=3))),
         (33, 21, FewTokensTiles(Tiles(4, 16, 4), Tiles(4, 32, 4, ahead=99))),
     ],
@@ -71,17 +64,15 @@ def test_grouped(make, tolerance, tokens, num_experts, top_k, hidden, size, swap
 @pytest.mark.parametrize(("activation", "tokens"), zip(ACTIVATIONS, (1, MOST_FEW_TOKENS + 1, 2), strict=True))
 def test_activations(make, tolerance, tokens, activation):
     inputs = make(tokens, 5, 2, 48, 24)
-    found = experts(
-        **{"chosen" if k == "experts" else k: v for k, v in inputs.items()}, activation=activation
-    )
+    found = experts(**inputs, activation=activation)
     torch.testing.assert_close(found, expected(inputs, activation), **tolerance)
 
 
 @pytest.mark.parametrize("tokens", [2, 12])
 def test_pairs_without_an_expert_contribute_nothing(make, tolerance, tokens):
     inputs = make(tokens, 4, 2, 32, 16)
-    inputs["experts"][0, 0], inputs["experts"][-1] = 4, -1
-    found = experts(**{"chosen" if k == "experts" else k: v for k, v in inputs.items()}, activation="silu")
+    inputs["chosen"][0, 0], inputs["chosen"][-1] = 4, -1
+    found = experts(**inputs, activation="silu")
     torch.testing.assert_close(found, expected(inputs), **tolerance)
     assert found[-1].abs().max() == 0
 

@@ -31,13 +31,8 @@ from dodona.oracle.systems.own.fact_kinds import (
 )
 from dodona.oracle.systems.own.model_facts import MODEL_SPECS
 from dodona.oracle.systems.own.parallel import MAX_CPU_RANKS, exceeds_devices, fills_stages, splits_evenly
-from dodona.oracle.systems.own.pooling import (
-    has_unused_pooler,
-)
-from dodona.oracle.systems.own.resolved import (
-    resolved_device,
-    resolved_speculative_method,
-)
+from dodona.oracle.systems.own.pooling import has_unused_pooler
+from dodona.oracle.systems.own.resolved import resolved_device, resolved_speculative_method
 
 
 def _speculative_method(inputs: Inputs) -> FactValue:

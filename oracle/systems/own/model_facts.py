@@ -8,14 +8,7 @@ from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.models.math_modifiers import MATH_MODIFIERS
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import SCHEMES
-from dodona.oracle.systems.own.fact_kinds import (
-    Inputs,
-    OwnFact,
-    known,
-    model_size,
-    of_config_json,
-    of_field,
-)
+from dodona.oracle.systems.own.fact_kinds import Inputs, OwnFact, known, model_size, of_config_json, of_field
 from dodona.oracle.systems.own.model_code import (
     PROMPT_STEPS,
     has_causal_lm,
@@ -24,11 +17,7 @@ from dodona.oracle.systems.own.model_code import (
     outgrows_rope,
     prompt_steps,
 )
-from dodona.oracle.systems.own.pooling import (
-    POOLING_TASKS,
-    has_pooling_model,
-    pooling_task,
-)
+from dodona.oracle.systems.own.pooling import POOLING_TASKS, has_pooling_model, pooling_task
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
@@ -305,4 +294,4 @@ MODEL_SPECS = (
         nullable=True,
     ),
 )
-"""Their group of the registry."""
+"""The facts of config.json, for the registry `facts.FACTS`."""

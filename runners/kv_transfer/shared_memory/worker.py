@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -18,7 +19,7 @@ from dodona.runners.kv_transfer.threaded_worker import BlockStore, DamagedBlockE
 
 
 class Arenas:
-    """The arenas in a folder that this rank has to do with. Threads share it."""
+    """The arenas in a folder that this rank reads from or writes to, opened once. Threads share it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -112,12 +113,9 @@ class SharedMemoryWorker(ThreadedWorker):
         wait_seconds: float,
         readers: Executor | None = None,
         writer: Executor | None = None,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if clock is None:
-            super().__init__(readers=readers, writer=writer, wait_seconds=wait_seconds)
-        else:
-            super().__init__(readers=readers, writer=writer, wait_seconds=wait_seconds, clock=clock)
+        super().__init__(readers=readers, writer=writer, wait_seconds=wait_seconds, clock=clock)
         self._arenas = Arenas(folder)
 
     def make_store(self, layout: PartLayout) -> BlockStore:

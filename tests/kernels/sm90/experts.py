@@ -19,7 +19,7 @@ def inputs(dtype: torch.dtype, tokens: int, num_experts: int, top_k: int, hidden
         "x": torch.zeros(tokens, hidden, dtype=dtype),
         "gate_up": torch.zeros(num_experts, 2 * size, hidden, dtype=dtype),
         "down": torch.zeros(num_experts, hidden, size, dtype=dtype),
-        "experts": torch.zeros(tokens, top_k, dtype=torch.int64),
+        "chosen": torch.zeros(tokens, top_k, dtype=torch.int64),
         "routing_weights": torch.zeros(tokens, top_k, dtype=dtype),
         "activation": "silu",
     }

@@ -12,7 +12,7 @@ from dodona.runners.distributed.joining import ProcessGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SharedMemory:
+class SymmetricMemory:
     """Equally large memory of every rank, for as long as this value is kept."""
 
     addresses: Sequence[int]
@@ -21,7 +21,7 @@ class SharedMemory:
     """This rank's own, and torch's handle of all."""
 
 
-def share_memory(group: ProcessGroup, size: int, device: torch.device) -> SharedMemory:
+def make_symmetric_memory(group: ProcessGroup, size: int, device: torch.device) -> SymmetricMemory:
     """`size` bytes of each rank's `device`, zero at first. All ranks of `group` must call it.
 
     Raises RuntimeError where the devices can't be shared so.
@@ -32,4 +32,4 @@ def share_memory(group: ProcessGroup, size: int, device: torch.device) -> Shared
     own.zero_()
     torch.cuda.synchronize(device)
     handle = symmetric_memory.rendezvous(own, group.handle)
-    return SharedMemory(tuple(handle.buffer_ptrs), (own, handle))
+    return SymmetricMemory(tuple(handle.buffer_ptrs), (own, handle))
