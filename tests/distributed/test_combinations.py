@@ -58,14 +58,18 @@ def test_quantized_layers(tiny_models, tmp_path, name, sizes):
     path = tmp_path / "model"
     quantize_checkpoint(tiny_models.path("qwen3", **SIZES), path, name, prompts=prompts())
     found, _ = generate_on_ranks(path, prompts(), NEW_TOKENS, driver={"budget": 13}, **sizes)
-    reference = plain_model(path)
+    compare(plain_model(path), found[0], half_precision="a8" in name or name == "fp8")
+
+
+def compare(reference: Any, found: list[list[int]], *, half_precision: bool) -> None:
+    """Compare with a model of transformers."""
 
     def logits(ids: Any) -> torch.Tensor:
         with torch.inference_mode():
             return reference(input_ids=torch.tensor([list(ids)])).logits[0, -1]
 
-    equal = EqualTokens(logits, half_precision="a8" in name or name == "fp8")
-    for prompt, count, tokens in zip(prompts(), NEW_TOKENS, found[0], strict=True):
+    equal = EqualTokens(logits, half_precision=half_precision)
+    for prompt, count, tokens in zip(prompts(), NEW_TOKENS, found, strict=True):
         expected = reference.generate(
             torch.tensor([prompt]), do_sample=False, min_new_tokens=count, max_new_tokens=count
         )
@@ -97,6 +101,8 @@ def test_quantized_experts(tiny_models, tmp_path, family, name, sizes):
         for those in (sizes, {})
     )
     assert found == alone
+    if family == "mixtral":
+        compare(plain_model(path), alone[0], half_precision=True)
 
 
 @pytest.mark.parametrize("method", ["fp8", "int8"])

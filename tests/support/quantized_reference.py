@@ -148,6 +148,7 @@ def plain_model(path: Path) -> Any:
     model: Any = AutoModelForCausalLM.from_config(
         model_config, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+    model.generation_config.eos_token_id = None  # `min_new_tokens` would suppress it
 
     def layer(prefix: str) -> dict[str, torch.Tensor]:
         return {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
