@@ -29,6 +29,7 @@ from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 from dodona.runners.v1.expert_names import expert_names, renamed_parts
 from dodona.runners.v1.model_folder import without_adapter
+from dodona.runners.v1.model_making import making_a_model
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file of a model directory that is not weights."""
@@ -60,7 +61,7 @@ def load_model(
     folders = {path, *([] if weights is None else [weights])}
     for folder in folders:
         check_folder(folder, suffixes=(".json", ".jinja", ".txt"), limit=MAX_FILE_BYTES)
-    with naming(f"transformers can't make the model of {path / 'config.json'}"):
+    with making_a_model(), naming(f"transformers can't make the model of {path / 'config.json'}"):
         return _load_model(path, weights, dtype, device, seed, trust_remote_code, quantization, auto_class)
 
 

@@ -204,8 +204,8 @@ def test_layout_is_no_difference(flow: bool) -> None:
         ),
         ("because: V2 has no expert routing.", "because: Experts are not routed.", "other because"),
         (
-            "when: {parallel_config.tensor_parallel_size: {gt: 1}}",
-            "when: {parallel_config.tensor_parallel_size: {ge: 2}}",
+            "when: {environment.compute_capability: {ge: 80}}",
+            "when: {environment.compute_capability: {gt: 79}}",
             "`when` is written otherwise",
         ),
         ("precedence: 2", "precedence: 7", "precedence 2 → 7, which changes nothing"),

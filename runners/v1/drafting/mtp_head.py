@@ -27,6 +27,7 @@ from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 from dodona.runners.v1.attention import PAGED_ATTENTION
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, recording
+from dodona.runners.v1.model_making import making_a_model
 from dodona.runners.v1.packed_model import set_attention
 
 _QWEN3_NEXT = {
@@ -124,7 +125,7 @@ def load_mtp_head(directory: Path, target: Any, *, dtype: torch.dtype) -> MtpHea
         for name, value in tensors.items()
         if name.startswith("block.")
     }
-    with naming(f"transformers can't make the MTP layer of {directory}"):
+    with making_a_model(), naming(f"transformers can't make the MTP layer of {directory}"):
         single, info = type(target).from_pretrained(
             None,
             config=_of_one_layer(config),
@@ -153,7 +154,7 @@ def load_mtp_head(directory: Path, target: Any, *, dtype: torch.dtype) -> MtpHea
 
 def random_mtp_head(target: Any, *, dtype: torch.dtype, seed: int) -> MtpHead:
     """The same with random weights."""
-    with torch.random.fork_rng(devices=[]):
+    with making_a_model(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = _of_one_layer(target.config.get_text_config(decoder=True))
         head = MtpHead(type(target)._from_config(config, attn_implementation="eager"), target)
