@@ -44,15 +44,10 @@ def _versions(value: object) -> object:
         return value
     for name, version in value.items():
         if name not in PACKAGES:
-<<<<<<< HEAD
-            hint = did_you_mean(str(name), PACKAGES) or f"expected one of {', '.join(PACKAGES)}"
-            raise ValueError(f"{name}: rules do not read the version of this package; {hint}")
-=======
-            hint = did_you_mean(str(name)[:80], PACKAGES) or f"expected of {', '.join(PACKAGES)}"
-            raise ValueError(f"{short(name)}: no package that decides anything; {hint}")
+            hint = did_you_mean(str(name)[:80], PACKAGES) or f"expected one of {', '.join(PACKAGES)}"
+            raise ValueError(f"{short(name)}: rules do not read the version of this package; {hint}")
         if isinstance(version, str) and not _VERSION.fullmatch(version):
             raise ValueError(f"{name}: {short(version)} is no version; expected one such as {TESTED[name]}")
->>>>>>> j14-code
     return tuple(sorted(value.items()))
 
 

@@ -99,7 +99,7 @@ def test_versions_of_packages_are_told_or_not_known(tmp_path: Path) -> None:
         ({"ray": ""}, "ray: '' is no version; expected one such as"),
         ({"transformers": "9" * 5000}, "transformers: '9{70,80}… is no version"),
         ({"transformers": "\u202e5"}, r"transformers: '\\+u202e5' is no version"),
-        ({"x" * 5000: "1"}, "'x{70,80}…: no package"),
+        ({"x" * 5000: "1"}, "'x{70,80}…: rules do not read"),
         (3, "packages.*valid tuple"),
     ],
 )
