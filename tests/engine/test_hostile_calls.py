@@ -70,10 +70,6 @@ POOLING_CALLS: dict[str, Callable[[LLM, Any], object]] = {
     "score in a list": lambda llm, v: llm.score("x", [v]),
     "classify": lambda llm, v: llm.classify(v),
     "encode": lambda llm, v: llm.encode(v),
-    "lora_request": lambda llm, v: llm.embed("x", lora_request=v),
-    "lora_request in a list": lambda llm, v: llm.score("x", ["x", "y"], lora_request=[None, v]),
-    "lora_request of a path": lambda llm, v: llm.embed("x", lora_request=LoRARequest("a", 1, v)),
-    "lora_request of an id": lambda llm, v: llm.embed("x", lora_request=LoRARequest("a", v, "/")),
     "pooling_task": lambda llm, v: llm.encode("x", pooling_task=v),
     "generate": lambda llm, v: llm.generate(v),
 }
@@ -88,7 +84,7 @@ def generating() -> Iterator[LLM]:
 
 @pytest.fixture(scope="module")
 def pooling() -> Iterator[LLM]:
-    with LLM(QWEN3, device="cpu", runner="pooling", max_model_len=64, enable_lora=True) as llm:
+    with LLM(QWEN3, device="cpu", runner="pooling", max_model_len=64) as llm:
         yield llm
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import hostile_parts as parts
-from tests.support.hostile_connectors import connectors
 from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TEXTS, command, folder
 
 MAX_SECONDS = 30
@@ -102,7 +101,6 @@ PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
     "quantization": parts.quantized,
     "machine file": parts.machines,
     "repository": parts.repositories,
-    "KV connector": connectors,
 }
 
 COMMANDS: dict[str, list[str]] = {

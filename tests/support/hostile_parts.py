@@ -18,20 +18,6 @@ VALUES = (*HUGE, *TEXTS[:3])
 """What a field is set to."""
 PATTERNS = ("([a-z0-9_.]+)+!", "(" * 500, "(" * 100_000, "a{99999999999}", "(?P<x>a)(?P<x>b)", "x" * 100_000)
 """Regular expressions that take forever, or are none."""
-INT8: dict[str, Any] = {"_type": "Int8WeightOnlyConfig", "_data": {}}
-LIBRARIES: list[tuple[dict[str, Any], str]] = [
-    *(
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, field)
-        for field in ("load_in_8bit", "load_in_4bit", "llm_int8_threshold", "llm_int8_skip_modules",
-                      "bnb_4bit_compute_dtype", "bnb_4bit_quant_type")
-    ),
-    *(
-        ({"quant_method": "torchao", "quant_type": {"default": INT8}}, field)
-        for field in ("quant_type", "quant_type.default", "quant_type.default._type",
-                      "quant_type.default._data", "quant_type.default._version", "modules_to_not_convert")
-    ),
-]  # fmt: skip
-"""Settings of quantization libraries, and a field of each."""
 SHORT = ("--max-model-len", "64")
 
 Act = Callable[[Path], object]
@@ -62,11 +48,6 @@ def drafts() -> Iterator[Change]:
         for value in VALUES:
             settings = {"method": "ngram", "num_speculative_tokens": 2, field: value}
             yield f"speculative_config: {field}={value!r:.20}", lambda p, s=settings: speculate(s)
-    for field in ("max_tree_depth", "max_cached_requests", "max_spec_factor", "min_token_prob"):
-        for value in (*VALUES, float("nan"), float("inf"), -0.5, 10**400):
-            settings = {"method": "suffix", "suffix_decoding_max_cached_requests": 0}
-            settings[f"suffix_decoding_{field}"] = value
-            yield f"suffix decoding: {field}={value!r:.20}", lambda p, s=settings: speculate(s)
 
 
 def adapters() -> Iterator[Change]:
@@ -124,12 +105,6 @@ def quantized() -> Iterator[Change]:
     ):
         for value in VALUES:
             yield f"{copy}: {path}={value!r:.20}", lambda p, c=copy, f=path, v=value: requantize(p, c, f, v)
-    for settings, path in LIBRARIES:
-        for value in VALUES:
-            yield (
-                f"{settings['quant_method']}: {path}={value!r:.20}",
-                lambda p, s=settings, f=path, v=value: quantize(p, s, f, v),
-            )
     for pattern in PATTERNS:
         for path in ("ignore", "config_groups.group_0.targets"):
             yield (
@@ -142,13 +117,7 @@ def machines() -> Iterator[Change]:
     """Machine files of `--assume` that are wrong."""
     for name, content in (*CONTENTS.items(), *SPECIAL.items()):
         yield f"file: {name}", lambda p, c=content: machine(p, c)
-    for name in ("transformers==", "transformers==\x1b[2J", "torch==" + "9" * 5000, "no-", "==", "x==1",
-                 "torch==\ud800", "torch== \0", "no-ray==1", "transformers==..", "torch==1!2.0"):  # fmt: skip
-        yield f"--assume {name!r:.30}", lambda p, n=name: command(["select", str(QWEN3), "--assume", n])
-    for value in (*VALUES, {"torch": {}}, {"x": "1"}, {1: 2}, {"torch": 5.24}, {"torch": "\x1b[2J"}):
-        yield f"packages={value!r:.30}", lambda p, v=value: machine(p, json.dumps({"packages": v}).encode())
-    for field in ("platform", "has_triton", "compute_capability", "device_count", "override", "wsl", "x",
-                  "memory", "variables"):  # fmt: skip
+    for field in ("platform", "has_triton", "compute_capability", "device_count", "override", "wsl", "x"):
         for value in VALUES:
             yield (
                 f"{field}={value!r:.20}",
@@ -258,18 +227,6 @@ def embed(path: Path, file: str, content: bytes | Act) -> None:
     )
     _put(path / file, content)
     command(["embed", str(path), "--prompt", "1 + 1", *SHORT])
-
-
-def quantize(path: Path, settings: dict[str, Any], dotted: str, value: object) -> None:
-    """Qwen3 with a library's settings, of which one is changed."""
-    changed = json.loads(json.dumps(settings))
-    *parents, last = dotted.split(".")
-    inner = changed
-    for parent in parents:
-        inner = inner[parent]
-    inner[last] = value
-    folder(path, {"quantization_config": changed})
-    command(["generate", str(path), "--prompt", "1 + 1", "--max-tokens", "2", *SHORT])
 
 
 def requantize(path: Path, copy: str, dotted: str, value: object) -> None:

@@ -201,18 +201,21 @@ def test_an_arena_ends_with_its_engine_though_a_forked_child_lives(folder):
     arena = make(folder)
     reader = open_arena(arena.path, writes=False)
     reading, writing = os.pipe()
+    said, saying = os.pipe()
     child = os.fork()
     if not child:
+        os.write(saying, b"x")
         os.read(reading, 1)  # lives on
         os._exit(int(arena.is_alive() or arena._descriptor >= 0))
+    os.read(said, 1)
     os.close(arena._descriptor)  # as when the parent is killed
     arena._descriptor = -1
     assert not reader.is_alive()
     os.write(writing, b"x")
     assert os.waitpid(child, 0)[1] == 0
     reader.close()
-    os.close(reading)
-    os.close(writing)
+    for end in (reading, writing, said, saying):
+        os.close(end)
 
 
 @pytest.mark.parametrize(
