@@ -253,13 +253,12 @@ def test_properties_are_what_brute_force_finds(data: dict[str, Any]) -> None:
     free = [facts[OVERRIDE] is None for facts in space]
     speaks = [r for r in book.rules if against(r) and book.runners[0] in r.runners]
     clean = [not any(fires(rule, facts) for rule in speaks) for facts in space]
-    if any(f and c for f, c in zip(free, clean, strict=True)):
-        wrong = [
-            f and c and o.kind != (book.runners[0], False)
-            for f, c, o in zip(free, clean, outcomes, strict=True)
-        ]
-    else:
-        wrong = free
+    by_default = [o.kind == (book.runners[0], False) for o in outcomes]
+    never_clean = not any(f and c for f, c in zip(free, clean, strict=True))
+    wrong = [
+        f and (c or never_clean) and not default
+        for f, c, default in zip(free, clean, by_default, strict=True)
+    ]
     assert_region(regions.space.contains, broken["preferred-by-default"], space, wrong)
     assert_region(regions.space.contains, broken["monotone"], space, turned(book, space))
 
