@@ -61,7 +61,7 @@ def make_rank_sum(group: Group, device: torch.device) -> Sum:
         return group.all_reduce
     memory, why, is_right = None, "", False
     try:
-        memory = share_memory(group, inbox_size(group.size), device)
+        memory = make_symmetric_memory(group, inbox_size(group.size), device)
     except (RuntimeError, ImportError, AttributeError) as error:  # torch has no stable interface for it
         why = _first_line(error)
     if _on_all(group, memory is not None, device) and memory is not None:

@@ -1,4 +1,4 @@
-"""Which sums over ranks take one launch, and the check of them at the start; on a GPU `test_gpu.py` has both."""
+"""Which sums over ranks take one launch, and the check of them at the start."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@ them; on a GPU two streams of one device are the ranks."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ def test_a_rank_that_is_one_turn_ahead():
     sizes = (130, 700, 2, 260, 130)
     turns = [[torch.randn(size, generator=generator) for _ in range(2)] for size in sizes]
     one_shot_sum(turns[0][0].clone(), world.inboxes[0], patience=1)
-    for now, then in zip(turns, turns[1:], strict=False):
+    for now, then in itertools.pairwise(turns):
         one_shot_sum(then[0].clone(), world.inboxes[0], patience=1)
         found = one_shot_sum(now[1].clone(), world.inboxes[1])
         assert torch.equal(found, one_shot_sum_reference(now))
