@@ -303,8 +303,10 @@ class SpeculativeConfig:
     prompt_lookup_min: Count | None = None
     suffix_decoding_max_tree_depth: Annotated[int, Strict(), Field(ge=2)] | None = None
     suffix_decoding_max_cached_requests: Natural | None = None
-    suffix_decoding_max_spec_factor: Annotated[float, Field(ge=0, le=MAX_SPECULATIVE_TOKENS)] | None = None
-    suffix_decoding_min_token_prob: Annotated[float, Field(ge=0, le=1)] | None = None
+    suffix_decoding_max_spec_factor: (
+        Annotated[float, Strict(), Field(ge=0, le=MAX_SPECULATIVE_TOKENS)] | None
+    ) = None
+    suffix_decoding_min_token_prob: Annotated[float, Strict(), Field(ge=0, le=1)] | None = None
     parallel_drafting: Flag = False
 
 

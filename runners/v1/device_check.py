@@ -1,9 +1,9 @@
 """Self-check of steps on the device: they must compute the same logits as the plain model.
 
 Two requests that no user can have are served greedily by the very steps that serve users, with their graphs
-where there are some: a fresh prompt, a prompt in chunks beside a decode, then decodes side by side. The plain
-model computes all their tokens in one pass. Then the same again by requests that need more of the sampler
-than its base draw: they take other graphs.
+where there are some: a fresh prompt, a prompt in chunks beside a decode, decodes side by side, and one alone.
+The plain model computes all their tokens in one pass. Then the same again by requests that need more of the
+sampler than its base draw: they take other graphs.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def _serve(steps: DeviceSteps, rows: Sequence[_Row], params: SamplingParams, *, 
         for count in filter(None, (half, len(other.prompt) - half)):
             decodes = [(first, 1)] if _has_room(first, room) else []
             _step(steps, [*decodes, (other, count)], params)
-    for _ in range(NEW_TOKENS - 3):
-        _step(steps, [(row, 1) for row in rows if _has_room(row, room)], params)
+    # Last a token alone, whose products and experts are other kernels' than those of two.
+    for together in (*[rows] * (NEW_TOKENS - 4), [first]):
+        _step(steps, [(row, 1) for row in together if _has_room(row, room)], params)
     steps.execute(_scheduled([], params, freed=[row.row for row in rows]))
     steps.sample().result()
 

@@ -58,12 +58,15 @@ class DeviceServing:
         self.steps.release()
         self.model.fusions.remove()
 
-    def capture_graphs(self) -> None:
-        """Capture the steps of fixed form, and run the self-check through the graphs; drop them where they
-        compute something else."""
+    def capture_graphs(self, *, check: bool) -> None:
+        """Capture the steps of fixed form.
+
+        check: run the self-check through the graphs, and drop them where they compute something else. It
+        shows nothing while weights are lost.
+        """
         self.steps.capture_graphs()
         ready = self.steps.ready
-        if ready.graphs is None:
+        if ready.graphs is None or not check:
             return
         try:
             check_device_steps(

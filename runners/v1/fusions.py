@@ -128,6 +128,8 @@ def _norm(module: Any) -> Callable[..., Any] | None:
     def make(offset: float) -> Callable[..., Any]:
         def forward(hidden_states: torch.Tensor) -> torch.Tensor:
             rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+            if rows.stride(1) != 1:
+                rows = rows.contiguous()
             return rms_norm_rows(x=rows, weight=module.weight, eps=eps, offset=offset).view(
                 hidden_states.shape
             )
@@ -180,7 +182,7 @@ def _single_token_linear(module: Any) -> Callable[..., Any] | None:
         weight, bias = module.weight, module.bias
         if hidden_states.numel() != inner:
             return nn.functional.linear(hidden_states, weight, bias)
-        product = single_token_linear(x=hidden_states.reshape(1, inner), weight=weight)
+        product = single_token_linear(x=hidden_states.reshape(1, inner).contiguous(), weight=weight)
         if bias is not None:
             product += bias
         return product.view(*hidden_states.shape[:-1], -1)

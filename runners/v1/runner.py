@@ -254,9 +254,10 @@ class V1Runner(WeightLife):
 
     def capture_graphs(self) -> None:
         """Compile what steps on the device need and capture those of fixed form, unless `enforce_eager` or
-        the model can't be captured; then run the self-check through the graphs. Nothing on a CPU."""
+        the model can't be captured; then run the self-check through the graphs, unless a sleep dropped the
+        weights and nobody loaded them again. Nothing on a CPU."""
         if self._on_device is not None:
-            self._on_device.capture_graphs()
+            self._on_device.capture_graphs(check=not self.missing_weights())
 
     def shutdown(self) -> None:
         """Release the model, the KV cache and device memory. Idempotent."""

@@ -69,7 +69,7 @@ class SharedProducts:
             if number or hidden_states.numel() != inner:
                 return nn.functional.linear(hidden_states, layer.weight, layer.bias)
             products = single_token_linears(
-                x=hidden_states.reshape(1, inner),
+                x=hidden_states.reshape(1, inner).contiguous(),
                 weights=[each.weight for each in self._layers],
                 biases=[each.bias for each in self._layers],
             )

@@ -9,9 +9,11 @@ import weakref
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 
 from dodona.runners.v1 import device_forward, device_serving, packed_mixers
+from dodona.runners.v1.device_serving import DeviceServing
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.packed_mixers import packed_forward
@@ -120,6 +122,51 @@ def test_limits_on_gates_and_biases_that_may_come_are_seen():
     assert mlp in [fusion.module for fusion in Fusions(mlp)._fusions]
     mlp.act_fn = torch.nn.Sequential(torch.nn.Hardtanh(-1e9, 7.0), mlp.act_fn)
     assert mlp not in [fusion.module for fusion in Fusions(mlp)._fusions]
+
+
+@torch.inference_mode()
+def test_zeros_prove_nothing():
+    """Whatever a gate computes, weights of zeros make zeros of it, and others may come later."""
+    gated = make_model("qwen3", hidden_act="gelu_pytorch_tanh").model.layers[0].mlp
+    gated.down_proj.weight.zero_()
+    centring = make_model("cohere").model.norm
+    centring.weight.zero_()
+    for part in (gated, centring):
+        assert part not in [fusion.module for fusion in Fusions(part)._fusions]
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_fused_parts_see_weights_that_come_later(tiny_models, reference, monkeypatch):
+    """Those of a checkpoint after a sleep that dropped the old ones. Graphs that are captured in between are
+    not compared with a model whose weights are lost, which would drop them."""
+    checks = []
+    monkeypatch.setattr(DeviceServing, "capture_graphs", lambda self, *, check: checks.append(check))
+    monkeypatch.setattr(device_serving, "check_device_steps", lambda *args, **kwargs: 0.0)
+    path = tiny_models.path("qwen3-moe")
+    runner = make_runner(tiny_models.path("qwen3-moe", seed=1), num_blocks=8)
+    assert runner.max_steps_in_flight == 2
+    runner.sleep(level=2)
+    runner.wake_up()
+    runner.load_weights(load_file(path / "model.safetensors").items())
+    runner.capture_graphs()
+    assert checks == [False, True]
+    job = Driver(runner, num_blocks=8).generate(PROMPTS[1:], 2)[0]
+    assert job.output == reference(path).generate(job.prompt, 2)
+
+
+@torch.inference_mode()
+def test_a_token_may_be_strided():
+    """One row reshaped stays a view, whatever lies between its elements."""
+    model = make_model("qwen3")
+    mlp, norm = model.model.layers[0].mlp, model.model.norm
+    x = torch.randn(1, 1, 32, 2, generator=torch.Generator().manual_seed(0))[..., 0]
+    parts = (norm, mlp.down_proj, mlp)
+    inputs = (x, torch.randn(1, 1, 48, 3)[..., 1], x)
+    expected = [part(each) for part, each in zip(parts, inputs, strict=True)]
+    assert len(Fusions(norm)) == 1
+    assert len(Fusions(mlp, [[mlp.gate_proj, mlp.up_proj]])) == 4
+    found = [part(each) for part, each in zip(parts, inputs, strict=True)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_part_that_someone_hooked_is_left_alone():
