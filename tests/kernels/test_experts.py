@@ -38,9 +38,9 @@ def expected(inputs, activation="silu"):
 @pytest.mark.parametrize(
     ("hidden", "size", "tiles"),
     [
-        (64, 32, FEW_TOKENS_TILES),
-        (70, 42, FewTokensTiles(Tiles(8, 64, 4), Tiles(16, 16, 4, ahead=3))),
-        (33, 21, FewTokensTiles(Tiles(4, 16, 4), Tiles(4, 32, 4, ahead=99))),
+        (24, 16, FEW_TOKENS_TILES),
+        (38, 42, FewTokensTiles(Tiles(16, 32, 4), Tiles(16, 16, 4, ahead=3))),
+        (33, 21, FewTokensTiles(Tiles(8, 32, 4), Tiles(16, 32, 4, ahead=99))),
     ],
 )
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -61,9 +61,11 @@ def test_grouped(make, tolerance, tokens, num_experts, top_k, hidden, size, swap
     torch.testing.assert_close(found, expected(inputs), **tolerance)
 
 
-@pytest.mark.parametrize(("activation", "tokens"), zip(ACTIVATIONS, (1, MOST_FEW_TOKENS + 1, 2), strict=True))
+@pytest.mark.parametrize(
+    ("activation", "tokens"), [*zip(ACTIVATIONS, (1, MOST_FEW_TOKENS + 1, 2), strict=True)]
+)
 def test_activations(make, tolerance, tokens, activation):
-    inputs = make(tokens, 5, 2, 48, 24)
+    inputs = make(tokens, 5, 2, 24, 24)
     found = experts(**inputs, activation=activation)
     torch.testing.assert_close(found, expected(inputs, activation), **tolerance)
 
