@@ -13,6 +13,7 @@ from dodona.oracle.config.yaml_file import read_arguments
 from dodona.oracle.errors import ConfigError, did_you_mean
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.machine.packages import PACKAGES
+from dodona.oracle.printable import short
 
 MACHINES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -51,7 +52,7 @@ def assumed_machine(names: Sequence[str], *, override: str | None = None) -> Env
             fields.pop("memory", None)
         named = told.get("packages", {})
         if not isinstance(named, Mapping):
-            raise ConfigError(f"{name}: packages: expected versions by package, got {named!r}")
+            raise ConfigError(f"{name}: packages: expected versions by package, got {short(named)}")
         packages |= named
         fields.update(told)
     return Environment(**{**fields, "packages": packages, "override": override})

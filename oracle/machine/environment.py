@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
@@ -17,6 +18,7 @@ from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.language.loading import resolve_bundled
 from dodona.oracle.language.rulebook import OWN_SYSTEM, EnvironmentVariable, RuleBook
 from dodona.oracle.machine.packages import PACKAGES, TESTED
+from dodona.oracle.printable import short
 
 WSL_PIN_MEMORY: Final = "VLLM_WSL2_ENABLE_PIN_MEMORY"
 ALLOW_LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -25,6 +27,9 @@ ASSUMED_COMPUTE_CAPABILITY: Final = 90
 """Compute capability that is assumed for a CUDA environment without one (a Hopper GPU)."""
 ASSUMED_DEVICE_COUNT: Final = 8
 """Number of devices that is assumed for a CUDA environment without one."""
+
+
+_VERSION: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})*[!-~]{,40}")
 
 
 def _capability(value: object) -> object:
@@ -37,10 +42,12 @@ def _versions(value: object) -> object:
     """A mapping of packages to versions as sorted pairs."""
     if not isinstance(value, Mapping):
         return value
-    for name in value:
+    for name, version in value.items():
         if name not in PACKAGES:
-            hint = did_you_mean(str(name), PACKAGES) or f"expected one of {', '.join(PACKAGES)}"
-            raise ValueError(f"{name}: rules do not read the version of this package; {hint}")
+            hint = did_you_mean(str(name)[:80], PACKAGES) or f"expected one of {', '.join(PACKAGES)}"
+            raise ValueError(f"{short(name)}: rules do not read the version of this package; {hint}")
+        if isinstance(version, str) and not _VERSION.fullmatch(version):
+            raise ValueError(f"{name}: {short(version)} is no version; expected one such as {TESTED[name]}")
     return tuple(sorted(value.items()))
 
 

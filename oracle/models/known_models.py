@@ -88,7 +88,7 @@ def release(version: str) -> tuple[int, ...]:
     >>> release("5.9") < release("5.24.1")
     True
     """
-    found = re.match(r"\d+(\.\d+)*", version)
+    found = re.match(r"[0-9]{1,9}(\.[0-9]{1,9})*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 

@@ -334,7 +334,7 @@ def _group(weights: Mapping[str, Any], strategy: str) -> tuple[int | None, int |
 
 def _block(value: Any) -> tuple[int, int]:
     if isinstance(value, str):
-        value = [int(part) for part in value.split("x") if part.isdigit()]
+        value = [int(part) for part in value.split("x") if re.fullmatch("[0-9]{1,10}", part)]
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, int) and v > 0 for v in value):
         raise _Unreadable(f"its blocks are {value!r}, expected two numbers > 0")
     return value[1], value[0]

@@ -66,12 +66,12 @@ class KVTransferPlan:
             return BlockTransferScheduler(index, block_size=spec.block_size)
         parts = runner.get_kv_parts()
         folder, namespace_of = self._namespaces(cache_fingerprint(parts[0].layers, spec, runner.limits.dtype))
-        root, whole = settings.path, Region(0, len(parts[0].layers))
+        root, layers = settings.path, parts[0].layers
         if isinstance(settings, SharedStorageSettings):
             return BlockTransferScheduler(
                 StorageIndex(
                     folder,
-                    lambda path: is_stored(root, path, whole),
+                    lambda path: is_stored(root, path, layers),
                     namespace_of=namespace_of,
                     loads=settings.loads,
                     stores=settings.stores,

@@ -17,19 +17,20 @@ class PartLayout:
         self.own = Region.of(part)
         self.whole = Region(0, len(part.layers))
         self.dtype = dtype
-        self._layers = part.layers
+        self.layers = part.layers
+        """The model's."""
         self._block_size = block_size
 
     def elements(self, region: Region) -> int:
         """Elements of a region of a block."""
-        return region.elements(self._layers, self._block_size)
+        return region.elements(self.layers, self._block_size)
 
     def assemble(
         self, stored: Iterable[Region], read: Callable[[Region], torch.Tensor]
     ) -> torch.Tensor | None:
         """The rank's own part [elements], taken from regions that `read` gives, [elements] each; None where
         the stored ones don't cover it."""
-        sources = cover(self.own, stored)
+        sources = cover(self.own, [region for region in stored if region.is_of(self.layers)])
         if sources is None:
             return None
         if sources == [self.own]:
@@ -40,7 +41,7 @@ class PartLayout:
             for layer, tensors in self._views(source, read(source)):
                 if layer not in wanted:
                     continue
-                ours, theirs = self.own.heads(self._layers[layer]), source.heads(self._layers[layer])
+                ours, theirs = self.own.heads(self.layers[layer]), source.heads(self.layers[layer])
                 first, end = max(ours.start, theirs.start), min(ours.stop, theirs.stop)
                 if first < end:
                     for to, of in zip(wanted[layer], tensors, strict=True):
@@ -52,7 +53,7 @@ class PartLayout:
         """By layer, its keys and values [block_size, heads of the region, head_size] in a packed region."""
         start = 0
         for layer in range(region.first_layer, region.end_layer):
-            spec, tensors = self._layers[layer], []
+            spec, tensors = self.layers[layer], []
             for size in (spec.head_size_k, spec.head_size_v):
                 shape = (self._block_size, len(region.heads(spec)), size)
                 count = shape[0] * shape[1] * shape[2]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dodona.runners.interface import KVPart, LayerKVSpec
 
-_NAME = re.compile(r"(\d+)-(\d+)\.(\d+)of(\d+)")
+_NAME = re.compile(r"(\d{1,9})-(\d{1,9})\.(\d{1,9})of(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,16 @@ class Region:
             return None
         first, end, share, shares = map(int, found.groups())
         return cls(first, end, share, shares) if first < end and share < shares else None
+
+    def is_of(self, layers: Sequence[LayerKVSpec]) -> bool:
+        """Whether a rank of a model with these layers can have it: what a file says may be anything."""
+        return (
+            0 <= self.first_layer < self.end_layer <= len(layers)
+            and 0 <= self.share < self.shares
+            and all(
+                layer.num_kv_heads % self.shares == 0 for layer in layers[self.first_layer : self.end_layer]
+            )
+        )
 
     @property
     def name(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ KV_CONNECTORS = (OFFLOADING, *SHARED_STORAGE, SHARED_MEMORY)
 """The connectors that there are."""
 
 _WAIT_SECONDS = 30.0
+MAX_WAIT_SECONDS = 86_400
+"""Longest that a request may wait for another engine's blocks."""
+MAX_BYTES = 1 << 62
+"""More than any memory or file system has."""
 
 _WITHOUT_EFFECT = ("kv_buffer_device", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port", "engine_id")
 """Fields of `kv_transfer_config` that no connector here reads."""
@@ -110,14 +115,9 @@ def lacks_connector(config: EngineConfig) -> bool:
 
 def _shared_storage(transfer: KVTransferConfig) -> SharedStorageSettings:
     extra = _extra_config(transfer, SHARED_STORAGE[0], ("shared_storage_path", "max_bytes"))
-    path, max_bytes = extra.get("shared_storage_path"), extra.get("max_bytes")
-    if not isinstance(path, str) or not path:
-        raise EngineSetupError(
-            f"{SHARED_STORAGE[0]} needs shared_storage_path in kv_connector_extra_config: a folder for its "
-            f"files; got {_kind(path)}"
-        )
+    max_bytes = extra.get("max_bytes")
     return SharedStorageSettings(
-        Path(path).expanduser(),
+        _folder(extra, "shared_storage_path", SHARED_STORAGE[0], "a folder for its files"),
         None if max_bytes is None else _byte_count("max_bytes", max_bytes),
         loads=transfer.kv_role != "kv_producer",
         stores=transfer.kv_role != "kv_consumer",
@@ -128,35 +128,54 @@ def _shared_memory(transfer: KVTransferConfig) -> SharedMemorySettings:
     loads, stores = transfer.kv_role != "kv_producer", transfer.kv_role != "kv_consumer"
     known = ("shared_memory_path", *("memory_bytes",) * stores, *("wait_seconds",) * loads)
     extra = _extra_config(transfer, f"{SHARED_MEMORY} as {transfer.kv_role}", known)
-    path = extra.get("shared_memory_path")
-    if not isinstance(path, str) or not path:
-        raise EngineSetupError(
-            f"{SHARED_MEMORY} needs shared_memory_path in kv_connector_extra_config: a folder in memory that "
-            f"the engines share, such as /dev/shm/dodona-kv; got {_kind(path)}"
-        )
+    path = _folder(
+        extra,
+        "shared_memory_path",
+        SHARED_MEMORY,
+        "a folder in memory that the engines share, such as /dev/shm/dodona-kv",
+    )
     if stores and "memory_bytes" not in extra:
         raise EngineSetupError(
             f"{SHARED_MEMORY} as {transfer.kv_role} needs memory_bytes in kv_connector_extra_config: the "
             "memory for blocks that other engines read"
         )
     seconds = extra.get("wait_seconds", _WAIT_SECONDS)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+    number = not isinstance(seconds, bool) and isinstance(seconds, int | float)
+    if not number or not 0 <= seconds <= MAX_WAIT_SECONDS:
         raise EngineSetupError(
-            f"kv_connector_extra_config: wait_seconds must be a number, at least 0; got {_kind(seconds)}"
+            f"kv_connector_extra_config: wait_seconds must be a number, at least 0 and at most "
+            f"{MAX_WAIT_SECONDS}; got {_kind(seconds)}"
         )
     return SharedMemorySettings(
-        Path(path).expanduser(),
+        path,
         _byte_count("memory_bytes", extra["memory_bytes"]) if stores else None,
         float(seconds) if loads else None,
     )
 
 
 def _byte_count(key: str, given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given < MAX_BYTES:
         raise EngineSetupError(
-            f"kv_connector_extra_config: {key} must be a number of bytes above 0; got {_kind(given)}"
+            f"kv_connector_extra_config: {key} must be a number of bytes above 0 and below 2^62; got "
+            f"{_kind(given)}"
         )
     return given
+
+
+def _folder(extra: Mapping[str, Any], key: str, connector: str, what: str) -> Path:
+    """The folder that `key` names. Raises EngineSetupError, which does not show a value that may be a
+    secret."""
+    given = extra.get(key)
+    if isinstance(given, str) and given and "://" not in given:
+        with suppress(ValueError, RuntimeError):  # no text of a file system; a home that is not known
+            path = Path(given).expanduser()
+            os.fsencode(path)
+            if "\0" not in given:
+                return path
+    raise EngineSetupError(
+        f"{connector} needs {key} in kv_connector_extra_config: {what}, as a path of this machine; got "
+        f"{_kind(given)}"
+    )
 
 
 def _kind(value: Any) -> str:
@@ -179,7 +198,12 @@ def _offloading(config: EngineConfig) -> OffloadingSettings:
             f"{OFFLOADING} needs one size of the host's memory: kv_offloading_size in GiB, or "
             f"cpu_bytes_to_use in kv_connector_extra_config; got {'both' if size else 'none'}"
         )
-    total = int((size or 0) * 2**30) if given is None else _byte_count("cpu_bytes_to_use", given)
+    if given is not None:
+        total = _byte_count("cpu_bytes_to_use", given)
+    elif (size or 0) * 2**30 >= MAX_BYTES:
+        raise EngineSetupError(f"kv_offloading_size must be below {MAX_BYTES >> 30} GiB; got {size}")
+    else:
+        total = int((size or 0) * 2**30)
     return OffloadingSettings(total // config.parallel_config.world_size)
 
 

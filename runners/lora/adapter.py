@@ -36,6 +36,10 @@ class LoRAWeights:
     """[out_features, rank]."""
     scale: float
 
+    def scaled_b(self) -> torch.Tensor:
+        """B times the scale, [out_features, rank] in fp32."""
+        return self.b.float() * self.scale
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedLinear:
@@ -125,14 +129,22 @@ def _read_layers(
         down = _read(file, stored, names.get("A"), f"{module}.lora_A.weight", (rank, target.in_features))
         up = _read(file, stored, names.get("B"), f"{module}.lora_B.weight", (target.out_features, rank))
         layers[module] = LoRAWeights(down, up, config.scale(module))
+        # A number that is none would reach the rows of other adapters in the same product.
+        if not torch.isfinite(layers[module].scaled_b().to(target.dtype)).all():
+            raise ConfigError(
+                f"{file}: {module}.lora_B.weight times the scale {layers[module].scale:g} has values "
+                f"that are not finite in {target.dtype}; check lora_alpha, or choose another dtype"
+            )
     return layers
 
 
 def _is_saved(name: str, config: PeftConfig, targets: Mapping[str, LoRATarget]) -> bool:
     """Whether a tensor is part of a last layer in place of the model's."""
     module, _, part = name.removeprefix(_PREFIX).rpartition(".")
-    is_head = module in targets and targets[module].is_head
-    return is_head and config.saves(module) and part in ("weight", "bias")
+    target = targets.get(module) if name.startswith(_PREFIX) else None
+    if target is None or not target.is_head or not config.saves(module):
+        return False
+    return part == "weight" or (part == "bias" and target.has_bias)
 
 
 def _read_saved(
@@ -162,7 +174,6 @@ def _read(file: Path, stored: Any, name: str | None, what: str, shape: tuple[int
             f"of {', '.join(_READABLE)}; check that adapter and model belong together"
         )
     tensor: torch.Tensor = stored.get_tensor(name)
-    # A number that is none would reach the rows of other adapters in the same product.
     if not torch.isfinite(tensor).all():
         raise ConfigError(f"{file}: tensor {name!r} has values that are not finite")
     return tensor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True, slots=True)
 class LoRATarget:
@@ -15,3 +17,5 @@ class LoRATarget:
     """One of a classifier's last layers: an adapter may bring another in its place (PEFT's
     `modules_to_save`)."""
     has_bias: bool = False
+    dtype: torch.dtype = torch.float32
+    """In which adapters are computed."""

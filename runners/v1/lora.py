@@ -131,10 +131,10 @@ class _Layer:
         """The sizes of the whole layer."""
         inputs, outputs = self.a.shape[1], len(self.b)
         if self._share is None:
-            return LoRATarget(inputs, outputs, self._found.is_head, self._has_bias)
+            return LoRATarget(inputs, outputs, self._found.is_head, self._has_bias, dtype=self.a.dtype)
         if self._share.of_inputs:
-            return LoRATarget(inputs * self._share.parts, outputs)
-        return LoRATarget(inputs, outputs * self._share.parts)
+            return LoRATarget(inputs * self._share.parts, outputs, dtype=self.a.dtype)
+        return LoRATarget(inputs, outputs * self._share.parts, dtype=self.a.dtype)
 
     def write(self, slot: int, adapter: Adapter) -> None:
         """Put what an adapter has for this layer into a slot."""
@@ -154,13 +154,13 @@ class _Layer:
         self.b[:, begin:end].zero_()
         if weights is None:
             return
-        a, b, share = weights.a, weights.b, self._share
+        a, b, share = weights.a, weights.scaled_b(), self._share
         if share is not None and share.of_inputs:
             a = a[:, share.index * self.a.shape[1] :][:, : self.a.shape[1]]
         elif share is not None:
             b = b[share.index * len(self.b) :][: len(self.b)]
         self.a[begin : begin + len(a)].copy_(a)
-        self.b[:, begin : begin + len(a)].copy_(b.float() * weights.scale)
+        self.b[:, begin : begin + len(a)].copy_(b)
 
     def _add(
         self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor

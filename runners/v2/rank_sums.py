@@ -3,6 +3,7 @@ other's memory, else by the group's own all-reduce. Both give the same bits on a
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ LARGEST_ONE_SHOT = 2 << 20
 PATIENCE = 1 << 20
 """How often the check at the start looks for a message."""
 
-_CHECKED = ((torch.bfloat16, 64), (torch.bfloat16, 4096), (torch.float32, 50_000))
+_CHECKED = ((torch.bfloat16, 64), (torch.float32, 50_000), (torch.bfloat16, 4096))
+"""Types and sizes of the tensors that the check sums, beside the largest."""
+
+_REPLAYS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,15 +59,19 @@ def make_rank_sum(group: Group, device: torch.device) -> Sum:
     """The sum over `group`. All ranks must call it; all of them then have the same way."""
     if not isinstance(group, ProcessGroup) or device.type != "cuda":
         return group.all_reduce
-    memory, why = None, ""
+    memory, why, is_right = None, "", False
     try:
         memory = make_symmetric_memory(group, inbox_size(group.size), device)
-    except RuntimeError as error:
-        why = str(error).partition("\n")[0]
+    except (RuntimeError, ImportError, AttributeError) as error:  # torch has no stable interface for it
+        why = _first_line(error)
     if _on_all(group, memory is not None, device) and memory is not None:
         inboxes = make_inboxes(group.rank, memory.addresses, device)
-        why = "a check of its sums failed"
-        if _on_all(group, _is_right(group, inboxes, device), device):
+        try:
+            is_right = gives_right_sums(group, inboxes, device)
+            why = "a check of its sums failed"
+        except RuntimeError as error:
+            why = _first_line(error)
+        if _on_all(group, is_right, device):
             return RankSum(group, inboxes, memory)
     logger.warning(
         "V2: ranks exchange small tensors by NCCL, not in one launch: %s", why or "see other ranks"
@@ -71,17 +79,47 @@ def make_rank_sum(group: Group, device: torch.device) -> Sum:
     return group.all_reduce
 
 
-def _is_right(group: Group, inboxes: Inboxes, device: torch.device) -> bool:
-    """Whether sums of random numbers are as they must be. All ranks launch the same, whatever fails."""
-    is_right = True
+def gives_right_sums(group: Group, inboxes: Inboxes, device: torch.device) -> bool:
+    """Whether a captured graph of sums of several sizes, replayed with other numbers each time and no pause
+    between, gives what it must. All ranks must call it, and launch the same whatever fails."""
+    largest = LARGEST_ONE_SHOT // (4 * (group.size - 1))
+    sizes = 2 * (*_CHECKED, (torch.float32, largest))
+    buffers = [torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes]
+
+    def add_up() -> None:
+        for buffer in buffers:
+            one_shot_sum(buffer, inboxes, patience=PATIENCE)
+
+    # Kernels are compiled here. A rank that takes longer finds the others' patience at an end, which is why
+    # these sums do not count; turns count on.
+    add_up()
+    replay = _captured(add_up, device)
     generator = torch.Generator(device).manual_seed(group.rank)
-    for dtype, size in _CHECKED:
-        for _ in range(3):
-            own = torch.randn(size, generator=generator, device=device).to(dtype)
-            expected = one_shot_sum_reference(group.all_gather(own))
-            found = one_shot_sum(own.clone(), inboxes, patience=PATIENCE)
-            is_right = is_right and torch.equal(found, expected)
-    return is_right
+    given = [
+        [torch.randn(size, generator=generator, device=device).to(dtype) for dtype, size in sizes]
+        for _ in range(_REPLAYS)
+    ]
+    expected = [[one_shot_sum_reference(group.all_gather(own)) for own in turn] for turn in given]
+    found = []
+    for turn in given:
+        for buffer, own in zip(buffers, turn, strict=True):
+            buffer.copy_(own)
+        replay()
+        found.append([buffer.clone() for buffer in buffers])
+    return all(map(torch.equal, itertools.chain(*found), itertools.chain(*expected)))
+
+
+def _captured(launch: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Replays what `launch` launches."""
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        launch()
+    return graph.replay
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _on_all(group: Group, holds: bool, device: torch.device) -> bool:

@@ -99,17 +99,17 @@ class FaultyFiles(BlockFiles):
         self.faults: Counter[str] = Counter()
         self.reads = 0
 
-    def _read_bytes(self, path: str) -> bytes:
+    def _read_bytes(self, path: str, limit: int) -> bytes:
         self.reads += 1
         if self.rng.random() >= self.rate:
-            return super()._read_bytes(path)
+            return super()._read_bytes(path, limit)
         kind = self.rng.choice(["missing", "short", "bit", "other", "fails", "empty"])
         self.faults[f"read {kind}"] += 1
         if kind == "missing":
             self.remove(path)
         if kind == "fails":
             raise OSError(errno.EIO, "Input/output error")
-        data = super()._read_bytes(path)
+        data = super()._read_bytes(path, limit)
         if kind == "short":
             return data[: self.rng.randrange(len(data))]
         if kind == "empty":
@@ -196,7 +196,7 @@ class Ranks(KVConnectorWorker):
 def make_engine(
     files: BlockFiles, root: Path, rng: random.Random, in_flight: int, parts: Sequence[KVPart]
 ) -> SyncEngine:
-    index = StorageIndex("model", lambda path: is_stored(root, path, Region(0, len(LAYERS))))
+    index = StorageIndex("model", lambda path: is_stored(root, path, LAYERS))
     engine = SyncEngine(
         num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_num_seqs=4, max_num_batched_tokens=24,
         max_steps_in_flight=in_flight,

@@ -3,6 +3,8 @@ them; on a GPU two streams of one device are the ranks."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -51,6 +53,33 @@ def test_each_rank_gets_the_sum(ranks, dtype):
         assert torch.equal(result, one_shot_sum_reference(tensors))
         seen.append(turn % ranks)
     assert set(seen) == set(range(ranks))
+
+
+@pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
+def test_a_rank_that_is_one_turn_ahead():
+    """Its next message does not take the place of one that was not read yet, whatever the tensors' sizes."""
+    world = Ranks(2, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    sizes = (130, 700, 2, 260, 130)
+    turns = [[torch.randn(size, generator=generator) for _ in range(2)] for size in sizes]
+    one_shot_sum(turns[0][0].clone(), world.inboxes[0], patience=1)
+    for now, then in itertools.pairwise(turns):
+        one_shot_sum(then[0].clone(), world.inboxes[0], patience=1)
+        found = one_shot_sum(now[1].clone(), world.inboxes[1])
+        assert torch.equal(found, one_shot_sum_reference(now))
+
+
+@pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
+@pytest.mark.parametrize("last", [2**31 - 1, -1])
+def test_turns_wrap_around(last):
+    """2**31 turns are a day of decoding."""
+    world = Ranks(2, "cpu")
+    for inboxes in world.inboxes:
+        inboxes.turns.fill_(last - 2)
+    for turn in range(5):
+        tensors = [torch.full((200,), float(10 * turn + rank)) for rank in range(2)]
+        assert torch.equal(world.sum(tensors, receiver=turn % 2), one_shot_sum_reference(tensors))
+    assert world.inboxes[0].turns[0].item() == (last + 3 + 2**31) % 2**32 - 2**31
 
 
 @pytest.mark.parametrize(

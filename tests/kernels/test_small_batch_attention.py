@@ -119,22 +119,25 @@ def test_larger_groups_and_batches_are_refused(device, generator):
 
 @pytest.mark.parametrize(
     ("shape", "norm", "window"),
-    [((1, 1, 16), True, None), ((4, 2, 16), False, 20), ((3, 1, 32), True, 3), ((8, 2, 128), True, None)],
+    [
+        ((1, 1, 16), True, None), ((4, 2, 16), False, 20), ((3, 1, 32), True, 3), ((8, 2, 128), True, None),
+        ((8, 1, 64), True, 5),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_entries_of_one_row_see_each_other(shape, norm, window, dtype, device, tolerance, generator):
     """A row's last token and its drafts, whose keys are in the projection: as if they were written before."""
     entries = most_entries(shape[0] // shape[1], shape[2] * dtype.itemsize)
-    counts = [min(3, entries), 1, min(5, entries), 1]
-    lengths = [[70, 71, 72], [1], [2, 3, 4, 5, 6], [40]]
+    counts = [min(3, entries), 1, min(5, entries), min(9, entries), 1]
+    lengths = [[70, 71, 72], [1], [2, 3, 4, 5, 6], list(range(14, 23)), [40]]  # a block has 16 tokens
     seq_lens = [length for own, count in zip(lengths, counts, strict=True) for length in own[:count]]
     case, _, _ = make_case(
         shape, seq_lens, norm, window, dtype, device, generator, padded=[len(seq_lens) - 1]
     )
     sequences = case.pop("sequences")
     offsets = [i for count in counts for i in range(count)]
-    firsts = [i - offset for i, offset in enumerate(offsets)]
-    sequences.rows[:-1] = sequences.rows[firsts][:-1]
+    lasts = [sum(counts[: i + 1]) - 1 for i, count in enumerate(counts) for _ in range(count)]
+    sequences.rows[:-1] = sequences.rows[lasts][:-1]
     tokens = make_new_tokens(sequences, 16, shape[2], 700, device, generator)
     case["tokens"] = NewTokens(tokens.positions, tokens.slots, case["tokens"].cos_sin)
     queries, expected_cache = qk_norm_rope_kv_write_reference(**case)

@@ -96,6 +96,10 @@ def test_versions_of_packages_are_told_or_not_known(tmp_path: Path) -> None:
     [
         ({"transfomers": "5.23.0"}, "transfomers.*did you mean 'transformers'"),
         ({"ray": 2.6}, "packages.*valid string"),
+        ({"ray": ""}, "ray: '' is no version; expected one such as"),
+        ({"transformers": "9" * 5000}, "transformers: '9{70,80}… is no version"),
+        ({"transformers": "\u202e5"}, r"transformers: '\\+u202e5' is no version"),
+        ({"x" * 5000: "1"}, "'x{70,80}…: rules do not read"),
         (3, "packages.*valid tuple"),
     ],
 )

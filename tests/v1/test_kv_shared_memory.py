@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.errors import EngineSetupError
+from dodona.runners.interface import KVPart, LayerKVSpec
+from dodona.runners.kv_transfer.part_layout import PartLayout
 from dodona.runners.kv_transfer.regions import Region
 from dodona.runners.kv_transfer.settings import SharedMemorySettings, resolve_kv_transfer
 from dodona.runners.kv_transfer.shared_memory.arena import Arena, ArenaError, create_arena, open_arena
+from dodona.runners.kv_transfer.shared_memory.index import OtherArenas
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from tests.v1.test_kv_shared_storage import SIZES, prompts, run
@@ -167,6 +171,53 @@ def test_files_that_are_no_arenas(folder):
         open_arena(folder / "cut", writes=False)
 
 
+def test_what_lies_in_the_folder_and_is_no_arena(folder):
+    folder.mkdir()
+    (folder / "link.kv").symlink_to(folder / "link.kv")
+    (folder / "zero.kv").symlink_to("/dev/zero")
+    (folder / "folder.kv").mkdir()
+    os.mkfifo(folder / "pipe.kv")
+    arena = make(folder)
+    for name in ("zero", "folder", "pipe"):
+        with pytest.raises(ArenaError, match="is no arena"):
+            open_arena(folder / f"{name}.kv", writes=False)
+    others = OtherArenas(folder, None)
+    others.look()
+    assert others.find(b"k" * 16) is None
+    arena.assign(0, b"k" * 16)
+    assert others.find(b"k" * 16) is not None
+    others.close()
+    arena.close(remove=True)
+
+
+def test_regions_that_are_none_of_the_models_are_not_read():
+    layers = (LayerKVSpec(4, 2, 2),) * 2
+    layout = PartLayout(KVPart.whole(layers), block_size=2, dtype=torch.float32)
+    lies = [Region(0, 1 << 60), Region(0, 2, 0, 0), Region(1, 3), Region(0, 2, 2, 3), Region(0, 2, 5, 4)]
+    assert layout.assemble(lies, lambda region: pytest.fail(f"{region} is read")) is None
+
+
+def test_an_arena_ends_with_its_engine_though_a_forked_child_lives(folder):
+    arena = make(folder)
+    reader = open_arena(arena.path, writes=False)
+    reading, writing = os.pipe()
+    said, saying = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(saying, b"x")
+        os.read(reading, 1)  # lives on
+        os._exit(int(arena.is_alive() or arena._descriptor >= 0))
+    os.read(said, 1)
+    os.close(arena._descriptor)  # as when the parent is killed
+    arena._descriptor = -1
+    assert not reader.is_alive()
+    os.write(writing, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    reader.close()
+    for end in (reading, writing, said, saying):
+        os.close(end)
+
+
 @pytest.mark.parametrize(
     ("role", "extra", "error"),
     [
@@ -176,6 +227,9 @@ def test_files_that_are_no_arenas(folder):
         ("kv_producer", {"wait_seconds": 3}, "as kv_producer doesn't know 'wait_seconds'"),
         ("kv_consumer", {"memory_bytes": 100}, "as kv_consumer doesn't know 'memory_bytes'"),
         ("kv_consumer", {"wait_seconds": -1}, "wait_seconds must be a number, at least 0"),
+        ("kv_producer", {"memory_bytes": 10**30}, "memory_bytes must be a number of bytes"),
+        ("kv_consumer", {"wait_seconds": 10**400}, "wait_seconds must be a number, at least 0"),
+        ("kv_consumer", {"shared_memory_path": "a\0b"}, "needs shared_memory_path"),
         ("kv_consumer", {"shared_memory_path": None}, "needs shared_memory_path"),
         ("kv_consumer", {"shared_memory_path": "/"}, "with mode 0700"),
     ],

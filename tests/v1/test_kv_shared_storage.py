@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.runners.errors import EngineSetupError, InvalidRequestError
+from dodona.runners.interface import LayerKVSpec
 from dodona.runners.kv_transfer.settings import resolve_kv_transfer
 from dodona.runners.kv_transfer.storage.block_files import BlockFiles
+from dodona.runners.kv_transfer.storage.paths import is_stored
 from dodona.runners.kv_transfer.threaded_worker import DamagedBlockError
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner
+from tests.support.hostile_files import SPECIAL
 from tests.support.tiny_models import VOCAB_SIZE
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -236,7 +239,9 @@ def test_a_writer_that_is_killed_leaves_only_whole_blocks(tmp_path):
     program = """
 import sys, torch
 from pathlib import Path
+from dodona.runners.interface import LayerKVSpec
 from dodona.runners.kv_transfer.storage.block_files import BlockFiles
+from dodona.runners.kv_transfer.storage.paths import is_stored
 files = BlockFiles(Path(sys.argv[1]), max_bytes=None)
 for number in range(100_000):
     files.write(f"n/aa/{number:06}.safetensors", torch.full((1 << 18,), float(number)))
@@ -266,12 +271,52 @@ def test_files_that_a_dead_writer_left_are_removed(tmp_path):
     assert not old.exists()
 
 
+def test_what_lies_in_the_folder_and_is_no_block(tmp_path):
+    layers = (LayerKVSpec(4, 2, 2),) * 2
+    path, parts = "n/aa/1.safetensors", tmp_path / "n/aa/1.parts"
+    parts.mkdir(parents=True)
+    lies = ("0-999999999.0of1", "0-2.0of999999937", "0-2.1of3", "1-3.0of2", "0-2.0of\u0661")
+    for name in (*lies, f"0-{'9' * 200}.0of1"):
+        (parts / f"{name}.safetensors").touch()
+    block_files = BlockFiles(tmp_path, max_bytes=1)
+    assert not block_files.regions(path, layers)
+    assert not is_stored(tmp_path, path, layers)
+    assert not is_stored(tmp_path / ("x" * 300), path, layers)  # what can't be looked at
+    file = tmp_path / path
+    for kind in ("pipe", "directory", "endless", "link to itself"):
+        make = SPECIAL[kind]
+        make(file)
+        assert not is_stored(tmp_path, path, layers)
+        with pytest.raises(OSError, match=r"1\.safetensors"):
+            block_files.read(path, elements=8, dtype=torch.float32)
+        file.rmdir() if file.is_dir() else file.unlink()
+    header = {"path": path, "checksum": "x"}
+    for tensor in (torch.tensor(1.0), torch.zeros(0, 8), torch.zeros(8, dtype=torch.complex64)):
+        save_file({"kv": tensor}, file, header)
+        with pytest.raises(DamagedBlockError, match="it holds"):
+            block_files.read(path, elements=8, dtype=torch.float32)
+    file.touch()
+    os.truncate(file, 1 << 36)
+    with pytest.raises(DamagedBlockError):
+        block_files.read(path, elements=8, dtype=torch.float32)
+    link = tmp_path / "n/aa/2.safetensors"
+    link.symlink_to(link)
+    block_files.write("n/aa/3.safetensors", torch.zeros(8))  # a bound that a link doesn't disable
+    assert not any(file.is_file() for file in tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("extra", "error"),
     [
         ({"shared_storage_path": 3}, "needs shared_storage_path"),
         ({"shared_storage_path": "/dev/null/x"}, "shared_storage_path '/dev/null/x'"),
         ({"max_bytes": 0}, "max_bytes must be a number of bytes above 0"),
+        ({"max_bytes": 10**30}, "max_bytes must be a number of bytes above 0"),
+        ({"shared_storage_path": "a\0b"}, "needs shared_storage_path"),
+        ({"shared_storage_path": "\ud800"}, "needs shared_storage_path"),
+        ({"shared_storage_path": "~nobody-of-this-name/x"}, "needs shared_storage_path"),
+        ({"shared_storage_path": "s3://user:s3cret@host/x"}, "of this machine; got a value of type str$"),
+        ({"shared_storage_path": "/tmp/" + "x/" * 2500}, "shared_storage_path '/tmp/x/x"),
         ({"shards": 2}, "doesn't know 'shards'"),
     ],
 )

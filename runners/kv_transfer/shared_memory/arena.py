@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
 import threading
 import uuid
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dodona.runners.after_fork import leave_after_fork
 from dodona.runners.kv_transfer.regions import Region
 
 SUFFIX = ".kv"
@@ -47,9 +49,14 @@ class Arena:
         self._closing = threading.Lock()
         size = os.fstat(descriptor).st_size
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writes else 0)
-        if size < _PAGE:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or size < _PAGE:
             raise ArenaError(f"{path} is no arena of KV blocks")
-        memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=access)
+        # Opened again: the mapping keeps what it was made from, and with it would keep the lock.
+        mapped = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR if writes else os.O_RDONLY)
+        try:
+            memory = mmap.mmap(mapped, size, flags=mmap.MAP_SHARED, prot=access)
+        finally:
+            os.close(mapped)
         self._bytes = np.frombuffer(memory, dtype=np.uint8)
         words = self._bytes[: size // 8 * 8].view(np.uint64)
         magic, self.num_slots, num_parts, self._data = (int(word) for word in words[:_HEADER_WORDS])
@@ -72,6 +79,7 @@ class Arena:
         fields = words[table:end].reshape(3 + 2 * num_parts, self.num_slots)
         self._first, self._second, self._generations = fields[0], fields[1], fields[2]
         self._marks, self._sums = fields[3 : 3 + num_parts], fields[3 + num_parts :]
+        leave_after_fork(self)
 
     # --- The engine's process
 
@@ -152,9 +160,16 @@ class Arena:
             if self._descriptor >= 0:
                 if remove:
                     self.path.unlink(missing_ok=True)
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # the mapping keeps the file open
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
                 os.close(self._descriptor)
                 self._descriptor = -1
+
+    def leave_to_parent(self) -> None:
+        """In a child process after a fork: the lock is the parent's, and ends with it."""
+        self._closing = threading.Lock()  # a thread of the parent may have held the other
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _part(self, slot: int, part: int) -> np.ndarray[Any, Any]:
         start = self._data + slot * self._slot_bytes + self._offsets[part]
@@ -195,7 +210,8 @@ def create_arena(folder: Path, num_slots: int, parts: Sequence[tuple[Region, int
 
 def open_arena(path: Path, *, writes: bool) -> Arena:
     """An engine's arena; writes: for the engine's ranks. Raises ArenaError, and OSError where it is gone."""
-    descriptor = os.open(path, os.O_RDWR if writes else os.O_RDONLY)
+    # without O_NONBLOCK, opening a pipe waits for a writer
+    descriptor = os.open(path, (os.O_RDWR if writes else os.O_RDONLY) | os.O_NONBLOCK)
     try:
         return Arena(path, descriptor, writes=writes)
     except BaseException:

@@ -16,6 +16,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import read_prefix
+from dodona.runners.interface import LayerKVSpec
 from dodona.runners.kv_transfer.regions import Region
 from dodona.runners.kv_transfer.storage.paths import PARTS, SUFFIX, stored_regions
 from dodona.runners.kv_transfer.threaded_worker import DamagedBlockError
@@ -24,6 +27,8 @@ logger = logging.getLogger("dodona.kv_transfer")
 
 _TEMPORARY = ".tmp"
 _TENSOR = "kv"
+_MAX_HEADER_BYTES = 4096
+"""Of a file's header, which has a path and a checksum."""
 _ABANDONED_SECONDS = 600
 """Age from which a temporary file is that of a process that died while it wrote."""
 
@@ -43,20 +48,19 @@ class BlockFiles:
         """Since the last look at what all engines wrote; the first write looks."""
         self._known_bytes: int | None = None
 
-    def regions(self, path: str, whole: Region) -> Sequence[Region]:
-        """The regions of the block with this path that are stored; the whole one comes first."""
-        return stored_regions(self._root, path, whole)
+    def regions(self, path: str, layers: Sequence[LayerKVSpec]) -> Sequence[Region]:
+        """The regions of the block with this path that are stored; the whole one comes first. layers: the
+        model's."""
+        return stored_regions(self._root, path, layers)
 
     def read(self, path: str, *, elements: int, dtype: torch.dtype) -> torch.Tensor:
         """The block [elements], and count it as used now.
 
         Raises OSError where the file can't be read, and DamagedBlockError; a damaged file is removed.
         """
-        data = self._read_bytes(path)
+        data = self._read_bytes(path, elements * dtype.itemsize + _MAX_HEADER_BYTES)
         try:
-            found = _decode(data, path)
-            if found.shape != (elements,) or found.dtype != dtype:
-                raise DamagedBlockError(f"holds {found.dtype} {tuple(found.shape)}")
+            found = _decode(data, path, elements, dtype)
         except DamagedBlockError as error:
             logger.warning("KV block %s is damaged and is computed again: %s", self._root / path, error)
             self.remove(path)
@@ -84,8 +88,15 @@ class BlockFiles:
         """Remove a file, if it is there."""
         _remove(self._root / path)
 
-    def _read_bytes(self, path: str) -> bytes:
-        return (self._root / path).read_bytes()
+    def _read_bytes(self, path: str, limit: int) -> bytes:
+        """At most `limit` + 1 bytes of a regular file."""
+        file = self._root / path
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: is not there")
+        try:
+            return read_prefix(file, limit=limit)
+        except ConfigError as error:
+            raise OSError(str(error)) from error
 
     def _write_bytes(self, path: Path, data: bytes) -> None:
         path.write_bytes(data)
@@ -133,13 +144,13 @@ class BlockFiles:
             for name in names:
                 path = Path(folder, name)
                 try:
-                    status = path.stat()
+                    status = path.lstat()
                     if name.endswith(_TEMPORARY) and now - status.st_mtime > _ABANDONED_SECONDS:
                         path.unlink(missing_ok=True)
                     elif name.endswith(SUFFIX):
                         yield status.st_mtime, status.st_size, path
-                except FileNotFoundError:
-                    continue  # another engine removed it
+                except OSError:
+                    continue  # another engine removed it, or it is another user's
 
 
 def _remove(file: Path) -> None:
@@ -155,13 +166,15 @@ def _encode(block: torch.Tensor, path: str) -> bytes:
     return safetensors.torch.save({_TENSOR: block}, metadata)
 
 
-def _decode(data: bytes, path: str) -> torch.Tensor:
-    """The tensor of a file. Raises DamagedBlockError."""
+def _decode(data: bytes, path: str, elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor [elements] of a file. Raises DamagedBlockError."""
     try:
         block = safetensors.torch.load(data)[_TENSOR]
         metadata = _metadata(data)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedBlockError(f"no file of a block ({type(error).__name__})") from error
+    if block.shape != (elements,) or block.dtype != dtype:
+        raise DamagedBlockError(f"it holds {block.dtype} {tuple(block.shape)}")
     if metadata.get("path") != path:
         raise DamagedBlockError("it is the file of another block")
     if metadata.get("checksum") != _checksum(block, path):

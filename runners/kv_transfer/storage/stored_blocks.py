@@ -43,7 +43,7 @@ class StoredBlocks:
                 region_path(path, region, layout.whole), elements=layout.elements(region), dtype=layout.dtype
             )
 
-        block = layout.assemble(self._files.regions(path, layout.whole), read)
+        block = layout.assemble(self._files.regions(path, layout.layers), read)
         if block is None:
             raise FileNotFoundError(f"{path}: not all parts of the block are stored")
         return block
