@@ -121,7 +121,7 @@ class Workers:
         unasked: dict[int, Failure] = {}
         gone: list[int] = []
         by_connection = {process.connection: process for process in self._processes}
-        while not ranks <= found.keys():
+        while not ranks <= found.keys() or self._has_cause_elsewhere(ranks, found, unasked, gone):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             ready = wait([c for c, process in by_connection.items() if process.rank not in gone], left)
             if not ready:
@@ -146,6 +146,18 @@ class Workers:
         if gone or failures:
             self._end_by_failure(what, failures, gone)
         self._end_by_time(what, ranks - found.keys(), time.monotonic() - began)
+
+    def _has_cause_elsewhere(
+        self,
+        ranks: set[int],
+        found: Mapping[int, Answer],
+        unasked: Mapping[int, Failure],
+        gone: Sequence[int],
+    ) -> bool:
+        """Whether some of `ranks` failed, and the others may show why: when a rank dies, those that wait for
+        it fail too, and can be the first to say so."""
+        failed = any(isinstance(answer, Failure) for answer in found.values())
+        return failed and len({*ranks, *unasked, *gone}) < len(self._processes)
 
     def _end_by_failure(self, what: str, failures: Mapping[int, Failure], gone: Sequence[int]) -> NoReturn:
         """Raise the error of the rank that began it: when one dies, the others fail for want of it."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,6 +181,17 @@ def test_a_worker_that_dies_is_named_with_its_signal_and_output():
     assert error.rank == 1
     assert "killed by SIGKILL" in str(error)
     assert "about to die" in str(error)
+
+
+def test_a_worker_that_dies_is_named_though_another_says_first_that_it_failed():
+    with workers() as started:
+        started.tell(Execute(("sleep", 60.0), None), [1])  # type: ignore[arg-type]
+        started.tell(Execute(("raise", "the peer closed its connection"), None), [0])  # type: ignore[arg-type]
+        started.tell(Sample(None), [0])
+        threading.Timer(0.5, os.kill, (pids(started)[1], signal.SIGKILL)).start()
+        error = fails(started, [0])
+    assert error.rank == 1
+    assert "killed by SIGKILL" in str(error)
 
 
 def test_a_worker_that_hangs_is_named_after_the_time_limit():

@@ -3,6 +3,7 @@ transformers', whatever becomes of the producer."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -188,6 +189,18 @@ def test_what_lies_in_the_folder_and_is_no_arena(folder):
     assert others.find(b"k" * 16) is not None
     others.close()
     arena.close(remove=True)
+
+
+def test_what_an_engine_that_was_killed_left_unfinished_is_removed(folder):
+    folder.mkdir(mode=0o700)
+    left, begun, made = (folder / f"{name}.new" for name in ("left", "begun", "made"))
+    left.write_bytes(bytes(4096))
+    begun.touch()  # another engine has made it, and will lock it
+    made.write_bytes(bytes(4096))
+    with made.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        make(folder).close(remove=True)
+    assert sorted(folder.iterdir()) == [begun, made]
 
 
 def test_regions_that_are_none_of_the_models_are_not_read():

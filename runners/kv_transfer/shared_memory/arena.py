@@ -27,6 +27,7 @@ from dodona.runners.after_fork import leave_after_fork
 from dodona.runners.kv_transfer.regions import Region
 
 SUFFIX = ".kv"
+_UNFINISHED = ".new"
 _MAGIC = int.from_bytes(b"dodonaK1", "little")
 _HEADER_WORDS = 4
 _REGION_WORDS = 5
@@ -186,13 +187,14 @@ def create_arena(folder: Path, num_slots: int, parts: Sequence[tuple[Region, int
         with suppress(OSError, ArenaError):
             arena = open_arena(path, writes=False)
             arena.close(remove=not arena.is_alive())
+    _remove_unfinished(folder)
     table = _HEADER_WORDS + len(parts) * _REGION_WORDS + num_slots * (3 + 2 * len(parts))
     data = -(-table * 8 // _PAGE) * _PAGE
     header = [_MAGIC, num_slots, len(parts), data]
     for region, size in parts:
         header += [region.first_layer, region.end_layer, region.share, region.shares, size]
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
-    unfinished = path.with_suffix(".new")
+    unfinished = path.with_suffix(_UNFINISHED)
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -217,6 +219,21 @@ def open_arena(path: Path, *, writes: bool) -> Arena:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove files of engines that ended while they made an arena. One that is being made is locked from
+    before it has a size."""
+    for path in folder.glob(f"*{_UNFINISHED}"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                found = os.fstat(descriptor)
+                if stat.S_ISREG(found.st_mode) and found.st_size:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _sum(content: np.ndarray[Any, Any]) -> int:
