@@ -340,10 +340,6 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-POOLING_TYPES = ("CLS", "LAST", "MEAN", "MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN")
-"""How the hidden states of a sequence become one; the last two are those of Sentence Transformers."""
-
-
 @config_errors("pooler_config")
 @dataclass(frozen=True, config=FROZEN)
 class PoolerConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ DEFAULT_SUFFIX_CACHED_REQUESTS = 10_000
 DEFAULT_SUFFIX_SPEC_FACTOR = 1.0
 DEFAULT_SUFFIX_TOKEN_PROB = 0.1
 """`suffix_decoding_*` where they are not given; vLLM's."""
+
+_OWNERS = {"prompt_lookup_": "ngram", "suffix_decoding_": "suffix"}
+"""By the beginning of a field's name, the only method that reads it."""
 
 MAX_TOKENIZER_BYTES = 256 << 20
 
@@ -93,6 +96,7 @@ def plan_drafting(
     if speculative is None:
         return None
     method = resolved_speculative_method(config)
+    _check_fields(speculative, method)
     if method == "ngram":
         return _ngram(speculative)
     if method == "suffix":
@@ -120,6 +124,17 @@ def plan_drafting(
     )
     count = _count(speculative, head.num_speculative_tokens)
     return HeadPlan(count, directory, head, borrows_embedding=not random and not has_embedding(directory))
+
+
+def _check_fields(speculative: SpeculativeConfig, method: str | None) -> None:
+    """Raise ConfigError where a field of another method is set, which nothing would read."""
+    for field in fields(speculative):
+        owner = next((owner for prefix, owner in _OWNERS.items() if field.name.startswith(prefix)), method)
+        if owner != method and getattr(speculative, field.name) is not None:
+            raise ConfigError(
+                f"speculative_config.{field.name} is for method {owner!r}, and the method is {method!r}; "
+                "leave it unset"
+            )
 
 
 def _own_checkpoint(config: EngineConfig, target: ModelInfo) -> Path:

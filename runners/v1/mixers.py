@@ -88,10 +88,9 @@ class Mixer:
         self.forward: Callable[..., Any] = module.forward
         """The module's own."""
         self.signature = inspect.signature(self.forward)
-        self.continues = True
-        """Whether several tokens at once go on from a state. Where not, they are computed one by one."""
         self._number = number
         self.continues = self._measure(call.arguments)
+        """Whether several tokens at once go on from a state. Where not, they are computed one by one."""
         module.forward = torch.compiler.disable(self._call)  # type: ignore[no-untyped-call]
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:

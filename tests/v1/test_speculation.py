@@ -240,6 +240,14 @@ def test_lookup_takes_the_longest_and_latest_match() -> None:
             "prompt_lookup_min=3 is over prompt_lookup_max=2",
         ),
         ({"method": "suffix"}, "suffix_decoding_max_cached_requests=10000: .* set it to 0"),
+        (
+            {"method": "ngram", "num_speculative_tokens": 2, "suffix_decoding_min_token_prob": 0.0},
+            "suffix_decoding_min_token_prob is for method 'suffix', and the method is 'ngram'",
+        ),
+        (
+            {"method": "suffix", "suffix_decoding_max_cached_requests": 0, "prompt_lookup_max": 2},
+            "prompt_lookup_max is for method 'ngram'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(config: dict[str, Any], message: str) -> None:
