@@ -40,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engines = {"a": options.a, "b": options.b}
     environments = {"a": _environment(options.a_path), "b": _environment(options.b_path)}
     settings = {"a": options.a_set, "b": options.b_set}
+    labels = {"a": options.a_label, "b": options.b_label}
 
     def command(side: str, *arguments: str) -> list[str]:
         sets = [part for setting in settings[side] for part in ("--set", setting)]
-        own = ["--engine", engines[side], *passed, *sets, *arguments]
+        label = ["--label", labels[side]] if labels[side] else []
+        own = ["--engine", engines[side], *passed, *label, *sets, *arguments]
         return [sys.executable, "-m", "benchmarks.throughput", *own]
 
     records: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
@@ -186,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--b-path", type=Path, help="the same for B")
     add("--a-set", action="append", default=[], metavar="NAME=VALUE", help="an argument for engine A alone")
     add("--b-set", action="append", default=[], metavar="NAME=VALUE", help="the same for B")
+    add("--a-label", default="", help="what tells A from other runs of its engine")
+    add("--b-label", default="", help="the same for B")
     add("--alive", action="store_true", help="one process of each engine, in turns")
     add("--few-starts", action="store_true", help="one process for the two runs of B in the middle")
     add("--json-dir", type=Path, required=True, help="a folder for the files of results")
