@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def _alternate(
         print(f"[{side.upper()}] {' '.join(full[1:])}", flush=True)
     players = {side: Player(full, environments[side]) for side, full in commands.items()}
     try:
-        waiting = {side: player.wait() for side, player in players.items()}
+        with ThreadPoolExecutor() as pool:  # they start at the same time, and neither may wait for a reader
+            waiting = dict(zip(players, pool.map(Player.wait, players.values()), strict=True))
         for side in turns:
             if not waiting[side]:
                 print(f"error: {side.upper()} ended before its turn", file=sys.stderr)
