@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if any(not 0 <= n <= most for n in arguments.forced_acceptance):
         parser.error(f"--forced-acceptance: expected numbers from 0 to --num-speculative-tokens, {most}")
     raw = read_config(arguments.model)
-    with model_directory(arguments.model) as directory, _head_directory(raw) as head:
+    with model_directory(arguments.model) as directory, head_directory(raw) as head:
         speculative = {"method": "ngram", "num_speculative_tokens": most}
         if arguments.method == "eagle3":
             speculative = {"method": "eagle3", "model": str(head), "num_speculative_tokens": most}
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             _measure(directory, raw, arguments, speculative, forced)
             for forced in arguments.forced_acceptance or [None]
         ]
-    records = [{**one, "against_plain": _ratios(one, plain)} for one in (plain, *found)]
+    records = [{**one, "against_plain": against_plain(one, plain)} for one in (plain, *found)]
     head = {
         "environment": describe(),
         "arguments": {**vars(arguments), "output": str(arguments.output)},
@@ -109,7 +109,7 @@ def forced_acceptance(accepted: float) -> Iterator[None]:
 
 
 @contextmanager
-def _head_directory(target: dict[str, Any]) -> Iterator[Path]:
+def head_directory(target: dict[str, Any]) -> Iterator[Path]:
     """An EAGLE3 head in the shape of the model, by its config.json alone."""
     layers = int(target["num_hidden_layers"])
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -211,7 +211,7 @@ def step_parts(spans: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
     }
 
 
-def _ratios(found: dict[str, Any], plain: dict[str, Any]) -> dict[int, dict[str, float]]:
+def against_plain(found: dict[str, Any], plain: dict[str, Any]) -> dict[int, dict[str, float]]:
     """By batch size, tokens/s and the time of a step in multiples of the plain ones."""
     return {
         batch: {
@@ -222,10 +222,15 @@ def _ratios(found: dict[str, Any], plain: dict[str, Any]) -> dict[int, dict[str,
     }
 
 
-def _prompt(arguments: argparse.Namespace, raw: dict[str, Any], seed: int) -> list[int]:
+def random_prompt(raw: dict[str, Any], length: int, seed: int) -> list[int]:
+    """Token ids of a model with this config.json."""
     rng, vocab_size = random.Random(seed), int(raw["vocab_size"])
+    return [rng.randrange(2, vocab_size) for _ in range(length)]
+
+
+def _prompt(arguments: argparse.Namespace, raw: dict[str, Any], seed: int) -> list[int]:
     length = 8 if arguments.method == "ngram" else arguments.prompt_tokens
-    phrase = [rng.randrange(2, vocab_size) for _ in range(length)]
+    phrase = random_prompt(raw, length, seed)
     return (phrase * -(-arguments.prompt_tokens // length))[: arguments.prompt_tokens]
 
 

@@ -1,12 +1,15 @@
 """Whole engines with drafts on the trained Qwen3, by every method, for a GPU:
 
-    python -m tests.support.drafts_whole [--runner v1 v2] [--part tokens distribution] [--draws 50000]
+    python -m tests.support.drafts_whole [--runner v1 v2] [--part tokens distribution half] [--draws 50000]
 
 `tokens`: greedy and seeded requests, chunked, preempted and with their prefixes cached, some with grammars,
 on an engine with drafts yield what an engine without yields. `distribution`: three tokens of each of many
 requests fit the model's exact distribution (chi-square), with a temperature alone, and with filters,
 penalties and a bias. In float32. Without a GPU Triton's interpreter runs V2: to try this program with few
 draws.
+
+`half`, for V2 on Hopper alone: few rows in bfloat16, which its kernels of small batches serve. Tokens equal
+those without drafts, but for ties of transformers' bfloat16 logits.
 """
 
 from __future__ import annotations
@@ -111,8 +114,8 @@ def engine(runner: str, speculative: Mapping[str, Any] | None, **flat: Any) -> I
     from dodona.runners.llm import LLM
 
     os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[runner]
-    settings = {"dtype": "float32", "speculative_config": None if speculative is None else dict(speculative)}
-    config = EngineConfig.from_flat(str(QWEN3), **settings, **flat)
+    drafts = None if speculative is None else dict(speculative)
+    config = EngineConfig.from_flat(str(QWEN3), speculative_config=drafts, **{"dtype": "float32", **flat})
     machine = Environment.detect() if torch.cuda.is_available() or runner == "v1" else assumed_gpu()
     verdict = select_runner(config, environment=machine)
     assert verdict.runner == runner, verdict.explain()
@@ -152,6 +155,62 @@ def check_tokens(runner: str, speculative: Mapping[str, Mapping[str, Any]]) -> N
             f"preemptions; {time.perf_counter() - start:.0f} s",
             flush=True,
         )
+
+
+def check_half(speculative: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises AssertionError where a request's tokens differ otherwise than by a tie, or where drafts are
+    verified by other kernels."""
+    from unittest.mock import patch
+
+    from transformers import AutoModelForCausalLM
+
+    from dodona.runners.sampling.params import SamplingParams
+    from dodona.runners.v2 import attention
+    from tests.support.equal_tokens import EqualTokens
+    from tests.support.stress import Plan, scores_of
+    from tests.v1.test_speculation import make_prompts, run
+
+    model = AutoModelForCausalLM.from_pretrained(QWEN3, dtype=torch.bfloat16).to("cuda").eval()
+
+    def logits(token_ids: Sequence[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(torch.tensor([list(token_ids)], device="cuda")).logits[0, -1].float().cpu()
+
+    prompts = [prompt for prompt in make_prompts() if len(prompt) <= 120]
+    common = {"max_tokens": 24, "ignore_eos": True, "seed": 11}
+    asked = [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.0, "repetition_penalty": 1.2}]
+    plans = [
+        Plan(prompt, SamplingParams(**common, **one), None, close=False)
+        for one in asked
+        for prompt in prompts
+    ]
+    prompts, params = [plan.prompt for plan in plans], [plan.params for plan in plans]
+    flat = {"dtype": "bfloat16", "max_model_len": 160}
+    with engine("v2", None, max_num_seqs=1, enable_prefix_caching=False, **flat) as llm:
+        expected = run(llm, prompts, params)
+        admission = llm._client.admission
+    for name, config in speculative.items():
+        start = time.perf_counter()
+        small_batch = patch.object(
+            attention, "small_batch_attention", side_effect=attention.small_batch_attention
+        )
+        with small_batch as attend, engine("v2", config, max_num_seqs=4, **flat) as llm:
+            equal = EqualTokens(logits, half_precision=True, max_ties=len(plans) // 4)
+            for _ in range(2):  # the second time prompts are in the prefix cache
+                found = run(llm, prompts, params)
+                for plan, mine, theirs in zip(plans, found, expected, strict=True):
+                    equal.logits = scores_of(logits, plan, admission, 0)
+                    equal.compare(plan.prompt, theirs.outputs[0].token_ids, mine.outputs[0].token_ids)
+            stats = llm.draft_stats()
+        calls = [call.kwargs["offsets"] is not None for call in attend.call_args_list]
+        assert any(calls), "no step with drafts attended by small_batch_attention"
+        print(
+            f"v2 {name} in bfloat16: {equal.compared} requests have the tokens of decoding without drafts, "
+            f"but for {len(equal.ties)} ties; {stats.num_accepted_tokens} of {stats.num_draft_tokens} drafts "
+            f"accepted; {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+        equal.check()
 
 
 def exact_cells(
@@ -250,7 +309,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runner", nargs="+", choices=("v1", "v2"), default=["v1", "v2"])
     parser.add_argument(
-        "--part", nargs="+", choices=("tokens", "distribution"), default=["tokens", "distribution"]
+        "--part",
+        nargs="+",
+        choices=("tokens", "distribution", "half"),
+        default=["tokens", "distribution"],
     )
     parser.add_argument("--method", nargs="+", help="some of the methods alone")
     parser.add_argument("--draws", type=int, default=50_000)
@@ -267,6 +329,8 @@ def main() -> None:
                 check_tokens(runner, speculative)
             if "distribution" in options.part:
                 check_distribution(runner, speculative, options.draws, options.batch)
+            if "half" in options.part and runner == "v2":
+                check_half(speculative)
 
 
 if __name__ == "__main__":
