@@ -15,5 +15,7 @@ def test_acceptance_is_forced(capsys: pytest.CaptureFixture[str]) -> None:
     assert forced["note"] == "acceptance was forced, and outputs mean nothing"
     assert plain["batches"][1]["steps"] == 7
     assert forced["batches"][1]["steps"] == 4  # the prompt's, then three of two tokens
-    assert set(forced["against_plain"][1]) == {"output_tokens_per_second", "seconds_per_step"}
+    measures = {"output_tokens_per_second", "seconds_per_step", "median_step_seconds"}
+    assert set(forced["against_plain"][1]) == measures
+    assert 0 < plain["batches"][1]["median_step_seconds"] < plain["batches"][1]["seconds"]
     assert "forced" in capsys.readouterr().out

@@ -9,7 +9,7 @@ penalties and a bias. In float32. Without a GPU Triton's interpreter runs V2: to
 draws.
 
 `half`, for V2 on Hopper alone: few rows in bfloat16, which its kernels of small batches serve. Tokens equal
-those without drafts, but for ties of transformers' bfloat16 logits.
+those without drafts but where rounding may decide; the truth is float32, and the measure torch in bfloat16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,27 +158,34 @@ def check_tokens(runner: str, speculative: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def check_half(speculative: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises AssertionError where a request's tokens differ otherwise than by a tie, or where drafts are
-    verified by other kernels."""
+    """Raises AssertionError where a request's tokens differ from those without drafts by more than rounding
+    explains, where log-probabilities are farther from float32 than twice what torch's in bfloat16 are, or
+    where drafts are verified by other kernels than those of small batches."""
     from unittest.mock import patch
 
     from transformers import AutoModelForCausalLM
 
     from dodona.runners.sampling.params import SamplingParams
     from dodona.runners.v2 import attention
-    from tests.support.equal_tokens import EqualTokens
     from tests.support.stress import Plan, scores_of
     from tests.v1.test_speculation import make_prompts, run
 
-    model = AutoModelForCausalLM.from_pretrained(QWEN3, dtype=torch.bfloat16).to("cuda").eval()
+    def logits_in(dtype: torch.dtype) -> Callable[[Sequence[int]], torch.Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(QWEN3, dtype=dtype).to("cuda").eval()
 
-    def logits(token_ids: Sequence[int]) -> torch.Tensor:
-        with torch.inference_mode():
-            return model(torch.tensor([list(token_ids)], device="cuda")).logits[0, -1].float().cpu()
+        def logits(token_ids: Sequence[int]) -> torch.Tensor:
+            with torch.inference_mode():
+                return model(torch.tensor([list(token_ids)], device="cuda")).logits[0, -1].float().cpu()
 
+        return logits
+
+    exact, rounded = logits_in(torch.float32), logits_in(torch.bfloat16)
     prompts = [prompt for prompt in make_prompts() if len(prompt) <= 120]
     common = {"max_tokens": 24, "ignore_eos": True, "seed": 11}
-    asked = [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.0, "repetition_penalty": 1.2}]
+    asked: list[dict[str, Any]] = [
+        {"temperature": 0.0}, {"temperature": 0.0, "logprobs": 0}, {"temperature": 1.0},
+        {"temperature": 0.0, "repetition_penalty": 1.2},
+    ]  # fmt: skip
     plans = [
         Plan(prompt, SamplingParams(**common, **one), None, close=False)
         for one in asked
@@ -195,22 +202,37 @@ def check_half(speculative: Mapping[str, Mapping[str, Any]]) -> None:
             attention, "small_batch_attention", side_effect=attention.small_batch_attention
         )
         with small_batch as attend, engine("v2", config, max_num_seqs=4, **flat) as llm:
-            equal = EqualTokens(logits, half_precision=True, max_ties=len(plans) // 4)
-            for _ in range(2):  # the second time prompts are in the prefix cache
-                found = run(llm, prompts, params)
-                for plan, mine, theirs in zip(plans, found, expected, strict=True):
-                    equal.logits = scores_of(logits, plan, admission, 0)
-                    equal.compare(plan.prompt, theirs.outputs[0].token_ids, mine.outputs[0].token_ids)
+            # The second time prompts are in the prefix cache.
+            found = run(llm, prompts, params) + run(llm, prompts, params)
             stats = llm.draft_stats()
+        differing, errors, torch_errors = 0, [], []
+        for plan, output, known in zip(plans * 2, found, expected * 2, strict=True):
+            mine, theirs = output.outputs[0], known.outputs[0].token_ids
+            pairs = enumerate(zip(mine.token_ids, theirs, strict=True))
+            if (at := next((i for i, pair in pairs if pair[0] != pair[1]), None)) is not None:
+                differing += 1
+                context = [*plan.prompt, *theirs[:at]]
+                truth = scores_of(exact, plan, admission, 0)(context)
+                error = (scores_of(rounded, plan, admission, 0)(context) - truth).abs().max()
+                gap = truth.max() - truth[[theirs[at], mine.token_ids[at]]].min()
+                assert gap <= 3 * error, f"{name}: {gap:.3g} of the best, torch's rounding is {error:.3g}"
+            for i, entry in enumerate(mine.logprobs or ()):
+                token, context = mine.token_ids[i], [*plan.prompt, *mine.token_ids[:i]]
+                truth = exact(context).log_softmax(-1)[token].item()
+                errors.append(entry[token].logprob - truth)
+                torch_errors.append(rounded(context).log_softmax(-1)[token].item() - truth)
+        size, torch_size = (np.sqrt(np.mean(np.square(values))) for values in (errors, torch_errors))
         calls = [call.kwargs["offsets"] is not None for call in attend.call_args_list]
-        assert any(calls), "no step with drafts attended by small_batch_attention"
         print(
-            f"v2 {name} in bfloat16: {equal.compared} requests have the tokens of decoding without drafts, "
-            f"but for {len(equal.ties)} ties; {stats.num_accepted_tokens} of {stats.num_draft_tokens} drafts "
-            f"accepted; {time.perf_counter() - start:.0f} s",
+            f"v2 {name} in bfloat16: {differing} of {len(found)} requests leave the tokens without drafts "
+            f"where rounding may decide; log-probabilities differ from float32 by {size:.2g}, torch's by "
+            f"{torch_size:.2g}; {stats.num_accepted_tokens} of {stats.num_draft_tokens} drafts accepted; "
+            f"{time.perf_counter() - start:.0f} s",
             flush=True,
         )
-        equal.check()
+        assert any(calls), "no step with drafts attended by small_batch_attention"
+        assert size < 2 * torch_size
+        assert differing < len(found) / 3
 
 
 def exact_cells(
