@@ -35,6 +35,7 @@ from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
+from dodona.runners.phases import phase
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.choice import choose
@@ -117,15 +118,17 @@ class V1Runner(WeightLife):
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
-        share, linear_shares = self._read_share(self._device, directory, plan)
-        chosen = choose(
-            share,
-            max_model_len=self.limits.max_model_len,
-            compiled=capabilities.compiles(self.config),
-            mesh=self._mesh,
-            rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
-            need_packing=capabilities.need_packing(self.config),
-        )
+        with phase("V1: weights"):
+            share, linear_shares = self._read_share(self._device, directory, plan)
+        with phase("V1: record attention calls, self-check"):
+            chosen = choose(
+                share,
+                max_model_len=self.limits.max_model_len,
+                compiled=capabilities.compiles(self.config),
+                mesh=self._mesh,
+                rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
+                need_packing=capabilities.need_packing(self.config),
+            )
         drafting: Drafting | None = None
         if plan is not None:
             drafting = load_drafting(plan, chosen.model, self.config, self.limits, self._mesh)
@@ -137,7 +140,7 @@ class V1Runner(WeightLife):
         part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
         self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
-            self._on_device = serve_on_device(chosen.model, self.config, self.limits)
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place, and those of the draft from where it was. KV computed before
@@ -279,7 +282,7 @@ class V1Runner(WeightLife):
         if metadata is not None:
             before_forward(self._kv_connector, metadata, num_layers=self._num_layers)
         if self._on_device is not None:
-            self._on_device.steps.execute(scheduler_output)
+            self._on_device.execute(scheduler_output)
         else:
             ready = self._require_ready()
             if self._executed is not None:
