@@ -10,14 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dodona.kernels.collective.one_shot_sum import (
-    Inboxes,
-    inbox_size,
-    make_inboxes,
-    one_shot_sum,
-    one_shot_sum_reference,
-    supports_one_shot_sum,
-)
+from dodona.kernels.collective.messages import Inboxes, inbox_size, make_inboxes, sum_reference
+from dodona.kernels.collective.one_shot_sum import one_shot_sum, supports_one_shot_sum
+from dodona.kernels.collective.two_shot_sum import supports_two_shot_sum, two_shot_sum
 from dodona.runners.distributed.joining import ProcessGroup
 from dodona.runners.distributed.mesh import Group
 from dodona.runners.distributed.symmetric_memory import SymmetricMemory, make_symmetric_memory
@@ -28,12 +23,18 @@ Sum = Callable[[torch.Tensor], torch.Tensor]
 """Sums a tensor over the ranks, in place, and returns it."""
 
 LARGEST_ONE_SHOT = 2 << 20
-"""Most bytes that a rank sends in one launch, all receivers together; as measured between two H200."""
+"""Most bytes of the tensors that two ranks sum in one trip; as measured between two H200."""
+
+LARGEST_ONE_SHOT_OF_MORE = 256 << 10
+"""Most bytes of those that more ranks sum so."""
+
+LARGEST_TWO_SHOT = 4 << 20
+"""Most bytes of those that more ranks sum in one launch and two trips."""
 
 PATIENCE = 1 << 20
 """How often the check at the start looks for a message."""
 
-_CHECKED = ((torch.bfloat16, 64), (torch.float32, 50_000), (torch.bfloat16, 4096))
+_CHECKED = ((torch.bfloat16, 64), (torch.float32, 50_000), (torch.bfloat16, 4096), (torch.float16, 130))
 """Types and sizes of the tensors that the check sums, beside the largest."""
 
 _REPLAYS = 4
@@ -49,9 +50,12 @@ class RankSum:
     """Of the inboxes."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        sent = x.numel() * x.element_size() * (self.group.size - 1)
-        if sent <= LARGEST_ONE_SHOT and supports_one_shot_sum(x):
+        size, ranks = x.numel() * x.element_size(), self.group.size
+        largest = LARGEST_ONE_SHOT if ranks == 2 else LARGEST_ONE_SHOT_OF_MORE
+        if size <= largest and supports_one_shot_sum(x):
             return one_shot_sum(x, self.inboxes)
+        if ranks > 2 and size <= LARGEST_TWO_SHOT and supports_two_shot_sum(x, ranks):
+            return two_shot_sum(x, self.inboxes)
         return self.group.all_reduce(x)
 
 
@@ -82,13 +86,13 @@ def make_rank_sum(group: Group, device: torch.device) -> Sum:
 def gives_right_sums(group: Group, inboxes: Inboxes, device: torch.device) -> bool:
     """Whether a captured graph of sums of several sizes, replayed with other numbers each time and no pause
     between, gives what it must. All ranks must call it, and launch the same whatever fails."""
-    largest = LARGEST_ONE_SHOT // (4 * (group.size - 1))
-    sizes = 2 * (*_CHECKED, (torch.float32, largest))
+    sizes = 2 * (*_CHECKED, (torch.float32, LARGEST_ONE_SHOT // 4))  # an odd number, twice: each size by both
     buffers = [torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes]
 
     def add_up() -> None:
-        for buffer in buffers:
-            one_shot_sum(buffer, inboxes, patience=PATIENCE)
+        for number, buffer in enumerate(buffers):
+            add = two_shot_sum if group.size > 2 and number % 2 else one_shot_sum
+            add(buffer, inboxes, patience=PATIENCE)
 
     # Kernels are compiled here. A rank that takes longer finds the others' patience at an end, which is why
     # these sums do not count; turns count on.
@@ -99,7 +103,7 @@ def gives_right_sums(group: Group, inboxes: Inboxes, device: torch.device) -> bo
         [torch.randn(size, generator=generator, device=device).to(dtype) for dtype, size in sizes]
         for _ in range(_REPLAYS)
     ]
-    expected = [[one_shot_sum_reference(group.all_gather(own)) for own in turn] for turn in given]
+    expected = [[sum_reference(group.all_gather(own)) for own in turn] for turn in given]
     found = []
     for turn in given:
         for buffer, own in zip(buffers, turn, strict=True):

@@ -1,4 +1,4 @@
-"""The sum over ranks: in the interpreter each rank's messages are delivered before another one looks for
+"""Sums over ranks: in the interpreter each rank's messages are delivered before another one looks for
 them; on a GPU two streams of one device are the ranks."""
 
 from __future__ import annotations
@@ -8,14 +8,9 @@ import itertools
 import pytest
 import torch
 
-from dodona.kernels.collective.one_shot_sum import (
-    MAX_BYTES,
-    inbox_size,
-    make_inboxes,
-    one_shot_sum,
-    one_shot_sum_reference,
-    supports_one_shot_sum,
-)
+from dodona.kernels.collective.messages import inbox_size, make_inboxes, sum_reference
+from dodona.kernels.collective.one_shot_sum import MAX_BYTES, one_shot_sum, supports_one_shot_sum
+from dodona.kernels.collective.two_shot_sum import PARTS, max_bytes, supports_two_shot_sum, two_shot_sum
 
 CUDA = torch.cuda.is_available()
 
@@ -39,6 +34,39 @@ class Ranks:
                 one_shot_sum(result, self.inboxes[rank], patience=1)
         return one_shot_sum(results[receiver], self.inboxes[receiver])
 
+    def sum_in_two_trips(self, tensors):
+        """The sums of all ranks, one part of the launches after the other."""
+        results = [tensor.clone() for tensor in tensors]
+        for part in PARTS[1:]:
+            for rank, result in enumerate(results):
+                two_shot_sum(result, self.inboxes[rank], part=part)
+        return results
+
+
+@pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_two_trips(ranks, dtype):
+    """Between launches of one trip, which use the same desks."""
+    generator = torch.Generator().manual_seed(ranks)
+    world = Ranks(ranks, "cpu")
+    for turn, shape in enumerate([(1, 64), (5, 300), (1, 64), (3, 128 * ranks), (1, 2)]):
+        tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(ranks)]
+        for result in world.sum_in_two_trips(tensors):
+            assert torch.equal(result, sum_reference(tensors))
+        if turn % 2:
+            for rank in range(ranks):  # a desk counts its own turns, equal on all ranks
+                assert torch.equal(world.inboxes[rank].turns, world.inboxes[0].turns)
+            assert torch.equal(world.sum(tensors, receiver=0), sum_reference(tensors))
+
+
+def test_what_two_trips_serve():
+    largest = torch.zeros(max_bytes(4) // 4)
+    assert supports_two_shot_sum(largest, 4)
+    assert not supports_two_shot_sum(torch.zeros(len(largest) + 1), 4)
+    with pytest.raises(ValueError, match="contiguous tensor of at most"):
+        two_shot_sum(torch.zeros(4, 4).t()[:2], make_inboxes(0, [0, 0], torch.device("cpu")))
+
 
 @pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -50,7 +78,7 @@ def test_each_rank_gets_the_sum(ranks, dtype):
     for turn, shape in enumerate([(1, 64), (3, 100), (1, 64), (2, 128), (1, 2)]):
         tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(ranks)]
         result = world.sum(tensors, receiver=turn % ranks)
-        assert torch.equal(result, one_shot_sum_reference(tensors))
+        assert torch.equal(result, sum_reference(tensors))
         seen.append(turn % ranks)
     assert set(seen) == set(range(ranks))
 
@@ -66,7 +94,7 @@ def test_a_rank_that_is_one_turn_ahead():
     for now, then in itertools.pairwise(turns):
         one_shot_sum(then[0].clone(), world.inboxes[0], patience=1)
         found = one_shot_sum(now[1].clone(), world.inboxes[1])
-        assert torch.equal(found, one_shot_sum_reference(now))
+        assert torch.equal(found, sum_reference(now))
 
 
 @pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
@@ -78,7 +106,7 @@ def test_turns_wrap_around(last):
         inboxes.turns.fill_(last - 2)
     for turn in range(5):
         tensors = [torch.full((200,), float(10 * turn + rank)) for rank in range(2)]
-        assert torch.equal(world.sum(tensors, receiver=turn % 2), one_shot_sum_reference(tensors))
+        assert torch.equal(world.sum(tensors, receiver=turn % 2), sum_reference(tensors))
     assert world.inboxes[0].turns[0].item() == (last + 3 + 2**31) % 2**32 - 2**31
 
 
@@ -118,14 +146,14 @@ def test_streams_of_one_gpu_in_a_graph(dtype):
             torch.cuda.current_stream().wait_stream(stream)
 
     def expected(tensors):
-        total = one_shot_sum_reference(tensors)
-        total[:1] = one_shot_sum_reference([total[:1]] * ranks)
+        total = sum_reference(tensors)
+        total[:1] = sum_reference([total[:1]] * ranks)
         return total
 
     # A kernel is loaded when it is first launched, for which none may be waiting on the same device.
     for receiver in range(ranks):
         tensors = [torch.ones(8, 64, dtype=dtype, device="cuda") for _ in range(ranks)]
-        assert torch.equal(world.sum(tensors, receiver), one_shot_sum_reference(tensors))
+        assert torch.equal(world.sum(tensors, receiver), sum_reference(tensors))
     launch()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
