@@ -25,6 +25,12 @@ BLOCK = 128
 
 MAX_DESKS = 4096
 
+TRAY_BLOCK = 512
+"""Words that a rank puts on a tray, see `flagged_sum`."""
+
+MAX_TRAYS = 1024
+"""Pairs of trays; they lie behind the desks, and the flags behind them."""
+
 WORD_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """Types of which a word holds one element or two."""
 
@@ -106,6 +112,8 @@ class Inboxes:
     inbox has `inbox_size` bytes, which are zero at first."""
     turns: torch.Tensor
     """[MAX_DESKS] int32, zero at first."""
+    tray_turns: torch.Tensor
+    """[MAX_TRAYS] int32, zero at first."""
 
     @property
     def ranks(self) -> int:
@@ -114,8 +122,18 @@ class Inboxes:
 
 
 def inbox_size(ranks: int) -> int:
-    """Bytes of an inbox: two turns of messages from each rank."""
-    return 2 * 8 * ranks * BLOCK * MAX_DESKS
+    """Bytes of an inbox: two turns of messages from each rank, of blocks, and of their flags."""
+    return 4 * (flags_offset(ranks) + 2 * ranks * MAX_TRAYS)
+
+
+def trays_offset(ranks: int) -> int:
+    """Words of an inbox before the trays."""
+    return 2 * 2 * ranks * BLOCK * MAX_DESKS
+
+
+def flags_offset(ranks: int) -> int:
+    """Words of an inbox before the trays' flags."""
+    return trays_offset(ranks) + 2 * ranks * TRAY_BLOCK * MAX_TRAYS
 
 
 def make_inboxes(rank: int, addresses: Sequence[int], device: torch.device) -> Inboxes:
@@ -124,6 +142,7 @@ def make_inboxes(rank: int, addresses: Sequence[int], device: torch.device) -> I
         rank,
         torch.tensor(addresses, dtype=torch.int64, device=device),
         torch.zeros(MAX_DESKS, dtype=torch.int32, device=device),
+        torch.zeros(MAX_TRAYS, dtype=torch.int32, device=device),
     )
 
 

@@ -8,6 +8,10 @@ import itertools
 import pytest
 import torch
 
+from dodona.kernels.collective import gather_columns as gathering
+from dodona.kernels.collective.flagged_sum import flagged_sum, supports_flagged_sum
+from dodona.kernels.collective.flagged_sum import max_bytes as max_flagged_bytes
+from dodona.kernels.collective.gather_columns import gather_columns, supports_gather_columns
 from dodona.kernels.collective.messages import inbox_size, make_inboxes, sum_reference
 from dodona.kernels.collective.one_shot_sum import MAX_BYTES, one_shot_sum, supports_one_shot_sum
 from dodona.kernels.collective.two_shot_sum import PARTS, max_bytes, supports_two_shot_sum, two_shot_sum
@@ -34,13 +38,24 @@ class Ranks:
                 one_shot_sum(result, self.inboxes[rank], patience=1)
         return one_shot_sum(results[receiver], self.inboxes[receiver])
 
-    def sum_in_two_trips(self, tensors):
+    def sum_in_two_trips(self, tensors, add_up=two_shot_sum):
         """The sums of all ranks, one part of the launches after the other."""
         results = [tensor.clone() for tensor in tensors]
         for part in PARTS[1:]:
             for rank, result in enumerate(results):
-                two_shot_sum(result, self.inboxes[rank], part=part)
+                add_up(result, self.inboxes[rank], part=part)
         return results
+
+
+@pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
+@pytest.mark.parametrize(("ranks", "dtype"), [(2, torch.float32), (3, torch.bfloat16), (4, torch.float16)])
+def test_two_trips_with_flags(ranks, dtype):
+    generator = torch.Generator().manual_seed(ranks)
+    world = Ranks(ranks, "cpu")
+    for shape in [(1, 64), (5, 900), (1, 64), (3, 512 * ranks), (1, 2)]:
+        tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(ranks)]
+        for result in world.sum_in_two_trips(tensors, flagged_sum):
+            assert torch.equal(result, sum_reference(tensors))
 
 
 @pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
@@ -60,10 +75,42 @@ def test_two_trips(ranks, dtype):
             assert torch.equal(world.sum(tensors, receiver=0), sum_reference(tensors))
 
 
+@pytest.mark.skipif(CUDA, reason="ranks wait for each other there")
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "rows", "columns"), [(2, torch.bfloat16, 3, 130), (4, torch.float32, 2, 77)]
+)
+def test_columns(ranks, dtype, rows, columns):
+    """Into rows of a wider matrix, between sums at the same desks."""
+    world = Ranks(ranks, "cpu")
+    for turn in range(3):
+        own = [torch.randn(rows, columns).to(dtype) for _ in range(ranks)]
+        wide = [torch.zeros(rows, ranks * columns + 6, dtype=dtype) for _ in range(ranks)]
+        for part in gathering.PARTS[1:]:
+            for x, out, inboxes in zip(own, wide, world.inboxes, strict=True):
+                gather_columns(x=x, out=out[:, 4:-2], inboxes=inboxes, part=part)
+        for out in wide:
+            assert torch.equal(out[:, 4:-2], torch.cat(own, dim=1))
+            assert not torch.cat([out[:, :4], out[:, -2:]], dim=1).any()
+        world.sum_in_two_trips([torch.ones(200 * turn + 2) for _ in range(ranks)])
+
+
+def test_which_columns_are_served():
+    assert not supports_gather_columns(torch.zeros(4, 3, dtype=torch.bfloat16))
+    assert not supports_gather_columns(torch.zeros(4, 6).t())
+    assert not supports_gather_columns(torch.zeros(16))
+    x, inboxes = torch.zeros(2, 6), make_inboxes(0, [0, 0], torch.device("cpu"))
+    for out in (torch.zeros(2, 11), torch.zeros(2, 12, dtype=torch.bfloat16), torch.zeros(12, 2).t()):
+        with pytest.raises(ValueError, match="rows of whole words"):
+            gather_columns(x=x, out=out, inboxes=inboxes)
+
+
 def test_what_two_trips_serve():
     largest = torch.zeros(max_bytes(4) // 4)
     assert supports_two_shot_sum(largest, 4)
     assert not supports_two_shot_sum(torch.zeros(len(largest) + 1), 4)
+    largest = torch.zeros(max_flagged_bytes(4) // 4)
+    assert supports_flagged_sum(largest, 4)
+    assert not supports_flagged_sum(torch.zeros(len(largest) + 1), 4)
     with pytest.raises(ValueError, match="contiguous tensor of at most"):
         two_shot_sum(torch.zeros(4, 4).t()[:2], make_inboxes(0, [0, 0], torch.device("cpu")))
 
