@@ -41,7 +41,7 @@ __all__ = ["PARTS", "flagged_sum", "max_bytes", "supports_flagged_sum"]
 def _raise_flags(flags, turn, others):
     """Say that the words which this program stored are there."""
     tl.debug_barrier()
-    tl.atomic_xchg(flags, tl.zeros_like(flags).to(tl.int32) + turn, mask=others, sem="release", scope="sys")
+    tl.atomic_xchg(flags, others.to(tl.int32) * turn, mask=others, sem="release", scope="sys")
 
 
 @triton.jit

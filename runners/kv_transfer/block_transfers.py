@@ -131,7 +131,7 @@ class BlockTransferScheduler(KVConnectorScheduler):
         has_received, self._has_received = self._has_received, False
         if not (loads or stores or self._loading or self._sending or preempted_req_ids or has_received):
             return None
-        return BlockMetadata(tuple(preempted_req_ids), finished, loads, stores)
+        return BlockMetadata(tuple(preempted_req_ids), finished, loads=loads, stores=stores)
 
     def request_finished(self, request: KVRequest) -> tuple[bool, dict[str, Any] | None]:
         """Its blocks stay until those that are stored were read."""
