@@ -53,7 +53,7 @@ class GroupExchange:
 LARGEST_ONE_SHOT = 2 << 20
 """Most bytes of the tensors that two ranks sum in one trip; as measured between two H200."""
 
-LARGEST_ONE_SHOT_OF_MORE = 256 << 10
+LARGEST_ONE_SHOT_OF_MORE = 128 << 10
 """Most bytes of those that more ranks sum so."""
 
 LARGEST_TWO_SHOT = 512 << 10

@@ -25,8 +25,11 @@ from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
 
 MAX_SHARED_HEAD_ROWS = 8
-"""Most rows whose logits the ranks compute together, each for its share of the vocabulary: while rows are
+"""Most rows whose logits two ranks compute together, each for its share of the vocabulary: while rows are
 few, the time is that of reading weights; of more, the logits take longer from rank to rank."""
+
+MAX_SHARED_HEAD_ROWS_OF_MORE = 256
+"""The same of more ranks, whose shares are smaller."""
 
 
 class DenseModel:
@@ -196,7 +199,8 @@ class DenseModel:
         """Logits [rows, vocab] by `product(weight=…, out=…)`. Of few rows, a rank makes those of its share of
         the vocabulary."""
         weight, share = self.weights.lm_head, self.spec.share
-        if self._exchange is None or rows > MAX_SHARED_HEAD_ROWS or self.vocab_size % share.ranks:
+        most = MAX_SHARED_HEAD_ROWS if share.ranks == 2 else MAX_SHARED_HEAD_ROWS_OF_MORE
+        if self._exchange is None or rows > most or self.vocab_size % share.ranks:
             return product(weight=weight, out=out)
         size = self.vocab_size // share.ranks
         columns = product(weight=weight[share.index * size :][:size], out=None)
