@@ -199,5 +199,5 @@ def test_there_is_a_step_for_the_order_after_loads():
     scheduler._loading["a"] = []
     assert scheduler.build_connector_meta((), ()) is not None
     scheduler.update_connector_output(KVConnectorOutput(frozenset(), frozenset({"a"}), frozenset()))
-    assert scheduler.build_connector_meta((), ()) == BlockMetadata()
+    assert scheduler.build_connector_meta((), ()) == BlockMetadata(loads=[], stores=[])
     assert scheduler.build_connector_meta((), ()) is None
