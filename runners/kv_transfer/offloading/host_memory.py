@@ -224,7 +224,7 @@ class _Staging:
         self.host_stream.synchronize()
 
 
-def _is_under_way(copy: tuple[torch.cuda.Event, frozenset[int]]) -> bool:
+def _is_under_way(copy: tuple[Copy, frozenset[int]]) -> bool:
     return not copy[0].query()
 
 
