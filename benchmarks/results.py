@@ -18,7 +18,8 @@ A record of "dodona.throughput/1":
 
 A record of "dodona.kernels/1": see `benchmarks.kernels`. Of "dodona.step/1": see `benchmarks.profile_step`.
 Of "dodona.workload/1": see `benchmarks.profile_workload`. Of "dodona.kv_offload/1": see
-`benchmarks.kv_offload`. Of "dodona.speculation/1", one engine each: see `benchmarks.speculation`.
+`benchmarks.kv_offload`. Of "dodona.speculation/1", one engine each: see `benchmarks.speculation`. Of
+"dodona.memory/1", values in bytes: see `benchmarks.memory`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ STEP = "dodona.step/1"
 WORKLOAD = "dodona.workload/1"
 KV_OFFLOAD = "dodona.kv_offload/1"
 SPECULATION = "dodona.speculation/1"
+MEMORY = "dodona.memory/1"
 
 FIELDS: Mapping[str, frozenset[str]] = {
     THROUGHPUT: frozenset(
@@ -56,6 +58,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     ),
     WORKLOAD: frozenset({"engine", "model", "workload", "seconds", "gpu"}),
     KV_OFFLOAD: frozenset({"measurement", "values"}),
+    MEMORY: frozenset({"engine", "model", "settings", "environment", "values"}),
     SPECULATION: frozenset(
         {
             "speculative_config", "forced_acceptance", "note", "mean_acceptance_length", "batches", "profile",

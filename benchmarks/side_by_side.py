@@ -5,6 +5,12 @@
 
 What follows `--` goes to `benchmarks.throughput` as it is. Drift of the machine (clocks, heat) between the
 runs falls on both engines alike; the spread between an engine's two runs says how much of it there was.
+
+A start takes longer than many a run. With `--alive` there is one process of each engine for all runs: they
+take turns, a workload at a time, each warmed up and then A B B A; the GPU must hold both, so give each its
+memory (`--a-set kv_cache_memory_bytes=…`). With `--few-starts` the two runs of B in the middle are one
+process's.
+
 Prints the ratio A / B of tokens per second by workload, and of latencies where both have them.
 """
 
@@ -15,38 +21,101 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import results, throughput
 from benchmarks.engines import ENGINES
+from benchmarks.turns import Player
 
 ORDER = "abba"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the four processes, print the ratios."""
+    """Run the processes, print the ratios."""
     options = _parser().parse_args(arguments)
     passed = options.throughput[1:] if options.throughput[:1] == ["--"] else options.throughput
     engines = {"a": options.a, "b": options.b}
-    paths = {"a": options.a_path, "b": options.b_path}
+    environments = {"a": _environment(options.a_path), "b": _environment(options.b_path)}
     settings = {"a": options.a_set, "b": options.b_set}
+
+    def command(side: str, *arguments: str) -> list[str]:
+        sets = [part for setting in settings[side] for part in ("--set", setting)]
+        own = ["--engine", engines[side], *passed, *sets, *arguments]
+        return [sys.executable, "-m", "benchmarks.throughput", *own]
+
     records: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
-    for number, side in enumerate(ORDER, start=1):
-        out = options.json_dir / f"{number}-{engines[side]}.json"
-        command = [sys.executable, "-m", "benchmarks.throughput", "--engine", engines[side], *passed]
-        for setting in settings[side]:
-            command += ["--set", setting]
-        print(f"[{number}/{len(ORDER)}] {' '.join(command[1:])}", flush=True)
-        finished = subprocess.run([*command, "--json", str(out)], env=_environment(paths[side]), check=False)
-        if finished.returncode:
-            print(f"error: run {number} ended with status {finished.returncode}", file=sys.stderr)
+    if options.alive:
+        files = {side: options.json_dir / f"{engines[side]}.json" for side in "ab"}
+        commands = {
+            side: command(side, "--repeat", "2", "--take-turns", "--json", str(file))
+            for side, file in files.items()
+        }
+        if not _alternate(commands, environments, throughput.parser().parse_args(commands["a"][3:])):
             return 1
-        records[side] += results.read(out)["records"]
+        for side, file in files.items():
+            records[side] = [run for record in results.read(file)["records"] for run in _runs_of(record)]
+    else:
+        starts = [(side, len([*group])) for side, group in groupby(ORDER)]
+        if not options.few_starts:
+            starts = [(side, 0) for side in ORDER]  # each as often as the arguments say
+        for number, (side, repeat) in enumerate(starts, start=1):
+            out = options.json_dir / f"{number}-{engines[side]}.json"
+            full = command(side, *(["--repeat", str(repeat)] if repeat else []))
+            print(f"[{number}/{len(starts)}] {' '.join(full[1:])}", flush=True)
+            finished = subprocess.run([*full, "--json", str(out)], env=environments[side], check=False)
+            if finished.returncode:
+                print(f"error: run {number} ended with status {finished.returncode}", file=sys.stderr)
+                return 1
+            found = results.read(out)["records"]
+            records[side] += [run for record in found for run in (_runs_of(record) if repeat else [record])]
     print()
     print(table(engines["a"], engines["b"], records["a"], records["b"]))
     return 0
+
+
+def _alternate(
+    commands: Mapping[str, Sequence[str]],
+    environments: Mapping[str, Mapping[str, str]],
+    options: argparse.Namespace,
+) -> bool:
+    """Run both commands, which take turns: A B to warm up, A B B A, and A B streamed, a workload at a time.
+    Returns whether both succeeded. options: of `benchmarks.throughput`, the same for both."""
+    turns = [
+        side
+        for name in options.workload
+        for side in "ab" + ORDER + ("ab" if throughput.is_streamed(options, name) else "")
+    ]
+    for side, full in commands.items():
+        print(f"[{side.upper()}] {' '.join(full[1:])}", flush=True)
+    players = {side: Player(full, environments[side]) for side, full in commands.items()}
+    try:
+        waiting = {side: player.wait() for side, player in players.items()}
+        for side in turns:
+            if not waiting[side]:
+                print(f"error: {side.upper()} ended before its turn", file=sys.stderr)
+                return False
+            waiting[side] = players[side].play()
+        return not any(player.finish() for player in players.values())
+    finally:
+        for player in players.values():
+            player.kill()
+
+
+def _runs_of(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A record of each run of a record."""
+    workload = record["workload"]
+    for run in record["runs"]:
+        seconds = run["seconds"]
+        yield {
+            **record,
+            "runs": [run],
+            "seconds": seconds,
+            "output_tokens_per_s": workload["output_tokens"] / seconds,
+            "input_tokens_per_s": workload["input_tokens"] / seconds,
+        }
 
 
 def table(name_a: str, name_b: str, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> str:
@@ -117,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--b-path", type=Path, help="the same for B")
     add("--a-set", action="append", default=[], metavar="NAME=VALUE", help="an argument for engine A alone")
     add("--b-set", action="append", default=[], metavar="NAME=VALUE", help="the same for B")
-    add("--json-dir", type=Path, required=True, help="a folder for the four files of results")
+    add("--alive", action="store_true", help="one process of each engine, in turns")
+    add("--few-starts", action="store_true", help="one process for the two runs of B in the middle")
+    add("--json-dir", type=Path, required=True, help="a folder for the files of results")
     add("throughput", nargs=argparse.REMAINDER, help="-- and the arguments of benchmarks.throughput")
     return parser
 

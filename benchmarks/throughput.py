@@ -13,10 +13,11 @@ and its formula are in `benchmarks.roofline`; the JSON is described in `benchmar
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.engines import ENGINES, BenchmarkEngine, Setup, engine_class
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
 from benchmarks.roofline import Rates, Shape, workload_roofline
+from benchmarks.turns import wait_for_turn
 from benchmarks.workloads import WORKLOADS, Workload, make_workload
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -35,6 +37,9 @@ ALWAYS_STREAMED = ("bs1",)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write."""
     options = parser().parse_args(arguments)
+    if options.verbose:
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("dodona").setLevel(logging.INFO)
     config = read_config(options.model)
     workloads = make_workloads(options, config)
     with model_directory(options.model) as directory:
@@ -62,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     workload,
                     head,
                     repeat=options.repeat,
-                    streamed=options.latency or workload.name.removesuffix("-small") in ALWAYS_STREAMED,
+                    streamed=is_streamed(options, workload.name),
+                    turn=wait_for_turn if options.take_turns else None,
                     rates=Rates.of(
                         head["environment"]["gpu"], bandwidth=options.bandwidth, flops=options.flops
                     ),
@@ -126,23 +132,32 @@ def measure(
     repeat: int,
     streamed: bool,
     rates: Rates,
+    turn: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Warm up, run `repeat` times, and give the fields of a record that depend on the workload.
 
     streamed: also take the latencies of a workload that isn't online, in one more run.
+    turn: called before the warm-up and before each run.
     """
+    turn = turn or _always
+    turn()
     check_tokens(workload.warm_up(), engine.generate(workload.warm_up().asks))
     latency = None
     if workload.online:
         runs, latency = [], None
         for _ in range(repeat):
+            turn()
             timelines = engine.serve(workload.asks)
             begun = timelines[0].arrival - workload.asks[0].arrival
             runs.append(max(t.token_times[-1] for t in timelines) - begun)
             latency = results.latency(timelines)
     else:
-        runs = [timed(engine, workload) for _ in range(repeat)]
+        runs = []
+        for _ in range(repeat):
+            turn()
+            runs.append(timed(engine, workload))
         if streamed:
+            turn()
             latency = results.latency(engine.serve(workload.asks))
     seconds = statistics.median(runs)
     return {
@@ -162,6 +177,17 @@ def measure(
         "roofline": None if workload.online else roofline(workload, head, seconds, rates),
         "latency": latency,
     }
+
+
+def is_streamed(options: argparse.Namespace, workload: str) -> bool:
+    """Whether a workload that isn't online is streamed once more, for its latencies."""
+    return workload != "poisson" and bool(
+        options.latency or workload.removesuffix("-small") in ALWAYS_STREAMED
+    )
+
+
+def _always() -> None:
+    """In place of waiting for a turn."""
 
 
 def timed(engine: BenchmarkEngine, workload: Workload) -> float:
@@ -272,6 +298,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the workload")
     add("--rate", type=float, default=8.0, help="requests per second of poisson")
     add("--latency", action="store_true", help="one more, streamed run of each workload for TTFT and TPOT")
+    add(
+        "--verbose",
+        action="store_true",
+        help="the log at level INFO, with the seconds of each part of a start",
+    )
+    add("--take-turns", action="store_true", help="wait for a line on stdin before each run (side_by_side)")
     add("--label", default="", help="tells this run from others of the same engine")
     add("--max-num-seqs", type=int, help="default: all requests, at least 256 and at most 512")
     add("--max-num-batched-tokens", type=int, help="default: the engine's own")

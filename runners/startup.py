@@ -12,6 +12,7 @@ from dodona.runners.interface import Runner
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
+from dodona.runners.phases import phase
 from dodona.runners.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -35,28 +36,31 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     kv_transfer = plan_kv_transfer(config, runner.name)
     connector = KVConnectorScheduler()
     try:
-        runner.load_model()
+        with phase("load the model and check it"):
+            runner.load_model()
         spec = runner.get_kv_cache_spec()
         connector = kv_transfer.scheduler_connector(runner)
         # A connector may still have to read the blocks of a running request: then none are given back.
         slides = bool(spec.layers) and not has_active_connector(config)
-        size = size_kv_cache(
-            config,
-            limits,
-            block_size=spec.block_size,
-            bytes_per_block=spec.bytes_per_block,
-            state_bytes_per_row=spec.state_bytes_per_row,
-            window_groups=[
-                (most, group.bytes_per_block)
-                for most, group in zip(spec.most_window_blocks(limits), spec.window_groups, strict=True)
-            ],
-            most_blocks_per_row=spec.most_blocks_per_row(limits) if slides else None,
-            determine_available_memory=runner.determine_available_memory,
-        )
-        runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
-        if runner.pooling_settings is None:
-            warm_up(runner)
-        runner.capture_graphs()
+        with phase("size and allocate the KV cache"):
+            size = size_kv_cache(
+                config,
+                limits,
+                block_size=spec.block_size,
+                bytes_per_block=spec.bytes_per_block,
+                state_bytes_per_row=spec.state_bytes_per_row,
+                window_groups=[
+                    (most, group.bytes_per_block)
+                    for most, group in zip(spec.most_window_blocks(limits), spec.window_groups, strict=True)
+                ],
+                most_blocks_per_row=spec.most_blocks_per_row(limits) if slides else None,
+                determine_available_memory=runner.determine_available_memory,
+            )
+            runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
+        with phase("warm up, rehearse and capture"):
+            if runner.pooling_settings is None:
+                warm_up(runner)
+            runner.capture_graphs()
     except BaseException:
         runner.shutdown()
         connector.shutdown()

@@ -42,6 +42,7 @@ FLOORS: Sequence[Sequence[str]] = (
         "runners.third_party",
         "runners.after_fork",
         "runners.safetensors_file",
+        "runners.phases",
     ),
     ("runners.sampling", "runners.quantization"),
     ("runners.limits", "runners.rpc", "runners.current_config", "runners.lora", "runners.pooling"),

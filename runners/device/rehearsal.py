@@ -117,12 +117,9 @@ def largest_draft_step(max_num_seqs: int, max_num_tokens: int, drafts: int) -> R
     return RehearsalStep((), decodes=max(1, min(max_num_seqs, max_num_tokens // (1 + drafts))), drafts=drafts)
 
 
-def small_steps(max_num_seqs: int, max_num_tokens: int, drafts: int = 0) -> Iterator[RehearsalStep]:
-    """Steps that together take every way through the kernels.
-
-    Chunks of every size, with and without context; mixed batches of many sizes; and every way through the
-    sampler, by one row, by all, and by some beside others; and again where rows verify `drafts`, if any.
-    """
+def forward_steps(max_num_seqs: int, max_num_tokens: int) -> Iterator[RehearsalStep]:
+    """Steps that take every way through the kernels of a mixed batch's forward pass: chunks of every size,
+    with and without context, and batches of many sizes."""
     for length in PROMPT_LENGTHS:
         if length <= max_num_tokens:
             yield RehearsalStep([length], kinds=(PLAIN,))
@@ -132,11 +129,20 @@ def small_steps(max_num_seqs: int, max_num_tokens: int, drafts: int = 0) -> Iter
     for size in (1 << n for n in range(most.bit_length())):
         if size < most:
             yield RehearsalStep([1], decodes=size, kinds=(PLAIN,))
+    if most > 1:
+        yield RehearsalStep([1], decodes=most - 1)
+
+
+def sampling_steps(max_num_seqs: int, max_num_tokens: int, drafts: int = 0) -> Iterator[RehearsalStep]:
+    """Steps that take every way through the sampler, by one row, by all, and by some beside others; and again
+    where rows verify `drafts`, if any. All are of fixed form but those with drafts beside a prompt: graphs
+    serve them."""
+    most = min(max_num_seqs, max_num_tokens)
     for kind in KINDS:
-        yield RehearsalStep([1], kinds=(kind,))
+        yield RehearsalStep((), decodes=1, kinds=(kind,))
         if most > 1:
-            yield RehearsalStep([1], decodes=most - 1, kinds=(kind,))
-            yield RehearsalStep([1], decodes=most - 1, kinds=(PLAIN, kind))
+            yield RehearsalStep((), decodes=most, kinds=(kind,))
+            yield RehearsalStep((), decodes=most, kinds=(PLAIN, kind))
     most //= 1 + drafts
     if drafts and most:
         for kind in KINDS:

@@ -30,6 +30,7 @@ from dodona.runners.device.ready import Ready, make_ready, max_entries
 from dodona.runners.device.sampling.prompt_logprobs import PromptHidden, compute_prompt_logprobs
 from dodona.runners.interface import GrammarOutput, PendingOutput, SchedulerOutput
 from dodona.runners.limits import Limits
+from dodona.runners.phases import phase
 
 MAX_STEPS_IN_FLIGHT = 2
 """The second step is launched before the first one's tokens are read."""
@@ -159,12 +160,14 @@ class DeviceSteps:
         """
         if self._device.type != "cuda":
             return
-        self.rehearse_all()
         sizes = self._sizes_to_capture()
         if sizes is None:
+            self.rehearse_all()
             return
+        with phase("rehearse forward passes"):
+            self._rehearse_forward()
         ready = self.ready
-        with torch.inference_mode():
+        with phase("capture graphs"), torch.inference_mode():
             graphs = StepGraphs(sizes)
             for kind in (
                 FixedStep(0, True),
@@ -177,6 +180,8 @@ class DeviceSteps:
                     graphs.capture_drafter(ready.drafts.run)
             ready.steps.forget_runs()
         self.use_graphs(graphs)
+        with phase("rehearse the sampler by graphs"):
+            self._rehearse_sampler()
 
     # -- steps
     # -----------------------------------------------------------------------------------------------------
@@ -237,16 +242,23 @@ class DeviceSteps:
     # -----------------------------------------------------------------------------------------------------
 
     def rehearse_all(self) -> None:
-        """Run a step of each kind, so that no request waits for a compiler."""
+        """Run a step of each kind launch by launch, so that no request waits for a compiler."""
+        self._rehearse_forward()
+        self._rehearse_sampler()
+        for size in decode_sizes(self.limits.max_num_seqs):
+            self._launch_padding(FixedStep(size, True))
+        for size in self._draft_sizes():
+            self._launch_padding(FixedStep(size, True, verifies=True))
+
+    def _rehearse_forward(self) -> None:
+        for step in rehearsal.forward_steps(self.limits.max_num_seqs, self.limits.max_num_batched_tokens):
+            self.rehearse(step)
+
+    def _rehearse_sampler(self) -> None:
         limits = self.limits
         sizes = limits.max_num_seqs, limits.max_num_batched_tokens, self.num_speculative_tokens
-        for step in rehearsal.small_steps(*sizes):
+        for step in rehearsal.sampling_steps(*sizes):
             self.rehearse(step)
-        if self._sizes_to_capture() is None:  # else a capture runs every size
-            for size in decode_sizes(limits.max_num_seqs):
-                self._launch_padding(FixedStep(size, True))
-            for size in self._draft_sizes():
-                self._launch_padding(FixedStep(size, True, verifies=True))
 
     def _rehearse_largest(self) -> None:
         limits = self.limits

@@ -10,11 +10,9 @@ import contextlib
 import faulthandler
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
 
+from dodona.runners.distributed.own_folder import OwnFolder
 from dodona.runners.distributed.worker import serve
 from dodona.runners.distributed.worker_handle import LOG_LINES, Ending, WorkerHandle
 from dodona.runners.errors import EngineSetupError
@@ -232,7 +231,7 @@ class _OwnRay:
         self._unused.clear()
 
         def keep() -> None:
-            folder = tempfile.mkdtemp(prefix="dodona-ray-")
+            folder = OwnFolder("dodona-ray-")
             try:
                 ray.init(
                     address="local",
@@ -242,7 +241,7 @@ class _OwnRay:
                     log_to_driver=False,
                     configure_logging=False,
                     _node_ip_address=_LOOPBACK,
-                    _temp_dir=folder,
+                    _temp_dir=str(folder.path / "ray"),  # Ray lets everybody write to it
                 )
             except Exception as error:
                 failed.append(error)
@@ -250,7 +249,7 @@ class _OwnRay:
             if not failed:
                 self._unused.wait()
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.remove()
 
         self._thread = threading.Thread(target=keep, name="dodona-ray", daemon=True)
         self._thread.start()

@@ -6,8 +6,6 @@ Whatever ends one of them ends all: ranks wait for each other in every step.
 from __future__ import annotations
 
 import pickle
-import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +16,7 @@ from typing import Any, NoReturn
 
 from dodona.oracle.errors import DodonaError
 from dodona.runners.distributed.messages import Answer, Failure, Message, Stop
+from dodona.runners.distributed.own_folder import OwnFolder
 from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.worker_handle import Ending, WorkerHandle
 from dodona.runners.errors import WorkerError
@@ -43,16 +42,16 @@ class Workers:
 
     def __init__(self, count: int, whose: str = "", launch: Launch = worker_processes) -> None:
         self._whose = whose
-        self._folder = Path(tempfile.mkdtemp(prefix="dodona-workers-"))
-        self.store = self._folder / "store"
+        folder = OwnFolder("dodona-workers-")
+        self.store = folder.path / "store"
         """File by which the ranks find each other."""
         self._ended_by: WorkerError | None = None
         self._early: dict[int, deque[Answer]] = {rank: deque() for rank in range(count)}
         """By rank, answers to later messages than those that are waited for."""
         self._shared = ExitStack()
-        self._shared.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        self._shared.callback(folder.remove)
         try:
-            self._processes = list(self._shared.enter_context(launch(count, self._folder)))
+            self._processes = list(self._shared.enter_context(launch(count, folder.path)))
         except BaseException:
             self._shared.close()
             raise

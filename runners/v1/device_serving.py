@@ -19,6 +19,7 @@ from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.limits import Limits
+from dodona.runners.phases import phase
 from dodona.runners.third_party import first_line
 from dodona.runners.v1 import capabilities
 from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps
@@ -69,12 +70,13 @@ class DeviceServing:
         if ready.graphs is None or not check:
             return
         try:
-            check_device_steps(
-                self.model,
-                self.steps,
-                num_blocks=ready.num_blocks,
-                prompt_length=_check_length(self.model.packed),
-            )
+            with phase("V1: check steps by graphs"):
+                check_device_steps(
+                    self.model,
+                    self.steps,
+                    num_blocks=ready.num_blocks,
+                    prompt_length=_check_length(self.model.packed),
+                )
         except UnsupportedConfiguration as error:
             name = self.model.packed.name
             logger.warning("V1: the CUDA graphs of %s are not used: %s", name, first_line(error))
@@ -93,13 +95,16 @@ def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) ->
         _say_on_the_host(model, "; ".join(reasons))
         return None
     try:
-        device_model = DeviceModel(model, limits.block_size)
+        with phase("V1: replace parts by kernels"):
+            device_model = DeviceModel(model, limits.block_size)
     except Exception as error:
         _say_on_the_host(model, first_line(error))
         return None
     try:
-        _check(device_model, limits)
-        captures = not config.model_config.enforce_eager and _can_be_captured(device_model, limits)
+        with phase("V1: check steps on the device"):
+            _check(device_model, limits)
+        with phase("V1: try a capture"):
+            captures = not config.model_config.enforce_eager and _can_be_captured(device_model, limits)
     except Exception as error:
         device_model.fusions.remove()
         _say_on_the_host(model, first_line(error))

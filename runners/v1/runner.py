@@ -36,6 +36,7 @@ from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
+from dodona.runners.phases import phase
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.choice import choose
@@ -119,15 +120,17 @@ class V1Runner(WeightLife):
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
-        share, linear_shares = self._read_share(self._device, directory, plan)
-        chosen = choose(
-            share,
-            max_model_len=self.limits.max_model_len,
-            compiled=capabilities.compiles(self.config),
-            mesh=self._mesh,
-            rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
-            need_packing=capabilities.need_packing(self.config),
-        )
+        with phase("V1: weights"):
+            share, linear_shares = self._read_share(self._device, directory, plan)
+        with phase("V1: record attention calls, self-check"):
+            chosen = choose(
+                share,
+                max_model_len=self.limits.max_model_len,
+                compiled=capabilities.compiles(self.config),
+                mesh=self._mesh,
+                rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
+                need_packing=capabilities.need_packing(self.config),
+            )
         drafting: Drafting | None = None
         if plan is not None:
             drafting = load_drafting(plan, chosen.model, self.config, self.limits, self._mesh)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -224,3 +227,63 @@ def test_side_by_side_runs_a_b_b_a(
     assert ["async_scheduling=true" in command for command, _ in calls] == [False, True, True, False]
     assert len(list(tmp_path.glob("*.json"))) == 4
     assert "| bs1 | output tok/s |" in capsys.readouterr().out
+
+
+def test_side_by_side_with_few_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two runs of B are one process's, and count as two."""
+    repeats: list[tuple[str, str]] = []
+
+    class Finished:
+        returncode = 0
+
+    def run(command: list[str], *, env: dict[str, str], check: bool) -> Finished:
+        engine, repeat = (command[command.index(name) + 1] for name in ("--engine", "--repeat"))
+        repeats.append((engine, repeat))
+        runs = [{"seconds": 2.0 + i} for i in range(int(repeat))]
+        results.write(
+            Path(command[command.index("--json") + 1]),
+            results.THROUGHPUT,
+            [a_record(engine=engine, runs=runs)],
+        )
+        return Finished()
+
+    tables: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
+    monkeypatch.setattr(side_by_side.subprocess, "run", run)
+    monkeypatch.setattr(side_by_side, "table", lambda name_a, name_b, a, b: tables.append((a, b)) or "")
+    arguments = ["--a", "dodona-v1", "--b", "vllm", "--few-starts", "--json-dir", str(tmp_path)]
+    assert side_by_side.main([*arguments, "--", "--model", "tiny", "--workload", "bs1"]) == 0
+    assert repeats == [("dodona-v1", "1"), ("vllm", "2"), ("dodona-v1", "1")]
+    ((ours, theirs),) = tables
+    output = a_record()["workload"]["output_tokens"]
+    assert [record["output_tokens_per_s"] for record in theirs] == [output / 2.0, output / 3.0]
+    assert [record["seconds"] for record in ours] == [2.0, 2.0]
+
+
+def test_processes_that_stay_alive_take_turns(tmp_path: Path) -> None:
+    """A workload at a time: both warm up, A B B A, and both stream where it is streamed."""
+    log = tmp_path / "log"
+    program = (
+        "import sys; from benchmarks.turns import wait_for_turn\n"
+        "for _ in range(int(sys.argv[2])):\n"
+        "    wait_for_turn(); open(sys.argv[3], 'a').write(sys.argv[1])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+    def play(turns: int) -> bool:
+        log.write_text("")
+        commands = {side: [sys.executable, "-c", program, side, str(turns), str(log)] for side in "ab"}
+        options = argparse.Namespace(workload=["nano256", "bs1"], latency=False)
+        return side_by_side._alternate(commands, {"a": environment, "b": environment}, options)
+
+    assert play(7)
+    assert log.read_text() == "ababba" + "ababba" + "ab"
+    assert not play(5)  # they end before their turns
+
+
+def test_every_run_waits_for_its_turn() -> None:
+    turns: list[int] = []
+    workload = make_workload("bs1", vocab_size=211).smaller(1, 100)
+    throughput.measure(
+        InstantEngine(), workload, HEAD, repeat=2, streamed=True, rates=RATES, turn=lambda: turns.append(1)
+    )
+    assert len(turns) == 4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -18,6 +20,7 @@ import pytest
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.runners.distributed.messages import Call, Execute, Sample, Start, Transfers
+from dodona.runners.distributed.own_folder import OwnFolder
 from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.runner import DistributedRunner
@@ -220,7 +223,7 @@ def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path):
             from tests.distributed.test_workers import Execute, pids, workers
             with workers() as started:
                 started.tell(Execute(("sleep", 60.0), None))
-                print(*pids(started), flush=True)
+                print(*pids(started), started.store.parent, flush=True)
                 time.sleep(60)
             """
         )
@@ -229,10 +232,60 @@ def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path):
         [sys.executable, str(script)], env=child_environment(), stdout=subprocess.PIPE, text=True
     ) as engine:
         assert engine.stdout is not None
-        processes = [int(pid) for pid in engine.stdout.readline().split()]
+        *words, folder = engine.stdout.readline().split()
+        processes = [int(pid) for pid in words]
         assert len(processes) == 2
+        OwnFolder("dodona-workers-").remove()
+        assert Path(folder).is_dir()
         engine.kill()
     deadline = time.monotonic() + LIMIT
     while not all(map(gone, processes)):
         assert time.monotonic() < deadline, "workers live on"
         time.sleep(0.05)
+    OwnFolder("dodona-workers-").remove()
+    assert not Path(folder).exists()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_folder_of_a_dead_process_is_removed_and_nothing_else(temporary: Path) -> None:
+    one = OwnFolder("dodona-a-")
+    assert one.path.stat().st_mode & 0o777 == 0o700
+    for name in ("dodona-a-dead", "dodona-b-of-other-prefix", "target"):
+        (temporary / name / "inner").mkdir(parents=True)
+        (temporary / name / "owner").touch()
+    (temporary / "dodona-a-not-locked-yet").mkdir()
+    (temporary / "dodona-a-link").symlink_to(temporary / "target")
+    (temporary / "dodona-a-file").touch()
+    os.mkfifo(temporary / "dodona-a-pipe")
+    before = set(temporary.iterdir())
+    other = OwnFolder("dodona-a-")
+    assert set(temporary.iterdir()) == {*before, other.path} - {temporary / "dodona-a-dead"}
+    if os.fork() == 0:
+        one.remove()  # not a child's
+        os._exit(0)
+    os.wait()
+    assert one.path.is_dir()
+    for folder in (one, one, other):
+        folder.remove()
+        assert not folder.path.exists()
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def after_another_process_looked(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        OwnFolder("dodona-a-").remove()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_another_process_looked)
+    folder = OwnFolder("dodona-a-")
+    assert set(temporary.iterdir()) == {folder.path}
+    folder.remove()

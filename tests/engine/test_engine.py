@@ -296,6 +296,41 @@ def test_an_engine_that_was_shut_down_says_so() -> None:
     session.engine.abort("x")
 
 
+@pytest.mark.parametrize("fails_in_a_step", [False, True])
+def test_an_error_in_a_shutdown_hides_no_other_and_keeps_nobody_waiting(
+    fails_in_a_step: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(RuntimeError("the step failed") if fails_in_a_step else None)
+    session = Opened(on_step=gate)
+    called = []
+
+    def failing(name: str) -> Callable[[], None]:
+        def shutdown() -> None:
+            called.append(name)
+            raise ValueError(f"no end of {name}")
+
+        return shutdown
+
+    session.runner.shutdown = failing("workers")  # type: ignore[method-assign]
+    session.scheduler.transfers.connector.shutdown = failing("files")  # type: ignore[method-assign]
+    request = session.submit("x", [1], max_tokens=None)
+    gate.wait_until_entered()
+    waiting = session.engine.post(lambda runner, scheduler: None, drain=True)
+    if not fails_in_a_step:
+        session.engine.end(None)
+    gate.open()
+    assert session.next_event(request) is None
+    with pytest.raises(EngineDeadError, match="the step failed" if fails_in_a_step else "was shut down"):
+        waiting.result(timeout=PATIENCE)
+    session.engine.shutdown()
+    assert called == ["workers", "files"]
+    logged = [(record.message, str(record.exc_info[1])) for record in caplog.records if record.exc_info]
+    assert logged == [
+        ("the shutdown of the runner failed", "no end of workers"),
+        ("the shutdown of the KV connector failed", "no end of files"),
+    ]
+
+
 def test_an_error_at_the_start_is_raised_to_the_one_who_starts() -> None:
     def start() -> tuple[FakeRunner, Scheduler]:
         raise ValueError("no such weights")

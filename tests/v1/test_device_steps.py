@@ -20,18 +20,13 @@ from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.shared_inputs import layers_by_input
 from tests.support.equal_tokens import EqualTokens
+from tests.support.replaced_parts import PACKED_MIXERS, REPLACED, check_replaced
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import make_model
 from tests.v1.driver import Driver, make_runner
 
 FAMILIES = ("gemma2", "llama4", "falcon-h1")
 """Windows, soft caps, 1 + weight; chunks and another rotation; inner states. More on a GPU: `test_gpu`."""
-
-PACKED = (
-    "bamba", "falcon-h1", "granite-hybrid", "lfm2", "lfm2-moe", "lfm3", "mamba2", "olmo-hybrid", "qwen3-next",
-    "qwen3.5", "qwen3.5-moe",
-)  # fmt: skip
-"""Mixers of a short convolution, of Mamba 2, or of the gated delta rule."""
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [2, 7, 1]]
 
@@ -87,21 +82,17 @@ def test_what_the_host_must_lay_out_is_said(tiny_models, caplog):
 def test_fused_parts_are_found_by_what_they_compute(tiny_models):
     """Norms by a weight and by 1 + a weight, kinds of gates, rotations, experts; a rotation of neighbouring
     dimensions and a norm that centres stay as they are."""
-    found = {}
     for family in ("qwen3", "gemma2", "cohere", "qwen3-moe"):
         model = make_model(family)
         fusions = Fusions(model)
-        found[family] = {type(part.module).__name__ for part in fusions._fusions}
+        expected = REPLACED.get(family, frozenset({"CohereMLP", "Linear"}))
+        check_replaced(model, {part.module for part in fusions._fusions}, expected)
         ids = torch.tensor([[3, 1, 4, 1, 5]])
         fused = model(input_ids=ids).logits
         with fusions.removed():
             plain = model(input_ids=ids).logits
             assert not any("forward" in module.__dict__ for module in model.modules())
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
-    assert found["qwen3"] == {"Qwen3RMSNorm", "Qwen3MLP", "Qwen3Attention", "Linear"}
-    assert found["gemma2"] == {"Gemma2RMSNorm", "Gemma2MLP", "Gemma2Attention", "Linear"}
-    assert found["cohere"] == {"CohereMLP", "Linear"}
-    assert {"Qwen3MoeTopKRouter", "Qwen3MoeExperts"} < found["qwen3-moe"]
 
 
 @torch.inference_mode()
@@ -198,7 +189,7 @@ def test_mixers_that_kernels_compute_for_all_rows_at_once(family):
         pytest.skip(f"transformers {transformers.__version__} has no {HYBRIDS[family][0]}")
     model = PackedModel(make_model(family))
     packed = {packed_forward(mixer) is not None for mixer in model.mixers}
-    assert packed == {family in PACKED}
+    assert packed == {family in PACKED_MIXERS}
 
 
 def test_a_mixer_is_not_packed_where_its_kernels_give_something_else(monkeypatch):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
+from dodona.runners.kv_transfer.shared_index import SharedIndex
 from dodona.runners.kv_transfer.shared_memory.arena import SUFFIX, Arena, ArenaError, open_arena
 
 
@@ -117,7 +117,7 @@ class OtherArenas:
             self._open.popitem()[1].close()
 
 
-class SharedMemoryIndex:
+class SharedMemoryIndex(SharedIndex):
     """A `BlockIndex` of what is announced: by this engine to others (`own`), and by others to it."""
 
     def __init__(
@@ -128,16 +128,12 @@ class SharedMemoryIndex:
         others: OtherArenas | None,
         namespace_of: Callable[[Path | None], str] | None = None,
     ) -> None:
-        """namespace: what blocks of the same model, weights and layout share. namespace_of: that of other
-        weights; None: not known. own: None where this engine hands out nothing. others: None where it takes
-        nothing."""
-        self._namespace = namespace
-        self._namespace_of = namespace_of
+        """own: None where this engine hands out nothing. others: None where it takes nothing."""
+        super().__init__(namespace, namespace_of)
         self._own = own
         self._others = others
         self._found: dict[bytes, str] = {}
         """Places of the blocks found last."""
-        self._loading: set[bytes] = set()
 
     def announce(self, values: Sequence[bytes]) -> list[bytes]:
         """Say to others that these blocks will come; returns those that were not known yet."""
@@ -177,17 +173,9 @@ class SharedMemoryIndex:
         self._loading.update(values)
         return [self._found[value] for value in values]
 
-    def end_load(self, values: Sequence[bytes]) -> None:
-        """The load of these blocks ended."""
-        self._loading.difference_update(values)
-
-    def fingerprint(self, weights: Path | None) -> str | None:
-        """What stands for the weights in a directory; None: random ones."""
-        return None if self._namespace_of is None else self._namespace_of(weights)
-
     def clear(self, fingerprint: str | None = None) -> None:
-        """Weights changed: go on with blocks of these. None: nobody else has them, as far as is known."""
-        self._namespace = fingerprint or f"changed-{uuid.uuid4().hex}"
+        """See `SharedIndex`; also forget what was announced."""
+        super().clear(fingerprint)
         if self._own is not None:
             self._own.clear()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dodona.runners.kv_transfer.shared_index import SharedIndex
 from dodona.runners.kv_transfer.storage.paths import block_path
 
 
-class StorageIndex:
+class StorageIndex(SharedIndex):
     """A `BlockIndex` of files. Blocks that another engine wrote are found as soon as they are there."""
 
     def __init__(
@@ -22,14 +22,11 @@ class StorageIndex:
         stores: bool = True,
     ) -> None:
         """namespace: folder of the blocks, below the root. exists: whether all of the block with this path is
-        stored below the root. namespace_of: the folder for other weights, see `fingerprint`; None: not known.
-        loads, stores: what this engine's role lets it do."""
-        self._namespace = namespace
-        self._namespace_of = namespace_of
+        stored below the root. loads, stores: what this engine's role lets it do."""
+        super().__init__(namespace, namespace_of)
         self._exists = exists
         self._loads = loads
         self._stores = stores
-        self._loading: set[bytes] = set()
 
     def find(self, value: bytes) -> bool | None:
         """Whether the block is there; None while another load reads it."""
@@ -46,19 +43,6 @@ class StorageIndex:
         """The paths of these blocks' files."""
         self._loading.update(values)
         return [self._path(value) for value in values]
-
-    def end_load(self, values: Sequence[bytes]) -> None:
-        """The load of these blocks ended."""
-        self._loading.difference_update(values)
-
-    def fingerprint(self, weights: Path | None) -> str | None:
-        """The folder of blocks that are computed with the weights in a directory; None: random ones."""
-        return None if self._namespace_of is None else self._namespace_of(weights)
-
-    def clear(self, fingerprint: str | None = None) -> None:
-        """Weights changed: go on in the folder of these. None: nobody else has them, as far as is known, so
-        their blocks are not shared."""
-        self._namespace = fingerprint or f"changed-{uuid.uuid4().hex}"
 
     def _path(self, value: bytes) -> str:
         return block_path(self._namespace, value)

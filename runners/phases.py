@@ -1,0 +1,19 @@
+"""Says in the log how long each part of an engine's start takes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("dodona.start")
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Log at level INFO, once it ends, how many seconds of the host the part took. Parts may be nested: the
+    inner one is named first, and the outer one counts it, too."""
+    started = time.perf_counter()
+    yield
+    logger.info("%s: %.1f s", name, time.perf_counter() - started)
