@@ -287,7 +287,13 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, set()),
     "draft on two devices": (
         QWEN,
-        {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
+        {
+            "speculative_config": {
+                "method": "ngram",
+                "draft_tensor_parallel_size": 2,
+                "num_speculative_tokens": 2,
+            }
+        },
         {"draft-tensor-parallelism"},
     ),
     "empty speculation": (

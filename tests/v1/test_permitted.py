@@ -19,7 +19,7 @@ def models(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.data())
+@given(data=st.data())
 def test_what_the_rules_permit_starts_and_answers(
     data: st.DataObject, models: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
