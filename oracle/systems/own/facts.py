@@ -6,10 +6,12 @@ To add a fact, add an `OwnFact` to the group of `_SPECS` where it belongs; those
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.config.sections import COMPILATION_MODES
+from dodona.oracle.config.sections import COMPILATION_MODES, SECTIONS
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.machine.packages import PACKAGES
@@ -44,6 +46,11 @@ def _speculative_method(inputs: Inputs) -> FactValue:
     if inputs.config.speculative_config is None:
         return None
     return resolved_speculative_method(inputs.config) or UNKNOWN
+
+
+def _fields(section: str) -> tuple[str, ...]:
+    """The paths of a section's fields."""
+    return tuple(f"{section}.{field.name}" for field in dataclasses.fields(cast(Any, SECTIONS[section])))
 
 
 _PARALLEL_SIZES = tuple(
@@ -162,6 +169,9 @@ _ENGINE_SPECS = (
             "scheduler_config.enable_chunked_prefill",
             "cache_config.num_gpu_blocks_override",
             "cache_config.block_size",
+            "cache_config.kv_offloading_size",
+            "kv_transfer_config.kv_connector",
+            "kv_transfer_config.kv_role",
             "device_config.device",
         ),
     ),
@@ -217,7 +227,13 @@ _FEATURE_SPECS = (
         "model",
         derive=lambda i: speculation_fault(i.config, i.model, i.environment),
         nullable=True,
-        reads=("speculative_config", "model_config.max_model_len"),
+        reads=(
+            *_fields("speculative_config"),
+            "model_config.max_model_len",
+            "model_config.runner",
+            "model_config.convert",
+            "model_config.trust_remote_code",
+        ),
     ),
     of_section("compilation_config", "Compilation is configured."),
     of_field(
@@ -244,7 +260,7 @@ _FEATURE_SPECS = (
         "model",
         derive=lambda i: UNKNOWN if i.model is None else pooler_fault(i.config, i.model),
         nullable=True,
-        reads=("pooler_config", "model_config.convert", "model_config.runner"),
+        reads=(*_fields("pooler_config"), "model_config.convert", "model_config.runner"),
     ),
     of_section("kv_transfer_config", "A KV transfer section is there, be it empty."),
     OwnFact(
@@ -295,7 +311,7 @@ _FEATURE_SPECS = (
         derive=lambda i: kv_transfer_fault(i.config),
         nullable=True,
         reads=(
-            "kv_transfer_config",
+            *_fields("kv_transfer_config"),
             "cache_config.kv_offloading_size",
             "cache_config.kv_offloading_backend",
         ),

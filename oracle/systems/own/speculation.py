@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
+import functools
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -248,21 +253,31 @@ def _check_draft_model(
 
 def _check_tokenizer(draft: Path, target: Path) -> None:
     """Raise ConfigError where both directories have a tokenizer.json and their tokens differ."""
-    mine, theirs = _tokens(draft / "tokenizer.json"), _tokens(target / "tokenizer.json")
-    if mine is not None and theirs is not None and mine != theirs:
+    mine, theirs = draft / "tokenizer.json", target / "tokenizer.json"
+    if not mine.is_file() or not theirs.is_file():
+        return
+    with contextlib.suppress(OSError):  # of a file that can't be read, `read_json` says so
+        if filecmp.cmp(mine, theirs, shallow=False):
+            return
+    if _tokens(mine) != _tokens(theirs):
         raise ConfigError(
-            f"{draft / 'tokenizer.json'}: other tokens than the target's, {target / 'tokenizer.json'}; "
-            "choose a draft with the same tokenizer"
+            f"{mine}: other tokens than the target's, {theirs}; choose a draft with the same tokenizer"
         )
 
 
-def _tokens(file: Path) -> Any:
-    """A tokenizer's vocabulary and added tokens."""
-    if not file.is_file():
-        return None
+def _tokens(file: Path) -> str:
+    status = file.stat()
+    return _tokens_of(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _tokens_of(file: Path, changed: int, size: int) -> str:
+    """A digest of a tokenizer's vocabulary and added tokens; read once as long as the file doesn't change."""
     raw = read_json(file, limit=MAX_TOKENIZER_BYTES, expected="a tokenizer")
     if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
         raise ConfigError(f"{file}: is no tokenizer of the tokenizers library")
     added = raw.get("added_tokens")
     listed = added if isinstance(added, list) else []
-    return raw["model"].get("vocab"), [(t.get("id"), t.get("content")) for t in listed if isinstance(t, dict)]
+    tokens = [(token.get("id"), token.get("content")) for token in listed if isinstance(token, dict)]
+    whole = json.dumps([raw["model"].get("vocab"), tokens], sort_keys=True)
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
