@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from typer.testing import CliRunner
 from dodona.cli import output
 from dodona.cli.app import app
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, DodonaError, RuleFileError, UnsupportedConfiguration
 from dodona.oracle.printable import HIDDEN, printable, short, without_userinfo
+from dodona.runners.errors import InvalidRequestError, WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = "from dodona.cli import main; main()"
@@ -80,13 +83,32 @@ def test_what_libraries_log_is_printable(monkeypatch: pytest.MonkeyPatch, caplog
     assert caplog.messages == [f"a model of type {printable(HOSTILE)}"]
 
 
+def test_what_libraries_warn_of_is_printable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    found: list[str] = []
+    output.run(lambda: found.append(warnings.formatwarning(HOSTILE, UserWarning, "file.py", 1)))
+    assert printable(HOSTILE) in found[0]
+
+
+def test_a_full_stderr_changes_no_exit_code() -> None:
+    with open("/dev/full", "wb") as full:
+        done = run(["select", "/no/such/model"], "utf-8", subprocess.PIPE, stderr=full)
+        both = run(["rules", "list", "--json"], "utf-8", full, stderr=full)
+    assert (done.returncode, both.returncode) == (2, 1)
+
+
 def run(
-    arguments: list[str], encoding: str, stdout: object, *, program: str = MAIN
+    arguments: list[str],
+    encoding: str,
+    stdout: object,
+    *,
+    program: str = MAIN,
+    stderr: object = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        stdout=stdout, stderr=subprocess.PIPE, env=environment, encoding=encoding, errors="strict", cwd=ROOT,
+        stdout=stdout, stderr=stderr, env=environment, encoding=encoding, errors="strict", cwd=ROOT,
         timeout=60, check=False,
     )  # fmt: skip
 
@@ -102,6 +124,23 @@ def test_every_command_prints_through_one_place() -> None:
         )
         made = re.findall(r"(?<![\w.])Text\((?!printable)", text)
         assert not made, file
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError(HOSTILE),
+        UnsupportedConfiguration.lacking("v1", HOSTILE, why=HOSTILE),
+        RuleFileError(HOSTILE, 1, 2, HOSTILE, HOSTILE),
+        WorkerError(1, HOSTILE, [HOSTILE]),
+        InvalidRequestError(HOSTILE),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_the_library_are_printable(error: DodonaError) -> None:
+    for shown in (error, pickle.loads(pickle.dumps(error))):
+        assert not HIDDEN.search(str(shown))
+        assert printable(HOSTILE) in str(shown)
 
 
 # --- secrets
