@@ -24,7 +24,7 @@ LAYERS = {"model.layers.0.self_attn.q_proj": (32, 64), "model.layers.0.mlp.down_
 
 
 def check_changes(
-    folder: Path, models: tuple[Path, Path], *, runner: str, changes: int, clients: int
+    folder: Path, models: tuple[Path, Path], *, runner: str, changes: int, clients: int, tokens: int = 6
 ) -> None:
     """Reload, patch and swap adapters `changes` times while `clients` threads wait for answers, and raise
     AssertionError where an answer is of no one version, memory moved, or something is left behind.
@@ -48,8 +48,8 @@ def check_changes(
     row = weights["lm_head.weight"].shape[1]
     # Makes token 7 the likeliest after anything that the old row liked.
     patch = {"lm_head.weight": (torch.arange(7 * row, 8 * row), 4 * weights["lm_head.weight"][9])}
-    prompts = [[i + 1, 2 * i + 1, 3] for i in range(8)]
-    greedy = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    prompts = [[i + 1, 2 * i + 1, 3] for i in range(min(8, clients))]
+    greedy = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
     flat: dict[str, Any] = {**SIZES, "skip_tokenizer_init": True, "max_num_seqs": clients}
     kinds: tuple[LoRARequest | None, ...] = (None,)
     machine = assumed_gpu("v2")
@@ -89,7 +89,9 @@ def check_changes(
         held = views()
         assert known[0] != known[1] != known[2]
         for answers in known:
-            by_kind = [answers[start : start + 8] for start in range(0, len(answers), 8)]
+            by_kind = [
+                answers[start : start + len(prompts)] for start in range(0, len(answers), len(prompts))
+            ]
             assert all(one != other for one, other in itertools.combinations(by_kind, 2))
         done = threading.Event()
 

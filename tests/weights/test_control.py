@@ -215,7 +215,7 @@ def test_a_hundred_changes_while_32_requests_run_mix_no_versions(model_dir: Path
         assert len(versions) > 20
 
 
-@pytest.mark.parametrize(("runner", "changes", "clients"), [("v1", 100, 32), ("v2", 3, 4)])
+@pytest.mark.parametrize(("runner", "changes", "clients"), [("v1", 100, 32), ("v2", 2, 2)])
 def test_a_real_model_changes_while_it_serves(
     runner: str, changes: int, clients: int, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
