@@ -188,3 +188,13 @@ def test_mxfp4_of_a_model_without_experts(tmp_path: Path) -> None:
         json.dumps({**raw, "quantization_config": {"quant_method": "mxfp4"}})
     )
     assert [refusal.rule for refusal in decide(tmp_path).refusals] == ["quantization"]
+
+
+@pytest.mark.parametrize(("is_decoder", "rules"), [(None, ["causal-lm"]), (False, ["causal-lm"]), (True, [])])
+def test_an_encoder_generates_only_as_a_decoder(
+    is_decoder: bool | None, rules: list[str], tmp_path: Path
+) -> None:
+    """BertLMHeadModel without is_decoder sees the tokens that it is to write."""
+    raw = {"architectures": ["BertLMHeadModel"], "model_type": "bert", "is_decoder": is_decoder}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert [refusal.rule for refusal in decide(tmp_path, runner="generate").refusals] == rules

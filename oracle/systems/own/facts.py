@@ -228,11 +228,11 @@ _FEATURE_SPECS = (
         derive=lambda i: speculation_fault(i.config, i.model, i.environment),
         nullable=True,
         reads=(
-            *_fields("speculative_config"),
             "model_config.max_model_len",
             "model_config.runner",
             "model_config.convert",
             "model_config.trust_remote_code",
+            *_fields("speculative_config"),
         ),
     ),
     of_section("compilation_config", "Compilation is configured."),
