@@ -8,10 +8,6 @@ from torch._dynamo.utils import counters
 from tests.support.equal_tokens import EqualTokens
 from tests.v1.driver import Driver, make_runner
 
-MOST_RECOMPILATIONS = 8
-"""Functions that a mixed workload may compile anew after the start: prompts and chunks of many lengths, alone
-and beside decodes, with and without preemption."""
-
 PROMPTS = [[5, 6, 7], [9] * 20, [3, 4], [60]]
 
 
@@ -22,13 +18,15 @@ def test_tokens_of_a_compiled_model(tiny_models, reference):
     runner = make_runner(path, compilation_config={"mode": "STOCK_TORCH_COMPILE"})
     # Layers share their code: were each compiled anew, torch would give up after a few of them.
     assert counters["frames"]["ok"] > 0
-    compiled = counters["frames"]["ok"]
     plain = reference(path)
     equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    # Steps of one token are compiled beside those of several; both are, before an engine serves.
+    Driver(runner).generate([[60]], 2)
+    warm = counters["frames"]["total"]
     for settings in ({}, {"budget": 7, "preempt_every": 4}):
         for job in Driver(runner, **settings).generate(PROMPTS, 10):
             equal.compare(job.prompt, plain.generate(job.prompt, 10), job.output)
     equal.check()
     assert not any("limit" in reason for reason in counters["unimplemented"])
     assert counters["frames"]["ok"] < 60
-    assert counters["frames"]["ok"] - compiled <= MOST_RECOMPILATIONS
+    assert counters["frames"]["total"] <= warm + 8  # recompilations while it serves
