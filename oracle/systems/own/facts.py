@@ -260,7 +260,12 @@ _FEATURE_SPECS = (
         "model",
         derive=lambda i: UNKNOWN if i.model is None else pooler_fault(i.config, i.model),
         nullable=True,
-        reads=(*_fields("pooler_config"), "model_config.convert", "model_config.runner"),
+        reads=(
+            "pooler_config.pooling_type",
+            "pooler_config.dimensions",
+            "model_config.convert",
+            "model_config.runner",
+        ),
     ),
     of_section("kv_transfer_config", "A KV transfer section is there, be it empty."),
     OwnFact(
