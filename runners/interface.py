@@ -187,6 +187,8 @@ class KVConnectorMetadata:
     """Requests that lost their blocks, which this step may write."""
     finished_req_ids: Sequence[str] = ()
     """Requests that ended."""
+    is_idle: bool = False
+    """Whether no request runs: the steps to come are those of requests that wait for KV."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class Scheduler:
             num_decodes=batch.num_decodes,
             draft_token_ids=drafts,
             window_blocks=self.windows.take_attached() if self.windows.groups else (),
-            kv_connector_metadata=self.transfers.metadata(),
+            kv_connector_metadata=self.transfers.metadata(is_idle=not self.running),
         )
         self._num_steps += 1
         self._freed_rows = []
