@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dodona.oracle.systems.own.lengths import most_blocks_of_window
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
@@ -42,7 +43,6 @@ from dodona.runners.interface import (
     NewRequest,
     SchedulerOutput,
     StepOutput,
-    most_blocks_of_window,
 )
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 

@@ -107,7 +107,7 @@ def test_new_weights_do_not_find_old_blocks(tiny_models):
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_models, flat, error):
-    with pytest.raises(EngineSetupError, match=error):
+    with pytest.raises((EngineSetupError, UnsupportedConfiguration), match=error):
         LLM(tiny_models.path("llama"), **{**SIZES, **flat})
 
 

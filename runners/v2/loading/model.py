@@ -9,9 +9,9 @@ import torch
 
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.distributed.mesh import Alone, Group
 from dodona.runners.limits import Limits
-from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2.exchange import make_exchange
 from dodona.runners.v2.loading.loader import (
     fill_randomly,
