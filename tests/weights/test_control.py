@@ -215,7 +215,9 @@ def test_a_hundred_changes_while_32_requests_run_mix_no_versions(model_dir: Path
         assert len(versions) > 20
 
 
-@pytest.mark.parametrize(("runner", "changes", "clients"), [("v1", 100, 32), ("v2", 2, 2)])
+@pytest.mark.parametrize(
+    ("runner", "changes", "clients"), [("v1", 100, 32), pytest.param("v2", 2, 2, marks=pytest.mark.slow)]
+)
 def test_a_real_model_changes_while_it_serves(
     runner: str, changes: int, clients: int, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
