@@ -158,7 +158,7 @@ class ModelConfig:
     """Whether transformers may run code that comes with the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type to compute in; "auto" is config.json's, and float32 on a CPU."""
-    seed: Natural = 0
+    seed: Annotated[int, Strict(), Field(ge=0, lt=1 << 63)] = 0
     """Requests without a seed of their own draw theirs from it."""
     max_model_len: Count | None = None
     """Longest prompt plus output in tokens; None means what config.json says."""

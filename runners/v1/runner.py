@@ -16,6 +16,7 @@ from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.oracle.systems.own.speculation import check_speculation
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
@@ -111,6 +112,7 @@ class V1Runner(WeightLife):
         speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
+        check_speculation(self.config, self.model_info, machine)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
         if lacking:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
@@ -319,7 +321,7 @@ class V1Runner(WeightLife):
         return plan_drafting(
             self.config,
             self.model_info,
-            self.limits,
+            machine,
             runner=self.name,
             lacks_of_draft=partial(capabilities.lacks_of_draft, environment=machine),
         )

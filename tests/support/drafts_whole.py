@@ -78,9 +78,9 @@ def _noisy_target(folder: Path) -> str:
 def _eagle_head(folder: Path) -> str:
     from safetensors.torch import save_file
 
+    from dodona.oracle.models.head_config import read_head_config
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.drafting.head import DraftHead
-    from dodona.runners.drafting.head_config import read_head_config
 
     path = folder / "eagle"
     path.mkdir()

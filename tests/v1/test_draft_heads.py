@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from checkpoints.heads import RECIPES, head_configuration, save_head
 from checkpoints.train_heads import DepthAttention
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.head_config import read_head_config
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.drafting.load_head import load_head
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
