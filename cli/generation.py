@@ -16,6 +16,7 @@ from dodona.cli.pooling import check_task
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_text
+from dodona.oracle.printable import short
 
 MAX_FILE_BYTES: Final = 8 << 20
 """Largest schema or grammar."""
@@ -99,7 +100,7 @@ def run_generate(
     for prompt, output in zip(prompts, outputs, strict=True):
         if output.error is not None:
             failed = True
-            say(f"dodona: prompt {prompt!r}: {output.error}", err=True)
+            say(f"dodona: prompt {short(prompt)}: {output.error}", err=True)
         if as_json:
             say_json(_record(prompt, output))
         elif output.error is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import json
@@ -10,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -37,6 +37,26 @@ class _PrintableRecord(logging.LogRecord):
         return printable(super().getMessage())
 
 
+class _Stderr(io.FileIO):
+    """stderr, which drops what it can't take: the exit code still says what happened."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            return len(data)
+
+
+def _printable_warning(*args: Any, **named: Any) -> str:
+    """Libraries warn of what a model's files say."""
+    return printable(_format_warning(*args, **named))
+
+
+_format_warning: Final = warnings.formatwarning
+
+
 def _is_closed(stream: object) -> bool:
     return stream is None  # what the interpreter makes of a file descriptor that isn't open
 
@@ -50,14 +70,19 @@ def run(command: Callable[[], None]) -> None:
     """Run a command whose result goes to stdout.
 
     What a stream's encoding can't hold is written as an escape. Where stdout takes no more, for instance on a
-    full disk, or is closed, a line on stderr says so, and the exit code is 1.
+    full disk, or is closed, a line on stderr says so, and the exit code is 1. What stderr can't take is
+    dropped.
     """
     if _is_closed(sys.stderr):
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end of the process
+    elif (stderr := sys.__stderr__) is not None and sys.stderr is stderr:
+        patient = io.BufferedWriter(_Stderr(stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(patient, stderr.encoding, line_buffering=True)
     if _is_closed(sys.stdout):
         typer.echo("dodona: stdout can't be written: it is closed", err=True)
         sys.exit(1)
     logging.setLogRecordFactory(_PrintableRecord)
+    warnings.formatwarning = _printable_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -69,8 +94,7 @@ def run(command: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        with contextlib.suppress(OSError):
-            typer.echo(f"dodona: stdout can't be written: {error.strerror}", err=True)
+        typer.echo(f"dodona: stdout can't be written: {error.strerror}", err=True)
         # the interpreter flushes stdout once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

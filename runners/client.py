@@ -21,7 +21,7 @@ from dodona.runners.engine.admission import Admission, check_request_id, new_req
 from dodona.runners.engine.assembler import OutputAssembler
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.events import Sink
-from dodona.runners.engine.prompts import PromptLike, parse_prompt
+from dodona.runners.engine.prompts import PromptLike, RefusedPrompt, parse_prompt
 from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
@@ -121,7 +121,7 @@ class EngineClient:
 
     def submit(
         self,
-        prompts: Sequence[PromptLike],
+        prompts: Sequence[PromptLike | RefusedPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         sink: Sink,
         *,

@@ -14,7 +14,7 @@ from dodona.runners.chat import Message, chat_prompts
 from dodona.runners.client import EngineClient, Submission
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.events import Event, Progress
-from dodona.runners.engine.prompts import PromptLike, as_prompt_list, is_single_prompt
+from dodona.runners.engine.prompts import PromptLike, RefusedPrompt, as_prompt_list, is_single_prompt
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.lora.request import LoRARequest
 from dodona.runners.outputs import (
@@ -108,13 +108,7 @@ class LLM:
         A prompt that can't be served has its reason in `.error` and the finish reason "error"; the others
         go on. Ctrl-C ends the engine.
         """
-        prompt_list = as_prompt_list(prompts)
-        events: SimpleQueue[Event] = SimpleQueue()
-        with ended_by_ctrl_c(self._client):
-            submission = self._client.submit(
-                prompt_list, sampling_params, events.put, lora_request=lora_request
-            )
-            return self._collect(prompt_list, submission, events, use_tqdm)
+        return self._generate(as_prompt_list(prompts), sampling_params, use_tqdm, lora_request)
 
     def chat(
         self,
@@ -129,8 +123,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """`generate` for a conversation (a list of messages with "role" and "content"), or for several.
 
-        Raises InvalidRequestError where there is no tokenizer or no chat template, or for what the template
-        can't take.
+        Raises InvalidRequestError where there is no tokenizer or no chat template, and for one conversation
+        that the template can't take. Of several, such a conversation has its reason in `.error`, and the
+        others go on.
         """
         self._client.check_callable()
         prompts = chat_prompts(
@@ -141,7 +136,7 @@ class LLM:
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
         )
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
+        return self._generate(prompts, sampling_params, use_tqdm, lora_request)
 
     def stream(
         self,
@@ -374,9 +369,21 @@ class LLM:
     def __repr__(self) -> str:
         return f"LLM({self.config.model_config.model!r}, runner={self.verdict.runner!r})"
 
+    def _generate(
+        self,
+        prompts: Sequence[PromptLike | RefusedPrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool | None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
+    ) -> list[RequestOutput]:
+        events: SimpleQueue[Event] = SimpleQueue()
+        with ended_by_ctrl_c(self._client):
+            submission = self._client.submit(prompts, sampling_params, events.put, lora_request=lora_request)
+            return self._collect(prompts, submission, events, use_tqdm)
+
     def _collect(
         self,
-        prompts: Sequence[PromptLike],
+        prompts: Sequence[PromptLike | RefusedPrompt],
         submission: Submission,
         events: SimpleQueue[Event],
         use_tqdm: bool | None,
@@ -402,7 +409,7 @@ class LLM:
         return wait_for_outputs(self._client, events, running, take, refused, use_tqdm=use_tqdm)
 
 
-def _refused_output(prompt: PromptLike, reason: str, request_id: str) -> RequestOutput:
+def _refused_output(prompt: PromptLike | RefusedPrompt, reason: str, request_id: str) -> RequestOutput:
     """The output of a prompt that was not admitted."""
     refused = CompletionOutput(
         index=0, text="", token_ids=[], cumulative_logprob=None, logprobs=None, finish_reason="error"

@@ -87,10 +87,12 @@ def candidates(paths: Iterable[str]) -> Iterator[Candidate | LeftOut]:
             yield LeftOut(str(path), str(error).removeprefix(f"{path}: "))
             continue
         kind = kind_of(path, raw[:200]) or ("shell" if named else None)
-        if kind is None or not _MENTIONS.search(raw):
+        if kind is None:
             continue
-        if len(raw) > MAX_BYTES:
+        if len(raw) > MAX_BYTES:  # whether it mentions vLLM or not: the rest was not read
             yield LeftOut(str(path), f"is larger than {MAX_BYTES} bytes")
+            continue
+        if not _MENTIONS.search(raw):
             continue
         try:
             yield Candidate(str(path), kind, raw.decode("utf-8-sig"))

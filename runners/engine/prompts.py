@@ -23,10 +23,19 @@ class Prompt:
     token_ids: list[int] | None = None
 
 
-def parse_prompt(prompt: PromptLike) -> Prompt:
+@dataclass(frozen=True, slots=True)
+class RefusedPrompt:
+    """Stands in a list of prompts for what could not be made one."""
+
+    reason: str
+
+
+def parse_prompt(prompt: PromptLike | RefusedPrompt) -> Prompt:
     """Raises InvalidRequestError for anything that is not a prompt."""
     if isinstance(prompt, str):
         return Prompt(text=prompt)
+    if isinstance(prompt, RefusedPrompt):
+        raise InvalidRequestError(prompt.reason)
     if isinstance(prompt, Mapping):
         unknown = [key for key in prompt if key not in _KEYS]
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")

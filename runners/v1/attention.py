@@ -206,6 +206,8 @@ def _attend_chunk(
         out.copy_(_attend(q, keys, values, None, scaling, causal=True).permute(2, 1, 0, 3))
         return
     size = max(1, MAX_SCORES // (keys.shape[2] * kv_heads * per_kv))
+    if chunk.num_computed > 0 and not _are_numbers(keys[0, :, -n:], values[0, :, -n:]):
+        size = 1  # 0 * NaN is NaN: no query may meet a token after it, which may be a draft
     device = q.device
     for begin in range(0, n, size):
         end = min(n, begin + size)
@@ -225,6 +227,10 @@ def _attend_chunk(
             sinks=sinks,
         )
         out[begin:end] = result.permute(2, 1, 0, 3)
+
+
+def _are_numbers(*tensors: torch.Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _attend(

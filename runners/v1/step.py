@@ -145,10 +145,12 @@ class Ready:
         self, executed: ExecutedStep, further: Mapping[int, FurtherTokens]
     ) -> Mapping[int, Sequence[int]]:
         """Drafts for the next step, by row."""
-        if self.drafter is None or not executed.step.rows:
+        if self.drafter is None:
             return {}
         step, contexts = executed.step, []
         for i, row in enumerate(step.rows):
+            if self.batch[row].output_token_ids[-1:] == [sampling.NO_TOKEN]:
+                continue  # its request ends here
             start, end = step.num_computed_tokens[i], step.num_computed_tokens[i] + step.num_tokens[i]
             if row in step.draft_token_ids:
                 accepted = len(further[row].token_ids) if row in further else 0
@@ -156,7 +158,7 @@ class Ready:
             contexts.append(
                 DraftContext(row, self.batch[row], int(executed.starts[i]), start, end, step.samples[i])
             )
-        return self.drafter.propose(contexts)
+        return self.drafter.propose(contexts) if contexts else {}
 
     def _adapters(self, step: SchedulerOutput, kept: torch.Tensor) -> AbstractContextManager[None]:
         """The adapters of the step's rows, for the forward pass inside."""

@@ -475,6 +475,17 @@ def test_chat_uses_the_template(model_dir: Path, tokenizer: Any) -> None:
                 llm.chat(wrong, GREEDY, chat_template=template)
         with pytest.raises(InvalidRequestError, match=r"template refuses .*no roles"):
             llm.chat(messages, GREEDY, chat_template="{{ raise_exception('no roles') }}")
+        bad = [{"role": "user", "content": "one", "bad": True}]
+        refusing = template.replace("{{ m.content }}", "{% if m.bad %}{{ 1 / 0 }}{% endif %}{{ m.content }}")
+        several = [messages, bad, [{"role": "user", "content": "two " * 9_000}], "one", messages]
+        outputs = llm.chat(several, GREEDY, chat_template=refusing)
+        assert [output.error is None for output in outputs] == [True, False, False, False, True]
+        assert [output.outputs[0].finish_reason for output in outputs[1:4]] == ["error"] * 3
+        for output, reason in zip(
+            outputs[1:4], ("template refuses", "characters", "list of mess"), strict=True
+        ):
+            assert reason in (output.error or "")
+        assert outputs[0].outputs[0].token_ids == one.outputs[0].token_ids
         two = llm.chat([messages, messages], GREEDY, chat_template=template, add_generation_prompt=False)
         assert [output.prompt for output in two] == ["<|user|>one<|end|>"] * 2
 

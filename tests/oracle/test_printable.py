@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,32 @@ def test_what_libraries_log_is_printable(monkeypatch: pytest.MonkeyPatch, caplog
     assert caplog.messages == [f"a model of type {printable(HOSTILE)}"]
 
 
+def test_what_libraries_warn_of_is_printable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    found: list[str] = []
+    output.run(lambda: found.append(warnings.formatwarning(HOSTILE, UserWarning, "file.py", 1)))
+    assert printable(HOSTILE) in found[0]
+
+
+def test_a_full_stderr_changes_no_exit_code() -> None:
+    with open("/dev/full", "wb") as full:
+        done = run(["select", "/no/such/model"], "utf-8", subprocess.PIPE, stderr=full)
+        both = run(["rules", "list", "--json"], "utf-8", full, stderr=full)
+    assert (done.returncode, both.returncode) == (2, 1)
+
+
 def run(
-    arguments: list[str], encoding: str, stdout: object, *, program: str = MAIN
+    arguments: list[str],
+    encoding: str,
+    stdout: object,
+    *,
+    program: str = MAIN,
+    stderr: object = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        stdout=stdout, stderr=subprocess.PIPE, env=environment, encoding=encoding, errors="strict", cwd=ROOT,
+        stdout=stdout, stderr=stderr, env=environment, encoding=encoding, errors="strict", cwd=ROOT,
         timeout=60, check=False,
     )  # fmt: skip
 

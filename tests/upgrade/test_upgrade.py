@@ -232,6 +232,7 @@ def test_any_yaml_is_read(value: Any) -> None:
 
 def test_files_in_bounds(tmp_path: Path) -> None:
     (tmp_path / "big.sh").write_bytes(b"# vllm\n" * 200_000)
+    (tmp_path / "data.yaml").write_bytes(b"- 1\n" * 300_000 + b"- vllm serve m\n")
     (tmp_path / "latin.sh").write_bytes(b"vllm serve m # \xe9\n")
     (tmp_path / "start").write_text("#!/bin/sh\nvllm serve m\n")
     (tmp_path / "other.txt").write_text("vllm serve m\n")
@@ -239,8 +240,8 @@ def test_files_in_bounds(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.sh").write_text("vllm serve m\n")
     found = list(candidates([str(tmp_path)]))
-    assert [type(one) for one in found] == [LeftOut, LeftOut, Candidate]
-    assert [Path(one.path).name for one in found] == ["big.sh", "latin.sh", "start"]
+    assert [type(one) for one in found] == [LeftOut, LeftOut, LeftOut, Candidate]
+    assert [Path(one.path).name for one in found] == ["big.sh", "data.yaml", "latin.sh", "start"]
     with pytest.raises(ConfigError, match="no such file"):
         list(candidates([str(tmp_path / "none")]))
 

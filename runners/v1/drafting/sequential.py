@@ -18,16 +18,20 @@ class Draft:
     def __init__(self, context: DraftContext, most: int) -> None:
         self.context = context
         self.most = most
+        """How many may be drawn."""
         self.token_ids: list[int] = []
 
 
 def draw(logits: Tensor, drafts: Sequence[Draft]) -> None:
     """Append a token to each row's drafts, as the model would sample it from these logits [n, vocab]: with
     the row's parameters and the noise of its seed and position. A grammar is left out; what it forbids is cut
-    off before the step."""
+    off before the step. A row whose logits are NaN or all -inf gets no more drafts."""
     rows = [draft.context.state.ungoverned_row(draft.token_ids) for draft in drafts]
     for draft, token_id in zip(drafts, sampling.draw(logits, rows).tolist(), strict=True):
-        draft.token_ids.append(token_id)
+        if token_id == sampling.NO_TOKEN:
+            draft.most = len(draft.token_ids)
+        else:
+            draft.token_ids.append(token_id)
 
 
 class SequentialDrafter(ABC):
@@ -42,7 +46,7 @@ class SequentialDrafter(ABC):
         drafts = [Draft(c, most) for c in contexts if c.wants_drafts and (most := self._most(c)) > 0]
         with torch.inference_mode():
             self._draw_all(contexts, drafts)
-        return {draft.context.row: draft.token_ids for draft in drafts}
+        return {draft.context.row: draft.token_ids for draft in drafts if draft.token_ids}
 
     def _draw_all(self, contexts: Sequence[DraftContext], drafts: Sequence[Draft]) -> None:
         outputs = self._compute(contexts, drafts)
