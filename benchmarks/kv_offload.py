@@ -7,11 +7,15 @@ Three measurements on one GPU, a record each:
 - "ttft": seconds to the first token of a prompt whose KV is on the host, and of one that is computed, on the
   same engine. The cache is too small for two prompts, so that each run of another one displaces it. The
   tokens of both are compared, and those of the first with what a prefix in the GPU's cache gives: there the
-  same kernels compute the prompt's last tokens.
+  same kernels compute the prompt's last tokens. For prompts whose tokens differ, "differences" says how
+  much more probable each way's first other token was than the other way's (log-probabilities): a tie in the
+  model's dtype is no more than its rounding.
 - "copies": bytes/s of `OffloadingConnector`'s copies of the prompt's blocks, each way, and of a plain copy of
   as many bytes between pinned memory and the GPU; and what the host takes to begin copies of some blocks.
-- "cost": seconds of a workload in which no prompt is found again, on an engine with the connector and one
-  without it beside it, in turns. What the stores cost is in it.
+- "cost": seconds of a workload in which no prompt is found again, on an engine with the connector ("with")
+  and one without it beside it, in turns. What the stores cost is in it. A third engine ("unstored") has the
+  connector, and room for few blocks: almost nothing is copied, all else is done. "prefill_seconds" are those
+  until each request has its first token, of further runs that are streamed.
 
 `--only` names those that are wanted; each is written once it is made.
 """
@@ -26,6 +30,8 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +89,8 @@ def _ttft(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> di
     from dodona.runners.sampling.params import SamplingParams
 
     length, block_size = arguments.prompt_tokens, 16
-    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    plain = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    explaining = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=5)
     blocks = -(-(length + 8) // block_size)
     with _llm(
         directory,
@@ -96,41 +103,68 @@ def _ttft(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> di
         kv_offloading_size=arguments.offloading_gib,
     ) as llm:
 
-        def run(seed: int) -> tuple[float, int, list[int]]:
+        def run(seed: int, params: SamplingParams = plain) -> _Run:
             prompt = _prompt(length, vocab_size, seed)
-            begin, first, tokens, cached = time.perf_counter(), 0.0, [], 0
+            begin, first, cached = time.perf_counter(), 0.0, 0
+            tokens: list[int] = []
+            logprobs: list[dict[int, float]] = []
             for piece in llm.stream([prompt], params):
                 if not tokens:
                     first = time.perf_counter() - begin
-                tokens += piece.outputs[0].token_ids
+                output = piece.outputs[0]
+                tokens += output.token_ids
+                logprobs += [{key: entry[key].logprob for key in entry} for entry in output.logprobs or ()]
                 cached = piece.num_cached_tokens
             time.sleep(0.2)  # stores end
-            return first, cached, tokens
+            return _Run(first, cached, tokens, logprobs)
+
+        def run_each_way(number: int, params: SamplingParams) -> tuple[_Run, _Run, _Run]:
+            """A new prompt computed, loaded from the host, and found in the GPU's cache."""
+            computed = run(number, params)
+            if computed.num_cached_tokens:
+                raise RuntimeError(f"{computed.num_cached_tokens} tokens of a new prompt were found")
+            run(100_000 + number)  # displaces it
+            loaded = run(number, params)
+            if loaded.num_cached_tokens < length - block_size:
+                raise RuntimeError(f"only {loaded.num_cached_tokens} tokens of {length} came from the host")
+            return computed, loaded, run(number, params)
 
         for seed in (5001, 5002, 5001, 5002):  # both kinds once before it counts
             run(seed)
-        computed, loaded, equal, equal_to_cached = [], [], 0, 0
-        for seed in range(arguments.repetitions):
-            seconds, cached, tokens = run(seed)
-            if cached:
-                raise RuntimeError(f"{cached} tokens of a new prompt were found")
-            computed.append(seconds)
-            run(1000 + seed)  # displaces it
-            seconds, cached, again = run(seed)
-            if cached < length - block_size:
-                raise RuntimeError(f"only {cached} tokens of {length} came from the host")
-            loaded.append(seconds)
-            equal += tokens == again
-            _, _, cached_tokens = run(seed)  # what was loaded is in the cache
-            equal_to_cached += again == cached_tokens
+        timed = [run_each_way(number, plain) for number in range(arguments.repetitions)]
+        explained = [run_each_way(1000 + number, explaining) for number in range(arguments.repetitions)]
     _forget()
+    computed, loaded = ([runs[way].first_token_s for runs in timed] for way in (0, 1))
+    both = [*timed, *explained]
     return {
         "computed_s": computed,
         "loaded_s": loaded,
         "ratio": statistics.median(computed) / statistics.median(loaded),
-        "equal_tokens": f"{equal} of {arguments.repetitions}",
-        "equal_to_cached": f"{equal_to_cached} of {arguments.repetitions}",
+        "equal_tokens": f"{sum(a.tokens == b.tokens for a, b, _ in both)} of {len(both)}",
+        "equal_to_cached": f"{sum(b.tokens == c.tokens for _, b, c in both)} of {len(both)}",
+        "differences": [_difference(a, b) for a, b, _ in explained if a.tokens != b.tokens],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    first_token_s: float
+    num_cached_tokens: int
+    tokens: list[int]
+    logprobs: list[dict[int, float]]
+    """Per token, of the most probable ones, where they were asked for."""
+
+
+def _difference(a: _Run, b: _Run) -> dict[str, Any]:
+    """Where two runs of a prompt part: the place, and by how much each preferred its own token to the other's
+    (None where the other's was not among the most probable)."""
+    place = next(i for i, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=True)) if x != y)
+    found: list[float | None] = []
+    for mine, other in ((a, b), (b, a)):
+        values = mine.logprobs[place]
+        theirs = values.get(other.tokens[place])
+        found.append(None if theirs is None else values[mine.tokens[place]] - theirs)
+    return {"place": place, "computed_prefers_by": found[0], "loaded_prefers_by": found[1]}
 
 
 def _copies(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -207,33 +241,58 @@ def _cost(directory: Path, arguments: argparse.Namespace, vocab_size: int) -> di
 
     params = SamplingParams(temperature=0.0, max_tokens=arguments.output_tokens, ignore_eos=True)
     length = min(1024, arguments.prompt_tokens)
-    seconds: dict[str, list[float]] = {"without": [], "with": []}
     sizes = {
         "max_model_len": length + arguments.output_tokens,
         "max_num_seqs": arguments.requests,
         "num_gpu_blocks_override": arguments.requests * -(-(length + arguments.output_tokens + 16) // 16),
     }
-    with (
-        _llm(directory, arguments, **sizes) as without,
-        _llm(directory, arguments, **sizes, kv_offloading_size=arguments.offloading_gib) as offloading,
-    ):
+    offloading = {"without": None, "with": arguments.offloading_gib, "unstored": 16 * 2**-10}
+    seconds: dict[str, list[float]] = {name: [] for name in offloading}
+    prefill: dict[str, list[float]] = {name: [] for name in offloading}
+    with ExitStack() as stack:
+        engines = {
+            name: stack.enter_context(
+                _llm(directory, arguments, **sizes, **({} if gib is None else {"kv_offloading_size": gib}))
+            )
+            for name, gib in offloading.items()
+        }
         for turn in range(arguments.repetitions + 1):
-            for name, llm in (("without", without), ("with", offloading))[:: 1 if turn % 2 else -1]:
+            for name in list(engines)[:: 1 if turn % 2 else -1]:
                 first = 10_000 * (turn + 1)
                 prompts = [_prompt(length, vocab_size, first + n) for n in range(arguments.requests)]
                 begin = time.perf_counter()
-                llm.generate(prompts, params, use_tqdm=False)
+                engines[name].generate(prompts, params, use_tqdm=False)
                 if turn:  # the first one warms up
                     seconds[name].append(time.perf_counter() - begin)
+        for turn in range(arguments.repetitions):
+            for name in list(engines)[:: 1 if turn % 2 else -1]:
+                first = 1_000_000 + 10_000 * turn
+                prompts = [_prompt(length, vocab_size, first + n) for n in range(arguments.requests)]
+                prefill[name].append(_prefill_seconds(engines[name], prompts, params))
     _forget()
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "seconds": seconds,
+        "prefill_seconds": prefill,
         "requests": arguments.requests,
         "prompt_tokens": length,
         "output_tokens": arguments.output_tokens,
         "slower_by": medians["with"] / medians["without"] - 1,
+        "unstored_slower_by": medians["unstored"] / medians["without"] - 1,
+        "prefill_slower_by": statistics.median(prefill["with"]) / statistics.median(prefill["without"]) - 1,
     }
+
+
+def _prefill_seconds(llm: Any, prompts: list[list[int]], params: Any) -> float:
+    """Until each request has a token."""
+    begin, waiting, last = time.perf_counter(), len(prompts), 0.0
+    seen: set[str] = set()
+    for piece in llm.stream(prompts, params):
+        if piece.request_id not in seen and piece.outputs[0].token_ids:
+            seen.add(piece.request_id)
+            waiting -= 1
+            last = last if waiting else time.perf_counter() - begin
+    return last
 
 
 def _forget() -> None:

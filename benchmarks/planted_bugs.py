@@ -21,6 +21,7 @@ _BLOCKS = "runners/engine/kv_blocks.py"
 _ENGINE = "runners/engine/engine.py"
 _REQUEST = "runners/engine/request.py"
 _TRANSFERS = "runners/engine/kv_transfers.py"
+_CONTROL = "runners/control.py"
 
 PLANTED: Sequence[Planted] = (
     Planted("a block hash ignores the tokens before the block", _BLOCKS, "blake2b(previous + ", "blake2b(b'' + "),
@@ -114,6 +115,23 @@ PLANTED: Sequence[Planted] = (
     Planted(
         "blocks are written while they are loaded, after an abort",
         _SCHEDULER, "if request.block_ids and not self.transfers.is_loading(request):", "if request.block_ids:",
+    ),
+    Planted("a token that is none is taken", _REQUEST, "        if token_id < 0:\n", "        if False:\n"),
+    Planted(
+        "cached blocks outlive a sleep",
+        _CONTROL, "    if keeps_weights:\n        scheduler.reset_prefix_cache()", "    if keeps_weights:\n        pass",
+    ),
+    Planted(
+        "an engine that sleeps takes requests",
+        _ENGINE, "            if self._refusal is not None:\n", "            if False:\n",
+    ),
+    Planted(
+        "an adapter's blocks are found by others",
+        _BLOCKS, "return blake2b(adapter_key, digest_size=16).digest()", "return blake2b(b'', digest_size=16).digest()",
+    ),
+    Planted(
+        "more adapters run than have a place",
+        _SCHEDULER, "return len(keys | {request.adapter.key}) <= self.max_loras", "return True",
     ),
     Planted("accepted drafts go on after a stop token", _SCHEDULER, "in result.further and request.finish_reason is None", "in result.further"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How long a sum over ranks takes, by NCCL and by the one launch of V2, between the GPUs of this machine.
+"""How long a sum over ranks takes, by NCCL and by V2's launches, between GPUs.
 
     python -m benchmarks.rank_sums --ranks 2
 
@@ -20,10 +20,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from dodona.kernels.collective.one_shot_sum import MAX_BYTES, one_shot_sum
+from dodona.kernels.collective.flagged_sum import flagged_sum, supports_flagged_sum
+from dodona.kernels.collective.one_shot_sum import one_shot_sum, supports_one_shot_sum
+from dodona.kernels.collective.two_shot_sum import supports_two_shot_sum, two_shot_sum
 from dodona.runners.distributed.joining import ENVIRONMENT, process_mesh
 from dodona.runners.distributed.ranks import RankSizes
-from dodona.runners.v2.rank_sums import RankSum, make_rank_sum
+from dodona.runners.v2.exchange import LaunchExchange, make_exchange
 
 SIZES = tuple(1 << power for power in range(12, 25))
 SUMS, REPLAYS = 64, 15
@@ -53,18 +55,24 @@ def measure_on_rank(rank: int, ranks: int, store: str) -> None:
         device_id=device,
     )
     group = process_mesh(RankSizes(1, 1, ranks)).tensor
-    rank_sum = make_rank_sum(group, device)
+    exchange = make_exchange(group, device)
     if rank == 0:
         print(f"{ranks} x {torch.cuda.get_device_name()}, torch {torch.__version__}; microseconds per sum")
-        print(f"{'bytes':>10} {'NCCL':>8} {'one launch':>10}")
+        print(f"{'bytes':>10} {'NCCL':>8} {'one trip':>8} {'two trips':>9} {'with flags':>10}")
     for size in SIZES:
         tensors = [torch.zeros(size // 2, dtype=torch.bfloat16, device=device) for _ in range(8)]
-        nccl, one_shot = replay_time(group.all_reduce, tensors), float("nan")
-        if isinstance(rank_sum, RankSum) and size <= MAX_BYTES:
-            inboxes = rank_sum.inboxes
-            one_shot = replay_time(lambda x, inboxes=inboxes: one_shot_sum(x, inboxes), tensors)
+        nccl = replay_time(group.all_reduce, tensors)
+        one_shot = two_shot = flagged = float("nan")
+        if isinstance(exchange, LaunchExchange):
+            inboxes = exchange.inboxes
+            if supports_one_shot_sum(tensors[0]):
+                one_shot = replay_time(lambda x, inboxes=inboxes: one_shot_sum(x, inboxes), tensors)
+            if supports_two_shot_sum(tensors[0], ranks):
+                two_shot = replay_time(lambda x, inboxes=inboxes: two_shot_sum(x, inboxes), tensors)
+            if supports_flagged_sum(tensors[0], ranks):
+                flagged = replay_time(lambda x, inboxes=inboxes: flagged_sum(x, inboxes), tensors)
         if rank == 0:
-            print(f"{size:>10} {nccl:>8.1f} {one_shot:>10.1f}", flush=True)
+            print(f"{size:>10} {nccl:>8.1f} {one_shot:>8.1f} {two_shot:>9.1f} {flagged:>10.1f}", flush=True)
     dist.destroy_process_group()
 
 

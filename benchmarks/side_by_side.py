@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engines = {"a": options.a, "b": options.b}
     environments = {"a": _environment(options.a_path), "b": _environment(options.b_path)}
     settings = {"a": options.a_set, "b": options.b_set}
+    labels = {"a": options.a_label, "b": options.b_label}
 
     def command(side: str, *arguments: str) -> list[str]:
         sets = [part for setting in settings[side] for part in ("--set", setting)]
-        own = ["--engine", engines[side], *passed, *sets, *arguments]
+        label = ["--label", labels[side]] if labels[side] else []
+        own = ["--engine", engines[side], *passed, *label, *sets, *arguments]
         return [sys.executable, "-m", "benchmarks.throughput", *own]
 
     records: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
@@ -92,7 +95,8 @@ def _alternate(
         print(f"[{side.upper()}] {' '.join(full[1:])}", flush=True)
     players = {side: Player(full, environments[side]) for side, full in commands.items()}
     try:
-        waiting = {side: player.wait() for side, player in players.items()}
+        with ThreadPoolExecutor() as pool:  # they start at the same time, and neither may wait for a reader
+            waiting = dict(zip(players, pool.map(Player.wait, players.values()), strict=True))
         for side in turns:
             if not waiting[side]:
                 print(f"error: {side.upper()} ended before its turn", file=sys.stderr)
@@ -186,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--b-path", type=Path, help="the same for B")
     add("--a-set", action="append", default=[], metavar="NAME=VALUE", help="an argument for engine A alone")
     add("--b-set", action="append", default=[], metavar="NAME=VALUE", help="the same for B")
+    add("--a-label", default="", help="what tells A from other runs of its engine")
+    add("--b-label", default="", help="the same for B")
     add("--alive", action="store_true", help="one process of each engine, in turns")
     add("--few-starts", action="store_true", help="one process for the two runs of B in the middle")
     add("--json-dir", type=Path, required=True, help="a folder for the files of results")

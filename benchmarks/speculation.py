@@ -4,14 +4,18 @@
 
 Weights are random, so nothing that a draft says would be accepted. `--forced-acceptance N` makes each step
 accept N drafts of each row, whatever the model says (with a fraction: sometimes one more). Outputs mean
-nothing then; time does. It is a switch of this program alone, and the report says so. N = 0 gives what drafts
-cost.
+nothing then; time does. It is a switch of this program alone, and the report says so, and it adds some small
+launches to a step. N = 0 gives what drafts cost; so does `none`, which forces nothing, where the weights are
+random.
 
 The draft is an EAGLE3 head of one layer in the shape of the model, with a vocabulary of 32,000, or with
 `--method ngram` a lookup in prompts that repeat themselves. Each engine runs every batch size; they come in
 turns; the first is without drafts. `--profile-tokens N` adds where the time of a step goes, over N tokens of
 one request: on the GPU until the step's tokens are in the state, then until its drafts are there, and the
 wait for the next step.
+
+`seconds_per_step` is all of the time by the number of steps, prompts and the first steps among them;
+`median_step_seconds` is the median from the sampling of one step to that of the next.
 """
 
 from __future__ import annotations
@@ -43,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--method", choices=("eagle3", "ngram"), default="eagle3")
     parser.add_argument("--num-speculative-tokens", type=int, default=4)
     parser.add_argument(
-        "--forced-acceptance", type=float, nargs="*", default=[0.0, 2.5],
-        help="drafts that each step accepts, by force: benchmark only; none given: what the model accepts",
+        "--forced-acceptance", type=_forced, nargs="+", default=[0.0, 2.5], metavar="N",
+        help="drafts that each step accepts, by force: benchmark only; 'none': what the model accepts",
     )  # fmt: skip
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -55,19 +59,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
     most = arguments.num_speculative_tokens
-    if any(not 0 <= n <= most for n in arguments.forced_acceptance):
+    if any(n is not None and not 0 <= n <= most for n in arguments.forced_acceptance):
         parser.error(f"--forced-acceptance: expected numbers from 0 to --num-speculative-tokens, {most}")
     raw = read_config(arguments.model)
-    with model_directory(arguments.model) as directory, _head_directory(raw) as head:
+    with model_directory(arguments.model) as directory, head_directory(raw) as head:
         speculative = {"method": "ngram", "num_speculative_tokens": most}
         if arguments.method == "eagle3":
             speculative = {"method": "eagle3", "model": str(head), "num_speculative_tokens": most}
         plain = _measure(directory, raw, arguments, None, None)
         found = [
-            _measure(directory, raw, arguments, speculative, forced)
-            for forced in arguments.forced_acceptance or [None]
+            _measure(directory, raw, arguments, speculative, forced) for forced in arguments.forced_acceptance
         ]
-    records = [{**one, "against_plain": _ratios(one, plain)} for one in (plain, *found)]
+    records = [{**one, "against_plain": against_plain(one, plain)} for one in (plain, *found)]
     head = {
         "environment": describe(),
         "arguments": {**vars(arguments), "output": str(arguments.output)},
@@ -77,6 +80,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report = {**head, "records": records}
     print(json.dumps(report, indent=1))
     return report
+
+
+def _forced(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+@contextmanager
+def _sampling_times() -> Iterator[list[float]]:
+    """The times at which engines that start inside sample a step, in seconds."""
+    from dodona.runners.device.steps import DeviceSteps
+
+    sample, times = DeviceSteps.sample, []
+
+    def noted(self: DeviceSteps, *arguments: Any) -> Any:
+        times.append(time.perf_counter())
+        return sample(self, *arguments)
+
+    DeviceSteps.sample = noted  # type: ignore[method-assign]
+    try:
+        yield times
+    finally:
+        DeviceSteps.sample = sample  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -109,7 +134,7 @@ def forced_acceptance(accepted: float) -> Iterator[None]:
 
 
 @contextmanager
-def _head_directory(target: dict[str, Any]) -> Iterator[Path]:
+def head_directory(target: dict[str, Any]) -> Iterator[Path]:
     """An EAGLE3 head in the shape of the model, by its config.json alone."""
     layers = int(target["num_hidden_layers"])
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -154,18 +179,20 @@ def _measure(
         "batches": {},
         "profile": None,
     }
-    with _llm(directory, arguments, speculative) as llm:
+    with _sampling_times() as times, _llm(directory, arguments, speculative) as llm:
         for batch in arguments.batch_sizes:
             prompts = [_prompt(arguments, raw, seed) for seed in range(batch)]
-            seconds, steps = [], []
+            seconds, steps, intervals = [], [], []
             for repetition in range(arguments.repetitions + 1):
                 before = llm.draft_stats()
+                times.clear()
                 begin = time.perf_counter()
                 outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
                 elapsed = time.perf_counter() - begin
                 after = llm.draft_stats()
                 if repetition:  # the first one warms up
                     seconds.append(elapsed)
+                    intervals += [end - start for start, end in itertools.pairwise(times)]
                     accepted = after.num_accepted_tokens - before.num_accepted_tokens
                     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
                     steps.append((tokens - accepted) / batch)
@@ -175,6 +202,7 @@ def _measure(
                 "output_tokens_per_second": batch * arguments.output_tokens / taken,
                 "steps": statistics.median(steps),
                 "seconds_per_step": taken / statistics.median(steps),
+                "median_step_seconds": statistics.median(intervals),
             }
         if arguments.profile_tokens:
             params = replace(params, max_tokens=arguments.profile_tokens)
@@ -211,21 +239,27 @@ def step_parts(spans: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
     }
 
 
-def _ratios(found: dict[str, Any], plain: dict[str, Any]) -> dict[int, dict[str, float]]:
+def against_plain(found: dict[str, Any], plain: dict[str, Any]) -> dict[int, dict[str, float]]:
     """By batch size, tokens/s and the time of a step in multiples of the plain ones."""
     return {
         batch: {
             name: one[name] / plain["batches"][batch][name]
-            for name in ("output_tokens_per_second", "seconds_per_step")
+            for name in ("output_tokens_per_second", "seconds_per_step", "median_step_seconds")
+            if name in one
         }
         for batch, one in found["batches"].items()
     }
 
 
-def _prompt(arguments: argparse.Namespace, raw: dict[str, Any], seed: int) -> list[int]:
+def random_prompt(raw: dict[str, Any], length: int, seed: int) -> list[int]:
+    """Token ids of a model with this config.json."""
     rng, vocab_size = random.Random(seed), int(raw["vocab_size"])
+    return [rng.randrange(2, vocab_size) for _ in range(length)]
+
+
+def _prompt(arguments: argparse.Namespace, raw: dict[str, Any], seed: int) -> list[int]:
     length = 8 if arguments.method == "ngram" else arguments.prompt_tokens
-    phrase = [rng.randrange(2, vocab_size) for _ in range(length)]
+    phrase = random_prompt(raw, length, seed)
     return (phrase * -(-arguments.prompt_tokens // length))[: arguments.prompt_tokens]
 
 

@@ -48,13 +48,13 @@ def source_and_format(name: str) -> tuple[str, str]:
     return source, format_name
 
 
-def share_right(path: Path, prompts: Mapping[str, list[Prompt]]) -> dict[str, float]:
-    """Share of right greedy answers on runner V1, in fp32: "all", and by form."""
+def share_right(path: Path, prompts: Mapping[str, list[Prompt]], device: str = "cpu") -> dict[str, float]:
+    """Share of right greedy answers on the runner that is chosen, in fp32: "all", and by form."""
     from dodona.runners.llm import LLM
     from dodona.runners.sampling.params import SamplingParams
 
     listed = [prompt for form in prompts.values() for prompt in form]
-    with LLM(path, device="cpu", dtype="float32", max_num_seqs=64, max_model_len=256) as llm:
+    with LLM(path, device=device, dtype="float32", max_num_seqs=64, max_model_len=256) as llm:
         outputs = llm.generate(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in listed],
             SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS),

@@ -33,9 +33,9 @@ from checkpoints.heads import (
 from checkpoints.task import chat_messages, draw_conversation, draw_question
 from checkpoints.train import MAX_TURNS, learning_rate
 from checkpoints.training_flags import HERE, parsed, training_parser
+from dodona.oracle.models.head_config import read_head_config
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 
 NEW_TOKENS = 14

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.printable import without_userinfo
+from dodona.oracle.printable import printable, without_userinfo
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
@@ -34,10 +34,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class DodonaError(Exception):
-    """Base of everything that Dodona raises on purpose. Its texts have no `user:password@` of URLs."""
+    """Base of everything that Dodona raises on purpose. Its texts have no `user:password@` of URLs, and what
+    would steer a terminal is an escape (`printable`)."""
 
     def __init__(self, *args: Any) -> None:
-        super().__init__(*(without_userinfo(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(_text(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def _text(given: str) -> str:
+    return without_userinfo(printable(given))
 
 
 class ConfigError(DodonaError, ValueError):
@@ -63,12 +68,12 @@ class RuleFileError(DodonaError):
         self.file = file
         self.line = line
         self.column = column
-        self.message = message
-        self.hint = hint
+        self.message = _text(message)
+        self.hint = _text(hint)
 
     def __str__(self) -> str:
         hint = f" ({self.hint})" if self.hint else ""
-        return f"{self.file}:{self.line}:{self.column}: {self.message}{hint}"
+        return f"{printable(self.file)}:{self.line}:{self.column}: {self.message}{hint}"
 
 
 class UnsupportedConfiguration(DodonaError):

@@ -37,7 +37,7 @@ from dodona.runners.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
-    from dodona.runners.pooling.settings import PoolingSettings
+    from dodona.oracle.systems.own.pooler import PoolingSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dodona.oracle.errors import DodonaError
+from dodona.oracle.printable import printable
 
 
 class InvalidRequestError(DodonaError, ValueError):
@@ -34,8 +35,8 @@ class WorkerError(DodonaError, RuntimeError):
     def __init__(self, rank: int, happened: str, log_tail: Sequence[str] = ()) -> None:
         super().__init__(rank, happened, tuple(log_tail))
         self.rank = rank
-        self.happened = happened
-        self.log_tail = tuple(log_tail)
+        self.happened = printable(happened)
+        self.log_tail = tuple(map(printable, log_tail))
 
     def __str__(self) -> str:
         lines = [f"  | {line}" for line in self.log_tail]

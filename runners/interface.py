@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.systems.own.lengths import most_blocks_of_window
 from dodona.runners.current_config import CurrentConfig
 from dodona.runners.rpc import call_worker
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.systems.own.pooler import PoolingSettings
     from dodona.runners.limits import Limits
     from dodona.runners.lora.adapter import Adapter
     from dodona.runners.lora.target import LoRATarget
     from dodona.runners.pooling.params import PoolingInput
-    from dodona.runners.pooling.settings import PoolingSettings
     from dodona.runners.sampling.params import SamplingParams
 
 RESERVED_REQUEST_ID_PREFIX = "__dodona_"
@@ -127,12 +128,6 @@ class KVCacheSpec:
         return elements * self.block_size * self.dtype_bytes
 
 
-def most_blocks_of_window(window: int, num_tokens: int, block_size: int) -> int:
-    """The most blocks that a request uses at once behind a sliding window, where a step computes at most
-    `num_tokens` tokens of it; one of them was not given back yet."""
-    return -(-(window - 1 + num_tokens) // block_size) + 2
-
-
 @dataclass(frozen=True, slots=True)
 class KVPart:
     """What a rank has of every KV block: some layers, and one of equal shares of the heads of each."""
@@ -192,6 +187,8 @@ class KVConnectorMetadata:
     """Requests that lost their blocks, which this step may write."""
     finished_req_ids: Sequence[str] = ()
     """Requests that ended."""
+    is_idle: bool = False
+    """Whether no request runs: the steps to come are those of requests that wait for KV."""
 
 
 @dataclass(frozen=True, slots=True)

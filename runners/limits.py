@@ -1,8 +1,8 @@
 """The sizes, device and type that a runner works with, resolved once from configuration and config.json.
 
-`resolve_limits` is the only place where "auto" and unset values of these become values: start-up calls it
-before it builds the runner, and hands the result down. `size_kv_cache` counts the KV blocks once the model is
-loaded.
+`resolve_limits` is the only place where "auto" and unset values of these become values, by
+`oracle.systems.own.lengths`, which rules read too: start-up calls it before it builds the runner, and hands
+the result down. `size_kv_cache` counts the KV blocks once the model is loaded.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.sentence_transformers import read_sentence_transformers
-from dodona.oracle.systems.own.model_code import prompt_steps
-from dodona.oracle.systems.own.resolved import DTYPES, resolved_dtype, resolved_runner_type
+from dodona.oracle.systems.own.lengths import (
+    checked_dtype,
+    resolved_max_model_len,
+    resolved_max_num_batched_tokens,
+    step_fault,
+)
 from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from dodona.oracle.models.model_info import ModelInfo
 
 logger = logging.getLogger("dodona.engine")
-
-DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 16384, "cpu": 2048}
-"""`max_num_batched_tokens` where the configuration leaves it unset, by device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,42 +55,34 @@ def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
 
     device: as configured; "auto" is "cuda" where torch sees a GPU.
     dtype: as configured; "auto" is the fact `model_config.dtype`: config.json's type, but float32 on a CPU.
-    max_model_len: as configured, else config.json's `max_position_embeddings`; for pooling at most the
-        `max_seq_length` of the model's Sentence Transformers files.
+    max_model_len: as configured, else config.json's `max_position_embeddings`, else 2048, with a warning;
+        for pooling at most the `max_seq_length` of the model's Sentence Transformers files.
     max_num_batched_tokens: as configured, else 16384 on a GPU and 2048 on a CPU; for pooling at least
         `max_model_len`, so that a prompt is computed in one step.
 
-    Raises ConfigError for a type that can't be computed in, for a `max_model_len` beyond the model's
-    positions, and where neither configuration nor config.json gives one; EngineSetupError where a step can't
-    hold a whole prompt and prompts may not be chunked.
+    Raises ConfigError for a type that can't be computed in, and for a `max_model_len` beyond the model's
+    positions; EngineSetupError where a step can't hold a whole prompt and prompts may not be chunked.
     """
     device = _device(config)
     scheduler, cache = config.scheduler_config, config.cache_config
-    pools = resolved_runner_type(config, model) == "pooling"
-    max_model_len = _max_model_len(config, model, _max_seq_length(model) if pools else None)
-    default_tokens = DEFAULT_MAX_NUM_BATCHED_TOKENS[device]
-    limits = Limits(
+    dtype, max_model_len = checked_dtype(config, model, device), resolved_max_model_len(config, model)
+    if config.model_config.max_model_len is None and model.max_position_embeddings is None:
+        logger.warning(
+            "%s has no max_position_embeddings; max_model_len is taken to be %d", model.file, max_model_len
+        )
+    fault = step_fault(config, model, device, max_model_len)
+    if fault is not None:
+        raise EngineSetupError(fault)
+    return Limits(
         device=device,
-        dtype=_dtype(config, model, device),
+        dtype=dtype,
         max_model_len=max_model_len,
         max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens
-        or (max(default_tokens, max_model_len) if pools else default_tokens),
+        max_num_batched_tokens=resolved_max_num_batched_tokens(config, model, device, max_model_len),
         block_size=cache.block_size,
         kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
         gpu_memory_utilization=cache.gpu_memory_utilization,
     )
-    is_whole = prompt_steps(config, model) == "too_long" or not scheduler.enable_chunked_prefill
-    if is_whole and limits.max_num_batched_tokens < limits.max_model_len:
-        what, mend = "without chunked prefill", "lower the other, or set enable_chunked_prefill=True"
-        if pools and scheduler.enable_chunked_prefill:
-            what, mend = "for a pooling model", "or lower the other"
-        raise EngineSetupError(
-            f"{what} a step must hold a whole prompt, but max_num_batched_tokens="
-            f"{limits.max_num_batched_tokens} is below max_model_len={limits.max_model_len}; raise the one, "
-            f"{mend}"
-        )
-    return limits
 
 
 def _device(config: EngineConfig) -> str:
@@ -101,37 +91,6 @@ def _device(config: EngineConfig) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype(config: EngineConfig, model: ModelInfo, device: str) -> str:
-    dtype = resolved_dtype(config, model, device)
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"{model.file}: field 'dtype': no computing in {dtype!r}; set dtype to bfloat16 or float32"
-        )
-    return dtype
-
-
-def _max_seq_length(model: ModelInfo) -> int | None:
-    files = read_sentence_transformers(Path(model.file).parent)
-    return None if files is None else files.max_seq_length
-
-
-def _max_model_len(config: EngineConfig, model: ModelInfo, max_seq_length: int | None) -> int:
-    configured, possible = config.model_config.max_model_len, model.max_position_embeddings
-    if configured is None:
-        if max_seq_length is not None:
-            return min(max_seq_length, possible or max_seq_length)
-        if possible is None:
-            raise ConfigError(f"{model.file} has no max_position_embeddings; give max_model_len")
-        return possible
-    if possible is not None and configured > possible * model.rope_stretch:
-        stretched = f" times {model.rope_stretch:g} (dynamic RoPE)" if model.rope_stretch > 1 else ""
-        raise ConfigError(
-            f"max_model_len={configured} is over the {possible} positions (max_position_embeddings)"
-            f"{stretched} of {model.file}; give at most {int(possible * model.rope_stretch)}"
-        )
-    return configured
 
 
 @dataclass(frozen=True, slots=True)

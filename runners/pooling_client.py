@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.client import EngineClient, per_prompt
 from dodona.runners.engine.events import Event, Progress
 from dodona.runners.engine.prompts import PromptLike, as_prompt_list, parse_prompt
@@ -21,7 +22,6 @@ from dodona.runners.outputs import (
     ScoringOutput,
 )
 from dodona.runners.pooling.params import PoolingParams
-from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.waiting import ended_by_ctrl_c, wait_for_outputs
 
 if TYPE_CHECKING:

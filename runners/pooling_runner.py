@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
+from dodona.oracle.systems.own.pooler import pooling_settings
 from dodona.runners.interface import (
     FinishedOutput,
     GrammarOutput,
@@ -23,7 +24,6 @@ from dodona.runners.interface import (
 from dodona.runners.pooling.params import PoolingInput, PoolingParams
 from dodona.runners.pooling.pooler import Pooler, check_width, load_dense
 from dodona.runners.pooling.sequence import TokenSequence
-from dodona.runners.pooling.settings import pooling_settings
 from dodona.runners.weights.life import WeightLife
 
 if TYPE_CHECKING:

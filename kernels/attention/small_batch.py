@@ -19,7 +19,7 @@ where `MEMBERS` is the group's size rounded up to a power of two.
 # ruff: noqa: RUF005 - kernels can't unpack tuples
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -381,13 +381,19 @@ def _small_batch_attention_kernel(
             _reduce_parts(parts, parts_lse, out, first_head, active, GROUP, MEMBERS, HEAD_SIZE, MAX_SPLITS)
 
 
-def choose_small_batch_tiles(group: int, *, has_drafts: bool = False) -> SmallBatchTiles:
+def choose_small_batch_tiles(group: int) -> SmallBatchTiles:
     """Tiles for `group` query heads per KV head. They depend on no length of a sequence, so that a captured
-    graph stays valid; a short sequence has fewer splits. With drafts there are more entries to fill a GPU."""
-    num_splits = DRAFT_SPLITS if has_drafts else 16
-    return SmallBatchTiles(
-        n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=num_splits
-    )
+    graph stays valid; a short sequence has fewer splits."""
+    return SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=16)
+
+
+def choose_draft_tiles(group: int, *, entries: int, row_bytes: int) -> SmallBatchTiles:
+    """The same where rows have up to `entries` entries of `row_bytes` per key of one head. These are more
+    programs: with few warps, and few splits, all of them fit on a GPU at a time."""
+    tiles = SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4, num_splits=DRAFT_SPLITS)
+    if group > 2 and entries > _lane_rows(tiles, row_bytes):
+        return replace(tiles, num_warps=8)
+    return tiles
 
 
 def _lane_rows(tiles: SmallBatchTiles, row_bytes: int) -> int:
@@ -397,7 +403,7 @@ def _lane_rows(tiles: SmallBatchTiles, row_bytes: int) -> int:
 
 def most_entries(group: int, row_bytes: int) -> int:
     """Most entries of one row: a lane row has each new key. `row_bytes`: of a key of one head."""
-    return _lane_rows(choose_small_batch_tiles(group, has_drafts=True), row_bytes)
+    return _lane_rows(choose_draft_tiles(group, entries=1 << 20, row_bytes=row_bytes), row_bytes)
 
 
 def small_batch_attention(
@@ -412,6 +418,7 @@ def small_batch_attention(
     out: torch.Tensor | None = None,
     tiles: SmallBatchTiles | None = None,
     offsets: torch.Tensor | None = None,
+    max_offset: int = 0,
 ) -> torch.Tensor:
     """What `decode.decode_attention_from_qkv` computes, for small batches.
 
@@ -419,7 +426,8 @@ def small_batch_attention(
         shape: with at most `LARGEST_GROUP` query heads per KV head.
         tiles: how to cut the work up; None to choose.
         offsets: [batch] int32: how many entries of the same row come right before each, at the positions
-            before; fewer than `most_entries`. None where each row has one.
+            before. None where each row has one.
+        max_offset: none of them is larger; less than `most_entries`.
 
     The rest are those of `decode_attention_from_qkv`.
 
@@ -443,6 +451,7 @@ def small_batch_attention(
         out=out,
         tiles=tiles,
         offsets=offsets,
+        max_offset=max_offset,
     )
     return out
 
@@ -483,20 +492,26 @@ def _launch(
     out: torch.Tensor | None,
     tiles: SmallBatchTiles | None,
     offsets: torch.Tensor | None = None,
+    max_offset: int = 0,
 ) -> AttentionParts:
     """Launch the kernel, which weighs the parts into `out` where there is one."""
     batch, head_size, group = qkv.shape[0], shape.head_size, shape.group
     if group > LARGEST_GROUP:
         raise ValueError(f"num_q_heads: expected at most {LARGEST_GROUP} per KV head, got {group}")
-    if tiles is None:
-        tiles = choose_small_batch_tiles(group, has_drafts=offsets is not None)
+    row_bytes = head_size * qkv.element_size()
+    if tiles is None and offsets is None:
+        tiles = choose_small_batch_tiles(group)
+    elif tiles is None:
+        tiles = choose_draft_tiles(group, entries=1 + max_offset, row_bytes=row_bytes)
     values = torch.empty(
         (batch, shape.num_q_heads, tiles.num_splits, head_size),
         dtype=qkv.dtype if out is None else torch.float32,
         device=qkv.device,
     )
     lse = torch.empty((batch, shape.num_q_heads, tiles.num_splits), dtype=torch.float32, device=qkv.device)
-    lane_rows = _lane_rows(tiles, head_size * qkv.element_size())
+    lane_rows = _lane_rows(tiles, row_bytes)
+    if max_offset >= lane_rows:
+        raise ValueError(f"max_offset: expected less than {lane_rows} with {tiles}, got {max_offset}")
     dependent = supports_dependent_launch(qkv.device)
     _small_batch_attention_kernel[(batch, shape.num_kv_heads, tiles.num_splits)](
         qkv=qkv,

@@ -20,8 +20,6 @@ that the largest is just below 2**15. All columns of the instruction hold the sa
 # ruff: noqa: RUF005 - kernels can't unpack tuples
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from triton.experimental import gluon
@@ -36,6 +34,7 @@ from dodona.kernels.dependent_launch import (
 )
 from dodona.kernels.devices import count_multiprocessors, is_hopper
 from dodona.kernels.linear.halves import halves_of_bytes, halves_of_e4m3, halves_of_nibbles
+from dodona.kernels.linear.persistent_tiles import PersistentTiles, choose_persistent_tiles
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.kernels.linear.round_activations import Rounding
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
@@ -47,32 +46,16 @@ INNER = gl.constexpr(128)
 TOKENS = gl.constexpr(8)
 """Columns of the matrix instruction."""
 
-MOST_USUAL = gl.constexpr(49152)
-"""Bytes of shared memory that a kernel has without asking; as many as it may declare by itself."""
-RING_BYTES = MOST_USUAL
-"""Of weights under way, in shared memory."""
-
 MOST_TILES = 8
 """Tiles of a program: their scales stay in shared memory."""
+
+HINT = ".L2::128B"
 
 INT4, INT8, FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 AS_IS, ROUND_INT8, ROUND_FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 
 _EPS = gl.constexpr(1.1920929e-07)  # of fp32: the scale of zeros
 _ROUNDER = gl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no bits behind the point
-
-
-@dataclass(frozen=True, slots=True)
-class PersistentTiles:
-    """How the kernel is run."""
-
-    num_warps: int
-    """8 or 16; they share the inner dimension."""
-    programs: int = 1
-    """Programs per multiprocessor."""
-    room: int = 1
-    """Programs for which a multiprocessor's registers suffice: more than `programs` lets the next kernel's
-    begin beside them."""
 
 
 @triton.constexpr_function
@@ -82,21 +65,25 @@ def _warp_bases(warps: int, rank: int) -> list[list[int]]:
 
 
 @gluon.jit
-def _ring():
-    """Where this program's ring begins in shared memory."""
+def _shared_memory():
+    """Where Triton's part of shared memory begins: its largest buffer, which is the ring's."""
     return gl.inline_asm_elementwise(
-        "{ .shared .align 16 .b8 ring[49152]; mov.u32 $0, ring; }",
-        "=r",
-        [],
-        dtype=gl.int32,
-        is_pure=True,
-        pack=1,
+        "mov.u32 $0, global_smem;", "=r", [], dtype=gl.int32, is_pure=True, pack=1
     )
 
 
 @gluon.jit
 def _fetch(
-    slot, data, tile, step, column, place, N: gl.constexpr, ROW_WORDS: gl.constexpr, STEP_WORDS: gl.constexpr
+    slot,
+    data,
+    tile,
+    step,
+    column,
+    place,
+    N: gl.constexpr,
+    ROW_WORDS: gl.constexpr,
+    STEP_WORDS: gl.constexpr,
+    HINT: gl.constexpr,
 ):
     """Start to copy the words of a step of a tile into each thread's own places in a slot of the ring; what
     doesn't exist becomes zeros. `place`: of the first of four words, in a step of a row."""
@@ -110,7 +97,7 @@ def _fetch(
     source = data.to(gl.int64) + (tile.to(gl.int64) * (COLUMNS * ROW_WORDS) + step * STEP_WORDS) * 4
     source = gl.where(tile * COLUMNS < N, source, data.to(gl.int64))
     gl.inline_asm_elementwise(
-        "cp.async.cg.shared.global [$1], [$2], 16, $3; // $0",
+        "cp.async.cg.shared.global" + HINT + " [$1], [$2], 16, $3; // $0",
         "=r,r,l,r",
         [slot, source + offset, size],
         dtype=gl.int32,
@@ -234,10 +221,13 @@ def _quantized_persistent_linear_kernel(
     EPILOGUE: gl.constexpr,
     DEPENDENT: gl.constexpr,
     TILES: gl.constexpr,
+    RING: gl.constexpr,
+    LATE: gl.constexpr,
+    HINT: gl.constexpr,
 ):
     """`GROUP`: 0, or inner elements per scale, a multiple of `INNER`. `SHARED`: the rows of a tile have the
     same scales. `X_GROUPED`: `x` is rounded in groups of `INNER`, otherwise as a whole."""
-    if DEPENDENT:
+    if DEPENDENT and not LATE:
         let_next_start_gluon()
     WARPS: gl.constexpr = gl.num_warps()
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
@@ -312,7 +302,7 @@ def _quantized_persistent_linear_kernel(
     OPERANDS: gl.constexpr = 2 if EPILOGUE == SILU_MUL else 1
     UNITS: gl.constexpr = STEPS * OPERANDS
     SLOT: gl.constexpr = WARPS * 1024 * SEGMENTS
-    SLOTS: gl.constexpr = RING_BYTES // SLOT
+    SLOTS: gl.constexpr = RING // SLOT
     lane = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, L4))))[None, None, None, :]
     segment = gl.arange(0, SEGMENTS, gl.SliceLayout(0, gl.SliceLayout(1, L3)))[None, None, :, None]
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, L2))[None, :, None, None]
@@ -321,13 +311,16 @@ def _quantized_persistent_linear_kernel(
     # Each thread has places of its own there, neighbours' side by side.
     own = warp * 512 + (column % 8) * 64 + lane * 16
     own += (segment * 2 + column // 8) * (WARPS * 512)
-    own += _ring()
+    own += _shared_memory()
     words = gl.zeros([1, 1, 1, 1, 4], gl.int32, L5)
-    # Triton asks for more shared memory than usual only where its own part is; the ring counts besides.
-    spare = gl.allocate_shared_memory(
-        gl.int32, [MOST_USUAL // 4096 + 1, 1024], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    # The ring, which asm addresses, and behind it the sums of warps, for all tiles: the largest buffer, and
+    # used to the end, so that Triton puts it at the beginning and nothing into its place.
+    SUMS_SIZE: gl.constexpr = OPERANDS * TILES * WARPS * COLUMNS
+    RING_ROWS: gl.constexpr = RING // (4 * SUMS_SIZE)
+    shared = gl.allocate_shared_memory(
+        gl.float32, [RING_ROWS + 1, SUMS_SIZE], gl.SwizzledSharedLayout(1, 1, 1, [0])
     )
-    spare.index(0).store(gl.arange(0, 1024, gl.BlockedLayout([4], [32], [WARPS], [0])))
+    sums = shared.index(RING_ROWS)
     first = gl.program_id(0)
     programs = gl.num_programs(0)
 
@@ -362,7 +355,7 @@ def _quantized_persistent_linear_kernel(
         tile = first + (i // UNITS) * programs
         part = data + (i % OPERANDS) * (N * ROW_WORDS)
         step = (i % UNITS) // OPERANDS
-        _fetch(own + i * SLOT, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
+        _fetch(own + i * SLOT, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS, HINT)
     kept = ()
     kept_zeros = ()
     for i in gl.static_range(UNITS):
@@ -446,14 +439,18 @@ def _quantized_persistent_linear_kernel(
             up_row_scale *= gl.load(scales + N + out_column, mask=exists, other=0.0).to(gl.float32)
     if EPILOGUE == ADD:
         before = gl.load(residual + out_column, mask=exists, other=0.0)
-    sums = gl.allocate_shared_memory(gl.float32, [OPERANDS * TILES, WARPS, COLUMNS], FLAT)
+    sums = sums._reinterpret(gl.float32, [OPERANDS * TILES, WARPS, COLUMNS], FLAT)
 
     nothing = gl.zeros([WARPS, COLUMNS, TOKENS], gl.float32, MMA)
     all_tokens = gl.zeros([1, 1, TOKENS], gl.float16, X_LAYOUT)
     numbers = gl.zeros([1, 1, 1, 1, 1, NUMBERS], gl.int32, WIDE)
     usual_zero = numbers + (0x64086408 if FORMAT == INT4 else 0)
     slot = first * 0
-    for t in range((COLUMN_TILES - first + programs - 1) // programs):
+    tiles = (COLUMN_TILES - first + programs - 1) // programs
+    for t in range(tiles):
+        if DEPENDENT and LATE:  # noqa: SIM102 - one is known when it is compiled
+            if t == tiles - 1:
+                let_next_start_gluon()
         products = nothing
         products_up = nothing
         for i in gl.static_range(UNITS):
@@ -482,7 +479,7 @@ def _quantized_persistent_linear_kernel(
             tile = first + (t + (i + SLOTS) // UNITS) * programs
             part = data + ((i + SLOTS) % OPERANDS) * (N * ROW_WORDS)
             step = ((i + SLOTS) % UNITS) // OPERANDS
-            _fetch(own + slot, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
+            _fetch(own + slot, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS, HINT)
             slot = gl.where(slot == (SLOTS - 1) * SLOT, 0, slot + SLOT)
         # All columns of the instruction are alike.
         sums.index(t).store(gl.max(products, 2))
@@ -588,14 +585,11 @@ def quantized_persistent_linear(
         EPILOGUE=SILU_MUL if silu_mul else ADD if residual is not None else PLAIN,
         DEPENDENT=dependent,
         TILES=each,
+        RING=tiles.ring,
+        LATE=tiles.late,
+        HINT=HINT,
         num_warps=tiles.num_warps,
         **limit,
         **launch_options(dependent),
     )
     return out
-
-
-def choose_persistent_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> PersistentTiles:
-    """Tiles for a product with a weight, of half its rows with `silu_mul`; as measured on an H200."""
-    few = silu_mul or weight.inner > 4096 or weight.rows <= 4096
-    return PersistentTiles(8, programs=1 if few or weight.kind == "int4" else 2, room=2)

@@ -296,8 +296,12 @@ def plan_blocks(chosen: torch.Tensor, num_experts: int, block: int) -> Plan:
     max_blocks = min(num_experts, num_pairs) + num_pairs // block
     bins = triton.next_power_of_2(num_experts + 1)
     chunk = CHUNKS[num_pairs > CHUNKS[0]]
-    work = torch.empty(num_pairs + 3 * max_blocks + bins, dtype=torch.int32, device=chosen.device)
-    order, blocks, cursors = work.split((num_pairs, 3 * max_blocks, bins))
+    # Each part at a multiple of 16 bytes, whatever the numbers: else Triton compiles kernels anew for some.
+    sizes = (num_pairs, 3 * max_blocks, bins)
+    padded = [-(-size // 4) * 4 for size in sizes]
+    work = torch.empty(sum(padded), dtype=torch.int32, device=chosen.device)
+    parts = zip(work.split(padded), sizes, strict=True)
+    order, blocks, cursors = (part[:size] for part, size in parts)
     dependent = supports_dependent_launch(chosen.device)
     _plan_kernel[(1,)](
         experts=chosen,

@@ -2,6 +2,9 @@
 
 A row that sampled has a *last* token: the last one of the step that is kept, at `positions`. The token that
 the step drew follows it, and then the drafts, at `positions + 2` and on.
+
+No kernel here lets the next one start before its end, as attention reads what they write before it waits for
+its inputs (see `dependent_launch`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from dodona.kernels.dependent_launch import launch_options, supports_dependent_launch, wait_for_inputs
 
 
 def step_ends(
@@ -27,15 +32,28 @@ def step_ends(
         rows [n], -1 for padding; entry of the last token [n], and its position [n], 0 for padding: int32.
     """
     found = torch.empty((3, first_samples.shape[0]), dtype=torch.int32, device=rows.device)
+    dependent = supports_dependent_launch(rows.device)
     if found.numel():
         _step_ends_kernel[(found.shape[1],)](
-            first_samples, rows, seq_lens, num_kept, found[0], found[1], found[2], num_warps=1
-        )
+            first_samples, rows, seq_lens, num_kept, found[0], found[1], found[2], DEPENDENT=dependent,
+            num_warps=1, **launch_options(dependent),
+        )  # fmt: skip
     return found[0], found[1], found[2]
 
 
 @triton.jit
-def _step_ends_kernel(first_samples, rows, seq_lens, num_kept, out_rows, out_last, out_positions):
+def _step_ends_kernel(
+    first_samples,
+    rows,
+    seq_lens,
+    num_kept,
+    out_rows,
+    out_last,
+    out_positions,
+    DEPENDENT: tl.constexpr,
+):
+    if DEPENDENT:
+        wait_for_inputs()
     i = tl.program_id(0)
     first = tl.load(first_samples + i)
     live = first >= 0
@@ -68,18 +86,30 @@ def following_tokens(*, rows: Tensor, positions: Tensor, token_ids: Tensor) -> T
     count, most = positions.shape[0], token_ids.shape[1]
     out = torch.empty(count, dtype=torch.int32, device=positions.device)
     block = 128
+    dependent = supports_dependent_launch(positions.device)
     if count:
         _following_tokens_kernel[(triton.cdiv(count, block),)](
             rows, positions, token_ids, token_ids.stride(0), out, count, most, stride_rows=rows.stride(0),
-            BLOCK=block, num_warps=1,
+            DEPENDENT=dependent, BLOCK=block, num_warps=1, **launch_options(dependent),
         )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=["count", "most"])
 def _following_tokens_kernel(
-    rows, positions, token_ids, stride_tokens, out, count, most, stride_rows, BLOCK: tl.constexpr
+    rows,
+    positions,
+    token_ids,
+    stride_tokens,
+    out,
+    count,
+    most,
+    stride_rows,
+    DEPENDENT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
+    if DEPENDENT:
+        wait_for_inputs()
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
     row = tl.load(rows + i * stride_rows, mask=inside, other=-1).to(tl.int64)
@@ -115,10 +145,12 @@ def draft_entries(
         tokens, positions, KV slots (-1 for padding) and sequence lengths, [n] int32 each.
     """
     out = torch.empty((4, rows.shape[0]), dtype=torch.int32, device=rows.device)
+    dependent = supports_dependent_launch(rows.device)
     if len(rows):
         _draft_entries_kernel[(rows.shape[0],)](
             rows, positions, ahead, drafts, block_table, block_table.stride(0), block_table.shape[1],
-            out[0], out[1], out[2], out[3], BLOCK_SIZE=block_size, num_warps=1,
+            out[0], out[1], out[2], out[3], BLOCK_SIZE=block_size, DEPENDENT=dependent, num_warps=1,
+            **launch_options(dependent),
         )  # fmt: skip
     return out[0], out[1], out[2], out[3]
 
@@ -137,7 +169,10 @@ def _draft_entries_kernel(
     out_slots,
     out_lengths,
     BLOCK_SIZE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    if DEPENDENT:
+        wait_for_inputs()
     i = tl.program_id(0)
     row = tl.load(rows + i).to(tl.int64)
     live = row >= 0
@@ -175,10 +210,12 @@ def append_drafts(*, drafts: Tensor, rows: Tensor, positions: Tensor, token_ids:
         token_ids: [state rows, max_model_len] int32, written where there is room.
     """
     n, count = drafts.shape
+    dependent = supports_dependent_launch(rows.device)
     if n and count:
         _append_drafts_kernel[(n,)](
             drafts, drafts.stride(0), drafts.stride(1), rows, positions, token_ids, token_ids.stride(0),
-            token_ids.shape[1], COUNT=count, BLOCK=triton.next_power_of_2(count), num_warps=1,
+            token_ids.shape[1], COUNT=count, DEPENDENT=dependent, BLOCK=triton.next_power_of_2(count),
+            num_warps=1, **launch_options(dependent),
         )  # fmt: skip
 
 
@@ -193,8 +230,11 @@ def _append_drafts_kernel(
     stride_tokens,
     max_model_len,
     COUNT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    if DEPENDENT:
+        wait_for_inputs()
     i = tl.program_id(0)
     row = tl.load(rows + i).to(tl.int64)
     depth = tl.arange(0, BLOCK)

@@ -31,6 +31,7 @@ Natural = Annotated[int, Strict(), Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
 MAX_SPECULATIVE_TOKENS: Final = 128
+_MAX_LOOKUP: Final = 128
 """Most drafts of a step; vLLM's bound (`MAX_SPEC_LEN` of its rejection sampler)."""
 
 
@@ -157,7 +158,7 @@ class ModelConfig:
     """Whether transformers may run code that comes with the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type to compute in; "auto" is config.json's, and float32 on a CPU."""
-    seed: Natural = 0
+    seed: Annotated[int, Strict(), Field(ge=0, lt=1 << 63)] = 0
     """Requests without a seed of their own draw theirs from it."""
     max_model_len: Count | None = None
     """Longest prompt plus output in tokens; None means what config.json says."""
@@ -299,9 +300,9 @@ class SpeculativeConfig:
     model: Text | None = None
     num_speculative_tokens: Annotated[int, Strict(), Field(ge=1, le=MAX_SPECULATIVE_TOKENS)] | None = None
     draft_tensor_parallel_size: Count | None = None
-    prompt_lookup_max: Count | None = None
-    prompt_lookup_min: Count | None = None
-    suffix_decoding_max_tree_depth: Annotated[int, Strict(), Field(ge=2)] | None = None
+    prompt_lookup_max: Annotated[int, Strict(), Field(ge=1, le=_MAX_LOOKUP)] | None = None
+    prompt_lookup_min: Annotated[int, Strict(), Field(ge=1, le=_MAX_LOOKUP)] | None = None
+    suffix_decoding_max_tree_depth: Annotated[int, Strict(), Field(ge=2, le=_MAX_LOOKUP)] | None = None
     suffix_decoding_max_cached_requests: Natural | None = None
     suffix_decoding_max_spec_factor: (
         Annotated[float, Strict(), Field(ge=0, le=MAX_SPECULATIVE_TOKENS)] | None

@@ -11,6 +11,7 @@ from dodona.oracle.language.rulebook import OWN_SYSTEM
 from dodona.oracle.printable import printable
 
 _WIDTH = 100
+_ITEM_WIDTH = 160
 
 
 def explain(verdict: Verdict) -> str:
@@ -84,7 +85,15 @@ def _reasons(reasons: tuple[Reason, ...] | list[Reason]) -> list[str]:
     lines: list[str] = []
     for reason in reasons:
         special = f", a special case of {', '.join(reason.refines)}" if reason.refines else ""
-        lines.append(f"  - {reason.feature}  [{reason.rule}{special}]")
+        lines += textwrap.wrap(
+            f"  - {reason.feature}  [{reason.rule}{special}]",
+            _ITEM_WIDTH,
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+            drop_whitespace=True,
+        )
         lines += _wrapped(reason.because)
         if reason.unknown:
             lines += _wrapped(

@@ -37,5 +37,5 @@ def installed_versions() -> Versions:
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    except (ImportError, OSError, ValueError, KeyError):  # not there, or its metadata can't be read
         return None

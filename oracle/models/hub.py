@@ -21,22 +21,28 @@ def locate_or_download(model: str, *, revision: str | None = None, weights: bool
     A snapshot comes from the local cache if it is there with all that is asked for, else it is downloaded:
     the configuration and tokenizer files, and with `weights` the safetensors too. Raises ConfigError.
     """
+    directory = local_directory(model)
+    if directory is None:
+        return _snapshot(model, revision, weights)
+    if revision is not None:
+        raise ConfigError(f"revision {revision!r}: {model} is a directory, and only hub ids have revisions")
+    return directory
+
+
+def local_directory(model: str) -> Path | None:
+    """The directory that a name is the path of; None for a hub id. Raises ConfigError for other names."""
     try:
         path = Path(model).expanduser()
         is_directory, exists = path.is_dir(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, an unknown user's home
         raise ConfigError(f"model {short(model)}: no such directory: {error!s:.80}; check the path") from None
     if is_directory:
-        if revision is not None:
-            raise ConfigError(
-                f"revision {revision!r}: {model} is a directory, and only hub ids have revisions"
-            )
         return path
     if exists:
         raise ConfigError(f"model {model}: is a file; give the directory that holds config.json")
     if model.startswith(("/", "./", "../", "~")) or not _HUB_ID.fullmatch(model):
         raise ConfigError(f"model {model}: no such directory; check the path")
-    return _snapshot(model, revision, weights)
+    return None
 
 
 def _snapshot(model: str, revision: str | None, weights: bool) -> Path:

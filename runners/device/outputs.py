@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from dodona.kernels.state.host_copies import copy_to_host
 from dodona.runners.device.device_drafts import DeviceDrafts
 from dodona.runners.device.sampling.logprob_values import SampledLogprobs
 from dodona.runners.device.sampling.prompt_logprobs import PromptLogprobs
@@ -62,11 +63,11 @@ class StepResults:
 
 
 class HostCopier:
-    """Copies device tensors to pinned host memory on a stream of its own."""
+    """Copies device tensors to pinned host memory on a stream of its own, which the device serves first."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = (
-            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
             else None
         )
@@ -149,5 +150,4 @@ def _field_names(kind: type) -> tuple[str, ...]:
 
 def _start_copy(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in pinned host memory, once the current stream is there."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+    return copy_to_host(x=tensor, out=torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True))

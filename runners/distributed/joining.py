@@ -43,9 +43,12 @@ class ProcessGroup:
 
     def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
         """Every rank's tensor."""
-        gathered = [torch.empty_like(tensor) for _ in self._ranks]
-        dist.all_gather(gathered, tensor.contiguous(), group=self._handle)
-        return gathered
+        gathered = tensor.new_empty(self.size, *tensor.shape)
+        if tensor.is_cuda:  # not by a list, which NCCL would have to be copied from
+            dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=self._handle)
+        else:
+            dist.all_gather(list(gathered), tensor.contiguous(), group=self._handle)
+        return list(gathered)
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
         """Hand the tensor to the group's rank `to`."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dodona.runners.drafting.head_config import HeadConfig
+from dodona.oracle.models.head_config import HeadConfig
 from dodona.runners.interface import LayerKVSpec
 
 

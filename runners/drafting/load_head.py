@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.head_config import HeadConfig
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.drafting.head_config import HeadConfig
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 

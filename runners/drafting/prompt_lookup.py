@@ -20,14 +20,19 @@ class PromptLookup:
         """At most `num_speculative_tokens` tokens that followed the longest earlier occurrence; of several,
         the latest that so many tokens follow, else the earliest."""
         tokens = np.asarray(token_ids, dtype=np.int64)
-        count = len(tokens)
-        for size in range(min(self.largest, count - 1), self.smallest - 1, -1):
-            windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], size)
-            # Positions after the occurrences, in order.
-            after = np.flatnonzero((windows == tokens[count - size :]).all(axis=1)) + size
-            if len(after):
-                enough = after[after + self.num_speculative_tokens <= count]
-                begin = int(enough[-1] if len(enough) else after[0])
-                found: list[int] = tokens[begin : begin + self.num_speculative_tokens].tolist()
-                return found
-        return []
+        last = len(tokens) - 1
+        # Where the last token occurred, in order; then the last two, and so on.
+        ends, size = np.flatnonzero(tokens[:last] == tokens[last]), 1
+        while size < min(self.largest, last):
+            longer = ends[ends >= size]
+            longer = longer[tokens[longer - size] == tokens[last - size]]
+            if not len(longer):
+                break
+            ends, size = longer, size + 1
+        if not len(ends) or size < self.smallest:
+            return []
+        after = ends + 1
+        enough = after[after + self.num_speculative_tokens <= len(tokens)]
+        begin = int(enough[-1] if len(enough) else after[0])
+        found: list[int] = tokens[begin : begin + self.num_speculative_tokens].tolist()
+        return found

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+MAX_OCCURRENCES = 1_024
+"""Occurrences of the same tokens that are looked at, the latest: a text may repeat one token."""
+
 
 @dataclass(frozen=True, slots=True)
 class SuffixLookup:
@@ -31,7 +34,7 @@ class SuffixLookup:
         best: tuple[float, list[int]] = (0.0, [])
         length = 1
         while len(ends):
-            found = self._drafts(tokens, ends, length)
+            found = self._drafts(tokens, ends[-MAX_OCCURRENCES:], length)
             if found[0] > best[0]:
                 best = found
             if length == min(self.max_tree_depth - 1, last):

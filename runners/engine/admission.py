@@ -39,8 +39,8 @@ MAX_ID_LENGTH = 256
 """Longest request id that a caller may give."""
 
 if TYPE_CHECKING:
+    from dodona.oracle.systems.own.pooler import PoolingSettings
     from dodona.runners.lora.adapter import Adapter
-    from dodona.runners.pooling.settings import PoolingSettings
 
 _NO_SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
 """Parameters of a request whose prompt is pooled: nothing is sampled."""

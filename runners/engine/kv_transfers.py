@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from dodona.runners.engine.kv_blocks import KVBlocks
 from dodona.runners.engine.request import Request
@@ -77,11 +78,11 @@ class KVTransfers:
         else:
             self._blocks.release(request.block_ids[request.num_forgotten_blocks :])
 
-    def metadata(self) -> KVConnectorMetadata | None:
-        """For the step that was just scheduled."""
+    def metadata(self, *, is_idle: bool) -> KVConnectorMetadata | None:
+        """For the step that was just scheduled. is_idle: no request runs."""
         metadata = self.connector.build_connector_meta(self._preempted, self._finished)
         self._preempted, self._finished, self._is_undecided = [], [], False
-        return metadata
+        return replace(metadata, is_idle=True) if metadata is not None and is_idle else metadata
 
     def update(self, output: KVConnectorOutput) -> list[Request]:
         """Take what a step's transfers came to. Returns the requests whose load ended, in the order of their

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dodona.oracle.systems.own.lengths import most_blocks_of_window
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
@@ -42,7 +43,6 @@ from dodona.runners.interface import (
     NewRequest,
     SchedulerOutput,
     StepOutput,
-    most_blocks_of_window,
 )
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 
@@ -192,7 +192,7 @@ class Scheduler:
             num_decodes=batch.num_decodes,
             draft_token_ids=drafts,
             window_blocks=self.windows.take_attached() if self.windows.groups else (),
-            kv_connector_metadata=self.transfers.metadata(),
+            kv_connector_metadata=self.transfers.metadata(is_idle=not self.running),
         )
         self._num_steps += 1
         self._freed_rows = []

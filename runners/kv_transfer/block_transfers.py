@@ -78,6 +78,8 @@ class BlockTransferScheduler(KVConnectorScheduler):
         """By request, the hashes of the blocks under way to it."""
         self._sending: set[str] = set()
         """Ended requests whose blocks are still read."""
+        self._has_received = False
+        """Whether loads were reported since the last step, which the next one may have to come after."""
         self._new_loads: list[Transfer] = []
         self._last_stores: list[tuple[_Tracked, list[bytes], list[int]]] = []
         """What ended requests left to store: hashes and blocks. They get places with the step that stores
@@ -126,9 +128,10 @@ class BlockTransferScheduler(KVConnectorScheduler):
         loads, self._new_loads, self._last_stores = self._new_loads, [], []
         stores = [store for store in stores if store.places]
         finished = tuple(name for name in finished_req_ids if name in self._sending)
-        if not (loads or stores or self._loading or self._sending or preempted_req_ids):
+        has_received, self._has_received = self._has_received, False
+        if not (loads or stores or self._loading or self._sending or preempted_req_ids or has_received):
             return None
-        return BlockMetadata(tuple(preempted_req_ids), finished, loads, stores)
+        return BlockMetadata(tuple(preempted_req_ids), finished, loads=loads, stores=stores)
 
     def request_finished(self, request: KVRequest) -> tuple[bool, dict[str, Any] | None]:
         """Its blocks stay until those that are stored were read."""
@@ -145,6 +148,7 @@ class BlockTransferScheduler(KVConnectorScheduler):
         """Places that were read may be used again."""
         for transfer_id in output.finished_recving:
             self.index.end_load(self._loading.pop(transfer_id))
+            self._has_received = True
         self._sending -= output.finished_sending
 
     def fingerprint(self, weights: Path | None) -> str | None:

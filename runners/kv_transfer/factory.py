@@ -11,18 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dodona.runners.errors import EngineSetupError
-from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
-from dodona.runners.kv_transfer.connector import KVConnectorScheduler, KVConnectorWorker
-from dodona.runners.kv_transfer.offloading.slots import HostSlots
-from dodona.runners.kv_transfer.regions import Region
-from dodona.runners.kv_transfer.settings import (
+from dodona.oracle.systems.own.kv_transfer import (
     KVTransferSettings,
     OffloadingSettings,
     SharedMemorySettings,
     SharedStorageSettings,
     resolve_kv_transfer,
 )
+from dodona.runners.errors import EngineSetupError
+from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
+from dodona.runners.kv_transfer.connector import KVConnectorScheduler, KVConnectorWorker
+from dodona.runners.kv_transfer.offloading.slots import HostSlots
+from dodona.runners.kv_transfer.regions import Region
 from dodona.runners.kv_transfer.shared_memory.arena import Arena, create_arena
 from dodona.runners.kv_transfer.shared_memory.index import OtherArenas, OwnSlots, SharedMemoryIndex
 from dodona.runners.kv_transfer.shared_memory.scheduler import SharedMemoryScheduler
@@ -62,7 +62,7 @@ class KVTransferPlan:
             return KVConnectorScheduler()
         spec = runner.get_kv_cache_spec()
         if isinstance(settings, OffloadingSettings):
-            index = HostSlots(settings.num_slots(spec.bytes_per_block))
+            index = HostSlots(_num_slots(settings.cpu_bytes, spec.bytes_per_block))
             return BlockTransferScheduler(index, block_size=spec.block_size)
         parts = runner.get_kv_parts()
         folder, namespace_of = self._namespaces(cache_fingerprint(parts[0].layers, spec, runner.limits.dtype))
@@ -101,6 +101,15 @@ class KVTransferPlan:
 
 def _namespace_of(identity: ModelIdentity, cache: str, weights: Path | None) -> str:
     return namespace(identity.fingerprint(weights), cache)
+
+
+def _num_slots(cpu_bytes: int, bytes_per_block: int) -> int:
+    """Blocks that the host's memory holds."""
+    if cpu_bytes < bytes_per_block:
+        raise EngineSetupError(
+            f"kv_offloading_size: {cpu_bytes} bytes hold no KV block of {bytes_per_block} bytes; raise it"
+        )
+    return cpu_bytes // bytes_per_block
 
 
 def _make_arena(settings: SharedMemorySettings, spec: KVCacheSpec, parts: Sequence[KVPart]) -> Arena:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.sentence_transformers import DenseModule
+from dodona.oracle.systems.own.pooler import PoolingSettings, check_dimensions
 from dodona.runners.pooling.params import PoolingParams
-from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.safetensors_file import open_safetensors
 
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -108,13 +108,4 @@ def check_width(pooler: Pooler, width: int, file: str) -> None:
                 f"{file}: the model has {width} classes, and id2label names {len(settings.labels)}"
             )
         return
-    size = width * len(settings.pooling_types)
-    for module in settings.dense:
-        if module.in_features != size:
-            raise ConfigError(
-                f"{module.folder / 'config.json'}: field 'in_features': expected {size}, the size of what "
-                f"comes before, got {module.in_features}"
-            )
-        size = module.out_features
-    if settings.dimensions is not None and settings.dimensions > size:
-        raise ConfigError(f"pooler_config.dimensions={settings.dimensions} is over the embedding's {size}")
+    check_dimensions(settings, width)

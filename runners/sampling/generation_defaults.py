@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.printable import printable, short
+from dodona.oracle.systems.own.companions import named_generation_config
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.sampling.params import SamplingParams
 
@@ -96,12 +97,8 @@ class GenerationDefaults:
         setting = config.model_config.generation_config
         if setting == "vllm":
             return cls(eos_token_ids=frozenset(model_eos))
-        file = (model_dir if setting == "auto" else Path(setting)) / "generation_config.json"
+        file = named_generation_config(config) or model_dir / "generation_config.json"
         if not file.exists():
-            if setting != "auto":
-                raise ConfigError(
-                    f"generation_config: {file} doesn't exist; give its directory, 'auto' or 'vllm'"
-                )
             return cls(eos_token_ids=frozenset(model_eos))
         values = read_json(file)
         if not isinstance(values, dict):

@@ -7,21 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import check_folder
+from dodona.oracle.systems.own.companions import has_tokenizer, named_tokenizer
 from dodona.runners.third_party import naming
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-    "spiece.model",
-)
-"""A directory with none of these has no tokenizer."""
 
 MAX_TOKENIZER_BYTES = 256 << 20
 """Largest file of a tokenizer or a configuration."""
@@ -37,19 +27,11 @@ def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
     model_config = config.model_config
     if model_config.skip_tokenizer_init:
         return None
-    if model_config.tokenizer is not None:
-        from dodona.oracle.models.hub import locate_or_download
-
-        try:
-            directory = locate_or_download(model_config.tokenizer)
-        except ConfigError as error:
-            raise ConfigError(f"tokenizer: {error}") from None
-    else:
-        directory = model_dir
-    if not any((directory / name).exists() for name in TOKENIZER_FILES):
-        if model_config.tokenizer is None:
+    directory = named_tokenizer(config)
+    if directory is None:
+        if not has_tokenizer(model_dir):
             return None
-        raise ConfigError(f"tokenizer: {directory} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
+        directory = model_dir
 
     check_folder(directory, suffixes=_READ, limit=MAX_TOKENIZER_BYTES)
     from transformers import AutoTokenizer

@@ -171,6 +171,10 @@ class ForwardState(Forward):
                 sinks=None if sinks is None else sinks[None, :, :, None],
             )
             out.index_copy_(0, group.tokens, result)
+        # 0 * NaN is NaN: no query may meet a token after it, which may be a draft.
+        lost = any(chunk.num_computed for chunk in layout.chunks) and not all(
+            bool(tensor.isfinite().all()) for tensor in (key, value)
+        )
         for chunk in layout.chunks:
             span = slice(chunk.start, chunk.start + chunk.num_tokens)
             first = int(pattern.first_visible(chunk.num_computed))
@@ -178,7 +182,9 @@ class ForwardState(Forward):
                 keys, values = key[span], value[span]
             else:
                 keys, values = cache.gather(call, layout.chunk_slots(chunk, first))
-            _attend_chunk(chunk, pattern, first, q[span], keys, values, scaling, softcap, sinks, out[span])
+            _attend_chunk(
+                chunk, pattern, first, q[span], keys, values, scaling, softcap, sinks, out[span], apart=lost
+            )
         return out.flatten(1, 2)
 
 
@@ -193,8 +199,13 @@ def _attend_chunk(
     softcap: float | None,
     sinks: torch.Tensor | None,
     out: torch.Tensor,
+    *,
+    apart: bool,
 ) -> None:
-    """Causal attention of q [n, Hkv, G, Dk] over keys, values [L, Hkv, D] of positions `first` and on."""
+    """Causal attention of q [n, Hkv, G, Dk] over keys, values [L, Hkv, D] of positions `first` and on.
+
+    apart: compute each query by itself, over the keys up to its own.
+    """
     n, kv_heads, per_kv, _ = q.shape
     # [G, Hkv, n, Dk]: G takes the place of the batch, over which keys and values expand without a copy.
     q = q.permute(2, 1, 0, 3)
@@ -206,8 +217,8 @@ def _attend_chunk(
         out.copy_(_attend(q, keys, values, None, scaling, causal=True).permute(2, 1, 0, 3))
         return
     size = max(1, MAX_SCORES // (keys.shape[2] * kv_heads * per_kv))
-    if chunk.num_computed > 0 and not _are_numbers(keys[0, :, -n:], values[0, :, -n:]):
-        size = 1  # 0 * NaN is NaN: no query may meet a token after it, which may be a draft
+    if apart:
+        size = 1
     device = q.device
     for begin in range(0, n, size):
         end = min(n, begin + size)
@@ -227,10 +238,6 @@ def _attend_chunk(
             sinks=sinks,
         )
         out[begin:end] = result.permute(2, 1, 0, 3)
-
-
-def _are_numbers(*tensors: torch.Tensor) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _attend(

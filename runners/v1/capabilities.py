@@ -14,7 +14,10 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import LIBRARY_SCHEMES
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
+from dodona.oracle.systems.own.companions import companions_fault
 from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault, lacks_connector
+from dodona.oracle.systems.own.lengths import sizes_fault
 from dodona.oracle.systems.own.model_code import (
     has_causal_lm,
     is_row_by_row,
@@ -31,6 +34,7 @@ from dodona.oracle.systems.own.parallel import (
     splits_evenly,
     uses_workers,
 )
+from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
 from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
@@ -42,8 +46,7 @@ from dodona.oracle.systems.own.resolved import (
     resolved_runner_type,
     resolved_speculative_method,
 )
-from dodona.runners.kv_transfer.settings import lacks_connector
-from dodona.runners.pooling.settings import lacks_combination
+from dodona.oracle.systems.own.speculation import speculation_fault
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
@@ -102,6 +105,11 @@ LACKS: frozenset[str] = frozenset(
         "expert-parallel-families",
         "expert-parallel-ranks",
         "lora-torch-compile",
+        "sizes",
+        "companion-directories",
+        "speculative-settings",
+        "kv-connector-settings",
+        "pooler-settings",
         "speculative-method",
         "speculative-hidden-states",
         "speculative-mtp",
@@ -247,6 +255,11 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and not set(model.architectures) & set(EXPERT_PARALLEL_FAMILIES),
         "expert-parallel-ranks": parallel.enable_expert_parallel and parallel.tensor_parallel_size == 1,
         "lora-torch-compile": config.lora_config is not None and compiles(config),
+        "companion-directories": companions_fault(config) is not None,
+        "sizes": sizes_fault(config, model, environment) is not None,
+        "kv-connector-settings": kv_transfer_fault(config) is not None,
+        "pooler-settings": pooler_fault(config, model) is not None,
+        "speculative-settings": speculation_fault(config, model, environment) is not None,
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
         "speculative-hidden-states": _hides_states(resolved_speculative_method(config), model.model_type),
@@ -273,14 +286,7 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
     """What V1 lacks for a draft model, which is whole on one device; `config`: the target's, without
     speculative_config."""
     config = replace(config, parallel_config=ParallelConfig())
-    lacking = check_supported(config, draft, environment)
-    if draft.has_inner_state:
-        lacking += ("inner-states",)
-    if draft.quant_method is not None:
-        lacking += ("quantized-weights",)
-    if is_row_by_row(config, draft, environment):
-        lacking += ("speculative-row-by-row",)
-    return lacking
+    return check_supported(config, draft, environment)
 
 
 def _exceeds_library(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool:

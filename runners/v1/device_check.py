@@ -54,7 +54,8 @@ def check_device_steps(
     """
     limits, block_size = steps.limits, steps.limits.block_size
     num_rows = min(2, limits.max_num_seqs, limits.max_num_batched_tokens, num_blocks)
-    blocks_per_row = num_blocks // num_rows
+    # A row's part of the block table has room for no more.
+    blocks_per_row = min(num_blocks // num_rows, -(-steps.ready.max_model_len // block_size))
     room = min(blocks_per_row * block_size, steps.ready.max_model_len) - NEW_TOKENS
     length = max(1, min(prompt_length, limits.max_num_batched_tokens - 1, room))
     generator = torch.Generator().manual_seed(_SEED)

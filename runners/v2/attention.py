@@ -81,6 +81,7 @@ class SmallBatchAttention:
     sequences: PagedSequences
     arrivals: torch.Tensor
     offsets: torch.Tensor | None
+    max_offset: int
 
     def attend(self, *, qkv: torch.Tensor, norm: QKNorm | None, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `DecodeAttention.attend`."""
@@ -93,6 +94,7 @@ class SmallBatchAttention:
             shape=self.shape,
             arrivals=self.arrivals,
             offsets=self.offsets,
+            max_offset=self.max_offset,
         ).view(qkv.shape[0], -1)
 
 
@@ -249,13 +251,15 @@ class Attention:
             if inputs.offsets is None or inputs.max_offset >= self._most_entries:
                 return self._mixed(inputs)
             tokens, sequences = self._tokens(inputs), _sequences(inputs)
-            return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals, inputs.offsets)
+            return SmallBatchAttention(
+                shape, tokens, sequences, inputs.arrivals, inputs.offsets, inputs.max_offset
+            )
         if num_tokens > MAX_SMALL_BATCH or shape.group > LARGEST_GROUP:
             return self._decode(inputs)
         tokens, sequences = self._tokens(inputs), _sequences(inputs)
         if leave_parts and num_tokens == 1 and shape.num_q_heads * self._row_bytes <= LARGEST_ATTENDED:
             return SingleTokenAttention(shape, tokens, sequences)
-        return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals, None)
+        return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals, None, 0)
 
     def _decode(self, inputs: ForwardInputs) -> DecodeAttention:
         sequences = _sequences(inputs)

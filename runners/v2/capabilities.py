@@ -12,7 +12,10 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.companions import companions_fault
 from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault, lacks_connector
+from dodona.oracle.systems.own.lengths import sizes_fault
 from dodona.oracle.systems.own.model_code import prompt_steps
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
@@ -20,6 +23,7 @@ from dodona.oracle.systems.own.parallel import (
     lacks_executor,
     splits_evenly,
 )
+from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
 from dodona.oracle.systems.own.quantization import quantization_scheme
 from dodona.oracle.systems.own.resolved import (
@@ -28,8 +32,7 @@ from dodona.oracle.systems.own.resolved import (
     resolved_runner_type,
     resolved_speculative_method,
 )
-from dodona.runners.kv_transfer.settings import lacks_connector
-from dodona.runners.pooling.settings import lacks_combination
+from dodona.oracle.systems.own.speculation import speculation_fault
 from dodona.runners.v2.models.registry import MODEL_FAMILIES, POOLING_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -87,6 +90,11 @@ LACKS: frozenset[str] = frozenset(
         "decode-context-parallelism",
         "expert-parallelism",
         "lora",
+        "sizes",
+        "companion-directories",
+        "speculative-settings",
+        "kv-connector-settings",
+        "pooler-settings",
         "speculative-decoding",
         "draft-tensor-parallelism",
         "parallel-drafting",
@@ -115,6 +123,11 @@ def check_supported(
         **({} if interpreted else _machine(config, model, device, environment)),
         "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
+        "companion-directories": companions_fault(config) is not None,
+        "sizes": sizes_fault(config, model, environment) is not None,
+        "kv-connector-settings": kv_transfer_fault(config) is not None,
+        "pooler-settings": pooler_fault(config, model) is not None,
+        "speculative-settings": speculation_fault(config, model, environment) is not None,
         **_features(config),
         **_workers(config, model),
     }
@@ -128,8 +141,7 @@ def lacks_of_draft(
 ) -> tuple[str, ...]:
     """What V2 lacks for a draft model, which is whole on every rank. `check`: `check_supported` of this
     machine; `config`: the target's, without speculative_config."""
-    lacking = check(replace(config, parallel_config=ParallelConfig()), draft)
-    return (*lacking, "quantized-weights") if draft.quant_method is not None else lacking
+    return check(replace(config, parallel_config=ParallelConfig()), draft)
 
 
 def _machine(

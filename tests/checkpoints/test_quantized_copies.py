@@ -64,3 +64,12 @@ def test_v1_answers_as_the_unquantized_model_does(name, questions, monkeypatch):
     prompts, unquantized = questions[source_and_format(name)[0]]
     assert unquantized > 0.95
     assert share_right(ROOT / name, prompts)["all"] > unquantized - 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", COPIES)
+def test_v2_answers_as_the_unquantized_model_does(name, questions, monkeypatch):
+    monkeypatch.delenv("DODONA_USE_V2_MODEL_RUNNER", raising=False)
+    assert select_runner(str(ROOT / name)).runner == "v2"
+    prompts, unquantized = questions[source_and_format(name)[0]]
+    assert share_right(ROOT / name, prompts, device="cuda")["all"] > unquantized - 0.02

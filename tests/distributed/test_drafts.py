@@ -17,11 +17,11 @@ from checkpoints import train_heads
 from checkpoints.heads import RECIPES, head_configuration, save_head
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.head_config import read_head_config
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams

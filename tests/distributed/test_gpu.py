@@ -64,12 +64,13 @@ def test_two_gpus_equal_one(sizes, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_v2_on_two_gpus_equals_one():
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_v2_on_several_gpus_equals_one(ranks):
     """Captured graphs, two steps in flight."""
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs")
     small = {"max_num_seqs": 8, "num_gpu_blocks_override": 256}
-    assert tokens(MIXED, "v2", tensor_parallel_size=2, **small) == tokens(MIXED, "v2", **small)
+    assert tokens(MIXED, "v2", tensor_parallel_size=ranks, **small) == tokens(MIXED, "v2", **small)
 
 
 @pytest.mark.gpu

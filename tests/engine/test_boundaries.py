@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
+from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.chat import chat_prompts
 from dodona.runners.distributed.process import worker_processes
 from dodona.runners.engine.assembler import OutputAssembler
@@ -21,7 +22,6 @@ from dodona.runners.engine.prompts import parse_prompt
 from dodona.runners.errors import EngineDeadError, EngineThreadError, InvalidRequestError
 from dodona.runners.llm import LLM
 from dodona.runners.pooling.params import PoolingParams
-from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_admission import admission
 from tests.support.fake_runner import FakeRunner, fake_verdict

@@ -74,11 +74,14 @@ def test_what_is_configured_stands() -> None:
         limits_of().max_model_len = 1  # type: ignore[misc]
 
 
-def test_config_json_without_a_length() -> None:
+@pytest.mark.parametrize(("given", "taken"), [(None, 2048), (9, 9), (10**6, 10**6)])
+def test_config_json_without_a_length(
+    given: int | None, taken: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """vLLM takes 2048 where nothing says how long sequences may be (Mamba, BLOOM)."""
     endless = ModelInfo.from_mapping({**CONFIG_JSON, "max_position_embeddings": None})
-    with pytest.raises(ConfigError, match="no max_position_embeddings; give max_model_len"):
-        limits_of(endless)
-    assert limits_of(endless, max_model_len=9).max_model_len == 9
+    assert limits_of(endless, max_model_len=given).max_model_len == taken
+    assert ("max_model_len is taken to be 2048" in caplog.text) == (given is None)
 
 
 def test_more_than_the_models_positions() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dodona.oracle.systems.own.lengths import most_blocks_of_window
 from dodona.runners.engine.request import Request
-from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX, most_blocks_of_window
+from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import context_hash, solo_run, token_logprobs
 from tests.support.sync_engine import SyncEngine

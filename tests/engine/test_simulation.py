@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.simulation import SITES, Arrival, HostMemory, Sizes, Story, run, story_of
+from tests.support.simulation import SITES, Arrival, HostMemory, Sizes, Sleep, Story, run, story_of
 
 STORIES = 10_000
 BLOCK = 500
@@ -44,7 +44,8 @@ def test_a_story_is_the_same_each_time_and_can_be_written_down() -> None:
         story = story_of(seed)
         assert story == story_of(seed)
         namespace: dict[str, object] = {
-            "Arrival": Arrival, "HostMemory": HostMemory, "Sizes": Sizes, "Story": Story, "run": run,
+            "Arrival": Arrival, "HostMemory": HostMemory, "Sizes": Sizes, "Sleep": Sleep, "Story": Story,
+            "run": run,
         }  # fmt: skip
         exec(story.test(), namespace)
         namespace["test_this_story"]()  # type: ignore[operator]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dodona.runners.drafting import suffix_lookup
+from dodona.runners.drafting.prompt_lookup import PromptLookup
 from dodona.runners.drafting.suffix_lookup import SuffixLookup
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
 
-def counted(lookup: SuffixLookup, tokens: list[int]) -> list[int]:
+def counted(lookup: SuffixLookup, tokens: list[int], most_occurrences: int = 40) -> list[int]:
     """What `lookup` finds, by counting what begins with each of the last tokens."""
     best: tuple[float, list[int]] = (0.0, [])
     for length in range(1, min(len(tokens), lookup.max_tree_depth - 1) + 1):
         suffix = tokens[-length:]
         begins = [i for i in range(len(tokens) - length) if tokens[i : i + length] == suffix]
+        begins = begins[-most_occurrences:]
         drafts: list[int] = []
         total = 0
         most = min(
@@ -54,6 +58,22 @@ def test_drafts_are_those_of_counting(
 ) -> None:
     lookup = SuffixLookup(count, depth, factor, least)
     assert lookup.lookup(tokens) == counted(lookup, tokens)
+    with mock.patch.object(suffix_lookup, "MAX_OCCURRENCES", 3):
+        assert lookup.lookup(tokens) == counted(lookup, tokens, 3)
+
+
+@given(TOKENS, st.integers(1, 6), st.integers(1, 60), st.integers(1, 4))
+def test_prompt_lookup_finds_the_longest_occurrence(
+    tokens: list[int], count: int, largest: int, smallest: int
+) -> None:
+    expected: list[int] = []
+    for size in range(min(largest, len(tokens) - 1), smallest - 1, -1):
+        after = [i + size for i in range(len(tokens) - size) if tokens[i : i + size] == tokens[-size:]]
+        if after:
+            begin = max((i for i in after if i + count <= len(tokens)), default=after[0])
+            expected = tokens[begin : begin + count]
+            break
+    assert PromptLookup(count, largest, smallest).lookup(tokens) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from dodona.kernels.linear.joined_norms import joined_norms, joined_norms_reference
 from dodona.kernels.sampling.gumbel import gumbel_sample, gumbel_sample_reference
 from dodona.kernels.state import draft_state
+from dodona.kernels.state.copy_rows import copy_rows
 
 ROWS = [3, -1, 0]
 POSITIONS = [7, 0, 21]
@@ -110,3 +111,14 @@ def test_noise_belongs_to_tokens_not_to_places(device: torch.device) -> None:
         assert found.tolist() == reference.tolist()
         assert found[5] == 2
         assert len(set(found.tolist())) > 3
+
+
+@pytest.mark.parametrize("size", [5, 1300])
+def test_rows_are_copied_into_wider_ones(size: int, device: torch.device) -> None:
+    source = torch.randn((3, size), device=device)
+    wide = torch.zeros((4, 3 * size), device=device)
+    copy_rows(source=source, target=wide[:3, size : 2 * size])
+    expected = torch.zeros_like(wide)
+    expected[:3, size : 2 * size] = source
+    assert torch.equal(wide, expected)
+    copy_rows(source=source[:0], target=wide[:0, :size])

@@ -110,6 +110,9 @@ def test_larger_groups_and_batches_are_refused(device, generator):
     with pytest.raises(ValueError, match="expected at most 8 per KV head, got 9"):
         small_batch_attention(**case)
     case, _, _ = make_case((1, 1, 16), [3, 4], False, None, torch.float32, device, generator)
+    offsets = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match=r"max_offset: expected less than 32 .*, got 32"):
+        small_batch_attention(**case, offsets=offsets, max_offset=32)
     parts = small_batch_attention_parts(**case)
     with pytest.raises(ValueError, match="expected those of one sequence, got 2"):
         attended_linear(
@@ -118,16 +121,16 @@ def test_larger_groups_and_batches_are_refused(device, generator):
 
 
 @pytest.mark.parametrize(
-    ("shape", "norm", "window"),
+    ("shape", "norm", "window", "most"),
     [
-        ((1, 1, 16), True, None), ((4, 2, 16), False, 20), ((3, 1, 32), True, 3), ((8, 2, 128), True, None),
-        ((8, 1, 64), True, 5),
+        ((1, 1, 16), True, None, 9), ((4, 2, 16), False, 20, 9), ((3, 1, 32), True, 3, 9),
+        ((8, 2, 128), True, None, 4), ((8, 2, 128), False, None, 9), ((8, 1, 64), True, 5, 9),
     ],
     ids=str,
 )  # fmt: skip
-def test_entries_of_one_row_see_each_other(shape, norm, window, dtype, device, tolerance, generator):
+def test_entries_of_one_row_see_each_other(shape, norm, window, most, dtype, device, tolerance, generator):
     """A row's last token and its drafts, whose keys are in the projection: as if they were written before."""
-    entries = most_entries(shape[0] // shape[1], shape[2] * dtype.itemsize)
+    entries = min(most, most_entries(shape[0] // shape[1], shape[2] * dtype.itemsize))
     counts = [min(3, entries), 1, min(5, entries), min(9, entries), 1]
     lengths = [[70, 71, 72], [1], [2, 3, 4, 5, 6], list(range(14, 23)), [40]]  # a block has 16 tokens
     seq_lens = [length for own, count in zip(lengths, counts, strict=True) for length in own[:count]]
@@ -143,7 +146,10 @@ def test_entries_of_one_row_see_each_other(shape, norm, window, dtype, device, t
     queries, expected_cache = qk_norm_rope_kv_write_reference(**case)
     expected = paged_decode_attention_reference(queries, expected_cache, sequences, case["shape"])
     actual = small_batch_attention(
-        **case, sequences=sequences, offsets=torch.tensor(offsets, dtype=torch.int32, device=device)
+        **case,
+        sequences=sequences,
+        offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
+        max_offset=max(offsets),
     )
     torch.testing.assert_close(actual, expected, **tolerance)
     torch.testing.assert_close(case["kv_cache"], expected_cache, equal_nan=True, **tolerance)

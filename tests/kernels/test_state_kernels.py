@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dodona.kernels.state.host_copies import copy_to_host
 from dodona.kernels.state.staged_writes import CHUNK, pack_writes, scatter_ragged, scatter_ragged_reference
 from dodona.kernels.state.step_state import (
     prepare_inputs,
@@ -136,3 +137,32 @@ def test_update_state_agrees_with_loops(with_index, sampled_dtype, device):
     assert computed.tolist() == expected[0].tolist()
     assert token_ids.tolist() == expected[1].tolist()
     assert computed.tolist() == [3, 1, 2, 3, 5, 8]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.arange(3, dtype=torch.int32),
+        torch.arange(2500, dtype=torch.int64).view(50, 50)[:, 7:30],
+        torch.randn(5, 33).to(torch.bfloat16)[1:],
+        torch.tensor([True, False, True]),
+        torch.zeros(0, 4),
+        torch.tensor(2.5),
+    ],
+)
+def test_copies_to_the_host_are_equal(x):
+    cuda = torch.cuda.is_available()
+    out = torch.empty(x.shape, dtype=x.dtype, pin_memory=cuda)
+    copied = copy_to_host(x=x.cuda() if cuda else x, out=out)
+    if cuda:
+        torch.cuda.synchronize()
+    assert copied is out
+    assert torch.equal(out, x)
+
+
+@pytest.mark.parametrize(
+    "out", [torch.empty(4), torch.empty(2, 2, dtype=torch.int32), torch.empty(2, 4)[:, :2]]
+)
+def test_copies_to_another_form_are_refused(out):
+    with pytest.raises(ValueError, match="expected a contiguous tensor"):
+        copy_to_host(x=torch.zeros(2, 2), out=out)

@@ -93,7 +93,7 @@ def test_why_not_where_nothing_has_to_change(qwen3: str) -> None:
 
 
 def test_why_not_of_a_special_case(qwen3: str) -> None:
-    options = ("-pp", "2", "--speculative-config", '{"method": "eagle3"}')
+    options = ("-pp", "2", "--speculative-config", '{"method": "eagle3", "model": "m"}')
     result = run(qwen3, "--assume-gpu", *options, "--why-not", "v2")
     assert "Were pipeline-parallelism lifted, eagle3-pipeline-parallelism would remain" in result.stdout
     assert "parallel_config.pipeline_parallel_size 2 → 1" in result.stdout

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.language.facts import UNKNOWN
-from dodona.oracle.machine import probe
+from dodona.oracle.machine import packages, probe
 from dodona.oracle.machine.assumed import assumed_machine
 from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.machine.packages import PACKAGES
@@ -75,6 +75,19 @@ def test_the_versions_of_packages_are_found_without_importing_them() -> None:
     assert {name for name, _ in found.packages} == set(PACKAGES)
     for name, version in found.packages:
         assert (version is None) == (importlib.util.find_spec(name) is None), name
+
+
+@pytest.mark.parametrize("metadata", [b"Name: torchao\nVersion: \xff\n", b"Name: torchao\n", b"", None])
+def test_a_package_whose_metadata_cant_be_read_is_not_there(
+    metadata: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder := tmp_path / "torchao-1.dist-info").mkdir()
+    if metadata is None:
+        (folder / "METADATA").mkdir()
+    else:
+        (folder / "METADATA").write_bytes(metadata)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not packages._version("torchao")
 
 
 def test_versions_of_packages_are_told_or_not_known(tmp_path: Path) -> None:

@@ -42,14 +42,25 @@ ASKED: dict[str, dict[str, Any]] = {
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
     "draft-tensor-parallelism": {
-        "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
+        "speculative_config": {
+            "method": "ngram",
+            "draft_tensor_parallel_size": 2,
+            "num_speculative_tokens": 2,
+        },
     },
     "speculative-decoding": {"speculative_config": {"method": "medusa"}},
-    "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
-    "eagle3-pipeline-parallelism": {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
+    "parallel-drafting": {
+        "speculative_config": {"method": "ngram", "parallel_drafting": True, "num_speculative_tokens": 2}
+    },
+    "eagle3-pipeline-parallelism": {
+        "speculative_config": {"method": "eagle3", "model": "m"},
+        "pipeline_parallel_size": 2,
+    },
     "kv-connector": {"kv_transfer_config": {"kv_connector": "C", "kv_role": "kv_both"}},
+    "companion-directories": {"generation_config": "/missing"},
+    "kv-connector-settings": {"kv_offloading_size": 1.0, "kv_transfer_config": {"kv_port": 80}},
     "speculative-kv-connector": {
-        "speculative_config": {"method": "draft_model"},
+        "speculative_config": {"method": "draft_model", "model": "m", "num_speculative_tokens": 2},
         "kv_offloading_size": 1.0,
     },
     "lora-torch-compile": {"enable_lora": True, "compilation_config": 1},
@@ -123,7 +134,7 @@ def test_every_rule_that_configuration_can_ask_has_its_row() -> None:
     # that is not packed; the last one needs a machine without Ray.
     of_models = {
         "remote-code", "speculative-mtp", "speculative-hidden-states", "kv-connector-inner-states",
-        "speculative-row-by-row",
+        "speculative-row-by-row", "speculative-settings", "kv-connector-settings", "pooler-settings", "sizes",
         "kv-connector-row-by-row", "torch-compile-row-by-row",
         "tensor-parallel-families", "pipeline-parallel-families", "expert-parallel-families",
         "workers-row-by-row", "quantized-tensor-parallelism", "context-parallel-inner-states",

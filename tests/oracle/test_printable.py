@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from typer.testing import CliRunner
 from dodona.cli import output
 from dodona.cli.app import app
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError
+from dodona.oracle.errors import ConfigError, DodonaError, RuleFileError, UnsupportedConfiguration
 from dodona.oracle.printable import HIDDEN, printable, short, without_userinfo
+from dodona.runners.errors import InvalidRequestError, WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = "from dodona.cli import main; main()"
@@ -122,6 +124,23 @@ def test_every_command_prints_through_one_place() -> None:
         )
         made = re.findall(r"(?<![\w.])Text\((?!printable)", text)
         assert not made, file
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError(HOSTILE),
+        UnsupportedConfiguration.lacking("v1", HOSTILE, why=HOSTILE),
+        RuleFileError(HOSTILE, 1, 2, HOSTILE, HOSTILE),
+        WorkerError(1, HOSTILE, [HOSTILE]),
+        InvalidRequestError(HOSTILE),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_the_library_are_printable(error: DodonaError) -> None:
+    for shown in (error, pickle.loads(pickle.dumps(error))):
+        assert not HIDDEN.search(str(shown))
+        assert printable(HOSTILE) in str(shown)
 
 
 # --- secrets

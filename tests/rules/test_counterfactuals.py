@@ -391,7 +391,7 @@ def test_a_special_case_is_looked_at_by_itself() -> None:
     found = ask(
         "v2",
         pipeline_parallel_size=2,
-        speculative_config={"method": "eagle3"},
+        speculative_config={"method": "eagle3", "model": "m"},
     )
     assert texts(found) == [["parallel_config.pipeline_parallel_size 2 → 1"]]
     special = {

@@ -258,7 +258,10 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "KV offloading of nothing": (QWEN, {"cache_config": {"kv_offloading_size": 0.0}}, set()),
     "EAGLE3 with pipeline": (
         LLAMA,
-        {"speculative_config": {"method": "eagle3"}, "parallel_config": {"pipeline_parallel_size": 2}},
+        {
+            "speculative_config": {"method": "eagle3", "model": "m"},
+            "parallel_config": {"pipeline_parallel_size": 2},
+        },
         {
             "pipeline-parallelism",
             "eagle3-pipeline-parallelism",
@@ -277,13 +280,19 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     ),
     "parallel drafting": (
         LLAMA,
-        {"speculative_config": {"method": "eagle", "parallel_drafting": True}},
+        {"speculative_config": {"method": "eagle", "model": "m", "parallel_drafting": True}},
         {"parallel-drafting"},
     ),
-    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram"}}, set()),
+    "prompt lookup": (QWEN, {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, set()),
     "draft on two devices": (
         QWEN,
-        {"speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2}},
+        {
+            "speculative_config": {
+                "method": "ngram",
+                "draft_tensor_parallel_size": 2,
+                "num_speculative_tokens": 2,
+            }
+        },
         {"draft-tensor-parallelism"},
     ),
     "empty speculation": (
@@ -331,7 +340,10 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     ),
     "pooling with drafts": (
         QWEN,
-        {"model_config": {"runner": "pooling"}, "speculative_config": {"method": "ngram"}},
+        {
+            "model_config": {"runner": "pooling"},
+            "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
+        },
         {"pooling-combinations"},
     ),
     "a draft model": (QWEN, {"model_config": {"runner": "draft"}}, {"draft-runner"}),

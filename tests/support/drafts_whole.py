@@ -1,12 +1,15 @@
 """Whole engines with drafts on the trained Qwen3, by every method, for a GPU:
 
-    python -m tests.support.drafts_whole [--runner v1 v2] [--part tokens distribution] [--draws 50000]
+    python -m tests.support.drafts_whole [--runner v1 v2] [--part tokens distribution half] [--draws 50000]
 
 `tokens`: greedy and seeded requests, chunked, preempted and with their prefixes cached, some with grammars,
 on an engine with drafts yield what an engine without yields. `distribution`: three tokens of each of many
 requests fit the model's exact distribution (chi-square), with a temperature alone, and with filters,
 penalties and a bias. In float32. Without a GPU Triton's interpreter runs V2: to try this program with few
 draws.
+
+`half`, for V2 on Hopper alone: few rows in bfloat16, which its kernels of small batches serve. Tokens equal
+those without drafts but where rounding may decide; the truth is float32, and the measure torch in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,9 +78,9 @@ def _noisy_target(folder: Path) -> str:
 def _eagle_head(folder: Path) -> str:
     from safetensors.torch import save_file
 
+    from dodona.oracle.models.head_config import read_head_config
     from dodona.oracle.models.model_info import ModelInfo
     from dodona.runners.drafting.head import DraftHead
-    from dodona.runners.drafting.head_config import read_head_config
 
     path = folder / "eagle"
     path.mkdir()
@@ -111,8 +114,8 @@ def engine(runner: str, speculative: Mapping[str, Any] | None, **flat: Any) -> I
     from dodona.runners.llm import LLM
 
     os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[runner]
-    settings = {"dtype": "float32", "speculative_config": None if speculative is None else dict(speculative)}
-    config = EngineConfig.from_flat(str(QWEN3), **settings, **flat)
+    drafts = None if speculative is None else dict(speculative)
+    config = EngineConfig.from_flat(str(QWEN3), speculative_config=drafts, **{"dtype": "float32", **flat})
     machine = Environment.detect() if torch.cuda.is_available() or runner == "v1" else assumed_gpu()
     verdict = select_runner(config, environment=machine)
     assert verdict.runner == runner, verdict.explain()
@@ -152,6 +155,84 @@ def check_tokens(runner: str, speculative: Mapping[str, Mapping[str, Any]]) -> N
             f"preemptions; {time.perf_counter() - start:.0f} s",
             flush=True,
         )
+
+
+def check_half(speculative: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises AssertionError where a request's tokens differ from those without drafts by more than rounding
+    explains, where log-probabilities are farther from float32 than twice what torch's in bfloat16 are, or
+    where drafts are verified by other kernels than those of small batches."""
+    from unittest.mock import patch
+
+    from transformers import AutoModelForCausalLM
+
+    from dodona.runners.sampling.params import SamplingParams
+    from dodona.runners.v2 import attention
+    from tests.support.stress import Plan, scores_of
+    from tests.v1.test_speculation import make_prompts, run
+
+    def logits_in(dtype: torch.dtype) -> Callable[[Sequence[int]], torch.Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(QWEN3, dtype=dtype).to("cuda").eval()
+
+        def logits(token_ids: Sequence[int]) -> torch.Tensor:
+            with torch.inference_mode():
+                return model(torch.tensor([list(token_ids)], device="cuda")).logits[0, -1].float().cpu()
+
+        return logits
+
+    exact, rounded = logits_in(torch.float32), logits_in(torch.bfloat16)
+    prompts = [prompt for prompt in make_prompts() if len(prompt) <= 120]
+    common = {"max_tokens": 24, "ignore_eos": True, "seed": 11}
+    asked: list[dict[str, Any]] = [
+        {"temperature": 0.0}, {"temperature": 0.0, "logprobs": 0}, {"temperature": 1.0},
+        {"temperature": 0.0, "repetition_penalty": 1.2},
+    ]  # fmt: skip
+    plans = [
+        Plan(prompt, SamplingParams(**common, **one), None, close=False)
+        for one in asked
+        for prompt in prompts
+    ]
+    prompts, params = [plan.prompt for plan in plans], [plan.params for plan in plans]
+    flat = {"dtype": "bfloat16", "max_model_len": 160}
+    with engine("v2", None, max_num_seqs=1, enable_prefix_caching=False, **flat) as llm:
+        expected = run(llm, prompts, params)
+        admission = llm._client.admission
+    for name, config in speculative.items():
+        start = time.perf_counter()
+        small_batch = patch.object(
+            attention, "small_batch_attention", side_effect=attention.small_batch_attention
+        )
+        with small_batch as attend, engine("v2", config, max_num_seqs=4, **flat) as llm:
+            # The second time prompts are in the prefix cache.
+            found = run(llm, prompts, params) + run(llm, prompts, params)
+            stats = llm.draft_stats()
+        differing, errors, torch_errors = 0, [], []
+        for plan, output, known in zip(plans * 2, found, expected * 2, strict=True):
+            mine, theirs = output.outputs[0], known.outputs[0].token_ids
+            pairs = enumerate(zip(mine.token_ids, theirs, strict=True))
+            if (at := next((i for i, pair in pairs if pair[0] != pair[1]), None)) is not None:
+                differing += 1
+                context = [*plan.prompt, *theirs[:at]]
+                truth = scores_of(exact, plan, admission, 0)(context)
+                error = (scores_of(rounded, plan, admission, 0)(context) - truth).abs().max()
+                gap = truth.max() - truth[[theirs[at], mine.token_ids[at]]].min()
+                assert gap <= 3 * error, f"{name}: {gap:.3g} of the best, torch's rounding is {error:.3g}"
+            for i, entry in enumerate(mine.logprobs or ()):
+                token, context = mine.token_ids[i], [*plan.prompt, *mine.token_ids[:i]]
+                truth = exact(context).log_softmax(-1)[token].item()
+                errors.append(entry[token].logprob - truth)
+                torch_errors.append(rounded(context).log_softmax(-1)[token].item() - truth)
+        size, torch_size = (np.sqrt(np.mean(np.square(values))) for values in (errors, torch_errors))
+        calls = [call.kwargs["offsets"] is not None for call in attend.call_args_list]
+        print(
+            f"v2 {name} in bfloat16: {differing} of {len(found)} requests leave the tokens without drafts "
+            f"where rounding may decide; log-probabilities differ from float32 by {size:.2g}, torch's by "
+            f"{torch_size:.2g}; {stats.num_accepted_tokens} of {stats.num_draft_tokens} drafts accepted; "
+            f"{time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+        assert any(calls), "no step with drafts attended by small_batch_attention"
+        assert size < 2 * torch_size
+        assert differing < len(found) / 3
 
 
 def exact_cells(
@@ -250,7 +331,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runner", nargs="+", choices=("v1", "v2"), default=["v1", "v2"])
     parser.add_argument(
-        "--part", nargs="+", choices=("tokens", "distribution"), default=["tokens", "distribution"]
+        "--part",
+        nargs="+",
+        choices=("tokens", "distribution", "half"),
+        default=["tokens", "distribution"],
     )
     parser.add_argument("--method", nargs="+", help="some of the methods alone")
     parser.add_argument("--draws", type=int, default=50_000)
@@ -267,6 +351,8 @@ def main() -> None:
                 check_tokens(runner, speculative)
             if "distribution" in options.part:
                 check_distribution(runner, speculative, options.draws, options.batch)
+            if "half" in options.part and runner == "v2":
+                check_half(speculative)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ With `windows` it has groups of layers: each keeps tokens by itself, and reads w
 there is one group, which sees everything.
 
 With `num_speculative_tokens` it drafts: a random number of tokens, each of them right or wrong at random.
+
+With `lost_every` the logits after one in so many contexts are no numbers, and the token there is `NO_TOKEN`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward,
 from dodona.runners.limits import Limits, resolve_limits
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.sampling.reference import NO_TOKEN
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 from tests.support.counting_grammar import CountingGrammar
 
@@ -86,6 +89,11 @@ def next_token(
     return token
 
 
+def is_lost(context: int, lost_every: int) -> bool:
+    """Whether the logits after a context with this hash are no numbers; 0: they never are."""
+    return bool(lost_every) and mix(context, 13) % lost_every == 0
+
+
 def token_logprobs(context: int, token_id: int, top_n: int, vocab_size: int) -> TokenLogprobs:
     """Made-up log-probabilities of a token after a context."""
     top = [mix(context, i) % vocab_size for i in range(top_n)]
@@ -104,6 +112,7 @@ def solo_run(
     eos: frozenset[int] = frozenset(),
     weights: int = 0,
     grammar: CountingGrammar | None = None,
+    lost_every: int = 0,
 ) -> tuple[list[int], str]:
     """Output tokens and finish reason of a request that has the runner to itself.
 
@@ -118,6 +127,9 @@ def solo_run(
         most = min(most, params.max_tokens)
     reason = "length"
     for _ in range(most):
+        if is_lost(context, lost_every):
+            reason = "error"
+            break
         token = next_token(context, len(tokens), len(prompt), request, vocab_size, weights)
         if grammar is not None:
             allowed = grammar.allowed()
@@ -209,6 +221,7 @@ class FakeRunner(Runner):
         num_speculative_tokens: int = 0,
         guess: Guess | None = None,
         windows: Sequence[int | None] = (None,),
+        lost_every: int = 0,
     ) -> None:
         """windows: by group, the one that sees farthest first; at least 2, where it is the first one.
         guess: makes the drafts that are to be right for rows with a grammar, which it knows; for others, that
@@ -221,6 +234,9 @@ class FakeRunner(Runner):
         self.num_speculative_tokens = num_speculative_tokens
         self.guess = guess
         self.windows = windows
+        self.lost_every = lost_every
+        self.gone: set[str] = set()
+        """What a sleep gave back, and is not here again: "memory", "weights"."""
         self.window_blocks: dict[tuple[int, int], int] = {}
         """Window block by group, from 1 on, and block id."""
         self.proposed: dict[int, Sequence[int]] = {}
@@ -252,10 +268,12 @@ class FakeRunner(Runner):
     def reload_weights(self, path: Any = None) -> None:
         self._note("reload_weights")
         self._change_weights()
+        self.gone.discard("weights")
 
     def load_weights(self, weights: Any) -> None:
         self._note("load_weights")
         self._change_weights()
+        self.gone.discard("weights")
 
     def apply_sparse_weight_patches(self, patches: Any) -> None:
         self._note("apply_sparse_weight_patches")
@@ -263,11 +281,16 @@ class FakeRunner(Runner):
 
     def sleep(self, level: int = 1) -> None:
         self._note(f"sleep {level}")
-        self._change_weights()
+        assert not self.in_flight, "it sleeps under a step"
+        self.gone.add("memory")
+        if level == 2:
+            self._change_weights()
+            self.gone.add("weights")
         self.slots.clear()
 
     def wake_up(self, tags: Any = None) -> None:
         self._note(f"wake_up {tags}")
+        self.gone.discard("memory")
 
     def _change_weights(self) -> None:
         assert not self.in_flight, "weights change under a step"
@@ -310,6 +333,7 @@ class FakeRunner(Runner):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> None:
         step = scheduler_output
+        assert not (self.gone and step.rows), f"a step without {self.gone}"
         assert self.executed is None, "execute_model twice without sample_tokens"
         assert len(self.in_flight) < self.max_steps_in_flight, "too many steps in flight"
         self.trace.threads.add(threading.current_thread().name)
@@ -386,7 +410,7 @@ class FakeRunner(Runner):
         entries: list[TokenLogprobs] = []
         for index, context in enumerate(sampled.contexts):
             token = self._next_token(context, state)
-            if masks:
+            if masks and token != NO_TOKEN:
                 while not (masks[index][token // 32] >> (token % 32)) & 1:
                     token = (token + 1) % self.vocab_size
             top_n = state.request.sampling_params.logprobs
@@ -399,6 +423,8 @@ class FakeRunner(Runner):
         return tokens, entries
 
     def _next_token(self, context: int, state: _Row) -> int:
+        if is_lost(context, self.lost_every):
+            return NO_TOKEN
         request, length = state.request, len(state.tokens)
         version = self._version(request)
         return next_token(context, length, request.num_prompt_tokens, request, self.vocab_size, version)
@@ -406,7 +432,7 @@ class FakeRunner(Runner):
     def _draft(self, state: _Row) -> Sequence[int]:
         tokens = list(state.tokens)
         known = len(tokens)
-        if not self.num_speculative_tokens:
+        if not self.num_speculative_tokens or tokens[-1] == NO_TOKEN:
             return ()
         context = context_hash(tokens)
         count = mix(context, 3) % (self.num_speculative_tokens + 1)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import hostile_parts as parts
+from tests.support import hostile_settings as settings
 from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TEXTS, command, folder
 
 MAX_SECONDS = 30
@@ -101,6 +102,13 @@ PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
     "quantization": parts.quantized,
     "machine file": parts.machines,
     "repository": parts.repositories,
+    "KV connector": settings.connectors,
+    "package version": settings.versions,
+    "quantization library": settings.libraries,
+    "suffix lookup": settings.suffixes,
+    "several devices": settings.devices,
+    "draft folder": settings.draft_folders,
+    "layers of an adapter": settings.layers_of_adapters,
 }
 
 COMMANDS: dict[str, list[str]] = {
@@ -233,6 +241,7 @@ def outcome(case: Case) -> str:
 
 def _in_child(case: Case, scratch: Path, writing: int) -> int:
     from dodona.oracle.errors import DodonaError
+    from dodona.oracle.printable import HIDDEN
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MAX_MORE_BYTES, resource.RLIM_INFINITY))
@@ -242,8 +251,8 @@ def _in_child(case: Case, scratch: Path, writing: int) -> int:
     try:
         case.act(scratch)
         said = "answered"
-    except DodonaError:
-        said = "named error"
+    except DodonaError as error:
+        said = "raw text" if HIDDEN.search(str(error)) else "named error"
     except MemoryError:
         said = "memory"
     except BaseException as error:

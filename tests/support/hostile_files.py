@@ -55,8 +55,10 @@ def command(words: Sequence[str]) -> str:
 
     from dodona.cli.app import app
     from dodona.oracle.errors import ConfigError
+    from dodona.oracle.printable import HIDDEN
 
     done = CliRunner().invoke(app, list(words))
+    assert not HIDDEN.search(done.output), f"raw text: {HIDDEN.search(done.output)}"
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     if done.exit_code not in (0, 1, 2, 3):

@@ -160,7 +160,8 @@ def _fields(of: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
             yield name, field
 
 
-def _put(file: Path, content: bytes | Act) -> None:
+def put(file: Path, content: bytes | Act) -> None:
+    """Make a file of some bytes, or of another kind."""
     file.unlink(missing_ok=True)
     file.parent.mkdir(exist_ok=True)
     if callable(content):
@@ -173,7 +174,7 @@ def head(path: Path, name: str, changes: dict[str, Any], file: str = "", content
     """Qwen3 with a changed head."""
     folder(path, changes, ROOT / "checkpoints" / name)
     if file:
-        _put(path / file, content)
+        put(path / file, content)
     speculate({"method": "eagle3", "model": str(path), "num_speculative_tokens": 2})
 
 
@@ -205,7 +206,7 @@ def adapter(path: Path, changes: dict[str, Any], file: str = "", content: bytes 
     }
     (path / "adapter_config.json").write_text(json.dumps(told))
     if file:
-        _put(path / file, content)
+        put(path / file, content)
     params = SamplingParams(temperature=0.0, max_tokens=2)
     with LLM(QWEN3, device="cpu", max_model_len=64, num_gpu_blocks_override=16, enable_lora=True) as llm:
         try:
@@ -221,11 +222,11 @@ def embed(path: Path, file: str, content: bytes | Act) -> None:
     """Qwen3 as a model of Sentence Transformers, with one file changed."""
     folder(path, {})
     (path / "1_Pooling").mkdir()
-    _put(path / "modules.json", json.dumps(MODULES).encode())
-    _put(
+    put(path / "modules.json", json.dumps(MODULES).encode())
+    put(
         path / "1_Pooling/config.json", b'{"word_embedding_dimension": 128, "pooling_mode_mean_tokens": true}'
     )
-    _put(path / file, content)
+    put(path / file, content)
     command(["embed", str(path), "--prompt", "1 + 1", *SHORT])
 
 
@@ -244,13 +245,13 @@ def requantize(path: Path, copy: str, dotted: str, value: object) -> None:
 
 def machine(path: Path, content: bytes | Act) -> None:
     """A choice for the machine of a file."""
-    _put(path / "machine.yaml", content)
+    put(path / "machine.yaml", content)
     command(["select", str(QWEN3), "--assume", str(path / "machine.yaml")])
 
 
 def upgrade(path: Path, file: str, content: bytes | Act) -> None:
     """A repository with one file; nothing of it reaches the terminal raw."""
-    _put(path / file, content)
+    put(path / file, content)
     (path / "good.sh").write_text("vllm serve Qwen/Qwen3-0.6B\n")
     for format in ("text", "json"):
         said = command(

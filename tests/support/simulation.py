@@ -2,7 +2,8 @@
 
 The engine's own code runs, its loop too; only its thread is replaced. Where the loop would wait, and as each
 step starts, the story acts: requests arrive and are aborted, weights change, and faults strike. Some requests
-have a grammar, and some engines a KV connector with a small host memory, whose copies are slow and may fail.
+have a grammar or an adapter, some engines sleep, some models yield what is no number, and some engines have a
+KV connector with a small host memory, whose copies are slow and may fail.
 The fake runner computes tokens as a function of the tokens that it reads from its KV cache, so that a wrong
 block, row or order is a wrong token. After each step the books are checked; at the end each caller has its
 answer, once.
@@ -27,6 +28,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+from dodona.runners.control import _change_weights
 from dodona.runners.engine import core as core_module
 from dodona.runners.engine import engine as engine_module
 from dodona.runners.engine.engine import Engine, _Call
@@ -34,15 +36,16 @@ from dodona.runners.engine.events import Event
 from dodona.runners.engine.kv_blocks import KVBlocks
 from dodona.runners.engine.request import NO_ROW, Request
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineDeadError
+from dodona.runners.errors import EngineAsleepError, EngineDeadError
 from dodona.runners.interface import KVConnectorMetadata, Runner
 from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
 from dodona.runners.kv_transfer.offloading.slots import HostSlots
+from dodona.runners.lora.adapter import Adapter
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 from tests.support.counting_grammar import CountingGrammar
 from tests.support.fake_kv_worker import FakeKVWorker
-from tests.support.fake_runner import FakeRunner, fake_runner, solo_run
+from tests.support.fake_runner import FakeRunner, adapted, fake_runner, solo_run
 
 VOCAB = 31
 END = 0
@@ -86,6 +89,19 @@ class Sizes:
     max_steps_in_flight: int
     num_speculative_tokens: int
     host_memory: HostMemory | None = None
+    lost_every: int = 0
+    """After one in so many contexts the model's logits are no numbers; 0: they always are."""
+    max_loras: int = 1
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """The engine sleeps, and wakes up."""
+
+    turn: int
+    wake_turn: int
+    level: int
+    """After 2 the weights are read again."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class Arrival:
     has_grammar: bool = False
     grammar_breaks_at: int | None = None
     """How many tokens its grammar takes before it fails; None for all."""
+    adapter_number: int | None = None
 
     @property
     def params(self) -> SamplingParams:
@@ -118,6 +135,12 @@ class Arrival:
             min_tokens=self.min_tokens, ignore_eos=self.ignore_eos, logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
         )  # fmt: skip
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """Its adapter."""
+        number = self.adapter_number
+        return None if number is None else Adapter(f"a{number}", number, "", bytes([number]) * 8, {})
 
     def grammar(self) -> CountingGrammar | None:
         """Its grammar, at the beginning."""
@@ -134,6 +157,7 @@ class Story:
     """Turns at which weights change, after the requests that came before are finished."""
     fault: tuple[str, int] | None = None
     """A site, and which of its passes fails, from 0."""
+    sleeps: tuple[Sleep, ...] = ()
 
     def test(self) -> str:
         """The text of a test that runs it."""
@@ -156,8 +180,10 @@ def story_of(seed: int, *, faults: bool = True) -> Story:
         # What the cache has is not loaded.
         enable_prefix_caching=rng.random() < (0.7 if host_memory is None else 0.3),
         max_steps_in_flight=rng.choice((1, 1, 2)),
-        num_speculative_tokens=rng.choice((0, 0, 2)),
+        num_speculative_tokens=rng.choice((0, 0, 2, rng.randint(1, 5))),
         host_memory=host_memory,
+        lost_every=rng.choice((0, 0, 0, 0, rng.randint(4, 40))),
+        max_loras=rng.randint(1, 2),
     )
     bases = [tuple(rng.randrange(1, VOCAB) for _ in range(12)) for _ in range(2)]
     arrivals = tuple(_arrival(rng, bases) for _ in range(rng.randint(1, 5)))
@@ -166,7 +192,11 @@ def story_of(seed: int, *, faults: bool = True) -> Story:
     if faults and rng.random() < 0.3:
         site = rng.choice(SITES)
         fault = (site, rng.randint(0, 1 if site == "call" else 12))
-    return Story(sizes, arrivals, changes, fault)
+    sleeps: tuple[Sleep, ...] = ()
+    if rng.random() < 0.15:
+        turn = rng.randint(0, 14)
+        sleeps = (Sleep(turn, turn + rng.randint(0, 6), rng.choice((1, 1, 2))),)
+    return Story(sizes, arrivals, changes, fault, sleeps)
 
 
 def _host_memory(rng: random.Random) -> HostMemory:
@@ -201,6 +231,7 @@ def _arrival(rng: random.Random, bases: list[tuple[int, ...]]) -> Arrival:
         abort_turn=turn + rng.randint(0, 10) if rng.random() < 0.25 else None,
         has_grammar=has_grammar,
         grammar_breaks_at=rng.randint(0, 5) if has_grammar and rng.random() < 0.2 else None,
+        adapter_number=rng.choice((None, None, None, None, 1, 2, 3)),
     )
 
 
@@ -212,7 +243,7 @@ class Caller:
     request: Request
     events: list[Event] = field(default_factory=list)
     refused: bool = False
-    """The engine had ended when it came."""
+    """The engine slept, or had ended, when it came."""
     first_weights: int | None = None
 
 
@@ -274,6 +305,7 @@ class _Simulation:
             num_speculative_tokens=sizes.num_speculative_tokens,
             on_step=self.on_step,
             guess=CountingGrammar(VOCAB, END).guess,
+            lost_every=sizes.lost_every,
         )
         self.runner.initialize_kv_cache(sizes.num_blocks)
         self.worker: _Worker | None = None
@@ -292,10 +324,12 @@ class _Simulation:
             enable_prefix_caching=sizes.enable_prefix_caching,
             num_speculative_tokens=sizes.num_speculative_tokens,
             kv_connector=self.connector,
+            max_loras=sizes.max_loras,
         )
         self.num_rows = self.scheduler.num_free_rows
         self.callers: list[Caller] = []
         self.calls: list[Future[Any]] = []
+        self.asleep = False
         self.turn = 0
         self.passes: Counter[str] = Counter()
         self.struck: str | None = None
@@ -309,6 +343,9 @@ class _Simulation:
             if arrival.abort_turn is not None:
                 events.append((arrival.abort_turn, 100 + index, lambda i=index: self.engine.abort(str(i))))
         events += [(turn, 200, self.change_weights) for turn in story.weight_changes]
+        for sleep in story.sleeps:
+            events.append((sleep.turn, 201, lambda level=sleep.level: self.sleep(level)))
+            events.append((sleep.wake_turn, 202, lambda level=sleep.level: self.wake_up(level)))
         self.due = sorted(events, key=lambda event: event[:2])
         with mock.patch.object(engine_module.threading, "Thread", _NoThread):
             self.engine = Engine(lambda: (self.runner, self.scheduler))
@@ -358,15 +395,17 @@ class _Simulation:
                 seed=(params.seed or 0) + i, limit=limit, eos_token_ids=EOS, bad_words_token_ids=(),
                 stop_text=None, parent_id=str(index), index=i,
                 grammar=arrival.grammar(),  # type: ignore[arg-type]  # it stands for one
-                sink=partial(self.take, number), streaming=arrival.streaming,
+                adapter=arrival.adapter, sink=partial(self.take, number), streaming=arrival.streaming,
             )  # fmt: skip
             new.append(Caller(arrival, request))
         self.callers += new
         try:
             self.engine.submit([caller.request for caller in new])
-        except EngineDeadError:
+        except (EngineDeadError, EngineAsleepError):
             for caller in new:
                 caller.refused = True
+        refuses = self.asleep or self.engine._end is not None
+        assert all(caller.refused == refuses for caller in new), "it is asleep, and takes requests, or not"
 
     def change_weights(self) -> None:
         def change(runner: Runner, scheduler: Scheduler) -> None:
@@ -374,13 +413,44 @@ class _Simulation:
             runner.reload_weights()
             scheduler.new_weights()
 
+        self.post(change)
+
+    def sleep(self, level: int) -> None:
+        """What `EngineControl.sleep` does, without waiting."""
+
+        def sleep(runner: Runner, scheduler: Scheduler) -> None:
+            self.pass_site("call")
+            _change_weights(runner, scheduler, "sleep", (level,), {})
+
+        self.asleep = True
+        self.engine.refuse_requests("asleep")
+        self.post(sleep).add_done_callback(lambda done: done.exception() and self.take_requests())
+
+    def wake_up(self, level: int) -> None:
+        """What `EngineControl.wake_up` does, and after level 2 `reload_weights`."""
+
+        def wake_up(runner: Runner, scheduler: Scheduler) -> None:
+            _change_weights(runner, scheduler, "wake_up", (), {})
+            if level == 2:
+                runner.reload_weights()
+                scheduler.new_weights()
+
+        self.post(wake_up).add_done_callback(lambda done: self.take_requests())
+
+    def take_requests(self) -> None:
+        self.asleep = False
+        self.engine.refuse_requests(None)
+
+    def post(self, function: Callable[[Runner, Scheduler], None]) -> Future[Any]:
+        """A call between two steps, after the requests that came before."""
         future: Future[Any] = Future()
         self.calls.append(future)
         with self.engine._wake:
             if self.engine._end is None:
-                self.engine._inbox.append(_Call(change, future, drain=True))
+                self.engine._inbox.append(_Call(function, future, drain=True))
             else:
                 future.set_exception(self.engine.dead_error())
+        return future
 
     def take(self, number: int, event: Event) -> None:
         self.callers[number].events.append(event)
@@ -404,6 +474,8 @@ class _Simulation:
         assert len(set(rows)) == len(rows), "a row for two"
         assert NO_ROW not in rows, "a running request without a row"
         assert scheduler.num_free_rows + len(rows) == self.num_rows, "free rows"
+        adapters = {request.adapter.key for request in scheduler.running if request.adapter is not None}
+        assert len(adapters) <= scheduler.max_loras, "more adapters than places"
         for request in scheduler.running:
             assert not request.finished, "a finished request runs"
             assert len(request.block_ids) * scheduler.block_size >= request.num_computed_tokens, (
@@ -508,7 +580,7 @@ class _Simulation:
             asked = caller.arrival.abort_turn is not None
             assert asked or self.struck == "sink", f"{who} was aborted by nobody"
         else:
-            may_break = caller.arrival.grammar_breaks_at is not None
+            may_break = caller.arrival.grammar_breaks_at is not None or self.story.sizes.lost_every
             assert reason in ("stop", "length") or may_break, f"{who} ended with {reason}"
         assert caller.arrival.streaming or len(told) <= 1, f"{who} was told more than once"
         arrival = caller.arrival
@@ -525,7 +597,10 @@ class _Simulation:
 
     def solo(self, caller: Caller, weights: int) -> tuple[list[int], str]:
         """Its tokens and finish reason, had it the engine to itself."""
+        adapter = caller.arrival.adapter
         return solo_run(
             caller.arrival.prompt, caller.request.params, vocab_size=VOCAB, max_model_len=MAX_MODEL_LEN,
-            seed=caller.request.seed, eos=EOS, weights=weights, grammar=caller.arrival.grammar(),
+            seed=caller.request.seed, eos=EOS, grammar=caller.arrival.grammar(),
+            weights=weights if adapter is None else adapted(weights, adapter.key),
+            lost_every=self.story.sizes.lost_every,
         )  # fmt: skip

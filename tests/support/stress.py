@@ -207,7 +207,7 @@ def check_stress(
     for plan, (sequences, last), reference in zip(todo, together, alone, strict=True):
         assert reference.error is None
         for index, sequence in enumerate(sequences):
-            equal.logits = _scores(logits, plan, admission, index)
+            equal.logits = scores_of(logits, plan, admission, index)
             _compare(equal, plan, sequence, reference.outputs[index])
         if plan.params.prompt_logprobs is not None and plan.abort_after is None:
             assert last is not None
@@ -247,7 +247,7 @@ def _compare_logprobs(actual: Sequence[Any], expected: Sequence[Any]) -> None:
         assert sorted(values) == pytest.approx(sorted(others), abs=LOGPROB_TOLERANCE)
 
 
-def _scores(logits: Logits, plan: Plan, admission: Admission, index: int) -> Logits:
+def scores_of(logits: Logits, plan: Plan, admission: Admission, index: int) -> Logits:
     """What a sequence's next token is the argmax of, from transformers' logits: the reference for ties."""
     request = admission.admit(Prompt(token_ids=plan.prompt), plan.params)[index]
 

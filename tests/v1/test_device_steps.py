@@ -12,7 +12,9 @@ import transformers
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 
+from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.v1 import device_forward, device_serving, packed_mixers
+from dodona.runners.v1.device_check import check_device_steps
 from dodona.runners.v1.device_serving import DeviceServing
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.fusions import Fusions
@@ -143,6 +145,25 @@ def test_fused_parts_see_weights_that_come_later(tiny_models, reference, monkeyp
     assert checks == [False, True]
     job = Driver(runner, num_blocks=8).generate(PROMPTS[1:], 2)[0]
     assert job.output == reference(path).generate(job.prompt, 2)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_check_has_room_for_its_blocks(tiny_models, monkeypatch):
+    """However many KV blocks there are, a row of the block table holds those of a whole sequence: more would
+    be written beyond the table's end."""
+    counts = []
+    right = DeviceSteps.execute
+
+    def execute(self, output):
+        counts.extend(len(request.block_ids) for request in output.new_requests)
+        right(self, output)
+
+    monkeypatch.setattr(DeviceSteps, "execute", execute)
+    runner = make_runner(tiny_models.path("llama"), num_blocks=2000, max_num_seqs=2, max_model_len=60)
+    serving = runner._on_device
+    counts.clear()
+    check_device_steps(serving.model, serving.steps, num_blocks=2000, prompt_length=21)
+    assert set(counts) == {60 // 4}
 
 
 @torch.inference_mode()

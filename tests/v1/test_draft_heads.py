@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from checkpoints.heads import RECIPES, head_configuration, save_head
 from checkpoints.train_heads import DepthAttention
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.head_config import read_head_config
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.drafting.load_head import load_head
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
@@ -169,6 +169,8 @@ def test_both_formats_hold_the_same_head(heads: Path) -> None:
         ("qwen3-eagle3-speculators", {"speculators_model_type": "dflash"}, "none of the heads"),
         ("qwen3-eagle3-speculators", {"speculators_model_type": "peagle"}, "parallel_drafting=true"),
         ("eagle", {"hidden_size": 256}, "hidden_size=256 does not fit"),
+        ("qwen3-peagle", {"mask_token_id": 380}, "380 is no token of a vocabulary of 380"),
+        ("qwen3-peagle", {"mask_token_id": 10**30}, "no token of a vocabulary"),
     ],
 )
 def test_a_head_that_does_not_fit_is_named_before_anything_loads(

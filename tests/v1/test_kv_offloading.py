@@ -7,7 +7,12 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.errors import EngineSetupError
+from dodona.runners.interface import KVConnectorOutput, KVPart
 from dodona.runners.kv_transfer.block_layout import BlockLayout, LayerKV
+from dodona.runners.kv_transfer.block_transfers import BlockMetadata, BlockTransferScheduler, Transfer
+from dodona.runners.kv_transfer.offloading import worker as offloading_worker
+from dodona.runners.kv_transfer.offloading.slots import HostSlots
+from dodona.runners.kv_transfer.offloading.worker import OffloadingWorker
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.equal_tokens import EqualTokens
@@ -102,7 +107,7 @@ def test_new_weights_do_not_find_old_blocks(tiny_models):
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_models, flat, error):
-    with pytest.raises(EngineSetupError, match=error):
+    with pytest.raises((EngineSetupError, UnsupportedConfiguration), match=error):
         LLM(tiny_models.path("llama"), **{**SIZES, **flat})
 
 
@@ -148,3 +153,51 @@ def test_the_canonical_layout():
         assert torch.equal(other.keys[[0, 5]], layer.keys[[4, 1]])
         assert torch.equal(other.values[[0, 5]], layer.values[[4, 1]])
         assert not other.keys[1:5].any()
+
+
+class _Memory:
+    """Copies that end when a test says so."""
+
+    def __init__(self):
+        self.ended, self.before_steps = set(), []
+
+    def load(self, block_ids, slots):
+        memory, name = self, tuple(slots)
+
+        class Load:
+            def query(self):
+                return name in memory.ended
+
+        return Load()
+
+    def order_before_steps(self, copies):
+        self.before_steps += copies
+
+
+def test_loads_of_an_idle_engine_are_reported_at_once_and_the_next_step_comes_after_them(monkeypatch):
+    memory, worker = _Memory(), OffloadingWorker(cpu_bytes=1 << 10)
+    monkeypatch.setattr(offloading_worker, "allocate_host_memory", lambda layout, num_slots: memory)
+    worker.register_kv_caches([LayerKV(*torch.zeros(2, 4, 4, 1, 2))], KVPart.whole(()))
+
+    def step(*loads, is_idle):
+        metadata = BlockMetadata(is_idle=is_idle, loads=[Transfer(name, [0], [name]) for name in loads])
+        worker.handle_preemptions(metadata)
+        before = len(memory.before_steps)
+        worker.start_load_kv(metadata)
+        return before, worker.get_finished(())[1]
+
+    assert step(1, is_idle=False) == (0, set())
+    assert step(is_idle=False) == (0, set())
+    assert step(2, is_idle=True) == (0, {1, 2})  # what this step has launched does not come after them
+    assert step(3, is_idle=False) == (2, set())
+    memory.ended.add((3,))
+    assert step(is_idle=True) == (2, {3})
+
+
+def test_there_is_a_step_for_the_order_after_loads():
+    scheduler = BlockTransferScheduler(HostSlots(4), block_size=4)
+    scheduler._loading["a"] = []
+    assert scheduler.build_connector_meta((), ()) is not None
+    scheduler.update_connector_output(KVConnectorOutput(frozenset(), frozenset({"a"}), frozenset()))
+    assert scheduler.build_connector_meta((), ()) == BlockMetadata(loads=[], stores=[])
+    assert scheduler.build_connector_meta((), ()) is None

@@ -19,11 +19,11 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.sentence_transformers import read_sentence_transformers
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.own.pooler import pooling_settings
 from dodona.runners.errors import EngineSetupError, InvalidRequestError, WrongTaskError
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.limits import resolve_limits
 from dodona.runners.pooling.pooler import pool
-from dodona.runners.pooling.settings import pooling_settings
 from dodona.runners.v1.pooling.model import batches
 from dodona.runners.v1.pooling.runner import V1PoolingRunner
 from tests.support import pooling_table, sweep

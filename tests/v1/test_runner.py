@@ -37,10 +37,11 @@ ASKS = {
     "draft-runner": {"runner": "draft"},
     "pooling-combinations": {
         "runner": "pooling",
-        "speculative_config": {"method": "ngram"},
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
         "max_model_len": 64,
     },
     "pooler-config": {"pooler_config": {}},
+    "sizes": {"max_model_len": 64, "num_gpu_blocks_override": 1},
     "device-count": {"tensor_parallel_size": 65},
     "executor-backend": {"distributed_executor_backend": "external_launcher"},
     "workers-combinations": {
@@ -57,13 +58,21 @@ ASKS = {
         "compilation_config": {"mode": "STOCK_TORCH_COMPILE"},
     },
     "speculative-method": {"speculative_config": {"method": "medusa"}},
-    "parallel-drafting": {"speculative_config": {"method": "ngram", "parallel_drafting": True}},
+    "parallel-drafting": {
+        "speculative_config": {"method": "ngram", "parallel_drafting": True, "num_speculative_tokens": 2}
+    },
     "draft-tensor-parallelism": {
-        "speculative_config": {"method": "ngram", "draft_tensor_parallel_size": 2},
+        "speculative_config": {
+            "method": "ngram",
+            "draft_tensor_parallel_size": 2,
+            "num_speculative_tokens": 2,
+        },
     },
     "kv-connector": {"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}},
+    "companion-directories": {"generation_config": "/missing"},
+    "kv-connector-settings": {"kv_offloading_size": 1.0, "kv_transfer_config": {"kv_port": 80}},
     "speculative-kv-connector": {
-        "speculative_config": {"method": "draft_model", "model": "m"},
+        "speculative_config": {"method": "draft_model", "model": "m", "num_speculative_tokens": 2},
         "kv_offloading_size": 1.0,
     },
     "speculative-mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
@@ -173,6 +182,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "workers-row-by-row", "context-parallel-inner-states", *ROW_BY_ROW_ASKS, "pooling", "pooling-model",
         "pooling-whole-prompts",
         "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
+        "speculative-settings", "pooler-settings",
         "speculative-hidden-states", "library-quantization", "quantization-package",
     }  # fmt: skip
     of_machines = {"device", "ray-device", "ray-package", "transformers-version"}

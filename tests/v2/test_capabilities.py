@@ -53,8 +53,8 @@ def lacking(raw, environment=GPU, **flat):
         {"block_size": 64},
         {"kv_transfer_config": {}},
         NATIVE,
-        {"speculative_config": {"method": "ngram"}},
-        {"speculative_config": {"method": "draft_model", "model": "m"}},
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        {"speculative_config": {"method": "draft_model", "model": "m", "num_speculative_tokens": 2}},
         {"speculative_config": {"method": "eagle3", "model": "m", "parallel_drafting": True}},
     ],
 )
@@ -118,7 +118,7 @@ def test_assumptions_about_config_json(changes, feature):
             "draft-tensor-parallelism",
         ),
         (
-            {"speculative_config": {"method": "eagle3"}, "pipeline_parallel_size": 2},
+            {"speculative_config": {"method": "eagle3", "model": "m"}, "pipeline_parallel_size": 2},
             "eagle3-pipeline-parallelism",
         ),
         ({"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}}, "kv-connector"),

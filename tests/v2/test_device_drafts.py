@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from dodona.kernels.attention.arguments import AttentionShape
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.head_config import read_head_config
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.drafting.head_config import read_head_config
 from dodona.runners.drafting.load_head import load_head
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from dodona import LoRARequest
 from dodona.oracle.errors import ConfigError
 from dodona.runners.errors import EngineAsleepError, InvalidRequestError
 from dodona.runners.interface import Runner
 from dodona.runners.llm import LLM
 from dodona.runners.rpc import RPC_METHODS
 from dodona.runners.sampling.params import SamplingParams
-from tests.support.adapters import write_adapter
+from tests.support.changes import check_changes
 from tests.support.fake_runner import FakeRunner, fake_verdict, solo_run
 from tests.support.tiny_models import TinyModels
 
@@ -220,75 +215,9 @@ def test_a_hundred_changes_while_32_requests_run_mix_no_versions(model_dir: Path
         assert len(versions) > 20
 
 
-def test_a_real_model_changes_while_it_serves(tiny_models: TinyModels, tmp_path: Path) -> None:
-    first, second = (tiny_models.path("llama", num_hidden_layers=1, seed=seed) for seed in (0, 1))
-    path = tmp_path / "model"
-    shutil.copytree(first, path)
-    weights = load_file(path / "model.safetensors")
-    row = weights["lm_head.weight"].shape[1]
-    # Makes token 7 the likeliest after anything that the old row liked.
-    places = torch.arange(7 * row, 8 * row)
-    patch = {"lm_head.weight": (places, 4 * weights["lm_head.weight"][9])}
-    prompts = [[i + 1, 2 * i + 1, 3] for i in range(8)]
-    settings = {
-        "device": "cpu", "block_size": 4, "max_num_seqs": 32, "num_gpu_blocks_override": 200,
-        "skip_tokenizer_init": True, "enable_lora": True, "max_loras": 2,
-    }  # fmt: skip
-    layers = {"model.layers.0.self_attn.q_proj": (32, 32), "model.layers.0.mlp.down_proj": (48, 32)}
-    adapters = [
-        LoRARequest(str(i), i, str(write_adapter(tmp_path / f"adapter-{i}", layers, seed=i))) for i in (1, 2)
-    ]
-    kinds = (None, *adapters)
-    with LLM(str(path), **settings) as llm:
-
-        def run() -> list[list[int]]:
-            """All prompts without an adapter, then with each of the two."""
-            outputs = llm.generate(
-                prompts * 3, GREEDY, use_tqdm=False, lora_request=[kind for kind in kinds for _ in prompts]
-            )
-            return [output.outputs[0].token_ids for output in outputs]
-
-        changes = [
-            lambda: llm.reload_weights(first),
-            lambda: llm.reload_weights(second),
-            lambda: llm.apply_sparse_weight_patches(patch),
-        ]
-        known = []
-        for change in changes:
-            change()
-            known.append(run())
-        held = sorted(
-            t.data_ptr()
-            for t in llm._client._engine.call(lambda runner, _: runner._weight_views().views).values()
-        )
-        assert known[0] != known[1] != known[2]
-        assert all(answers[:8] != answers[8:16] != answers[16:] for answers in known)
-        done = threading.Event()
-
-        def work(number: int) -> int:
-            for turn in itertools.count():
-                if done.is_set() and turn:
-                    return turn
-                kind, index = (number + turn) % 3, number % len(prompts)
-                (output,) = llm.generate(prompts[index], GREEDY, use_tqdm=False, lora_request=kinds[kind])
-                place = kind * len(prompts) + index
-                assert output.outputs[0].token_ids in [answers[place] for answers in known]
-            raise AssertionError
-
-        with ThreadPoolExecutor(32) as pool:
-            workers = [pool.submit(work, number) for number in range(32)]
-            for change in range(100):
-                changes[change % 2 if change % 10 else 2]()
-                if not change % 10:
-                    changes[1]()
-                llm.remove_lora(1 + change % 2)
-                llm.add_lora(replace(adapters[change % 2], load_inplace=True))
-            done.set()
-            assert sum(worker.result(PATIENCE) for worker in workers) > 64
-        changes[0]()
-        assert run() == known[0]
-        views = llm._client._engine.call(lambda runner, _: runner._weight_views().views)
-        assert sorted(t.data_ptr() for t in views.values()) == held
-        blocks = llm._client._engine.call(lambda runner, scheduler: scheduler.blocks)
-        assert blocks.num_free == blocks.num_blocks
-    assert not any(thread.name == "dodona-engine" for thread in threading.enumerate())
+@pytest.mark.parametrize(("runner", "changes", "clients"), [("v1", 100, 32), ("v2", 2, 2)])
+def test_a_real_model_changes_while_it_serves(
+    runner: str, changes: int, clients: int, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    first, second = (tiny_models.path("llama", num_hidden_layers=1, head_dim=16, seed=n) for n in (0, 1))
+    check_changes(tmp_path, (first, second), runner=runner, changes=changes, clients=clients)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dodona.oracle.errors import ConfigError
-from dodona.runners.drafting.head_config import read_head_config
+from dodona.oracle.models.head_config import read_head_config
 from dodona.runners.drafting.load_head import load_head
 from dodona.runners.errors import EngineAsleepError
 from dodona.runners.llm import LLM

@@ -6,15 +6,18 @@ To add a fact, add an `OwnFact` to the group of `_SPECS` where it belongs; those
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.config.sections import COMPILATION_MODES
+from dodona.oracle.config.sections import COMPILATION_MODES, SECTIONS
 from dodona.oracle.language.facts import MAX_INT, UNKNOWN, FactValue
 from dodona.oracle.machine.environment import PLATFORMS, Environment
 from dodona.oracle.machine.packages import PACKAGES
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.fact import registry
+from dodona.oracle.systems.own.companions import companions_fault
 from dodona.oracle.systems.own.connectors import (
     has_active_connector,
     has_connector_module,
@@ -29,16 +32,25 @@ from dodona.oracle.systems.own.fact_kinds import (
     of_package,
     of_section,
 )
+from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault
+from dodona.oracle.systems.own.lengths import sizes_fault
 from dodona.oracle.systems.own.model_facts import MODEL_SPECS
 from dodona.oracle.systems.own.parallel import MAX_CPU_RANKS, exceeds_devices, fills_stages, splits_evenly
+from dodona.oracle.systems.own.pooler import pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler
 from dodona.oracle.systems.own.resolved import resolved_device, resolved_speculative_method
+from dodona.oracle.systems.own.speculation import speculation_fault
 
 
 def _speculative_method(inputs: Inputs) -> FactValue:
     if inputs.config.speculative_config is None:
         return None
     return resolved_speculative_method(inputs.config) or UNKNOWN
+
+
+def _fields(section: str) -> tuple[str, ...]:
+    """The paths of a section's fields."""
+    return tuple(f"{section}.{field.name}" for field in dataclasses.fields(cast(Any, SECTIONS[section])))
 
 
 _PARALLEL_SIZES = tuple(
@@ -127,6 +139,43 @@ _ENGINE_SPECS = (
         nullable=True,
     ),
     OwnFact(
+        "model_config.companions_fault",
+        "str",
+        "Why no engine can start with the directories that `tokenizer` and `generation_config` name; null "
+        "where nothing is wrong, or they are on the hub.",
+        "config",
+        derive=lambda i: companions_fault(i.config),
+        nullable=True,
+        reads=(
+            "model_config.tokenizer",
+            "model_config.skip_tokenizer_init",
+            "model_config.generation_config",
+        ),
+    ),
+    OwnFact(
+        "scheduler_config.fault",
+        "str",
+        "Why no engine can start with these lengths, sizes of a step, KV blocks or this type; null where "
+        "nothing is wrong. Memory is not looked at.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else sizes_fault(i.config, i.model, i.environment),
+        nullable=True,
+        reads=(
+            "model_config.max_model_len",
+            "model_config.dtype",
+            "model_config.runner",
+            "model_config.convert",
+            "scheduler_config.max_num_batched_tokens",
+            "scheduler_config.enable_chunked_prefill",
+            "cache_config.num_gpu_blocks_override",
+            "cache_config.block_size",
+            "cache_config.kv_offloading_size",
+            "kv_transfer_config.kv_connector",
+            "kv_transfer_config.kv_role",
+            "device_config.device",
+        ),
+    ),
+    OwnFact(
         "device_config.device",
         "str",
         "Platform that the model runs on; `auto` is the environment's.",
@@ -170,6 +219,22 @@ _FEATURE_SPECS = (
         "All tokens of a draft come from one pass.",
         nullable=True,
     ),
+    OwnFact(
+        "speculative_config.fault",
+        "str",
+        "Why no engine can start with the section: what is missing, contradicts or does not fit the target. "
+        "A draft is looked at where it is a directory; null where nothing is wrong.",
+        "model",
+        derive=lambda i: speculation_fault(i.config, i.model, i.environment),
+        nullable=True,
+        reads=(
+            "model_config.max_model_len",
+            "model_config.runner",
+            "model_config.convert",
+            "model_config.trust_remote_code",
+            *_fields("speculative_config"),
+        ),
+    ),
     of_section("compilation_config", "Compilation is configured."),
     of_field(
         "compilation_config.mode",
@@ -186,6 +251,21 @@ _FEATURE_SPECS = (
         "model",
         derive=lambda i: known(has_unused_pooler(i.config, i.model)),
         reads=("model_config.convert", "model_config.runner"),
+    ),
+    OwnFact(
+        "pooler_config.fault",
+        "str",
+        "Why no engine can pool so: the model's files contradict, or an embedding has fewer elements than "
+        "`dimensions`; null where nothing is wrong.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else pooler_fault(i.config, i.model),
+        nullable=True,
+        reads=(
+            "pooler_config.pooling_type",
+            "pooler_config.dimensions",
+            "model_config.convert",
+            "model_config.runner",
+        ),
     ),
     of_section("kv_transfer_config", "A KV transfer section is there, be it empty."),
     OwnFact(
@@ -225,6 +305,20 @@ _FEATURE_SPECS = (
             "kv_transfer_config.kv_connector",
             "kv_transfer_config.kv_role",
             "cache_config.kv_offloading_size",
+        ),
+    ),
+    OwnFact(
+        "kv_transfer_config.fault",
+        "str",
+        "Why no engine can start with the connector's settings: what is missing, contradicts or is read by "
+        "nobody; null where nothing is wrong, or there is no such connector.",
+        "config",
+        derive=lambda i: kv_transfer_fault(i.config),
+        nullable=True,
+        reads=(
+            *_fields("kv_transfer_config"),
+            "cache_config.kv_offloading_size",
+            "cache_config.kv_offloading_backend",
         ),
     ),
     of_field(

@@ -21,6 +21,13 @@ from dodona.oracle.models.sentence_transformers import read_sentence_transformer
 from dodona.oracle.systems.own.pooling import has_pooling_model, pooling_task
 from dodona.oracle.systems.own.resolved import resolved_runner_type
 
+DECODERS_BY_FLAG = (
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+    "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl",
+    "xmod",
+)  # fmt: skip
+"""Model types whose causal language models are causal only with `is_decoder`."""
+
 PROMPT_STEPS = ("one", "several", "too_long")
 """Values of `prompt_steps` of a pooling model."""
 
@@ -92,8 +99,12 @@ def _longest_prompt(config: EngineConfig, model: ModelInfo) -> int | None:
 
 
 def has_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether transformers has a causal language model of this type, or trusted code comes with the model."""
-    return model.is_causal_lm or _brings_causal_lm(config, model)
+    """Whether transformers has a causal language model of this type, or trusted code comes with the model.
+
+    Of BERT's kin only where config.json has `is_decoder`: else each token sees those after it.
+    """
+    is_encoder = model.model_type in DECODERS_BY_FLAG and model.raw.get("is_decoder") is not True
+    return (model.is_causal_lm and not is_encoder) or _brings_causal_lm(config, model)
 
 
 def _brings_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:

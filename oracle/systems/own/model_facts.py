@@ -108,7 +108,8 @@ MODEL_SPECS = (
     OwnFact(
         "model_config.has_causal_lm",
         "bool",
-        "transformers has a causal language model of this type, or trusted code comes with the model.",
+        "transformers has a causal language model of this type, or trusted code comes with the model; "
+        "of BERT's kin only with `is_decoder`.",
         "model",
         derive=lambda i: UNKNOWN if i.model is None else has_causal_lm(i.config, i.model),
     ),

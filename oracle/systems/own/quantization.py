@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
@@ -27,11 +28,11 @@ def quantization_of(config: EngineConfig, model: ModelInfo) -> QuantizationConfi
 
     That is what config.json says of them; of an unquantized checkpoint, what the configuration asks for.
     """
-    asked = config.model_config.quantization
-    method = None if asked is None else _SAME_METHOD.get(asked.lower(), asked.lower())
-    stored = model.quantization
+    method, stored = _method_asked_for(config), model.quantization
     if stored is not None:
         if method in (None, stored.method):
+            if stored.method == "mxfp4" and not model.is_moe and stored.unreadable is None:
+                return replace(stored, unreadable="it quantizes experts, and the model has none")
             return stored
         return QuantizationConfig(stored.method, unreadable=_contradiction(config, model))
     if method is None:
@@ -91,11 +92,15 @@ def has_unread_experts(config: EngineConfig, model: ModelInfo) -> bool:
 
 def check_quantization(config: EngineConfig, model: ModelInfo | None) -> None:
     """Raise ConfigError where the quantization asked for isn't the one of the stored weights."""
-    if model is None or model.quantization is None or config.model_config.quantization is None:
+    if model is None or model.quantization is None:
         return
-    found = quantization_of(config, model)
-    if found is not model.quantization:
+    if _method_asked_for(config) not in (None, model.quantization.method):
         raise ConfigError(_contradiction(config, model))
+
+
+def _method_asked_for(config: EngineConfig) -> str | None:
+    asked = config.model_config.quantization
+    return None if asked is None else _SAME_METHOD.get(asked.lower(), asked.lower())
 
 
 def _contradiction(config: EngineConfig, model: ModelInfo) -> str:

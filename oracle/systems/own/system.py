@@ -22,6 +22,7 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.deployment import OwnDeployment
 from dodona.oracle.systems.own.facts import FACTS, derive_facts
 from dodona.oracle.systems.own.quantization import check_quantization
+from dodona.oracle.systems.own.speculation import with_told_method
 from dodona.oracle.systems.system import System, load_model
 
 
@@ -63,7 +64,7 @@ class OwnSystem(System):
 
         Raises ConfigError.
         """
-        config = read_config(given)
+        config = with_told_method(read_config(given))
         found = _model_of(config) if model is None else model
         check_quantization(config, found)
         return OwnDeployment(config, found, environment, book)

@@ -39,7 +39,8 @@ class HostMemory(Protocol):
     """Slots of one block each, packed (`block_layout`)."""
 
     def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
-        """Copy blocks of the cache into slots, each named once, after all that the device was told before."""
+        """Copy blocks of the cache into slots, each named once, after all that the device was told before and
+        the loads from these slots."""
 
     def load(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
         """Copy slots into blocks of the cache, each named once, after the stores into these slots."""
@@ -112,12 +113,15 @@ class PinnedHostMemory:
         self._loading = _Staging(layout, self._chunk)
         self._stores: list[tuple[torch.cuda.Event, frozenset[int]]] = []
         """Stores under way and their slots, the oldest first."""
+        self._loads: list[tuple[torch.cuda.Event, frozenset[int]]] = []
+        """Loads, likewise."""
 
     @torch.inference_mode()
     def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
         """See `HostMemory`."""
         staging = self._storing
         staging.cache_stream.wait_stream(torch.cuda.current_stream(self._device))
+        _wait_for_slots(staging.host_stream, self._loads, slots)
         for turn, (ids, part) in enumerate(self._chunks(block_ids, slots, staging)):
             half = staging.halves[turn % 2]
             staging.wait_for_half(turn, staging.cache_stream)
@@ -129,8 +133,7 @@ class PinnedHostMemory:
                     self._memory[slot : slot + length].copy_(half[first : first + length], non_blocking=True)
             staging.leave_half(turn, staging.host_stream)
         event: torch.cuda.Event = staging.host_stream.record_event()
-        self._stores = [entry for entry in self._stores if not _ended(entry[0])]
-        self._stores.append((event, frozenset(slots)))
+        self._stores = [*filter(_is_under_way, self._stores), (event, frozenset(slots))]
         return event
 
     @torch.inference_mode()
@@ -138,9 +141,7 @@ class PinnedHostMemory:
         """See `HostMemory`."""
         staging = self._loading
         staging.cache_stream.wait_stream(torch.cuda.current_stream(self._device))
-        for event, stored in self._stores:
-            if not stored.isdisjoint(slots):
-                staging.host_stream.wait_event(event)
+        _wait_for_slots(staging.host_stream, self._stores, slots)
         for turn, (ids, part) in enumerate(self._chunks(block_ids, slots, staging)):
             half = staging.halves[turn % 2]
             staging.wait_for_half(turn, staging.host_stream)
@@ -152,6 +153,7 @@ class PinnedHostMemory:
                 self._layout.unpack(ids, half[: len(part)])
             staging.leave_half(turn, staging.cache_stream)
         done: torch.cuda.Event = staging.cache_stream.record_event()
+        self._loads = [*filter(_is_under_way, self._loads), (done, frozenset(slots))]
         return done
 
     def order_before_steps(self, copies: Sequence[Copy]) -> None:
@@ -222,8 +224,19 @@ class _Staging:
         self.host_stream.synchronize()
 
 
-def _ended(copy: Copy) -> bool:
-    return copy.query()
+def _is_under_way(copy: tuple[Copy, frozenset[int]]) -> bool:
+    return not copy[0].query()
+
+
+def _wait_for_slots(
+    stream: torch.cuda.Stream,
+    copies: Sequence[tuple[torch.cuda.Event, frozenset[int]]],
+    slots: Sequence[int],
+) -> None:
+    """Let the stream come after those of the copies that concern any of the slots."""
+    for event, theirs in copies:
+        if not theirs.isdisjoint(slots):
+            stream.wait_event(event)
 
 
 def bound(layout: BlockLayout | None) -> BlockLayout:

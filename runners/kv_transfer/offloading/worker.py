@@ -18,7 +18,11 @@ class OffloadingWorker(KVConnectorWorker):
         self._cpu_bytes = cpu_bytes
         self._memory: HostMemory | None = None
         self._loads: dict[str, Copy] = {}
-        """By request."""
+        """By request, those that are not reported."""
+        self._received: set[str] = set()
+        """Requests to report."""
+        self._leading: list[Copy] = []
+        """Loads that were reported before they ended: the next step comes after them on the device."""
         self._stores: dict[str, list[Copy]] = {}
         """By request, those that may be under way."""
         self._ended: set[str] = set()
@@ -38,16 +42,26 @@ class OffloadingWorker(KVConnectorWorker):
             self._memory.rebind(None)
 
     def handle_preemptions(self, metadata: KVConnectorMetadata) -> None:
-        """What the step writes comes after the stores of preempted requests."""
+        """What the step writes comes after the stores of preempted requests; what it reads, after loads."""
         copies = [copy for name in metadata.preempted_req_ids for copy in self._stores.pop(name, ())]
+        copies += self._leading
+        self._leading = []
         if copies:
             self._host.order_before_steps(copies)
 
     def start_load_kv(self, metadata: KVConnectorMetadata) -> None:
-        """Begin the step's loads."""
+        """Begin the step's loads.
+
+        Where no request runs, nobody is delayed by steps that wait for loads on the device. So loads are
+        reported at once, and the host launches what reads them while they are under way.
+        """
         assert isinstance(metadata, BlockMetadata)
         for load in metadata.loads:
             self._loads[load.request_id] = self._host.load(load.block_ids, _slots(load.places))
+        if metadata.is_idle:
+            self._leading += self._loads.values()
+            self._received.update(self._loads)
+            self._loads.clear()
 
     def wait_for_save(self, metadata: KVConnectorMetadata) -> None:
         """Begin the step's stores, all in one; their blocks stay until they are reported."""
@@ -71,9 +85,10 @@ class OffloadingWorker(KVConnectorWorker):
         self._ended -= sent
         for name in sent:
             self._stores.pop(name, None)
-        received = {name for name, copy in self._loads.items() if copy.query()}
-        for name in received:
+        ended = {name for name, copy in self._loads.items() if copy.query()}
+        for name in ended:
             del self._loads[name]
+        received, self._received = ended | self._received, set()
         return sent, received
 
     def shutdown(self) -> None:
@@ -82,6 +97,8 @@ class OffloadingWorker(KVConnectorWorker):
             self._memory.close()
         self._memory = None
         self._loads.clear()
+        self._received.clear()
+        self._leading.clear()
         self._stores.clear()
         self._ended.clear()
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.models.head_config import HeadConfig
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.head import DraftHead
-from dodona.runners.drafting.head_config import HeadConfig
 from dodona.runners.drafting.load_head import load_head, random_head
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, LookupPlan, ModelPlan, MtpPlan
 from dodona.runners.limits import Limits

@@ -12,13 +12,14 @@ import triton
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.oracle.systems.own.speculation import check_speculation
 from dodona.runners.distributed.mesh import Group
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, HostLookup, LookupPlan, ModelPlan, plan_drafting
 from dodona.runners.drafting.weights import overwrite
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
-from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2 import capabilities
 from dodona.runners.v2.drafting.load import Drafting, hidden_states, load_drafting, read_again
 from dodona.runners.v2.loading.model import read_model, read_weights
@@ -52,6 +53,7 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits, group: Group) ->
     Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
     config.json or the weights are not as they must be, or speculative_config can't be served.
     """
+    check_speculation(config, info, torch_environment(limits.device))
     _refuse(_check(limits)(config, info))
     plan = _plan(config, info, limits)
     seen = hidden_states(plan, limits)
@@ -111,7 +113,8 @@ def _check(limits: Limits) -> Callable[[EngineConfig, ModelInfo], tuple[str, ...
 
 def _plan(config: EngineConfig, info: ModelInfo, limits: Limits) -> DraftPlan | None:
     lacks = partial(capabilities.lacks_of_draft, check=_check(limits))
-    return plan_drafting(config, info, limits, runner="v2", lacks_of_draft=lacks)
+    machine = torch_environment(limits.device)
+    return plan_drafting(config, info, machine, runner="v2", lacks_of_draft=lacks)
 
 
 def _refuse(lacking: tuple[str, ...]) -> None:

@@ -9,9 +9,10 @@ import torch
 
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.distributed.mesh import Alone, Group
 from dodona.runners.limits import Limits
-from dodona.runners.pooling.settings import PoolingSettings
+from dodona.runners.v2.exchange import make_exchange
 from dodona.runners.v2.loading.loader import (
     fill_randomly,
     has_own_head,
@@ -29,7 +30,6 @@ from dodona.runners.v2.models.registry import (
 )
 from dodona.runners.v2.models.spec import share_spec
 from dodona.runners.v2.models.weights import allocate_weights
-from dodona.runners.v2.rank_sums import make_rank_sum
 from dodona.runners.weights.life import WeightViews
 
 
@@ -57,8 +57,8 @@ def read_model(
     group = group or Alone()
     spec = share_spec(spec, group.rank, group.size)
     device = torch.device(limits.device)
-    rank_sum = make_rank_sum(group, device)
-    model = DenseModel(spec, allocate_weights(spec, device), seen=seen, rank_sum=rank_sum)
+    exchange = make_exchange(group, device) if group.size > 1 else None
+    model = DenseModel(spec, allocate_weights(spec, device), seen=seen, exchange=exchange)
     read_weights(model, directory, seed=seed)
     return model
 

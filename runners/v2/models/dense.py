@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -16,19 +17,26 @@ from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
+from dodona.runners.v2.exchange import Exchange
 from dodona.runners.v2.models.hidden_states import LAST_HIDDEN_STATE, HiddenStates
 from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
 from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
-from dodona.runners.v2.rank_sums import Sum
+
+MAX_SHARED_HEAD_ROWS = 8
+"""Most rows whose logits two ranks compute together, each for its share of the vocabulary: while rows are
+few, the time is that of reading weights; of more, the logits take longer from rank to rank."""
+
+MAX_SHARED_HEAD_ROWS_OF_MORE = 256
+"""The same of more ranks, whose shares are smaller."""
 
 
 class DenseModel:
     """Weights and the computation over them. It holds no state of requests.
 
     `seen`: hidden states that are kept for a draft head; None for none.
-    `rank_sum`: sums over the ranks that split each layer, `spec` and `weights` being this one's share; None:
+    `exchange`: between the ranks that split each layer, `spec` and `weights` being this one's share; None:
     it is alone. Hidden states and logits are whole on every rank, and the same bits, as the sums are.
     """
 
@@ -38,10 +46,11 @@ class DenseModel:
         weights: ModelWeights,
         *,
         seen: HiddenStates | None = None,
-        rank_sum: Sum | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         device = weights.embedding.device
-        self._sum = rank_sum or _only
+        self._exchange = exchange
+        self._sum = _only if exchange is None else exchange.sum
         self._adds_residual = spec.share.index == 0
         self._seen = seen
         self._seen_layers: Container[int] = () if seen is None else seen.layers
@@ -164,9 +173,10 @@ class DenseModel:
 
     def logits(self, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """[n, vocab] in the model's dtype for hidden states [n, hidden]; written into `out` where given."""
-        if hidden.shape[0] == 1:
-            return single_token_linear(x=hidden, weight=self.weights.lm_head, out=out)
-        return torch.mm(hidden, self.weights.lm_head.t(), out=out)
+        rows = hidden.shape[0]
+        if rows == 1:
+            return self._by_head(1, partial(single_token_linear, x=hidden), out)
+        return self._by_head(rows, lambda weight, out: torch.mm(hidden, weight.t(), out=out), out)
 
     def decode(
         self, inputs: ForwardInputs, caches: Sequence[torch.Tensor], *, out: torch.Tensor
@@ -174,14 +184,29 @@ class DenseModel:
         """`forward` and `logits` of a step of decodes alone: `out`, [tokens, vocab]."""
         fuses_norm = LAST_HIDDEN_STATE not in self._seen_layers
         if inputs.num_tokens == 1 and fuses_norm and self._is_small_batch(inputs):
-            return single_token_linear(
+            product = partial(
+                single_token_linear,
                 x=self._forward_small_batch(inputs, caches),
-                weight=self.weights.lm_head,
                 norm_weight=self.weights.final_norm,
                 eps=self.spec.norm_eps,
-                out=out,
             )
+            return self._by_head(1, product, out)
         return self.logits(self.forward(inputs, caches), out=out)
+
+    def _by_head(
+        self, rows: int, product: Callable[..., torch.Tensor], out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits [rows, vocab] by `product(weight=…, out=…)`. Of few rows, a rank makes those of its share of
+        the vocabulary."""
+        weight, share = self.weights.lm_head, self.spec.share
+        most = MAX_SHARED_HEAD_ROWS if share.ranks == 2 else MAX_SHARED_HEAD_ROWS_OF_MORE
+        if self._exchange is None or rows > most or self.vocab_size % share.ranks:
+            return product(weight=weight, out=out)
+        size = self.vocab_size // share.ranks
+        columns = product(weight=weight[share.index * size :][:size], out=None)
+        if out is None:
+            out = columns.new_empty(rows, self.vocab_size)
+        return self._exchange.gather_columns(columns, out)
 
     def _keep(self, layer: int, states: torch.Tensor) -> None:
         if self._seen is not None and layer in self._seen_layers:

@@ -6,8 +6,13 @@ from collections.abc import Container, Sequence
 
 import torch
 
+from dodona.kernels.state.copy_rows import copy_rows
+
 LAST_HIDDEN_STATE = -1
 """In place of a layer: the model's output after its last norm."""
+FEW_ROWS = 16
+"""Most rows that `copy_rows` copies. The kernels of small batches start early, and torch's copy would make
+them wait."""
 
 
 class HiddenStates:
@@ -41,8 +46,12 @@ class HiddenStates:
         return self._layer_ids
 
     def keep(self, layer: int, states: torch.Tensor) -> None:
-        """Copy the states [tokens, hidden_size] of one of `layers`."""
-        for place, kept in enumerate(self._layer_ids):
+        """Copy the states [tokens, hidden_size], contiguous, of one of `layers`."""
+        for index, kept in enumerate(self._layer_ids):
             if kept == layer:
-                begin = place * self._hidden_size
-                self.values[: states.shape[0], begin : begin + self._hidden_size].copy_(states)
+                begin = index * self._hidden_size
+                place = self.values[: states.shape[0], begin : begin + self._hidden_size]
+                if len(states) <= FEW_ROWS:
+                    copy_rows(source=states, target=place)
+                else:
+                    place.copy_(states)

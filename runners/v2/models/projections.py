@@ -15,6 +15,7 @@ from dodona.kernels.linear.quantized_persistent_linear import (
     quantized_persistent_linear,
     supports_quantized_persistent,
 )
+from dodona.kernels.linear.quantized_rows_linear import quantized_rows_linear, supports_quantized_rows
 from dodona.kernels.linear.quantized_single_token_linear import (
     quantized_single_token_linear,
     supports_quantized_single_token,
@@ -126,6 +127,8 @@ def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     if rounding is not None and supports_eight_bit_linear(weight, rounding, device=x.device, dtype=x.dtype):
         narrow = round_activations(x=x, rounding=rounding, narrow=True)
         return eight_bit_linear(x=narrow, weight=weight, dtype=x.dtype)
+    if rounding is None and supports_quantized_rows(weight, x.shape[0], device=x.device, dtype=x.dtype):
+        return quantized_rows_linear(x=x, weight=weight)
     given = _rounded(x, rounding)
     is_fused = x.shape[0] <= MAX_FUSED_ROWS or x.dtype == torch.float32
     if is_fused and supports_quantized_linear(weight):

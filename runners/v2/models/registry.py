@@ -14,8 +14,8 @@ import torch
 
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.limits import Limits
-from dodona.runners.pooling.settings import PoolingSettings
 from dodona.runners.v2.models.projections import QuantizedPart
 from dodona.runners.v2.models.spec import ModelSpec, make_dense_spec, make_score_spec
 from dodona.runners.v2.models.weights import (

@@ -11,9 +11,9 @@ import torch
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.interface import KVCacheSpec, KVPart, LayerKVSpec
 from dodona.runners.limits import Limits
-from dodona.runners.pooling.settings import PoolingSettings
 
 
 @dataclass(frozen=True, slots=True)

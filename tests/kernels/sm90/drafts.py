@@ -10,6 +10,7 @@ import torch
 from dodona.kernels.linear.joined_norms import joined_norms
 from dodona.kernels.sampling.gumbel import gumbel_sample
 from dodona.kernels.state import draft_state
+from dodona.kernels.state.copy_rows import copy_rows
 
 
 def _ints(*shape: int) -> torch.Tensor:
@@ -48,10 +49,16 @@ def _draw(dtype: torch.dtype) -> None:
     )  # fmt: skip
 
 
+def _kept(dtype: torch.dtype, size: int) -> None:
+    wide = torch.zeros(8, 3 * size, dtype=dtype)
+    copy_rows(source=torch.zeros(5, size, dtype=dtype), target=wide[:5, size : 2 * size])
+
+
 CASES: dict[str, Callable[[], None]] = {
     "state-1": functools.partial(_state, 1, 4),
     "state-8": functools.partial(_state, 8, 3),
     "norms": functools.partial(_norms, torch.bfloat16, 4096),
     "norms-small": functools.partial(_norms, torch.float16, 1024),
+    "kept": functools.partial(_kept, torch.bfloat16, 4096),
     "draw": functools.partial(_draw, torch.bfloat16),
 }

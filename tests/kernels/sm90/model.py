@@ -16,6 +16,7 @@ from dodona.kernels.linear.activation import silu_and_mul
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.state.block_copies import CacheTensors, copy_blocks
+from dodona.kernels.state.host_copies import copy_to_host
 from dodona.kernels.state.staged_writes import scatter_ragged
 from dodona.kernels.state.step_state import prepare_inputs, update_state
 
@@ -140,6 +141,7 @@ def state(tokens: int) -> None:
 CASES: dict[str, Callable[[], None]] = {
     "state, decode": partial(state, 2),
     "state, mixed": partial(state, 50),
+    "host copies": lambda: copy_to_host(x=torch.ones(3), out=torch.ones(3)),
 }
 for dtype in HEAD_SIZES:
     name = str(dtype).removeprefix("torch.")

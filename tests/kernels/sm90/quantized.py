@@ -10,6 +10,7 @@ import torch
 from dodona.kernels.linear.eight_bit_linear import eight_bit_linear
 from dodona.kernels.linear.quantized_linear import quantized_linear, widen
 from dodona.kernels.linear.quantized_persistent_linear import quantized_persistent_linear
+from dodona.kernels.linear.quantized_rows_linear import RowsTiles, quantized_rows_linear
 from dodona.kernels.linear.quantized_single_token_linear import quantized_single_token_linear
 from dodona.kernels.linear.quantized_small_batch_linear import quantized_small_batch_linear
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
@@ -63,6 +64,11 @@ def many_rows(kind: str, rows: int) -> None:
     widen(make(kind, 256, 1024), torch.bfloat16)
 
 
+def few_rows(kind: str, rows: int, tiles: RowsTiles) -> None:
+    x = torch.zeros(rows, 1024, dtype=torch.bfloat16)
+    quantized_rows_linear(x=x, weight=make(kind, 256, 1024), tiles=tiles)
+
+
 def eight_bits(kind: str, rows: int) -> None:
     rounding = Rounding("int8" if kind == "int8" else "fp8", GROUP if kind == "fp8-block" else None)
     x = round_activations(x=torch.zeros(rows, 1024, dtype=torch.bfloat16), rounding=rounding, narrow=True)
@@ -80,5 +86,8 @@ CASES: dict[str, Callable[[], None]] = {
         for k in ("int8", "fp8", "fp8-block")
         for rows in (20, 100)
     },
+    "int4-zeros 20 rows, fused": partial(few_rows, "int4-zeros", 20, RowsTiles(64, 2, 4)),
+    "int8 100 rows, fused": partial(few_rows, "int8", 100, RowsTiles(128, 1, 3)),
+    "fp8-block 50 rows, fused": partial(few_rows, "fp8-block", 50, RowsTiles(128, 2, 3)),
     **{f"{k} {rows} rows": partial(many_rows, k, rows) for k in KINDS for rows in (2, 100)},
 }

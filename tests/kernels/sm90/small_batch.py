@@ -38,7 +38,7 @@ def attention(
         "tiles": tiles,
     }
     small_batch_attention(**case)
-    small_batch_attention(**case, offsets=ints(batch))
+    small_batch_attention(**case, offsets=ints(batch), max_offset=2)
     if batch == 1:
         parts = small_batch_attention_parts(**case)
         attended_linear(

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dodona.oracle.errors import ConfigError
 from dodona.oracle.systems.own.connectors import (
     has_active_connector,
     has_connector_module,
     resolved_connector,
 )
-from dodona.runners.errors import EngineSetupError
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -47,15 +47,6 @@ class OffloadingSettings:
 
     cpu_bytes: int
     """Host memory for the KV blocks of one rank."""
-
-    def num_slots(self, bytes_per_block: int) -> int:
-        """Blocks that the host's memory holds. Raises EngineSetupError where it holds none."""
-        if self.cpu_bytes < bytes_per_block:
-            raise EngineSetupError(
-                f"kv_offloading_size: {self.cpu_bytes} bytes hold no KV block of {bytes_per_block} bytes; "
-                "raise it"
-            )
-        return self.cpu_bytes // bytes_per_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,7 @@ KVTransferSettings = OffloadingSettings | SharedStorageSettings | SharedMemorySe
 def resolve_kv_transfer(config: EngineConfig) -> KVTransferSettings | None:
     """The settings of the configuration's connector, or None where no KV leaves or enters.
 
-    Raises EngineSetupError for fields that the connector doesn't read, and for values that it can't take.
+    Raises ConfigError for fields that the connector doesn't read, and for values that it can't take.
     """
     if not has_active_connector(config):
         return None
@@ -103,7 +94,19 @@ def resolve_kv_transfer(config: EngineConfig) -> KVTransferSettings | None:
         return _shared_storage(config.kv_transfer_config)
     if name == SHARED_MEMORY and config.kv_transfer_config is not None:
         return _shared_memory(config.kv_transfer_config)
-    raise EngineSetupError(f"kv_connector {name!r} is not known; known: {', '.join(KV_CONNECTORS)}")
+    raise ConfigError(f"kv_connector {name!r} is not known; known: {', '.join(KV_CONNECTORS)}")
+
+
+def kv_transfer_fault(config: EngineConfig) -> str | None:
+    """Why no engine can start with the connector's settings; None where one can, or there is no such
+    connector."""
+    if lacks_connector(config):
+        return None
+    try:
+        resolve_kv_transfer(config)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def lacks_connector(config: EngineConfig) -> bool:
@@ -135,14 +138,14 @@ def _shared_memory(transfer: KVTransferConfig) -> SharedMemorySettings:
         "a folder in memory that the engines share, such as /dev/shm/dodona-kv",
     )
     if stores and "memory_bytes" not in extra:
-        raise EngineSetupError(
+        raise ConfigError(
             f"{SHARED_MEMORY} as {transfer.kv_role} needs memory_bytes in kv_connector_extra_config: the "
             "memory for blocks that other engines read"
         )
     seconds = extra.get("wait_seconds", _WAIT_SECONDS)
     number = not isinstance(seconds, bool) and isinstance(seconds, int | float)
     if not number or not 0 <= seconds <= MAX_WAIT_SECONDS:
-        raise EngineSetupError(
+        raise ConfigError(
             f"kv_connector_extra_config: wait_seconds must be a number, at least 0 and at most "
             f"{MAX_WAIT_SECONDS}; got {_kind(seconds)}"
         )
@@ -155,7 +158,7 @@ def _shared_memory(transfer: KVTransferConfig) -> SharedMemorySettings:
 
 def _byte_count(key: str, given: Any) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given < MAX_BYTES:
-        raise EngineSetupError(
+        raise ConfigError(
             f"kv_connector_extra_config: {key} must be a number of bytes above 0 and below 2^62; got "
             f"{_kind(given)}"
         )
@@ -163,7 +166,7 @@ def _byte_count(key: str, given: Any) -> int:
 
 
 def _folder(extra: Mapping[str, Any], key: str, connector: str, what: str) -> Path:
-    """The folder that `key` names. Raises EngineSetupError, which does not show a value that may be a
+    """The folder that `key` names. Raises ConfigError, which does not show a value that may be a
     secret."""
     given = extra.get(key)
     if isinstance(given, str) and given and "://" not in given:
@@ -172,7 +175,7 @@ def _folder(extra: Mapping[str, Any], key: str, connector: str, what: str) -> Pa
             os.fsencode(path)
             if "\0" not in given:
                 return path
-    raise EngineSetupError(
+    raise ConfigError(
         f"{connector} needs {key} in kv_connector_extra_config: {what}, as a path of this machine; got "
         f"{_kind(given)}"
     )
@@ -189,19 +192,19 @@ def _offloading(config: EngineConfig) -> OffloadingSettings:
     size, transfer = config.cache_config.kv_offloading_size, config.kv_transfer_config
     extra = _extra_config(transfer, OFFLOADING, ("cpu_bytes_to_use",))
     if transfer is not None and transfer.kv_role not in (None, "kv_both"):
-        raise EngineSetupError(
+        raise ConfigError(
             f"kv_role {transfer.kv_role!r}: {OFFLOADING} both stores and loads; set kv_role to 'kv_both'"
         )
     given = extra.get("cpu_bytes_to_use")
     if (given is None) == (not size):
-        raise EngineSetupError(
+        raise ConfigError(
             f"{OFFLOADING} needs one size of the host's memory: kv_offloading_size in GiB, or "
             f"cpu_bytes_to_use in kv_connector_extra_config; got {'both' if size else 'none'}"
         )
     if given is not None:
         total = _byte_count("cpu_bytes_to_use", given)
     elif (size or 0) * 2**30 >= MAX_BYTES:
-        raise EngineSetupError(f"kv_offloading_size must be below {MAX_BYTES >> 30} GiB; got {size}")
+        raise ConfigError(f"kv_offloading_size must be below {MAX_BYTES >> 30} GiB; got {size}")
     else:
         total = int((size or 0) * 2**30)
     return OffloadingSettings(total // config.parallel_config.world_size)
@@ -215,12 +218,12 @@ def _extra_config(
         return {}
     for field in _WITHOUT_EFFECT:
         if getattr(transfer, field) is not None:
-            raise EngineSetupError(f"kv_transfer_config.{field} has no effect with {connector}; leave it out")
+            raise ConfigError(f"kv_transfer_config.{field} has no effect with {connector}; leave it out")
     # The configuration holds it as JSON text, checked to be an object.
     extra: Mapping[str, Any] = json.loads(transfer.kv_connector_extra_config or "{}")
     for key in extra:
         if key not in known:
-            raise EngineSetupError(
+            raise ConfigError(
                 f"kv_connector_extra_config: {connector} doesn't know {key!r}; known: {', '.join(known)}"
             )
     return extra

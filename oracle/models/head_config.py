@@ -12,6 +12,7 @@ from typing import Any
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.printable import short
 
 SPECULATORS_TYPES = ("eagle3", "peagle")
 """`speculators_model_type` of the heads that are read."""
@@ -107,6 +108,11 @@ def read_head_config(directory: Path, *, method: str, parallel: bool, target: Mo
     )
     if is_parallel and mask_token_id is None:
         raise ConfigError(f"{file}: field 'mask_token_id' is missing; a P-EAGLE head needs it")
+    if mask_token_id is not None and mask_token_id >= vocab_size:
+        raise ConfigError(
+            f"{file}: field 'mask_token_id': {short(mask_token_id)} is no token of a vocabulary of "
+            f"{vocab_size}"
+        )
     _check_fit(found, target)
     return found
 

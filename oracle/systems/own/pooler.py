@@ -79,6 +79,35 @@ def pooling_settings(config: EngineConfig, model: ModelInfo) -> PoolingSettings:
     )
 
 
+def pooler_fault(config: EngineConfig, model: ModelInfo) -> str | None:
+    """Why no engine can pool so: files that contradict, or more `dimensions` than the embedding has. None
+    where one can, or the model is not served for pooling."""
+    if pooling_task(config, model) is None:
+        return None
+    try:
+        check_dimensions(pooling_settings(config, model), model.hidden_size)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def check_dimensions(settings: PoolingSettings, width: int | None) -> None:
+    """Raise ConfigError where an embedding of hidden states of `width` elements (None: not known) does not
+    fit the settings."""
+    if settings.task != "embed" or width is None:
+        return
+    size = width * len(settings.pooling_types)
+    for module in settings.dense:
+        if module.in_features != size:
+            raise ConfigError(
+                f"{module.folder / 'config.json'}: field 'in_features': expected {size}, the size of what "
+                f"comes before, got {module.in_features}"
+            )
+        size = module.out_features
+    if settings.dimensions is not None and settings.dimensions > size:
+        raise ConfigError(f"pooler_config.dimensions={settings.dimensions} is over the embedding's {size}")
+
+
 def lacks_combination(config: EngineConfig) -> bool:
     """Whether a configuration asks for what no pooling runner has, in one process and without a KV cache."""
     compilation = config.compilation_config

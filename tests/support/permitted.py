@@ -1,0 +1,212 @@
+"""Whether what the rules permit starts: random configurations over the flat arguments, each tried on a CPU.
+
+    python -m tests.support.permitted --examples 400 --seed 7
+
+prints each configuration that the rules permit and that then does not start; the exit status is 1 if there
+are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.select import select_runner
+from dodona.runners.llm import LLM
+from dodona.runners.sampling.params import SamplingParams
+from tests.support import pooling_table
+from tests.support.tiny_hybrids import HYBRIDS
+from tests.support.tiny_models import FAMILIES, TinyModels
+
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+HEADS = ("qwen3-eagle3", "qwen3-eagle3-speculators", "qwen3-peagle")
+
+Choose = Callable[[Sequence[Any]], Any]
+"""Takes one of several values, as `random.choice`."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of a configuration."""
+
+    flat: Mapping[str, Any]
+    outcome: str
+    """"refused", "runs", or what was raised by a start that the rules permit."""
+
+
+def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Flat arguments, most of them left alone."""
+
+    def some(values: Sequence[Any]) -> Any:
+        return choose([None, None, None, *values])
+
+    flat: dict[str, Any] = {"model": str(choose(models))}
+    small = {
+        "dtype": ["float32", "bfloat16", "float16"],
+        "max_model_len": [1, 5, 64, 255, 257, 10**6],
+        "block_size": [1, 4, 16, 48],
+        "num_gpu_blocks_override": [1, 3, 64],
+        "enable_prefix_caching": [False],
+        "max_num_seqs": [1, 3],
+        "max_num_batched_tokens": [1, 7, 300],
+        "enable_chunked_prefill": [False],
+        "quantization": ["int8", "fp8", "awq", "gptq_marlin", "nonsense"],
+        "kv_cache_dtype": ["auto", "fp8"],
+        "kv_offloading_size": [0.0, 0.001],
+        "runner": ["generate", "pooling", "draft"],
+        "convert": ["none", "embed", "classify"],
+        "generation_config": ["vllm", str(folder), str(folder / "missing")],
+        "tokenizer": [str(folder), str(folder / "missing"), str(CHECKPOINTS / "qwen3")],
+        "skip_tokenizer_init": [True],
+        "load_format": ["dummy", "safetensors"],
+        "enforce_eager": [True],
+        "max_logprobs": [0, 10**6],
+        "revision": ["main"],
+        "device": ["cpu", "cuda"],
+        "seed": [7],
+        "trust_remote_code": [True],
+        "decode_context_parallel_size": [2],
+        "enable_expert_parallel": [True],
+        "data_parallel_rank": [0],
+        "distributed_executor_backend": ["uni", "external_launcher"],
+    }  # fmt: skip
+    for name in random_names(choose, list(small)):
+        value = some(small[name])
+        if value is not None:
+            flat[name] = value
+    if choose([True, False, False, False]):
+        flat["enable_lora"] = True
+        flat["max_loras"], flat["max_lora_rank"] = choose([1, 3]), choose([1, 8])
+        flat["max_cpu_loras"] = choose([None, 1, 4])
+    if choose([True, True, False]):
+        flat["speculative_config"] = _speculative(some, choose, flat["model"], folder)
+    if choose([True, False, False, False, False]):
+        flat["kv_transfer_config"] = _kv_transfer(some, choose, folder)
+    if choose([True, False, False, False, False]):
+        flat["pooler_config"] = {
+            "pooling_type": some(["LAST", "CLS", "MEAN", "MAX"]),
+            "dimensions": some([1, 32, 33]),
+            "use_activation": some([True, False]),
+        }
+    return flat
+
+
+def random_names(choose: Choose, names: list[str]) -> list[str]:
+    """Some of the names, in their order."""
+    return [name for name in names if choose([True, False, False])]
+
+
+def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict[str, Any]:
+    drafts = [
+        model,
+        *(str(CHECKPOINTS / head) for head in HEADS),
+        str(folder),
+        str(folder / "missing"),
+        "ngram",
+    ]
+    given = {
+        "method": choose(
+            [None, "ngram", "ngram", "suffix", "draft_model", "eagle", "eagle3", "mtp", "medusa"]
+        ),
+        "model": choose([None, None, *drafts]),
+        "num_speculative_tokens": choose([None, 1, 3, 3, 3]),
+        "prompt_lookup_max": some([1, 3]),
+        "prompt_lookup_min": some([1, 3]),
+        "suffix_decoding_max_cached_requests": choose([None, 0, 0, 5]),
+        "suffix_decoding_max_tree_depth": some([2, 9]),
+        "parallel_drafting": choose([None, None, True]),
+        "draft_tensor_parallel_size": some([1, 2]),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _kv_transfer(some: Choose, choose: Choose, folder: Path) -> dict[str, Any]:
+    extra = {
+        "shared_storage_path": some([str(folder / "kv"), "s3://x", 7]),
+        "shared_memory_path": some([str(folder / "shared")]),
+        "memory_bytes": some([0, 1 << 24]),
+        "cpu_bytes_to_use": some([1 << 24]),
+        "max_bytes": some([1 << 24, "x"]),
+    }
+    given = {
+        "kv_connector": choose(
+            ["SharedStorageConnector", "SharedMemoryConnector", "OffloadingConnector", "X"]
+        ),
+        "kv_role": choose([None, "kv_both", "kv_producer", "kv_consumer"]),
+        "kv_port": some([80]),
+        "kv_connector_extra_config": {name: value for name, value in extra.items() if value is not None},
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def pooling_models(folder: Path) -> list[Path]:
+    """A model of sequences as embeddings, a cross-encoder and a classifying decoder."""
+    kinds = (("bert", "embed", {}), ("bert", "classify", {"num_labels": 1}), ("llama", "classify", {}))
+    paths = [folder / f"{family}-{task}" for family, task, _ in kinds]
+    for path, (family, task, more) in zip(paths, kinds, strict=True):
+        pooling_table.save(family, task, path, **more)
+    return paths
+
+
+def attempt(flat: Mapping[str, Any]) -> Tried:
+    """Start an engine where the rules permit a configuration, and let it answer a prompt of two tokens."""
+    try:
+        verdict = select_runner(EngineConfig.from_flat(**flat))
+    except (ConfigError, UnsupportedConfiguration):
+        return Tried(flat, "refused")
+    try:
+        with LLM.from_verdict(verdict) as llm:
+            prompt = [{"prompt_token_ids": [5, 6][: max(1, llm.max_model_len - 1)]}]
+            if llm.max_model_len == 1:
+                return Tried(flat, "runs")
+            output: Any
+            if llm._client.pooling_settings is None:
+                (output,) = llm.generate(
+                    prompt, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False
+                )
+                answered = output.error is None and len(output.outputs[0].token_ids) == 1
+            else:
+                (output,) = llm.encode(prompt, use_tqdm=False)
+                answered = output.error is None
+            return Tried(flat, "runs" if answered else f"no answer: {output.error}")
+    except Exception as error:
+        return Tried(flat, f"{type(error).__name__}: {str(error)[:300]}")
+
+
+def main() -> int:
+    """The program; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--examples", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--families", nargs="*", default=[*FAMILIES, *HYBRIDS])
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "empty").mkdir()
+        tiny = TinyModels(folder / "models")
+        models = [tiny.path(family) for family in arguments.families]
+        models += [CHECKPOINTS / "qwen3"] * (1 + len(models) // 3) + pooling_models(folder / "pooling")
+        outcomes: Counter[str] = Counter()
+        for _ in range(arguments.examples):
+            shutil.rmtree(folder / "empty" / "kv", ignore_errors=True)
+            tried = attempt(draw(rng.choice, models, folder / "empty"))
+            kind = tried.outcome if tried.outcome in ("refused", "runs") else "fails"
+            outcomes[kind] += 1
+            if kind == "fails":
+                print(tried.outcome, dict(tried.flat), flush=True)
+        print(dict(outcomes))
+    return int(bool(outcomes["fails"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
