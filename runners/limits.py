@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dodona.oracle.errors import DodonaError
 from dodona.oracle.systems.own.lengths import (
     checked_dtype,
     resolved_max_model_len,
@@ -20,6 +22,7 @@ from dodona.oracle.systems.own.lengths import (
     step_fault,
 )
 from dodona.runners.errors import EngineSetupError
+from dodona.runners.third_party import first_line
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -167,6 +170,17 @@ def size_kv_cache(
         "max_model_len is lowered from %d to %d: %s hold no more", limits.max_model_len, room, source
     )
     return KVSize(num_blocks, room)
+
+
+@contextmanager
+def allocating(what: str, mend: str) -> Iterator[None]:
+    """Turn torch's errors of memory that can't be had into EngineSetupError: `what`, the cause, `mend`."""
+    try:
+        yield
+    except DodonaError:
+        raise
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # the last of sizes above 2^63
+        raise EngineSetupError(f"{what} can't be allocated: {first_line(error)}; {mend}") from error
 
 
 def _most_blocks(available: int, bytes_per_block: int, window_groups: Sequence[tuple[int, int]]) -> int:

@@ -11,7 +11,7 @@ from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.interface import Runner
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
-from dodona.runners.limits import KVSize, resolve_limits, size_kv_cache
+from dodona.runners.limits import KVSize, allocating, resolve_limits, size_kv_cache
 from dodona.runners.phases import phase
 from dodona.runners.warm_up import warm_up
 
@@ -56,7 +56,11 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
                 most_blocks_per_row=spec.most_blocks_per_row(limits) if slides else None,
                 determine_available_memory=runner.determine_available_memory,
             )
-            runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
+            with allocating(
+                f"a KV cache of {size.num_blocks} blocks of {spec.bytes_per_block} bytes",
+                "lower num_gpu_blocks_override, kv_cache_memory_bytes or gpu_memory_utilization",
+            ):
+                runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
         with phase("warm up, rehearse and capture"):
             if runner.pooling_settings is None:
                 warm_up(runner)

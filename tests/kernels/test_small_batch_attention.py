@@ -110,6 +110,9 @@ def test_larger_groups_and_batches_are_refused(device, generator):
     with pytest.raises(ValueError, match="expected at most 8 per KV head, got 9"):
         small_batch_attention(**case)
     case, _, _ = make_case((1, 1, 16), [3, 4], False, None, torch.float32, device, generator)
+    offsets = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match=r"max_offset: expected less than 32 .*, got 32"):
+        small_batch_attention(**case, offsets=offsets, max_offset=32)
     parts = small_batch_attention_parts(**case)
     with pytest.raises(ValueError, match="expected those of one sequence, got 2"):
         attended_linear(

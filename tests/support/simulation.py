@@ -526,7 +526,7 @@ class _Simulation:
         assert not self.worker.stores, "stores go on"
         assert not self.worker.loads, "loads go on"
         assert not self.worker.ended, "a request was not reported as sent"
-        slots = [*self.slots._by_hash.values(), *self.slots._free]
+        slots = [*self.slots._by_hash.values(), *self.slots._free, *self.slots._unused]
         assert sorted(slots) == list(range(len(slots))), "a slot for two"
         assert not self.slots._in_use, "a slot is read by nobody"
         assert self.story.sizes.host_memory is not None

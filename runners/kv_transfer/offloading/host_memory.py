@@ -14,6 +14,7 @@ import torch
 
 from dodona.runners.errors import EngineSetupError
 from dodona.runners.kv_transfer.block_layout import BlockLayout
+from dodona.runners.limits import allocating
 
 STAGING_BYTES = 128 << 20
 """Bytes of GPU memory, for each way, in which blocks are gathered from all layers: one copy then moves whole
@@ -61,7 +62,7 @@ class PlainHostMemory:
 
     def __init__(self, layout: BlockLayout, num_slots: int) -> None:
         self._cache: BlockLayout | None = layout
-        self._memory = layout.empty(num_slots)
+        self._memory = _allocate(layout, num_slots)
 
     def store(self, block_ids: Sequence[int], slots: Sequence[int]) -> Copy:
         """See `HostMemory`."""
@@ -97,7 +98,7 @@ class PinnedHostMemory:
     def __init__(self, layout: BlockLayout, num_slots: int) -> None:
         self._cache: BlockLayout | None = layout
         self._device = layout.device
-        self._memory = torch.empty(num_slots, layout.block_elements, dtype=layout.dtype)
+        self._memory = _allocate(layout, num_slots)
         size = self._memory.numel() * self._memory.itemsize
         # Not torch's pinned allocator, which rounds sizes up to a power of two.
         status = torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), size, 0)  # type: ignore[no-untyped-call]
@@ -225,7 +226,7 @@ class _Staging:
 
 
 def _is_under_way(copy: tuple[Copy, frozenset[int]]) -> bool:
-    return not copy[0].query()
+    return not copy[0].query()  # type: ignore[no-untyped-call]
 
 
 def _wait_for_slots(
@@ -253,6 +254,13 @@ def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         if following != slot + 1:
             yield slots[start], start, here - start
             start = here
+
+
+def _allocate(layout: BlockLayout, num_slots: int) -> torch.Tensor:
+    """Memory of the host for packed blocks. Raises EngineSetupError."""
+    what = f"{num_slots * layout.bytes_per_block / 2**30:.1f} GiB of host memory for offloaded KV blocks"
+    with allocating(what, "lower kv_offloading_size, or cpu_bytes_to_use"):
+        return torch.empty(num_slots, layout.block_elements, dtype=layout.dtype)
 
 
 def allocate_host_memory(layout: BlockLayout, num_slots: int) -> HostMemory:

@@ -13,7 +13,10 @@ class HostSlots:
     def __init__(self, num_slots: int) -> None:
         self._by_hash: OrderedDict[bytes, int] = OrderedDict()
         """The one used last comes last; without those that a load reads."""
-        self._free = list(range(num_slots - 1, -1, -1))
+        self._unused = iter(range(num_slots))
+        """Those that no block was in; a large memory has more than a list should hold."""
+        self._free: list[int] = []
+        """Those whose block was forgotten."""
         self._in_use: dict[bytes, int] = {}
         self._outdated: set[bytes] = set()
         """Those in use that are to be forgotten."""
@@ -33,12 +36,11 @@ class HostSlots:
             return None
         if value in self._in_use:
             return None
-        if self._free:
-            slot = self._free.pop()
-        elif self._by_hash:
+        slot = self._free.pop() if self._free else next(self._unused, None)
+        if slot is None:
+            if not self._by_hash:
+                return None
             _, slot = self._by_hash.popitem(last=False)
-        else:
-            return None
         self._by_hash[value] = slot
         return slot
 
