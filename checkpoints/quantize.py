@@ -24,7 +24,7 @@ from dodona.kernels.linear.quantized_weight import FP8_MAX, quantize_weight, unp
 
 LINEAR = re.compile(
     r"model\.layers\.\d+\."
-    r"((self_attn|mlp|mlp\.shared_experts?|mlp\.experts\.\d+)\.\w+_proj|block_sparse_moe\.experts\.\d+\.w[123])"
+    r"((self_attn|mlp|mlp\.shared_experts?|mlp\.experts\.\d+)\.\w+_proj(_with_mqa)?|block_sparse_moe\.experts\.\d+\.w[123])"
     r"\.weight"
 )
 """Names of the weights that are quantized: those of attention, dense feed-forward layers and experts."""

@@ -18,17 +18,13 @@ class PersistentTiles:
     room: int = 1
     """Programs for which a multiprocessor's registers suffice: more than `programs` lets the next kernel's
     begin beside them."""
-    ring: int = 48 << 10
+    ring: int = 80 << 10
     """Bytes of weights under way in a program."""
-    late: bool = False
-    """Whether the next kernel's programs may begin only when this one's are in their last tiles."""
 
 
-def choose_persistent_tiles(weight: QuantizedWeight, *, silu_mul: bool) -> PersistentTiles:
-    """Tiles for a product with a weight, of half its rows with `silu_mul`; as measured on an H200."""
-    if weight.kind == "int4":
-        return PersistentTiles(8, programs=2, room=2)
-    if weight.group_size is None:
-        return PersistentTiles(8, room=2, ring=80 << 10)
-    few = silu_mul or weight.inner > 4096 or weight.rows <= 4096
-    return PersistentTiles(8, programs=1 if few else 2, room=2)
+def choose_persistent_tiles(weight: QuantizedWeight) -> PersistentTiles:
+    """Tiles for a product with a weight; as measured on an H200. Programs fill the multiprocessors, so that
+    each has as many of a kernel's as every other."""
+    if weight.group_size is not None and weight.kind != "int4":
+        return PersistentTiles(8, ring=96 << 10)
+    return PersistentTiles(8, programs=2, room=2, ring=(48 if weight.kind == "int4" else 80) << 10)

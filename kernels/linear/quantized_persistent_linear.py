@@ -49,8 +49,6 @@ TOKENS = gl.constexpr(8)
 MOST_TILES = 8
 """Tiles of a program: their scales stay in shared memory."""
 
-HINT = ".L2::128B"
-
 INT4, INT8, FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 AS_IS, ROUND_INT8, ROUND_FP8 = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 
@@ -83,7 +81,6 @@ def _fetch(
     N: gl.constexpr,
     ROW_WORDS: gl.constexpr,
     STEP_WORDS: gl.constexpr,
-    HINT: gl.constexpr,
 ):
     """Start to copy the words of a step of a tile into each thread's own places in a slot of the ring; what
     doesn't exist becomes zeros. `place`: of the first of four words, in a step of a row."""
@@ -97,7 +94,7 @@ def _fetch(
     source = data.to(gl.int64) + (tile.to(gl.int64) * (COLUMNS * ROW_WORDS) + step * STEP_WORDS) * 4
     source = gl.where(tile * COLUMNS < N, source, data.to(gl.int64))
     gl.inline_asm_elementwise(
-        "cp.async.cg.shared.global" + HINT + " [$1], [$2], 16, $3; // $0",
+        "cp.async.cg.shared.global.L2::128B [$1], [$2], 16, $3; // $0",
         "=r,r,l,r",
         [slot, source + offset, size],
         dtype=gl.int32,
@@ -222,12 +219,10 @@ def _quantized_persistent_linear_kernel(
     DEPENDENT: gl.constexpr,
     TILES: gl.constexpr,
     RING: gl.constexpr,
-    LATE: gl.constexpr,
-    HINT: gl.constexpr,
 ):
     """`GROUP`: 0, or inner elements per scale, a multiple of `INNER`. `SHARED`: the rows of a tile have the
     same scales. `X_GROUPED`: `x` is rounded in groups of `INNER`, otherwise as a whole."""
-    if DEPENDENT and not LATE:
+    if DEPENDENT:
         let_next_start_gluon()
     WARPS: gl.constexpr = gl.num_warps()
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
@@ -355,7 +350,7 @@ def _quantized_persistent_linear_kernel(
         tile = first + (i // UNITS) * programs
         part = data + (i % OPERANDS) * (N * ROW_WORDS)
         step = (i % UNITS) // OPERANDS
-        _fetch(own + i * SLOT, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS, HINT)
+        _fetch(own + i * SLOT, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
     kept = ()
     kept_zeros = ()
     for i in gl.static_range(UNITS):
@@ -446,11 +441,7 @@ def _quantized_persistent_linear_kernel(
     numbers = gl.zeros([1, 1, 1, 1, 1, NUMBERS], gl.int32, WIDE)
     usual_zero = numbers + (0x64086408 if FORMAT == INT4 else 0)
     slot = first * 0
-    tiles = (COLUMN_TILES - first + programs - 1) // programs
-    for t in range(tiles):
-        if DEPENDENT and LATE:  # noqa: SIM102 - one is known when it is compiled
-            if t == tiles - 1:
-                let_next_start_gluon()
+    for t in range((COLUMN_TILES - first + programs - 1) // programs):
         products = nothing
         products_up = nothing
         for i in gl.static_range(UNITS):
@@ -479,7 +470,7 @@ def _quantized_persistent_linear_kernel(
             tile = first + (t + (i + SLOTS) // UNITS) * programs
             part = data + ((i + SLOTS) % OPERANDS) * (N * ROW_WORDS)
             step = ((i + SLOTS) % UNITS) // OPERANDS
-            _fetch(own + slot, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS, HINT)
+            _fetch(own + slot, part, tile, step, column, place, N, ROW_WORDS, STEP_WORDS)
             slot = gl.where(slot == (SLOTS - 1) * SLOT, 0, slot + SLOT)
         # All columns of the instruction are alike.
         sums.index(t).store(gl.max(products, 2))
@@ -557,7 +548,7 @@ def quantized_persistent_linear(
     elif out is None:
         out = torch.empty((1, columns), dtype=x.dtype, device=x.device)
     if tiles is None:
-        tiles = choose_persistent_tiles(weight, silu_mul=silu_mul)
+        tiles = choose_persistent_tiles(weight)
     dependent = supports_dependent_launch(x.device)
     count = triton.cdiv(columns, COLUMNS.value)
     programs = min(count, tiles.programs * count_multiprocessors(x.device))
@@ -586,8 +577,6 @@ def quantized_persistent_linear(
         DEPENDENT=dependent,
         TILES=each,
         RING=tiles.ring,
-        LATE=tiles.late,
-        HINT=HINT,
         num_warps=tiles.num_warps,
         **limit,
         **launch_options(dependent),

@@ -65,9 +65,14 @@ def join(start: Start) -> Mesh:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cuda, world = start.limits.device == "cuda", start.sizes.world
+    store = dist.FileStore(start.store, world)  # type: ignore[attr-defined]
+    # The group's own limit is that of a step, in which ranks that import faster must not wait for others.
+    here = [f"rank-{rank}-is-here" for rank in range(world)]
+    store.set(here[start.rank], "")
+    store.wait(here, timedelta(seconds=start.start_timeout_s))
     dist.init_process_group(
         "nccl" if cuda else "gloo",
-        store=dist.FileStore(start.store, world),  # type: ignore[attr-defined]
+        store=store,
         rank=start.rank,
         world_size=world,
         timeout=timedelta(seconds=start.timeout_s),

@@ -49,6 +49,8 @@ class Start:
     """File by which the ranks find each other."""
     timeout_s: float
     """Seconds after which an exchange between ranks fails."""
+    start_timeout_s: float
+    """Seconds in which all ranks must have come."""
     sharing: int = 1
     """Ranks of all replicas: on a CPU they share the processor and its memory."""
     max_adapters: int = 0

@@ -40,9 +40,15 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 600.0
 """Seconds that a step, or an exchange between ranks, may take where the configuration says nothing."""
 
+START_TIMEOUT = 600.0
+"""Least seconds that the workers may take until they have found each other: they import libraries first,
+some faster than others."""
+
 _UNLIMITED = frozenset({"load_model", "reload_weights", "sleep", "wake_up"})
 """Calls that take as long as storage does. Exchanges between ranks are limited in them, too."""
 
+_AT_START = frozenset({"determine_available_memory", "capture_graphs"})
+"""Calls that compile kernels."""
 
 _NOTHING = StepOutput((), ())
 
@@ -96,6 +102,7 @@ class DistributedRunner(Runner):
         """Whether ranks that don't sample have to be told what was."""
         self._replica = replica
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
+        self._start_timeout = max(self._timeout, START_TIMEOUT)
         self._workers: Workers | None = None
         self.num_micro_batches = self._max_steps_in_flight = self._sizes.pipeline
         self._in_flight: deque[_Step] = deque()
@@ -138,11 +145,12 @@ class DistributedRunner(Runner):
                 device_index=self._replica * self._sizes.world + rank,
                 store=str(workers.store),
                 timeout_s=self._timeout,
+                start_timeout_s=self._start_timeout,
                 sharing=sharing,
                 max_adapters=self._max_adapters,
             )
             workers.tell(start, [rank])
-        workers.answers(range(self._sizes.world), "start", self._timeout)
+        workers.answers(range(self._sizes.world), "start", self._start_timeout)
         self._call_all("load_model")
         self.num_speculative_tokens, *_ = self._read_all("num_speculative_tokens")
         if not self._told:
@@ -270,6 +278,8 @@ class DistributedRunner(Runner):
         workers = self._require_workers()
         workers.tell(Call(method, args, kwargs))
         limit = None if method in _UNLIMITED else self._timeout
+        if method in _AT_START:
+            limit = self._start_timeout
         changes_weights = method in RPC_METHODS and RPC_METHODS[method].changes_weights
         return workers.answers(range(self._sizes.world), method, limit, all_or_none=changes_weights)
 

@@ -96,7 +96,6 @@ LACKS: frozenset[str] = frozenset(
         "kv-connector-settings",
         "pooler-settings",
         "speculative-decoding",
-        "speculative-workers",
         "draft-tensor-parallelism",
         "parallel-drafting",
         "eagle3-pipeline-parallelism",
@@ -224,15 +223,8 @@ def _features(config: EngineConfig) -> dict[str, bool]:
 
 
 def _workers(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
-    parallel, is_quantized = config.parallel_config, quantization_scheme(config, model) is not None
-    is_split = parallel.tensor_parallel_size > 1
-    works_apart = (
-        is_split or parallel.data_parallel_size > 1 or parallel.distributed_executor_backend in ("mp", "ray")
-    )
+    is_split = config.parallel_config.tensor_parallel_size > 1
     return {
-        "tensor-parallelism": is_split and is_quantized,
-        "speculative-workers": works_apart
-        and config.speculative_config is not None
-        and (is_quantized or has_active_connector(config)),
+        "tensor-parallelism": is_split and quantization_scheme(config, model) is not None,
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
     }

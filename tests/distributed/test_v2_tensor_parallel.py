@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from checkpoints.quantize import quantize_checkpoint
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import assumed_gpu
@@ -39,6 +40,7 @@ def equal_on_ranks(found):
     return found[0]
 
 
+MP = {"tensor_parallel_size": 1, "distributed_executor_backend": "mp"}
 ONE_LAYER = {"head_dim": 16, "num_hidden_layers": 1}
 """The interpreter takes a fifth of a second for a layer of a step."""
 
@@ -193,17 +195,19 @@ SMALL = {
 }  # fmt: skip
 
 
-def two_ranks(path, **flat):
-    """An LLM of two ranks that are threads; `use_threads` first."""
-    config = EngineConfig.from_flat(str(path), tensor_parallel_size=2, **SMALL, **flat)
+def engine(path, **flat):
+    """An LLM of two ranks that are threads, unless `flat` says otherwise; `use_threads` first."""
+    config = EngineConfig.from_flat(str(path), **{"tensor_parallel_size": 2, **SMALL, **flat})
     verdict = select_runner(config, environment=assumed_gpu())
     assert verdict.runner == "v2"
     return LLM.from_verdict(verdict)
 
 
-def ask(llm, prompt):
+GREEDY = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+
+
+def ask(llm, prompt, params=GREEDY):
     """(tokens, how many tokens of the prompt were found)."""
-    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
     return list(output.outputs[0].token_ids), output.num_cached_tokens
 
@@ -216,13 +220,35 @@ def threads(monkeypatch):
     use_threads(monkeypatch)
 
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
+OF_TWO = SamplingParams(temperature=1.0, seed=3, allowed_token_ids=[7, 8], max_tokens=5, ignore_eos=True)
+"""So that lookup finds drafts."""
+
+
 @pytest.mark.usefixtures("threads")
-def test_blocks_come_back_from_the_host(tiny_models):
-    prompt, other = prompts_of(19, 58)
-    with two_ranks(tiny_models.path("qwen3", **ONE_LAYER), kv_offloading_size=0.001) as llm:
-        tokens, found = ask(llm, prompt)
+@pytest.mark.parametrize(
+    ("flat", "quantized"),
+    [
+        ({}, None),
+        ({"speculative_config": NGRAM}, None),
+        # One worker, whose layers have nothing to split.
+        ({"speculative_config": NGRAM, **MP}, "w4a16"),
+    ],
+    ids=["plain", "drafts", "drafts-quantized"],
+)
+def test_blocks_come_back_from_the_host(tiny_models, tmp_path, flat, quantized):
+    path = tiny_models.path("qwen3", **ONE_LAYER, intermediate_size=64)
+    if quantized is not None:
+        quantize_checkpoint(path, tmp_path / "model", quantized)
+        path = tmp_path / "model"
+    prompt, other = [7, 8] * 9 + [7], prompts_of(19, 58)[1]
+    params = OF_TWO if flat else GREEDY
+    alone = generate(make_runner(path, **SMALL), [prompt], max_tokens=params.max_tokens, params=params)
+    with engine(path, kv_offloading_size=0.001, **flat) as llm:
+        assert ask(llm, prompt, params) == (alone.outputs[0], 0)
         ask(llm, other)  # takes all blocks
-        assert (found, ask(llm, prompt)) == (0, (tokens, 16))
+        assert ask(llm, prompt, params) == (alone.outputs[0], 16)
+        assert bool(llm.draft_stats().num_draft_tokens) == bool(flat)
 
 
 @pytest.mark.usefixtures("threads")
@@ -238,7 +264,7 @@ def test_one_rank_and_two_find_each_others_blocks(tiny_models, tmp_path, connect
         found = generate(runner, [prompt], max_tokens=2, scheduler=scheduler)
         return list(found.outputs[0]), found.requests[0].num_cached_tokens
 
-    with two_ranks(path, **shared) as llm:
+    with engine(path, **shared) as llm:
         tokens, found = ask(llm, todo[0])
         if connector is not storage:
             assert (found, on_one(todo[0])) == (0, (tokens, 16))
@@ -256,9 +282,9 @@ def test_one_rank_and_two_find_each_others_blocks(tiny_models, tmp_path, connect
 def test_drafts_are_those_of_one_rank(tiny_models, tmp_path, method):
     """Each rank drafts for itself, the same; the first one's drafts count."""
     path, prompts = tiny_models.path("qwen3", **TARGET), [[5, 6, 7, 8] * 2]
-    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
+    drafts = NGRAM
     if method == "eagle3":
-        drafts = Head("eagle3", path, tmp_path).speculative
+        drafts = {**Head("eagle3", path, tmp_path).speculative, "num_speculative_tokens": 2}
 
     def work(runner):
         params = SamplingParams(temperature=1.0, seed=3, allowed_token_ids=[7, 8], ignore_eos=True)
@@ -276,7 +302,7 @@ def test_replicas_of_two_ranks_that_draft(tiny_models):
     prompts = prompts_of(9, 5)
     params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
     drafts = {"method": "draft_model", "model": str(path), "num_speculative_tokens": 1}
-    with two_ranks(path, data_parallel_size=2, speculative_config=drafts) as llm:
+    with engine(path, data_parallel_size=2, speculative_config=drafts) as llm:
         outputs = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
         assert min(llm._client.call_all(lambda _, scheduler: scheduler._num_steps)) > 0
         assert llm.draft_stats().num_accepted_tokens

@@ -52,6 +52,7 @@ def workers(count: int = 2, launch: Launch = worker_processes) -> Iterator[Worke
                 device_index=rank,
                 store=str(started.store),
                 timeout_s=LIMIT,
+                start_timeout_s=LIMIT,
             )
             started.tell(start, [rank])
         started.answers(RANKS[:count], "start", LIMIT)

@@ -41,11 +41,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "expert-parallelism": {"enable_expert_parallel": True},
     "lora": {"enable_lora": True},
     "speculative-method": {"speculative_config": {"method": "medusa"}},
-    "speculative-workers": {
-        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
-        "distributed_executor_backend": "mp",
-        "kv_offloading_size": 1.0,
-    },
     "draft-tensor-parallelism": {
         "speculative_config": {
             "method": "ngram",

@@ -67,7 +67,6 @@ BESIDE: dict[str, dict[str, Any]] = {
         "kv_transfer_config.kv_connector": "OffloadingConnector",
         "model_config.model_type": "jamba",
     },
-    "speculative-workers": {"speculative_config.method": "ngram"},
     "speculative-row-by-row": {"speculative_config.method": "ngram"},
     "kv-connector-row-by-row": {"kv_transfer_config.kv_connector": "OffloadingConnector"},
     "pooling-combinations": {"kv_transfer_config.kv_connector": "OffloadingConnector"},

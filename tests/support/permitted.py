@@ -83,6 +83,8 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
         value = some(small[name])
         if value is not None:
             flat[name] = value
+    if flat.get("convert") == "classify":
+        flat["load_format"] = "dummy"  # files of models that generate have no classifier
     if choose([True, False, False, False]):
         flat["enable_lora"] = True
         flat["max_loras"], flat["max_lora_rank"] = choose([1, 3]), choose([1, 8])

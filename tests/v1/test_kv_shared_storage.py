@@ -316,7 +316,7 @@ def test_what_lies_in_the_folder_and_is_no_block(tmp_path):
         ({"shared_storage_path": "a\0b"}, "needs shared_storage_path"),
         ({"shared_storage_path": "\ud800"}, "needs shared_storage_path"),
         ({"shared_storage_path": "~nobody-of-this-name/x"}, "needs shared_storage_path"),
-        ({"shared_storage_path": "s3://user:s3cret@host/x"}, "of this machine; got a value of type str$"),
+        ({"shared_storage_path": "s3://user:s3cret@host/x"}, "of this machine; got a value of type str\\)"),
         ({"shared_storage_path": "/tmp/" + "x/" * 2500}, "shared_storage_path '/tmp/x/x"),
         ({"shards": 2}, "doesn't know 'shards'"),
     ],

@@ -100,14 +100,6 @@ def test_assumptions_about_config_json(changes, feature):
         ({"block_size": 48}, "block-size"),
         ({"quantization": "awq"}, "quantization"),
         ({"tensor_parallel_size": 3}, "tensor-parallel-sizes"),
-        (
-            {
-                "tensor_parallel_size": 2,
-                "kv_offloading_size": 1.0,
-                "speculative_config": {"method": "ngram", "num_speculative_tokens": 2},
-            },
-            "speculative-workers",
-        ),
         ({"pipeline_parallel_size": 2}, "pipeline-parallelism"),
         ({"distributed_executor_backend": "external_launcher"}, "executor-backend"),
         ({"distributed_executor_backend": "ray"}, "ray-device"),
