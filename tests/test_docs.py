@@ -67,6 +67,12 @@ def test_every_name_in_the_architecture_exists() -> None:
     assert not missing, missing
 
 
+def test_no_document_has_the_marks_of_a_merge() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+    marked = [str(path) for path in documents if re.search(r"^(<{7}|>{7}) ", path.read_text("utf-8"), re.M)]
+    assert not marked, marked
+
+
 @pytest.mark.parametrize("name", ["oracle.select.select_one", "oracle.nothing", "runners.llm.LLM.generat"])
 def test_the_check_finds_names_that_do_not_exist(name: str) -> None:
     assert not exists(name)

@@ -226,7 +226,7 @@ class _Staging:
 
 
 def _is_under_way(copy: tuple[Copy, frozenset[int]]) -> bool:
-    return not copy[0].query()  # type: ignore[no-untyped-call]
+    return not copy[0].query()
 
 
 def _wait_for_slots(
