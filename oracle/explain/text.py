@@ -92,7 +92,6 @@ def _reasons(reasons: tuple[Reason, ...] | list[Reason]) -> list[str]:
             break_long_words=False,
             break_on_hyphens=False,
             replace_whitespace=False,
-            drop_whitespace=True,
         )
         lines += _wrapped(reason.because)
         if reason.unknown:

@@ -2,7 +2,7 @@
 
     python -m tests.distributed.pairs [--seed N] [--list] [--only N]
 
-A few dozen configurations have every permitted pair of values between them. Each is an engine whose ranks
+About a hundred configurations have every permitted pair of values between them. Each is an engine whose ranks
 are threads of this process; a test runs some of them.
 """
 
