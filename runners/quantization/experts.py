@@ -138,6 +138,6 @@ class QuantizedExperts(torch.nn.Module):
         else:
             inner = family.act_fn(expert.up(x))
         out: torch.Tensor = expert.down(inner)
-        if family.has_post_expert_norm:
+        if getattr(family, "has_post_expert_norm", False):  # transformers 5.17 has no such experts
             out = family.post_expert_norm(out)
         return out

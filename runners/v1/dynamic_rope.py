@@ -65,11 +65,14 @@ class _DynamicRope:
         self._plain = self._module.inv_freq.detach().clone()
         # transformers' own update goes by this name; it would take one length for all rows.
         self._type, self._module.rope_type = self._module.rope_type, "default"
-        self._handle = module.register_forward_pre_hook(self._before)
-        if not self._follows_its_frequencies():
-            self._handle.remove()
-            self._module.rope_type = self._type
-            raise _unknown(name, "its code does not multiply positions by `inv_freq` token by token")
+        self._forward, self._module.forward = self._module.forward, self._rotate
+        self._token_by_token = True
+        if not self._multiplies():
+            # transformers 5.17 takes a matrix product: one set of frequencies for all tokens of a pass.
+            self._token_by_token = False
+            if not self._multiplies():
+                self._module.forward, self._module.rope_type = self._forward, self._type
+                raise _unknown(name, "its code does not multiply positions by `inv_freq`")
 
     def frequencies(self, lengths: torch.Tensor) -> torch.Tensor:
         """[..., dim / 2] fp32 for `lengths` [...] in tokens."""
@@ -80,18 +83,33 @@ class _DynamicRope:
         found: torch.Tensor = 1.0 / (self._base * stretched[..., None]) ** exponents
         return found
 
-    def _before(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    def _rotate(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The module's pass over x (dtype and device only) and positions [1, T] or, of the plain model over
+        sequences of one length, [B, T]."""
         lengths = _lengths.get()
-        positions = args[1] if len(args) > 1 else None
-        if lengths is None:  # the plain model, over one sequence or several of one length
-            longest = 0 if positions is None else positions.max() + 1
-            length = torch.as_tensor(longest, device=self._plain.device)
-            self._module.inv_freq = self.frequencies(length)
-        else:
-            self._module.inv_freq = self.frequencies(lengths)[None]
+        if lengths is None:
+            return self._pass(self.frequencies(position_ids.max() + 1), x, position_ids)
+        if self._token_by_token:
+            return self._pass(self.frequencies(lengths)[None], x, position_ids)
+        distinct, which, counts = lengths.unique(return_inverse=True, return_counts=True)
+        order = which.argsort()
+        parts = [
+            self._pass(frequencies, x, positions)
+            for frequencies, positions in zip(
+                self.frequencies(distinct), position_ids[:, order].split(counts.tolist(), dim=1), strict=True
+            )
+        ]
+        back = order.argsort()
+        return tuple(torch.cat(part, dim=1)[:, back] for part in zip(*parts, strict=True))
 
-    def _follows_its_frequencies(self) -> bool:
-        """Whether one pass over tokens of several lengths is, token by token, a pass over each."""
+    def _pass(self, frequencies: torch.Tensor, x: torch.Tensor, positions: Any) -> tuple[torch.Tensor, ...]:
+        self._module.inv_freq = frequencies
+        found: tuple[torch.Tensor, ...] = self._forward(x, positions)
+        return found
+
+    def _multiplies(self) -> bool:
+        """Whether a pass over tokens of several lengths is, token by token, a pass over each, and one with
+        doubled frequencies one over doubled positions."""
         device = self._plain.device
         x = torch.zeros(1, 3, 1, device=device)
         positions = torch.tensor([[0, 3, 5]], device=device)
@@ -100,10 +118,14 @@ class _DynamicRope:
             with torch.no_grad(), rotary_lengths(lengths):
                 together = self._module(x, positions)
             for i in range(3):
+                one, position = x[:, i : i + 1], positions[:, i : i + 1]
+                frequencies = self.frequencies(lengths[i])
                 with torch.no_grad(), rotary_lengths(lengths[i : i + 1]):
-                    alone = self._module(x[:, i : i + 1], positions[:, i : i + 1])
-                for all_tokens, one in zip(together, alone, strict=True):
-                    if not torch.equal(all_tokens[:, i : i + 1], one):
+                    alone = self._module(one, position)
+                faster = self._pass(2 * frequencies, one, position)
+                farther = self._pass(frequencies, one, 2 * position)
+                for token, expected in ((tuple(t[:, i : i + 1] for t in together), alone), (faster, farther)):
+                    if not all(torch.equal(*pair) for pair in zip(token, expected, strict=True)):
                         return False
         except Exception:  # it takes other inputs than those of a decoder's embedding
             return False

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.select import select_runner
@@ -159,6 +161,11 @@ def pooling_models(folder: Path) -> list[Path]:
     return paths
 
 
+def installed_families() -> list[str]:
+    """The tiny models' families that the installed transformers has."""
+    return [name for name, (kind, _) in {**FAMILIES, **HYBRIDS}.items() if kind in CONFIG_MAPPING]
+
+
 def attempt(flat: Mapping[str, Any]) -> Tried:
     """Start an engine where the rules permit a configuration, and let it answer a prompt of two tokens."""
     try:
@@ -189,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--families", nargs="*", default=[*FAMILIES, *HYBRIDS])
+    parser.add_argument("--families", nargs="*", default=installed_families())
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:

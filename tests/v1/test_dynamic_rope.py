@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from dodona import LLM, SamplingParams
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment, assumed_gpu
 from dodona.oracle.select import select_runner
 from dodona.runners.v1.device_serving import _reasons_against
@@ -134,5 +134,7 @@ def test_what_needs_more_is_refused_by_name(path):
     with pytest.raises(UnsupportedConfiguration, match="length-dependent-rope"):
         select(kv_offloading_size=1.0)
     assert select(tensor_parallel_size=2, max_model_len=ORIGINAL).runner == "v1"
-    with pytest.raises(ConfigError, match=r"over the 48 positions.*times 4 \(dynamic RoPE\).*at most 192"):
+    with pytest.raises(
+        UnsupportedConfiguration, match=r"over the 48 positions.*times 4 \(dynamic RoPE\).*at most 192"
+    ):
         LLM(path, device="cpu", max_model_len=beyond + 1)

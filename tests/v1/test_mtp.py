@@ -41,7 +41,7 @@ class Whole:
 
     def __init__(self, family: str, folder: Path) -> None:
         self.model: Any = make_model(family, num_hidden_layers=LAYERS + 1, **FAMILIES[family])
-        self.folder = folder
+        self.family, self.folder = family, folder
         generator = torch.Generator().manual_seed(5)
         self.extra = {
             "eh_proj": torch.randn(SIZE, 2 * SIZE, generator=generator) / 4,
@@ -90,7 +90,10 @@ class Whole:
             x = x @ self.extra["eh_proj"].T
             positions = torch.arange(len(tokens))[None]
             future = torch.full((1, 1, len(tokens), len(tokens)), float("-inf")).triu(1)
-            rotary = self.model.model.rotary_emb(x, position_ids=positions)
+            axes = 3 if "3.5" in self.family else None  # temporal, height, width: alike for text
+            rotary = self.model.model.rotary_emb(
+                x, position_ids=positions if axes is None else positions.expand(axes, -1, -1)
+            )
             block = self.model.model.layers[LAYERS]
             out = block(x, attention_mask=future, position_embeddings=rotary, position_ids=positions)
             out = self.norm(out, "norm")

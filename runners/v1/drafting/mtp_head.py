@@ -91,7 +91,10 @@ class MtpHead(nn.Module):
         through transformers' interface; `attend` is not used."""
         embedded = self._targets[0](token_ids).to(features.dtype)
         x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(features)], dim=-1))
-        rotary = self._rotary[0](x, position_ids=positions)
+        (embedding,) = self._rotary
+        # transformers 5.17's multi-axis embeddings do not expand the positions of text themselves.
+        has_axes = hasattr(embedding, "mrope_section")
+        rotary = embedding(x, position_ids=positions.expand(3, -1, -1) if has_axes else positions)
         output = self.block(
             x, attention_mask=None, position_embeddings=rotary, position_ids=positions, past_key_values=None
         )
