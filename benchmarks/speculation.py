@@ -71,15 +71,29 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             _measure(directory, raw, arguments, speculative, forced) for forced in arguments.forced_acceptance
         ]
     records = [{**one, "against_plain": against_plain(one, plain)} for one in (plain, *found)]
+    return report(arguments, describe(), records)
+
+
+def report(
+    arguments: argparse.Namespace, environment: dict[str, str], records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the records to `--output` where it is given, print them, and return what was printed."""
     head = {
-        "environment": describe(),
-        "arguments": {**vars(arguments), "output": str(arguments.output)},
+        "environment": environment,
+        "arguments": {**vars(arguments), "output": arguments.output and arguments.output.name},
     }
     if arguments.output is not None:
         results.write(arguments.output, results.SPECULATION, records, **head)
-    report = {**head, "records": records}
-    print(json.dumps(report, indent=1))
-    return report
+    printed = {**head, "records": records}
+    print(json.dumps(printed, indent=1))
+    return printed
+
+
+def recorded(speculative: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A `speculative_config` for a record, with the name of the head's directory in place of its path."""
+    if speculative is None or "model" not in speculative:
+        return speculative
+    return {**speculative, "model": Path(speculative["model"]).name}
 
 
 def _forced(text: str) -> float | None:
@@ -172,7 +186,7 @@ def _measure(
         temperature=0.0, max_tokens=arguments.output_tokens, ignore_eos=True, detokenize=False
     )
     result: dict[str, Any] = {
-        "speculative_config": speculative,
+        "speculative_config": recorded(speculative),
         "forced_acceptance": None,
         "note": "",
         "mean_acceptance_length": None,

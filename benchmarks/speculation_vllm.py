@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import time
@@ -19,11 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
 from benchmarks.engines.vllm import ENVIRONMENT
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
-from benchmarks.speculation import against_plain, head_directory, random_prompt
+from benchmarks.speculation import against_plain, head_directory, random_prompt, recorded, report
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -47,14 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     records = [{**one, "against_plain": against_plain(one, found[0])} for one in found]
     import vllm
 
-    report = {
-        "environment": {**describe(), "vllm": vllm.__version__},
-        "arguments": {**vars(arguments), "output": str(arguments.output)},
-    }
-    if arguments.output is not None:
-        results.write(arguments.output, results.SPECULATION, records, **report)
-    print(json.dumps({**report, "records": records}, indent=1))
-    return {**report, "records": records}
+    return report(arguments, {**describe(), "vllm": vllm.__version__}, records)
 
 
 def measure(
@@ -84,13 +75,13 @@ def measure(
         max_num_seqs=max(arguments.batch_sizes),
         max_model_len=arguments.prompt_tokens + arguments.output_tokens + 8,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
-        speculative_config=speculative,
+        speculative_config=None if speculative is None else dict(speculative),  # vLLM adds objects to it
     )
     params = SamplingParams(
         temperature=0.0, max_tokens=arguments.output_tokens, ignore_eos=True, detokenize=False
     )
     result: dict[str, Any] = {
-        "speculative_config": speculative,
+        "speculative_config": recorded(speculative),
         "forced_acceptance": forced,
         "note": "" if forced is None else "acceptance was forced, and outputs mean nothing",
         "mean_acceptance_length": None,
