@@ -4,7 +4,7 @@ As `two_shot_sum`, but the words go as they are, and a flag beside them says tha
 bytes, and for each trip the time of a fence, which waits until the words have arrived. For tensors whose
 bytes take longer than that.
 
-A block and its flag lie on a tray, of which a program has two for each trip, used in turn as desks are
+A block and its flag have a buffer, of which a program has two for each trip, used in turn as slots are
 (`messages`).
 """
 
@@ -15,15 +15,15 @@ import triton
 import triton.language as tl
 
 from dodona.kernels.collective.messages import (
-    MAX_TRAYS,
-    TRAY_BLOCK,
+    BUFFER_BLOCK,
+    MAX_BUFFERS,
     WORD_DTYPES,
     Inboxes,
     add_words,
+    buffers_offset,
     flags_offset,
     has_words,
     rounded_words,
-    trays_offset,
     words_of,
 )
 from dodona.kernels.collective.two_shot_sum import PARTS
@@ -68,7 +68,7 @@ def _flagged_sum_kernel(
     RANK: tl.constexpr,
     RANKS: tl.constexpr,
     PADDED: tl.constexpr,
-    TRAYS_OFFSET: tl.constexpr,
+    BUFFERS_OFFSET: tl.constexpr,
     FLAGS_OFFSET: tl.constexpr,
     DTYPE: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -88,15 +88,15 @@ def _flagged_sum_kernel(
         wait_for_inputs()
     there = tl.load(turns + 2 * program) + 1
     back = tl.load(turns + 2 * program + 1) + 1
-    tray_there = 4 * program + (there & 1)
-    tray_back = 4 * program + 2 + (back & 1)
+    buffer_there = 4 * program + (there & 1)
+    buffer_back = 4 * program + 2 + (back & 1)
     # Of each rank's memory: where this program's words and flags are.
     flags = tl.load(inboxes + ranks, mask=ranks < RANKS, other=0).to(tl.pointer_type(tl.int32), bitcast=True)
     flags += FLAGS_OFFSET
     inbox = tl.load(inboxes + RANK).to(tl.pointer_type(tl.int32), bitcast=True)
     own_flags = inbox + FLAGS_OFFSET + ranks
-    words_there = TRAYS_OFFSET + tray_there * (RANKS * BLOCK) + i
-    words_back = TRAYS_OFFSET + tray_back * (RANKS * BLOCK) + i
+    words_there = BUFFERS_OFFSET + buffer_there * (RANKS * BLOCK) + i
+    words_back = BUFFERS_OFFSET + buffer_back * (RANKS * BLOCK) + i
     if PART == "all" or PART == "send":
         for step in tl.static_range(1, RANKS):
             owner = (RANK + step) % RANKS
@@ -104,11 +104,11 @@ def _flagged_sum_kernel(
             part = tl.load(x + place, mask=place < num_words, other=0)
             to = tl.load(inboxes + owner).to(tl.pointer_type(tl.int32), bitcast=True)
             tl.store(tl.multiple_of(to, 16) + words_there + RANK * BLOCK, part)
-        _raise_flags(flags + tray_there * RANKS + RANK, there, others)
+        _raise_flags(flags + buffer_there * RANKS + RANK, there, others)
     if PART == "all" or PART == "sum":
         place = base + RANK * BLOCK
         own = tl.load(x + place, mask=place < num_words, other=0)
-        _wait_for_flags(own_flags + tray_there * RANKS, there, others, PATIENCE)
+        _wait_for_flags(own_flags + buffer_there * RANKS, there, others, PATIENCE)
         first = tl.zeros((BLOCK,), tl.float32)
         second = tl.zeros((BLOCK,), tl.float32)
         for sender in tl.static_range(RANKS):
@@ -120,10 +120,10 @@ def _flagged_sum_kernel(
         for step in tl.static_range(1, RANKS):
             to = tl.load(inboxes + (RANK + step) % RANKS).to(tl.pointer_type(tl.int32), bitcast=True)
             tl.store(tl.multiple_of(to, 16) + words_back + RANK * BLOCK, total)
-        _raise_flags(flags + tray_back * RANKS + RANK, back, others)
+        _raise_flags(flags + buffer_back * RANKS + RANK, back, others)
         tl.store(x + place, total, mask=place < num_words)
     if PART == "all" or PART == "receive":
-        _wait_for_flags(own_flags + tray_back * RANKS, back, others, PATIENCE)
+        _wait_for_flags(own_flags + buffer_back * RANKS, back, others, PATIENCE)
         for step in tl.static_range(1, RANKS):
             owner = (RANK + step) % RANKS
             place = base + owner * BLOCK
@@ -135,7 +135,7 @@ def _flagged_sum_kernel(
 
 def max_bytes(ranks: int) -> int:
     """Of the largest tensor."""
-    return 4 * TRAY_BLOCK * ranks * (MAX_TRAYS // 2)
+    return 4 * BUFFER_BLOCK * ranks * (MAX_BUFFERS // 2)
 
 
 def supports_flagged_sum(x: torch.Tensor, ranks: int) -> bool:
@@ -157,22 +157,22 @@ def flagged_sum(x: torch.Tensor, inboxes: Inboxes, *, patience: int = 0, part: s
     """
     words, ranks = words_of(x, max_bytes(inboxes.ranks)), inboxes.ranks
     dependent = supports_dependent_launch(x.device)
-    _flagged_sum_kernel[(triton.cdiv(len(words), TRAY_BLOCK * ranks),)](
+    _flagged_sum_kernel[(triton.cdiv(len(words), BUFFER_BLOCK * ranks),)](
         x=words,
         inboxes=inboxes.addresses,
-        turns=inboxes.tray_turns,
+        turns=inboxes.buffer_turns,
         num_words=len(words),
         RANK=inboxes.rank,
         RANKS=ranks,
         PADDED=triton.next_power_of_2(ranks),
-        TRAYS_OFFSET=trays_offset(ranks),
+        BUFFERS_OFFSET=buffers_offset(ranks),
         FLAGS_OFFSET=flags_offset(ranks),
         DTYPE=WORD_DTYPES[x.dtype],
         PAIRS=x.element_size() == 2,
         PATIENCE=patience,
         PART=part,
         DEPENDENT=dependent,
-        BLOCK=TRAY_BLOCK,
+        BLOCK=BUFFER_BLOCK,
         num_warps=4,
         **launch_options(dependent),
     )

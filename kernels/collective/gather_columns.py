@@ -2,7 +2,7 @@
 
     out = [x of rank 0 | x of rank 1 | …]
 
-Every rank sends its columns to all others (`messages`); a program has a fixed part of them, at one desk.
+Every rank sends its columns to all others (`messages`); a program has a fixed part of them, at one slot.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import triton.language as tl
 
 from dodona.kernels.collective.messages import (
     BLOCK,
-    MAX_DESKS,
+    MAX_SLOTS,
     Inboxes,
-    desk_place,
     has_words,
     inbox_of,
     receive,
     send,
+    slot_offset,
     words_of,
 )
 from dodona.kernels.dependent_launch import (
@@ -33,7 +33,7 @@ PARTS = ("all", "send", "receive")
 """Of a launch; a GPU's launches have all. Triton's interpreter runs the second on all ranks, then the
 last."""
 
-MAX_BYTES = 4 * BLOCK * MAX_DESKS
+MAX_BYTES = 4 * BLOCK * MAX_SLOTS
 """Most bytes of a rank's columns."""
 
 
@@ -63,17 +63,17 @@ def _gather_columns_kernel(
     if DEPENDENT:
         wait_for_inputs()
     turn = tl.load(turns + program) + 1
-    desk = desk_place(program, turn, RANKS, BLOCK) + i
+    slot = slot_offset(program, turn, RANKS, BLOCK) + i
     if PART == "all" or PART == "send":
         own = tl.load(x + place, mask=inside, other=0)
         for step in tl.static_range(1, RANKS):
-            send(inbox_of(inboxes, (RANK + step) % RANKS) + desk + RANK * BLOCK, own, turn)
+            send(inbox_of(inboxes, (RANK + step) % RANKS) + slot + RANK * BLOCK, own, turn)
         tl.store(target + RANK * row_words, own, mask=inside)
     if PART == "all" or PART == "receive":
         inbox = inbox_of(inboxes, RANK)
         for step in tl.static_range(1, RANKS):
             sender = (RANK + step) % RANKS
-            words = receive(inbox + desk + sender * BLOCK, turn, PATIENCE)
+            words = receive(inbox + slot + sender * BLOCK, turn, PATIENCE)
             tl.store(target + sender * row_words, words, mask=inside)
         tl.store(turns + program, turn)
 

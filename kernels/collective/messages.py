@@ -4,10 +4,10 @@ A message is a 64-bit word, which is stored and loaded at once: 32 bits of data,
 So no fence and no second message has to say that the data are there (NCCL's protocol LL does the same); they
 take twice the bytes, which is why large tensors are better summed otherwise.
 
-A rank's inbox consists of desks, one after the other: room for `BLOCK` words from each rank, twice. A program
-of a launch has desks of its own, and counts the turns of each on the device, so that launches in captured
-graphs count too. A desk has room for two turns: who sends the next but one has received the next, which its
-sender sent after it had read this one. So at each turn of a desk every rank must receive from all others.
+A rank's inbox consists of slots, one after the other: room for `BLOCK` words from each rank, twice. A program
+of a launch has slots of its own, and counts the turns of each on the device, so that launches in captured
+graphs count too. A slot has room for two turns: who sends the next but one has received the next, which its
+sender sent after it had read this one. So at each turn of a slot every rank must receive from all others.
 Launches must be in the same order on all ranks, on one stream each; their kinds may differ.
 """
 
@@ -21,15 +21,15 @@ import triton
 import triton.language as tl
 
 BLOCK = 128
-"""Words of 32 bits that a rank sends to a desk in a turn; inboxes are laid out by it."""
+"""Words of 32 bits that a rank sends to a slot in a turn; inboxes are laid out by it."""
 
-MAX_DESKS = 4096
+MAX_SLOTS = 4096
 
-TRAY_BLOCK = 512
-"""Words that a rank puts on a tray, see `flagged_sum`."""
+BUFFER_BLOCK = 512
+"""Words that a rank puts into a buffer, see `flagged_sum`."""
 
-MAX_TRAYS = 1024
-"""Pairs of trays; they lie behind the desks, and the flags behind them."""
+MAX_BUFFERS = 1024
+"""Pairs of buffers; they lie behind the slots, and the flags behind them."""
 
 WORD_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """Types of which a word holds one element or two."""
@@ -70,9 +70,9 @@ def rounded_words(first, second, DTYPE: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def desk_place(desk, turn, RANKS: tl.constexpr, BLOCK: tl.constexpr):
-    """Where in an inbox the messages of a desk's turn begin."""
-    return (desk * 2 + (turn & 1)) * (RANKS * BLOCK)
+def slot_offset(slot, turn, RANKS: tl.constexpr, BLOCK: tl.constexpr):
+    """Where in an inbox the messages of a slot's turn begin."""
+    return (slot * 2 + (turn & 1)) * (RANKS * BLOCK)
 
 
 @triton.jit
@@ -111,9 +111,9 @@ class Inboxes:
     """[ranks] int64, on this rank's device: where each rank's inbox begins, as this device addresses it. An
     inbox has `inbox_size` bytes, which are zero at first."""
     turns: torch.Tensor
-    """[MAX_DESKS] int32, zero at first."""
-    tray_turns: torch.Tensor
-    """[MAX_TRAYS] int32, zero at first."""
+    """[MAX_SLOTS] int32, zero at first."""
+    buffer_turns: torch.Tensor
+    """[MAX_BUFFERS] int32, zero at first."""
 
     @property
     def ranks(self) -> int:
@@ -123,17 +123,17 @@ class Inboxes:
 
 def inbox_size(ranks: int) -> int:
     """Bytes of an inbox: two turns of messages from each rank, of blocks, and of their flags."""
-    return 4 * (flags_offset(ranks) + 2 * ranks * MAX_TRAYS)
+    return 4 * (flags_offset(ranks) + 2 * ranks * MAX_BUFFERS)
 
 
-def trays_offset(ranks: int) -> int:
-    """Words of an inbox before the trays."""
-    return 2 * 2 * ranks * BLOCK * MAX_DESKS
+def buffers_offset(ranks: int) -> int:
+    """Words of an inbox before the buffers."""
+    return 2 * 2 * ranks * BLOCK * MAX_SLOTS
 
 
 def flags_offset(ranks: int) -> int:
-    """Words of an inbox before the trays' flags."""
-    return trays_offset(ranks) + 2 * ranks * TRAY_BLOCK * MAX_TRAYS
+    """Words of an inbox before the buffers' flags."""
+    return buffers_offset(ranks) + 2 * ranks * BUFFER_BLOCK * MAX_BUFFERS
 
 
 def make_inboxes(rank: int, addresses: Sequence[int], device: torch.device) -> Inboxes:
@@ -141,8 +141,8 @@ def make_inboxes(rank: int, addresses: Sequence[int], device: torch.device) -> I
     return Inboxes(
         rank,
         torch.tensor(addresses, dtype=torch.int64, device=device),
-        torch.zeros(MAX_DESKS, dtype=torch.int32, device=device),
-        torch.zeros(MAX_TRAYS, dtype=torch.int32, device=device),
+        torch.zeros(MAX_SLOTS, dtype=torch.int32, device=device),
+        torch.zeros(MAX_BUFFERS, dtype=torch.int32, device=device),
     )
 
 

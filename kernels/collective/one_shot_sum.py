@@ -3,7 +3,7 @@
     out = x of rank 0 + x of rank 1 + …
 
 Every rank sends its tensor to all others (`messages`), and adds up what arrives. A program sends and receives
-a fixed part of the tensor, at one desk. Sums are fp32, in the ranks' order, rounded once: the same bits on
+a fixed part of the tensor, at one slot. Sums are fp32, in the ranks' order, rounded once: the same bits on
 all ranks.
 """
 
@@ -15,16 +15,16 @@ import triton.language as tl
 
 from dodona.kernels.collective.messages import (
     BLOCK,
-    MAX_DESKS,
+    MAX_SLOTS,
     WORD_DTYPES,
     Inboxes,
     add_words,
-    desk_place,
     has_words,
     inbox_of,
     receive,
     rounded_words,
     send,
+    slot_offset,
     words_of,
 )
 from dodona.kernels.dependent_launch import (
@@ -34,7 +34,7 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs,
 )
 
-MAX_BYTES = 4 * BLOCK * MAX_DESKS
+MAX_BYTES = 4 * BLOCK * MAX_SLOTS
 """Largest tensor."""
 
 
@@ -62,16 +62,16 @@ def _one_shot_sum_kernel(
         wait_for_inputs()
     own = tl.load(x + place, mask=inside, other=0)
     turn = tl.load(turns + program) + 1
-    desk = desk_place(program, turn, RANKS, BLOCK) + i
+    slot = slot_offset(program, turn, RANKS, BLOCK) + i
     for step in tl.static_range(1, RANKS):
-        send(inbox_of(inboxes, (RANK + step) % RANKS) + desk + RANK * BLOCK, own, turn)
+        send(inbox_of(inboxes, (RANK + step) % RANKS) + slot + RANK * BLOCK, own, turn)
     inbox = inbox_of(inboxes, RANK)
     first = tl.zeros((BLOCK,), tl.float32)
     second = tl.zeros((BLOCK,), tl.float32)
     for sender in tl.static_range(RANKS):
         words = own
         if sender != RANK:
-            words = receive(inbox + desk + sender * BLOCK, turn, PATIENCE)
+            words = receive(inbox + slot + sender * BLOCK, turn, PATIENCE)
         first, second = add_words(first, second, words, DTYPE, PAIRS)
     tl.store(x + place, rounded_words(first, second, DTYPE, PAIRS), mask=inside)
     tl.store(turns + program, turn)

@@ -5,7 +5,7 @@
 A rank sends each other rank that one's share of the tensor (`messages`), adds up what arrives of its own
 share, and sends the sum to all others. Of n ranks, it sends 2 (n - 1) / n tensors, where `one_shot_sum` sends
 n - 1 with one trip: more than two ranks sum tensors that are not small faster so. A program has a block of
-each share, and two desks, one for each trip. Sums are fp32, in the ranks' order, rounded once: the same bits
+each share, and two slots, one for each trip. Sums are fp32, in the ranks' order, rounded once: the same bits
 on all ranks.
 """
 
@@ -17,16 +17,16 @@ import triton.language as tl
 
 from dodona.kernels.collective.messages import (
     BLOCK,
-    MAX_DESKS,
+    MAX_SLOTS,
     WORD_DTYPES,
     Inboxes,
     add_words,
-    desk_place,
     has_words,
     inbox_of,
     receive,
     rounded_words,
     send,
+    slot_offset,
     words_of,
 )
 from dodona.kernels.dependent_launch import (
@@ -65,8 +65,8 @@ def _two_shot_sum_kernel(
         wait_for_inputs()
     there = tl.load(turns + 2 * program) + 1
     back = tl.load(turns + 2 * program + 1) + 1
-    way_there = desk_place(2 * program, there, RANKS, BLOCK) + i
-    way_back = desk_place(2 * program + 1, back, RANKS, BLOCK) + i
+    way_there = slot_offset(2 * program, there, RANKS, BLOCK) + i
+    way_back = slot_offset(2 * program + 1, back, RANKS, BLOCK) + i
     inbox = inbox_of(inboxes, RANK)
     if PART == "all" or PART == "send":
         for step in tl.static_range(1, RANKS):
@@ -100,7 +100,7 @@ def _two_shot_sum_kernel(
 
 def max_bytes(ranks: int) -> int:
     """Of the largest tensor."""
-    return 4 * BLOCK * ranks * (MAX_DESKS // 2)
+    return 4 * BLOCK * ranks * (MAX_SLOTS // 2)
 
 
 def supports_two_shot_sum(x: torch.Tensor, ranks: int) -> bool:

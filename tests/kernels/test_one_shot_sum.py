@@ -62,7 +62,7 @@ def test_two_trips_with_flags(ranks, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_two_trips(ranks, dtype):
-    """Between launches of one trip, which use the same desks."""
+    """Between launches of one trip, which use the same slots."""
     generator = torch.Generator().manual_seed(ranks)
     world = Ranks(ranks, "cpu")
     for turn, shape in enumerate([(1, 64), (5, 300), (1, 64), (3, 128 * ranks), (1, 2)]):
@@ -70,7 +70,7 @@ def test_two_trips(ranks, dtype):
         for result in world.sum_in_two_trips(tensors):
             assert torch.equal(result, sum_reference(tensors))
         if turn % 2:
-            for rank in range(ranks):  # a desk counts its own turns, equal on all ranks
+            for rank in range(ranks):  # a slot counts its own turns, equal on all ranks
                 assert torch.equal(world.inboxes[rank].turns, world.inboxes[0].turns)
             assert torch.equal(world.sum(tensors, receiver=0), sum_reference(tensors))
 
@@ -80,7 +80,7 @@ def test_two_trips(ranks, dtype):
     ("ranks", "dtype", "rows", "columns"), [(2, torch.float16, 3, 130), (4, torch.float32, 2, 77)]
 )
 def test_columns(ranks, dtype, rows, columns):
-    """Into rows of a wider matrix, between sums at the same desks."""
+    """Into rows of a wider matrix, between sums at the same slots."""
     world = Ranks(ranks, "cpu")
     for turn in range(3):
         own = [torch.randn(rows, columns).to(dtype) for _ in range(ranks)]
