@@ -257,7 +257,7 @@ compared with transformers' own `generate`. Each type runs in a process of its o
 - **–**: this version of transformers has no such type. The rule `transformers-version` refuses it there; the
   supported range is 5.17 to 5.24.
 
-There is no table for 5.17.0, the oldest. 28 types, from `afmoe` to `diffllama`, were run with it (torch 2.13.0,
+There is no table for 5.17.0, the oldest. 28 types, from `afmoe` to `diffllama`, were run with it (torch 2.13,
 Python 3.11, 2026-11-29), with the outcomes of 5.23.0; the other types were not. So were `tests/quantization`,
 `tests/lora/test_v1.py`, and of `tests/v1` `test_dynamic_rope.py`, `test_hybrids.py`, `test_mtp.py`,
 `test_pooling.py`, `test_pooling_table.py`, `test_quantized_experts.py` and `test_runner.py`.
