@@ -42,7 +42,7 @@ def test_the_rules_say_what_the_runs_found(version):
     """The book says of a config.json of each type what its run said: row by row, refused, or neither."""
     machine = Environment(has_triton=False, platform="cpu", packages={"transformers": version})
     for model_type, entry in RESULTS[version].items():
-        raw = {"architectures": [entry["architecture"]], "model_type": model_type}
+        raw = models_table.config_file(model_type, entry["architecture"])
         if entry["language_model"] != model_type:
             raw["text_config"] = {"model_type": entry["language_model"]}
         verdict = verdict_for(EngineConfig.from_flat("m"), ModelInfo.from_mapping(raw), machine, BOOK)
