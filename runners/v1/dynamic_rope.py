@@ -91,12 +91,15 @@ class _DynamicRope:
             return self._pass(self.frequencies(position_ids.max() + 1), x, position_ids)
         if self._token_by_token:
             return self._pass(self.frequencies(lengths)[None], x, position_ids)
-        distinct, which, counts = lengths.unique(return_inverse=True, return_counts=True)
+        values: Any = lengths  # Tensor.unique has no types
+        distinct, which, counts = values.unique(return_inverse=True, return_counts=True)
         order = which.argsort()
         parts = [
             self._pass(frequencies, x, positions)
             for frequencies, positions in zip(
-                self.frequencies(distinct), position_ids[:, order].split(counts.tolist(), dim=1), strict=True
+                self.frequencies(distinct),
+                torch.split(position_ids[:, order], counts.tolist(), dim=1),
+                strict=True,
             )
         ]
         back = order.argsort()
