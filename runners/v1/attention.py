@@ -171,10 +171,9 @@ class ForwardState(Forward):
                 sinks=None if sinks is None else sinks[None, :, :, None],
             )
             out.index_copy_(0, group.tokens, result)
-        # 0 * NaN is NaN: no query may meet a token after it, which may be a draft.
-        lost = any(chunk.num_computed for chunk in layout.chunks) and not all(
-            bool(tensor.isfinite().all()) for tensor in (key, value)
-        )
+        # 0 * NaN is NaN: no query may meet a draft after it. Looked at where there may be drafts only: the
+        # host waits for the answer.
+        lost = layout.may_verify and not bool(key.isfinite().all() & value.isfinite().all())
         for chunk in layout.chunks:
             span = slice(chunk.start, chunk.start + chunk.num_tokens)
             first = int(pattern.first_visible(chunk.num_computed))

@@ -93,7 +93,7 @@ class Ready:
         layout = StepLayout(*counts, tables, block_size, device, step.rows, prompts)
         window_layouts: dict[int, StepLayout] = {}
         for calls, window_tables in self.windows.tables(tables):
-            of_group = StepLayout(*counts, window_tables, block_size, device)
+            of_group = StepLayout(*counts, window_tables, block_size, device, step.rows, prompts)
             window_layouts.update(dict.fromkeys(calls, of_group))
         states = self.states.step(
             step.rows, step.num_tokens, step.num_computed_tokens, verifying=step.draft_token_ids

@@ -80,6 +80,10 @@ class StepLayout:
         self.num_computed: np.ndarray = computed
         self.rows: Sequence[int] = range(len(counts)) if rows is None else rows
         self._prompt_lengths = prompt_lengths
+        prompts = 1 if prompt_lengths is None else np.asarray(prompt_lengths, dtype=np.int64)
+        self.may_verify = bool(((counts > 1) & (computed >= prompts)).any())
+        """Whether a row of several tokens may have drafts: it is beyond its prompt, or, where prompts are not
+        known, has begun."""
         self.block_tables = block_tables
         self.positions = to_device(positions, device)
         self.slots = to_device(slots, device)

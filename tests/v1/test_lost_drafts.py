@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v1.step_layout import StepLayout
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 QWEN3 = CHECKPOINTS / "qwen3"
@@ -83,3 +86,19 @@ def test_a_head_that_is_lost_drafts_nothing(head: str, tmp_path: Path) -> None:
     # A request whose target is lost: the head computes nothing of it.
     found, _ = outputs(spoil(QWEN3, tmp_path / "model"), {**drafts, "model": str(CHECKPOINTS / head)})
     assert [reason for _, reason, *_ in found] == ["length", "length", "error", "length"] * 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "computed", "prompts", "may"),
+    [
+        ([3, 1], [0, 9], [8, 9], False),
+        ([3, 1], [4, 9], [8, 9], False),  # a prompt's next chunk; a token without drafts
+        ([1, 3], [0, 9], [1, 9], True),
+        ([3], [4], None, True),
+        ([3, 1], [0, 4], None, False),
+    ],
+)
+def test_the_host_waits_for_steps_alone_that_may_have_drafts(counts, computed, prompts, may) -> None:
+    tables = np.zeros((len(counts), 2), dtype=np.int64)
+    layout = StepLayout(counts, computed, tables, 16, torch.device("cpu"), prompt_lengths=prompts)
+    assert layout.may_verify is may

@@ -54,6 +54,7 @@ _BY_TYPE: Final = {
 """Methods by `speculators_model_type`, else `model_type`, of a draft's config.json."""
 
 MAX_TOKENIZER_BYTES = 256 << 20
+"""Largest tokenizer.json that is compared with another."""
 
 
 def with_told_method(config: EngineConfig) -> EngineConfig:
