@@ -9,7 +9,7 @@ by token is not needed for the few adapters of one step.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ _PROBED_TOKENS = 5
 
 @dataclass(frozen=True, slots=True)
 class _Masks:
-    """Which columns of A x count, per token: [tokens, slots * rank] bool. One entry serves all tokens of a
-    row that is computed by itself."""
+    """Which columns of A x are of other adapters than the token's: [tokens, slots * rank] bool. One entry
+    serves all tokens of a row that is computed by itself."""
 
     tokens: torch.Tensor
     """For layers over all tokens of the pass."""
@@ -171,13 +171,13 @@ class _Layer:
         x = args[0].to(self.a.dtype)
         mask = masks.kept if self._found.is_kept else masks.tokens
         rows = x.reshape(-1, x.shape[-1])
-        inner = functional.linear(rows, self.a).masked_fill(~mask, 0)
+        inner = functional.linear(rows, self.a).masked_fill(mask, 0)
         result = output + functional.linear(inner, self.b).view(output.shape).to(output.dtype)
         for slot, saved in enumerate(self._saved):
             if saved is not None:
                 other = functional.linear(rows, saved.weight, saved.bias).to(result.dtype)
-                is_its = mask[:, slot * self._rank, None]
-                result = torch.where(is_its, other, result.reshape(-1, result.shape[-1])).view(result.shape)
+                others = mask[:, slot * self._rank, None]
+                result = torch.where(others, result.reshape(-1, result.shape[-1]), other).view(result.shape)
         return result
 
 
@@ -226,22 +226,34 @@ class LoRALayers:
         num_tokens: of each row. kept: [n], packed indices of the tokens whose logits are wanted. There are at
         most `max_loras` different adapters.
         """
-        wanted = {adapter.key: adapter for adapter in adapters if adapter is not None}
-        if not wanted:
+        if all(adapter is None for adapter in adapters):
             yield
             return
-        self._place(wanted)
-        rows = torch.tensor([NO_SLOT if each is None else self._slots[each.key] for each in adapters])
+        self.place(adapter for adapter in adapters if adapter is not None)
+        rows = torch.tensor([NO_SLOT if each is None else self.slot(each) for each in adapters])
         slots = rows.repeat_interleave(torch.tensor(num_tokens)).to(kept.device)
-        mask = slots[:, None] == self._slot_of_column
-        token = _current.set(_Masks(mask, mask[kept]))
+        with self.slots_of_pass(slots, slots[kept]):
+            yield
+
+    @contextmanager
+    def slots_of_pass(self, tokens: torch.Tensor, kept: torch.Tensor) -> Iterator[None]:
+        """Inside, the model computes tokens with the adapters in these slots, `NO_SLOT` for none: [tokens],
+        and [n] for those whose logits are wanted."""
+        masks = _Masks(tokens[:, None] != self._slot_of_column, kept[:, None] != self._slot_of_column)
+        token = _current.set(masks)
         try:
             yield
         finally:
             _current.reset(token)
 
-    def _place(self, wanted: Mapping[bytes, Adapter]) -> None:
-        """Give each of these adapters a slot, in place of those unused for the longest."""
+    def slot(self, adapter: Adapter) -> int:
+        """The slot that `place` gave an adapter. Raises KeyError where it has none."""
+        return self._slots[adapter.key]
+
+    def place(self, adapters: Iterable[Adapter]) -> None:
+        """Give each of these adapters, of which at most `max_loras` differ, a slot in place of those unused
+        for the longest."""
+        wanted = {adapter.key: adapter for adapter in adapters}
         for key in wanted:
             if key in self._slots:
                 self._slots.move_to_end(key)
@@ -258,6 +270,11 @@ class LoRALayers:
         with torch.inference_mode():
             for layer in self._layers.values():
                 layer.write(slot, adapter)
+
+
+def is_adapter_hook(hook: object) -> bool:
+    """Whether a forward hook adds adapters, and changes nothing where there are none."""
+    return isinstance(getattr(hook, "__self__", None), _Layer)
 
 
 def layers_by_token(model: Any) -> list[FoundLayer]:
