@@ -176,7 +176,8 @@ class DeviceModel:
         else:
             slots = hidden[:, -1].int()
             with self.adapters.layers.slots_of_pass(slots, slots):
-                logits = self._head(hidden[:, :-1])
+                # Rows of an odd length would keep the output layer from its fast kernels.
+                logits = self._head(hidden[:, :-1].contiguous())
         return logits if out is None else out.copy_(logits)
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
