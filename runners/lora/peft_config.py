@@ -211,7 +211,8 @@ class _Fields:
         fault = pattern_fault(value)
         if fault is not None:
             raise ConfigError(
-                f"{self.file}: field {name!r}: the expression {value!r:.80}: {fault}; write the modules' names"
+                f"{self.file}: field {name!r}: the expression {value!r:.80}: {fault}; "
+                "write the modules' names"
             )
         return value
 
