@@ -24,6 +24,9 @@ from dodona.runners.errors import EngineSetupError, InvalidRequestError, WrongTa
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.limits import resolve_limits
 from dodona.runners.pooling.pooler import pool
+from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.v1.packed_model import set_attention
+from dodona.runners.v1.pooling.choice import choose
 from dodona.runners.v1.pooling.model import batches
 from dodona.runners.v1.pooling.runner import V1PoolingRunner
 from tests.support import pooling_table, sweep
@@ -134,6 +137,19 @@ def test_a_sample_of_families_runs_as_the_table_says(tmp_path, model_type, task)
     known = sweep.load(pooling_table.results_file(transformers.__version__))
     if model_type in known:
         assert found["outcome"] == known[model_type][task]["outcome"]
+
+
+@torch.inference_mode()
+def test_capped_scores_stay_capped():
+    """transformers 5.17 gives Gemma 2 SDPA, which leaves the cap out; later versions raise there."""
+    config = pooling_table.config_of("gemma2")
+    config.attn_logit_softcapping = 2.0
+    module = make_model(config, "AutoModel")
+    prompt = pooling_table.prompts()[1]
+    expected = module(input_ids=torch.tensor([prompt])).last_hidden_state[0]
+    set_attention(module, "sdpa")
+    (found,) = choose(module, max_model_len=64).model.compute([TokenSequence(prompt)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_masked_language_model_embeds_by_its_first_token(bert):
