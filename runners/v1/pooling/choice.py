@@ -98,7 +98,8 @@ def _implementation(module: torch.nn.Module) -> str:
     out: transformers 5.17 makes such modules with it all the same."""
     config: Any = module.config
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return PLAIN_ATTENTION if capped else config._attn_implementation or PLAIN_ATTENTION
+    made: str | None = config._attn_implementation
+    return PLAIN_ATTENTION if capped or made is None else made
 
 
 def _largest(plain: list[torch.Tensor], others: list[torch.Tensor]) -> float:
