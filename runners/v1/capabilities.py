@@ -39,6 +39,7 @@ from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pool
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
+    quantization_fault,
     quantization_scheme,
 )
 from dodona.oracle.systems.own.resolved import (
@@ -208,7 +209,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "transformers-version": needs_newer_transformers(config, model, environment) is True,
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
-        "quantization": scheme == "other",
+        "quantization": quantization_fault(config, model) is not None,
         "quantization-package": resolved_device(config, environment) == "cpu"
         and lacks_quantization_package(config, model, environment) is True,
         "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),

@@ -26,7 +26,7 @@ from dodona.oracle.systems.own.parallel import (
 )
 from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import quantization_fault, quantization_scheme
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_dtype,
@@ -182,7 +182,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
         or kinds not in (set(), {"full_attention"}, {"sliding_attention"}),
         "plain-arithmetic": bool(model.math_modifiers),
         "moe": model.is_moe,
-        "quantization": scheme == "other",
+        "quantization": quantization_fault(config, model) is not None,
         "quantized-weights": scheme not in (None, "other", *QUANTIZATION_SCHEMES),
         "hybrid-mamba": model.has_inner_state,
         "encoder-decoder": model.is_encoder_decoder,

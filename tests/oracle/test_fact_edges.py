@@ -285,6 +285,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         "model_config.transformers_since",
         "model_config.quantization",
         "model_config.quantization_scheme",
+        "model_config.quantization_fault",
         "model_config.num_queries_per_kv",
         "model_config.rope_fixed_length",
         "model_config.hidden_act",

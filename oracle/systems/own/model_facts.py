@@ -21,6 +21,7 @@ from dodona.oracle.systems.own.pooling import POOLING_TASKS, has_pooling_model, 
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
+    quantization_fault,
     quantization_scheme,
 )
 from dodona.oracle.systems.own.resolved import (
@@ -160,6 +161,16 @@ MODEL_SPECS = (
         derive=lambda i: UNKNOWN if i.model is None else quantization_scheme(i.config, i.model),
         nullable=True,
         domain=SCHEMES,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.quantization_fault",
+        "str",
+        "What in config.json's quantization_config, or of the method asked for, no runner reads; null where "
+        "one may read it.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else quantization_fault(i.config, i.model),
+        nullable=True,
         reads=("model_config.quantization",),
     ),
     OwnFact(
