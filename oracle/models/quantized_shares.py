@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm
-from typing import Literal
 
 from dodona.oracle.models.quantization import QuantizationConfig, WeightScheme
 
@@ -21,7 +20,8 @@ _PACKED = 8
 class Cut:
     """A layer's weight is cut along a dimension of `size` elements into equal `parts`."""
 
-    dim: Literal[0, 1]
+    dim: int
+    """ROWS or INNER."""
     size: int
     parts: int
 

@@ -179,8 +179,9 @@ def dense_quantized_parts(spec: ModelSpec, weights: ModelWeights) -> dict[str, Q
                 assert scheme is not None  # all layers of a projection have one scheme
                 target, share = projection.weight.slice_rows(start, count), shares.get(f"{module}.weight")
                 own = (count, projection.weight.inner)
-                rows, inner = own if share is None else share.whole(own)
-                found[module] = QuantizedPart(scheme, LinearShape(module, rows, inner), target, share)
+                whole, inner = own if share is None else share.whole(own)
+                shape = LinearShape(module, whole, inner)
+                found[module] = QuantizedPart(scheme, shape, target, share)
                 start += count
     return found
 
