@@ -21,6 +21,7 @@ from dodona.oracle.systems.own.lengths import sizes_fault
 from dodona.oracle.systems.own.model_code import (
     has_causal_lm,
     is_row_by_row,
+    lacks_vision_package,
     needs_newer_transformers,
     outgrows_rope,
     prompt_steps,
@@ -76,6 +77,7 @@ LACKS: frozenset[str] = frozenset(
         "library-quantization",
         "causal-lm",
         "transformers-version",
+        "vision-package",
         "model-family",
         "quantized-experts",
         "quantized-tensor-parallelism",
@@ -207,6 +209,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "causal-lm": runner_type == "generate" and not has_causal_lm(config, model),
         "transformers-version": needs_newer_transformers(config, model, environment) is True,
+        "vision-package": lacks_vision_package(config, model, environment) is True,
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": quantization_fault(config, model) is not None,

@@ -22,7 +22,7 @@ from torch.nn import functional
 from dodona.oracle.config.sections import LoRAConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.lora.adapter import Adapter, LoRAWeights, SavedLinear
-from dodona.runners.lora.target import LoRATarget
+from dodona.runners.lora.target import LoRATarget, is_expert
 from dodona.runners.quantization.replacement import is_transposed_linear
 from dodona.runners.v1.tensor_parallel import LinearShare
 
@@ -320,11 +320,6 @@ def _count(name: str, seen: dict[str, list[int]]) -> Any:
         seen.setdefault(name, []).append(count)
 
     return hook
-
-
-def is_expert(name: str) -> bool:
-    """Whether a module of this name is one of several experts, or in one."""
-    return any("expert" in part and "shared" not in part for part in name.split("."))
 
 
 def is_linear(module: torch.nn.Module) -> bool:
