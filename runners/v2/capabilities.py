@@ -21,6 +21,7 @@ from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     lacks_executor,
+    quantized_share_fault,
     splits_evenly,
 )
 from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
@@ -82,8 +83,8 @@ LACKS: frozenset[str] = frozenset(
         "device-count",
         "executor-backend",
         "ray-device",
-        "tensor-parallelism",
         "tensor-parallel-sizes",
+        "tensor-parallel-groups",
         "pipeline-parallelism",
         "data-parallel-deployment",
         "prefill-context-parallelism",
@@ -223,8 +224,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
 
 
 def _workers(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
-    is_split = config.parallel_config.tensor_parallel_size > 1
     return {
-        "tensor-parallelism": is_split and quantization_scheme(config, model) is not None,
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "tensor-parallel-groups": quantized_share_fault(config, model) is not None,
     }
