@@ -22,6 +22,7 @@ from dodona.oracle.systems.own.memory import memory_fault
 from dodona.oracle.systems.own.model_code import (
     has_causal_lm,
     is_row_by_row,
+    lacks_vision_package,
     needs_newer_transformers,
     outgrows_rope,
     prompt_steps,
@@ -40,6 +41,7 @@ from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pool
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
+    quantization_fault,
     quantization_scheme,
 )
 from dodona.oracle.systems.own.resolved import (
@@ -77,6 +79,7 @@ LACKS: frozenset[str] = frozenset(
         "library-quantization",
         "causal-lm",
         "transformers-version",
+        "vision-package",
         "model-family",
         "quantized-experts",
         "quantized-tensor-parallelism",
@@ -210,9 +213,10 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "causal-lm": runner_type == "generate" and not has_causal_lm(config, model),
         "transformers-version": needs_newer_transformers(config, model, environment) is True,
+        "vision-package": lacks_vision_package(config, model, environment) is True,
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
-        "quantization": scheme == "other",
+        "quantization": quantization_fault(config, model) is not None,
         "quantization-package": resolved_device(config, environment) == "cpu"
         and lacks_quantization_package(config, model, environment) is True,
         "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),

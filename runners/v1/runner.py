@@ -144,7 +144,7 @@ class V1Runner(WeightLife):
         part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
         self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
-            self._on_device = serve_on_device(chosen.model, self.config, self.limits)
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place, and those of the draft from where it was. KV computed before
@@ -286,7 +286,7 @@ class V1Runner(WeightLife):
         if metadata is not None:
             before_forward(self._kv_connector, metadata, num_layers=self._num_layers)
         if self._on_device is not None:
-            self._on_device.steps.execute(scheduler_output)
+            self._on_device.execute(scheduler_output)
         else:
             ready = self._require_ready()
             if self._executed is not None:

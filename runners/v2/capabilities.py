@@ -22,11 +22,12 @@ from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     lacks_executor,
+    quantized_share_fault,
     splits_evenly,
 )
 from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import quantization_fault, quantization_scheme
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_dtype,
@@ -84,8 +85,8 @@ LACKS: frozenset[str] = frozenset(
         "device-count",
         "executor-backend",
         "ray-device",
-        "tensor-parallelism",
         "tensor-parallel-sizes",
+        "tensor-parallel-groups",
         "pipeline-parallelism",
         "data-parallel-deployment",
         "prefill-context-parallelism",
@@ -187,7 +188,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
         or kinds not in (set(), {"full_attention"}, {"sliding_attention"}),
         "plain-arithmetic": bool(model.math_modifiers),
         "moe": model.is_moe,
-        "quantization": scheme == "other",
+        "quantization": quantization_fault(config, model) is not None,
         "quantized-weights": scheme not in (None, "other", *QUANTIZATION_SCHEMES),
         "hybrid-mamba": model.has_inner_state,
         "encoder-decoder": model.is_encoder_decoder,
@@ -229,8 +230,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
 
 
 def _workers(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
-    is_split = config.parallel_config.tensor_parallel_size > 1
     return {
-        "tensor-parallelism": is_split and quantization_scheme(config, model) is not None,
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "tensor-parallel-groups": quantized_share_fault(config, model) is not None,
     }

@@ -78,6 +78,7 @@ SIZES: Mapping[str, Any] = {
 """Field name → tiny value, for fields that a configuration class has and whose default is a number."""
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_AXES = {**_ROPE, "mrope_section": [2, 1, 1]}
 _DECODER = {"is_decoder": True}
 _LATENT = {"num_key_value_heads": 4}
 _DOTS3 = {"per_layer_config": {}, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -120,7 +121,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "xmod": {**_DECODER, "languages": ["en_XX"], "default_language": "en_XX"},
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 4,
                        "model_max_length": MAX_LENGTH, "mlp_layer_types": ["dense", "sparse"]},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _AXES, "sliding_attention": _AXES}},
     "dbrx": {"attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0},
              "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_v4": {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
@@ -144,10 +145,15 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "nemotron": {"num_key_value_heads": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "dots3_note": _DOTS3, "dots3_note_text": _DOTS3,
+    "dots3_note_text": _DOTS3,
+    "dots3_note_vision_encoder": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
+                                  "mlp_layer_types": ["dense"], "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note_audio_encoder": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
+                                 "adapter_input_size": 32, "adapter_out_dim": 32},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "fuyu": {"text_config": {"model_type": "persimmon", **_TEXT}},
+    "gemma3n_vision": {"architecture": "test_vit", "hidden_size": 64},
     "gemma3": {"vision_config": _VISION}, "gemma4_unified": {"vision_config": _VISION},
     "got_ocr2": {"text_config": {"model_type": "qwen2", **_TEXT}, "vision_config": _VISION},
     "moss_transcribe_diarize": {"text_config": {"model_type": "qwen3", "head_dim": 8, **_TEXT},

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support import sweep
 from tests.support.every_family import VOCAB_SIZE, architecture, make_model, model_types, tiny_config
-from tests.support.sweep import first_line, markdown, refused_or_wrong, run_apart
+from tests.support.sweep import first_line, markdown, refused_or_wrong, run_each
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sweep.RESULTS / "models"
@@ -205,23 +205,21 @@ def results_file(version: str) -> Path:
     return RESULTS / f"transformers-{version}.json"
 
 
-def run(only: Sequence[str], again: bool) -> None:
+def run(only: Sequence[str], again: bool, jobs: int) -> None:
     """Try what has no result yet, and keep the results."""
     file = results_file(sweep.prepare("dodona.runners.v1.runner"))
     known: dict[str, dict[str, str]] = sweep.load(file)
-    results: dict[str, dict[str, str]] = {}
-    for model_type in model_types():
-        now = key(model_type)
-        found = known.get(model_type)
-        wanted = model_type in only if only else again or found is None or found["config"] != now
-        if wanted:
-            found = {"config": now, **run_apart(model_type, try_family)}
-            print(model_type, found["outcome"], found["why"], flush=True)
-            known[model_type] = found
-            sweep.save(file, known)
-        if found is not None:
-            results[model_type] = {**found, **described(model_type)}
-    sweep.save(file, results)
+    keys = {model_type: key(model_type) for model_type in model_types()}
+    wanted = [
+        model_type
+        for model_type, now in keys.items()
+        if (model_type in only if only else again or known.get(model_type, {}).get("config") != now)
+    ]
+    for model_type, found in run_each(wanted, try_family, jobs):
+        known[model_type] = {"config": keys[model_type], **found}
+        print(model_type, found["outcome"], found["why"], flush=True)
+        sweep.save(file, known)
+    sweep.save(file, {t: {**known[t], **described(t)} for t in keys if t in known})
 
 
 WORDS = {

@@ -17,7 +17,7 @@ from typing import Any
 from tests.support import sweep
 from tests.support.every_family import SPECIAL, VOCAB_SIZE, make_model, tiny_config
 from tests.support.known_models import model_types, pooling_tasks
-from tests.support.sweep import first_line, markdown, refused_or_wrong, run_apart
+from tests.support.sweep import first_line, markdown, refused_or_wrong, run_each
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pooling.md"
 
@@ -151,17 +151,16 @@ def results_file(version: str) -> Path:
     return sweep.RESULTS / "pooling" / f"transformers-{version}.json"
 
 
-def run(only: Sequence[str], again: bool) -> None:
+def run(only: Sequence[str], again: bool, jobs: int) -> None:
     """Try what has no result yet, and keep the results."""
     file = results_file(sweep.prepare("dodona.runners.v1.pooling.runner", "dodona.runners.llm"))
     known = sweep.load(file)
-    for model_type in types():
-        if model_type in only if only else again or model_type not in known:
-            found = run_apart(model_type, try_type)
-            ended = "outcome" not in found  # else the process came to no end, with all tasks
-            known[model_type] = found if ended else dict.fromkeys(pooling_tasks(model_type), found)
-            print(model_type, known[model_type], flush=True)
-            sweep.save(file, known)
+    wanted = [t for t in types() if (t in only if only else again or t not in known)]
+    for model_type, found in run_each(wanted, try_type, jobs):
+        ended = "outcome" not in found  # else the process came to no end, with all tasks
+        known[model_type] = found if ended else dict.fromkeys(pooling_tasks(model_type), found)
+        print(model_type, known[model_type], flush=True)
+        sweep.save(file, known)
 
 
 WORDS = {

@@ -153,6 +153,7 @@ def test_a_gpu_that_is_not_there(tiny_models):
 @pytest.mark.parametrize(
     ("feature", "change"),
     [
+        ("vision-package", {"model_type": "gemma3n", "architectures": ["Gemma3nForConditionalGeneration"]}),
         ("transformers-version", {"model_type": "exaone", "architectures": ["ExaoneForCausalLM"]}),
         (
             "quantization-package",
@@ -164,7 +165,7 @@ def test_what_installed_packages_lack(tiny_models, feature, change):
     path = tiny_models.path("llama")
     model = ModelInfo.from_mapping({**json.loads((path / "config.json").read_text()), **change})
     config = EngineConfig.from_flat("m", device="cpu")
-    old = {"transformers": "5.23.0", "bitsandbytes": "0.50.2", "accelerate": None}
+    old = {"transformers": "5.23.0", "bitsandbytes": "0.50.2", "accelerate": None, "timm": None}
     for packages, lacking in ((old, (feature,)), (TESTED, ()), ({}, ())):
         machine = Environment(has_triton=False, platform="cpu", packages=packages)
         assert check_supported(config, model, machine) == lacking
@@ -185,7 +186,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "speculative-settings", "pooler-settings", "weights", "memory",
         "speculative-hidden-states", "library-quantization", "quantization-package",
     }  # fmt: skip
-    of_machines = {"device", "ray-device", "ray-package", "transformers-version"}
+    of_machines = {"device", "ray-device", "ray-package", "transformers-version", "vision-package"}
     assert set(ASKS) | of_machines | of_models == LACKS
 
 

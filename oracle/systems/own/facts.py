@@ -36,7 +36,13 @@ from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault
 from dodona.oracle.systems.own.lengths import sizes_fault
 from dodona.oracle.systems.own.memory import memory_fault
 from dodona.oracle.systems.own.model_facts import MODEL_SPECS
-from dodona.oracle.systems.own.parallel import MAX_CPU_RANKS, exceeds_devices, fills_stages, splits_evenly
+from dodona.oracle.systems.own.parallel import (
+    MAX_CPU_RANKS,
+    exceeds_devices,
+    fills_stages,
+    quantized_share_fault,
+    splits_evenly,
+)
 from dodona.oracle.systems.own.pooler import pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler
 from dodona.oracle.systems.own.resolved import resolved_device, resolved_speculative_method
@@ -53,6 +59,12 @@ def _speculative_method(inputs: Inputs) -> FactValue:
 def _fields(section: str) -> tuple[str, ...]:
     """The paths of a section's fields."""
     return tuple(f"{section}.{field.name}" for field in dataclasses.fields(cast(Any, SECTIONS[section])))
+
+
+def _quantized_share_fault(inputs: Inputs) -> FactValue:
+    if inputs.model is None:
+        return None if inputs.config.parallel_config.tensor_parallel_size == 1 else UNKNOWN
+    return quantized_share_fault(inputs.config, inputs.model)
 
 
 _PARALLEL_SIZES = tuple(
@@ -118,6 +130,20 @@ _ENGINE_SPECS = (
         "Attention heads and feed-forward layers (experts) divide among `tensor_parallel_size` ranks.",
         "model",
         derive=lambda i: known(splits_evenly(i.config, i.model)),
+        reads=(
+            "parallel_config.tensor_parallel_size",
+            "parallel_config.enable_expert_parallel",
+            "model_config.quantization",
+        ),
+    ),
+    OwnFact(
+        "parallel_config.quantized_share_fault",
+        "str",
+        "Why `tensor_parallel_size` ranks can't have equal shares of quantized layers with whole groups, "
+        "blocks and packed words; null where they can.",
+        "model",
+        derive=_quantized_share_fault,
+        nullable=True,
         reads=(
             "parallel_config.tensor_parallel_size",
             "parallel_config.enable_expert_parallel",

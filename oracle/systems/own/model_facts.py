@@ -13,6 +13,7 @@ from dodona.oracle.systems.own.model_code import (
     PROMPT_STEPS,
     has_causal_lm,
     is_row_by_row,
+    lacks_vision_package,
     needs_newer_transformers,
     outgrows_rope,
     prompt_steps,
@@ -21,6 +22,7 @@ from dodona.oracle.systems.own.pooling import POOLING_TASKS, has_pooling_model, 
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
+    quantization_fault,
     quantization_scheme,
 )
 from dodona.oracle.systems.own.resolved import (
@@ -132,6 +134,17 @@ MODEL_SPECS = (
         reads=("model_config.trust_remote_code",),
     ),
     OwnFact(
+        "model_config.lacks_vision_package",
+        "bool",
+        "The package that transformers makes the model's vision tower of (of Gemma 3n, timm) isn't there, "
+        "and no trusted code comes with the model.",
+        "model",
+        derive=lambda i: (
+            UNKNOWN if i.model is None else known(lacks_vision_package(i.config, i.model, i.environment))
+        ),
+        reads=("model_config.trust_remote_code",),
+    ),
+    OwnFact(
         "model_config.is_row_by_row",
         "bool",
         "V1 can't compute the model's requests together: by its type (docs/models.md; for pooling "
@@ -160,6 +173,16 @@ MODEL_SPECS = (
         derive=lambda i: UNKNOWN if i.model is None else quantization_scheme(i.config, i.model),
         nullable=True,
         domain=SCHEMES,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.quantization_fault",
+        "str",
+        "What in config.json's quantization_config, or of the method asked for, no runner reads; null where "
+        "one may read it.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else quantization_fault(i.config, i.model),
+        nullable=True,
         reads=("model_config.quantization",),
     ),
     OwnFact(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -93,8 +94,12 @@ def _prompts(model: TransformersPoolingModel, max_model_len: int) -> list[TokenS
 
 
 def _implementation(module: torch.nn.Module) -> str:
-    implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    return implementation or PLAIN_ATTENTION
+    """The attention that the module was made with; the plain one where scores are capped, which SDPA leaves
+    out: transformers 5.17 makes such modules with it all the same."""
+    config: Any = module.config
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    made: str | None = config._attn_implementation
+    return PLAIN_ATTENTION if capped or made is None else made
 
 
 def _largest(plain: list[torch.Tensor], others: list[torch.Tensor]) -> float:
