@@ -135,6 +135,7 @@ def embeddings(directory, prompts, **flat):
         ("roberta", "classify"), ("xlm-roberta", "embed"), ("distilbert", "token_classify"),
         ("mpnet", "embed"), ("deberta-v2", "classify"), ("modernbert", "classify"), ("electra", "embed"),
         ("nomic_bert", "embed"), ("bert", "token_classify"), ("bloom", "classify"),
+        ("neomme", "embed"),
     ],
 )  # fmt: skip
 def test_a_sample_of_families_runs_as_the_table_says(tmp_path, model_type, task):
