@@ -112,6 +112,7 @@ def _load_model(
             renamed: dict[str, str] | None = None
             if quantization is not None and is_stored:
                 stored = _stored_shapes(weights)
+                quantization = quantization.with_names_of(stored)
                 plain = _plain_model(factory, config, trust_remote_code)
                 experts = expert_names(plain, stored)
                 renamed = renamed_parts(plain, experts, quantization) or None
@@ -285,8 +286,8 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 _QUANTIZED_TENSORS = (
     "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx", "input_scale",
-    "input_zero_point", "weight_global_scale", "input_global_scale", "qweight", "qzeros", "scales", "g_idx",
-    "weight_blocks", "weight_scales", "bias",
+    "activation_scale", "input_zero_point", "weight_global_scale", "input_global_scale", "qweight", "qzeros",
+    "scales", "g_idx", "weight_blocks", "weight_scales", "bias",
 )  # fmt: skip
 """Names of tensors that change what a quantized layer computes, when a layer has them."""
 
