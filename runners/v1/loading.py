@@ -27,7 +27,7 @@ from dodona.runners.quantization.replacement import (
 )
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
-from dodona.runners.v1.expert_names import expert_names, renamed_parts
+from dodona.runners.v1.expert_names import expert_names, lacking_expert_weights, renamed_parts
 from dodona.runners.v1.model_folder import without_adapter
 from dodona.runners.v1.model_making import making_a_model
 
@@ -144,6 +144,16 @@ def _load_model(
             f"transformers has no {auto_class} for model_type {config.model_type!r} of {path / 'config.json'}"
         )
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
+    except RuntimeError as error:
+        # transformers joins the experts of a layer as it reads them, and names none that it lacks.
+        plain = None if weights is None else _plain_model(factory, config, trust_remote_code)
+        lacking = [] if weights is None else lacking_expert_weights(plain, _stored_shapes(weights))
+        if not lacking:
+            raise
+        raise ConfigError(
+            f"{weights}: {len(lacking)} weights of experts are missing or have other shapes than config.json "
+            f"says: {_first_names(lacking)}"
+        ) from error
     except ImportError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{path}: the model's code needs a package: {' '.join(lines)[:300]}") from error
