@@ -145,9 +145,11 @@ def _load_model(
         )
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
     except RuntimeError as error:
+        if weights is None:
+            raise
         # transformers joins the experts of a layer as it reads them, and names none that it lacks.
-        plain = None if weights is None else _plain_model(factory, config, trust_remote_code)
-        lacking = [] if weights is None else lacking_expert_weights(plain, _stored_shapes(weights))
+        plain = _plain_model(factory, config, trust_remote_code)
+        lacking = lacking_expert_weights(plain, _stored_shapes(weights))
         if not lacking:
             raise
         raise ConfigError(
