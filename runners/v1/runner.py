@@ -17,6 +17,7 @@ from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
+from dodona.oracle.systems.own.weights import check_weights
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
@@ -112,10 +113,11 @@ class V1Runner(WeightLife):
         speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
-        check_speculation(self.config, self.model_info, machine)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
-        if lacking:
+        if {*lacking} - {"weights", "speculative-settings"}:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        check_speculation(self.config, self.model_info, machine)
+        check_weights(self.config, self.model_info, machine)
         plan = self._plan_drafting()
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
