@@ -56,6 +56,13 @@ class Pooler:
             vector = vector[:dimensions]
         return F.normalize(vector, dim=-1) if activates else vector
 
+    def overwrite(self, dense: Sequence[Dense]) -> None:
+        """Write the values of other layers of the same shapes into `dense`, in place."""
+        for mine, other in zip(self.dense, dense, strict=True):
+            mine.weight.copy_(other.weight)
+            if mine.bias is not None and other.bias is not None:
+                mine.bias.copy_(other.bias)
+
 
 def pool(hidden: torch.Tensor, types: Sequence[str]) -> torch.Tensor:
     """Hidden states [tokens, size] as one vector [size * len(types)], as Sentence Transformers defines it."""
