@@ -88,7 +88,7 @@ class PeftConfig:
         fields = _Fields(str(path), raw)
         fields.check_served(except_for={"modules_to_save"} if serves_heads else set())
         targets, excluded = raw.get("target_modules"), raw.get("exclude_modules") or []
-        by_pattern = isinstance(excluded, str)
+        pattern = fields.expression("exclude_modules", excluded) if isinstance(excluded, str) else None
         return cls(
             file=str(path),
             r=fields.rank("r", raw.get("r")),
@@ -99,8 +99,8 @@ class PeftConfig:
                 k: fields.number(f"alpha_pattern.{k}", v) for k, v in fields.pattern("alpha_pattern")
             },
             target_modules=None if isinstance(targets, str) else fields.names("target_modules", targets),
-            exclude_modules=() if by_pattern else fields.names("exclude_modules", excluded),
-            exclude_pattern=fields.expression("exclude_modules", excluded) if by_pattern else None,
+            exclude_modules=() if pattern is not None else fields.names("exclude_modules", excluded),
+            exclude_pattern=pattern,
             layers_to_transform=fields.layers(),
             layers_pattern=fields.names("layers_pattern", raw.get("layers_pattern") or []),
             modules_to_save=fields.names("modules_to_save", raw.get("modules_to_save") or []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -99,6 +100,24 @@ def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
 def quantized_layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     """The quantized layers by module name, those of experts among them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+@contextmanager
+def unrounded_inputs(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, quantized layers take their inputs as they are.
+
+    For comparisons of two ways to compute a model: where inputs are rounded, the last bits of another order
+    of summation become whole steps, and a router may choose other experts. Each token is rounded by itself,
+    so that rounding makes no difference between two ways that are equal without it.
+    """
+    rounding = {layer: layer.round_input for layer in quantized_layers(model).values()}
+    for layer in rounding:
+        layer.round_input = None
+    try:
+        yield
+    finally:
+        for layer, kept in rounding.items():
+            layer.round_input = kept
 
 
 def is_transposed_linear(module: torch.nn.Module) -> bool:

@@ -33,7 +33,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "executor-backend": {"distributed_executor_backend": "external_launcher"},
     "ray-device": {"distributed_executor_backend": "ray"},
     "workers-combinations": {"distributed_executor_backend": "mp", "compilation_config": 1},
-    "tensor-parallelism": {"tensor_parallel_size": 2},
     "pipeline-parallelism": {"pipeline_parallel_size": 2},
     "data-parallel-deployment": {"data_parallel_backend": "ray"},
     "prefill-context-parallelism": {"prefill_context_parallel_size": 2},
@@ -76,7 +75,6 @@ _ACT_ORDER = {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_a
 STORED: dict[str, dict[str, Any]] = {
     "quantized-weights": _ACT_ORDER,
     "quantized-tensor-parallelism": _ACT_ORDER,
-    "tensor-parallelism": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
     "library-quantization-device": {
         "quantization_config": {
             "quant_method": "torchao",

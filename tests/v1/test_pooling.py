@@ -95,7 +95,7 @@ def with_modules(source, directory, *modules, pooling=None, **files):
     for file in source.iterdir():
         (directory / file.name).symlink_to(file)
     entries = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        {"idx": i, "name": str(i), "path": path, "type": f"{ST}.{kind}"}
         for i, (kind, path) in enumerate(modules)
     ]
     (directory / "modules.json").write_text(json.dumps(entries))
@@ -109,6 +109,12 @@ def with_modules(source, directory, *modules, pooling=None, **files):
     return directory
 
 
+ST = "sentence_transformers.models"
+DENSE = [
+    {"type": f"{ST}.Transformer", "path": ""},
+    {"type": f"{ST}.Pooling", "path": "2_Pooling"},
+    {"type": f"{ST}.Dense", "path": "1_Pooling"},
+]
 PLAIN = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
 
 
@@ -362,8 +368,14 @@ def test_shorter_embeddings(bert, tmp_path):
     ("change", "message"),
     [
         ({"modules.json": [{"type": "sentence_transformers.models.Pooling", "path": ""}]}, "in this order"),
-        ({"modules.json": [{"type": "a.Transformer", "path": "../x"}]}, "a folder inside"),
-        ({"modules.json": [{"type": "a.Transformer", "path": "0_Transformer"}]}, "must be empty"),
+        ({"modules.json": [{"type": f"{ST}.Transformer", "path": "../x"}]}, "a folder inside"),
+        ({"modules.json": [{"type": f"{ST}.Transformer", "path": "0_Transformer"}]}, "must be empty"),
+        ({"modules.json": [{"type": "custom_st.Transformer", "path": ""}]}, "whose code is not run"),
+        ({"modules.json": [{"type": f"{ST}.Transformer"}, {"type": f"{ST}.Dense"}]}, "late interaction"),
+        (
+            {"1_Pooling/config.json": {"module_input_name": "token_embeddings"}, "modules.json": DENSE},
+            "'module_input_name': expected 'sentence_embedding'",
+        ),
         ({"modules.json": {}}, "list of modules"),
         ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": 1}}, "true or false"),
         ({"1_Pooling/config.json": {"pooling_mode_new": True}}, "not 'pooling_mode_new'"),
@@ -375,6 +387,8 @@ def test_shorter_embeddings(bert, tmp_path):
 )
 def test_files_that_contradict(bert, tmp_path, change, message):
     with_modules(bert, tmp_path, *PLAIN)
+    (tmp_path / "2_Pooling").mkdir()
+    (tmp_path / "2_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     for name, content in change.items():
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=message):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from checkpoints.quantize import quantize_checkpoint
 from dodona.oracle.errors import ConfigError
@@ -183,6 +184,17 @@ def test_loading_by_name_equals_the_checkpoint(
 
 
 @both
+def test_a_trainers_state_dict_has_tied_tensors_twice(name: str, copy: Callable[..., Path]) -> None:
+    more = {"head_dim": 16, "tie_word_embeddings": True}
+    path, other = copy("llama", **more), copy("llama", seed=1, **more)
+    runner = make(name, path)
+    trainer = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).state_dict()
+    assert trainer["lm_head.weight"].data_ptr() == trainer["model.embed_tokens.weight"].data_ptr()
+    runner.load_weights(trainer.items())
+    assert torch.equal(runner._weight_views().views["model.embed_tokens.weight"], trainer["lm_head.weight"])
+
+
+@both
 def test_bad_patches_name_the_tensor(name: str, copy: Callable[..., Path]) -> None:
     runner = make(name, copy("llama", head_dim=16, tie_word_embeddings=True))
     before = {each: view.clone() for each, view in runner._weight_views().views.items()}
@@ -310,7 +322,7 @@ def test_quantized_weights_are_reloaded_in_place(form: str, quantized: Callable[
     assert before != changed == tokens(make("v1", second))
     layer = "model.layers.0.self_attn.q_proj"
     for wrong in (f"{layer}.data", f"{layer}.weight_packed", f"{layer}.weight"):
-        with pytest.raises(InvalidRequestError, match="the model has no tensor"):
+        with pytest.raises(InvalidRequestError, match="belongs to a quantized layer"):
             runner.apply_sparse_weight_patches({wrong: (torch.tensor([0]), torch.ones(1))})
     runner.apply_sparse_weight_patches({"model.norm.weight": (torch.tensor([0]), torch.ones(1))})
     runner.sleep(level=2)

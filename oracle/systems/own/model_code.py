@@ -54,6 +54,22 @@ def needs_newer_transformers(config: EngineConfig, model: ModelInfo, environment
     return _older(environment, since)
 
 
+_VISION_PACKAGES: Mapping[str, str] = {"Gemma3nForConditionalGeneration": "timm"}
+"""Architecture → the package that transformers makes the model's vision tower of."""
+
+
+def lacks_vision_package(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool | None:
+    """Whether the package that transformers makes the model's vision tower of isn't installed; None: not
+    known."""
+    if _brings_causal_lm(config, model):
+        return False
+    needed = [_VISION_PACKAGES[name] for name in model.architectures if name in _VISION_PACKAGES]
+    found = [environment.version(package) for package in needed]
+    if None in found:
+        return True
+    return None if UNKNOWN in found else False
+
+
 def is_row_by_row(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool | None:
     """Whether V1 computes the model's requests one by one: by its type, or since it outgrows its RoPE, whose
     frequencies don't follow each row's length. None: it depends on the version of transformers, which isn't

@@ -13,6 +13,7 @@ from dodona.oracle.systems.own.model_code import (
     PROMPT_STEPS,
     has_causal_lm,
     is_row_by_row,
+    lacks_vision_package,
     needs_newer_transformers,
     outgrows_rope,
     prompt_steps,
@@ -129,6 +130,17 @@ MODEL_SPECS = (
         "model",
         derive=lambda i: (
             UNKNOWN if i.model is None else known(needs_newer_transformers(i.config, i.model, i.environment))
+        ),
+        reads=("model_config.trust_remote_code",),
+    ),
+    OwnFact(
+        "model_config.lacks_vision_package",
+        "bool",
+        "The package that transformers makes the model's vision tower of (of Gemma 3n, timm) isn't there, "
+        "and no trusted code comes with the model.",
+        "model",
+        derive=lambda i: (
+            UNKNOWN if i.model is None else known(lacks_vision_package(i.config, i.model, i.environment))
         ),
         reads=("model_config.trust_remote_code",),
     ),

@@ -19,13 +19,16 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.config_files import read_config_json
+from dodona.oracle.models.expected_tensors import check_mtp_tensors
 from dodona.oracle.models.head_config import HeadConfig, read_head_config
 from dodona.oracle.models.hub import local_directory
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED
+from dodona.oracle.models.stored_tensors import stored_tensors
 from dodona.oracle.systems.own.lengths import resolved_max_model_len
 from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, needs_newer_transformers
 from dodona.oracle.systems.own.resolved import resolved_runner_type, resolved_speculative_method
+from dodona.oracle.systems.own.weights import WeightsOnDisk, model_fault, weights_of
 
 LOOKUP_METHODS: Final = ("ngram", "suffix")
 """Methods that draft from a request's own tokens."""
@@ -116,7 +119,7 @@ def check_speculation(config: EngineConfig, model: ModelInfo | None, environment
     elif method == "mtp":
         num_speculative_tokens(speculative)
         if model is not None:
-            _check_own_checkpoint(config, model)
+            _check_own_checkpoint(config, model, environment)
     else:
         directory = local_directory(draft_name(speculative, method))
         if method == "draft_model":
@@ -187,6 +190,11 @@ def check_draft(
         return head
     draft = ModelInfo.load(directory)
     _check_draft_model(config, draft, target, environment)
+    weights = weights_of(config, draft_name(speculative, method), directory, environment)
+    if weights is not None:
+        fault = model_fault(weights, draft, quantization=None, has_lm_head=True, num_labels=None)
+        if fault is not None:
+            raise ConfigError(fault)
     return None
 
 
@@ -222,7 +230,7 @@ def _check_fields(speculative: SpeculativeConfig, method: str) -> None:
         )
 
 
-def _check_own_checkpoint(config: EngineConfig, target: ModelInfo) -> None:
+def _check_own_checkpoint(config: EngineConfig, target: ModelInfo, environment: Environment) -> None:
     speculative, model = config.speculative_config, config.model_config.model
     given = None if speculative is None else speculative.model
     directory = Path(target.file).parent
@@ -231,6 +239,20 @@ def _check_own_checkpoint(config: EngineConfig, target: ModelInfo) -> None:
             f"speculative_config.model={given!r}: method 'mtp' drafts with the MTP layer of the target's own "
             "checkpoint; leave it unset"
         )
+    weights = weights_of(config, model, directory, environment)
+    if weights is not None and target.num_hidden_layers is not None:
+        fault = _mtp_fault(weights, target.num_hidden_layers)
+        if fault is not None:
+            raise ConfigError(fault)
+
+
+@functools.lru_cache(maxsize=64)
+def _mtp_fault(weights: WeightsOnDisk, num_layers: int) -> str | None:
+    try:
+        check_mtp_tensors(weights.directory, stored_tensors(weights.directory), num_layers)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _check_draft_model(

@@ -15,6 +15,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.quantization.replacement import unrounded_inputs
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, set_attention
 from dodona.runners.v1.pooling.model import TransformersPoolingModel
@@ -48,6 +49,13 @@ def choose(
     Raises UnsupportedConfiguration with what the model does where it can't compute a prompt, or where it
     differs from itself.
     """
+    with unrounded_inputs(module):
+        return _choose(module, max_model_len, rope_changes_beyond)
+
+
+def _choose(
+    module: torch.nn.Module, max_model_len: int, rope_changes_beyond: int | None
+) -> CheckedPoolingModel:
     alone = TransformersPoolingModel(module, pads=False)
     chosen = _implementation(module)
     prompts = _prompts(alone, max_model_len)
@@ -98,7 +106,8 @@ def _implementation(module: torch.nn.Module) -> str:
     out: transformers 5.17 makes such modules with it all the same."""
     config: Any = module.config
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return PLAIN_ATTENTION if capped else config._attn_implementation or PLAIN_ATTENTION
+    made: str | None = config._attn_implementation
+    return PLAIN_ATTENTION if capped or made is None else made
 
 
 def _largest(plain: list[torch.Tensor], others: list[torch.Tensor]) -> float:

@@ -12,6 +12,7 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.oracle.systems.own.weights import check_weights
 from dodona.runners.lora.adapter import Adapter
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
@@ -34,11 +35,11 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
 
     def _load(self) -> TransformersPoolingModel:
         """Read the weights and choose how prompts are batched; see `choice.choose`."""
-        lacking = capabilities.check_supported(
-            self.config, self.model_info, torch_environment(self.limits.device)
-        )
-        if lacking:
+        machine = torch_environment(self.limits.device)
+        lacking = capabilities.check_supported(self.config, self.model_info, machine)
+        if {*lacking} - {"weights"}:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        check_weights(self.config, self.model_info, machine)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         model = choose(

@@ -68,7 +68,8 @@ def weight_views(model: DenseModel) -> WeightViews:
     spec = model.spec
     is_tied = spec.has_lm_head and spec.tie_word_embeddings
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if is_tied else {}
-    return WeightViews(checkpoint_views(spec, model.weights), tied)
+    parts = quantized_parts(spec, model.weights)
+    return WeightViews(checkpoint_views(spec, model.weights), tied, frozenset(parts))
 
 
 def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v2.loading.loaded import load_pooling
-from dodona.runners.v2.loading.model import read_weights
+from dodona.runners.v2.loading.model import read_weights, weight_views
 from dodona.runners.v2.models.registry import checkpoint_views
 from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.v2.pooling.model import DensePoolingModel
@@ -37,7 +37,7 @@ class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
     # --- Parts
 
     def _weight_views(self) -> WeightViews:
-        return WeightViews(checkpoint_views(self._model.model.spec, self._model.model.weights), {})
+        return weight_views(self._model.model)
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
         spec, weights = self._model.model.spec, self._model.model.weights
