@@ -57,7 +57,7 @@ def check_tensors(
     if model.tie_word_embeddings and "lm_head.weight" in plain:
         expected.pop("embed_tokens.weight")
     if quantization is not None:
-        expected = dict(_as_quantized(expected, quantization))
+        expected = dict(_as_quantized(expected, quantization.with_names_of(stored)))
     missing = [name for name in expected if name not in plain]
     if missing:
         raise ConfigError(

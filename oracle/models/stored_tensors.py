@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import parse_json, read_prefix
@@ -93,11 +93,11 @@ def file_tensors(file: Path) -> Mapping[str, StoredTensor]:
 
 def _place(file: Path, name: str, item: Any) -> tuple[int, int, StoredTensor]:
     """First byte, byte after the last, and the tensor."""
-    fields = item if isinstance(item, dict) else {}
-    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    fields: dict[str, Any] = item if isinstance(item, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _damaged(file, f"tensor {short(name)} has the unknown type {short(dtype)}")
-    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise _damaged(file, f"tensor {short(name)} has no shape and place")
     tensor = StoredTensor(dtype, tuple(shape))
     if 8 * (offsets[1] - offsets[0]) != tensor.num_elements * BITS[dtype]:
@@ -107,7 +107,7 @@ def _place(file: Path, name: str, item: Any) -> tuple[int, int, StoredTensor]:
     return offsets[0], offsets[1], tensor
 
 
-def _sizes(value: Any) -> bool:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
 
 

@@ -270,7 +270,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "weights": weights_fault(config, model, environment) is not None,
         "sizes": sizes_fault(config, model, environment) is not None,
         "kv-connector-settings": kv_transfer_fault(config) is not None,
-        "pooler-settings": pooler_fault(config, model) is not None,
+        "pooler-settings": pooler_fault(config, model, environment) is not None,
         "speculative-settings": speculation_fault(config, model, environment) is not None,
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,

@@ -28,7 +28,7 @@ from dodona.runners.quantization.replacement import (
 )
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
-from dodona.runners.v1.expert_names import expert_names, renamed_parts
+from dodona.runners.v1.expert_names import expert_names, lacking_expert_weights, renamed_parts
 from dodona.runners.v1.model_folder import without_adapter
 from dodona.runners.v1.model_making import making_a_model
 
@@ -114,6 +114,7 @@ def _load_model(
             renamed: dict[str, str] | None = None
             if quantization is not None and is_stored:
                 stored = _stored_shapes(weights)
+                quantization = quantization.with_names_of(stored)
                 plain = _plain_model(factory, config, trust_remote_code)
                 experts = expert_names(plain, stored)
                 renamed = renamed_parts(plain, experts, quantization) or None
@@ -145,6 +146,18 @@ def _load_model(
             f"transformers has no {auto_class} for model_type {config.model_type!r} of {path / 'config.json'}"
         )
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
+    except RuntimeError as error:
+        if weights is None:
+            raise
+        # transformers joins the experts of a layer as it reads them, and names none that it lacks.
+        plain = _plain_model(factory, config, trust_remote_code)
+        lacking = lacking_expert_weights(plain, _stored_shapes(weights))
+        if not lacking:
+            raise
+        raise ConfigError(
+            f"{weights}: {len(lacking)} weights of experts are missing or have other shapes than config.json "
+            f"says: {_first_names(lacking)}"
+        ) from error
     except ImportError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{path}: the model's code needs a package: {' '.join(lines)[:300]}") from error
@@ -287,8 +300,8 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 _QUANTIZED_TENSORS = (
     "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx", "input_scale",
-    "input_zero_point", "weight_global_scale", "input_global_scale", "qweight", "qzeros", "scales", "g_idx",
-    "weight_blocks", "weight_scales", "bias",
+    "activation_scale", "input_zero_point", "weight_global_scale", "input_global_scale", "qweight", "qzeros",
+    "scales", "g_idx", "weight_blocks", "weight_scales", "bias",
 )  # fmt: skip
 """Names of tensors that change what a quantized layer computes, when a layer has them."""
 

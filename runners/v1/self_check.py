@@ -140,7 +140,13 @@ def tolerance_of(module: torch.nn.Module, dtype: torch.dtype) -> float:
 
 def configured_windows(model: Any) -> list[int]:
     """Sizes of windows and chunks of attention that the model's configurations name."""
-    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    named = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    # Layers may differ in a field; then the whole model's configuration has none.
+    configs = [
+        config
+        for whole in named.values()
+        for config in (whole.per_layer_config if getattr(whole, "is_heterogeneous", False) else [whole])
+    ]
     found = [getattr(config, name, None) for config in configs for name in ("sliding_window", "window_size")]
     return [size for size in found if isinstance(size, int)]
 

@@ -133,7 +133,7 @@ def check_supported(
         "weights": weights_fault(config, model, environment) is not None,
         "sizes": sizes_fault(config, model, environment) is not None,
         "kv-connector-settings": kv_transfer_fault(config) is not None,
-        "pooler-settings": pooler_fault(config, model) is not None,
+        "pooler-settings": pooler_fault(config, model, environment) is not None,
         "speculative-settings": speculation_fault(config, model, environment) is not None,
         **_features(config),
         **_workers(config, model),

@@ -67,6 +67,31 @@ def _last_logits(model, ids):
         return model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
 
 
+def test_scales_by_the_names_of_transformers_own_fp8_layers(quantized, prompts, tmp_path):
+    """A scale per tensor is `weight_scale_inv` [] and `activation_scale` [] there."""
+    source, names = (
+        quantized("w8a8-fp8-static"),
+        {"weight_scale": "weight_scale_inv", "input_scale": "activation_scale"},
+    )
+    stored = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        layer, _, part = name.rpartition(".")
+        stored[f"{layer}.{names.get(part, part)}"] = tensor.view(()) if part in names else tensor
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None,
+        "modules_to_not_convert": ["lm_head"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert select_runner(str(tmp_path), environment=NO_GPU).runner == "v1"
+    expected, found = (
+        [job.output for job in Driver(make_runner(path)).generate(prompts, [8] * len(prompts))]
+        for path in (source, tmp_path)
+    )
+    assert found == expected
+
+
 def test_weights_stay_compressed(quantized):
     sizes = {}
     for name in ("w4a16", "w8a16"):

@@ -208,7 +208,7 @@ _ENGINE_SPECS = (
         "str",
         "Why weights and a KV cache of one sequence do not fit into `kv_cache_memory_bytes`, or the memory "
         "of the machine (of a GPU); null where they may, or its size isn't known.",
-        "environment",
+        "model",
         derive=lambda i: UNKNOWN if i.model is None else memory_fault(i.config, i.model, i.environment),
         nullable=True,
         reads=(
@@ -289,7 +289,7 @@ _FEATURE_SPECS = (
         "speculative_config.fault",
         "str",
         "Why no engine can start with the section: what is missing, contradicts or does not fit the target. "
-        "A draft is looked at where it is a directory; null where nothing is wrong.",
+        "A draft on the hub is downloaded without its weights; null where nothing is wrong.",
         "model",
         derive=lambda i: speculation_fault(i.config, i.model, i.environment),
         nullable=True,
@@ -324,7 +324,7 @@ _FEATURE_SPECS = (
         "Why no engine can pool so: the model's files contradict, or an embedding has fewer elements than "
         "`dimensions`; null where nothing is wrong.",
         "model",
-        derive=lambda i: UNKNOWN if i.model is None else pooler_fault(i.config, i.model),
+        derive=lambda i: UNKNOWN if i.model is None else pooler_fault(i.config, i.model, i.environment),
         nullable=True,
         reads=(
             "pooler_config.pooling_type",

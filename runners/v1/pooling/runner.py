@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -61,14 +60,11 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
             raise RuntimeError("lora_config is not set")
         return lora.targets
 
-    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the weights again, in place."""
-        self._require_weights("reload_weights")
-        directory = weights_directory(self.config, self.model_info, path)
+    # --- Parts
+
+    def _replace_weights(self, directory: Path | None) -> None:
         fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(self._model.module, fresh)
-
-    # --- Parts
 
     def _weight_views(self) -> WeightViews:
         return model_weights.views(self._model.module)
