@@ -25,6 +25,7 @@ from dodona.runners.quantization.replacement import (
     convert_stored,
     expect_stored,
     quantize_layers,
+    quantized_layers,
 )
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
@@ -139,6 +140,12 @@ def _load_model(
             # A classifier's last layers stay as they are, as the output layer.
             body: Any = model if auto_class == "AutoModelForCausalLM" else model.base_model
             quantize_layers(body, quantization)
+            if not quantized_layers(model):
+                raise UnsupportedConfiguration.lacking(
+                    "v1",
+                    "quantization",
+                    why=f"{type(model).__name__} has no layer that can be quantized at load",
+                )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
