@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -158,6 +158,16 @@ class QuantizationConfig:
         ]
         return min(found, key=lambda each: each[:2])[2] if found else None
 
+    def with_names_of(self, stored: Iterable[str]) -> QuantizationConfig:
+        """The same with the names of scales that a checkpoint has, by the names of its tensors.
+
+        config.json does not tell them with the method "fp8" and a scale per tensor: transformers' own layers
+        store `weight_scale_inv` and `activation_scale`, others `weight_scale` and `input_scale`.
+        """
+        if self.method != "fp8" or not any(name.endswith(".weight_scale_inv") for name in stored):
+            return self
+        return replace(self, rules=tuple(map(_with_transformers_names, self.rules)))
+
     def overall_scheme(self, num_layers: int) -> str:
         """The one of SCHEMES that describes a model of `num_layers` layers.
 
@@ -179,6 +189,11 @@ class QuantizationConfig:
                     if len(found) > 1:
                         return "mixed"
         return names.pop()
+
+
+def _with_transformers_names(rule: SchemeRule) -> SchemeRule:
+    scheme = replace(rule.scheme, scale_name="weight_scale_inv", input_scale_name="activation_scale")
+    return replace(rule, scheme=scheme)
 
 
 def online_quantization(method: str) -> QuantizationConfig:

@@ -71,14 +71,45 @@ class SentenceTransformers:
     """Most tokens of a sequence."""
     do_lower_case: bool
     """Whether texts are written small before they are tokenized."""
+    files: tuple[Path, ...]
+    """Configurations of modules in folders of their own."""
 
 
 def read_sentence_transformers(directory: Path) -> SentenceTransformers | None:
-    """What the directory says; None where it has no modules.json.
+    """What the directory says; None where it has no modules.json. Read again only when a file has changed.
 
     Raises ConfigError that names file and field for modules in another order, paths out of the directory,
     and values of a wrong type.
     """
+    cached = _CACHE.get(directory)
+    if cached is not None and all(_stamp(file) == stamp for file, stamp in cached[0].items()):
+        return cached[1]
+    names = (MODULES_FILE, *_LENGTH_FILES)
+    before = {directory / name: _stamp(directory / name) for name in names}
+    found = _read(directory)
+    if found is not None:
+        before |= {file: _stamp(file) for file in found.files}
+    if len(_CACHE) >= _MAX_CACHED:
+        _CACHE.clear()
+    _CACHE[directory] = (before, found)
+    return found
+
+
+_Stamp = tuple[int, int, int] | None
+_CACHE: dict[Path, tuple[dict[Path, _Stamp], SentenceTransformers | None]] = {}
+"""Directory → the stamps of all files that were looked at, and what they say."""
+_MAX_CACHED = 64
+
+
+def _stamp(file: Path) -> _Stamp:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(directory: Path) -> SentenceTransformers | None:
     file = directory / MODULES_FILE
     if not file.is_file():
         return None
@@ -114,6 +145,11 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformers | None:
         "Normalize" in kinds,
         _size(*lengths, "max_seq_length", optional=True),
         _flag(*lengths, "do_lower_case"),
+        tuple(
+            folder / "config.json"
+            for kind, folder in zip(kinds, folders, strict=True)
+            if kind in ("Pooling", "Dense")
+        ),
     )
 
 

@@ -26,6 +26,7 @@ from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
+from dodona.runners.v1.lora import is_adapter_hook
 from dodona.runners.v1.shared_inputs import Groups, SharedProducts, is_plain_linear
 
 _ROTARY = "apply_rotary_pos_emb"
@@ -95,8 +96,9 @@ def _find(model: nn.Module, found: Container[nn.Module]) -> Iterator[Fusion]:
 
 
 def _is_changed(module: nn.Module) -> bool:
-    """Whether someone else changed what the module computes."""
-    return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
+    """Whether someone else changed what the module computes. What adapters add comes after it."""
+    hooks = [hook for hook in module._forward_hooks.values() if not is_adapter_hook(hook)]
+    return bool("forward" in module.__dict__ or hooks or module._forward_pre_hooks)
 
 
 def _shared(group: Sequence[nn.Linear]) -> Sequence[Fusion]:

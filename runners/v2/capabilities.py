@@ -16,6 +16,7 @@ from dodona.oracle.systems.own.companions import companions_fault
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault, lacks_connector
 from dodona.oracle.systems.own.lengths import sizes_fault
+from dodona.oracle.systems.own.memory import memory_fault
 from dodona.oracle.systems.own.model_code import prompt_steps
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
@@ -34,6 +35,7 @@ from dodona.oracle.systems.own.resolved import (
     resolved_speculative_method,
 )
 from dodona.oracle.systems.own.speculation import speculation_fault
+from dodona.oracle.systems.own.weights import weights_fault
 from dodona.runners.v2.models.registry import MODEL_FAMILIES, POOLING_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -93,6 +95,8 @@ LACKS: frozenset[str] = frozenset(
         "lora",
         "sizes",
         "companion-directories",
+        "memory",
+        "weights",
         "speculative-settings",
         "kv-connector-settings",
         "pooler-settings",
@@ -124,10 +128,12 @@ def check_supported(
         **({} if interpreted else _machine(config, model, device, environment)),
         "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
-        "companion-directories": companions_fault(config) is not None,
+        "companion-directories": companions_fault(config, model) is not None,
+        "memory": memory_fault(config, model, environment) is not None,
+        "weights": weights_fault(config, model, environment) is not None,
         "sizes": sizes_fault(config, model, environment) is not None,
         "kv-connector-settings": kv_transfer_fault(config) is not None,
-        "pooler-settings": pooler_fault(config, model) is not None,
+        "pooler-settings": pooler_fault(config, model, environment) is not None,
         "speculative-settings": speculation_fault(config, model, environment) is not None,
         **_features(config),
         **_workers(config, model),

@@ -81,7 +81,12 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _AXES = {**_ROPE, "mrope_section": [2, 1, 1]}
 _DECODER = {"is_decoder": True}
 _LATENT = {"num_key_value_heads": 4}
-_DOTS3 = {"per_layer_config": {}, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 4}
+_DOTS3 = {
+    "head_dim": 16,
+    "num_key_value_heads": 4,
+    "layer_types": ["indexed_attention", "sliding_attention"],
+    "per_layer_config": {1: {"num_attention_heads": 2, "num_key_value_heads": 2, "v_head_dim": 16}},
+}
 _TEXT = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -160,6 +165,11 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
                                 "audio_config": {**_VISION, "d_model": 32, "encoder_layers": 1,
                                                  "encoder_attention_heads": 4, "encoder_ffn_dim": 48}},
     "xlm": {"causal": True},
+    "esm": {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "mask_token_id": VOCAB_SIZE - 1},
+    "luke": {"entity_vocab_size": 16, "entity_emb_size": 16}, "neomme": {"head_dim": 16},
+    "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2},
+    "emu3": {"vocabulary_map": {"<|extra_200|>": 5, "<image>": 6, "<|visual token 000000|>": 7}},
+    "emu3_vqgan": {"codebook_size": 8, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "attn_resolutions": [1]},
     "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
              "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"]},
     "inkling2_loop_text": {"num_hidden_layers": 3, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2,

@@ -118,6 +118,21 @@ def refused_or_wrong(error: Exception) -> dict[str, str]:
     return {"outcome": "wrong", "why": first_line(error)}
 
 
+def refusals(config_json: Mapping[str, Any], **flat: Any) -> tuple[str, ...]:
+    """The rules that refuse a config.json with this transformers on a machine without a GPU."""
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.machine.environment import Environment
+    from dodona.oracle.machine.packages import installed_versions
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.select import verdict_for
+    from dodona.oracle.systems.books import load_rulebook
+
+    machine = Environment(has_triton=False, platform="cpu", packages=installed_versions())
+    config, info = EngineConfig.from_flat("m", **flat), ModelInfo.from_mapping(config_json)
+    verdict = verdict_for(config, info, machine, load_rulebook("dodona"))
+    return tuple(reason.rule for reason in verdict.refusals)
+
+
 def load(file: Path) -> dict[str, Any]:
     """The results that there are, by type."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -135,6 +135,7 @@ def embeddings(directory, prompts, **flat):
         ("roberta", "classify"), ("xlm-roberta", "embed"), ("distilbert", "token_classify"),
         ("mpnet", "embed"), ("deberta-v2", "classify"), ("modernbert", "classify"), ("electra", "embed"),
         ("nomic_bert", "embed"), ("bert", "token_classify"), ("bloom", "classify"),
+        ("neomme", "embed"),
     ],
 )  # fmt: skip
 def test_a_sample_of_families_runs_as_the_table_says(tmp_path, model_type, task):
@@ -569,6 +570,35 @@ def test_reload_and_sleep(bert, tmp_path):
     torch.testing.assert_close(
         torch.tensor(after), torch.nn.functional.normalize(doubled, dim=0), atol=1e-5, rtol=0
     )
+
+
+def test_a_reload_reads_dense_modules_too(bert, tmp_path):
+    """All of another model's weights, or none of them."""
+    folders = []
+    for number in (0, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        modules = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
+        folders.append(with_modules(bert, folder, *modules, pooling={"pooling_mode_cls_token": True}))
+        (folder / "2_Dense").mkdir()
+        dense = {"in_features": 32, "out_features": 8, "bias": True}
+        (folder / "2_Dense" / "config.json").write_text(json.dumps(dense))
+        tensors = {"linear.weight": torch.randn(8, 32), "linear.bias": torch.randn(8)}
+        save_file(tensors, folder / "2_Dense" / "model.safetensors")
+    expected = [embeddings(folder, TEXTS[:1]) for folder in folders]
+    with LLM(str(folders[0]), **ENGINE) as llm:
+
+        def embedding():
+            return torch.tensor([llm.embed(TEXTS[0], use_tqdm=False)[0].outputs.embedding])
+
+        llm.reload_weights(folders[1])
+        assert torch.equal(embedding(), expected[1])
+        with pytest.raises(ConfigError, match=r"2_Dense/model\.safetensors"):
+            llm.reload_weights(bert)
+        assert torch.equal(embedding(), expected[1])
+        llm.reload_weights()
+        assert torch.equal(embedding(), expected[0])
+    assert not torch.equal(*expected)
 
 
 def test_threads_share_an_engine_and_numbers_that_are_none_end_one_request(bert):

@@ -17,6 +17,7 @@ from dodona.oracle.systems.own.model_code import (
     needs_newer_transformers,
     outgrows_rope,
     prompt_steps,
+    transformers_since,
 )
 from dodona.oracle.systems.own.pooling import POOLING_TASKS, has_pooling_model, pooling_task
 from dodona.oracle.systems.own.quantization import (
@@ -115,12 +116,15 @@ MODEL_SPECS = (
         "model",
         derive=lambda i: UNKNOWN if i.model is None else has_causal_lm(i.config, i.model),
     ),
-    of_config_json(
-        "transformers_since",
+    OwnFact(
+        "model_config.transformers_since",
         "str",
-        "First version of transformers that has the model type; null where all supported ones have it, or "
-        "none.",
+        "First version of transformers that has the model type, and computes it as it is served (some causal "
+        "models saw later tokens); null where all supported ones do, or none.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else transformers_since(i.config, i.model),
         nullable=True,
+        reads=("model_config.convert", "model_config.runner"),
     ),
     OwnFact(
         "model_config.needs_newer_transformers",
@@ -131,7 +135,7 @@ MODEL_SPECS = (
         derive=lambda i: (
             UNKNOWN if i.model is None else known(needs_newer_transformers(i.config, i.model, i.environment))
         ),
-        reads=("model_config.trust_remote_code",),
+        reads=("model_config.convert", "model_config.runner", "model_config.trust_remote_code"),
     ),
     OwnFact(
         "model_config.lacks_vision_package",

@@ -15,6 +15,7 @@ import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.quantization.replacement import unrounded_inputs
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, set_attention
 from dodona.runners.v1.pooling.model import TransformersPoolingModel
@@ -48,6 +49,13 @@ def choose(
     Raises UnsupportedConfiguration with what the model does where it can't compute a prompt, or where it
     differs from itself.
     """
+    with unrounded_inputs(module):
+        return _choose(module, max_model_len, rope_changes_beyond)
+
+
+def _choose(
+    module: torch.nn.Module, max_model_len: int, rope_changes_beyond: int | None
+) -> CheckedPoolingModel:
     alone = TransformersPoolingModel(module, pads=False)
     chosen = _implementation(module)
     prompts = _prompts(alone, max_model_len)

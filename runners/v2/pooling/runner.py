@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -14,7 +14,6 @@ from dodona.runners.v2.models.registry import checkpoint_views
 from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.v2.pooling.model import DensePoolingModel
 from dodona.runners.weights.life import WeightViews
-from dodona.runners.weights.source import weights_directory
 
 
 class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
@@ -26,15 +25,12 @@ class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
         model = load_pooling(self.config, self.model_info, self.limits, self._settings)
         return DensePoolingModel(model, self.limits)
 
-    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the weights again, in place."""
-        self._require_weights("reload_weights")
+    # --- Parts
+
+    def _replace_weights(self, directory: Path | None) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        directory = weights_directory(self.config, self.model_info, path)
         read_weights(self._model.model, directory, seed=self.config.model_config.seed)
-
-    # --- Parts
 
     def _weight_views(self) -> WeightViews:
         return weight_views(self._model.model)
