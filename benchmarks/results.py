@@ -19,7 +19,8 @@ A record of "dodona.throughput/1":
 A record of "dodona.kernels/1": see `benchmarks.kernels`. Of "dodona.step/1": see `benchmarks.profile_step`.
 Of "dodona.workload/1": see `benchmarks.profile_workload`. Of "dodona.kv_offload/1": see
 `benchmarks.kv_offload`. Of "dodona.speculation/1", one engine each: see `benchmarks.speculation`. Of
-"dodona.memory/1", values in bytes: see `benchmarks.memory`.
+"dodona.memory/1", values in bytes: see `benchmarks.memory`. Of "dodona.torch_compile/1": see
+`benchmarks.torch_compile`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ WORKLOAD = "dodona.workload/1"
 KV_OFFLOAD = "dodona.kv_offload/1"
 SPECULATION = "dodona.speculation/1"
 MEMORY = "dodona.memory/1"
+TORCH_COMPILE = "dodona.torch_compile/1"
 
 FIELDS: Mapping[str, frozenset[str]] = {
     THROUGHPUT: frozenset(
@@ -59,6 +61,12 @@ FIELDS: Mapping[str, frozenset[str]] = {
     WORKLOAD: frozenset({"engine", "model", "workload", "seconds", "gpu"}),
     KV_OFFLOAD: frozenset({"measurement", "values"}),
     MEMORY: frozenset({"engine", "model", "settings", "environment", "values"}),
+    TORCH_COMPILE: frozenset(
+        {
+            "model", "dtype", "environment", "settings", "start_seconds", "compilations", "tokens",
+            "output_tokens_per_s",
+        }
+    ),
     SPECULATION: frozenset(
         {
             "speculative_config", "forced_acceptance", "note", "mean_acceptance_length", "batches", "profile",

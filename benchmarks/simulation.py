@@ -36,7 +36,8 @@ MOST_SEEDS = 10_000
 
 def first_failure(seeds: range) -> tuple[int, str] | None:
     """The first of the seeds whose story fails, and what it says."""
-    from tests.support.simulation import run, story_of
+    from tests.support.simulation import run
+    from tests.support.stories import story_of
 
     for seed in seeds:
         story = story_of(seed)

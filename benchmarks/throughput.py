@@ -17,11 +17,14 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.compilations import compilations
+from benchmarks.compilations import summary as summary_of_compilations
 from benchmarks.engines import ENGINES, BenchmarkEngine, Setup, engine_class
 from benchmarks.environment import describe
 from benchmarks.models import model_directory, read_config
@@ -61,25 +64,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             print(headline(head), flush=True)
             records = []
-            for workload in workloads:
-                record = head | measure(
-                    engine,
-                    workload,
-                    head,
-                    repeat=options.repeat,
-                    streamed=is_streamed(options, workload.name),
-                    turn=wait_for_turn if options.take_turns else None,
-                    rates=Rates.of(
-                        head["environment"]["gpu"], bandwidth=options.bandwidth, flops=options.flops
-                    ),
-                )
-                print(summary(record), flush=True)
-                records.append(record)
-                if options.json is not None:  # after each, so that a later failure costs nothing
-                    results.write(options.json, results.THROUGHPUT, records)
+            with _watched(options.engine):
+                for workload in workloads:
+                    record = head | measure(
+                        engine,
+                        workload,
+                        head,
+                        repeat=options.repeat,
+                        streamed=is_streamed(options, workload.name),
+                        turn=wait_for_turn if options.take_turns else None,
+                        rates=Rates.of(
+                            head["environment"]["gpu"], bandwidth=options.bandwidth, flops=options.flops
+                        ),
+                    )
+                    print(summary(record), flush=True)
+                    records.append(record)
+                    if options.json is not None:  # after each, so that a later failure costs nothing
+                        results.write(options.json, results.THROUGHPUT, records)
         finally:
             engine.close()
     return 0
+
+
+@contextmanager
+def _watched(engine: str) -> Iterator[None]:
+    """Say which kernels are compiled inside, for an engine of this process."""
+    if not engine.startswith("dodona"):
+        yield
+        return
+    with compilations() as found:
+        yield
+    print(summary_of_compilations(found), flush=True)
 
 
 def make_workloads(options: argparse.Namespace, config: Mapping[str, Any]) -> list[Workload]:

@@ -8,13 +8,13 @@ the result down. `size_kv_cache` counts the KV blocks once the model is loaded.
 from __future__ import annotations
 
 import logging
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dodona.oracle.errors import DodonaError
 from dodona.oracle.systems.own.lengths import (
     checked_dtype,
     resolved_max_model_len,
@@ -172,14 +172,22 @@ def size_kv_cache(
     return KVSize(num_blocks, room)
 
 
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory"  # of devices, and of a host
+    r"|Storage size calculation overflowed|integer multiplication overflow|Overflow when unpacking long"
+)
+"""What torch says of memory that can't be had, and of sizes that no memory has."""
+
+
 @contextmanager
 def allocating(what: str, mend: str) -> Iterator[None]:
-    """Turn torch's errors of memory that can't be had into EngineSetupError: `what`, the cause, `mend`."""
+    """Turn errors of memory that can't be had into EngineSetupError: `what`, the cause, `mend`. Other errors
+    stay as they are."""
     try:
         yield
-    except DodonaError:
-        raise
-    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # the last of sizes above 2^63
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's of sizes above 2^63
+        if isinstance(error, (RuntimeError, TypeError)) and not _NO_MEMORY.search(str(error)):
+            raise
         raise EngineSetupError(f"{what} can't be allocated: {first_line(error)}; {mend}") from error
 
 

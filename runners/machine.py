@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.machine.memory import host_memory
 from dodona.oracle.machine.packages import installed_versions
 from dodona.oracle.machine.probe import has_package
 
@@ -15,13 +16,18 @@ def torch_environment(device: str) -> Environment:
     Without a GPU, or for a runner on the CPU, the platform is "cpu". A GPU is not touched for a runner on the
     CPU: asking for its compute capability makes a CUDA context.
     """
+    packages, memory = installed_versions(), host_memory()
     if device == "cpu" or not torch.cuda.is_available():
-        return Environment(has_triton=False, platform="cpu", packages=installed_versions())
+        return Environment(False, "cpu", host_memory=memory, is_here=True, packages=packages)
     major, minor = torch.cuda.get_device_capability()
+    sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
     return Environment(
         has_triton=has_package("triton"),
         platform="cuda",
         compute_capability=10 * major + minor,
-        device_count=torch.cuda.device_count(),
-        packages=installed_versions(),
+        device_count=len(sizes),
+        memory=min(sizes) / (1 << 30),
+        host_memory=memory,
+        is_here=True,
+        packages=packages,
     )

@@ -6,8 +6,11 @@ what it needs from step to step.
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
@@ -25,6 +28,7 @@ from dodona.runners.pooling.params import PoolingInput, PoolingParams
 from dodona.runners.pooling.pooler import Pooler, check_width, load_dense
 from dodona.runners.pooling.sequence import TokenSequence
 from dodona.runners.weights.life import WeightLife
+from dodona.runners.weights.source import weights_directory
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
@@ -93,6 +97,28 @@ class PoolingRunner(WeightLife, Generic[M]):
         output = model.forward([TokenSequence([0])])[0]
         check_width(pooler, output.shape[-1], self.model_info.file)
         self._loaded = (model, pooler)
+
+    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Read the weights again, in place, with those of Dense modules; see `Runner.reload_weights`."""
+        self._require_weights("reload_weights")
+        _, pooler = self._require_loaded()
+        directory = weights_directory(self.config, self.model_info, path)
+        if directory is None:
+            self._replace_weights(None)
+            return
+        own = Path(self.model_info.file).parent
+        modules = [
+            replace(module, folder=directory / module.folder.relative_to(own))
+            for module in self._settings.dense
+        ]
+        dense = load_dense(modules, self._device)
+        self._replace_weights(directory)
+        pooler.overwrite(dense)
+
+    @abstractmethod
+    def _replace_weights(self, directory: Path | None) -> None:
+        """Read the model's own weights from a directory or (None) draw them at random, in place. Raises
+        ConfigError, before the first write, where they do not fit."""
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """A block counts a whole prompt and takes no bytes."""

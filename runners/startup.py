@@ -6,12 +6,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.memory import memory_fault
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.errors import EngineSetupError
 from dodona.runners.interface import Runner
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, allocating, resolve_limits, size_kv_cache
+from dodona.runners.machine import torch_environment
 from dodona.runners.phases import phase
 from dodona.runners.warm_up import warm_up
 
@@ -32,6 +35,9 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     """
     config = verdict.config
     limits = resolve_limits(config, model)
+    fault = memory_fault(config, model, torch_environment(limits.device))
+    if fault is not None:
+        raise EngineSetupError(fault)
     runner = build_runner(verdict, model, limits, replica=replica)
     kv_transfer = plan_kv_transfer(config, runner.name)
     connector = KVConnectorScheduler()

@@ -64,8 +64,12 @@ class _Dodona(BenchmarkEngine):
         }
 
     def generate(self, asks: Sequence[Ask]) -> list[list[int]]:
+        return self.generate_with(asks)
+
+    def generate_with(self, asks: Sequence[Ask], **arguments: Any) -> list[list[int]]:
+        """As `generate`, with more arguments of `LLM.generate`."""
         prompts = [list(ask.prompt) for ask in asks]
-        outputs = self.llm.generate(prompts, [_params(ask) for ask in asks], use_tqdm=False)
+        outputs = self.llm.generate(prompts, [_params(ask) for ask in asks], use_tqdm=False, **arguments)
         for output in outputs:
             if output.error is not None:
                 raise RuntimeError(f"a request was refused: {output.error}")

@@ -69,9 +69,10 @@ def gumbel_argmax(
     step = max(1, _NOISE_CHUNK // scores.shape[1])
     for start in range(0, scores.shape[0], step):
         part = slice(start, start + step)
-        factor = inverse[part, None]
-        noise = gumbel_noise(seeds[part], positions[part], scores.shape[1])
-        perturbed = torch.where(factor > 0, scores[part] * factor + noise, scores[part])
+        factor, perturbed = inverse[part, None], scores[part]
+        if (factor > 0).any():  # noise takes longer than all the rest
+            noise = gumbel_noise(seeds[part], positions[part], scores.shape[1])
+            perturbed = torch.where(factor > 0, perturbed * factor + noise, perturbed)
         best, token = perturbed.max(dim=1).values, perturbed.argmax(dim=1)
         chosen.append(torch.where(best == -math.inf, fallback[part], token))
     return torch.cat(chosen)

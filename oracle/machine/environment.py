@@ -83,6 +83,10 @@ class Environment:
     """`VLLM_WSL2_ENABLE_PIN_MEMORY` asks vLLM to pin host memory on WSL."""
     memory: Annotated[float, Field(gt=0)] | None = None
     """GiB of memory of the smallest visible GPU; None: not known."""
+    host_memory: Annotated[float, Field(gt=0)] | None = None
+    """GiB of memory of the machine itself, or of its control group; None: not known."""
+    is_here: Annotated[bool, Strict()] = False
+    """The machine is this one, so that a model's directory has here what an engine will find in it."""
     variables: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of the environment variables of vLLM (`VLLM_…`) that are set, sorted."""
     packages: Annotated[
@@ -118,6 +122,7 @@ class Environment:
         Imports neither torch nor triton and creates no CUDA context. Results of looking at the machine are
         kept for the life of the process. Raises ConfigError for a value of the variable without a meaning.
         """
+        from dodona.oracle.machine.memory import host_memory
         from dodona.oracle.machine.packages import installed_versions
         from dodona.oracle.machine.probe import (
             cuda_capabilities,
@@ -140,6 +145,8 @@ class Environment:
             logitsproc_plugins=has_entry_points("vllm.logits_processors"),
             wsl=is_wsl(),
             wsl_pin_memory=is_on(environ.get(WSL_PIN_MEMORY)),
+            host_memory=host_memory(),
+            is_here=True,
             memory=cuda_memory(environ.get("CUDA_VISIBLE_DEVICES")) if found else None,
             variables=vllm_variables(environ),
             packages=installed_versions(),

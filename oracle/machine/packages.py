@@ -16,6 +16,7 @@ TESTED: Final[Mapping[str, str]] = MappingProxyType(
         "bitsandbytes": "0.50.2",
         "torchao": "0.18.0",
         "ray": "2.60.0",
+        "timm": "1.0.31",
         "llguidance": "1.9.1",
     }
 )

@@ -45,6 +45,16 @@ def local_directory(model: str) -> Path | None:
     return None
 
 
+def is_to_be_downloaded(model: str, directory: Path) -> bool:
+    """Whether `model` is a hub id whose snapshot in `directory` still lacks weights, and the hub may be
+    asked."""
+    if local_directory(model) is not None or _is_whole(directory, weights=True):
+        return False
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return not HF_HUB_OFFLINE
+
+
 def _snapshot(model: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

@@ -10,8 +10,8 @@ transformers' `FineGrainedFP8Config`, `Mxfp4Config`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -141,18 +141,32 @@ class QuantizationConfig:
     """The one of LIBRARY_SCHEMES by which transformers loads the checkpoint; there are no rules then."""
 
     def scheme_of(self, name: str, class_name: str = "Linear") -> WeightScheme | None:
-        """The scheme of a linear layer by its module name; None where it is not quantized."""
+        """The scheme of a linear layer by its module name; None where it is not quantized.
+
+        Where rules overlap, that decides whose target is the most specific, wherever its rule stands: the
+        layer's name, then a pattern, then its class; of several patterns the first by alphabet; of equal
+        targets the last (compressed-tensors' `match_targets`).
+        """
         for ignored in self.ignore:
-            if _matches(name, class_name, ignored) or (self.ignores_parts and f".{ignored}." in f".{name}."):
+            if _rank(name, class_name, ignored) or (self.ignores_parts and f".{ignored}." in f".{name}."):
                 return None
-        return next(
-            (
-                rule.scheme
-                for rule in self.rules
-                if any(_matches(name, class_name, target) for target in rule.targets)
-            ),
-            None,
-        )
+        found = [
+            (rank, target, rule.scheme)
+            for rule in reversed(self.rules)
+            for target in rule.targets
+            if (rank := _rank(name, class_name, target))
+        ]
+        return min(found, key=lambda each: each[:2])[2] if found else None
+
+    def with_names_of(self, stored: Iterable[str]) -> QuantizationConfig:
+        """The same with the names of scales that a checkpoint has, by the names of its tensors.
+
+        config.json does not tell them with the method "fp8" and a scale per tensor: transformers' own layers
+        store `weight_scale_inv` and `activation_scale`, others `weight_scale` and `input_scale`.
+        """
+        if self.method != "fp8" or not any(name.endswith(".weight_scale_inv") for name in stored):
+            return self
+        return replace(self, rules=tuple(map(_with_transformers_names, self.rules)))
 
     def overall_scheme(self, num_layers: int) -> str:
         """The one of SCHEMES that describes a model of `num_layers` layers.
@@ -175,6 +189,11 @@ class QuantizationConfig:
                     if len(found) > 1:
                         return "mixed"
         return names.pop()
+
+
+def _with_transformers_names(rule: SchemeRule) -> SchemeRule:
+    scheme = replace(rule.scheme, scale_name="weight_scale_inv", input_scale_name="activation_scale")
+    return replace(rule, scheme=scheme)
 
 
 def online_quantization(method: str) -> QuantizationConfig:
@@ -206,10 +225,11 @@ class _Unreadable(Exception):
     """Why a quantization_config can't be served."""
 
 
-def _matches(name: str, class_name: str, target: str) -> bool:
+def _rank(name: str, class_name: str, target: str) -> int:
+    """How a target matches a layer: 1 by its name, 2 by a pattern, 3 by its class; 0: not."""
     if target.startswith("re:"):
-        return re.match(target[3:], name) is not None
-    return target in (name, class_name)
+        return 2 if re.match(target[3:], name) else 0
+    return 1 if target == name else 3 if target == class_name else 0
 
 
 def _get(stored: Mapping[str, Any], field: str, kind: type | tuple[type, ...], default: Any) -> Any:
@@ -228,11 +248,15 @@ def _names(stored: Mapping[str, Any], *fields: str) -> tuple[str, ...]:
         if not all(isinstance(value, str) for value in values):
             raise _Unreadable(f"its field {field!r} is no list of names")
         found += values
-    for pattern in (value[3:] for value in found if value.startswith("re:")):
+    _check_patterns(found)
+    return tuple(found)
+
+
+def _check_patterns(targets: Iterable[str]) -> None:
+    for pattern in (target[3:] for target in targets if target.startswith("re:")):
         fault = pattern_fault(pattern)
         if fault is not None:
             raise _Unreadable(f"its pattern {pattern!r:.80} is not used: {fault}")
-    return tuple(found)
 
 
 def _expect(stored: Mapping[str, Any], what: str, field: str, *allowed: Any) -> Any:
@@ -386,8 +410,6 @@ def _fp8(stored: Mapping[str, Any]) -> QuantizationConfig:
 def _gptq(stored: Mapping[str, Any]) -> QuantizationConfig:
     bits = _expect(stored, "its", "bits", 4, 8)
     version = _expect(stored, "its", "checkpoint_format", "gptq", "gptq_v2", None)
-    if stored.get("dynamic"):
-        raise _Unreadable("it gives layers parameters of their own (dynamic)")
     size = _get(stored, "group_size", int, -1)
     scheme = WeightScheme(
         "gptq",
@@ -400,8 +422,29 @@ def _gptq(stored: Mapping[str, Any]) -> QuantizationConfig:
         zero_offset=0 if version == "gptq_v2" else 1,
         scale_name="scales",
     )
-    ignore = _HEADS if not _get(stored, "lm_head", bool, False) else _HEADS[1:]
-    return QuantizationConfig("gptq", (SchemeRule(("Linear",), scheme),), ignore, ignores_parts=True)
+    heads = _HEADS if not _get(stored, "lm_head", bool, False) else _HEADS[1:]
+    rule = SchemeRule(_gptq_targets(stored), scheme)
+    return QuantizationConfig("gptq", (rule,), (*heads, *_gptq_skipped(stored)), ignores_parts=True)
+
+
+def _gptq_targets(stored: Mapping[str, Any]) -> tuple[str, ...]:
+    """Optimum's `modules_in_block_to_quantize`: ends of names, in lists of layers quantized together."""
+    field = "modules_in_block_to_quantize"
+    listed = _get(stored, field, list, [])
+    names = [name for part in listed for name in (part if isinstance(part, list) else [part])]
+    if not all(isinstance(name, str) and name for name in names):
+        raise _Unreadable(f"its field {field!r} is no list of names")
+    return tuple(f"re:.*{re.escape(name)}$" for name in names) or ("Linear",)
+
+
+def _gptq_skipped(stored: Mapping[str, Any]) -> tuple[str, ...]:
+    """GPTQModel's `dynamic`: patterns of layers, here of those that are left as they are ("-:")."""
+    dynamic = _get(stored, "dynamic", Mapping, {})
+    if not all(isinstance(key, str) and key.startswith("-:") for key in dynamic):
+        raise _Unreadable("it gives layers parameters of their own (dynamic)")
+    patterns = tuple(f"re:{key[2:]}" for key in dynamic)
+    _check_patterns(patterns)
+    return patterns
 
 
 def _awq(stored: Mapping[str, Any]) -> QuantizationConfig:

@@ -58,6 +58,15 @@ ROW_BY_ROW: tuple[str, ...] = (
 PACKED_FROM: Mapping[str, str] = {"codegen": "5.24", "gptj": "5.24"}
 """Types that are packed from this version of transformers on, and row by row before."""
 
+CAUSAL_FROM: Mapping[str, str] = {
+    "big_bird": "5.18",
+    "megatron-bert": "5.18",
+    "moshi": "5.18",
+    "rembert": "5.18",
+    "roformer": "5.18",
+}
+"""Types whose causal language model sees later tokens before this version of transformers."""
+
 ROW_BY_ROW_WRAPPERS: tuple[str, ...] = (
     "Gemma4UnifiedForConditionalGeneration",
     "MossTranscribeDiarizeForConditionalGeneration",
@@ -96,6 +105,8 @@ POOLED_WHOLE: tuple[str, ...] = ("bert-generation",)
 """Types of causal language models whose model without a head sees later tokens."""
 
 UNPOOLED: Mapping[str, str] = {
+    "blt": "reads bytes in patches that a second model cuts; transformers can't compute its base model",
     "funnel": "halves a sequence from block to block, and does not compute short ones",
+    "perceiver": "takes no token ids by that name, and gives states of its latents, not of tokens",
 }
 """Types that are not served for pooling, and what they do."""

@@ -71,26 +71,62 @@ class SentenceTransformers:
     """Most tokens of a sequence."""
     do_lower_case: bool
     """Whether texts are written small before they are tokenized."""
+    files: tuple[Path, ...]
+    """Configurations of modules in folders of their own."""
 
 
 def read_sentence_transformers(directory: Path) -> SentenceTransformers | None:
-    """What the directory says; None where it has no modules.json.
+    """What the directory says; None where it has no modules.json. Read again only when a file has changed.
 
     Raises ConfigError that names file and field for modules in another order, paths out of the directory,
     and values of a wrong type.
     """
+    cached = _CACHE.get(directory)
+    if cached is not None and all(_stamp(file) == stamp for file, stamp in cached[0].items()):
+        return cached[1]
+    names = (MODULES_FILE, *_LENGTH_FILES)
+    before = {directory / name: _stamp(directory / name) for name in names}
+    found = _read(directory)
+    if found is not None:
+        before |= {file: _stamp(file) for file in found.files}
+    if len(_CACHE) >= _MAX_CACHED:
+        _CACHE.clear()
+    _CACHE[directory] = (before, found)
+    return found
+
+
+_Stamp = tuple[int, int, int] | None
+_CACHE: dict[Path, tuple[dict[Path, _Stamp], SentenceTransformers | None]] = {}
+"""Directory → the stamps of all files that were looked at, and what they say."""
+_MAX_CACHED = 64
+
+
+def _stamp(file: Path) -> _Stamp:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(directory: Path) -> SentenceTransformers | None:
     file = directory / MODULES_FILE
     if not file.is_file():
         return None
     modules = read_json(file, limit=_LIMIT, expected="a modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ConfigError(f"{file}: expected a list of modules, as Sentence Transformers writes it")
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    kinds = [_kind(file, module) for module in modules]
     order = ["Transformer", "Pooling", *["Dense"] * kinds.count("Dense"), "Normalize"]
     if kinds != [kind for kind in order if kind in kinds] or kinds[:1] != ["Transformer"]:
         raise ConfigError(
             f"{file}: expected the modules Transformer, Pooling, Dense (any number) and Normalize, in this "
             f"order, got {', '.join(kinds) or 'none'}"
+        )
+    if "Dense" in kinds and "Pooling" not in kinds:
+        raise ConfigError(
+            f"{file}: a Dense module without a Pooling module makes a vector of each token (late "
+            "interaction, as ColBERT), which no runner serves"
         )
     folders = [_folder(file, module) for module in modules]
     if folders[0] != directory:
@@ -109,7 +145,24 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformers | None:
         "Normalize" in kinds,
         _size(*lengths, "max_seq_length", optional=True),
         _flag(*lengths, "do_lower_case"),
+        tuple(
+            folder / "config.json"
+            for kind, folder in zip(kinds, folders, strict=True)
+            if kind in ("Pooling", "Dense")
+        ),
     )
+
+
+def _kind(file: Path, module: Mapping[str, Any]) -> str:
+    """The class of a module, which must be Sentence Transformers' own: another package's of the same name
+    computes something else."""
+    package, _, kind = str(module.get("type", "")).rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers":
+        raise ConfigError(
+            f"{file}: field 'type': expected a module of sentence_transformers, got "
+            f"{module.get('type')!r:.80}, whose code is not run"
+        )
+    return kind
 
 
 def _folder(file: Path, module: Mapping[str, Any]) -> Path:
@@ -146,6 +199,12 @@ def _pooling_types(file: Path) -> tuple[str, ...]:
 def _dense(folder: Path) -> DenseModule:
     file = folder / "config.json"
     config = _object(file)
+    for field in ("module_input_name", "module_output_name"):
+        if config.get(field) not in (None, "sentence_embedding"):
+            raise ConfigError(
+                f"{file}: field {field!r}: expected 'sentence_embedding', got {config[field]!r:.60}: only a "
+                "pooled vector goes through Dense modules"
+            )
     name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ConfigError(

@@ -6,6 +6,7 @@ of another kind.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,10 @@ SINGLE_FILE: Final = "model.safetensors"
 SUFFIX: Final = ".safetensors"
 
 MAX_INDEX_BYTES: Final = 64 << 20
+
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Of the files of a directory's weights; see `stamp_of`."""
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
@@ -43,6 +48,28 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     for file in files:
         check_regular(file, file.stat())
     return tuple(files)
+
+
+def has_weight_files(directory: Path) -> bool:
+    """Whether a directory has weights, be they whole or not."""
+    return _exists(directory / SINGLE_FILE) or _exists(directory / INDEX_FILE)
+
+
+def stamp_of(directory: Path) -> Stamp:
+    """What changes when a file of the weights does: name, inode, time of change and size of each. Raises
+    ConfigError where the directory can't be read."""
+    found = []
+    try:
+        for entry in os.scandir(directory):
+            if entry.name.endswith((SUFFIX, INDEX_FILE)):
+                try:
+                    status = entry.stat()
+                except OSError:  # a link to nothing
+                    status = entry.stat(follow_symlinks=False)
+                found.append((entry.name, status.st_ino, status.st_mtime_ns, status.st_size))
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be read: {error.strerror or error}") from None
+    return tuple(sorted(found))
 
 
 def read_index(index: Path) -> dict[str, str]:

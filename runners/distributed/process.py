@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from dodona.runners.after_fork import leave_after_fork
+from dodona.runners.distributed import worker_log
 from dodona.runners.distributed.worker_handle import LOG_LINES, Ending, WorkerHandle
 
 logger = logging.getLogger("dodona.worker")
@@ -38,7 +39,8 @@ class WorkerProcess(WorkerHandle):
     """A worker of its own interpreter, which shares nothing with this process but a socket and two pipes.
 
     It is not forked, since this process may have threads and a CUDA context. It imports what this process can
-    import. What it prints is kept, the last `LOG_LINES` lines, and goes to the logger `dodona.worker`.
+    import. What it prints is kept, the last `LOG_LINES` lines, and goes to the logger `dodona.worker`: its
+    warnings as warnings, all else at INFO.
     """
 
     def __init__(self, rank: int) -> None:
@@ -103,7 +105,8 @@ class WorkerProcess(WorkerHandle):
             for line in output:
                 text = line.decode("utf-8", "replace").rstrip()
                 self._log.append(text)
-                logger.info("rank %d: %s", self.rank, text)
+                level, said = worker_log.parse(text)
+                logger.log(level, "rank %d: %s", self.rank, said)
 
 
 def _ending(status: int) -> Ending:

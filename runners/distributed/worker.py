@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from dodona.runners.distributed import worker_log
 from dodona.runners.distributed.adapters import AdapterReceiver
 from dodona.runners.distributed.messages import (
     Answer,
@@ -48,6 +49,7 @@ def main() -> None:
     for descriptor in (commands, life):
         os.set_inheritable(descriptor, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's, which then stops its workers
+    worker_log.configure()
     faulthandler.register(signal.SIGUSR1)  # the engine asks where a worker hangs
     threading.Thread(target=_end_with, args=(life,), daemon=True).start()
     with Connection(commands) as connection:

@@ -35,6 +35,9 @@ def accepted_output(
         num_kept: parallel to `token_ids`, where it was counted: at a row's first token how many of its tokens
             are kept.
     """
+    if not drafts and num_kept is None:
+        known = {row: entry for row, entry in zip(rows, logprobs, strict=True) if entry is not None}
+        return StepOutput(rows, token_ids, known, prompt_logprobs)
     first_ids: list[int] = []
     first_logprobs: dict[int, TokenLogprobs] = {}
     further: dict[int, FurtherTokens] = {}
@@ -44,11 +47,11 @@ def accepted_output(
         end = place + 1 + len(verified)
         own = token_ids[place:end]
         count = num_agreeing(own, verified) + 1 if num_kept is None else num_kept[place]
-        known = [entry for entry in logprobs[place : place + count] if entry is not None]
+        wanted = [entry for entry in logprobs[place : place + count] if entry is not None]
         place = end
         first_ids.append(own[0])
-        if known:
-            first_logprobs[row] = known[0]
+        if wanted:
+            first_logprobs[row] = wanted[0]
         if count > 1:
-            further[row] = FurtherTokens(own[1:count], known[1:])
+            further[row] = FurtherTokens(own[1:count], wanted[1:])
     return StepOutput(rows, first_ids, first_logprobs, prompt_logprobs, further)

@@ -24,7 +24,9 @@ def of_draft(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def with_draft(target: WeightViews, draft: WeightViews) -> WeightViews:
     """The weights of both."""
     tied = {f"{_DRAFT}{name}": f"{_DRAFT}{first}" for name, first in draft.tied.items()}
-    return WeightViews({**target.views, **of_draft(draft.views)}, {**target.tied, **tied})
+    views = {**target.views, **of_draft(draft.views)}
+    quantized = target.quantized | {f"{_DRAFT}{name}" for name in draft.quantized}
+    return WeightViews(views, {**target.tied, **tied}, quantized)
 
 
 def head_views(head: DraftHead) -> WeightViews:

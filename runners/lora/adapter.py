@@ -15,7 +15,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import check_folder
 from dodona.runners.lora.peft_config import PeftConfig
 from dodona.runners.lora.request import LoRARequest
-from dodona.runners.lora.target import LoRATarget
+from dodona.runners.lora.target import LoRATarget, is_expert
 from dodona.runners.safetensors_file import open_safetensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,11 +114,12 @@ def _read_layers(
     layers: dict[str, LoRAWeights] = {}
     for module, names in sides.items():
         if module not in targets or config.targets(module) is False:
-            why = (
-                f"{config.file} does not name it as a target"
-                if module in targets
-                else "the model has no linear layer of this name that adapters can change"
-            )
+            if module in targets:
+                why = f"{config.file} does not name it as a target"
+            elif is_expert(module):
+                why = "experts have no adapters; those of its other layers can be served (target_modules)"
+            else:
+                why = "the model has no linear layer of this name that adapters can change"
             raise ConfigError(f"{file}: an adapter of {module!r:.120}: {why}")
         rank, target = config.rank(module), targets[module]
         if rank > max_lora_rank:

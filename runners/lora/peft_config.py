@@ -66,6 +66,9 @@ class PeftConfig:
     target_modules: tuple[str, ...] | None
     """Ends of module names; None where a regular expression, or "all-linear", says which."""
     exclude_modules: tuple[str, ...]
+    """Ends of module names; empty where `exclude_pattern` is given."""
+    exclude_pattern: str | None
+    """A regular expression over whole module names."""
     layers_to_transform: frozenset[int] | None
     layers_pattern: tuple[str, ...]
     modules_to_save: tuple[str, ...]
@@ -84,7 +87,8 @@ class PeftConfig:
             raise ConfigError(f"{path}: expected a JSON object, got {type(raw).__name__}")
         fields = _Fields(str(path), raw)
         fields.check_served(except_for={"modules_to_save"} if serves_heads else set())
-        targets = raw.get("target_modules")
+        targets, excluded = raw.get("target_modules"), raw.get("exclude_modules") or []
+        pattern = fields.expression("exclude_modules", excluded) if isinstance(excluded, str) else None
         return cls(
             file=str(path),
             r=fields.rank("r", raw.get("r")),
@@ -95,7 +99,8 @@ class PeftConfig:
                 k: fields.number(f"alpha_pattern.{k}", v) for k, v in fields.pattern("alpha_pattern")
             },
             target_modules=None if isinstance(targets, str) else fields.names("target_modules", targets),
-            exclude_modules=fields.names("exclude_modules", raw.get("exclude_modules") or []),
+            exclude_modules=() if pattern is not None else fields.names("exclude_modules", excluded),
+            exclude_pattern=pattern,
             layers_to_transform=fields.layers(),
             layers_pattern=fields.names("layers_pattern", raw.get("layers_pattern") or []),
             modules_to_save=fields.names("modules_to_save", raw.get("modules_to_save") or []),
@@ -114,6 +119,8 @@ class PeftConfig:
     def targets(self, module: str) -> bool | None:
         """Whether a module of this name has an adapter; None where only a regular expression says so."""
         if _named(self.exclude_modules, module):
+            return False
+        if self.exclude_pattern is not None and re.fullmatch(self.exclude_pattern, module):
             return False
         if self.target_modules is None:
             return None
@@ -198,14 +205,16 @@ class _Fields:
         value = self.raw.get(name) or {}
         if not isinstance(value, dict):
             raise self._error(name, "an object", value)
-        for key in value:
-            fault = pattern_fault(key)
-            if fault is not None:
-                raise ConfigError(
-                    f"{self.file}: field {name!r}: the expression {key!r:.80}: {fault}; "
-                    "write the modules' names"
-                )
-        return list(value.items())
+        return [(self.expression(name, key), each) for key, each in value.items()]
+
+    def expression(self, name: str, value: str) -> str:
+        fault = pattern_fault(value)
+        if fault is not None:
+            raise ConfigError(
+                f"{self.file}: field {name!r}: the expression {value!r:.80}: {fault}; "
+                "write the modules' names"
+            )
+        return value
 
     def _error(self, name: str, expected: str, value: Any) -> ConfigError:
         return ConfigError(f"{self.file}: field {name!r}: expected {expected}, got {value!r:.80}")

@@ -1,4 +1,4 @@
-"""`LoRATarget`: a linear layer of the model that adapters can change."""
+"""`LoRATarget`: a linear layer of the model that adapters can change, and which can't have any."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ class LoRATarget:
     has_bias: bool = False
     dtype: torch.dtype = torch.float32
     """In which adapters are computed."""
+
+
+def is_expert(name: str) -> bool:
+    """Whether a module of this name is one of several experts, or in one."""
+    return any("expert" in part and "shared" not in part for part in name.split("."))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.sentence_transformers import DenseModule
-from dodona.oracle.systems.own.pooler import PoolingSettings, check_dimensions
+from dodona.oracle.systems.own.pooler import PoolingSettings, check_dense_tensors, check_dimensions
 from dodona.runners.pooling.params import PoolingParams
 from dodona.runners.safetensors_file import open_safetensors
 
@@ -56,6 +56,13 @@ class Pooler:
             vector = vector[:dimensions]
         return F.normalize(vector, dim=-1) if activates else vector
 
+    def overwrite(self, dense: Sequence[Dense]) -> None:
+        """Write the values of other layers of the same shapes into `dense`, in place."""
+        for mine, other in zip(self.dense, dense, strict=True):
+            mine.weight.copy_(other.weight)
+            if mine.bias is not None and other.bias is not None:
+                mine.bias.copy_(other.bias)
+
 
 def pool(hidden: torch.Tensor, types: Sequence[str]) -> torch.Tensor:
     """Hidden states [tokens, size] as one vector [size * len(types)], as Sentence Transformers defines it."""
@@ -84,16 +91,9 @@ def load_dense(modules: Sequence[DenseModule], device: torch.device) -> tuple[De
 
 
 def _load_dense(module: DenseModule, device: torch.device) -> Dense:
-    file = module.folder / "model.safetensors"
-    with open_safetensors(file) as stored:
+    check_dense_tensors(module)
+    with open_safetensors(module.folder / "model.safetensors") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (module.out_features, module.in_features)}
-    if module.bias:
-        shapes["linear.bias"] = (module.out_features,)
-    for name, shape in shapes.items():
-        if name not in tensors or tuple(tensors[name].shape) != shape:
-            stored = tuple(tensors[name].shape) if name in tensors else "none"
-            raise ConfigError(f"{file}: expected {name} of shape {shape}, as config.json says, got {stored}")
     weight = tensors["linear.weight"].to(device, torch.float32)
     bias = tensors["linear.bias"].to(device, torch.float32) if module.bias else None
     return Dense(weight, bias, module.activation)

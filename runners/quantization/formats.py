@@ -29,6 +29,8 @@ class LinearShape:
     """Elements of its input."""
     scalar_shape: tuple[int, ...] = (1,)
     """How the checkpoint stores a single number: [1] or []."""
+    first_group: int = 0
+    """The number of its first group: another than 0 where it has some of a stored layer's inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _order(scheme: WeightScheme, shape: LinearShape, name: str, group_index: tor
     """[inner] int64: the elements sorted by group. Raises ConfigError unless all groups are of one size."""
     order = torch.argsort(group_index, stable=True)
     size = scheme.group_size or shape.inner
-    expected = torch.arange(shape.inner, device=order.device) // size
+    expected = torch.arange(shape.inner, device=order.device) // size + shape.first_group
     if not torch.equal(group_index[order].long(), expected):
         raise ConfigError(
             f"tensor {shape.name}.{name}: expected each group's number {size} times, as config.json's "

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.errors import ConfigError
-from dodona.oracle.files import read_json
 from dodona.oracle.printable import printable, short
-from dodona.oracle.systems.own.companions import named_generation_config
-from dodona.runners.errors import InvalidRequestError
+from dodona.oracle.systems.own.companions import generation_config
 from dodona.runners.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -20,31 +17,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dodona.engine")
 
-
-def _as_given(value: Any) -> Any:
-    return value
-
-
-def _whole(value: Any) -> Any:
-    """A whole number that is written with a point, as transformers takes it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _share(value: Any) -> Any:
-    """A share of the probability: at 0 transformers keeps the most probable token, as any tiny share does."""
-    return 1e-6 if value == 0 and not isinstance(value, bool) else value
-
-
-_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "temperature": ("temperature", _as_given),
-    "top_p": ("top_p", _share),
-    "top_k": ("top_k", _whole),
-    "min_p": ("min_p", _as_given),
-    "repetition_penalty": ("repetition_penalty", _as_given),
-    "max_new_tokens": ("max_tokens", _whole),
-}
-"""generation_config.json's name → the sampling parameter's, and how a value is taken. What
-`SamplingParams` refuses then is refused."""
 
 _IGNORED: Mapping[str, tuple[Any, ...]] = {
     "do_sample": (True,),
@@ -94,26 +66,11 @@ class GenerationDefaults:
         `model_eos` are config.json's EOS tokens, which count too. Raises ConfigError that names file and
         field.
         """
-        setting = config.model_config.generation_config
-        if setting == "vllm":
+        found = generation_config(config, model_dir)
+        if found is None:
             return cls(eos_token_ids=frozenset(model_eos))
-        file = named_generation_config(config) or model_dir / "generation_config.json"
-        if not file.exists():
-            return cls(eos_token_ids=frozenset(model_eos))
-        values = read_json(file)
-        if not isinstance(values, dict):
-            raise ConfigError(f"{file}: expected an object, got {type(values).__name__}")
-        given = {
-            name: take(values[key]) for key, (name, take) in _FIELDS.items() if values.get(key) is not None
-        }
-        _warn_of_ignored(file, values)
-        try:
-            params = SamplingParams(**given)
-        except InvalidRequestError as error:
-            raise ConfigError(
-                f"{file}: {error}; mend it, or ignore it with generation_config='vllm'"
-            ) from error
-        return cls(params, frozenset(model_eos) | _eos(file, values.get("eos_token_id")))
+        _warn_of_ignored(found.file, found.raw)
+        return cls(SamplingParams(**found.sampling), frozenset(model_eos) | found.eos_token_ids)
 
 
 def _warn_of_ignored(file: Path, values: Mapping[str, Any]) -> None:
@@ -124,10 +81,3 @@ def _warn_of_ignored(file: Path, values: Mapping[str, Any]) -> None:
     ]
     if ignored:
         logger.warning("%s: no effect here: %s", printable(file), ", ".join(ignored))
-
-
-def _eos(file: Path, value: Any) -> frozenset[int]:
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise ConfigError(f"{file}: eos_token_id must be a token id or a list of them, got {short(value)}")
-    return frozenset(ids)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dodona.oracle.config.sampling_bounds import bounds_fault
 from dodona.oracle.printable import short
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
@@ -23,6 +24,12 @@ MAX_N = 16_384
 
 MAX_TEXTS, MAX_TEXT_CHARACTERS = 1_000, 1 << 16
 """Most stop strings or bad words, and most characters of all of them: each is looked for after each token."""
+
+
+_ALWAYS_CHECKED = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "min_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,28 +124,22 @@ class SamplingParams:
         if self.logits_processors is not None:
             put(self, "logits_processors", tuple(self.logits_processors) or None)
 
-        _integer("n", self.n, minimum=1)
+        _check("n", self.n)
         if self.n > MAX_N:
             raise InvalidRequestError(f"n must be at most {MAX_N}, got {self.n}")
-        _real("temperature", self.temperature, 0.0, math.inf)
-        _real("top_p", self.top_p, 0.0, 1.0, above=True)
-        _integer("top_k", self.top_k, minimum=-1)
-        _real("min_p", self.min_p, 0.0, 1.0)
-        _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, math.inf, above=True)
-        _integer("min_tokens", self.min_tokens, minimum=0)
+        for name in _ALWAYS_CHECKED:
+            _check(name, getattr(self, name))
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), minimum=0)
+                _check(name, getattr(self, name))
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, minimum=1)
+            _check("max_tokens", self.max_tokens)
             if self.min_tokens > self.max_tokens:
                 raise InvalidRequestError(
                     f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
                 )
         if self.seed is not None:
-            _integer("seed", self.seed, minimum=-1)
+            _check("seed", self.seed)
             if self.seed >= 2**63:
                 raise InvalidRequestError(f"seed must be below 2**63, got {self.seed}")
             put(self, "seed", None if self.seed == -1 else self.seed)
@@ -174,28 +175,10 @@ class SamplingParams:
         return replace(self, **changes)
 
 
-def _integer(name: str, value: object, *, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequestError(f"{name} must be an integer, got {short(value)}")
-    if value < minimum:
-        raise InvalidRequestError(f"{name} must be at least {minimum}, got {value}")
-
-
-def _real(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    """Check low <= value <= high (low < value when `above`); infinite and NaN are refused."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
-        raise InvalidRequestError(f"{name} must be a finite number, got {short(value)}")
-    if not (low < value if above else low <= value) or value > high:
-        least = f"above {low:g}" if above else f"at least {low:g}"
-        most = "" if math.isinf(high) else f" and at most {high:g}"
-        raise InvalidRequestError(f"{name} must be {least}{most}, got {value:g}")
-
-
-def _is_finite(value: int | float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
-        return False
+def _check(name: str, value: object) -> None:
+    fault = bounds_fault(name, value)
+    if fault is not None:
+        raise InvalidRequestError(fault)
 
 
 def _strings(name: str, values: Iterable[str] | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import check_folder
-from dodona.oracle.systems.own.companions import has_tokenizer, named_tokenizer
+from dodona.oracle.systems.own.companions import tokenizer_directory
 from dodona.runners.third_party import naming
 
 if TYPE_CHECKING:
@@ -24,19 +24,13 @@ def load_tokenizer(config: EngineConfig, model_dir: Path) -> Any | None:
 
     Raises ConfigError where one is named and isn't there, or can't be read.
     """
-    model_config = config.model_config
-    if model_config.skip_tokenizer_init:
-        return None
-    directory = named_tokenizer(config)
+    directory = tokenizer_directory(config, model_dir)
     if directory is None:
-        if not has_tokenizer(model_dir):
-            return None
-        directory = model_dir
-
+        return None
     check_folder(directory, suffixes=_READ, limit=MAX_TOKENIZER_BYTES)
     from transformers import AutoTokenizer
 
-    trust = model_config.trust_remote_code
+    trust = config.model_config.trust_remote_code
     mend = "mend it, or give token ids with skip_tokenizer_init=True"
     try:
         with naming(f"tokenizer: {directory} can't be read", mend):

@@ -18,9 +18,11 @@ from dodona.oracle.systems.own.companions import companions_fault
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault, lacks_connector
 from dodona.oracle.systems.own.lengths import sizes_fault
+from dodona.oracle.systems.own.memory import memory_fault
 from dodona.oracle.systems.own.model_code import (
     has_causal_lm,
     is_row_by_row,
+    lacks_vision_package,
     needs_newer_transformers,
     outgrows_rope,
     prompt_steps,
@@ -39,6 +41,7 @@ from dodona.oracle.systems.own.pooling import has_pooling_model, has_unused_pool
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
+    quantization_fault,
     quantization_scheme,
 )
 from dodona.oracle.systems.own.resolved import (
@@ -47,6 +50,7 @@ from dodona.oracle.systems.own.resolved import (
     resolved_speculative_method,
 )
 from dodona.oracle.systems.own.speculation import speculation_fault
+from dodona.oracle.systems.own.weights import weights_fault
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
@@ -73,8 +77,10 @@ LACKS: frozenset[str] = frozenset(
         "quantization",
         "quantization-package",
         "library-quantization",
+        "library-quantization-device",
         "causal-lm",
         "transformers-version",
+        "vision-package",
         "model-family",
         "quantized-experts",
         "quantized-tensor-parallelism",
@@ -107,6 +113,8 @@ LACKS: frozenset[str] = frozenset(
         "lora-torch-compile",
         "sizes",
         "companion-directories",
+        "memory",
+        "weights",
         "speculative-settings",
         "kv-connector-settings",
         "pooler-settings",
@@ -206,12 +214,14 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "device": config.device_config.device == "cuda" and environment.platform != "cuda",
         "causal-lm": runner_type == "generate" and not has_causal_lm(config, model),
         "transformers-version": needs_newer_transformers(config, model, environment) is True,
+        "vision-package": lacks_vision_package(config, model, environment) is True,
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
-        "quantization": scheme == "other",
-        "quantization-package": resolved_device(config, environment) == "cpu"
-        and lacks_quantization_package(config, model, environment) is True,
+        "quantization": quantization_fault(config, model) is not None,
+        "quantization-package": lacks_quantization_package(config, model, environment) is True,
         "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),
+        "library-quantization-device": scheme == "w8a8_torchao"
+        and resolved_device(config, environment) == "cuda",
         "quantized-experts": has_unread_experts(config, model),
         "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
         "draft-runner": runner_type == "draft",
@@ -255,10 +265,12 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and not set(model.architectures) & set(EXPERT_PARALLEL_FAMILIES),
         "expert-parallel-ranks": parallel.enable_expert_parallel and parallel.tensor_parallel_size == 1,
         "lora-torch-compile": config.lora_config is not None and compiles(config),
-        "companion-directories": companions_fault(config) is not None,
+        "companion-directories": companions_fault(config, model) is not None,
+        "memory": memory_fault(config, model, environment) is not None,
+        "weights": weights_fault(config, model, environment) is not None,
         "sizes": sizes_fault(config, model, environment) is not None,
         "kv-connector-settings": kv_transfer_fault(config) is not None,
-        "pooler-settings": pooler_fault(config, model) is not None,
+        "pooler-settings": pooler_fault(config, model, environment) is not None,
         "speculative-settings": speculation_fault(config, model, environment) is not None,
         "speculative-method": speculative is not None
         and resolved_speculative_method(config) not in SPECULATIVE_METHODS,
@@ -292,8 +304,7 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
 def _exceeds_library(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool:
     """Whether a configuration asks for more than was run with layers that a quantization library computes."""
     return (
-        resolved_device(config, environment) != "cpu"
-        or uses_workers(config)
+        uses_workers(config)
         or config.speculative_config is not None
         or compiles(config)
         or resolved_runner_type(config, model) == "pooling"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from dodona.runners.device.caches import zero_caches
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v1.attention import forward_state
 from dodona.runners.v1.device_forward import DeviceForward, kv_cache_shape
+from dodona.runners.v1.device_lora import DeviceAdapters
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.mixers import step_states
 from dodona.runners.v1.packed_mixers import packed_forward
@@ -32,15 +33,20 @@ class DeviceModel:
     causal LM's own forward pass around a body whose result is given. So whatever a model does to its logits
     is done here, too, and no step has logits of more positions than it needs.
 
+    With adapters, hidden states have one more column: the slot of the token's adapter, for what the output
+    layer adds.
+
     Args:
         model: packed rows can be computed with it.
         block_size: tokens of a KV block.
+        adapters: of the requests; None: there can be none.
 
     Raises ValueError where the causal LM has no body of its own, or the two give no logits.
     """
 
-    def __init__(self, model: PackedModel, block_size: int) -> None:
+    def __init__(self, model: PackedModel, block_size: int, adapters: DeviceAdapters | None = None) -> None:
         self.packed = model
+        self.adapters = adapters
         self._block_size = block_size
         self._causal_lm: Any = model.model
         self._body: Any = _body(self._causal_lm)
@@ -58,7 +64,7 @@ class DeviceModel:
             raise ValueError(f"the body of {model.name} returns no last_hidden_state")
         self._output_type: Any = type(output)
         with torch.inference_mode():
-            logits = self.logits(output.last_hidden_state[0])
+            logits = self._head(output.last_hidden_state[0])
         self._vocab_size, self._dtype = logits.shape[1], logits.dtype
 
     @contextmanager
@@ -130,9 +136,16 @@ class DeviceModel:
             num_multiprocessors=self._num_multiprocessors,
         )
         positions = {"position_ids": packed.position_ids(inputs.positions)} if packed.takes_positions else {}
-        with forward_state(state), step_states(self._states(inputs, caches[calls:])):
+        with ExitStack() as contexts:
+            contexts.enter_context(forward_state(state))
+            contexts.enter_context(step_states(self._states(inputs, caches[calls:])))
+            if self.adapters is not None:
+                slots = self.adapters.slots_of(inputs)
+                contexts.enter_context(self.adapters.layers.slots_of_pass(slots, slots))
             output = self._body(input_ids=inputs.input_ids[None], use_cache=False, **positions)
         hidden: torch.Tensor = output.last_hidden_state[0]
+        if self.adapters is not None:
+            hidden = torch.cat([hidden, slots[:, None].to(hidden.dtype)], dim=1)
         return hidden if wanted is None else hidden.index_select(0, wanted)
 
     def _states(self, inputs: ForwardInputs, tensors: Sequence[torch.Tensor]) -> DeviceStates | None:
@@ -158,6 +171,17 @@ class DeviceModel:
 
     def logits(self, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """[n, vocab] of hidden states [n, hidden]; written into `out` where given."""
+        if self.adapters is None:
+            logits = self._head(hidden)
+        else:
+            slots = hidden[:, -1].int()
+            with self.adapters.layers.slots_of_pass(slots, slots):
+                # Rows of an odd length would keep the output layer from its fast kernels.
+                logits = self._head(hidden[:, :-1].contiguous())
+        return logits if out is None else out.copy_(logits)
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, vocab] of hidden states [n, hidden] as the body gives them."""
         given = self._output_type(last_hidden_state=hidden[None])
         # An instance's `forward` comes before its class's.
         self._body.__dict__["forward"] = lambda *args, **kwargs: given
@@ -165,7 +189,7 @@ class DeviceModel:
             logits: torch.Tensor = self._causal_lm(input_ids=self._no_ids, use_cache=False).logits[0]
         finally:
             del self._body.__dict__["forward"]
-        return logits if out is None else out.copy_(logits)
+        return logits
 
     def decode(
         self, inputs: ForwardInputs, caches: Sequence[torch.Tensor], *, out: torch.Tensor

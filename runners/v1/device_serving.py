@@ -14,9 +14,10 @@ import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.runners.device.graphs import FixedStep
+from dodona.runners.device.graphs import FixedStep, capturing
 from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
+from dodona.runners.interface import SchedulerOutput
 from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.limits import Limits
 from dodona.runners.phases import phase
@@ -24,7 +25,9 @@ from dodona.runners.third_party import first_line
 from dodona.runners.v1 import capabilities
 from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps
 from dodona.runners.v1.device_forward import keys_and_values
+from dodona.runners.v1.device_lora import DeviceAdapters
 from dodona.runners.v1.device_model import DeviceModel
+from dodona.runners.v1.lora import LoRALayers
 from dodona.runners.v1.packed_model import PackedModel
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,12 @@ class DeviceServing:
 
     model: DeviceModel
     steps: DeviceSteps
+
+    def execute(self, scheduler_output: SchedulerOutput) -> None:
+        """Launch one step; see `DeviceSteps.execute`."""
+        if self.model.adapters is not None:
+            self.model.adapters.update(scheduler_output)
+        self.steps.execute(scheduler_output)
 
     def kv_layers(self) -> list[LayerKV]:
         """The KV cache block by block, by attention call, for KV transfer."""
@@ -83,9 +92,12 @@ class DeviceServing:
             self.steps.use_graphs(None)
 
 
-def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) -> DeviceServing | None:
+def serve_on_device(
+    model: PackedModel, config: EngineConfig, limits: Limits, lora: LoRALayers | None = None
+) -> DeviceServing | None:
     """The model's steps on the device, checked against the plain model; None where they are the host's.
 
+    lora: the model's adapters, where requests may have some.
     Fused parts are installed in the model where its steps run on the device.
     """
     if not kernels_run_on(model.device):
@@ -96,7 +108,10 @@ def serve_on_device(model: PackedModel, config: EngineConfig, limits: Limits) ->
         return None
     try:
         with phase("V1: replace parts by kernels"):
-            device_model = DeviceModel(model, limits.block_size)
+            adapters = None
+            if lora is not None:
+                adapters = DeviceAdapters(lora, num_rows=limits.max_num_seqs, device=model.device)
+            device_model = DeviceModel(model, limits.block_size, adapters)
     except Exception as error:
         _say_on_the_host(model, first_line(error))
         return None
@@ -127,7 +142,6 @@ def _reasons_against(model: PackedModel, config: EngineConfig, limits: Limits) -
         "several ranks exchange tensors": config.parallel_config.world_size > 1,
         "torch.compile is on": capabilities.compiles(config),
         "drafts are verified": config.speculative_config is not None,
-        "LoRA adapters are loaded": config.lora_config is not None,
         "its rotary frequencies grow with each row's length": model.grows_rope,
         "max_num_seqs × max_model_len is too large for the requests' state": not fits(
             max_num_seqs=limits.max_num_seqs,
@@ -158,8 +172,7 @@ def _can_be_captured(model: DeviceModel, limits: Limits) -> bool:
             run.set_padding(prompts=False)
             run.run(FixedStep(1, True))
             torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with capturing() as graph:
                 run.run(FixedStep(1, True))
             graph.replay()
             torch.cuda.synchronize()

@@ -26,7 +26,8 @@ from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
-from dodona.runners.v1.shared_inputs import Groups, SharedProducts
+from dodona.runners.v1.lora import is_adapter_hook
+from dodona.runners.v1.shared_inputs import Groups, SharedProducts, is_plain_linear
 
 _ROTARY = "apply_rotary_pos_emb"
 """Name by which transformers' attention modules call their rotary embedding."""
@@ -95,8 +96,9 @@ def _find(model: nn.Module, found: Container[nn.Module]) -> Iterator[Fusion]:
 
 
 def _is_changed(module: nn.Module) -> bool:
-    """Whether someone else changed what the module computes."""
-    return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
+    """Whether someone else changed what the module computes. What adapters add comes after it."""
+    hooks = [hook for hook in module._forward_hooks.values() if not is_adapter_hook(hook)]
+    return bool("forward" in module.__dict__ or hooks or module._forward_pre_hooks)
 
 
 def _shared(group: Sequence[nn.Linear]) -> Sequence[Fusion]:
@@ -147,9 +149,8 @@ def _gated_mlp(module: Any) -> Callable[..., Any] | None:
     """For a module of three projections: down(activation(gate(x)) * up(x))."""
     children = dict(module.named_children())
     gate, up, down = (children.get(name) for name in ("gate_proj", "up_proj", "down_proj"))
-    if not all(type(part) is nn.Linear for part in (gate, up, down)):
+    if not (is_plain_linear(gate) and is_plain_linear(up) and is_plain_linear(down)):
         return None
-    assert isinstance(gate, nn.Linear)
     if gate.weight.dtype not in ROUNDING or next(module.parameters(recurse=False), None) is not None:
         return None
     x = random(1, 3, gate.in_features, like=gate.weight)
@@ -174,7 +175,7 @@ def _gated_mlp(module: Any) -> Callable[..., Any] | None:
 def _single_token_linear(module: Any) -> Callable[..., Any] | None:
     """For a linear layer: a product of one row by `single_token_linear`, which reads weights faster than a
     matrix product of the library does; of more rows as before."""
-    if type(module) is not nn.Linear or module.weight.dtype not in ROUNDING:
+    if not is_plain_linear(module) or module.weight.dtype not in ROUNDING:
         return None
     inner = module.in_features
 

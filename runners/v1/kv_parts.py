@@ -27,7 +27,7 @@ def kv_part(
     split = {share for name, share in shares.items() if name.rpartition(".")[2] in _KEY_PROJECTIONS}
     if len(split) > 1:
         raise UnsupportedConfiguration.lacking(
-            "v1", "tensor-parallelism", why="layers share heads differently"
+            "v1", "tensor-parallel-families", why="layers share heads differently"
         )
     parts, index = next(((share.parts, share.index) for share in split), (1, 0))
     held = [replace(layer, num_kv_heads=layer.num_kv_heads * parts) for layer in layers]

@@ -2,14 +2,14 @@
 
 Each layer that can have an adapter has room for `max_loras` of them, padded with zeros to `max_lora_rank`:
 A [slots * rank, in] and B [out, slots * rank]. A forward pass adds B ((A x) where the token's slot is), so
-that it takes two products whatever adapters a step has. Punica (Chen et al., 2023) names the task; gathering
-by token is not needed for the few adapters of one step.
+that it takes two products whatever adapters a step has; on a GPU one kernel for few tokens. Punica (Chen et
+al., 2023) names the task; gathering by token is not needed for the few adapters of one step.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from dodona.kernels.linear.adapters import FEW_TOKENS, add_adapters
 from dodona.oracle.config.sections import LoRAConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.lora.adapter import Adapter, LoRAWeights, SavedLinear
-from dodona.runners.lora.target import LoRATarget
+from dodona.runners.lora.target import LoRATarget, is_expert
 from dodona.runners.quantization.replacement import is_transposed_linear
 from dodona.runners.v1.tensor_parallel import LinearShare
 
@@ -31,28 +32,40 @@ NO_SLOT = -1
 _PROBED_TOKENS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class _Masks:
-    """Which columns of A x count, per token: [tokens, slots * rank] bool. One entry serves all tokens of a
-    row that is computed by itself."""
+class _Tokens(NamedTuple):
+    """The slots of some tokens' adapters. One entry serves all tokens of a row that is computed by itself."""
 
-    tokens: torch.Tensor
+    slots: torch.Tensor
+    """[tokens] integers; `NO_SLOT` for none."""
+    others: torch.Tensor
+    """[tokens, slots * rank] bool: the columns of A x that are of other adapters."""
+
+    def select(self, selection: torch.Tensor | slice) -> _Tokens:
+        """These of the tokens, in this order."""
+        return _Tokens(self.slots[selection], self.others[selection])
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Which adapters the tokens of a pass have."""
+
+    tokens: _Tokens
     """For layers over all tokens of the pass."""
-    kept: torch.Tensor
+    kept: _Tokens
     """For layers over the tokens whose logits are wanted."""
 
 
-_current: ContextVar[_Masks | None] = ContextVar("dodona_v1_lora", default=None)
+_current: ContextVar[_Pass | None] = ContextVar("dodona_v1_lora", default=None)
 
 
 @contextmanager
 def adapters_of(selection: torch.Tensor | slice) -> Iterator[None]:
     """Inside, layers compute only these of the pass's tokens, in this order."""
-    masks = _current.get()
-    if masks is None:
+    given = _current.get()
+    if given is None:
         yield
         return
-    token = _current.set(_Masks(masks.tokens[selection], masks.kept))
+    token = _current.set(_Pass(given.tokens.select(selection), given.kept))
     try:
         yield
     finally:
@@ -63,12 +76,12 @@ def adapters_of(selection: torch.Tensor | slice) -> Iterator[None]:
 def adapters_of_share(tokens: torch.Tensor, kept: torch.Tensor) -> Iterator[None]:
     """Inside, layers compute only these of the pass's tokens, and then those of them whose logits are wanted:
     kept counts in `tokens`."""
-    masks = _current.get()
-    if masks is None:
+    given = _current.get()
+    if given is None:
         yield
         return
-    mask = masks.tokens[tokens]
-    token = _current.set(_Masks(mask, mask[kept]))
+    share = given.tokens.select(tokens)
+    token = _current.set(_Pass(share, share.select(kept)))
     try:
         yield
     finally:
@@ -78,12 +91,12 @@ def adapters_of_share(tokens: torch.Tensor, kept: torch.Tensor) -> Iterator[None
 @contextmanager
 def adapters_of_row(start: int) -> Iterator[None]:
     """Inside, layers compute any tokens of one row, whose first token of the pass has this index."""
-    masks = _current.get()
-    if masks is None:
+    given = _current.get()
+    if given is None:
         yield
         return
-    row = masks.tokens[start : start + 1]
-    token = _current.set(_Masks(row, row))
+    row = given.tokens.select(slice(start, start + 1))
+    token = _current.set(_Pass(row, row))
     try:
         yield
     finally:
@@ -165,19 +178,30 @@ class _Layer:
     def _add(
         self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor
     ) -> torch.Tensor | None:
-        masks = _current.get()
-        if masks is None:
+        given = _current.get()
+        if given is None:
             return None
         x = args[0].to(self.a.dtype)
-        mask = masks.kept if self._found.is_kept else masks.tokens
+        tokens = given.kept if self._found.is_kept else given.tokens
+        others = tokens.others
         rows = x.reshape(-1, x.shape[-1])
-        inner = functional.linear(rows, self.a).masked_fill(~mask, 0)
-        result = output + functional.linear(inner, self.b).view(output.shape).to(output.dtype)
+        result = output.contiguous()  # the layer's own, so it can be added to in place
+        sums = result.view(len(rows), -1)
+        if rows.is_cuda and len(rows) <= FEW_TOKENS and len(rows) == len(tokens.slots):
+            add_adapters(
+                out=sums, x=rows.contiguous(), a=self.a, b=self.b, slots=tokens.slots, rank=self._rank
+            )
+        else:
+            inner = functional.linear(rows, self.a).masked_fill_(others, 0)
+            if sums.dtype == inner.dtype:
+                sums.addmm_(inner, self.b.t())
+            else:
+                sums += functional.linear(inner, self.b)
         for slot, saved in enumerate(self._saved):
             if saved is not None:
                 other = functional.linear(rows, saved.weight, saved.bias).to(result.dtype)
-                is_its = mask[:, slot * self._rank, None]
-                result = torch.where(is_its, other, result.reshape(-1, result.shape[-1])).view(result.shape)
+                keep = others[:, slot * self._rank, None]
+                result = torch.where(keep, result.reshape(-1, result.shape[-1]), other).view(result.shape)
         return result
 
 
@@ -226,22 +250,36 @@ class LoRALayers:
         num_tokens: of each row. kept: [n], packed indices of the tokens whose logits are wanted. There are at
         most `max_loras` different adapters.
         """
-        wanted = {adapter.key: adapter for adapter in adapters if adapter is not None}
-        if not wanted:
+        if all(adapter is None for adapter in adapters):
             yield
             return
-        self._place(wanted)
-        rows = torch.tensor([NO_SLOT if each is None else self._slots[each.key] for each in adapters])
+        self.place(adapter for adapter in adapters if adapter is not None)
+        rows = torch.tensor([NO_SLOT if each is None else self.slot(each) for each in adapters])
         slots = rows.repeat_interleave(torch.tensor(num_tokens)).to(kept.device)
-        mask = slots[:, None] == self._slot_of_column
-        token = _current.set(_Masks(mask, mask[kept]))
+        with self.slots_of_pass(slots, slots[kept]):
+            yield
+
+    @contextmanager
+    def slots_of_pass(self, tokens: torch.Tensor, kept: torch.Tensor) -> Iterator[None]:
+        """Inside, the model computes tokens with the adapters in these slots, `NO_SLOT` for none: [tokens],
+        and [n] for those whose logits are wanted."""
+        everything, of_logits = (
+            _Tokens(slots, slots[:, None] != self._slot_of_column) for slots in (tokens, kept)
+        )
+        token = _current.set(_Pass(everything, of_logits))
         try:
             yield
         finally:
             _current.reset(token)
 
-    def _place(self, wanted: Mapping[bytes, Adapter]) -> None:
-        """Give each of these adapters a slot, in place of those unused for the longest."""
+    def slot(self, adapter: Adapter) -> int:
+        """The slot that `place` gave an adapter. Raises KeyError where it has none."""
+        return self._slots[adapter.key]
+
+    def place(self, adapters: Iterable[Adapter]) -> None:
+        """Give each of these adapters, of which at most `max_loras` differ, a slot in place of those unused
+        for the longest."""
+        wanted = {adapter.key: adapter for adapter in adapters}
         for key in wanted:
             if key in self._slots:
                 self._slots.move_to_end(key)
@@ -258,6 +296,11 @@ class LoRALayers:
         with torch.inference_mode():
             for layer in self._layers.values():
                 layer.write(slot, adapter)
+
+
+def is_adapter_hook(hook: object) -> bool:
+    """Whether a forward hook adds adapters, and changes nothing where there are none."""
+    return isinstance(getattr(hook, "__self__", None), _Layer)
 
 
 def layers_by_token(model: Any) -> list[FoundLayer]:
@@ -320,11 +363,6 @@ def _count(name: str, seen: dict[str, list[int]]) -> Any:
         seen.setdefault(name, []).append(count)
 
     return hook
-
-
-def is_expert(name: str) -> bool:
-    """Whether a module of this name is one of several experts, or in one."""
-    return any("expert" in part and "shared" not in part for part in name.split("."))
 
 
 def is_linear(module: torch.nn.Module) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dodona.oracle.machine.memory import available_memory
 from dodona.runners.limits import Limits
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.params import SamplingParams
@@ -114,7 +115,10 @@ def _cpu(profile: Callable[[], None], utilization: float) -> int:
     before = _reset_peak()
     profile()
     activations = max(0, _status_bytes("VmHWM") - before)
-    return int(_available_bytes() * utilization) - activations
+    available = available_memory()
+    if available is None:
+        available = 2 * CPU_KV_LIMIT  # so that the documented limit fits
+    return int(available * utilization) - activations
 
 
 def _reset_peak() -> int:
@@ -134,20 +138,3 @@ def _status_bytes(name: str) -> int:
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0
-
-
-def _available_bytes() -> int:
-    """Bytes that processes can still take: MemAvailable, or less where a control group sets a limit."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    # Without /proc/meminfo there is no cheap way to ask; assume that the documented limit fits.
-    available = int(found[1]) * 1024 if found else 2 * CPU_KV_LIMIT
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return min(available, max(0, int(limit) - used)) if limit.isdigit() else available

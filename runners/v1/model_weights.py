@@ -27,9 +27,8 @@ def views(model: torch.nn.Module) -> WeightViews:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    quantized = {
-        f"{name}.{part}" for name, layer in quantized_layers(model).items() for part in layer.state_dict()
-    }
+    layers = quantized_layers(model)
+    quantized = {f"{name}.{part}" for name, layer in layers.items() for part in layer.state_dict()}
     # A quantized layer's tensors are not those of its checkpoint: they change by `replace` alone.
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in quantized}
     # A name of a tensor that another name has too: the first is the one that checkpoints have.
@@ -49,7 +48,7 @@ def views(model: torch.nn.Module) -> WeightViews:
         # What a conversion computes anew, writes would not reach.
         if tensor.untyped_storage().data_ptr() in places
     }
-    return WeightViews({**own, **parts}, tied)
+    return WeightViews({**own, **parts}, tied, frozenset(layers))
 
 
 def releasable(model: torch.nn.Module) -> dict[str, torch.Tensor]:

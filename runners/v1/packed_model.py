@@ -71,6 +71,7 @@ class PackedModel:
         self.kv_dtype: torch.dtype = self.calls[0].dtype if self.calls else next(model.parameters()).dtype
         self.patterns: tuple[AttentionPattern, ...] = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)
+        self.is_compiled = compiled
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
 
     @property

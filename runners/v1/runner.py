@@ -17,6 +17,7 @@ from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
+from dodona.oracle.systems.own.weights import check_weights
 from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
@@ -112,10 +113,11 @@ class V1Runner(WeightLife):
         speculative_config can't be served (nothing is loaded then).
         """
         machine = torch_environment(self.limits.device)
-        check_speculation(self.config, self.model_info, machine)
         lacking = capabilities.check_supported(self.config, self.model_info, machine)
-        if lacking:
+        if {*lacking} - {"weights", "speculative-settings"}:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        check_speculation(self.config, self.model_info, machine)
+        check_weights(self.config, self.model_info, machine)
         plan = self._plan_drafting()
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
@@ -142,7 +144,7 @@ class V1Runner(WeightLife):
         part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
         self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
-            self._on_device = serve_on_device(chosen.model, self.config, self.limits)
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora)
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place, and those of the draft from where it was. KV computed before
@@ -284,7 +286,7 @@ class V1Runner(WeightLife):
         if metadata is not None:
             before_forward(self._kv_connector, metadata, num_layers=self._num_layers)
         if self._on_device is not None:
-            self._on_device.steps.execute(scheduler_output)
+            self._on_device.execute(scheduler_output)
         else:
             ready = self._require_ready()
             if self._executed is not None:

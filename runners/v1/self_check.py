@@ -12,11 +12,13 @@ other states (an indexer's keys, compressed keys); rows whose rotary embedding c
 packed.
 
 A model that computes its rows one by one goes through the same steps, with chunks and with two rows in turn.
+Activations that a quantized model rounds are compared as they are before that (`unrounded_inputs`).
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +28,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.quantization.library import has_library_layers
-from dodona.runners.quantization.replacement import quantized_layers
+from dodona.runners.quantization.replacement import quantized_layers, unrounded_inputs
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.mixers import STATE_API, cache_argument, has_mixers
 from dodona.runners.v1.packed_model import PackedModel
@@ -41,8 +43,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest accepted root-mean-square difference, relative to the spread of the plain model's logits."""
 
 ROUNDED_TOLERANCE = 2e-2
-"""The least tolerance where activations are quantized: the noise of another order of summation moves some of
-them by a whole step."""
+"""The least tolerance where activations are rounded while two ways are compared: the noise of another order
+of summation moves some of them by a whole step."""
 
 LIBRARY_TOLERANCE = 5e-2
 """The same for layers of bitsandbytes and torchao: they round in half precision, and some depending on the
@@ -72,6 +74,12 @@ def self_check(model: PackedModel, *, max_model_len: int, pipeline: Group = ALON
     pipeline: the ranks that hold the other layers; they check together.
     """
     prompts = _prompts(model, _windows_of_stages(model, pipeline), max_model_len)
+    # Code that is compiled without rounding would be compiled once more with it.
+    with nullcontext() if model.is_compiled else unrounded_inputs(model.model):
+        return _compare(model, prompts)
+
+
+def _compare(model: PackedModel, prompts: list[torch.Tensor]) -> SelfCheck:
     try:
         plain = [plain_logits(model, prompt) for prompt in prompts]
         cached = [_cached_logits(model, prompt) for prompt in prompts]
@@ -98,6 +106,11 @@ def self_check(model: PackedModel, *, max_model_len: int, pipeline: Group = ALON
 def self_check_rows(model: RowModel, *, max_model_len: int) -> SelfCheck:
     """Run the check for a model that computes its rows one by one. Raises as `self_check` does."""
     prompts = _prompts(model, configured_windows(model.model), max_model_len)
+    with unrounded_inputs(model.model):
+        return _compare_rows(model, prompts)
+
+
+def _compare_rows(model: RowModel, prompts: list[torch.Tensor]) -> SelfCheck:
     try:
         plain = [plain_logits(model, prompt) for prompt in prompts]
         stepped = _step_logits(model, prompts)
@@ -120,14 +133,20 @@ def tolerance_of(module: torch.nn.Module, dtype: torch.dtype) -> float:
     tolerance = TOLERANCE[dtype]
     if has_library_layers(module):
         return max(tolerance, LIBRARY_TOLERANCE)
-    if any(layer.activations is not None for layer in quantized_layers(module).values()):
+    if any(layer.round_input is not None for layer in quantized_layers(module).values()):
         return max(tolerance, ROUNDED_TOLERANCE)
     return tolerance
 
 
 def configured_windows(model: Any) -> list[int]:
     """Sizes of windows and chunks of attention that the model's configurations name."""
-    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    named = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    # Layers may differ in a field; then the whole model's configuration has none.
+    configs = [
+        config
+        for whole in named.values()
+        for config in (whole.per_layer_config if getattr(whole, "is_heterogeneous", False) else [whole])
+    ]
     found = [getattr(config, name, None) for config in configs for name in ("sliding_window", "window_size")]
     return [size for size in found if isinstance(size, int)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -17,6 +17,12 @@ from torch import nn
 from dodona.kernels.linear.single_token_linears import MOST_LAYERS, single_token_linears
 
 Groups = Sequence[Sequence[nn.Linear]]
+
+
+def is_plain_linear(module: object) -> TypeGuard[nn.Linear]:
+    """Whether a module computes a product by a weight that lies in memory as its shape and dtype say. That of
+    a quantization library (torchao) only looks so: a tensor of a class of its own, without data."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
 
 def layers_by_input(model: nn.Module, run: Callable[[], object]) -> Groups:
@@ -32,7 +38,7 @@ def layers_by_input(model: nn.Module, run: Callable[[], object]) -> Groups:
 
     with ExitStack() as hooks:
         for module in model.modules():
-            if type(module) is nn.Linear:
+            if is_plain_linear(module):
                 hooks.callback(module.register_forward_pre_hook(note).remove)
         run()
     return [

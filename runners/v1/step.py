@@ -203,6 +203,9 @@ class Ready:
                 bitmasks.setdefault(state_row, []).append(words)
         found = []
         for row in sampled:
+            if not row.drafts and not bitmasks:
+                found.append(self.batch[row.row].sampling_row(None))
+                continue
             size = 1 + len(row.drafts)
             masks: Sequence[npt.NDArray[np.int32] | None] = bitmasks.get(row.row, [None] * size)
             state = self.batch[row.row]

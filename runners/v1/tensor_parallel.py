@@ -219,8 +219,10 @@ def _replace(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 def _uneven(name: str, size: int, ranks: int) -> UnsupportedConfiguration:
     why = f"{name}: {size} does not divide by {ranks} ranks; lower tensor_parallel_size"
-    return UnsupportedConfiguration.lacking("v1", "tensor-parallelism", why=why)
+    return UnsupportedConfiguration.lacking("v1", "tensor-parallel-sizes", why=why)
 
 
 def _refusal(model: torch.nn.Module, why: str) -> UnsupportedConfiguration:
-    return UnsupportedConfiguration.lacking("v1", "tensor-parallelism", why=f"{type(model).__name__}: {why}")
+    return UnsupportedConfiguration.lacking(
+        "v1", "tensor-parallel-families", why=f"{type(model).__name__}: {why}"
+    )

@@ -16,16 +16,18 @@ from dodona.oracle.systems.own.companions import companions_fault
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault, lacks_connector
 from dodona.oracle.systems.own.lengths import sizes_fault
+from dodona.oracle.systems.own.memory import memory_fault
 from dodona.oracle.systems.own.model_code import prompt_steps
 from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     lacks_executor,
+    quantized_share_fault,
     splits_evenly,
 )
 from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.systems.own.quantization import quantization_fault, quantization_scheme
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_dtype,
@@ -33,6 +35,7 @@ from dodona.oracle.systems.own.resolved import (
     resolved_speculative_method,
 )
 from dodona.oracle.systems.own.speculation import speculation_fault
+from dodona.oracle.systems.own.weights import weights_fault
 from dodona.runners.v2.models.registry import MODEL_FAMILIES, POOLING_FAMILIES
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -82,8 +85,8 @@ LACKS: frozenset[str] = frozenset(
         "device-count",
         "executor-backend",
         "ray-device",
-        "tensor-parallelism",
         "tensor-parallel-sizes",
+        "tensor-parallel-groups",
         "pipeline-parallelism",
         "data-parallel-deployment",
         "prefill-context-parallelism",
@@ -92,6 +95,8 @@ LACKS: frozenset[str] = frozenset(
         "lora",
         "sizes",
         "companion-directories",
+        "memory",
+        "weights",
         "speculative-settings",
         "kv-connector-settings",
         "pooler-settings",
@@ -123,10 +128,12 @@ def check_supported(
         **({} if interpreted else _machine(config, model, device, environment)),
         "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
-        "companion-directories": companions_fault(config) is not None,
+        "companion-directories": companions_fault(config, model) is not None,
+        "memory": memory_fault(config, model, environment) is not None,
+        "weights": weights_fault(config, model, environment) is not None,
         "sizes": sizes_fault(config, model, environment) is not None,
         "kv-connector-settings": kv_transfer_fault(config) is not None,
-        "pooler-settings": pooler_fault(config, model) is not None,
+        "pooler-settings": pooler_fault(config, model, environment) is not None,
         "speculative-settings": speculation_fault(config, model, environment) is not None,
         **_features(config),
         **_workers(config, model),
@@ -181,7 +188,7 @@ def _model(config: EngineConfig, model: ModelInfo, device: str) -> dict[str, boo
         or kinds not in (set(), {"full_attention"}, {"sliding_attention"}),
         "plain-arithmetic": bool(model.math_modifiers),
         "moe": model.is_moe,
-        "quantization": scheme == "other",
+        "quantization": quantization_fault(config, model) is not None,
         "quantized-weights": scheme not in (None, "other", *QUANTIZATION_SCHEMES),
         "hybrid-mamba": model.has_inner_state,
         "encoder-decoder": model.is_encoder_decoder,
@@ -223,8 +230,7 @@ def _features(config: EngineConfig) -> dict[str, bool]:
 
 
 def _workers(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
-    is_split = config.parallel_config.tensor_parallel_size > 1
     return {
-        "tensor-parallelism": is_split and quantization_scheme(config, model) is not None,
         "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "tensor-parallel-groups": quantized_share_fault(config, model) is not None,
     }

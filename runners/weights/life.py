@@ -29,6 +29,8 @@ class WeightViews:
     """Name → the part of the weights that the tensor fills; of any strides."""
     tied: Mapping[str, str]
     """Name of a tensor that is only another name for one of `views` → that one's."""
+    quantized: frozenset[str] = frozenset()
+    """Names of layers whose tensors in memory are not the checkpoint's, and not among `views`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,14 @@ class WeightLife(Runner):
         self._require_weights("load_weights")
         self._require_own_layers("load_weights")
         found = self._weight_views()
-        load_tensors(found.views, weights, tied=found.tied)
+        load_tensors(found.views, weights, tied=found.tied, quantized=found.quantized)
 
     def apply_sparse_weight_patches(self, patches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Overwrite single elements in place; see `Runner.apply_sparse_weight_patches`."""
         self._require_weights("apply_sparse_weight_patches")
         self._require_own_layers("apply_sparse_weight_patches")
         found = self._weight_views()
-        apply_sparse_patches(found.views, patches, tied=found.tied)
+        apply_sparse_patches(found.views, patches, tied=found.tied, quantized=found.quantized)
 
     def missing_weights(self) -> list[str]:
         """Names of tensors that a sleep dropped and nobody loaded again; see `Runner.missing_weights`."""

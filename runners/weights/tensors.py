@@ -6,7 +6,7 @@ are in place: addresses do not change, and captured graphs see the new values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,20 +37,30 @@ class _Write:
 
 
 def load_tensors(
-    views: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]], *, tied: Mapping[str, str]
+    views: Mapping[str, torch.Tensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    tied: Mapping[str, str],
+    quantized: Collection[str] = (),
 ) -> None:
     """Overwrite whole tensors; those that are not given stay.
 
     views: tensor name → the part of the model's weights that it fills, of any strides.
     tensors: (name, values of the view's shape); float values are cast to the view's type.
-    tied: names that have no values of their own → the name whose values they share.
+    tied: names that have no values of their own → the name whose values they share. A trainer's `state_dict`
+        has both names; they may both be given where their values are equal.
+    quantized: names of layers whose tensors can't be given.
 
     Raises InvalidRequestError that names the tensor: unknown, given twice, of another shape or type.
     """
     writes: dict[str, _Write] = {}
+    repeated: dict[str, Any] = {}
     for item in tensors:
         name, tensor = _pair(item)
-        view = _view(views, name, tied)
+        if isinstance(name, str) and name in tied:
+            repeated[name] = tensor
+            continue
+        view = _view(views, name, tied, quantized)
         if name in writes:
             raise InvalidRequestError(f"load_weights: tensor {name!r} is given twice")
         _check_values(name, tensor, view)
@@ -60,17 +70,25 @@ def load_tensors(
                 f"and the model's is {list(view.shape)}"
             )
         writes[name] = _Write(view, tensor, None)
+    for name, tensor in repeated.items():
+        first = writes.get(tied[name])
+        if first is None or not _equal(first.values, tensor):
+            raise _tied_error(name, tied)
     _apply(writes)
 
 
 def apply_sparse_patches(
-    views: Mapping[str, torch.Tensor], patches: Mapping[str, Any], *, tied: Mapping[str, str]
+    views: Mapping[str, torch.Tensor],
+    patches: Mapping[str, Any],
+    *,
+    tied: Mapping[str, str],
+    quantized: Collection[str] = (),
 ) -> None:
     """Overwrite single elements: {tensor name: (flat indices, values)}.
 
     Flat indices count the elements of the checkpoint's tensor in row-major order: [n] int64 or int32, all
     different. Values: [n], of a float type where the weights have one (then cast), else of the same type.
-    `views` and `tied` are as for `load_tensors`.
+    `views`, `tied` and `quantized` are as for `load_tensors`, but a tied name is always refused.
 
     Raises InvalidRequestError that names the tensor and what is wrong with its name, index, shape or type.
     """
@@ -78,7 +96,9 @@ def apply_sparse_patches(
         raise InvalidRequestError(
             f"apply_sparse_weight_patches: expected {{name: (indices, values)}}, got {type(patches).__name__}"
         )
-    writes = {name: _patch(name, patch, _view(views, name, tied)) for name, patch in patches.items()}
+    writes = {
+        name: _patch(name, patch, _view(views, name, tied, quantized)) for name, patch in patches.items()
+    }
     _apply(writes)
 
 
@@ -94,9 +114,24 @@ def _pair(item: Any) -> tuple[str, Any]:
     return item[0], item[1]
 
 
-def _view(views: Mapping[str, torch.Tensor], name: Any, tied: Mapping[str, str]) -> torch.Tensor:
+def _equal(one: torch.Tensor, other: Any) -> bool:
+    """Whether two tensors have the same values, wherever they are."""
+    return isinstance(other, torch.Tensor) and torch.equal(one, other.to(one.device))
+
+
+def _tied_error(name: str, tied: Mapping[str, str]) -> InvalidRequestError:
+    return InvalidRequestError(f"tensor {name!r} is tied to {tied[name]!r}; give that one")
+
+
+def _view(
+    views: Mapping[str, torch.Tensor], name: Any, tied: Mapping[str, str], quantized: Collection[str]
+) -> torch.Tensor:
     if isinstance(name, str) and name in tied:
-        raise InvalidRequestError(f"tensor {name!r} is tied to {tied[name]!r}; give that one")
+        raise _tied_error(name, tied)
+    if isinstance(name, str) and name not in views and name.rpartition(".")[0] in quantized:
+        raise InvalidRequestError(
+            f"tensor {name!r:.120} belongs to a quantized layer, whose tensors change by reload_weights alone"
+        )
     if not isinstance(name, str) or name not in views:
         hint = did_you_mean(str(name), views)
         raise InvalidRequestError(f"the model has no tensor {name!r:.120}" + (f"; {hint}" if hint else ""))

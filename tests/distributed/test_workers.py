@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -125,6 +126,23 @@ def test_calls_reach_every_rank_and_their_failures_leave_the_workers_alive():
         started.stop()
         assert all(map(gone, processes))
         assert not folder.exists()
+
+
+def test_warnings_of_workers_are_warnings(caplog):
+    caplog.set_level(logging.INFO, logger="dodona.worker")
+    with workers() as started:
+        started.tell(Call("warn", ("by the group",)))
+        started.answers(RANKS, "warn", LIMIT)
+        started.stop()
+    said = {(record.levelname, record.getMessage()) for record in caplog.records}
+    assert said == {
+        line
+        for rank in RANKS
+        for line in (
+            ("INFO", f"rank {rank}: before by the group"),
+            ("WARNING", f"rank {rank}: dodona.plain: by the group"),
+        )
+    }
 
 
 def test_a_change_that_some_ranks_refuse_ends_all_workers():

@@ -39,8 +39,11 @@ def allowed(grammar: Any) -> set[int]:
 
 
 def by_trying(grammar: Any) -> set[int]:
-    """The tokens that a copy of the grammar accepts, one by one."""
-    return {t for t in range(VOCAB) if grammar.matcher.deep_copy().consume_token(t)}
+    """The tokens that the grammar accepts, one by one."""
+    matcher = grammar.matcher
+    # `validate_tokens` is 300 times as fast as a copy that consumes the token, but never takes the end.
+    taken = {token for token in range(VOCAB) if matcher.validate_tokens([token])}
+    return taken | ({EOS} if matcher.deep_copy().consume_token(EOS) else set())
 
 
 def assert_mask(mask: set[int], possible: set[int], forced: bytes) -> None:
@@ -53,7 +56,7 @@ def assert_mask(mask: set[int], possible: set[int], forced: bytes) -> None:
     assert mask
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     schema=SCHEMAS,
     choices=st.lists(st.integers(0, 10**6), min_size=30, max_size=30),
@@ -86,7 +89,7 @@ def common_prefix(texts: list[bytes]) -> bytes:
 WORDS = ["yes", "no", "not", "nötig", "notwendig 🙂", "\"'\\/\n\t", "数字", "a\u0000b"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     words=st.lists(
         st.one_of(st.sampled_from(WORDS), st.text(min_size=1, max_size=6)),

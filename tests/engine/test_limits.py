@@ -13,7 +13,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.errors import EngineSetupError
-from dodona.runners.limits import KVSize, Limits, resolve_limits, size_kv_cache
+from dodona.runners.limits import KVSize, Limits, allocating, resolve_limits, size_kv_cache
 
 CONFIG_JSON = {
     "architectures": ["LlamaForCausalLM"],
@@ -146,3 +146,43 @@ def test_a_configured_length_is_not_lowered() -> None:
     assert size(lambda: 500, max_model_len=20) == KVSize(5, 20)
     with pytest.raises(EngineSetupError, match=r"hold 20 tokens, .*raise gpu_memory_utilization"):
         size(lambda: 500, max_model_len=21)
+
+
+@pytest.mark.parametrize("size", [2**50, 2**62, 2**64, 10**30])
+def test_memory_that_cant_be_had_is_named(size: int) -> None:
+    for fails in (lambda: torch.zeros(size), lambda: torch.empty(2, size, 4), lambda: bytearray(size)):
+        with (
+            pytest.raises(EngineSetupError, match=r"a cache can't be allocated: .*; lower it"),
+            allocating("a cache", "lower it"),
+        ):
+            fails()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 139 GiB"
+        ),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    ],
+)
+def test_memory_that_a_device_lacks_is_named(error: Exception) -> None:
+    with pytest.raises(EngineSetupError, match="out of memory"), allocating("a cache", "lower it"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        TypeError("zeros() received an invalid combination of arguments"),
+        EngineSetupError("hold no KV block"),
+        ValueError("expected 2 blocks"),
+    ],
+)
+def test_other_errors_are_not_missing_memory(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, allocating("a cache", "lower it"):
+        raise error
+    assert caught.value is error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.simulation import SITES, Arrival, HostMemory, Sizes, Sleep, Story, run, story_of
+from tests.support.simulation import run
+from tests.support.stories import SITES, Arrival, HostMemory, Sizes, Sleep, Story, story_of
 
 STORIES = 10_000
 BLOCK = 500

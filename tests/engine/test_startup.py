@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,9 @@ def test_the_machine_of_a_runner_on_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    sizes = (SimpleNamespace(total_memory=24 << 30), SimpleNamespace(total_memory=16 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", sizes.__getitem__)
     environment = torch_environment("cuda")
     assert (environment.platform, environment.compute_capability) == (platform, capability)
     assert environment.device_count == (2 if there else None)
+    assert environment.memory == (16 if there else None)

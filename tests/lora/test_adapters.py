@@ -86,6 +86,8 @@ def test_the_key_is_that_of_what_is_computed(tmp_path: Path) -> None:
         ),
         ({"layers_to_transform": [0]}, "an adapter of 'model.layers.1.q_proj': .* does not name it"),
         ({"exclude_modules": ["up"]}, "an adapter of 'model.layers.1.up': .* does not name it"),
+        ({"exclude_modules": r".*\.1\.up"}, "an adapter of 'model.layers.1.up': .* does not name it"),
+        ({"exclude_modules": "(a+)+b"}, "field 'exclude_modules': the expression .* repeats a group"),
     ],
 )
 def test_a_configuration_that_is_refused(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
@@ -107,6 +109,7 @@ def test_a_configuration_that_is_refused(tmp_path: Path, fields: dict[str, Any],
             r"lora_B\.weight times the scale 2 has values that are not finite in torch\.float32",
         ),
         (lambda t: t.update({A.replace(".0.", ".7."): torch.ones(4, 8)}), "no linear layer of this name"),
+        (lambda t: t.update({A.replace("q_proj", "mlp.experts.3.w1"): torch.ones(4, 8)}), "experts have no"),
         (lambda t: t.update({"base_model.model.x.lora_magnitude_vector": torch.ones(1)}), "not supported"),
         (lambda t: t.update({"base_model.model.e.lora_embedding_A": torch.ones(1)}), "lora_embedding_A"),
         (
@@ -143,6 +146,17 @@ def test_a_pattern_is_matched_as_peft_does(tmp_path: Path) -> None:
     config = PeftConfig.load(tmp_path)
     names = ["model.layers.1.up", "model.layers.11.up", "model.layers.0.q_proj", "a.b_q_proj", "up"]
     assert [config.rank(name) for name in names] == [2, 3, 5, 4, 3]
+
+
+def test_layers_that_an_expression_excludes_need_no_adapter(tmp_path: Path) -> None:
+    layers = {name: sizes for name, sizes in LAYERS.items() if name != "model.layers.1.q_proj"}
+    targets = sorted({name.rpartition(".")[2] for name in LAYERS})
+    path = write_adapter(tmp_path, layers, target_modules=targets, exclude_modules=r"model\..*\.1\.q_.*")
+    assert read(path).layers.keys() == layers.keys()
+    # PEFT takes a string as an expression over the whole name, not as the end of a name.
+    write_adapter(tmp_path, layers, target_modules=targets, exclude_modules="1.q_proj")
+    with pytest.raises(ConfigError, match=r"lacks the adapter of 'model\.layers\.1\.q_proj'"):
+        read(path)
 
 
 def test_requests_for_adapters_are_checked() -> None:

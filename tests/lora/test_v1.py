@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from checkpoints.quantize import quantize_checkpoint
 from dodona import LLM, LoRARequest, SamplingParams
 from dodona.runners.errors import InvalidRequestError
+from dodona.runners.v1 import device_serving
 from tests.support.adapters import linear_layers, merge, scale_of, write_adapter
 from tests.support.equal_tokens import EqualTokens
 from tests.support.every_family import make_model, tiny_config
@@ -94,8 +95,35 @@ def test_rows_of_three_kinds_in_one_batch(family: str, tiny_models: TinyModels, 
     three_kinds_in_one_batch(path, tmp_path)
 
 
-def three_kinds_in_one_batch(path: Path, tmp_path: Path) -> None:
-    with make_llm(path) as llm:
+def test_rows_of_three_kinds_in_steps_on_the_device(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton's interpreter: which adapter each token has is found from the state's rows."""
+    monkeypatch.setattr(device_serving, "kernels_run_on", lambda device: True)
+    path = tiny_models.path("llama", num_hidden_layers=1)
+    three_kinds_in_one_batch(path, tmp_path, steps_in_flight=2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2", "qwen3-moe", "deepseek-v3", "falcon-h1", "mamba", "lfm2"]
+)
+def test_rows_of_three_kinds_by_graphs(family: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    three_kinds_in_one_batch(
+        tiny_models.path(family),
+        tmp_path,
+        steps_in_flight=2,
+        device="cuda",
+        dtype="float32",
+        max_num_batched_tokens=64,
+    )
+
+
+def three_kinds_in_one_batch(path: Path, tmp_path: Path, steps_in_flight: int = 1, **flat: Any) -> None:
+    with make_llm(path, **flat) as llm:
+        assert llm._client.call(lambda runner, _: runner.max_steps_in_flight) == steps_in_flight
+        if flat.get("device") == "cuda":
+            assert llm._client.call(lambda runner, _: runner._on_device.steps.ready.graphs) is not None
         targets = {
             name: (target.in_features, target.out_features)
             for name, target in llm._client.call(lambda runner, _: runner.get_lora_targets()).items()
@@ -193,11 +221,15 @@ def test_more_adapters_than_fit_into_a_step_take_turns(tiny_models: TinyModels, 
         assert llm.list_loras() == {1, 2, 3, 4}
 
 
-def test_adapters_come_and_go_while_requests_run(tiny_models: TinyModels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_adapters_come_and_go_while_requests_run(
+    device: str, tiny_models: TinyModels, tmp_path: Path
+) -> None:
     path = tiny_models.path("llama", num_hidden_layers=1)
     layers = linear_layers(plain(path), ["q_proj", "up_proj"])
     versions = [write_adapter(tmp_path / f"v{i}", layers, seed=i, spread=0.6) for i in range(2)]
-    with make_llm(path, max_num_seqs=32, max_num_batched_tokens=64, num_gpu_blocks_override=300) as llm:
+    settings = {"device": device, "dtype": "float32", "num_gpu_blocks_override": 300}
+    with make_llm(path, max_num_seqs=32, max_num_batched_tokens=64, **settings) as llm:
         known: dict[int, list[list[int]]] = {index: [] for index in range(3)}
         for each in versions:
             lora = LoRARequest("swapped", 1, str(each), load_inplace=True)

@@ -275,7 +275,7 @@ def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_and_select_load_no_torch(llama: str) -> None:
-    for arguments in (["--help"], ["select", llama, "--json"]):
+    for arguments in (["--help"], ["select", llama, "--json", "--load-format", "dummy"]):
         done = fresh(*arguments)
         assert done.returncode == 0, done.stderr
         modules = set(done.stderr.splitlines()[-1].split())

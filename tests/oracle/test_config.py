@@ -271,6 +271,7 @@ CHANGES: dict[str, Any] = {
     "cache_config.enable_prefix_caching": False,
     "cache_config.cache_dtype": "fp8",
     "cache_config.kv_offloading_size": 1.5,
+    "cache_config.gpu_memory_utilization": 0.01,
     "parallel_config.enable_expert_parallel": True,
     "parallel_config.distributed_executor_backend": "mp",
     "parallel_config.data_parallel_backend": "ray",
@@ -341,8 +342,8 @@ def test_a_changed_field_changes_a_fact_that_reads_it(field: str) -> None:
         after["model_config"] = {"model": "m", **after["model_config"]}
     if "model_config" in before:
         before["model_config"] = {"model": "m", **before["model_config"]}
-    model = ModelInfo.from_mapping(LLAMA)
-    one, two = (derive_facts(config(**sections), model, assumed_gpu()) for sections in (before, after))
+    model, machine = ModelInfo.from_mapping(LLAMA), dataclasses.replace(assumed_gpu(), memory=0.5)
+    one, two = (derive_facts(config(**sections), model, machine) for sections in (before, after))
     moved = {
         fact for fact in one if one[fact] != two[fact] or (one[fact] is UNKNOWN) != (two[fact] is UNKNOWN)
     }

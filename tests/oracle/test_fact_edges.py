@@ -277,7 +277,10 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
     assert nullable - fields_of_sections == {
         *(f"model_config.{name}" for name in SIZES),
         "model_config.companions_fault",
+        "parallel_config.quantized_share_fault",
         "scheduler_config.fault",
+        "cache_config.fault",
+        "load_config.fault",
         "model_config.pooling_task",
         "model_config.prompt_steps",
         "model_config.has_pooling_model",
@@ -285,6 +288,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         "model_config.transformers_since",
         "model_config.quantization",
         "model_config.quantization_scheme",
+        "model_config.quantization_fault",
         "model_config.num_queries_per_kv",
         "model_config.rope_fixed_length",
         "model_config.hidden_act",

@@ -100,7 +100,8 @@ def test_every_fact_fits_its_specification(
 def test_without_a_model_its_facts_are_unknown() -> None:
     found = facts(None)
     given = ("model_config.quantization", "model_config.dtype", "parallel_config.splits_evenly")
-    given += ("parallel_config.fills_stages", "pooler_config.is_unused", "speculative_config.fault")
+    given += ("parallel_config.fills_stages", "parallel_config.quantized_share_fault")
+    given += ("pooler_config.is_unused", "speculative_config.fault")
     for name, spec in FACTS.items():
         if spec.source == "model" and name not in given:
             assert found[name] is UNKNOWN, name

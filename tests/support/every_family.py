@@ -78,9 +78,15 @@ SIZES: Mapping[str, Any] = {
 """Field name → tiny value, for fields that a configuration class has and whose default is a number."""
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_AXES = {**_ROPE, "mrope_section": [2, 1, 1]}
 _DECODER = {"is_decoder": True}
 _LATENT = {"num_key_value_heads": 4}
-_DOTS3 = {"per_layer_config": {}, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 4}
+_DOTS3 = {
+    "head_dim": 16,
+    "num_key_value_heads": 4,
+    "layer_types": ["indexed_attention", "sliding_attention"],
+    "per_layer_config": {1: {"num_attention_heads": 2, "num_key_value_heads": 2, "v_head_dim": 16}},
+}
 _TEXT = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -120,7 +126,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "xmod": {**_DECODER, "languages": ["en_XX"], "default_language": "en_XX"},
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 4,
                        "model_max_length": MAX_LENGTH, "mlp_layer_types": ["dense", "sparse"]},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _AXES, "sliding_attention": _AXES}},
     "dbrx": {"attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0},
              "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_v4": {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
@@ -144,16 +150,26 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "nemotron": {"num_key_value_heads": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "dots3_note": _DOTS3, "dots3_note_text": _DOTS3,
+    "dots3_note_text": _DOTS3,
+    "dots3_note_vision_encoder": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
+                                  "mlp_layer_types": ["dense"], "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note_audio_encoder": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
+                                 "adapter_input_size": 32, "adapter_out_dim": 32},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "fuyu": {"text_config": {"model_type": "persimmon", **_TEXT}},
+    "gemma3n_vision": {"architecture": "test_vit", "hidden_size": 64},
     "gemma3": {"vision_config": _VISION}, "gemma4_unified": {"vision_config": _VISION},
     "got_ocr2": {"text_config": {"model_type": "qwen2", **_TEXT}, "vision_config": _VISION},
     "moss_transcribe_diarize": {"text_config": {"model_type": "qwen3", "head_dim": 8, **_TEXT},
                                 "audio_config": {**_VISION, "d_model": 32, "encoder_layers": 1,
                                                  "encoder_attention_heads": 4, "encoder_ffn_dim": 48}},
     "xlm": {"causal": True},
+    "esm": {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "mask_token_id": VOCAB_SIZE - 1},
+    "luke": {"entity_vocab_size": 16, "entity_emb_size": 16}, "neomme": {"head_dim": 16},
+    "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2},
+    "emu3": {"vocabulary_map": {"<|extra_200|>": 5, "<image>": 6, "<|visual token 000000|>": 7}},
+    "emu3_vqgan": {"codebook_size": 8, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "attn_resolutions": [1]},
     "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
              "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"]},
     "inkling2_loop_text": {"num_hidden_layers": 3, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2,

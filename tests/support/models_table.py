@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.support import sweep
 from tests.support.every_family import VOCAB_SIZE, architecture, make_model, model_types, tiny_config
-from tests.support.sweep import first_line, markdown, refused_or_wrong, run_apart
+from tests.support.sweep import first_line, markdown, refused_or_wrong, run_each
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sweep.RESULTS / "models"
@@ -79,18 +80,18 @@ def try_family(model_type: str) -> dict[str, str]:
         return {"outcome": way, "why": why}
 
 
-def _refused(model_type: str) -> str:
-    """The rule that refuses the type whatever its configuration, and what the type does; else nothing."""
-    from dodona.oracle.config.engine_config import EngineConfig
-    from dodona.oracle.models.model_info import ModelInfo
-    from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
-    from dodona.oracle.systems.own.model_code import has_causal_lm
+BY_TYPE = ("causal-lm", "transformers-version", "model-family")
+"""The rules that refuse a type whatever else its configuration says."""
 
-    info = ModelInfo.from_mapping(config_file(model_type, architecture(model_type)))
-    if not has_causal_lm(EngineConfig.from_flat("m"), info):
-        return "causal-lm: transformers' own class does not take the configuration of this type"
-    why = UNSERVED.get(info.model_type) or UNSERVED_ARCHITECTURES.get(info.architectures[0])
-    return f"model-family: {why}" if why else ""
+
+def _refused(model_type: str) -> str:
+    """The rule of `BY_TYPE` that refuses the type, and what the type does; else nothing."""
+    from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
+
+    named = architecture(model_type)
+    rules = ", ".join(r for r in sweep.refusals(config_file(model_type, named)) if r in BY_TYPE)
+    does = UNSERVED.get(model_type) or UNSERVED_ARCHITECTURES.get(named)
+    return f"{rules}: {does}" if does else rules
 
 
 def config_file(model_type: str, architecture: str) -> dict[str, Any]:
@@ -205,23 +206,21 @@ def results_file(version: str) -> Path:
     return RESULTS / f"transformers-{version}.json"
 
 
-def run(only: Sequence[str], again: bool) -> None:
+def run(only: Sequence[str], again: bool, jobs: int) -> None:
     """Try what has no result yet, and keep the results."""
     file = results_file(sweep.prepare("dodona.runners.v1.runner"))
     known: dict[str, dict[str, str]] = sweep.load(file)
-    results: dict[str, dict[str, str]] = {}
-    for model_type in model_types():
-        now = key(model_type)
-        found = known.get(model_type)
-        wanted = model_type in only if only else again or found is None or found["config"] != now
-        if wanted:
-            found = {"config": now, **run_apart(model_type, try_family)}
-            print(model_type, found["outcome"], found["why"], flush=True)
-            known[model_type] = found
-            sweep.save(file, known)
-        if found is not None:
-            results[model_type] = {**found, **described(model_type)}
-    sweep.save(file, results)
+    keys = {model_type: key(model_type) for model_type in model_types()}
+    wanted = [
+        model_type
+        for model_type, now in keys.items()
+        if (model_type in only if only else again or known.get(model_type, {}).get("config") != now)
+    ]
+    for model_type, found in run_each(wanted, try_family, jobs):
+        known[model_type] = {"config": keys[model_type], **found}
+        print(model_type, found["outcome"], found["why"], flush=True)
+        sweep.save(file, known)
+    sweep.save(file, {t: {**known[t], **described(t)} for t in keys if t in known})
 
 
 WORDS = {
@@ -254,13 +253,8 @@ compared with transformers' own `generate`. Each type runs in a process of its o
   *Without a cache*: each token computes the whole sequence again.
 - **refused**: by the rule that is named, before anything loads.
 - **not tried**: no tiny model of the type could be made, or transformers itself could not generate with it.
-- **–**: this version of transformers has no such type. The rule `transformers-version` refuses it there; the
-  supported range is 5.17 to 5.24.
-
-There is no table for 5.17.0, the oldest. 28 types, from `afmoe` to `diffllama`, were run with it (torch 2.13,
-Python 3.11, 2026-11-29), with the outcomes of 5.23.0; the other types were not. So were `tests/quantization`,
-`tests/lora/test_v1.py`, and of `tests/v1` `test_dynamic_rope.py`, `test_hybrids.py`, `test_mtp.py`,
-`test_pooling.py`, `test_pooling_table.py`, `test_quantized_experts.py` and `test_runner.py`.
+- **–**: this version of transformers has no such type. The rule `transformers-version` refuses it there; what
+  is supported is `{supported}`.
 
 V1 does not choose by this table. At load it measures each model (`runners.v1.choice.choose`): packed if its
 steps equal the plain model, else row by row if those steps do, else it refuses with the reason. A model
@@ -271,6 +265,13 @@ whose RoPE changes with length (`longrope` beyond its original length) is comput
 | --- | {dashes} | --- |
 {rows}
 """
+
+
+def supported() -> str:
+    """The versions of transformers that the package asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (found,) = [name for name in project["dependencies"] if name.startswith("transformers")]
+    return str(found)
 
 
 def document() -> str:
@@ -285,14 +286,20 @@ def document() -> str:
         numbers = [sum(o.startswith(kind) for o in outcomes) for kind in _KINDS]
         counts.append(f"| {version} | {len(outcomes)} | " + " | ".join(map(str, numbers)) + " |")
     for model_type in sorted({t for found in results.values() for t in found}):
-        entries = [found.get(model_type) for found in results.values()]
-        last = next(entry for entry in reversed(entries) if entry)
-        cells = [WORDS[entry["outcome"]] if entry else "–" for entry in entries]
-        remark = "; ".join(filter(None, (markdown(last["why"]), last.get("note"))))
+        entries = {version: found.get(model_type) for version, found in results.items()}
+        last = next(entry for entry in reversed(entries.values()) if entry)
+        cells = [WORDS[entry["outcome"]] if entry else "–" for entry in entries.values()]
+        refused = [
+            f"{version}: {entry['why']}"
+            for version, entry in entries.items()
+            if entry and entry["outcome"] == "refused" != last["outcome"]
+        ]
+        remark = "; ".join(filter(None, (markdown(last["why"]), last.get("note"), *refused)))
         rows.append(f"| `{model_type}` | " + " | ".join(cells) + f" | {remark} |")
     return HEAD.format(
         prompts=", ".join(map(str, PROMPT_LENGTHS)), chunk=ENGINE["max_num_batched_tokens"],
         block=ENGINE["block_size"], new=NEW_TOKENS, counts="\n".join(counts), versions=" | ".join(results),
+        supported=supported(),
         dashes=" | ".join("---" for _ in results), rows="\n".join(rows),
     )  # fmt: skip
 

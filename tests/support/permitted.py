@@ -9,6 +9,7 @@ are any.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.select import select_runner
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
-from tests.support import pooling_table
+from tests.support import damaged_models, pooling_table
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import FAMILIES, TinyModels
 
@@ -43,20 +44,27 @@ class Tried:
     flat: Mapping[str, Any]
     outcome: str
     """"refused", "runs", or what was raised by a start that the rules permit."""
+    why: str = ""
+    """Why it was refused."""
 
 
 def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Flat arguments, most of them left alone."""
+    """Flat arguments, most of them left alone; `folder` is empty, and gets damaged copies of models."""
 
     def some(values: Sequence[Any]) -> Any:
         return choose([None, None, None, *values])
 
     flat: dict[str, Any] = {"model": str(choose(models))}
+    looks_at_files = choose([True, True, False])
+    if looks_at_files:
+        flat["model"] = _damaged(choose, Path(flat["model"]), folder / "model")
     small = {
         "dtype": ["float32", "bfloat16", "float16"],
         "max_model_len": [1, 5, 64, 255, 257, 10**6],
         "block_size": [1, 4, 16, 48],
         "num_gpu_blocks_override": [1, 3, 64],
+        "kv_cache_memory_bytes": [1, 3000, 1 << 17, 1 << 62],
+        "gpu_memory_utilization": [1e-9, 0.5],
         "enable_prefix_caching": [False],
         "max_num_seqs": [1, 3],
         "max_num_batched_tokens": [1, 7, 300],
@@ -67,12 +75,12 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
         "runner": ["generate", "pooling", "draft"],
         "convert": ["none", "embed", "classify"],
         "generation_config": ["vllm", str(folder), str(folder / "missing")],
-        "tokenizer": [str(folder), str(folder / "missing"), str(CHECKPOINTS / "qwen3")],
+        "tokenizer": [str(folder), str(folder / "missing"), str(CHECKPOINTS / "qwen3"), "some/tokenizer"],
+        "compilation_config": [{"mode": mode} for mode in (0, 1, 2, 3)],
         "skip_tokenizer_init": [True],
         "load_format": ["dummy", "safetensors"],
         "enforce_eager": [True],
         "max_logprobs": [0, 10**6],
-        "revision": ["main"],
         "device": ["cpu", "cuda"],
         "seed": [7],
         "trust_remote_code": [True],
@@ -81,12 +89,12 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
         "data_parallel_rank": [0],
         "distributed_executor_backend": ["uni", "external_launcher"],
     }  # fmt: skip
-    for name in random_names(choose, list(small)):
+    for name in random_names(choose, list(small), 12 if looks_at_files else 3):
         value = some(small[name])
         if value is not None:
             flat[name] = value
-    if flat.get("convert") == "classify":
-        flat["load_format"] = "dummy"  # files of models that generate have no classifier
+    if looks_at_files and choose([True, True, False]):
+        return flat
     if choose([True, False, False, False]):
         flat["enable_lora"] = True
         flat["max_loras"], flat["max_lora_rank"] = choose([1, 3]), choose([1, 8])
@@ -104,9 +112,19 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
     return flat
 
 
-def random_names(choose: Choose, names: list[str]) -> list[str]:
+def random_names(choose: Choose, names: list[str], one_in: int) -> list[str]:
     """Some of the names, in their order."""
-    return [name for name in names if choose([True, False, False])]
+    return [name for name in names if choose(range(one_in)) == 0]
+
+
+def _damaged(choose: Choose, source: Path, folder: Path) -> str:
+    """A copy of a model folder with one or two kinds of damage, which its name tells."""
+    kinds = [choose(list(damaged_models.DAMAGES)) for _ in range(choose([1, 1, 1, 2]))]
+    copy = damaged_models.copy(source, folder / f"{source.name}, {', '.join(kinds)}")
+    for kind in kinds:
+        with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no room for another
+            damaged_models.DAMAGES[kind](copy)
+    return str(copy)
 
 
 def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict[str, Any]:
@@ -115,8 +133,13 @@ def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict
         *(str(CHECKPOINTS / head) for head in HEADS),
         str(folder),
         str(folder / "missing"),
+        "some/draft",
         "ngram",
     ]
+    if choose([True, False]):
+        source = choose([Path(model), *(CHECKPOINTS / head for head in HEADS)])
+        if (source / "config.json").is_file():
+            drafts = [_damaged(choose, source, folder / "draft")]
     given = {
         "method": choose(
             [None, "ngram", "ngram", "suffix", "draft_model", "eagle", "eagle3", "mtp", "medusa"]
@@ -170,8 +193,8 @@ def attempt(flat: Mapping[str, Any]) -> Tried:
     """Start an engine where the rules permit a configuration, and let it answer a prompt of two tokens."""
     try:
         verdict = select_runner(EngineConfig.from_flat(**flat))
-    except (ConfigError, UnsupportedConfiguration):
-        return Tried(flat, "refused")
+    except (ConfigError, UnsupportedConfiguration) as error:
+        return Tried(flat, "refused", str(error))
     try:
         with LLM.from_verdict(verdict) as llm:
             prompt = [{"prompt_token_ids": [5, 6][: max(1, llm.max_model_len - 1)]}]
@@ -196,6 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--refusals", action="store_true", help="print these too")
     parser.add_argument("--families", nargs="*", default=installed_families())
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -204,13 +228,17 @@ def main() -> int:
         (folder / "empty").mkdir()
         tiny = TinyModels(folder / "models")
         models = [tiny.path(family) for family in arguments.families]
-        models += [CHECKPOINTS / "qwen3"] * (1 + len(models) // 3) + pooling_models(folder / "pooling")
+        models += [CHECKPOINTS / "qwen3"] * (1 + len(models) // 3) + pooling_models(folder / "pooling") * 2
+        models += [path.parent for path in CHECKPOINTS.glob("*/generation_config.json")]
         outcomes: Counter[str] = Counter()
         for _ in range(arguments.examples):
-            shutil.rmtree(folder / "empty" / "kv", ignore_errors=True)
+            for part in ("kv", "model", "draft"):
+                shutil.rmtree(folder / "empty" / part, ignore_errors=True)
             tried = attempt(draw(rng.choice, models, folder / "empty"))
             kind = tried.outcome if tried.outcome in ("refused", "runs") else "fails"
             outcomes[kind] += 1
+            if arguments.refusals and kind == "refused":
+                print("refused:", tried.why[:200], dict(tried.flat), flush=True)
             if kind == "fails":
                 print(tried.outcome, dict(tried.flat), flush=True)
         print(dict(outcomes))

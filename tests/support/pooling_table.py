@@ -16,8 +16,8 @@ from typing import Any
 
 from tests.support import sweep
 from tests.support.every_family import SPECIAL, VOCAB_SIZE, make_model, tiny_config
-from tests.support.known_models import model_types, pooling_tasks
-from tests.support.sweep import first_line, markdown, refused_or_wrong, run_apart
+from tests.support.known_models import POOLING_TASKS, model_types, pooling_tasks
+from tests.support.sweep import first_line, markdown, refused_or_wrong, run_each
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pooling.md"
 
@@ -51,6 +51,20 @@ def try_type(model_type: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as directory:
             found[task] = attempt(model_type, task, Path(directory))
     return found
+
+
+def _refused(model_type: str, task: str) -> str:
+    """The rules that refuse a config.json of the type for the task; else nothing."""
+    from transformers.models.auto import modeling_auto
+
+    named = getattr(modeling_auto, f"{POOLING_TASKS[task]}_MAPPING_NAMES")[model_type]
+    try:
+        written = config_of(model_type).to_dict()
+    except Exception:  # a type that can't be made small; its defaults tell enough
+        written = {}
+    architectures = [named] if isinstance(named, str) else [named[0]]
+    raw = {**written, "architectures": architectures, "model_type": model_type}
+    return ", ".join(sweep.refusals(raw, runner="pooling"))
 
 
 def config_of(model_type: str) -> Any:
@@ -89,6 +103,9 @@ def reference(directory: Path, task: str) -> list[Any]:
 
 def attempt(model_type: str, task: str, directory: Path) -> dict[str, str]:
     """The outcome of one task; `directory` is empty."""
+    refused = _refused(model_type, task)
+    if refused:
+        return {"outcome": "refused", "why": refused}
     try:
         save(model_type, task, directory)
         expected = reference(directory, task)
@@ -151,17 +168,16 @@ def results_file(version: str) -> Path:
     return sweep.RESULTS / "pooling" / f"transformers-{version}.json"
 
 
-def run(only: Sequence[str], again: bool) -> None:
+def run(only: Sequence[str], again: bool, jobs: int) -> None:
     """Try what has no result yet, and keep the results."""
     file = results_file(sweep.prepare("dodona.runners.v1.pooling.runner", "dodona.runners.llm"))
     known = sweep.load(file)
-    for model_type in types():
-        if model_type in only if only else again or model_type not in known:
-            found = run_apart(model_type, try_type)
-            ended = "outcome" not in found  # else the process came to no end, with all tasks
-            known[model_type] = found if ended else dict.fromkeys(pooling_tasks(model_type), found)
-            print(model_type, known[model_type], flush=True)
-            sweep.save(file, known)
+    wanted = [t for t in types() if (t in only if only else again or t not in known)]
+    for model_type, found in run_each(wanted, try_type, jobs):
+        ended = "outcome" not in found  # else the process came to no end, with all tasks
+        known[model_type] = found if ended else dict.fromkeys(pooling_tasks(model_type), found)
+        print(model_type, known[model_type], flush=True)
+        sweep.save(file, known)
 
 
 WORDS = {
@@ -176,25 +192,43 @@ BEGIN, END = "<!-- pooling: begin -->", "<!-- pooling: end -->"
 
 def table() -> str:
     """The table of docs/pooling.md with its markers, from the results of all versions."""
+    results = {
+        file.stem.removeprefix("transformers-"): json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(results_file("x").parent.glob("transformers-*.json"))
+    }
     parts = [BEGIN]
-    for file in sorted(results_file("x").parent.glob("transformers-*.json")):
-        results = json.loads(file.read_text(encoding="utf-8"))
-        outcomes = [entry["outcome"] for tasks in results.values() for entry in tasks.values()]
-        version = file.stem.removeprefix("transformers-")
+    for version, found in results.items():
+        outcomes = [entry["outcome"] for tasks in found.values() for entry in tasks.values()]
         counts = ", ".join(f"{outcomes.count(o)} {word}" for o, word in WORDS.items())
         parts += [
-            f"transformers {version}, {len(results)} types and {len(outcomes)} models of them: {counts}.",
+            f"transformers {version}, {len(found)} types and {len(outcomes)} models of them: {counts}.",
             "",
-            "| Model type | embed | classify | token\\_classify | Remarks |",
-            "| --- | --- | --- | --- | --- |",
         ]
-        for model_type in sorted(results):
-            tasks = results[model_type]
-            cells = [WORDS[tasks[t]["outcome"]] if t in tasks else "–" for t in AUTO_CLASSES]
-            remarks = "; ".join(dict.fromkeys(markdown(e["why"]) for e in tasks.values() if e["why"]))
-            parts.append(f"| `{model_type}` | {' | '.join(cells)} | {remarks} |")
-        parts.append("")
-    return "\n".join([*parts[:-1], END])
+    parts += [
+        "| Model type | embed | classify | token\\_classify | Remarks |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            _row(model_type, results)
+            for model_type in sorted({t for found in results.values() for t in found})
+        ),
+        END,
+    ]
+    return "\n".join(parts)
+
+
+def _row(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    tasks = {version: found[model_type] for version, found in results.items() if model_type in found}
+    cells = []
+    for task in AUTO_CLASSES:
+        words = {version: WORDS[found[task]["outcome"]] for version, found in tasks.items() if task in found}
+        same = len(set(words.values())) == 1
+        cells.append(
+            min(words.values()) if same else ", ".join(f"{v}: {word}" for v, word in words.items()) or "–"
+        )
+    missing = [version for version in results if version not in tasks]
+    absent = [f"not in transformers {', '.join(missing)}"] if missing else []
+    whys = dict.fromkeys(markdown(e["why"]) for found in tasks.values() for e in found.values() if e["why"])
+    return f"| `{model_type}` | {' | '.join(cells)} | {'; '.join([*absent, *whys])} |"
 
 
 def document() -> str:

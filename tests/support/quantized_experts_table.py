@@ -8,7 +8,6 @@ With names of types only these are tried again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -163,20 +162,18 @@ def result_files() -> list[Path]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("types", nargs="*")
-    args = parser.parse_args()
+    given = sweep.arguments(__doc__).parse_args()
     file = results_file(sweep.prepare("dodona.runners.v1.runner"))
     known: dict[str, Any] = sweep.load(file)
-    for model_type in args.types or [t for t in model_types() if t not in known]:
-        if not is_moe(model_type):
-            continue
-        found = {kind: sweep.run_apart(model_type, attempt) for kind, attempt in ATTEMPTS.items()}
-        known[model_type] = {**found, "language_model": models_table.described(model_type)["language_model"]}
-        print(model_type, known[model_type], flush=True)
-        sweep.save(file, known)
+    wanted = [t for t in given.types or model_types() if given.types or given.again or t not in known]
+    found: dict[str, dict[str, Any]] = {t: {} for t in wanted if is_moe(t)}
+    for kind, attempt in ATTEMPTS.items():
+        for model_type, outcome in sweep.run_each(list(found), attempt, given.jobs):
+            found[model_type][kind] = outcome
+            print(model_type, kind, outcome, flush=True)
+    for model_type, kinds in found.items():
+        known[model_type] = {**kinds, "language_model": models_table.described(model_type)["language_model"]}
+    sweep.save(file, known)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,9 @@ def _blocks(values: torch.Tensor, scales: torch.Tensor, block: list[int]) -> tor
 
 
 def rounded_input(
-    config: Mapping[str, Any], x: torch.Tensor, input_scale: torch.Tensor | None
+    config: Mapping[str, Any], x: torch.Tensor, input_scale: torch.Tensor | None, *, ranks: int = 1
 ) -> torch.Tensor:
-    """`x` [..., in] fp32 as the layer's product sees it."""
+    """`x` [..., in] fp32 as the layer's product sees it, on ranks that each round their part of it."""
     if config["quant_method"] == "fp8":
         activations: Any = {
             "type": "float",
@@ -108,7 +108,7 @@ def rounded_input(
         activations = None
     if activations is None:
         return x
-    size = activations.get("group_size") or x.shape[-1]
+    size = activations.get("group_size") or x.shape[-1] // ranks
     parts = []
     for part in x.split(size, dim=-1):
         largest = part.abs().amax(-1, keepdim=True)
@@ -135,9 +135,9 @@ def _module_name(stored: str) -> str:
     return named.replace(".block_sparse_moe.", ".mlp.")
 
 
-def plain_model(path: Path) -> Any:
+def plain_model(path: Path, *, ranks: int = 1) -> Any:
     """transformers' model of a quantized directory in fp32, with linear layers and experts that do what is
-    written out above."""
+    written out above. ranks: how many round the inputs of layers whose inputs they share."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = json.loads((path / "config.json").read_text())["quantization_config"]
@@ -163,8 +163,12 @@ def plain_model(path: Path) -> Any:
             dense[name] = dense_weight(config, tensors)
             module = model.get_submodule(prefix[:-1])
             scale = tensors.get("input_scale")
+            shares = ranks if prefix.endswith(("o_proj.", "down_proj.")) else 1
             module.register_forward_pre_hook(
-                lambda module, args, scale=scale: (rounded_input(config, args[0], scale), *args[1:])
+                lambda module, args, scale=scale, ranks=shares: (
+                    rounded_input(config, args[0], scale, ranks=ranks),
+                    *args[1:],
+                )
             )
         else:
             dense[name] = stored[name].float()

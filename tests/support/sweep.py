@@ -8,13 +8,18 @@ import json
 import multiprocessing
 import resource
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parents[1] / "data"
 SECONDS = 120
+_LATE = {"outcome": "untried", "why": f"no end after {SECONDS} s"}
 
 
 def prepare(*modules: str) -> str:
@@ -29,21 +34,61 @@ def prepare(*modules: str) -> str:
 
 
 def run_apart(model_type: str, attempt: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """`attempt` in a process of its own, which is ended after `SECONDS`."""
+    """What `attempt` found of one type, in a process of its own."""
+    ((_, found),) = run_each([model_type], attempt)
+    return found
+
+
+def run_each(
+    model_types: Sequence[str], attempt: Callable[[str], dict[str, Any]], jobs: int = 1
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(type, what `attempt` found), in the order in which they end: each type in a process of its own, which
+    is ended after `SECONDS`; `jobs` at a time."""
+    waiting, running = deque(model_types), dict[Connection, _Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                started = _start(waiting.popleft(), attempt)
+                running[started.pipe] = started
+            until = min(started.until for started in running.values())
+            ended = wait(list(running), max(0.0, until - time.monotonic()))
+            late = [pipe for pipe, started in running.items() if started.until <= time.monotonic()]
+            for pipe in ended or late:
+                found = _received(pipe) if ended else _LATE
+                started = running.pop(pipe)
+                started.end()
+                yield started.model_type, found
+    finally:
+        for started in running.values():
+            started.end()
+
+
+class _Running(NamedTuple):
+    model_type: str
+    process: ForkProcess
+    pipe: Connection
+    until: float
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _start(model_type: str, attempt: Callable[[str], dict[str, Any]]) -> _Running:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(attempt, model_type, theirs))
     process.start()
     theirs.close()
+    return _Running(model_type, process, ours, time.monotonic() + SECONDS)
+
+
+def _received(pipe: Connection) -> dict[str, Any]:
     try:
-        if not ours.poll(SECONDS):
-            return {"outcome": "untried", "why": f"no end after {SECONDS} s"}
-        return dict(ours.recv())
+        return dict(pipe.recv())
     except EOFError:
         return {"outcome": "untried", "why": "the process died"}
-    finally:
-        process.kill()
-        process.join()
 
 
 def _child(attempt: Callable[[str], dict[str, Any]], model_type: str, pipe: Any) -> None:
@@ -73,6 +118,21 @@ def refused_or_wrong(error: Exception) -> dict[str, str]:
     return {"outcome": "wrong", "why": first_line(error)}
 
 
+def refusals(config_json: Mapping[str, Any], **flat: Any) -> tuple[str, ...]:
+    """The rules that refuse a config.json with this transformers on a machine without a GPU."""
+    from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.machine.environment import Environment
+    from dodona.oracle.machine.packages import installed_versions
+    from dodona.oracle.models.model_info import ModelInfo
+    from dodona.oracle.select import verdict_for
+    from dodona.oracle.systems.books import load_rulebook
+
+    machine = Environment(has_triton=False, platform="cpu", packages=installed_versions())
+    config, info = EngineConfig.from_flat("m", **flat), ModelInfo.from_mapping(config_json)
+    verdict = verdict_for(config, info, machine, load_rulebook("dodona"))
+    return tuple(reason.rule for reason in verdict.refusals)
+
+
 def load(file: Path) -> dict[str, Any]:
     """The results that there are, by type."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -90,18 +150,27 @@ def markdown(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("*", "\\*")
 
 
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What all sweeps take on the command line."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("types", nargs="*", help="only these")
+    parser.add_argument("--again", action="store_true", help="also what has a result")
+    parser.add_argument("--jobs", type=int, default=1, help="types at a time")
+    return parser
+
+
 def main(
     description: str | None,
-    run: Callable[[Sequence[str], bool], None],
+    run: Callable[[Sequence[str], bool, int], None],
     document: Callable[[], str],
     file: Path,
 ) -> None:
     """The command line of a sweep that writes a document."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("types", nargs="*")
-    parser.add_argument("--again", action="store_true")
-    parser.add_argument("--document", action="store_true")
-    arguments = parser.parse_args()
-    if not arguments.document:
-        run(arguments.types, arguments.again)
+    parser = arguments(description)
+    parser.add_argument("--document", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    if not given.document:
+        run(given.types, given.again, given.jobs)
     file.write_text(document(), encoding="utf-8")

@@ -188,6 +188,39 @@ def test_a_part_that_someone_hooked_is_left_alone():
     assert norm not in [part.module for part in Fusions(model)._fusions]
 
 
+def test_weights_of_a_librarys_class_are_left_to_it():
+    """They have a shape and a dtype, but no memory that a kernel could read."""
+
+    class Quantized(torch.Tensor):
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+        def __new__(cls, data):
+            return torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype)
+
+        def __init__(self, data):
+            self.data_of_its_own = data
+
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            def plain(value):
+                return value.data_of_its_own if isinstance(value, cls) else value
+
+            if func is torch.ops.aten.detach.default:
+                return args[0]
+            return func(*map(plain, args), **(kwargs or {}))
+
+    model = make_model("qwen3")
+    layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    for layer in layers:
+        layer.weight = torch.nn.Parameter(Quantized(layer.weight.data), requires_grad=False)
+    ids = torch.tensor([[3]])
+    groups = layers_by_input(model, lambda: model(input_ids=ids))
+    found = {fusion.module for fusion in Fusions(model, groups)._fusions}
+    assert not found & {*layers, *(layer.mlp for layer in model.model.layers)}
+    assert model.model.norm in found
+    assert all(torch.isfinite(model(input_ids=ids).logits).flatten())
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_shutdown_releases_the_model(tiny_models, monkeypatch):
     """At once, not when the garbage collector runs: another model may need the memory."""

@@ -23,7 +23,8 @@ from dodona.oracle.select import select_runner, verdict_for
 from dodona.oracle.systems.books import load_rulebook
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.quantization.library import has_library_layers
-from tests.lora.test_v1 import check, make_llm
+from dodona.runners.v1.capabilities import check_supported
+from tests.lora.test_v1 import GREEDY, PROMPTS, check, make_llm
 from tests.support.adapters import linear_layers, write_adapter
 from tests.support.equal_tokens import EqualTokens
 from tests.support.tiny_models import VOCAB_SIZE, TinyModels
@@ -72,26 +73,63 @@ CASES += [
 ]
 
 
+ON_GPU = [
+    pytest.param(name, marks=BNB if name.endswith("bitsandbytes") else AO)
+    for name in MAKE
+    if name != "w8a8_torchao"
+]
+GPU_CASES = [case for case in CASES if case.values[1] != "w8a8_torchao"]
+
+Quantized = Callable[..., Path]
+
+
 @pytest.fixture(scope="module")
-def quantized(tiny_models: TinyModels, tmp_path_factory: Any) -> Callable[[str, str], Path]:
-    """A quantized copy of a tiny model, by family and scheme."""
+def quantized(tiny_models: TinyModels, tmp_path_factory: Any) -> Quantized:
+    """A quantized copy of a tiny model, by family, scheme, device and dtype."""
     root = tmp_path_factory.mktemp("library")
 
-    def get(family: str, name: str) -> Path:
-        path: Path = root / f"{family}-{name}"
+    def get(family: str, name: str, device: str = "cpu", dtype: str = "float32") -> Path:
+        path: Path = root / f"{family}-{name}-{device}-{dtype}"
         if not path.exists():
             sizes = SIZES if family == "qwen3" else {}
-            model = AutoModelForCausalLM.from_pretrained(
-                tiny_models.path(family, **sizes), quantization_config=MAKE[name](), dtype=torch.float32
-            )
+            source = tiny_models.path(family, **sizes)
+            model = from_pretrained(name, source, device, dtype, quantization_config=MAKE[name]())
             model.save_pretrained(path)
         return path
 
     return get
 
 
-def plain(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+def from_pretrained(name: str, path: Path, device: str, dtype: str, **settings: Any) -> Any:
+    """transformers' model in a scheme; bitsandbytes quantizes on the device that transformers is told."""
+    maps = name.endswith("bitsandbytes") and device != "cpu"
+    placed = {"device_map": {"": device}} if maps else {}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), **placed, **settings)
+    return model if maps else model.to(device)
+
+
+def plain(path: Path, name: str, device: str = "cpu", dtype: str = "float32") -> Any:
+    return from_pretrained(name, path, device, dtype, attn_implementation="eager").eval()
+
+
+def compare_with_generate(path: Path, name: str, device: str, dtype: str, *, half_precision: bool) -> None:
+    runner, model = make_runner(path, device=device, dtype=dtype), plain(path, name, device, dtype)
+    assert has_library_layers(runner._loaded.model.model)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(2, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (1, 9, 23)]
+
+    def last_logits(ids):
+        with torch.inference_mode():
+            return model(input_ids=torch.tensor([list(ids)], device=device)).logits[0, -1]
+
+    equal = EqualTokens(last_logits, half_precision=half_precision)
+    for job in Driver(runner, budget=13, preempt_every=5).generate(prompts, [12] * len(prompts)):
+        expected = model.generate(
+            torch.tensor([job.prompt], device=device), do_sample=False, min_new_tokens=12, max_new_tokens=12
+        )
+        equal.compare(job.prompt, expected[0, len(job.prompt) :].tolist(), job.output)
+    equal.check()
+    runner.shutdown()
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
@@ -102,23 +140,66 @@ def test_tokens_are_those_of_generate(family, name, quantized):
     info = ModelInfo.load(path)
     assert info.quantization is not None
     assert info.quantization.overall_scheme(2) == name
-    runner, model = make_runner(path), plain(path)
-    assert has_library_layers(runner._loaded.model.model)
-    generator = torch.Generator().manual_seed(3)
-    prompts = [torch.randint(2, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (1, 9, 23)]
-
-    def last_logits(ids):
-        with torch.inference_mode():
-            return model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
-
     # Rounding makes a step of a last bit: then only clear decisions can be compared.
-    equal = EqualTokens(last_logits, half_precision="a8" in name)
-    for job in Driver(runner, budget=13, preempt_every=5).generate(prompts, [12] * len(prompts)):
-        expected = model.generate(
-            torch.tensor([job.prompt]), do_sample=False, min_new_tokens=12, max_new_tokens=12
-        )
-        equal.compare(job.prompt, expected[0, len(job.prompt) :].tolist(), job.output)
-    equal.check()
+    compare_with_generate(path, name, "cpu", "float32", half_precision="a8" in name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "name"), GPU_CASES)
+def test_tokens_on_a_gpu(family, name, dtype, quantized):
+    """bitsandbytes computes 4 bits in bfloat16 whatever the model's dtype is."""
+    half_precision = name != "w8a16_torchao" or dtype == "bfloat16"
+    compare_with_generate(
+        quantized(family, name, "cuda", dtype), name, "cuda", dtype, half_precision=half_precision
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ON_GPU)
+def test_adapters_on_a_gpu(name, quantized, tmp_path):
+    path = quantized("qwen3", name, "cuda")
+    base, changed = plain(path, name, "cuda"), with_adapter(plain(path, name, "cuda"), tmp_path / "adapter")
+    half_precision = name != "w8a16_torchao"
+    with make_llm(path, device="cuda", num_gpu_blocks_override=None, gpu_memory_utilization=0.3) as llm:
+        adapter = LoRARequest("adapter", 1, str(tmp_path / "adapter"))
+        outputs = llm.generate(PROMPTS, GREEDY, lora_request=[adapter, None, adapter], use_tqdm=False)
+    for model, prompt, output in zip([changed, base, changed], PROMPTS, outputs, strict=True):
+        assert output.error is None
+
+        def last_logits(ids, model=model):
+            with torch.inference_mode():
+                return model(torch.tensor([ids], device="cuda"), use_cache=False).logits[0, -1]
+
+        expected = list(prompt)
+        for _ in range(GREEDY.max_tokens):
+            expected.append(int(last_logits(expected).argmax()))
+        equal = EqualTokens(last_logits, half_precision=half_precision)
+        equal.compare(prompt, expected[len(prompt) :], list(output.outputs[0].token_ids))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ON_GPU)
+def test_random_weights_on_a_gpu(name, quantized):
+    runner = make_runner(quantized("qwen3", name, "cuda"), device="cuda", load_format="dummy")
+    assert has_library_layers(runner._loaded.model.model)
+    assert len(Driver(runner).generate([[5, 6, 7]], [3])[0].output) == 3
+    runner.shutdown()
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """A model with an adapter's products added by hooks; the adapter is written to `folder`."""
+    layers = linear_layers(model, ["q_proj", "down_proj"])
+    write_adapter(folder, layers, r=4, seed=1)
+    stored = load_file(folder / "adapter_model.safetensors", device=str(model.device))
+    for layer in layers:
+        a, b = (stored[f"base_model.model.{layer}.lora_{side}.weight"] for side in "AB")
+
+        def add(module, args, output, a=a, b=b):
+            return output + 2.0 * (args[0] @ a.T @ b.T)
+
+        model.get_submodule(layer).register_forward_hook(add)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -127,18 +208,7 @@ def test_tokens_are_those_of_generate(family, name, quantized):
 )
 def test_adapters_add_to_the_librarys_layers(name, quantized, tmp_path):
     path = quantized("qwen3", name)
-    base, changed = plain(path), plain(path)
-    layers = linear_layers(base, ["q_proj", "down_proj"])
-    # transformers' model with the adapter's products added by hooks
-    write_adapter(tmp_path / "adapter", layers, r=4, seed=1)
-    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    for layer in layers:
-        a, b = (stored[f"base_model.model.{layer}.lora_{side}.weight"] for side in "AB")
-
-        def add(module, args, output, a=a, b=b):
-            return output + 2.0 * (args[0] @ a.T @ b.T)
-
-        changed.get_submodule(layer).register_forward_hook(add)
+    base, changed = plain(path, name), with_adapter(plain(path, name), tmp_path / "adapter")
     with make_llm(path) as llm:
         adapter = LoRARequest("adapter", 1, str(tmp_path / "adapter"))
         check(llm, [adapter, None, adapter], [changed, base, changed])
@@ -222,6 +292,29 @@ def test_a_missing_library_is_named_before_anything_loads(package, method, tiny_
     found = refusals(**{**installed, package: None})
     assert found.keys() == {"quantization-package"}
     assert f"dodona[{method}]" in found["quantization-package"]
+
+
+@pytest.mark.parametrize(
+    ("method", "stored", "refused"),
+    [
+        ("torchao", {"quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig"}}}, True),
+        ("torchao", {"quant_type": INT8}, False),
+        ("bitsandbytes", {"load_in_8bit": True}, False),
+        ("bitsandbytes", {"load_in_4bit": True}, False),
+    ],
+)
+def test_what_a_gpu_serves(method, stored, refused, tiny_models):
+    """The same to the rules and to the runner; a library that isn't there is named on a GPU too."""
+    raw = ModelInfo.load(tiny_models.path("qwen3")).raw
+    info = ModelInfo.from_mapping({**raw, "quantization_config": {"quant_method": method, **stored}})
+    config = EngineConfig.from_flat("m")
+    for packages, more in ((TESTED, ()), ({**TESTED, method: None}, ("quantization-package",))):
+        machine = Environment(has_triton=True, platform="cuda", packages=packages)
+        verdict = verdict_for(config, info, machine, load_rulebook("dodona"))
+        expected = {*(["library-quantization-device"] if refused else []), *more}
+        refusals = {reason.rule for reason in verdict.refusals}
+        assert expected <= refusals if expected else not refusals
+        assert set(check_supported(config, info, machine)) == expected
 
 
 @AO

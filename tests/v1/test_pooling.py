@@ -24,6 +24,9 @@ from dodona.runners.errors import EngineSetupError, InvalidRequestError, WrongTa
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.limits import resolve_limits
 from dodona.runners.pooling.pooler import pool
+from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.v1.packed_model import set_attention
+from dodona.runners.v1.pooling.choice import choose
 from dodona.runners.v1.pooling.model import batches
 from dodona.runners.v1.pooling.runner import V1PoolingRunner
 from tests.support import pooling_table, sweep
@@ -92,7 +95,7 @@ def with_modules(source, directory, *modules, pooling=None, **files):
     for file in source.iterdir():
         (directory / file.name).symlink_to(file)
     entries = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        {"idx": i, "name": str(i), "path": path, "type": f"{ST}.{kind}"}
         for i, (kind, path) in enumerate(modules)
     ]
     (directory / "modules.json").write_text(json.dumps(entries))
@@ -106,6 +109,12 @@ def with_modules(source, directory, *modules, pooling=None, **files):
     return directory
 
 
+ST = "sentence_transformers.models"
+DENSE = [
+    {"type": f"{ST}.Transformer", "path": ""},
+    {"type": f"{ST}.Pooling", "path": "2_Pooling"},
+    {"type": f"{ST}.Dense", "path": "1_Pooling"},
+]
 PLAIN = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
 
 
@@ -126,6 +135,7 @@ def embeddings(directory, prompts, **flat):
         ("roberta", "classify"), ("xlm-roberta", "embed"), ("distilbert", "token_classify"),
         ("mpnet", "embed"), ("deberta-v2", "classify"), ("modernbert", "classify"), ("electra", "embed"),
         ("nomic_bert", "embed"), ("bert", "token_classify"), ("bloom", "classify"),
+        ("neomme", "embed"),
     ],
 )  # fmt: skip
 def test_a_sample_of_families_runs_as_the_table_says(tmp_path, model_type, task):
@@ -134,6 +144,19 @@ def test_a_sample_of_families_runs_as_the_table_says(tmp_path, model_type, task)
     known = sweep.load(pooling_table.results_file(transformers.__version__))
     if model_type in known:
         assert found["outcome"] == known[model_type][task]["outcome"]
+
+
+@torch.inference_mode()
+def test_capped_scores_stay_capped():
+    """transformers 5.17 gives Gemma 2 SDPA, which leaves the cap out; later versions raise there."""
+    config = pooling_table.config_of("gemma2")
+    config.attn_logit_softcapping = 2.0
+    module = make_model(config, "AutoModel")
+    prompt = pooling_table.prompts()[1]
+    expected = module(input_ids=torch.tensor([prompt])).last_hidden_state[0]
+    set_attention(module, "sdpa")
+    (found,) = choose(module, max_model_len=64).model.compute([TokenSequence(prompt)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_masked_language_model_embeds_by_its_first_token(bert):
@@ -346,8 +369,14 @@ def test_shorter_embeddings(bert, tmp_path):
     ("change", "message"),
     [
         ({"modules.json": [{"type": "sentence_transformers.models.Pooling", "path": ""}]}, "in this order"),
-        ({"modules.json": [{"type": "a.Transformer", "path": "../x"}]}, "a folder inside"),
-        ({"modules.json": [{"type": "a.Transformer", "path": "0_Transformer"}]}, "must be empty"),
+        ({"modules.json": [{"type": f"{ST}.Transformer", "path": "../x"}]}, "a folder inside"),
+        ({"modules.json": [{"type": f"{ST}.Transformer", "path": "0_Transformer"}]}, "must be empty"),
+        ({"modules.json": [{"type": "custom_st.Transformer", "path": ""}]}, "whose code is not run"),
+        ({"modules.json": [{"type": f"{ST}.Transformer"}, {"type": f"{ST}.Dense"}]}, "late interaction"),
+        (
+            {"1_Pooling/config.json": {"module_input_name": "token_embeddings"}, "modules.json": DENSE},
+            "'module_input_name': expected 'sentence_embedding'",
+        ),
         ({"modules.json": {}}, "list of modules"),
         ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": 1}}, "true or false"),
         ({"1_Pooling/config.json": {"pooling_mode_new": True}}, "not 'pooling_mode_new'"),
@@ -359,6 +388,8 @@ def test_shorter_embeddings(bert, tmp_path):
 )
 def test_files_that_contradict(bert, tmp_path, change, message):
     with_modules(bert, tmp_path, *PLAIN)
+    (tmp_path / "2_Pooling").mkdir()
+    (tmp_path / "2_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     for name, content in change.items():
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=message):
@@ -539,6 +570,35 @@ def test_reload_and_sleep(bert, tmp_path):
     torch.testing.assert_close(
         torch.tensor(after), torch.nn.functional.normalize(doubled, dim=0), atol=1e-5, rtol=0
     )
+
+
+def test_a_reload_reads_dense_modules_too(bert, tmp_path):
+    """All of another model's weights, or none of them."""
+    folders = []
+    for number in (0, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        modules = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
+        folders.append(with_modules(bert, folder, *modules, pooling={"pooling_mode_cls_token": True}))
+        (folder / "2_Dense").mkdir()
+        dense = {"in_features": 32, "out_features": 8, "bias": True}
+        (folder / "2_Dense" / "config.json").write_text(json.dumps(dense))
+        tensors = {"linear.weight": torch.randn(8, 32), "linear.bias": torch.randn(8)}
+        save_file(tensors, folder / "2_Dense" / "model.safetensors")
+    expected = [embeddings(folder, TEXTS[:1]) for folder in folders]
+    with LLM(str(folders[0]), **ENGINE) as llm:
+
+        def embedding():
+            return torch.tensor([llm.embed(TEXTS[0], use_tqdm=False)[0].outputs.embedding])
+
+        llm.reload_weights(folders[1])
+        assert torch.equal(embedding(), expected[1])
+        with pytest.raises(ConfigError, match=r"2_Dense/model\.safetensors"):
+            llm.reload_weights(bert)
+        assert torch.equal(embedding(), expected[1])
+        llm.reload_weights()
+        assert torch.equal(embedding(), expected[0])
+    assert not torch.equal(*expected)
 
 
 def test_threads_share_an_engine_and_numbers_that_are_none_end_one_request(bert):

@@ -18,6 +18,7 @@ from dodona.oracle.select import select_runner
 from dodona.runners.quantization.experts import QuantizedExperts
 from dodona.runners.quantization.mxfp4 import quantize_mxfp4
 from dodona.runners.quantization.replacement import ExpertNames, experts_scheme, quantized_layers
+from dodona.runners.v1.self_check import TOLERANCE
 from tests.support import quantized_experts_table
 from tests.support.equal_tokens import EqualTokens
 from tests.support.quantized_reference import plain_model
@@ -25,6 +26,7 @@ from tests.support.tiny_models import VOCAB_SIZE
 from tests.v1.driver import Driver, make_runner
 
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "initializer_range": 0.15}
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 NO_GPU = Environment(has_triton=False, platform="cpu")
 
 
@@ -162,6 +164,15 @@ def test_mxfp4_of_gpt_oss(tiny_models, prompts, tmp_path):
         for r in (runner, random)
     ]
     assert layouts[0] == layouts[1]
+
+
+def test_the_self_check_is_not_blurred_by_a_routers_choice_of_rounded_inputs():
+    """With rounding, a near tie makes this model differ from itself by more than the tolerance."""
+    runner = make_runner(CHECKPOINTS / "qwen3_moe", quantization="fp8", dtype="float32")
+    assert runner._loaded.model.packs_rows
+    assert runner._loaded.self_check.tolerance == TOLERANCE[torch.float32]
+    layers = quantized_layers(runner._loaded.model.model).values()
+    assert {layer.round_input is not None for layer in layers} == {True}
 
 
 def test_types_whose_experts_are_not_read_are_refused(tiny_models, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +14,7 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import select_runner
 from dodona.runners.v2.capabilities import QUANTIZATION_SCHEMES
+from dodona.runners.v2.models.weights import quantized_tensors
 from tests.support.equal_tokens import EqualTokens
 from tests.support.quantized_reference import plain_model
 from tests.support.tiny_models import VOCAB_SIZE
@@ -100,6 +103,29 @@ def test_random_weights_are_of_the_usual_size(quantized):
         runner = make_runner(quantized(name), load_format="dummy")
         for projection in runner.loaded.model.weights.layers[0].projections:
             assert 0.015 < dequantize(projection.weight).std() < 0.025, name
+
+
+def test_scales_by_either_of_their_names(quantized, tmp_path):
+    """One per tensor, by the name that transformers' own FP8 layers store, and by the other."""
+    source = quantized("w8a8-fp8-static")
+    stored = {
+        n: t for n, t in load_file(source / "model.safetensors").items() if not n.endswith("input_scale")
+    }
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    found = []
+    for name in ("weight_scale", "weight_scale_inv"):
+        path = tmp_path / name
+        path.mkdir()
+        renamed = {key.replace("weight_scale", name): tensor for key, tensor in stored.items()}
+        save_file(renamed, path / "model.safetensors", {"format": "pt"})
+        (path / "config.json").write_text(json.dumps(config))
+        assert select_runner(str(path), environment=GPU).runner == "v2"
+        found.append(quantized_tensors(make_runner(path).loaded.model.weights))
+    one, other = found
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor.view(torch.uint8), other[name].view(torch.uint8)), name
 
 
 def test_a_reload_is_in_place_and_whole(quantized, tmp_path):

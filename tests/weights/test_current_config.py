@@ -39,7 +39,7 @@ def test_what_may_change_changes_for_every_reader() -> None:
         ({"model_config": {"model": "other"}}, r"model_config\.model: rules read it"),
         (
             {"parallel_config": {"tensor_parallel_size": 2}},
-            r"tensor_parallel_size: rules read it \(.*tensor-parallelism",
+            r"tensor_parallel_size: rules read it \(.*tensor-parallel-groups",
         ),
         ({"speculative_config": {"method": "ngram"}}, r"speculative_config\.method: rules read it"),
         ({"scheduler_config": {"max_num_seqs": 2}}, r"max_num_seqs: is fixed when the engine starts"),

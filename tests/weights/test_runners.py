@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from checkpoints.quantize import quantize_checkpoint
 from dodona.oracle.errors import ConfigError
@@ -114,6 +115,20 @@ def test_a_refused_reload_leaves_the_old_weights(
     assert all(torch.equal(view, before[each]) for each, view in runner._weight_views().views.items())
 
 
+@pytest.mark.parametrize("spoil", [dict.pop, lambda t, name: t.update({name: torch.ones(2, 2)})])
+def test_an_experts_weight_that_is_not_as_it_must_be_is_named(spoil: Any, copy: Callable[..., Path]) -> None:
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    path, spoilt = copy("qwen3-moe"), copy("qwen3-moe", change=lambda t: spoil(t, name), seed=1)
+    runner = make("v1", path)
+    before = {each: view.clone() for each, view in runner._weight_views().views.items()}
+    with pytest.raises(
+        ConfigError, match=r"1 weights of experts .*: model\.layers\.1\.mlp\.experts\.2\.up_p"
+    ) as caught:
+        runner.reload_weights(spoilt)
+    assert str(spoilt) in str(caught.value)
+    assert all(torch.equal(view, before[each]) for each, view in runner._weight_views().views.items())
+
+
 @both
 def test_other_models_are_refused_before_anything_is_read(name: str, copy: Callable[..., Path]) -> None:
     path, other = copy(head_dim=16), copy(head_dim=16, seed=1)
@@ -180,6 +195,17 @@ def test_loading_by_name_equals_the_checkpoint(
     runner.load_weights(load_file(other / "model.safetensors").items())
     assert addresses(runner) == before
     assert tokens(runner) == tokens(make(name, other))
+
+
+@both
+def test_a_trainers_state_dict_has_tied_tensors_twice(name: str, copy: Callable[..., Path]) -> None:
+    more = {"head_dim": 16, "tie_word_embeddings": True}
+    path, other = copy("llama", **more), copy("llama", seed=1, **more)
+    runner = make(name, path)
+    trainer = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).state_dict()
+    assert trainer["lm_head.weight"].data_ptr() == trainer["model.embed_tokens.weight"].data_ptr()
+    runner.load_weights(trainer.items())
+    assert torch.equal(runner._weight_views().views["model.embed_tokens.weight"], trainer["lm_head.weight"])
 
 
 @both
@@ -310,7 +336,7 @@ def test_quantized_weights_are_reloaded_in_place(form: str, quantized: Callable[
     assert before != changed == tokens(make("v1", second))
     layer = "model.layers.0.self_attn.q_proj"
     for wrong in (f"{layer}.data", f"{layer}.weight_packed", f"{layer}.weight"):
-        with pytest.raises(InvalidRequestError, match="the model has no tensor"):
+        with pytest.raises(InvalidRequestError, match="belongs to a quantized layer"):
             runner.apply_sparse_weight_patches({wrong: (torch.tensor([0]), torch.ones(1))})
     runner.apply_sparse_weight_patches({"model.norm.weight": (torch.tensor([0]), torch.ones(1))})
     runner.sleep(level=2)

@@ -62,6 +62,7 @@ GOOD = (indices(1), torch.ones(1))
         ("hole", GOOD, "the model has no tensor 'hole'; did you mean 'whole'"),
         (7, GOOD, "no tensor 7"),
         ("head", GOOD, "'head' is tied to 'whole'"),
+        ("layer.scales", GOOD, "'layer.scales' belongs to a quantized layer, whose tensors change by reload"),
         ("first", (indices(8), torch.ones(1)), r"'first': index 8 is out of 0 \.\. 7"),
         ("first", (indices(-1), torch.ones(1)), "index -1 is out of"),
         ("first", (indices(3, 3), torch.ones(2)), "an index is given twice"),
@@ -79,7 +80,9 @@ def test_a_bad_patch_is_refused_by_name_with_all_others(name: Any, patch: Any, w
     weights = views()
     before = {each: view.clone() for each, view in weights.items()}
     with pytest.raises(InvalidRequestError, match=words):
-        apply_sparse_patches(weights, {"whole": GOOD, name: patch, "second": GOOD}, tied=TIED)
+        apply_sparse_patches(
+            weights, {"whole": GOOD, name: patch, "second": GOOD}, tied=TIED, quantized=["layer"]
+        )
     assert all(torch.equal(weights[each], before[each]) for each in weights)
 
 
@@ -92,9 +95,21 @@ def test_whole_tensors_are_cast_and_others_stay() -> None:
     assert torch.equal(weights["second"], views()["second"])
 
 
+@pytest.mark.parametrize("names", [("whole", "head"), ("head", "whole")])
+def test_both_names_of_one_tensor_may_be_given_with_equal_values(names: tuple[str, str]) -> None:
+    weights, new = views(), torch.full((5, 2), 3.0)
+    load_tensors(weights, [(name, new.clone()) for name in names], tied=TIED)
+    assert torch.equal(weights["whole"], new)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        ([("head", torch.ones(5, 2))], "'head' is tied to 'whole'"),
+        ([("head", torch.ones(1))], "'head' is tied to 'whole'"),
+        ([("head", None)], "'head' is tied to 'whole'"),
+        ([("layer.weight", torch.ones(2))], "'layer.weight' belongs to a quantized layer"),
+        ([("layer.deeper.weight", torch.ones(2))], "no tensor 'layer.deeper.weight'"),
         ([("first", torch.ones(2, 3))], r"'first' has shape \[2, 3\], and the model's is \[2, 4\]"),
         ([("third", torch.ones(2))], "no tensor 'third'"),
         ([("whole", torch.ones(5, 2))], "'whole' is given twice"),
@@ -105,5 +120,5 @@ def test_whole_tensors_are_cast_and_others_stay() -> None:
 def test_a_bad_tensor_is_refused_with_all_others(more: list[Any], words: str) -> None:
     weights = views()
     with pytest.raises(InvalidRequestError, match=words):
-        load_tensors(weights, [("whole", torch.zeros(5, 2)), *more], tied=TIED)
+        load_tensors(weights, [("whole", torch.zeros(5, 2)), *more], tied=TIED, quantized=["layer"])
     assert torch.equal(weights["whole"], views()["whole"])

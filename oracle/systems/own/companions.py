@@ -1,4 +1,4 @@
-"""The directories that a configuration names beside the model's: a tokenizer's, and sampling defaults'."""
+"""What an engine reads beside a model's weights: a tokenizer, and defaults of sampling parameters."""
 
 from __future__ import annotations
 
@@ -6,64 +6,62 @@ from pathlib import Path
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.generation_config import GenerationConfig, read_generation_config
 from dodona.oracle.models.hub import local_directory, locate_or_download
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-    "spiece.model",
-)
-"""A directory with none of these has no tokenizer."""
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.tokenizer_files import check_tokenizer, has_tokenizer
 
 
-def companions_fault(config: EngineConfig) -> str | None:
-    """Why no engine can start with the directories that are named; None where they have what they are named
-    for, or are on the hub."""
-    model = config.model_config
+def companions_fault(config: EngineConfig, model: ModelInfo) -> str | None:
+    """Why no engine can start with the tokenizer and the defaults of sampling; None where nothing is wrong,
+    or they are on the hub."""
+    file = Path(model.file)
+    directory = file.parent if file.is_file() else None
+    name = config.model_config.tokenizer
     try:
-        if model.tokenizer is not None and not model.skip_tokenizer_init and _local(model.tokenizer):
-            named_tokenizer(config)
-        named_generation_config(config)
+        if name is None or config.model_config.skip_tokenizer_init or _local(name):
+            tokenizer_directory(config, directory)
+        generation_config(config, directory)
     except ConfigError as error:
         return str(error)
     return None
 
 
-def named_tokenizer(config: EngineConfig) -> Path | None:
-    """The directory of `tokenizer`; None where it is not set, or not to be read.
+def tokenizer_directory(config: EngineConfig, model_dir: Path | None) -> Path | None:
+    """The directory of the tokenizer: as named, else the model's; None where none is to be read, or the model
+    brings none. model_dir: None where no directory of the model is at hand.
 
-    Raises ConfigError where it is no directory, or has no tokenizer.
+    Raises ConfigError where what is named is no directory or has no tokenizer, and where files are damaged.
     """
     name = config.model_config.tokenizer
-    if name is None or config.model_config.skip_tokenizer_init:
+    if config.model_config.skip_tokenizer_init or (
+        name is None and (model_dir is None or not has_tokenizer(model_dir))
+    ):
         return None
-    directory = _local(name) or locate_or_download(name)
-    if not has_tokenizer(directory):
-        raise ConfigError(f"tokenizer: {directory} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
+    directory = model_dir if name is None else _local(name) or locate_or_download(name)
+    assert directory is not None
+    check_tokenizer(directory)
     return directory
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory has a tokenizer's files."""
-    return any((directory / name).exists() for name in TOKENIZER_FILES)
+def generation_config(config: EngineConfig, model_dir: Path | None) -> GenerationConfig | None:
+    """The defaults of sampling: the model's, or those in the directory that `generation_config` names; None
+    with "vllm", or where the model has none.
 
-
-def named_generation_config(config: EngineConfig) -> Path | None:
-    """The file that `generation_config` names a directory of; None with "auto" and "vllm".
-
-    Raises ConfigError where it doesn't exist.
+    Raises ConfigError where what is named doesn't exist, and for values that can't be.
     """
     setting = config.model_config.generation_config
-    if setting in ("auto", "vllm"):
+    if setting == "vllm":
         return None
-    file = Path(setting) / "generation_config.json"
+    directory = model_dir if setting == "auto" else Path(setting)
+    if directory is None:
+        return None
+    file = directory / "generation_config.json"
     if not file.exists():
+        if setting == "auto":
+            return None
         raise ConfigError(f"generation_config: {file} doesn't exist; give its directory, 'auto' or 'vllm'")
-    return file
+    return read_generation_config(file)
 
 
 def _local(name: str) -> Path | None:

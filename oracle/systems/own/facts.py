@@ -34,12 +34,20 @@ from dodona.oracle.systems.own.fact_kinds import (
 )
 from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault
 from dodona.oracle.systems.own.lengths import sizes_fault
+from dodona.oracle.systems.own.memory import memory_fault
 from dodona.oracle.systems.own.model_facts import MODEL_SPECS
-from dodona.oracle.systems.own.parallel import MAX_CPU_RANKS, exceeds_devices, fills_stages, splits_evenly
+from dodona.oracle.systems.own.parallel import (
+    MAX_CPU_RANKS,
+    exceeds_devices,
+    fills_stages,
+    quantized_share_fault,
+    splits_evenly,
+)
 from dodona.oracle.systems.own.pooler import pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler
 from dodona.oracle.systems.own.resolved import resolved_device, resolved_speculative_method
 from dodona.oracle.systems.own.speculation import speculation_fault
+from dodona.oracle.systems.own.weights import weights_fault
 
 
 def _speculative_method(inputs: Inputs) -> FactValue:
@@ -51,6 +59,12 @@ def _speculative_method(inputs: Inputs) -> FactValue:
 def _fields(section: str) -> tuple[str, ...]:
     """The paths of a section's fields."""
     return tuple(f"{section}.{field.name}" for field in dataclasses.fields(cast(Any, SECTIONS[section])))
+
+
+def _quantized_share_fault(inputs: Inputs) -> FactValue:
+    if inputs.model is None:
+        return None if inputs.config.parallel_config.tensor_parallel_size == 1 else UNKNOWN
+    return quantized_share_fault(inputs.config, inputs.model)
 
 
 _PARALLEL_SIZES = tuple(
@@ -123,6 +137,20 @@ _ENGINE_SPECS = (
         ),
     ),
     OwnFact(
+        "parallel_config.quantized_share_fault",
+        "str",
+        "Why `tensor_parallel_size` ranks can't have equal shares of quantized layers with whole groups, "
+        "blocks and packed words; null where they can.",
+        "model",
+        derive=_quantized_share_fault,
+        nullable=True,
+        reads=(
+            "parallel_config.tensor_parallel_size",
+            "parallel_config.enable_expert_parallel",
+            "model_config.quantization",
+        ),
+    ),
+    OwnFact(
         "parallel_config.fills_stages",
         "bool",
         "There are at least as many layers as pipeline stages.",
@@ -141,10 +169,10 @@ _ENGINE_SPECS = (
     OwnFact(
         "model_config.companions_fault",
         "str",
-        "Why no engine can start with the directories that `tokenizer` and `generation_config` name; null "
-        "where nothing is wrong, or they are on the hub.",
-        "config",
-        derive=lambda i: companions_fault(i.config),
+        "Why no engine can start with the tokenizer and generation_config.json, the model's or those that "
+        "`tokenizer` and `generation_config` name; null where nothing is wrong, or they are on the hub.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else companions_fault(i.config, i.model),
         nullable=True,
         reads=(
             "model_config.tokenizer",
@@ -176,6 +204,29 @@ _ENGINE_SPECS = (
         ),
     ),
     OwnFact(
+        "cache_config.fault",
+        "str",
+        "Why weights and a KV cache of one sequence do not fit into `kv_cache_memory_bytes`, or the memory "
+        "of the machine (of a GPU); null where they may, or its size isn't known.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else memory_fault(i.config, i.model, i.environment),
+        nullable=True,
+        reads=(
+            "cache_config.kv_cache_memory_bytes",
+            "cache_config.num_gpu_blocks_override",
+            "cache_config.gpu_memory_utilization",
+            "cache_config.block_size",
+            "model_config.max_model_len",
+            "model_config.dtype",
+            "model_config.quantization",
+            "model_config.runner",
+            "load_config.load_format",
+            "parallel_config.tensor_parallel_size",
+            "parallel_config.pipeline_parallel_size",
+            "device_config.device",
+        ),
+    ),
+    OwnFact(
         "device_config.device",
         "str",
         "Platform that the model runs on; `auto` is the environment's.",
@@ -189,6 +240,21 @@ _ENGINE_SPECS = (
         "str",
         "Where weights come from (`dummy`: random ones).",
         domain=("auto", "safetensors", "dummy"),
+    ),
+    OwnFact(
+        "load_config.fault",
+        "str",
+        "Why no engine can load the weights: files are missing or damaged, or tensors of config.json's model "
+        "are; null where nothing is wrong, or they are not looked at (random ones, those on the hub).",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else weights_fault(i.config, i.model, i.environment),
+        nullable=True,
+        reads=(
+            "load_config.load_format",
+            "model_config.quantization",
+            "model_config.convert",
+            "model_config.runner",
+        ),
     ),
 )
 
@@ -223,7 +289,7 @@ _FEATURE_SPECS = (
         "speculative_config.fault",
         "str",
         "Why no engine can start with the section: what is missing, contradicts or does not fit the target. "
-        "A draft is looked at where it is a directory; null where nothing is wrong.",
+        "A draft on the hub is downloaded without its weights; null where nothing is wrong.",
         "model",
         derive=lambda i: speculation_fault(i.config, i.model, i.environment),
         nullable=True,
@@ -258,7 +324,7 @@ _FEATURE_SPECS = (
         "Why no engine can pool so: the model's files contradict, or an embedding has fewer elements than "
         "`dimensions`; null where nothing is wrong.",
         "model",
-        derive=lambda i: UNKNOWN if i.model is None else pooler_fault(i.config, i.model),
+        derive=lambda i: UNKNOWN if i.model is None else pooler_fault(i.config, i.model, i.environment),
         nullable=True,
         reads=(
             "pooler_config.pooling_type",

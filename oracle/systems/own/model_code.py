@@ -11,6 +11,7 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.known_models import release
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import (
+    CAUSAL_FROM,
     PACKED_FROM,
     POOLED_ALONE,
     POOLED_WHOLE,
@@ -43,15 +44,38 @@ def outgrows_rope(config: EngineConfig, model: ModelInfo) -> bool:
     return fixed is not None and (longest is None or longest > fixed)
 
 
+def transformers_since(config: EngineConfig, model: ModelInfo) -> str | None:
+    """The first version of transformers whose code computes the model as it is served; None where that of all
+    supported ones does, or of none."""
+    is_generated = resolved_runner_type(config, model) == "generate"
+    return (CAUSAL_FROM.get(model.model_type or "") if is_generated else None) or model.transformers_since
+
+
 def needs_newer_transformers(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool | None:
-    """Whether the installed transformers is older than the model's type; None: not known.
+    """Whether the installed transformers is older than `transformers_since`; None: not known.
 
     A causal language model whose own code is trusted does not need the type.
     """
-    since = model.transformers_since
+    since = transformers_since(config, model)
     if since is None or _brings_causal_lm(config, model):
         return False
     return _older(environment, since)
+
+
+_VISION_PACKAGES: Mapping[str, str] = {"Gemma3nForConditionalGeneration": "timm"}
+"""Architecture → the package that transformers makes the model's vision tower of."""
+
+
+def lacks_vision_package(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool | None:
+    """Whether the package that transformers makes the model's vision tower of isn't installed; None: not
+    known."""
+    if _brings_causal_lm(config, model):
+        return False
+    needed = [_VISION_PACKAGES[name] for name in model.architectures if name in _VISION_PACKAGES]
+    found = [environment.version(package) for package in needed]
+    if None in found:
+        return True
+    return None if UNKNOWN in found else False
 
 
 def is_row_by_row(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool | None:

@@ -13,14 +13,17 @@ from dodona.oracle.systems.own.model_code import (
     PROMPT_STEPS,
     has_causal_lm,
     is_row_by_row,
+    lacks_vision_package,
     needs_newer_transformers,
     outgrows_rope,
     prompt_steps,
+    transformers_since,
 )
 from dodona.oracle.systems.own.pooling import POOLING_TASKS, has_pooling_model, pooling_task
 from dodona.oracle.systems.own.quantization import (
     has_unread_experts,
     lacks_quantization_package,
+    quantization_fault,
     quantization_scheme,
 )
 from dodona.oracle.systems.own.resolved import (
@@ -113,12 +116,15 @@ MODEL_SPECS = (
         "model",
         derive=lambda i: UNKNOWN if i.model is None else has_causal_lm(i.config, i.model),
     ),
-    of_config_json(
-        "transformers_since",
+    OwnFact(
+        "model_config.transformers_since",
         "str",
-        "First version of transformers that has the model type; null where all supported ones have it, or "
-        "none.",
+        "First version of transformers that has the model type, and computes it as it is served (some causal "
+        "models saw later tokens); null where all supported ones do, or none.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else transformers_since(i.config, i.model),
         nullable=True,
+        reads=("model_config.convert", "model_config.runner"),
     ),
     OwnFact(
         "model_config.needs_newer_transformers",
@@ -128,6 +134,17 @@ MODEL_SPECS = (
         "model",
         derive=lambda i: (
             UNKNOWN if i.model is None else known(needs_newer_transformers(i.config, i.model, i.environment))
+        ),
+        reads=("model_config.convert", "model_config.runner", "model_config.trust_remote_code"),
+    ),
+    OwnFact(
+        "model_config.lacks_vision_package",
+        "bool",
+        "The package that transformers makes the model's vision tower of (of Gemma 3n, timm) isn't there, "
+        "and no trusted code comes with the model.",
+        "model",
+        derive=lambda i: (
+            UNKNOWN if i.model is None else known(lacks_vision_package(i.config, i.model, i.environment))
         ),
         reads=("model_config.trust_remote_code",),
     ),
@@ -160,6 +177,16 @@ MODEL_SPECS = (
         derive=lambda i: UNKNOWN if i.model is None else quantization_scheme(i.config, i.model),
         nullable=True,
         domain=SCHEMES,
+        reads=("model_config.quantization",),
+    ),
+    OwnFact(
+        "model_config.quantization_fault",
+        "str",
+        "What in config.json's quantization_config, or of the method asked for, no runner reads; null where "
+        "one may read it.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else quantization_fault(i.config, i.model),
+        nullable=True,
         reads=("model_config.quantization",),
     ),
     OwnFact(

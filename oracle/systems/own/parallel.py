@@ -6,7 +6,8 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.quantization import quantization_scheme
+from dodona.oracle.models.quantized_shares import dense_cuts, share_fault
+from dodona.oracle.systems.own.quantization import quantization_of, quantization_scheme
 from dodona.oracle.systems.own.resolved import resolved_device
 
 MAX_CPU_RANKS = 64
@@ -74,6 +75,26 @@ def splits_evenly(config: EngineConfig, model: ModelInfo | None) -> bool | None:
             return None
         even = even and not (heads * model.head_size % (8 * ranks) or width % (8 * ranks))
     return even and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+
+def quantized_share_fault(config: EngineConfig, model: ModelInfo) -> str | None:
+    """Why V2's ranks can't have equal shares of quantized layers; None where nothing is quantized, where they
+    can, and where `splits_evenly` is not True."""
+    ranks, quantization = config.parallel_config.tensor_parallel_size, quantization_of(config, model)
+    if ranks == 1 or quantization is None or splits_evenly(config, model) is not True:
+        return None
+    heads, kv_heads, head_size = model.num_attention_heads, model.num_key_value_heads, model.head_size
+    width, layers = model.intermediate_size, model.num_hidden_layers
+    if heads is None or kv_heads is None or head_size is None or width is None or layers is None:
+        return None
+    cuts = dense_cuts(
+        q_size=heads * head_size,
+        kv_size=kv_heads * head_size,
+        width=width,
+        ranks=ranks,
+        kv_parts=min(ranks, kv_heads),
+    )
+    return share_fault(quantization, layers, cuts)
 
 
 def fills_stages(config: EngineConfig, model: ModelInfo | None) -> bool | None:

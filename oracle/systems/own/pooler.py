@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.hub import is_to_be_downloaded
 from dodona.oracle.models.sentence_transformers import DenseModule, read_sentence_transformers
+from dodona.oracle.models.stored_tensors import file_tensors
+from dodona.oracle.models.weight_files import has_weight_files
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.parallel import uses_workers
 from dodona.oracle.systems.own.pooling import pooling_task
 
 if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
+    from dodona.oracle.machine.environment import Environment
     from dodona.oracle.models.model_info import ModelInfo
 
 Activation = Literal["softmax", "sigmoid", "identity"]
@@ -79,16 +83,41 @@ def pooling_settings(config: EngineConfig, model: ModelInfo) -> PoolingSettings:
     )
 
 
-def pooler_fault(config: EngineConfig, model: ModelInfo) -> str | None:
-    """Why no engine can pool so: files that contradict, or more `dimensions` than the embedding has. None
-    where one can, or the model is not served for pooling."""
+def pooler_fault(config: EngineConfig, model: ModelInfo, environment: Environment) -> str | None:
+    """Why no engine can pool so: files that contradict or are missing, or more `dimensions` than the
+    embedding has. None where one can, or the model is not served for pooling."""
     if pooling_task(config, model) is None:
         return None
     try:
-        check_dimensions(pooling_settings(config, model), model.hidden_size)
+        settings = pooling_settings(config, model)
+        check_dimensions(settings, model.hidden_size)
+        for module in settings.dense:
+            if _is_here(config, module.folder, Path(model.file).parent, environment):
+                check_dense_tensors(module)
     except ConfigError as error:
         return str(error)
     return None
+
+
+def _is_here(config: EngineConfig, folder: Path, directory: Path, environment: Environment) -> bool:
+    """Whether an engine would find the weights in a module's folder as they are now."""
+    if not environment.is_here and not has_weight_files(folder):
+        return False
+    return not is_to_be_downloaded(config.model_config.model, directory)
+
+
+def check_dense_tensors(module: DenseModule) -> None:
+    """Raise ConfigError where a Dense module's file is missing or damaged, or has other tensors than its
+    configuration says."""
+    file = module.folder / "model.safetensors"
+    stored = file_tensors(file)
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (module.out_features, module.in_features)}
+    if module.bias:
+        shapes["linear.bias"] = (module.out_features,)
+    for name, shape in shapes.items():
+        found = stored[name].shape if name in stored else "none"
+        if found != shape:
+            raise ConfigError(f"{file}: expected {name} of shape {shape}, as config.json says, got {found}")
 
 
 def check_dimensions(settings: PoolingSettings, width: int | None) -> None:

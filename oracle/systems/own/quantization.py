@@ -59,6 +59,12 @@ def quantization_scheme(config: EngineConfig, model: ModelInfo) -> str | None:
     return found.overall_scheme(model.num_hidden_layers or 0)
 
 
+def quantization_fault(config: EngineConfig, model: ModelInfo) -> str | None:
+    """Why no runner reads the weights; None where one may, or they are not quantized."""
+    found = quantization_of(config, model)
+    return None if found is None else found.unreadable
+
+
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "bitsandbytes": ("bitsandbytes", "accelerate"),
     "torchao": ("torchao",),

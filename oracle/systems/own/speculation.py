@@ -7,6 +7,7 @@ import filecmp
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,13 +20,16 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.config_files import read_config_json
+from dodona.oracle.models.expected_tensors import check_mtp_tensors
 from dodona.oracle.models.head_config import HeadConfig, read_head_config
-from dodona.oracle.models.hub import local_directory
+from dodona.oracle.models.hub import local_directory, locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED
+from dodona.oracle.models.stored_tensors import stored_tensors
 from dodona.oracle.systems.own.lengths import resolved_max_model_len
 from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, needs_newer_transformers
 from dodona.oracle.systems.own.resolved import resolved_runner_type, resolved_speculative_method
+from dodona.oracle.systems.own.weights import WeightsOnDisk, model_fault, weights_of
 
 LOOKUP_METHODS: Final = ("ngram", "suffix")
 """Methods that draft from a request's own tokens."""
@@ -57,18 +61,24 @@ MAX_TOKENIZER_BYTES = 256 << 20
 """Largest tokenizer.json that is compared with another."""
 
 
-def with_told_method(config: EngineConfig) -> EngineConfig:
+def with_told_method(config: EngineConfig, environment: Environment) -> EngineConfig:
     """The configuration with the method that the draft's config.json tells, where `method` is not set.
 
     A head of speculators names its kind, which counts before the directory's name; P-EAGLE is EAGLE3 with
-    `parallel_drafting`. Other drafts are models, as in vLLM. A hub id that is in no directory tells nothing.
-    Raises ConfigError where there is no config.json.
+    `parallel_drafting`. Other drafts are models, as in vLLM. One that isn't here (see `draft_directory`)
+    tells nothing. Raises ConfigError where there is no config.json.
     """
     speculative = config.speculative_config
     if speculative is None or speculative.method is not None or speculative.model is None:
         return config
-    named, directory = method_by_name(speculative.model), Path(speculative.model).expanduser()
-    if named in LOOKUP_METHODS or not directory.is_dir():
+    named = method_by_name(speculative.model)
+    if named in LOOKUP_METHODS:
+        return config
+    try:
+        directory = draft_directory(speculative.model, environment)
+    except ConfigError:  # of which `check_speculation` speaks, if the method is known
+        return config
+    if directory is None:
         return config
     raw = read_config_json(directory / "config.json")
     told = _method_of(raw)
@@ -90,7 +100,8 @@ def speculation_fault(config: EngineConfig, model: ModelInfo | None, environment
     """Why no engine can start with `speculative_config`; None where one can, or a method decides that no
     runner has.
 
-    A draft is looked at where it is a directory. model: the target; None: whether a draft fits isn't known.
+    Of a draft its configuration and the headers of its weights are read. model: the target; None: whether a
+    draft fits isn't known.
     """
     try:
         check_speculation(config, model, environment)
@@ -102,9 +113,11 @@ def speculation_fault(config: EngineConfig, model: ModelInfo | None, environment
 def check_speculation(config: EngineConfig, model: ModelInfo | None, environment: Environment) -> None:
     """Raise ConfigError that names the field or file which is missing or does not fit the target.
 
-    Methods that no runner has are left to the rules; drafts on the hub to `check_draft`.
+    Methods that no runner has are left to the rules.
     """
     speculative, method = config.speculative_config, resolved_speculative_method(config)
+    if speculative is not None and method is None and speculative.model is not None:
+        draft_directory(speculative.model, environment)
     if speculative is None or method not in _METHODS:
         return
     _check_fields(speculative, method)
@@ -116,13 +129,40 @@ def check_speculation(config: EngineConfig, model: ModelInfo | None, environment
     elif method == "mtp":
         num_speculative_tokens(speculative)
         if model is not None:
-            _check_own_checkpoint(config, model)
+            _check_own_checkpoint(config, model, environment)
     else:
-        directory = local_directory(draft_name(speculative, method))
         if method == "draft_model":
             num_speculative_tokens(speculative)
-        if directory is not None and model is not None:
+        directory = draft_directory(draft_name(speculative, method), environment)
+        if model is not None and directory is not None:
             check_draft(config, model, environment, directory)
+
+
+def draft_directory(name: str, environment: Environment) -> Path | None:
+    """Where a draft's configuration is: a directory, or the hub's cache, into which it is downloaded without
+    weights, as the target's is. None: it is on the hub, and the question is about another machine.
+
+    Raises ConfigError for what can't be had.
+    """
+    directory = local_directory(name)
+    if directory is not None or not environment.is_here:
+        return directory
+    found = _downloaded(name, int(time.monotonic() // _ASKED_AGAIN_AFTER))
+    if isinstance(found, str):
+        raise ConfigError(found)
+    return found
+
+
+_ASKED_AGAIN_AFTER: Final = 60
+"""Seconds: a verdict's facts are derived many times."""
+
+
+@functools.lru_cache(maxsize=64)
+def _downloaded(name: str, minute: int) -> Path | str:
+    try:
+        return locate_or_download(name)
+    except ConfigError as error:
+        return str(error)
 
 
 def draft_name(speculative: SpeculativeConfig, method: str) -> str:
@@ -187,6 +227,11 @@ def check_draft(
         return head
     draft = ModelInfo.load(directory)
     _check_draft_model(config, draft, target, environment)
+    weights = weights_of(config, draft_name(speculative, method), directory, environment)
+    if weights is not None:
+        fault = model_fault(weights, draft, quantization=None, has_lm_head=True, num_labels=None)
+        if fault is not None:
+            raise ConfigError(fault)
     return None
 
 
@@ -222,7 +267,7 @@ def _check_fields(speculative: SpeculativeConfig, method: str) -> None:
         )
 
 
-def _check_own_checkpoint(config: EngineConfig, target: ModelInfo) -> None:
+def _check_own_checkpoint(config: EngineConfig, target: ModelInfo, environment: Environment) -> None:
     speculative, model = config.speculative_config, config.model_config.model
     given = None if speculative is None else speculative.model
     directory = Path(target.file).parent
@@ -231,6 +276,20 @@ def _check_own_checkpoint(config: EngineConfig, target: ModelInfo) -> None:
             f"speculative_config.model={given!r}: method 'mtp' drafts with the MTP layer of the target's own "
             "checkpoint; leave it unset"
         )
+    weights = weights_of(config, model, directory, environment)
+    if weights is not None and target.num_hidden_layers is not None:
+        fault = _mtp_fault(weights, target.num_hidden_layers)
+        if fault is not None:
+            raise ConfigError(fault)
+
+
+@functools.lru_cache(maxsize=64)
+def _mtp_fault(weights: WeightsOnDisk, num_layers: int) -> str | None:
+    try:
+        check_mtp_tensors(weights.directory, stored_tensors(weights.directory), num_layers)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _check_draft_model(

@@ -64,7 +64,7 @@ class OwnSystem(System):
 
         Raises ConfigError.
         """
-        config = with_told_method(read_config(given))
+        config = with_told_method(read_config(given), environment)
         found = _model_of(config) if model is None else model
         check_quantization(config, found)
         return OwnDeployment(config, found, environment, book)

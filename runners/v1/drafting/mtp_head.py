@@ -13,7 +13,6 @@ each depth.
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.expected_tensors import check_mtp_tensors, mtp_name
+from dodona.oracle.models.stored_tensors import stored_tensors
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.safetensors_file import open_safetensors
@@ -29,21 +30,6 @@ from dodona.runners.v1.attention import PAGED_ATTENTION
 from dodona.runners.v1.discovery import RECORDING_ATTENTION, recording
 from dodona.runners.v1.model_making import making_a_model
 from dodona.runners.v1.packed_model import set_attention
-
-_QWEN3_NEXT = {
-    "mtp.fc.": "eh_proj.",
-    "mtp.pre_fc_norm_embedding.": "enorm.",
-    "mtp.pre_fc_norm_hidden.": "hnorm.",
-    "mtp.norm.": "norm.",
-    "mtp.layers.0.": "block.",
-}
-"""Beginnings of tensors' names, and of their names here."""
-
-_DEEPSEEK = {"eh_proj.": "eh_proj.", "enorm.": "enorm.", "hnorm.": "hnorm.", "shared_head.norm.": "norm."}
-"""The same after `model.layers.N.`, N the number of the target's layers; all others are the block's."""
-
-_TARGETS = ("embed_tokens.", "shared_head.head.", "rotary_emb.")
-"""Copies of the target's tensors in a DeepSeek layer."""
 
 
 class MtpHead(nn.Module):
@@ -190,30 +176,12 @@ def _of_one_layer(config: Any) -> Any:
 
 def _read(directory: Path, num_layers: int) -> dict[str, Tensor]:
     """The MTP layer's tensors, by their names here."""
+    check_mtp_tensors(directory, stored_tensors(directory), num_layers)
     found: dict[str, Tensor] = {}
     for file in weight_files(directory):
         with open_safetensors(file) as stored:
             for name in stored.keys():  # noqa: SIM118
-                mine = _name(name, num_layers)
+                mine = mtp_name(name, num_layers)
                 if mine is not None:
                     found[mine] = stored.get_tensor(name)
-    if not found:
-        raise ConfigError(
-            f"{directory}: the checkpoint has no MTP layer: no tensors 'mtp.*' or "
-            f"'model.layers.{num_layers}.*'; choose another speculative_config.method"
-        )
     return found
-
-
-def _name(name: str, num_layers: int) -> str | None:
-    """A tensor's name here; None where it is not the first MTP layer's."""
-    for begin, mine in _QWEN3_NEXT.items():
-        if name.startswith(begin):
-            return mine + name.removeprefix(begin)
-    match = re.fullmatch(rf"model\.layers\.{num_layers}\.(.+)", name)
-    if match is None or match[1].startswith(_TARGETS):
-        return None
-    for begin, mine in _DEEPSEEK.items():
-        if match[1].startswith(begin):
-            return mine + match[1].removeprefix(begin)
-    return f"block.{match[1]}"

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.quantization.replacement import unrounded_inputs
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.packed_model import PLAIN_ATTENTION, set_attention
 from dodona.runners.v1.pooling.model import TransformersPoolingModel
@@ -47,6 +49,13 @@ def choose(
     Raises UnsupportedConfiguration with what the model does where it can't compute a prompt, or where it
     differs from itself.
     """
+    with unrounded_inputs(module):
+        return _choose(module, max_model_len, rope_changes_beyond)
+
+
+def _choose(
+    module: torch.nn.Module, max_model_len: int, rope_changes_beyond: int | None
+) -> CheckedPoolingModel:
     alone = TransformersPoolingModel(module, pads=False)
     chosen = _implementation(module)
     prompts = _prompts(alone, max_model_len)
@@ -93,8 +102,12 @@ def _prompts(model: TransformersPoolingModel, max_model_len: int) -> list[TokenS
 
 
 def _implementation(module: torch.nn.Module) -> str:
-    implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    return implementation or PLAIN_ATTENTION
+    """The attention that the module was made with; the plain one where scores are capped, which SDPA leaves
+    out: transformers 5.17 makes such modules with it all the same."""
+    config: Any = module.config
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    made: str | None = config._attn_implementation
+    return PLAIN_ATTENTION if capped or made is None else made
 
 
 def _largest(plain: list[torch.Tensor], others: list[torch.Tensor]) -> float:

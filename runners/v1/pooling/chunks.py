@@ -9,6 +9,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.lora.adapter import Adapter
 from dodona.runners.pooling.sequence import TokenSequence
+from dodona.runners.quantization.replacement import unrounded_inputs
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.pooling.model import TransformersPoolingModel
 from dodona.runners.v1.self_check import tolerance_of
@@ -46,7 +47,11 @@ class ChunkedPrompt:
 
 def check_chunks(model: TransformersPoolingModel, max_model_len: int) -> None:
     """Raise UnsupportedConfiguration where a prompt in chunks differs from the whole prompt."""
-    longest = min(_CHECKED_TOKENS, max_model_len)
+    with unrounded_inputs(model.module):
+        _compare(model, min(_CHECKED_TOKENS, max_model_len))
+
+
+def _compare(model: TransformersPoolingModel, longest: int) -> None:
     ids = [1 + 7 * i % max(1, model.vocab_size - 1) for i in range(longest)]
     whole = model.compute([TokenSequence(ids)])[0].float()
     try:

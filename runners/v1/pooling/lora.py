@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.lora.target import is_expert
 from dodona.runners.pooling.sequence import TokenSequence
-from dodona.runners.v1.lora import FoundLayer, features, is_expert, is_linear
+from dodona.runners.v1.lora import FoundLayer, features, is_linear
 from dodona.runners.v1.pooling.model import TransformersPoolingModel
 
 _PROBED_TOKENS = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.oracle.systems.own.weights import check_weights
 from dodona.runners.lora.adapter import Adapter
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
@@ -34,11 +34,11 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
 
     def _load(self) -> TransformersPoolingModel:
         """Read the weights and choose how prompts are batched; see `choice.choose`."""
-        lacking = capabilities.check_supported(
-            self.config, self.model_info, torch_environment(self.limits.device)
-        )
-        if lacking:
+        machine = torch_environment(self.limits.device)
+        lacking = capabilities.check_supported(self.config, self.model_info, machine)
+        if {*lacking} - {"weights"}:
             raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        check_weights(self.config, self.model_info, machine)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         model = choose(
@@ -60,14 +60,11 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
             raise RuntimeError("lora_config is not set")
         return lora.targets
 
-    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the weights again, in place."""
-        self._require_weights("reload_weights")
-        directory = weights_directory(self.config, self.model_info, path)
+    # --- Parts
+
+    def _replace_weights(self, directory: Path | None) -> None:
         fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)
         model_weights.replace(self._model.module, fresh)
-
-    # --- Parts
 
     def _weight_views(self) -> WeightViews:
         return model_weights.views(self._model.module)

@@ -15,6 +15,7 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
+from dodona.oracle.systems.own.weights import check_weights
 from dodona.runners.distributed.mesh import Group
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, HostLookup, LookupPlan, ModelPlan, plan_drafting
 from dodona.runners.drafting.weights import overwrite
@@ -53,8 +54,7 @@ def load(config: EngineConfig, info: ModelInfo, limits: Limits, group: Group) ->
     Raises UnsupportedConfiguration naming each feature V2 lacks (nothing is loaded then); ConfigError where
     config.json or the weights are not as they must be, or speculative_config can't be served.
     """
-    check_speculation(config, info, torch_environment(limits.device))
-    _refuse(_check(limits)(config, info))
+    _refuse(config, info, limits)
     plan = _plan(config, info, limits)
     seen = hidden_states(plan, limits)
     model = read_model(
@@ -91,7 +91,7 @@ def load_pooling(
     config: EngineConfig, info: ModelInfo, limits: Limits, settings: PoolingSettings
 ) -> DenseModel:
     """The same for a pooling model."""
-    _refuse(_check(limits)(config, info))
+    _refuse(config, info, limits)
     return read_model(
         info,
         limits,
@@ -117,6 +117,11 @@ def _plan(config: EngineConfig, info: ModelInfo, limits: Limits) -> DraftPlan | 
     return plan_drafting(config, info, machine, runner="v2", lacks_of_draft=lacks)
 
 
-def _refuse(lacking: tuple[str, ...]) -> None:
-    if lacking:
+def _refuse(config: EngineConfig, info: ModelInfo, limits: Limits) -> None:
+    """Raise UnsupportedConfiguration for what V2 lacks, ConfigError for speculative_config and weights."""
+    lacking = _check(limits)(config, info)
+    if {*lacking} - {"weights", "speculative-settings"}:
         raise UnsupportedConfiguration.lacking("v2", *lacking)
+    machine = torch_environment(limits.device)
+    check_speculation(config, info, machine)
+    check_weights(config, info, machine)

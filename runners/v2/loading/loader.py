@@ -18,9 +18,9 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.weight_files import weight_files
 from dodona.runners.quantization.formats import TensorSpec
 from dodona.runners.safetensors_file import open_safetensors
-from dodona.runners.v2.loading.quantized import fill_parts, readable_types, stored_specs
+from dodona.runners.v2.loading.quantized import Place, fill_parts, readable_types, stored_specs
 from dodona.runners.v2.models.projections import Parts
-from dodona.runners.v2.models.weights import TensorShare
+from dodona.runners.v2.models.shares import TensorShare
 
 NO_PARTS: Parts = {}
 Shares = Mapping[str, TensorShare]
@@ -94,7 +94,13 @@ def _fill(
                 view.copy_(file.get_tensor(name))
             else:
                 view.copy_(file.get_slice(name)[share.place(view.shape)])
-        fill_parts(parts, lambda name: files[places[name]].get_tensor(name))
+
+        def read(name: str, place: Place | None) -> torch.Tensor:
+            file = files[places[name]]
+            found: torch.Tensor = file.get_tensor(name) if place is None else file.get_slice(name)[place]
+            return found
+
+        fill_parts(parts, read)
 
 
 def has_own_head(path: Path) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.oracle.models.stored_tensors import stored_tensors
 from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.distributed.mesh import Alone, Group
 from dodona.runners.limits import Limits
@@ -51,6 +52,8 @@ def read_model(
 
     Raises ConfigError where config.json or the weights are not as they must be.
     """
+    if quantization is not None and directory is not None:
+        quantization = quantization.with_names_of(stored_tensors(directory))
     spec = make_spec(info, limits, quantization, pooling)
     if spec.has_lm_head and spec.tie_word_embeddings and directory is not None and has_own_head(directory):
         spec = replace(spec, tie_word_embeddings=False)
@@ -68,7 +71,8 @@ def weight_views(model: DenseModel) -> WeightViews:
     spec = model.spec
     is_tied = spec.has_lm_head and spec.tie_word_embeddings
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if is_tied else {}
-    return WeightViews(checkpoint_views(spec, model.weights), tied)
+    parts = quantized_parts(spec, model.weights)
+    return WeightViews(checkpoint_views(spec, model.weights), tied, frozenset(parts))
 
 
 def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
-from dodona.runners.quantization.formats import TensorSpec, convert, stored_tensors
+from dodona.oracle.models.quantized_shares import INNER
+from dodona.runners.quantization.formats import LinearShape, TensorSpec, convert, stored_tensors
 from dodona.runners.v2.models.projections import Parts, QuantizedPart
+from dodona.runners.v2.models.shares import TensorShare
 
 _READABLE = {
     torch.float32: ("F32", "F16", "BF16"),
@@ -40,19 +43,54 @@ def readable_types(spec: TensorSpec) -> tuple[str, ...]:
     return _READABLE[spec.dtype]
 
 
-def fill_parts(parts: Parts, read: Callable[[str], torch.Tensor]) -> None:
-    """Overwrite the parts in place. `read` gives a stored tensor by name.
+Place = tuple[slice, ...]
+"""Where a part of a tensor is in it, by dimension."""
+
+
+def fill_parts(parts: Parts, read: Callable[[str, Place | None], torch.Tensor]) -> None:
+    """Overwrite the parts in place. `read` gives what is at a place of a stored tensor, by the tensor's name;
+    None: all of it.
 
     Raises ConfigError where stored indices are not as they must be.
     """
     for name, part in parts.items():
-        device = part.target.data.device
-        tensors = {t: read(f"{name}.{t}").to(device) for t in stored_tensors(part.scheme, part.shape)}
-        _copy(convert(part.scheme, part.shape, tensors).weight, part.target)
+        shape, device = _shape_to_read(part), part.target.data.device
+        tensors = {
+            tensor: read(f"{name}.{tensor}", place).to(device)
+            for tensor, place in _places(part, shape).items()
+        }
+        _copy(convert(part.scheme, shape, tensors).weight, part)
 
 
-def _copy(source: QuantizedWeight, target: QuantizedWeight) -> None:
-    target.data.copy_(source.data)
+def _shape_to_read(part: QuantizedPart) -> LinearShape:
+    """That of what is read of a layer: of its share, unless its numbers are still to be made, with scales
+    that follow from the whole rows."""
+    share, target = part.share, part.target
+    if share is None or (share.dim == INNER and part.scheme.layout == "online"):
+        return part.shape
+    is_grouped = share.dim == INNER and target.group_size is not None
+    first_group = share.index * target.scales.shape[1] if is_grouped else 0
+    return replace(part.shape, rows=target.rows, inner=target.inner, first_group=first_group)
+
+
+def _places(part: QuantizedPart, shape: LinearShape) -> dict[str, Place | None]:
+    """By stored tensor, the place of what belongs to a layer of `shape`."""
+    read, whole = stored_tensors(part.scheme, shape), stored_tensors(part.scheme, part.shape)
+    return {name: _place(spec.shape, whole[name].shape, part.share) for name, spec in read.items()}
+
+
+def _place(part: tuple[int, ...], whole: tuple[int, ...], share: TensorShare | None) -> Place | None:
+    if share is None or part == whole:
+        return None
+    (dim,) = (dim for dim, size in enumerate(part) if size != whole[dim])
+    return TensorShare(dim, share.parts, share.index).place(part)
+
+
+def _copy(source: QuantizedWeight, part: QuantizedPart) -> None:
+    target, share, data = part.target, part.share, source.data
+    if share is not None and source.inner != target.inner:
+        data = data[share.place(target.data.shape)]
+    target.data.copy_(data)
     target.scales.copy_(source.scales)
     if target.zeros is not None and source.zeros is not None:
         target.zeros.copy_(source.zeros)
@@ -65,19 +103,21 @@ def fill_parts_randomly(parts: Parts, *, seed: int) -> None:
 
 
 def _fill_randomly(part: QuantizedPart, seed: int) -> None:
-    target = part.target
+    """Ranks have together the numbers that one rank would have."""
+    target, share = part.target, part.share
     generator = torch.Generator(device=target.data.device).manual_seed(seed)
+    shape = target.data.shape if share is None else share.whole(target.data.shape)
+    data = torch.empty(shape, dtype=target.data.dtype, device=target.data.device)
     if target.kind == "fp8":
-        target.data.copy_(
-            torch.empty(target.data.shape, device=target.data.device).normal_(generator=generator)
-        )
+        data = torch.empty(shape, device=data.device).normal_(generator=generator)
         size = 1.0
     elif target.kind == "int8":
-        target.data.random_(-127, 128, generator=generator)
+        data.random_(-127, 128, generator=generator)
         size = 73.3
     else:
-        target.data.random_(-(2**31), 2**31 - 1, generator=generator)
+        data.random_(-(2**31), 2**31 - 1, generator=generator)
         size = 4.6
+    target.data.copy_(data if share is None else data[share.place(target.data.shape)])
     target.scales.fill_(_RANDOM_SIZE / size)
     if target.zeros is not None:
         target.zeros.fill_(8 if target.kind == "int4" else 0)

@@ -36,6 +36,7 @@ from dodona.kernels.linear.small_batch_linear import (
 )
 from dodona.oracle.models.quantization import WeightScheme
 from dodona.runners.quantization.formats import LinearShape, weight_kind
+from dodona.runners.v2.models.shares import TensorShare
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,12 +57,15 @@ Projection = torch.Tensor | QuantizedProjection
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedPart:
-    """Rows of a projection that are a linear layer of the checkpoint."""
+    """Rows of a projection that are a linear layer of the checkpoint, or this rank's share of one."""
 
     scheme: WeightScheme
     shape: LinearShape
+    """Of the whole layer."""
     target: QuantizedWeight
     """Shares the projection's memory."""
+    share: TensorShare | None = None
+    """What `target` has of the layer's weight; None: all."""
 
 
 Parts = Mapping[str, QuantizedPart]

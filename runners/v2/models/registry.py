@@ -17,10 +17,10 @@ from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.limits import Limits
 from dodona.runners.v2.models.projections import QuantizedPart
+from dodona.runners.v2.models.shares import TensorShare
 from dodona.runners.v2.models.spec import ModelSpec, make_dense_spec, make_score_spec
 from dodona.runners.v2.models.weights import (
     ModelWeights,
-    TensorShare,
     dense_checkpoint_shares,
     dense_checkpoint_views,
     dense_quantized_parts,

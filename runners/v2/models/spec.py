@@ -11,6 +11,7 @@ import torch
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
+from dodona.oracle.models.quantized_shares import Cut, dense_cuts, share_fault
 from dodona.oracle.systems.own.pooler import PoolingSettings
 from dodona.runners.interface import KVCacheSpec, KVPart, LayerKVSpec
 from dodona.runners.limits import Limits
@@ -162,7 +163,8 @@ def share_spec(spec: ModelSpec, index: int, ranks: int) -> ModelSpec:
     """The spec of rank `index`: an equal part of the query heads, KV heads and inner sizes of `spec`, which
     is that of one rank. Where there are fewer KV heads than ranks, neighbours have the same one.
 
-    Raises UnsupportedConfiguration where the sizes do not divide.
+    Raises UnsupportedConfiguration where the sizes do not divide, or parts would not hold whole groups of
+    quantized weights.
     """
     if ranks == 1:
         return spec
@@ -176,12 +178,29 @@ def share_spec(spec: ModelSpec, index: int, ranks: int) -> ModelSpec:
         if size % parts:
             why = f"{name}: {size} does not divide by {parts}; lower tensor_parallel_size"
             raise UnsupportedConfiguration.lacking("v2", "tensor-parallel-sizes", why=why)
-    return replace(
+    shared = replace(
         spec,
         num_q_heads=spec.num_q_heads // ranks,
         num_kv_heads=spec.num_kv_heads // kv_parts,
         intermediate_size=spec.intermediate_size // ranks,
         share=RankShare(index, ranks, kv_parts),
+    )
+    if spec.quantization is not None:
+        fault = share_fault(spec.quantization, spec.num_layers, layer_cuts(shared))
+        if fault is not None:
+            raise UnsupportedConfiguration.lacking("v2", "tensor-parallel-groups", why=fault)
+    return shared
+
+
+def layer_cuts(spec: ModelSpec) -> dict[str, Cut]:
+    """How the linear layers of a decoder layer are cut, of which `spec` is a rank's."""
+    share, head_size = spec.share, spec.head_size
+    return dense_cuts(
+        q_size=spec.num_q_heads * share.ranks * head_size,
+        kv_size=spec.num_kv_heads * share.kv_parts * head_size,
+        width=spec.intermediate_size * share.ranks,
+        ranks=share.ranks,
+        kv_parts=share.kv_parts,
     )
 
 

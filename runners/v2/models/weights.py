@@ -14,7 +14,8 @@ from dodona.runners.v2.models.projections import (
     QuantizedProjection,
     empty_projection,
 )
-from dodona.runners.v2.models.spec import ModelSpec
+from dodona.runners.v2.models.shares import TensorShare
+from dodona.runners.v2.models.spec import ModelSpec, layer_cuts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,25 +87,6 @@ def _scheme(spec: ModelSpec, layer: int, name: str) -> WeightScheme | None:
     return spec.quantization.scheme_of(f"model.layers.{layer}.{name}")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorShare:
-    """One of the equal parts into which a tensor is cut along a dimension."""
-
-    dim: int
-    parts: int
-    index: int
-
-    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the tensor that a part of `shape` is cut from."""
-        return tuple(size * self.parts if dim == self.dim else size for dim, size in enumerate(shape))
-
-    def place(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        """Where the part, of `shape`, is in the whole tensor."""
-        size = shape[self.dim]
-        start = self.index * size
-        return (slice(None),) * self.dim + (slice(start, start + size),)
-
-
 def allocate_weights(spec: ModelSpec, device: torch.device) -> ModelWeights:
     """Uninitialised weights."""
 
@@ -170,29 +152,23 @@ def dense_checkpoint_views(spec: ModelSpec, weights: ModelWeights) -> dict[str, 
 
 
 def dense_checkpoint_shares(spec: ModelSpec) -> dict[str, TensorShare]:
-    """By tensor name, what a rank of several reads of those that are split; it reads others whole.
-
-    Queries, keys and values by heads; gate and up by their outputs; what follows these by its inputs.
-    """
+    """By the name of a weight, what a rank of several has of those that are split; it has others whole."""
     share = spec.share
     if share.ranks == 1:
         return {}
-    of_rank, of_kv = (share.ranks, share.index), (share.kv_parts, share.kv_index)
-    cuts = {
-        **dict(zip(_QKV, ((0, *of_rank), (0, *of_kv), (0, *of_kv)), strict=True)),
-        **dict.fromkeys(_GATE_UP, (0, *of_rank)),
-        **dict.fromkeys((*_O, *_DOWN), (1, *of_rank)),
-    }
     return {
-        f"model.layers.{layer}.{name}.weight": TensorShare(*cut)
+        f"model.layers.{layer}.{name}.weight": TensorShare(
+            cut.dim, cut.parts, share.index * cut.parts // share.ranks
+        )
         for layer in range(spec.num_layers)
-        for name, cut in cuts.items()
+        for name, cut in layer_cuts(spec).items()
     }
 
 
 def dense_quantized_parts(spec: ModelSpec, weights: ModelWeights) -> dict[str, QuantizedPart]:
-    """Each quantized linear layer of a dense decoder's checkpoint → the rows that it fills."""
+    """Each quantized linear layer of a dense decoder's checkpoint → what it fills."""
     found: dict[str, QuantizedPart] = {}
+    shares = dense_checkpoint_shares(spec)
     for i, layer in enumerate(weights.layers):
         for names, rows, projection in _projections(spec, layer):
             if not isinstance(projection, QuantizedProjection):
@@ -201,8 +177,11 @@ def dense_quantized_parts(spec: ModelSpec, weights: ModelWeights) -> dict[str, Q
             for name, count in zip(names, rows, strict=True):
                 scheme, module = _scheme(spec, i, name), f"model.layers.{i}.{name}"
                 assert scheme is not None  # all layers of a projection have one scheme
-                shape = LinearShape(module, count, projection.weight.inner)
-                found[module] = QuantizedPart(scheme, shape, projection.weight.slice_rows(start, count))
+                target, share = projection.weight.slice_rows(start, count), shares.get(f"{module}.weight")
+                own = (count, projection.weight.inner)
+                whole, inner = own if share is None else share.whole(own)
+                shape = LinearShape(module, whole, inner)
+                found[module] = QuantizedPart(scheme, shape, target, share)
                 start += count
     return found
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v2.loading.loaded import load_pooling
-from dodona.runners.v2.loading.model import read_weights
+from dodona.runners.v2.loading.model import read_weights, weight_views
 from dodona.runners.v2.models.registry import checkpoint_views
 from dodona.runners.v2.models.weights import quantized_tensors
 from dodona.runners.v2.pooling.model import DensePoolingModel
 from dodona.runners.weights.life import WeightViews
-from dodona.runners.weights.source import weights_directory
 
 
 class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
@@ -26,18 +25,15 @@ class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
         model = load_pooling(self.config, self.model_info, self.limits, self._settings)
         return DensePoolingModel(model, self.limits)
 
-    def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the weights again, in place."""
-        self._require_weights("reload_weights")
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        directory = weights_directory(self.config, self.model_info, path)
-        read_weights(self._model.model, directory, seed=self.config.model_config.seed)
-
     # --- Parts
 
+    def _replace_weights(self, directory: Path | None) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        read_weights(self._model.model, directory, seed=self.config.model_config.seed)
+
     def _weight_views(self) -> WeightViews:
-        return WeightViews(checkpoint_views(self._model.model.spec, self._model.model.weights), {})
+        return weight_views(self._model.model)
 
     def _weights_to_release(self) -> Mapping[str, torch.Tensor]:
         spec, weights = self._model.model.spec, self._model.model.weights

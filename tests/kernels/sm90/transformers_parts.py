@@ -12,6 +12,7 @@ from dodona.kernels.attention.arguments import PagedSequences
 from dodona.kernels.attention.kv_write import kv_write
 from dodona.kernels.attention.rotate import rotate
 from dodona.kernels.linear.activation import ACTIVATIONS, gated
+from dodona.kernels.linear.adapters import add_adapters
 from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.single_token_linear import single_token_linear
 from dodona.kernels.linear.single_token_linears import single_token_linears
@@ -52,10 +53,22 @@ def parts(dtype: torch.dtype) -> None:
         )
 
 
+def adapters(dtype: torch.dtype) -> None:
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    for columns, inner, rank in ((1024, 3072, 16), (151936, 1024, 8), (4096, 4096, 320)):
+        add_adapters(
+            out=zeros(2, columns), x=zeros(2, inner), a=zeros(2 * rank, inner), b=zeros(columns, 2 * rank),
+            slots=ints(2), rank=rank,
+        )  # fmt: skip
+
+
 CASES: dict[str, Callable[[], None]] = {}
 for dtype in (torch.bfloat16, torch.float32):
     name = str(dtype).removeprefix("torch.")
     CASES[f"parts {name}"] = partial(parts, dtype)
+    CASES[f"adapters {name}"] = partial(adapters, dtype)
     CASES[f"latent heads {name}"] = partial(pattern, dtype, (192, 128), 1, "causal", 1, False)
     CASES[f"soft cap, window {name}"] = partial(pattern, dtype, (256, 256), 2, "sliding", 500, False)
     CASES[f"sinks {name}"] = partial(pattern, dtype, (64, 64), 8, "sliding", 1, True)

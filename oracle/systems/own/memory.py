@@ -1,0 +1,193 @@
+"""Whether a model's weights and the smallest KV cache fit, as far as files and config.json tell.
+
+Both are counted from below: what is counted is certainly needed. What a step needs beside them is measured
+once the model is loaded (`runners.limits.size_kv_cache`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Final
+
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.stored_tensors import BITS, FLOATS, stored_tensors
+from dodona.oracle.systems.own.lengths import (
+    most_blocks_of_window,
+    resolved_max_model_len,
+    resolved_max_num_batched_tokens,
+)
+from dodona.oracle.systems.own.model_code import is_row_by_row
+from dodona.oracle.systems.own.resolved import (
+    resolved_device,
+    resolved_dtype,
+    resolved_quantization,
+    resolved_runner_type,
+)
+from dodona.oracle.systems.own.weights import WeightsOnDisk, weights_of
+
+BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of an element, by the type that is computed in."""
+
+_STORED: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_UNREAD = re.compile(r"(^|\.|_)(mtp|vision|visual|audio|rotary_emb)(\.|_|$)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,6})\.")
+_GIB = 1 << 30
+
+
+def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environment) -> str | None:
+    """Why weights and a KV cache of one sequence do not fit; None where they may, or it isn't known how much
+    memory there is."""
+    cache = config.cache_config
+    try:
+        kv = least_kv_bytes(config, model, environment)
+        if cache.num_gpu_blocks_override is None and (cache.kv_cache_memory_bytes or kv) < kv:
+            return (
+                f"kv_cache_memory_bytes={cache.kv_cache_memory_bytes} is less than the {kv} bytes of KV "
+                f"blocks that one sequence {_of_length(config)} takes; raise kv_cache_memory_bytes, or lower "
+                "max_model_len"
+            )
+        weights = least_weight_bytes(config, model, environment)
+    except ConfigError:
+        return None  # of which other rules speak
+    on_gpu = resolved_device(config, environment) in ("cuda", "rocm")
+    has = environment.memory if on_gpu else environment.host_memory
+    if has is None:
+        return None
+    # On a CPU the share is one of what is left beside the weights, for blocks that are not counted by hand.
+    share, measures = cache.gpu_memory_utilization, cache.num_gpu_blocks_override is None
+    measures &= cache.kv_cache_memory_bytes is None
+    kv = max(kv, cache.kv_cache_memory_bytes or 0)
+    need = weights + kv if on_gpu or not measures else max(weights + kv, weights + kv / share)
+    room = has * _GIB * (share if on_gpu else 1)
+    if need <= room:
+        return None
+    return (
+        f"weights take {weights / _GIB:.4g} GiB, KV blocks {kv / _GIB:.4g} GiB, and "
+        f"{'a GPU' if on_gpu else 'the machine'} has {has:.4g} GiB with gpu_memory_utilization={share:g}; "
+        "use more devices or memory, a smaller dtype or quantized weights, or lower max_model_len or "
+        "kv_cache_memory_bytes"
+    )
+
+
+def least_weight_bytes(config: EngineConfig, model: ModelInfo, environment: Environment) -> int:
+    """Bytes that weights certainly take on a device: 0 where nothing is known of them.
+
+    On a CPU tensors that have the type which is computed in stay in their files, of which the system keeps in
+    memory what fits. Raises ConfigError where files are damaged.
+    """
+    device = resolved_device(config, environment)
+    dtype = resolved_dtype(config, model, device) or "float32"
+    weights = weights_of(config, config.model_config.model, Path(model.file).parent, environment)
+    if weights is None or model.is_multimodal or dtype not in BYTES:
+        return 0
+    quantized_at_load = model.quant_method is None and resolved_quantization(config, model) is not None
+    whole = _weight_bytes(
+        weights,
+        model,
+        dtype=dtype,
+        in_files=device == "cpu",
+        pools=resolved_runner_type(config, model) == "pooling",
+        quantized_at_load=quantized_at_load,
+    )
+    parallel = config.parallel_config
+    return whole // (parallel.tensor_parallel_size * parallel.pipeline_parallel_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _weight_bytes(
+    weights: WeightsOnDisk,
+    model: ModelInfo,
+    *,
+    dtype: str,
+    in_files: bool,
+    pools: bool,
+    quantized_at_load: bool,
+) -> int:
+    total = 0
+    for name, tensor in stored_tensors(weights.directory).items():
+        layer = _LAYER.search(name)
+        beyond = layer is not None and int(layer[1]) >= (model.num_hidden_layers or 0)
+        if beyond or _UNREAD.search(name) or (pools and name.startswith("lm_head.")):
+            continue
+        is_float = tensor.dtype in FLOATS
+        if in_files and (not is_float or tensor.dtype == _STORED[dtype]):
+            continue
+        bits = BITS[tensor.dtype] if not is_float else 8 * BYTES[dtype]
+        if is_float and quantized_at_load and len(tensor.shape) > 1:
+            bits = 8
+        total += tensor.num_elements * bits // 8
+    return total
+
+
+def least_kv_bytes(config: EngineConfig, model: ModelInfo, environment: Environment) -> int:
+    """Bytes of KV blocks that one sequence certainly takes: of `max_model_len` where it is configured, else
+    of two tokens, to which it may be lowered. 0 where config.json doesn't tell what layers keep.
+
+    Raises ConfigError for a length beyond the model's.
+    """
+    if (
+        resolved_runner_type(config, model) == "pooling"
+        or is_row_by_row(config, model, environment) is not False
+    ):
+        return 0
+    longest, device = resolved_max_model_len(config, model), resolved_device(config, environment)
+    size = config.cache_config.block_size
+    tokens = longest if config.model_config.max_model_len is not None else min(2, longest)
+    blocks = -(-tokens // size)
+    step = resolved_max_num_batched_tokens(config, model, device, longest)
+    (full, sliding), behind = _kv_layers(model), blocks
+    if model.sliding_window is not None and full:  # window blocks, for a full batch
+        most = most_blocks_of_window(model.sliding_window, min(step, longest), size)
+        behind = min(blocks, most * config.scheduler_config.max_num_seqs)
+    elif model.sliding_window is not None:
+        behind = min(blocks, most_blocks_of_window(model.sliding_window, step, size))
+    kept = blocks * full + behind * sliding
+    elements = (model.num_key_value_heads or 0) * (model.head_size or 0) * 2
+    dtype = BYTES.get(resolved_dtype(config, model, device) or "", 0)
+    parallel = config.parallel_config
+    return kept * size * elements * dtype // parallel.world_size
+
+
+def _kv_layers(model: ModelInfo) -> tuple[int, int]:
+    """How many layers certainly keep keys and values of all tokens, and of those in a window."""
+    if model.use_mla or model.is_encoder_decoder or model.is_attention_free or model.is_multimodal:
+        return 0, 0
+    if model.model_type not in PLAIN_KV:
+        return 0, 0
+    if model.layer_types is not None:
+        listed = model.layer_types
+        return listed.count("full_attention"), listed.count("sliding_attention")
+    count = model.num_hidden_layers or 0
+    kinds = set(model.layer_kinds)
+    return (
+        (count, 0)
+        if kinds <= {"full_attention"}
+        else (0, count)
+        if kinds == {"sliding_attention"}
+        else (0, 0)
+    )
+
+
+def _of_length(config: EngineConfig) -> str:
+    longest = config.model_config.max_model_len
+    return "of two tokens" if longest is None else f"of max_model_len={longest}"
+
+
+PLAIN_KV: Final = (
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cohere2_moe", "ctrl",
+    "cwm", "dbrx", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "gemma",
+    "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox",
+    "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2",
+    "kolibri1", "lfm2", "llama", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert-decoder", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon",
+    "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
+    "solar_open", "stablelm", "starcoder2", "vaultgemma",
+)  # fmt: skip
+"""Model types whose attention layers keep `num_key_value_heads` heads of `head_size` elements of each token,
+each backed by a run (`python -m tests.support.family_files`)."""

@@ -1,0 +1,101 @@
+"""Whether weights and the smallest KV cache fit: counted from below, and exactly where it is said so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from dodona.oracle import UnsupportedConfiguration, select_runner
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.machine import memory as machine_memory
+from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.memory import least_kv_bytes, least_weight_bytes, memory_fault
+from dodona.runners.errors import EngineSetupError
+from dodona.runners.llm import LLM
+from tests.support.tiny_models import TinyModels
+
+QWEN3 = Path(__file__).parents[2] / "checkpoints" / "qwen3"
+CPU = Environment(has_triton=False, platform="cpu", is_here=True)
+GPU = Environment(has_triton=True, platform="cuda")
+
+
+def of(function: Any, folder: Path, environment: Environment = CPU, **flat: Any) -> Any:
+    return function(EngineConfig.from_flat(str(folder), **flat), ModelInfo.load(folder), environment)
+
+
+def test_weights_are_counted_in_the_type_that_is_computed_in() -> None:
+    elements = sum(tensor.numel() for tensor in load_file(QWEN3 / "model.safetensors").values())
+    assert of(least_weight_bytes, QWEN3) == 4 * elements  # bfloat16 in the file, float32 on a CPU
+    assert of(least_weight_bytes, QWEN3, dtype="bfloat16") == 0  # stays in the file
+    assert of(least_weight_bytes, QWEN3, GPU) == 2 * elements
+    assert of(least_weight_bytes, QWEN3, GPU, tensor_parallel_size=2) == elements
+    assert of(least_weight_bytes, QWEN3, load_format="dummy") == 0
+
+
+def test_a_machine_that_is_too_small_is_refused_with_both_figures() -> None:
+    weights = of(least_weight_bytes, QWEN3)
+    kv = of(least_kv_bytes, QWEN3, max_model_len=64)
+    need = (weights + kv / 0.9) / 2**30
+    assert of(memory_fault, QWEN3, replace(CPU, host_memory=need * 1.001), max_model_len=64) is None
+    small = replace(CPU, host_memory=need * 0.999)
+    fault = of(memory_fault, QWEN3, small, max_model_len=64)
+    assert f"weights take {weights / 2**30:.4g} GiB, KV blocks {kv / 2**30:.4g} GiB" in fault
+    with pytest.raises(UnsupportedConfiguration, match=r"\[memory\]"):
+        select_runner(EngineConfig.from_flat(str(QWEN3), max_model_len=64), environment=small)
+    assert of(memory_fault, QWEN3, CPU) is None  # of a machine whose memory nobody knows
+    gpu = replace(GPU, memory=of(least_weight_bytes, QWEN3, GPU) / 2**30)
+    assert "a GPU has" in of(memory_fault, QWEN3, gpu)
+    assert of(memory_fault, QWEN3, replace(gpu, memory=2 * gpu.memory)) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {"max_model_len": 200}),
+        ("llama", {}),
+        ("gemma3", {"max_model_len": 200, "max_num_seqs": 1}),
+        ("mistral", {"max_model_len": 200}),
+    ],
+    ids=str,
+)
+def test_kv_cache_memory_bytes_are_enough_or_refused(
+    family: str, sizes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = TinyModels(tmp_path).path(family)
+    flat = {"device": "cpu", "block_size": 4, "max_num_batched_tokens": 8, **sizes}
+    least = of(least_kv_bytes, folder, **flat)
+    verdict = select_runner(EngineConfig.from_flat(str(folder), kv_cache_memory_bytes=least, **flat))
+    with LLM.from_verdict(verdict) as llm:
+        assert llm.max_model_len == sizes.get("max_model_len", 4)
+    less = EngineConfig.from_flat(str(folder), kv_cache_memory_bytes=least - 1, **flat)
+    with pytest.raises(UnsupportedConfiguration, match=f"kv_cache_memory_bytes={least - 1} is less than"):
+        select_runner(less)
+    with pytest.raises(EngineSetupError, match=f"less than the {least} bytes"):
+        LLM.from_verdict(replace_config(verdict, less))
+
+
+def replace_config(verdict: Any, config: EngineConfig) -> Any:
+    return verdict.model_copy(update={"config": config})
+
+
+def test_memory_of_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal:       8388608 kB\nMemAvailable:   4194304 kB\n")
+    monkeypatch.setattr(machine_memory, "_MEMINFO", info)
+    monkeypatch.setattr(machine_memory, "_GROUP", tmp_path)
+    assert machine_memory.host_memory() == 8.0
+    assert machine_memory.available_memory() == 4 << 30
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{3 << 30}\n")
+    assert machine_memory.available_memory() == 4 << 30
+    (tmp_path / "memory.max").write_text(f"{3 << 30}\n")
+    assert machine_memory.host_memory() == 3.0
+    assert machine_memory.available_memory() == 0
+    # what files take in the page cache can be had again
+    (tmp_path / "memory.stat").write_text(f"anon 5\nactive_file {1 << 29}\ninactive_file {1 << 29}\n")
+    assert machine_memory.available_memory() == 1 << 30
