@@ -84,7 +84,7 @@ def _operand(
     FORMAT: gl.constexpr,
     SCALED: gl.constexpr,
 ):
-    """The instruction's operand [BLOCK_N, INNER] of a step's words; `scale`: [BLOCK_N, 1, 1, 1, 1] float16."""
+    """The instruction's operand [BLOCK_N, INNER] of a step's words; `scale`: [BLOCK_N, 1, 1, 1, 1] halves."""
     if FORMAT == INT4:
         given = gl.convert_layout(
             gl.reshape(words, [BLOCK_N, 1, 4, 4]), gl.SliceLayout(4, WIDE), assert_trivial=True
