@@ -19,6 +19,7 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.files import check_folder
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.oracle.models.weight_files import weight_files
+from dodona.runners.quantization.library import say_once
 from dodona.runners.quantization.replacement import (
     ExpertNames,
     convert_stored,
@@ -98,6 +99,7 @@ def _load_model(
         _forget_quantization(config)
     elif library == "bitsandbytes":
         common["device_map"] = {"": device.type}
+        say_once()
     # transformers would read this file, or the shards of this index, in place of `weight_files`.
     config.__dict__.pop("transformers_weights", None)
     layouts = {rule.scheme.layout for rule in quantization.rules} if quantization is not None else set()
