@@ -70,6 +70,21 @@ def expert_names(model: torch.nn.Module, stored: Iterable[str]) -> dict[str, Exp
     }
 
 
+def lacking_expert_weights(model: torch.nn.Module, stored: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the experts' weights that a checkpoint lacks, or has in another shape than `model`.
+
+    stored: the shapes of the checkpoint's tensors by name.
+    """
+    lacking: list[str] = []
+    for path, names in expert_names(model, stored).items():
+        parts = separate_parts(model.get_submodule(path))
+        for part, leaf in names.names.items():
+            count, *shape = parts[part].weight.shape
+            each = [f"{names.prefix}.{index}.{leaf}.weight" for index in range(count)]
+            lacking += [name for name in each if stored.get(name) != tuple(shape)]
+    return lacking
+
+
 def renamed_parts(
     model: torch.nn.Module, experts: Mapping[str, ExpertNames], config: QuantizationConfig
 ) -> dict[str, str]:

@@ -19,15 +19,17 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.files import check_folder
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.oracle.models.weight_files import weight_files
+from dodona.runners.quantization.library import say_once
 from dodona.runners.quantization.replacement import (
     ExpertNames,
     convert_stored,
     expect_stored,
     quantize_layers,
+    quantized_layers,
 )
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
-from dodona.runners.v1.expert_names import expert_names, renamed_parts
+from dodona.runners.v1.expert_names import expert_names, lacking_expert_weights, renamed_parts
 from dodona.runners.v1.model_folder import without_adapter
 from dodona.runners.v1.model_making import making_a_model
 
@@ -97,6 +99,7 @@ def _load_model(
         _forget_quantization(config)
     elif library == "bitsandbytes":
         common["device_map"] = {"": device.type}
+        say_once()
     # transformers would read this file, or the shards of this index, in place of `weight_files`.
     config.__dict__.pop("transformers_weights", None)
     layouts = {rule.scheme.layout for rule in quantization.rules} if quantization is not None else set()
@@ -137,6 +140,12 @@ def _load_model(
             # A classifier's last layers stay as they are, as the output layer.
             body: Any = model if auto_class == "AutoModelForCausalLM" else model.base_model
             quantize_layers(body, quantization)
+            if not quantized_layers(model):
+                raise UnsupportedConfiguration.lacking(
+                    "v1",
+                    "quantization",
+                    why=f"{type(model).__name__} has no layer that can be quantized at load",
+                )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -144,6 +153,18 @@ def _load_model(
             f"transformers has no {auto_class} for model_type {config.model_type!r} of {path / 'config.json'}"
         )
         raise UnsupportedConfiguration.lacking("v1", "architecture", why=why) from error
+    except RuntimeError as error:
+        if weights is None:
+            raise
+        # transformers joins the experts of a layer as it reads them, and names none that it lacks.
+        plain = _plain_model(factory, config, trust_remote_code)
+        lacking = lacking_expert_weights(plain, _stored_shapes(weights))
+        if not lacking:
+            raise
+        raise ConfigError(
+            f"{weights}: {len(lacking)} weights of experts are missing or have other shapes than config.json "
+            f"says: {_first_names(lacking)}"
+        ) from error
     except ImportError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{path}: the model's code needs a package: {' '.join(lines)[:300]}") from error

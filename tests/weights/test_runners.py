@@ -115,6 +115,20 @@ def test_a_refused_reload_leaves_the_old_weights(
     assert all(torch.equal(view, before[each]) for each, view in runner._weight_views().views.items())
 
 
+@pytest.mark.parametrize("spoil", [dict.pop, lambda t, name: t.update({name: torch.ones(2, 2)})])
+def test_an_experts_weight_that_is_not_as_it_must_be_is_named(spoil: Any, copy: Callable[..., Path]) -> None:
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    path, spoilt = copy("qwen3-moe"), copy("qwen3-moe", change=lambda t: spoil(t, name), seed=1)
+    runner = make("v1", path)
+    before = {each: view.clone() for each, view in runner._weight_views().views.items()}
+    with pytest.raises(
+        ConfigError, match=r"1 weights of experts .*: model\.layers\.1\.mlp\.experts\.2\.up_p"
+    ) as caught:
+        runner.reload_weights(spoilt)
+    assert str(spoilt) in str(caught.value)
+    assert all(torch.equal(view, before[each]) for each, view in runner._weight_views().views.items())
+
+
 @both
 def test_other_models_are_refused_before_anything_is_read(name: str, copy: Callable[..., Path]) -> None:
     path, other = copy(head_dim=16), copy(head_dim=16, seed=1)
