@@ -6,10 +6,15 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from benchmarks.compilations import compilations
 from benchmarks.models import read_config
+from benchmarks.workloads import MIXED
+from dodona import LLM, LoRARequest, SamplingParams
+from dodona.runners.device.graphs import capturing
 from dodona.runners.v1.device_model import DeviceModel
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
+from tests.support.adapters import linear_layers, write_adapter
 from tests.support.equal_tokens import EqualTokens
 from tests.support.replaced_parts import PACKED_MIXERS, REPLACED, check_replaced
 from tests.support.tiny_hybrids import HYBRIDS
@@ -142,3 +147,36 @@ def test_shutdown_gives_memory_back(tiny_models):
     assert torch.cuda.memory_allocated() > before
     runner.shutdown()
     assert torch.cuda.memory_allocated() == before
+
+
+def test_after_a_failed_capture():
+    """The stream is the one of before, and random numbers can be drawn."""
+    stream, x = torch.cuda.current_stream(), torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError), capturing():
+        x.sum().item()  # waits for the device
+    assert torch.cuda.current_stream() == stream
+    assert torch.isfinite(torch.randn(4, device="cuda")).all()
+    with capturing() as graph:
+        x.add_(1)
+    graph.replay()
+    assert x.tolist() == [2.0] * 4
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8}], ids=["", "lora"]
+)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3-moe", "falcon-h1"])
+def test_nothing_is_compiled_while_requests_wait(tiny_models, tmp_path, family, more):
+    """After the start no variant of a kernel is used for the first time, whatever the sizes of steps."""
+    path = tiny_models.path(family)
+    layers = linear_layers(AutoModelForCausalLM.from_pretrained(path), ["q_proj", "o_proj"])
+    settings = {"max_num_seqs": 24, "max_num_batched_tokens": 128, "num_gpu_blocks_override": 300, **more}
+    with LLM(str(path), device="cuda", dtype="bfloat16", skip_tokenizer_init=True, **settings) as llm:
+        lora = LoRARequest("a", 1, str(write_adapter(tmp_path / "a", layers))) if more else None
+        with compilations() as found:
+            for count in (1, 2, 3, 9, 24):
+                prompts = [[7 + i % 50] * (1 + 13 * i % 150) for i in range(count)]
+                params = [SamplingParams(max_tokens=4, **MIXED[i % len(MIXED)]) for i in range(count)]
+                llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
+        assert not found

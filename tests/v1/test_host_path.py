@@ -104,3 +104,37 @@ def test_calls_per_decode_step_are_bounded(tiny_models, monkeypatch: pytest.Monk
         assert found["python"] <= MOST["python"]
         assert found["c"] <= MOST["c"]
     assert many == few == calls_per_step(runner, 2)
+
+
+MOST_ON_THE_HOST = {"step": 95, "row": 20}
+"""Calls of the project's own Python functions in a step that the host lays out, and more for each row."""
+
+
+def own_calls_per_step(runner: V1Runner, rows: int) -> float:
+    """Mean calls of the project's Python functions in steady steps of decodes on the host."""
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "call" and "dodona" in frame.f_globals.get("__name__", "")
+
+    steps = [decode(rows, 1 + i, new=i == 0) for i in range(STEPS + 1)]
+    for number, output in enumerate(steps):
+        sys.setprofile(note if number else None)
+        try:
+            runner.execute_model(output)
+            runner.sample_tokens().result()
+        finally:
+            sys.setprofile(None)
+    runner.execute_model(SchedulerOutput(0, list(range(rows)), (), (), (), (), (), (), 0))
+    runner.sample_tokens().result()
+    return count / STEPS
+
+
+def test_calls_of_a_step_on_the_host_are_bounded(tiny_models) -> None:
+    """What is done for drafts, grammars or adapters that a step doesn't have would show here."""
+    runner = make_runner(tiny_models.path("llama", num_hidden_layers=1), num_blocks=256, max_model_len=64)
+    few, many = own_calls_per_step(runner, 2), own_calls_per_step(runner, 34)
+    per_row = (many - few) / 32
+    assert per_row <= MOST_ON_THE_HOST["row"]
+    assert few - 2 * per_row <= MOST_ON_THE_HOST["step"]
