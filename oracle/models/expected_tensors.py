@@ -21,7 +21,7 @@ Tensors = Mapping[str, StoredTensor]
 
 _LAYER = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blocks|block)\.)([0-9]{1,6})\.")
 
-ONE_OF_SEVERAL: Final = ("hrm_text", "longcat_flash")
+ONE_OF_SEVERAL: Final = ("dory", "hrm_text", "longcat_flash")
 """Model types that have fewer layers in their files than `num_hidden_layers` says."""
 
 DENSE: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")

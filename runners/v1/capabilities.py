@@ -224,7 +224,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),
         "library-quantization-device": scheme == "w8a8_torchao"
         and resolved_device(config, environment) == "cuda",
-        "quantized-experts": has_unread_experts(config, model),
+        "quantized-experts": has_unread_experts(config, model, environment) is True,
         "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
         "draft-runner": runner_type == "draft",
         "pooling": task is not None and task not in SERVED_TASKS,
