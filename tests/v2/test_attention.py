@@ -15,16 +15,22 @@ from dodona.runners.v2.attention import (
     SingleTokenAttention,
     SmallBatchAttention,
 )
+from tests.v2.drive import DEVICE
 
 SHAPE = AttentionShape(num_q_heads=4, num_kv_heads=2, head_size=16, scale=0.25)
 
 
 def ints(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int32)
+    return torch.zeros(shape, dtype=torch.int32, device=DEVICE)
+
+
+def counting(count: int) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.int32, device=DEVICE)
 
 
 def make_attention(shape: AttentionShape = SHAPE) -> Attention:
-    return Attention(shape=shape, dtype=torch.float32, cos_sin=torch.zeros(64, shape.head_size))
+    cos_sin = torch.zeros(64, shape.head_size, device=DEVICE)
+    return Attention(shape=shape, dtype=torch.float32, cos_sin=cos_sin)
 
 
 def make_inputs(decodes: int, fresh: tuple[int, ...] = (), continued: tuple[int, ...] = ()) -> ForwardInputs:
@@ -33,8 +39,8 @@ def make_inputs(decodes: int, fresh: tuple[int, ...] = (), continued: tuple[int,
     batch, tokens = decodes + len(chunks), decodes + sum(chunks)
     return ForwardInputs(
         input_ids=ints(tokens), positions=ints(tokens), slots=ints(tokens),
-        rows=torch.arange(batch, dtype=torch.int32), query_start=torch.arange(batch + 1, dtype=torch.int32),
-        seq_lens=10 + torch.arange(batch, dtype=torch.int32), block_table=ints(batch, 4),
+        rows=counting(batch), query_start=counting(batch + 1), seq_lens=10 + counting(batch),
+        block_table=ints(batch, 4),
         arrivals=ints(2 * batch), num_decodes=decodes, max_fresh_len=max(fresh, default=0),
         max_continued_len=max(continued, default=0),
     )  # fmt: skip
@@ -60,7 +66,7 @@ def test_a_mixed_step_is_cut_where_its_decodes_end() -> None:
     assert planned.sequences.rows.tolist() == [3, 4, 5]
     assert planned.sequences.seq_lens.tolist() == [13, 14, 15]
     assert planned.query_start.tolist() == [3, 4, 5, 6]
-    # A CPU has no kernel for fresh prompts: all chunks attend over the cache.
+    # Fresh prompts of 20 tokens are too short for a kernel of their own: all chunks attend over the cache.
     assert (planned.max_fresh_len, planned.max_paged_len) == (0, 30)
     assert not planned.keys_in_place
 

@@ -20,7 +20,7 @@ from dodona.runners.v1.runner import V1Runner
 from tests.distributed.thread_workers import use_threads
 from tests.v1.test_kv_shared_memory import memory
 from tests.v1.test_kv_shared_storage import run, storage
-from tests.v2.drive import generate, make_runner
+from tests.v2.drive import DEVICE, generate, make_runner
 from tests.v2.test_greedy_tokens import prompts_of
 
 BLOCK_SIZE, NUM_BLOCKS = 16, 4
@@ -70,7 +70,8 @@ def test_both_runners_write_the_same_blocks(path, monkeypatch, on_device):
     monkeypatch.setattr(device_serving, "check_device_steps", lambda *args, **kwargs: 0.0)
     (prompt,) = prompts_of(35)
     flat = {"block_size": BLOCK_SIZE, "dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64}
-    config, model = EngineConfig.from_flat(str(path), device="cpu", **flat), ModelInfo.load(path)
+    device = DEVICE if on_device else "cpu"
+    config, model = EngineConfig.from_flat(str(path), device=device, **flat), ModelInfo.load(path)
     v1 = V1Runner(config, model, resolve_limits(config, model))
     v1.load_model()
     assert (v1.max_steps_in_flight == 2) == on_device

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from dodona.oracle.config.engine_config import EngineConfig
@@ -46,6 +47,7 @@ def test_generate_equals_transformers(llm, tiny_models):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_replicas_in_processes_with_two_steps_in_flight(tiny_models):
     path = tiny_models.path("qwen3", head_dim=16)
     with make_llm(path, skip_tokenizer_init=True, data_parallel_size=2, **SMALL) as llm:
