@@ -25,11 +25,12 @@ from dodona.kernels.linear.activation import ACTIVATIONS, gated
 from dodona.kernels.linear.rms_norm import rms_norm_rows
 from dodona.kernels.linear.round_activations import Rounding
 from dodona.kernels.linear.single_token_linear import single_token_linear
+from dodona.runners.lora.target import is_expert
 from dodona.runners.quantization.linear import QuantizedLinear
 from dodona.runners.quantization.products import quantized_product
 from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
-from dodona.runners.v1.lora import is_adapter_hook, is_expert
+from dodona.runners.v1.lora import is_adapter_hook
 from dodona.runners.v1.shared_inputs import Groups, SharedProducts, is_plain_linear
 
 _ROTARY = "apply_rotary_pos_emb"
