@@ -51,10 +51,10 @@ def _llama3_rope(factor: float) -> dict[str, Any]:
     }
 
 
-def _integers(bits: int, group_size: int | None = None) -> Mapping[str, Any]:
-    """compressed-tensors' packed integers, symmetric."""
+def _integers(bits: int, group_size: int | None = None, *, symmetric: bool = True) -> Mapping[str, Any]:
+    """compressed-tensors' packed integers."""
     strategy = {"strategy": "group", "group_size": group_size} if group_size else {"strategy": "channel"}
-    weights = {"type": "int", "num_bits": bits, "symmetric": True, **strategy}
+    weights = {"type": "int", "num_bits": bits, "symmetric": symmetric, **strategy}
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -66,6 +66,9 @@ def _integers(bits: int, group_size: int | None = None) -> Mapping[str, Any]:
 
 _QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "w4a16": _integers(4, 128),
+    "w4a16-asym": _integers(4, 128, symmetric=False),
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
     "w8a16": _integers(8),
     "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
     "fp8-block": {
@@ -74,8 +77,8 @@ _QUANTIZED: Mapping[str, Mapping[str, Any]] = {
         "weight_block_size": [128, 128],
     },
 }
-"""What is appended to a model's name → its `quantization_config`: groups of 128, rows, a whole weight,
-blocks of 128 × 128."""
+"""What is appended to a model's name → its `quantization_config`: groups of 128 (the first four), rows, a
+whole weight, blocks of 128 × 128."""
 
 _DENSE: Mapping[str, Mapping[str, Any]] = {
     "qwen3-0.6b": {

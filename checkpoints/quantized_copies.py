@@ -48,13 +48,17 @@ def source_and_format(name: str) -> tuple[str, str]:
     return source, format_name
 
 
-def share_right(path: Path, prompts: Mapping[str, list[Prompt]], device: str = "cpu") -> dict[str, float]:
-    """Share of right greedy answers on the runner that is chosen, in fp32: "all", and by form."""
+def share_right(
+    path: Path, prompts: Mapping[str, list[Prompt]], device: str = "cpu", *, ranks: int = 1
+) -> dict[str, float]:
+    """Share of right greedy answers on the runner that is chosen, in fp32: "all", and by form. `ranks` split
+    each layer."""
     from dodona.runners.llm import LLM
     from dodona.runners.sampling.params import SamplingParams
 
     listed = [prompt for form in prompts.values() for prompt in form]
-    with LLM(path, device=device, dtype="float32", max_num_seqs=64, max_model_len=256) as llm:
+    sizes = {"max_num_seqs": 64, "max_model_len": 256, "tensor_parallel_size": ranks}
+    with LLM(path, device=device, dtype="float32", **sizes) as llm:
         outputs = llm.generate(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in listed],
             SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS),

@@ -49,6 +49,8 @@ class SmallBatchTiles:
     n: int
     num_warps: int
     num_splits: int
+    sharers: int = 1
+    """Programs that share the query heads of a KV head, a divisor of their number; at most 4."""
 
 
 @triton.jit
@@ -223,19 +225,24 @@ def _small_batch_attention_kernel(
     HAS_OFFSETS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     LEAVE_PARTS: tl.constexpr,
+    SHARERS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     MEMBERS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     LANE_ROWS: tl.constexpr,
 ):
+    """`GROUP`: query heads of a program; `SHARERS` programs have those of a KV head."""
     if DEPENDENT:
         let_next_start()
     BLOCK_N: tl.constexpr = TILE_ROWS * LANE_ROWS
     HALF: tl.constexpr = HEAD_SIZE // 2
     sequence = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(1) // SHARERS
+    sharer = tl.program_id(1) % SHARERS
     split = tl.program_id(2)
-    num_kv_heads = tl.num_programs(1)
+    num_kv_heads = tl.num_programs(1) // SHARERS
+    num_q_heads = tl.num_programs(1) * GROUP
+    first_head = tl.program_id(1) * GROUP
 
     # -- The split: its keys are at positions [low, high).
     row = tl.load(rows + sequence)
@@ -296,12 +303,12 @@ def _small_batch_attention_kernel(
     other_queries = ()
     for g in tl.static_range(MEMBERS):
         # Where the group's size is no power of two, members beyond it repeat the last one.
-        query = token + (kv_head * GROUP + min(g, GROUP - 1)) * HEAD_SIZE + every_row
+        query = token + (first_head + min(g, GROUP - 1)) * HEAD_SIZE + every_row
         own_queries = own_queries + (tl.load(query + dim),)
         other_queries = other_queries + (tl.load(query + swapped),)
     # New keys and values belong to the last split.
     has_new = (split == active - 1) & (row >= 0)
-    new_key = token + (num_kv_heads * GROUP + kv_head) * HEAD_SIZE + every_row
+    new_key = token + (num_q_heads + kv_head) * HEAD_SIZE + every_row
     if HAS_OFFSETS:
         new_key += (0 - behind) * stride_qkv
     k_new = tl.load(new_key + dim, mask=has_new, other=0.0)
@@ -314,7 +321,7 @@ def _small_batch_attention_kernel(
         own = own & (before - lane_row < WINDOW)
     k_new = _rotated(k_new, k_other, k_cos, k_sin, eps, HAS_NORM, HEAD_SIZE)
     place = keys + (slot // BLOCK_SIZE).to(tl.int64) * stride_kv_block + (slot % BLOCK_SIZE) * HEAD_SIZE
-    once = (own & (lane_row == before) & (slot >= 0))[:, None]
+    once = (own & (lane_row == before) & (slot >= 0) & (sharer == 0))[:, None]
     tl.store(place + every_row + dim, k_new.to(kv_cache.dtype.element_ty), mask=once)
     tl.store(place + value_offset + every_row + dim, v_new, mask=once)
     if HAS_OFFSETS:  # those before are what the cache will have
@@ -360,7 +367,7 @@ def _small_batch_attention_kernel(
     # -- The result: as a part for `attended_linear`, as the whole, or as a part that the last program weighs.
     member = tl.arange(0, PLACES)
     in_group = member < GROUP
-    first_head = (sequence * num_kv_heads + kv_head).to(tl.int64) * GROUP
+    first_head += sequence.to(tl.int64) * num_q_heads
     dim = tl.arange(0, HEAD_SIZE)[:, None]
     part = (first_head + member) * MAX_SPLITS + split
     part_target = parts + part[None, :] * HEAD_SIZE + dim
@@ -376,14 +383,17 @@ def _small_batch_attention_kernel(
         # All of the program's writes come before its arrival, and the last one's reads after all arrivals.
         tl.debug_barrier()
         arrival = arrivals + sequence * num_kv_heads + kv_head
-        if tl.atomic_add(arrival, 1, sem="acq_rel") == active - 1:
-            tl.store(arrival, 0)
+        one = 1 << (8 * sharer)  # each sharer counts in bits of its own
+        if (tl.atomic_add(arrival, one, sem="acq_rel") // one) % 256 == active - 1:
+            tl.atomic_add(arrival, -active * one, sem="relaxed")
             _reduce_parts(parts, parts_lse, out, first_head, active, GROUP, MEMBERS, HEAD_SIZE, MAX_SPLITS)
 
 
 def choose_small_batch_tiles(group: int) -> SmallBatchTiles:
     """Tiles for `group` query heads per KV head. They depend on no length of a sequence, so that a captured
     graph stays valid; a short sequence has fewer splits."""
+    if group == 4:
+        return SmallBatchTiles(n=64, num_warps=4, num_splits=8, sharers=4)
     return SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=16)
 
 
@@ -512,8 +522,11 @@ def _launch(
     lane_rows = _lane_rows(tiles, row_bytes)
     if max_offset >= lane_rows:
         raise ValueError(f"max_offset: expected less than {lane_rows} with {tiles}, got {max_offset}")
+    members, beyond = divmod(group, tiles.sharers)
+    if beyond:
+        raise ValueError(f"tiles: expected sharers that divide {group} query heads, got {tiles.sharers}")
     dependent = supports_dependent_launch(qkv.device)
-    _small_batch_attention_kernel[(batch, shape.num_kv_heads, tiles.num_splits)](
+    _small_batch_attention_kernel[(batch, shape.num_kv_heads * tiles.sharers, tiles.num_splits)](
         qkv=qkv,
         kv_cache=kv_cache,
         block_table=sequences.block_table,
@@ -535,15 +548,16 @@ def _launch(
         stride_kv_block=kv_cache.stride(0),
         stride_table=sequences.block_table.stride(0),
         WINDOW=shape.window or 0,
-        GROUP=group,
+        GROUP=members,
         HEAD_SIZE=head_size,
         BLOCK_SIZE=kv_cache.shape[3],
         HAS_NORM=norm is not None,
         HAS_OFFSETS=offsets is not None,
         DEPENDENT=dependent,
         LEAVE_PARTS=out is None,
+        SHARERS=tiles.sharers,
         MAX_SPLITS=tiles.num_splits,
-        MEMBERS=triton.next_power_of_2(group),
+        MEMBERS=triton.next_power_of_2(members),
         TILE_ROWS=tiles.n // lane_rows,
         LANE_ROWS=lane_rows,
         num_warps=tiles.num_warps,

@@ -64,7 +64,8 @@ def split_weights(lse, active, MAX_SPLITS: tl.constexpr):
         weight = tl.where(i < active, tl.exp2(lse[i] - top), 0.0)
         total += weight
         weights = weights + (weight,)
+    inverse = 1.0 / total
     scaled = ()
     for i in tl.static_range(MAX_SPLITS):
-        scaled = scaled + (weights[i] / total,)
+        scaled = scaled + (weights[i] * inverse,)
     return scaled

@@ -17,22 +17,16 @@ import triton.language as tl
 from dodona.kernels.collective.messages import (
     BUFFER_BLOCK,
     MAX_BUFFERS,
-    WORD_DTYPES,
     Inboxes,
     add_words,
     buffers_offset,
     flags_offset,
     has_words,
+    launch_sum,
     rounded_words,
-    words_of,
 )
 from dodona.kernels.collective.two_shot_sum import PARTS
-from dodona.kernels.dependent_launch import (
-    launch_options,
-    let_next_start,
-    supports_dependent_launch,
-    wait_for_inputs,
-)
+from dodona.kernels.dependent_launch import let_next_start, wait_for_inputs
 
 __all__ = ["PARTS", "flagged_sum", "max_bytes", "supports_flagged_sum"]
 
@@ -155,25 +149,17 @@ def flagged_sum(x: torch.Tensor, inboxes: Inboxes, *, patience: int = 0, part: s
     Returns:
         `x`.
     """
-    words, ranks = words_of(x, max_bytes(inboxes.ranks)), inboxes.ranks
-    dependent = supports_dependent_launch(x.device)
-    _flagged_sum_kernel[(triton.cdiv(len(words), BUFFER_BLOCK * ranks),)](
-        x=words,
-        inboxes=inboxes.addresses,
-        turns=inboxes.buffer_turns,
-        num_words=len(words),
-        RANK=inboxes.rank,
-        RANKS=ranks,
+    ranks = inboxes.ranks
+    return launch_sum(
+        _flagged_sum_kernel,
+        x,
+        inboxes,
+        max_bytes=max_bytes(ranks),
+        patience=patience,
+        words_each=BUFFER_BLOCK * ranks,
+        with_buffers=True,
         PADDED=triton.next_power_of_2(ranks),
         BUFFERS_OFFSET=buffers_offset(ranks),
         FLAGS_OFFSET=flags_offset(ranks),
-        DTYPE=WORD_DTYPES[x.dtype],
-        PAIRS=x.element_size() == 2,
-        PATIENCE=patience,
         PART=part,
-        DEPENDENT=dependent,
-        BLOCK=BUFFER_BLOCK,
-        num_warps=4,
-        **launch_options(dependent),
     )
-    return x

@@ -17,17 +17,12 @@ from dodona.kernels.collective.messages import (
     Inboxes,
     has_words,
     inbox_of,
+    launch,
     receive,
     send,
     slot_offset,
-    words_of,
 )
-from dodona.kernels.dependent_launch import (
-    launch_options,
-    let_next_start,
-    supports_dependent_launch,
-    wait_for_inputs,
-)
+from dodona.kernels.dependent_launch import let_next_start, wait_for_inputs
 
 PARTS = ("all", "send", "receive")
 """Of a launch; a GPU's launches have all. Triton's interpreter runs the second on all ranks, then the
@@ -99,29 +94,22 @@ def gather_columns(
     Returns:
         `out`.
     """
-    words, per_word = words_of(x, MAX_BYTES), 4 // x.element_size()
+    per_word = 4 // x.element_size()
     expected = (x.shape[0], x.shape[1] * inboxes.ranks)
     if tuple(out.shape) != expected or out.dtype != x.dtype or out.stride(1) != 1 or out.stride(0) % per_word:
         raise ValueError(
             f"out: expected {x.dtype} of shape {list(expected)} with rows of whole words; got {out.dtype} of "
             f"shape {list(out.shape)} with strides {list(out.stride())}"
         )
-    dependent = supports_dependent_launch(x.device)
-    _gather_columns_kernel[(triton.cdiv(len(words), BLOCK),)](
-        x=words,
+    launch(
+        _gather_columns_kernel,
+        x,
+        inboxes,
+        max_bytes=MAX_BYTES,
+        patience=patience,
         out=out.view(torch.int32),
-        inboxes=inboxes.addresses,
-        turns=inboxes.turns,
-        num_words=len(words),
         row_words=x.shape[1] // per_word,
         out_stride=out.stride(0) // per_word,
-        RANK=inboxes.rank,
-        RANKS=inboxes.ranks,
-        PATIENCE=patience,
         PART=part,
-        DEPENDENT=dependent,
-        BLOCK=BLOCK,
-        num_warps=1,
-        **launch_options(dependent),
     )
     return out

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+from dodona.kernels.dependent_launch import launch_options, supports_dependent_launch
 
 BLOCK = 128
 """Words of 32 bits that a rank sends to a slot in a turn; inboxes are laid out by it."""
@@ -144,6 +147,53 @@ def make_inboxes(rank: int, addresses: Sequence[int], device: torch.device) -> I
         torch.zeros(MAX_SLOTS, dtype=torch.int32, device=device),
         torch.zeros(MAX_BUFFERS, dtype=torch.int32, device=device),
     )
+
+
+def launch(
+    kernel: Any,
+    x: torch.Tensor,
+    inboxes: Inboxes,
+    *,
+    max_bytes: int,
+    patience: int,
+    words_each: int = BLOCK,
+    with_buffers: bool = False,
+    **arguments: Any,
+) -> None:
+    """Launch a kernel that exchanges the words of `x` with the other ranks.
+
+    Args:
+        kernel: of Triton; takes x, inboxes, turns, num_words, RANK, RANKS, PATIENCE, DEPENDENT and BLOCK.
+        x: what `words_of` takes.
+        inboxes: this rank's view of them.
+        max_bytes: see `words_of`.
+        patience: how often to look for what isn't there; 0: until it is.
+        words_each: words of `x` that a program has.
+        with_buffers: whether it uses buffers and their turns, not slots.
+        arguments: the kernel's others.
+    """
+    words = words_of(x, max_bytes)
+    dependent = supports_dependent_launch(x.device)
+    kernel[(triton.cdiv(len(words), words_each),)](
+        x=words,
+        inboxes=inboxes.addresses,
+        turns=inboxes.buffer_turns if with_buffers else inboxes.turns,
+        num_words=len(words),
+        RANK=inboxes.rank,
+        RANKS=inboxes.ranks,
+        PATIENCE=patience,
+        DEPENDENT=dependent,
+        BLOCK=BUFFER_BLOCK if with_buffers else BLOCK,
+        num_warps=4 if with_buffers else 1,
+        **launch_options(dependent),
+        **arguments,
+    )
+
+
+def launch_sum(kernel: Any, x: torch.Tensor, inboxes: Inboxes, **arguments: Any) -> torch.Tensor:
+    """`launch` a kernel that sums over the ranks and takes DTYPE and PAIRS, too; `x`."""
+    launch(kernel, x, inboxes, DTYPE=WORD_DTYPES.get(x.dtype), PAIRS=x.element_size() == 2, **arguments)
+    return x
 
 
 def words_of(x: torch.Tensor, max_bytes: int) -> torch.Tensor:

@@ -16,23 +16,17 @@ import triton.language as tl
 from dodona.kernels.collective.messages import (
     BLOCK,
     MAX_SLOTS,
-    WORD_DTYPES,
     Inboxes,
     add_words,
     has_words,
     inbox_of,
+    launch_sum,
     receive,
     rounded_words,
     send,
     slot_offset,
-    words_of,
 )
-from dodona.kernels.dependent_launch import (
-    launch_options,
-    let_next_start,
-    supports_dependent_launch,
-    wait_for_inputs,
-)
+from dodona.kernels.dependent_launch import let_next_start, wait_for_inputs
 
 MAX_BYTES = 4 * BLOCK * MAX_SLOTS
 """Largest tensor."""
@@ -93,21 +87,4 @@ def one_shot_sum(x: torch.Tensor, inboxes: Inboxes, *, patience: int = 0) -> tor
     Returns:
         `x`.
     """
-    words = words_of(x, MAX_BYTES)
-    dependent = supports_dependent_launch(x.device)
-    _one_shot_sum_kernel[(triton.cdiv(len(words), BLOCK),)](
-        x=words,
-        inboxes=inboxes.addresses,
-        turns=inboxes.turns,
-        num_words=len(words),
-        RANK=inboxes.rank,
-        RANKS=inboxes.ranks,
-        DTYPE=WORD_DTYPES[x.dtype],
-        PAIRS=x.element_size() == 2,
-        PATIENCE=patience,
-        DEPENDENT=dependent,
-        BLOCK=BLOCK,
-        num_warps=1,
-        **launch_options(dependent),
-    )
-    return x
+    return launch_sum(_one_shot_sum_kernel, x, inboxes, max_bytes=MAX_BYTES, patience=patience)

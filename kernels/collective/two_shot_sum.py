@@ -18,23 +18,17 @@ import triton.language as tl
 from dodona.kernels.collective.messages import (
     BLOCK,
     MAX_SLOTS,
-    WORD_DTYPES,
     Inboxes,
     add_words,
     has_words,
     inbox_of,
+    launch_sum,
     receive,
     rounded_words,
     send,
     slot_offset,
-    words_of,
 )
-from dodona.kernels.dependent_launch import (
-    launch_options,
-    let_next_start,
-    supports_dependent_launch,
-    wait_for_inputs,
-)
+from dodona.kernels.dependent_launch import let_next_start, wait_for_inputs
 
 PARTS = ("all", "send", "sum", "receive")
 """Of a launch; a GPU's launches have all. Triton's interpreter runs one rank after the other: it runs the
@@ -120,22 +114,12 @@ def two_shot_sum(x: torch.Tensor, inboxes: Inboxes, *, patience: int = 0, part: 
     Returns:
         `x`.
     """
-    words = words_of(x, max_bytes(inboxes.ranks))
-    dependent = supports_dependent_launch(x.device)
-    _two_shot_sum_kernel[(triton.cdiv(len(words), BLOCK * inboxes.ranks),)](
-        x=words,
-        inboxes=inboxes.addresses,
-        turns=inboxes.turns,
-        num_words=len(words),
-        RANK=inboxes.rank,
-        RANKS=inboxes.ranks,
-        DTYPE=WORD_DTYPES[x.dtype],
-        PAIRS=x.element_size() == 2,
-        PATIENCE=patience,
+    return launch_sum(
+        _two_shot_sum_kernel,
+        x,
+        inboxes,
+        max_bytes=max_bytes(inboxes.ranks),
+        patience=patience,
+        words_each=BLOCK * inboxes.ranks,
         PART=part,
-        DEPENDENT=dependent,
-        BLOCK=BLOCK,
-        num_warps=1,
-        **launch_options(dependent),
     )
-    return x

@@ -67,3 +67,11 @@ def halves_of_e4m3(words):
         is_pure=True,
         pack=4,
     )
+
+
+@gluon.jit
+def products_of_halves(halves, factor):
+    """`halves * factor` in float16, two at a time; `factor` is broadcast, and the same for both."""
+    return gl.inline_asm_elementwise(
+        "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [halves, factor], dtype=gl.float16, is_pure=True, pack=2
+    )

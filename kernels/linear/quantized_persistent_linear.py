@@ -37,6 +37,7 @@ from dodona.kernels.linear.halves import halves_of_bytes, halves_of_e4m3, halves
 from dodona.kernels.linear.persistent_tiles import PersistentTiles, choose_persistent_tiles
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 from dodona.kernels.linear.round_activations import Rounding
+from dodona.kernels.linear.shared_ring import check_ring, ring_start
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
 
 COLUMNS = gl.constexpr(16)
@@ -60,14 +61,6 @@ _ROUNDER = gl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no bits beh
 def _warp_bases(warps: int, rank: int) -> list[list[int]]:
     """Of a linear layout whose first dimension of `rank` is the warp."""
     return [[1 << bit] + [0] * (rank - 1) for bit in range(warps.bit_length() - 1)]
-
-
-@gluon.jit
-def _shared_memory():
-    """Where Triton's part of shared memory begins: its largest buffer, which is the ring's."""
-    return gl.inline_asm_elementwise(
-        "mov.u32 $0, global_smem;", "=r", [], dtype=gl.int32, is_pure=True, pack=1
-    )
 
 
 @gluon.jit
@@ -306,7 +299,7 @@ def _quantized_persistent_linear_kernel(
     # Each thread has places of its own there, neighbours' side by side.
     own = warp * 512 + (column % 8) * 64 + lane * 16
     own += (segment * 2 + column // 8) * (WARPS * 512)
-    own += _shared_memory()
+    own += ring_start()
     words = gl.zeros([1, 1, 1, 1, 4], gl.int32, L5)
     # The ring, which asm addresses, and behind it the sums of warps, for all tiles: the largest buffer, and
     # used to the end, so that Triton puts it at the beginning and nothing into its place.
@@ -555,7 +548,7 @@ def quantized_persistent_linear(
     programs = max(programs, triton.cdiv(count, MOST_TILES))
     each = triton.next_power_of_2(triton.cdiv(count, programs))
     limit = {"maxnreg": 65536 // (tiles.room * tiles.num_warps * 32)} if tiles.room > 1 else {}
-    _quantized_persistent_linear_kernel[(programs,)](
+    kernel = _quantized_persistent_linear_kernel[(programs,)](
         x=x,
         data=weight.data.view(torch.int32),
         scales=weight.scales,
@@ -581,4 +574,5 @@ def quantized_persistent_linear(
         **limit,
         **launch_options(dependent),
     )
+    check_ring(kernel, tiles.ring)
     return out

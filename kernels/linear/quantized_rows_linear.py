@@ -6,8 +6,9 @@ Rows of the weight are the rows of the matrix instruction and tokens its columns
 through shared memory, some steps of 128 inner elements ahead; a thread reads 16 bytes of a weight's row and
 widens them to float16, exactly, in the registers where the instruction takes them (see `halves`). That
 permutes the inner dimension, and the tokens were permuted alike (see `permuted_halves`). Scales of groups
-come in once a group, in fp32. Where columns are few, several programs share the inner dimension, and their
-sums are added up by a kernel after this one.
+multiply the numbers there, in float16, once a power of two has taken a row's largest to 1 to 2: so there is
+one sum, in fp32, and registers suffice for two programs on a multiprocessor. Where columns are few, several
+programs share the inner dimension, and their sums are added up by a kernel after this one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs_gluon,
 )
 from dodona.kernels.devices import count_multiprocessors, is_hopper
-from dodona.kernels.linear.halves import halves_of_bytes, halves_of_e4m3, halves_of_nibbles
+from dodona.kernels.linear.halves import (
+    halves_of_bytes,
+    halves_of_e4m3,
+    halves_of_nibbles,
+    products_of_halves,
+)
 from dodona.kernels.linear.permuted_halves import BLOCK, permuted_halves
 from dodona.kernels.linear.quantized_weight import QuantizedWeight
 
@@ -69,14 +75,23 @@ def _fetch_weight(slot, source, step, inside, STEP_WORDS: gl.constexpr):
 
 @gluon.jit
 def _operand(
-    words, zero, WIDE: gl.constexpr, W_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, FORMAT: gl.constexpr
+    words,
+    zero,
+    scale,
+    WIDE: gl.constexpr,
+    W_LAYOUT: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    FORMAT: gl.constexpr,
+    SCALED: gl.constexpr,
 ):
-    """The instruction's operand [BLOCK_N, INNER] of a step's words."""
+    """The instruction's operand [BLOCK_N, INNER] of a step's words; `scale`: [BLOCK_N, 1, 1, 1, 1] halves."""
     if FORMAT == INT4:
         given = gl.convert_layout(
             gl.reshape(words, [BLOCK_N, 1, 4, 4]), gl.SliceLayout(4, WIDE), assert_trivial=True
         )
         wide = halves_of_nibbles(given[:, :, :, :, None], zero)
+        if SCALED:
+            wide = products_of_halves(wide, scale)
         wide = gl.permute(gl.reshape(wide, [BLOCK_N, 4, 4, 4, 2]), [0, 2, 3, 1, 4])
     else:
         given = gl.convert_layout(
@@ -86,8 +101,31 @@ def _operand(
             wide = halves_of_bytes(given[:, :, :, :, None] + zero)
         else:
             wide = halves_of_e4m3(given[:, :, :, :, None] + zero)
+        if SCALED:
+            wide = products_of_halves(wide, scale)
         wide = gl.permute(gl.reshape(wide, [BLOCK_N, 2, 4, 4, 2, 2]), [0, 1, 3, 4, 2, 5])
     return gl.convert_layout(gl.reshape(wide, [BLOCK_N, INNER]), W_LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
+def _inverse_of_largest(
+    scales,
+    first_column,
+    W_ROWS: gl.constexpr,
+    N: gl.constexpr,
+    GROUPS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    """[BLOCK_N]: a power of two for each row that takes the largest size of its scales to 1 to 2."""
+    L: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [WARPS, 1], [1, 0])
+    SIZE: gl.constexpr = triton.next_power_of_2(GROUPS)
+    row = first_column + gl.arange(0, BLOCK_N, gl.SliceLayout(1, L))[:, None]
+    group = gl.arange(0, SIZE, gl.SliceLayout(0, L))[None, :]
+    exists = (row < N) & (group < GROUPS)
+    top = gl.max(gl.abs(gl.load(scales + row * GROUPS + group, mask=exists, other=0.0).to(gl.float32)), 1)
+    exponent = gl.minimum(gl.maximum(254 - (top.to(gl.int32, bitcast=True) >> 23), 1), 253)
+    return gl.convert_layout((exponent << 23).to(gl.float32, bitcast=True), W_ROWS)
 
 
 @gluon.jit(do_not_specialize=["rows"])
@@ -199,16 +237,19 @@ def _quantized_rows_linear_kernel(
         )
         async_copy.commit_group()
 
-    column = first_column + gl.arange(0, BLOCK_N, ROWS)
     GROUPS: gl.constexpr = (K + GROUP - 1) // GROUP if GROUP else 1
     numbers = gl.zeros([1, 1, 1, 1, NUMBERS], gl.int32, WIDE)
     usual_zero = numbers + (0x64086408 if FORMAT == INT4 else 0)
-    Z_ROWS: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, gl.SliceLayout(4, WIDE))))
-    z_column = first_column + gl.arange(0, BLOCK_N, Z_ROWS)
-    group = begin * INNER // GROUP if GROUP else 0
-    scale = gl.load(scales + column * GROUPS + group, mask=column < N, other=0.0).to(gl.float32)
-    nothing = gl.zeros([BLOCK_N, TOKENS], gl.float32, MMA)
-    products = nothing
+    W_ROWS: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, gl.SliceLayout(4, WIDE))))
+    column = first_column + gl.arange(0, BLOCK_N, W_ROWS)
+    no_scale = gl.zeros([1, 1, 1, 1, 1], gl.float16, WIDE)
+    group = gl.minimum(begin * INNER // GROUP, GROUPS - 1) if GROUP else 0
+    if HAS_ZEROS:
+        next_zero = gl.load(zeros + column * GROUPS + group, mask=column < N, other=0)
+    if GROUP:
+        next_scale = gl.load(scales + column * GROUPS + group, mask=column < N, other=0.0)
+        inverse = _inverse_of_largest(scales, first_column, W_ROWS, N, GROUPS, BLOCK_N, WARPS)
+    products = gl.zeros([BLOCK_N, TOKENS], gl.float32, MMA)
     for i in range(count):
         async_copy.wait_group(STAGES - 2)
         _barrier()
@@ -222,25 +263,25 @@ def _quantized_rows_linear_kernel(
         async_copy.commit_group()
         stage = i % STAGES
         words = w_tiles.index(stage).load(WORDS)
+        # What belongs to the next step's group is under way while this step's products run.
+        group = gl.minimum((begin + i + 1) * INNER // GROUP, GROUPS - 1) if GROUP else 0
         zero = usual_zero
+        scale = no_scale
         if HAS_ZEROS:
-            group = (begin + i) * INNER // GROUP if GROUP else 0
-            own = gl.load(zeros + z_column * GROUPS + group, mask=z_column < N, other=0).to(gl.int32)
-            zero = (0x64006400 + own * 0x00010001)[:, None, None, None, None] + numbers
-        w = _operand(words, zero, WIDE, W_LAYOUT, BLOCK_N, FORMAT)
-        tokens = x_tiles.index(stage).permute((1, 0))
+            pairs = 0x64006400 + next_zero.to(gl.int32) * 0x00010001
+            zero = pairs[:, None, None, None, None] + numbers
+            next_zero = gl.load(zeros + column * GROUPS + group, mask=column < N, other=0)
         if GROUP:
-            # The next group's scales are under way while this one's products run.
-            next_group = gl.minimum((begin + i + 1) * INNER // GROUP, GROUPS - 1)
-            next_scale = gl.load(scales + column * GROUPS + next_group, mask=column < N, other=0.0)
-            found = warpgroup_mma(w, tokens, nothing, use_acc=False)
-            products += found * scale[:, None]
-            scale = next_scale.to(gl.float32)
-        else:
-            products = warpgroup_mma(w, tokens, products)
+            scale = (next_scale.to(gl.float32) * inverse).to(gl.float16)[:, None, None, None, None]
+            next_scale = gl.load(scales + column * GROUPS + group, mask=column < N, other=0.0)
+        w = _operand(words, zero, scale, WIDE, W_LAYOUT, BLOCK_N, FORMAT, GROUP > 0)
+        products = warpgroup_mma(w, x_tiles.index(stage).permute((1, 0)), products)
     async_copy.wait_group(0)
-    if not GROUP:
-        products *= scale[:, None]
+    row = first_column + gl.arange(0, BLOCK_N, ROWS)
+    if GROUP:
+        products *= gl.convert_layout(1.0 / inverse, ROWS)[:, None]
+    else:
+        products *= gl.load(scales + row, mask=row < N, other=0.0).to(gl.float32)[:, None]
     OUT: gl.constexpr = gl.BlockedLayout([BLOCK_N // 32, 1], [32, 1], [1, WARPS], [0, 1])
     products = gl.convert_layout(products, OUT)
     out_column = first_column + gl.arange(0, BLOCK_N, gl.SliceLayout(1, OUT))[:, None]
@@ -323,6 +364,8 @@ def quantized_rows_linear(
         TOKENS=triton.next_power_of_2(max(rows, 16)),
         STAGES=tiles.stages,
         num_warps=tiles.n // 16,
+        # Two programs of 128 columns and rows fill a multiprocessor.
+        **({"maxnreg": 128} if tiles.n == 128 and rows > 64 else {}),
         **launch_options(dependent),
     )
     if tiles.splits > 1:
@@ -344,12 +387,13 @@ def choose_rows_tiles(weight: QuantizedWeight, rows: int, multiprocessors: int) 
     """Tiles for a product of so many rows; as measured on an H200."""
     is_wide = weight.rows >= 64 * 2 * multiprocessors
     if rows > 64:
-        n = 128
+        n = 64 if weight.kind == "int4" else 128
     elif rows > 32:
         n = 128 if is_wide else 64
     else:
         n = 64 if is_wide or weight.kind != "int4" else 128
     programs = triton.cdiv(weight.rows, n)
-    wanted = multiprocessors if rows > 64 else 2 * multiprocessors
-    splits = max(1, min(wanted // programs, weight.inner // (4 * BLOCK)))
-    return RowsTiles(n, splits, stages=3 if n == 128 and rows <= 64 else 4)
+    splits = max(1, min(2 * multiprocessors // programs, weight.inner // (4 * BLOCK)))
+    if rows > 64:
+        return RowsTiles(n, splits, stages=2 if n == 128 or is_wide else 3)
+    return RowsTiles(n, splits, stages=3 if n == 128 else 4)

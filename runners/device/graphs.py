@@ -11,9 +11,10 @@ for more.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -99,6 +100,24 @@ class FixedSizes:
         return _smallest(self.prompts, num_tokens)
 
 
+@contextmanager
+def capturing(pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
+    """A graph of what is launched inside, whole afterwards. `pool`: where what it allocates belongs.
+
+    What can't be captured raises torch's error. torch would then leave its side stream as the current one,
+    and the device's random generator in a capture, where numbers can't be drawn any more.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield graph
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
+
+
 class StepGraphs:
     """Captured steps."""
 
@@ -122,8 +141,7 @@ class StepGraphs:
             torch.cuda.synchronize()
             for samples in (False, True):
                 step = kind._replace(size=size, samples=samples)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                with capturing(self._pool) as graph:
                     run(step)
                 self._graphs[step] = graph
 
@@ -132,8 +150,7 @@ class StepGraphs:
         for size in reversed(self.sizes.drafts):
             run(size)
             torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with capturing(self._pool) as graph:
                 run(size)
             self._drafters[size] = graph
 

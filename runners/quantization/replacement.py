@@ -23,6 +23,9 @@ from dodona.runners.quantization.formats import LinearShape
 from dodona.runners.quantization.linear import QuantizedLinear, StoredLinear, quantized_from
 from dodona.runners.quantization.stored_experts import StoredMxfp4Experts
 
+_EQUAL_CLASSES = ("FalconLinear",)
+"""Classes whose own code computes what `torch.nn.Linear` does."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertNames:
@@ -128,7 +131,9 @@ def is_transposed_linear(module: torch.nn.Module) -> bool:
 def is_plain_linear(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     """Whether a layer computes what `torch.nn.Linear` does: a model's own class may compute something else
     with the weight, such as a product in groups, and stays as it is."""
-    return isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
+    if not isinstance(module, torch.nn.Linear):
+        return False
+    return type(module).forward is torch.nn.Linear.forward or type(module).__name__ in _EQUAL_CLASSES
 
 
 def experts_scheme(config: QuantizationConfig, names: ExpertNames, count: int) -> WeightScheme | None:
@@ -171,12 +176,15 @@ def _replace(
     prefix: str = "",
     dense: Collection[str] = (),
 ) -> None:
-    tied = _tied(model)
+    output, tied = _output(model), _ties_output(model)
     names = {id(module): name for name, module in model.named_modules()}
     for parent, attribute, module in list(_children(model)):
         name = names[id(module)]
-        if (is_plain_linear(module) or is_transposed_linear(module)) and module is not tied:
+        if is_plain_linear(module) or is_transposed_linear(module):
             scheme = _linear_scheme(config, prefix + name, module)
+            # Whatever a model calls its output layer, quantization at load leaves it as it is.
+            if module is output and (tied or (scheme is not None and scheme.layout == "online")):
+                continue
             if scheme is not None and prefix + name not in dense:
                 linear: Any = module
                 weight = linear.weight.T.contiguous() if is_transposed_linear(module) else linear.weight
@@ -197,14 +205,17 @@ def _linear_scheme(config: QuantizationConfig, name: str, module: torch.nn.Modul
     return scheme
 
 
-def _tied(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The output layer whose weight is the input embedding's."""
-    config = getattr(model, "config", None)
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    if output is None or config is None:
-        return None
-    text = config.get_text_config(decoder=True)
-    return output if getattr(text, "tie_word_embeddings", False) else None
+def _output(model: torch.nn.Module) -> torch.nn.Module | None:
+    found: torch.nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
+    return found
+
+
+def _ties_output(model: torch.nn.Module) -> bool:
+    """Whether the output layer's weight is the input embedding's."""
+    config: Any = getattr(model, "config", None)
+    return config is not None and bool(
+        getattr(config.get_text_config(decoder=True), "tie_word_embeddings", False)
+    )
 
 
 def _children(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:

@@ -77,6 +77,7 @@ LACKS: frozenset[str] = frozenset(
         "quantization",
         "quantization-package",
         "library-quantization",
+        "library-quantization-device",
         "causal-lm",
         "transformers-version",
         "vision-package",
@@ -217,9 +218,10 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "model-family": runner_type == "generate"
         and (model.model_type in UNSERVED or not set(UNSERVED_ARCHITECTURES).isdisjoint(model.architectures)),
         "quantization": quantization_fault(config, model) is not None,
-        "quantization-package": resolved_device(config, environment) == "cpu"
-        and lacks_quantization_package(config, model, environment) is True,
+        "quantization-package": lacks_quantization_package(config, model, environment) is True,
         "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),
+        "library-quantization-device": scheme == "w8a8_torchao"
+        and resolved_device(config, environment) == "cuda",
         "quantized-experts": has_unread_experts(config, model),
         "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
         "draft-runner": runner_type == "draft",
@@ -302,8 +304,7 @@ def lacks_of_draft(config: EngineConfig, draft: ModelInfo, *, environment: Envir
 def _exceeds_library(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool:
     """Whether a configuration asks for more than was run with layers that a quantization library computes."""
     return (
-        resolved_device(config, environment) != "cpu"
-        or uses_workers(config)
+        uses_workers(config)
         or config.speculative_config is not None
         or compiles(config)
         or resolved_runner_type(config, model) == "pooling"

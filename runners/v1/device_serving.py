@@ -14,7 +14,7 @@ import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.runners.device.graphs import FixedStep
+from dodona.runners.device.graphs import FixedStep, capturing
 from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.interface import SchedulerOutput
@@ -47,6 +47,12 @@ class DeviceServing:
 
     model: DeviceModel
     steps: DeviceSteps
+
+    def initialize(self, num_blocks: int, max_model_len: int | None) -> None:
+        """Make the KV cache and what steps work in, without any request; see `DeviceSteps.initialize`."""
+        if self.model.adapters is not None:
+            self.model.adapters.forget_rows()
+        self.steps.initialize(num_blocks, max_model_len)
 
     def execute(self, scheduler_output: SchedulerOutput) -> None:
         """Launch one step; see `DeviceSteps.execute`."""
@@ -172,8 +178,7 @@ def _can_be_captured(model: DeviceModel, limits: Limits) -> bool:
             run.set_padding(prompts=False)
             run.run(FixedStep(1, True))
             torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with capturing() as graph:
                 run.run(FixedStep(1, True))
             graph.replay()
             torch.cuda.synchronize()

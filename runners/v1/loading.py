@@ -19,11 +19,13 @@ from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.files import check_folder
 from dodona.oracle.models.quantization import QuantizationConfig
 from dodona.oracle.models.weight_files import weight_files
+from dodona.runners.quantization.library import say_once
 from dodona.runners.quantization.replacement import (
     ExpertNames,
     convert_stored,
     expect_stored,
     quantize_layers,
+    quantized_layers,
 )
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
@@ -97,6 +99,7 @@ def _load_model(
         _forget_quantization(config)
     elif library == "bitsandbytes":
         common["device_map"] = {"": device.type}
+        say_once()
     # transformers would read this file, or the shards of this index, in place of `weight_files`.
     config.__dict__.pop("transformers_weights", None)
     layouts = {rule.scheme.layout for rule in quantization.rules} if quantization is not None else set()
@@ -137,6 +140,12 @@ def _load_model(
             # A classifier's last layers stay as they are, as the output layer.
             body: Any = model if auto_class == "AutoModelForCausalLM" else model.base_model
             quantize_layers(body, quantization)
+            if not quantized_layers(model):
+                raise UnsupportedConfiguration.lacking(
+                    "v1",
+                    "quantization",
+                    why=f"{type(model).__name__} has no layer that can be quantized at load",
+                )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise

@@ -7,17 +7,25 @@ the same bits on all ranks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from dodona.kernels.collective.flagged_sum import flagged_sum, supports_flagged_sum
+from dodona.kernels.collective.flagged_sum import flagged_sum
+from dodona.kernels.collective.flagged_sum import max_bytes as max_flagged_bytes
 from dodona.kernels.collective.gather_columns import gather_columns, supports_gather_columns
-from dodona.kernels.collective.messages import Inboxes, inbox_size, make_inboxes, sum_reference
-from dodona.kernels.collective.one_shot_sum import one_shot_sum, supports_one_shot_sum
-from dodona.kernels.collective.two_shot_sum import supports_two_shot_sum, two_shot_sum
+from dodona.kernels.collective.messages import (
+    Inboxes,
+    has_words,
+    inbox_size,
+    make_inboxes,
+    sum_reference,
+)
+from dodona.kernels.collective.one_shot_sum import one_shot_sum
+from dodona.kernels.collective.two_shot_sum import two_shot_sum
+from dodona.runners.device.graphs import capturing
 from dodona.runners.distributed.joining import ProcessGroup
 from dodona.runners.distributed.mesh import Group
 from dodona.runners.distributed.symmetric_memory import SymmetricMemory, make_symmetric_memory
@@ -65,10 +73,23 @@ LARGEST_FLAGGED = 4 << 20
 PATIENCE = 1 << 20
 """How often the check at the start looks for a message."""
 
-_CHECKED = ((torch.bfloat16, 64), (torch.float32, 50_000), (torch.bfloat16, 4096), (torch.float16, 130))
-"""Types and sizes of the tensors that the check sums, beside the largest."""
+_CHECKED = ((torch.bfloat16, 64), (torch.float32, 5_000), (torch.bfloat16, 4096), (torch.float16, 130))
+"""Types and sizes of the tensors that the check sums in each way, beside the largest."""
 
 _REPLAYS = 4
+
+Sum = Callable[..., torch.Tensor]
+
+
+def sums_by_launch(ranks: int) -> Sequence[tuple[Sum, int]]:
+    """The launches that sum over so many ranks, and the most bytes that each is taken for, in this order."""
+    if ranks == 2:
+        return ((one_shot_sum, LARGEST_ONE_SHOT),)
+    return (
+        (one_shot_sum, LARGEST_ONE_SHOT_OF_MORE),
+        (two_shot_sum, LARGEST_TWO_SHOT),
+        (flagged_sum, min(LARGEST_FLAGGED, max_flagged_bytes(ranks))),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,14 +103,9 @@ class LaunchExchange:
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""
-        size, ranks = x.numel() * x.element_size(), self.inboxes.ranks
-        largest = LARGEST_ONE_SHOT if ranks == 2 else LARGEST_ONE_SHOT_OF_MORE
-        if size <= largest and supports_one_shot_sum(x):
-            return one_shot_sum(x, self.inboxes)
-        if ranks > 2 and size <= LARGEST_TWO_SHOT and supports_two_shot_sum(x, ranks):
-            return two_shot_sum(x, self.inboxes)
-        if ranks > 2 and size <= LARGEST_FLAGGED and supports_flagged_sum(x, ranks):
-            return flagged_sum(x, self.inboxes)
+        for add_up, most in sums_by_launch(self.inboxes.ranks):
+            if has_words(x, most):
+                return add_up(x, self.inboxes)
         return self.by_group.sum(x)
 
     def gather_columns(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -125,17 +141,20 @@ def make_exchange(group: Group, device: torch.device) -> Exchange:
 
 
 def gives_right_results(group: Group, inboxes: Inboxes, device: torch.device) -> bool:
-    """Whether a captured graph of sums of several sizes and of a gathering, replayed with other numbers each
-    time and no pause between, gives what it must. All ranks must call it, and launch the same whatever
-    fails."""
-    sizes = 3 * (*_CHECKED, (torch.float32, LARGEST_ONE_SHOT // 4))  # five of them, so each by all three
-    summed = [torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes]
+    """Whether a captured graph of sums in all ways, of several sizes up to the largest that each serves, and
+    of a gathering, replayed with other numbers each time and no pause between, gives what it must. All ranks
+    must call it, and launch the same whatever fails."""
+    sums = [
+        (add_up, torch.zeros(size, dtype=dtype, device=device))
+        for add_up, most in sums_by_launch(group.size)
+        for dtype, size in (*_CHECKED, (torch.bfloat16, most // 2), (torch.float32, most // 4))
+    ]
+    summed = [buffer for _, buffer in sums]
     columns = torch.zeros(3, 500, dtype=torch.bfloat16, device=device)
     gathered = columns.repeat(1, group.size)
 
     def launch() -> None:
-        for number, buffer in enumerate(summed):
-            add_up = (one_shot_sum, two_shot_sum, flagged_sum)[number % 3]
+        for add_up, buffer in sums:
             add_up(buffer, inboxes, patience=PATIENCE)
         gather_columns(x=columns, out=gathered, inboxes=inboxes, patience=PATIENCE)
 
@@ -165,8 +184,7 @@ def gives_right_results(group: Group, inboxes: Inboxes, device: torch.device) ->
 def _captured(launch: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Replays what `launch` launches."""
     torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with capturing() as graph:
         launch()
     return graph.replay
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from checkpoints.evaluate import held_out_prompts
 from checkpoints.quantized_copies import COPIES, make, share_right, source_and_format
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import select_runner
 
@@ -73,3 +74,28 @@ def test_v2_answers_as_the_unquantized_model_does(name, questions, monkeypatch):
     assert select_runner(str(ROOT / name)).runner == "v2"
     prompts, unquantized = questions[source_and_format(name)[0]]
     assert share_right(ROOT / name, prompts, device="cuda")["all"] > unquantized - 0.02
+
+
+TWO_RANKS = [name for name in COPIES if name != "qwen3-fp8"]
+"""Of blocks, two ranks would have half a block of keys each."""
+
+
+def on_two_ranks(name):
+    return EngineConfig.from_flat(str(ROOT / name), tensor_parallel_size=2)
+
+
+def test_v2_takes_two_ranks_but_for_blocks_that_they_would_cut():
+    machine = Environment(has_triton=True, platform="cuda", compute_capability=90, device_count=2)
+    found = {name: select_runner(on_two_ranks(name), environment=machine).runner for name in COPIES}
+    assert found == {name: "v2" if name in TWO_RANKS else "v1" for name in COPIES}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_v2_answers_on_two_gpus(name, questions, monkeypatch):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    monkeypatch.delenv("DODONA_USE_V2_MODEL_RUNNER", raising=False)
+    assert select_runner(on_two_ranks(name)).runner == "v2"
+    prompts, unquantized = questions[source_and_format(name)[0]]
+    assert share_right(ROOT / name, prompts, device="cuda", ranks=2)["all"] > unquantized - 0.02

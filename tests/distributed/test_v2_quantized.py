@@ -23,7 +23,13 @@ SIZES = {
 }  # fmt: skip
 BLOCKS = {**SIZES, "intermediate_size": 256, "head_dim": 128, "num_attention_heads": 2}
 """Two ranks have a block of 128 each."""
-BFLOAT16 = {**SIZES, "hidden_size": 256, "intermediate_size": 1024, "head_dim": 128}
+BFLOAT16 = {
+    **BLOCKS,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "initializer_range": 0.06,
+}
 """Sizes that all kernels serve."""
 GREEDY = SamplingParams(temperature=0.0, logprobs=5, ignore_eos=True)
 
@@ -48,9 +54,8 @@ def quantized(tiny_models, tmp_path_factory):
     return get
 
 
-def check(path, ranks, prompts, found, *, tolerance):
+def check(plain, prompts, found, *, tolerance):
     """`found`: for each prompt, the tokens, and for each of these the entries of log-probabilities."""
-    plain = plain_model(path, ranks=ranks).to(DEVICE)
     for prompt, (tokens, entries) in zip(prompts, found, strict=True):
         with torch.inference_mode():
             logits = plain(input_ids=torch.tensor([[*prompt, *tokens[:-1]]], device=DEVICE)).logits[0]
@@ -58,6 +63,11 @@ def check(path, ranks, prompts, found, *, tolerance):
         for row, token, (ids, values) in zip(expected, tokens, entries, strict=True):
             assert row[token] >= row.max() - 2 * tolerance
             assert (row[list(ids)] - torch.tensor(values)).abs().max() < tolerance
+
+
+def rounds(name):
+    """Whether activations are rounded."""
+    return "a8" in name or name == "fp8"
 
 
 def greedy(runner, prompts, max_tokens):
@@ -87,7 +97,8 @@ def test_log_probabilities_are_those_of_the_plain_model(name, ranks, sizes, quan
     found = equal_on_ranks(
         on_ranks(path, lambda runner: greedy(runner, prompts, 2), tensor_parallel_size=ranks)
     )
-    check(path, ranks, prompts, found, tolerance=5e-3 if "a8" in name or name == "fp8" else 1e-4)
+    plain = plain_model(path, ranks=ranks).to(DEVICE)
+    check(plain, prompts, found, tolerance=5e-3 if rounds(name) else 1e-4)
 
 
 def test_reload_and_sleep(quantized):
@@ -110,12 +121,15 @@ def test_reload_and_sleep(quantized):
     "name", ["w8a16", "w4a16", "w4a16-asym", "w8a8-int8", "w8a8-fp8", "w8a16-fp8", "fp8", "gptq", "awq"]
 )
 def test_bfloat16(name, ranks, quantized):
-    """One decode, a few, and prompts have kernels of their own; the plain model computes in fp32."""
+    """One decode, a few, and prompts have kernels of their own; the plain model computes in fp32. Inputs that
+    are bfloat16 before they are rounded change its own log-probabilities by up to 0.2."""
     path, prompts = quantized(name, BFLOAT16), prompts_of(40, 7, 23)
 
     def work(runner):
         return [greedy(runner, some, 6) for some in (prompts[:1], prompts)]
 
     alone, together = equal_on_ranks(on_ranks(path, work, dtype="bfloat16", tensor_parallel_size=ranks))
-    check(path, ranks, prompts[:1], alone, tolerance=0.1)
-    check(path, ranks, prompts, together, tolerance=0.1)
+    plain = plain_model(path, ranks=ranks).to(DEVICE)
+    tolerance = 0.3 if rounds(name) else 0.1
+    check(plain, prompts[:1], alone, tolerance=tolerance)
+    check(plain, prompts, together, tolerance=tolerance)

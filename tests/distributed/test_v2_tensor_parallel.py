@@ -40,7 +40,6 @@ def equal_on_ranks(found):
     return found[0]
 
 
-MP = {"tensor_parallel_size": 1, "distributed_executor_backend": "mp"}
 ONE_LAYER = {"head_dim": 16, "num_hidden_layers": 1}
 """The interpreter takes a fifth of a second for a layer of a step."""
 
@@ -231,8 +230,7 @@ OF_TWO = SamplingParams(temperature=1.0, seed=3, allowed_token_ids=[7, 8], max_t
     [
         ({}, None),
         ({"speculative_config": NGRAM}, None),
-        # One worker, whose layers have nothing to split.
-        ({"speculative_config": NGRAM, **MP}, "w4a16"),
+        ({"speculative_config": NGRAM}, "w4a16"),
     ],
     ids=["plain", "drafts", "drafts-quantized"],
 )

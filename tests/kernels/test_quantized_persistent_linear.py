@@ -3,6 +3,10 @@ interpreter."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,6 +17,7 @@ from dodona.kernels.linear.quantized_persistent_linear import (
 from dodona.kernels.linear.quantized_single_token_linear import quantized_fused_linear_reference
 from dodona.kernels.linear.quantized_weight import QuantizedWeight, quantize_weight
 from dodona.kernels.linear.round_activations import Rounding, round_activations_reference
+from dodona.kernels.linear.shared_ring import check_ring
 
 BLOCK = 128
 ROUNDINGS = {
@@ -74,6 +79,34 @@ def test_sizes_that_float16_does_not_hold(size, hopper, generator):
     expected = quantized_fused_linear_reference(x, weight)
     actual = quantized_persistent_linear(x=x, weight=weight)
     assert (actual.double() - expected.double()).norm() < 3e-3 * expected.double().norm()
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """What is read of a compiled kernel."""
+
+    asm: dict[str, str]
+    metadata: SimpleNamespace
+
+
+@pytest.mark.parametrize(
+    ("code", "is_free"),
+    [
+        ("getelementptr (i8, ptr addrspace(3) @global_smem, i32 4096), i32 %1", True),
+        ("getelementptr inbounds nuw (i8, ptr addrspace(3) @global_smem, i64 8192)", True),
+        ("getelementptr (i8, ptr addrspace(3) @global_smem, i32 4064), i32 %1", False),
+        ("store float %1, ptr addrspace(3) @global_smem, align 16", False),
+    ],
+)
+def test_nothing_of_triton_is_in_the_ring(code: str, is_free: bool) -> None:
+    lines = (
+        "@global_smem = external addrspace(3) global [0 x i8], align 16",
+        code,
+        "load float, ptr addrspace(3) getelementptr (i8, ptr addrspace(3) @global_smem, i32 69632)",
+    )
+    kernel = Compiled({"llir": "\n".join(lines)}, SimpleNamespace(name="a_kernel"))
+    with nullcontext() if is_free else pytest.raises(RuntimeError, match=r"a_kernel: Triton .* first 4096"):
+        check_ring(kernel, 4096)
 
 
 def test_what_it_does_not_serve() -> None:

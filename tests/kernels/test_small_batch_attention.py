@@ -60,6 +60,19 @@ def test_agrees_with_the_separate_steps(shape, norm, window, tiles, dtype, devic
     assert (actual[3] == 0).all()
 
 
+@pytest.mark.parametrize(("shape", "sharers"), [((8, 2, 16), 2), ((8, 1, 64), 4), ((6, 1, 32), 2)], ids=str)
+def test_programs_share_a_group(shape, sharers, device, generator):
+    case, expected, expected_cache = make_case(
+        shape, [1, 60, 17], True, None, torch.float32, device, generator, padded=[2]
+    )
+    arrivals = torch.zeros(3 * shape[1], dtype=torch.int32, device=device)
+    actual = small_batch_attention(**case, arrivals=arrivals, tiles=SmallBatchTiles(16, 2, 16, sharers))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(case["kv_cache"], expected_cache, equal_nan=True, rtol=1e-5, atol=1e-5)
+    assert not arrivals.any()
+    assert (actual[2] == 0).all()
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_batches(batch, device, generator):
     lengths = [33, 5, 97, 128, 1, 250, 16, 64][:batch]

@@ -62,6 +62,7 @@ ASKED: dict[str, dict[str, Any]] = {
         "speculative_config": {"method": "draft_model", "model": "m", "num_speculative_tokens": 2},
         "kv_offloading_size": 1.0,
     },
+    "library-quantization": {"tensor_parallel_size": 2},
     "lora-torch-compile": {"enable_lora": True, "compilation_config": 1},
     "kv-cache-dtype": {"kv_cache_dtype": "fp8"},
     "stock-torch-compile": {"compilation_config": 1},
@@ -74,6 +75,12 @@ _ACT_ORDER = {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_a
 STORED: dict[str, dict[str, Any]] = {
     "quantized-weights": _ACT_ORDER,
     "quantized-tensor-parallelism": _ACT_ORDER,
+    "library-quantization-device": {
+        "quantization_config": {
+            "quant_method": "torchao",
+            "quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig"}},
+        }
+    },
     "library-quantization": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
 }
 """By rule, what config.json says where the feature is the checkpoint's."""

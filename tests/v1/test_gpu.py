@@ -10,6 +10,7 @@ from benchmarks.compilations import compilations
 from benchmarks.models import read_config
 from benchmarks.workloads import MIXED
 from dodona import LLM, LoRARequest, SamplingParams
+from dodona.runners.device.graphs import capturing
 from dodona.runners.v1.agreement import close
 from dodona.runners.v1.device_model import DeviceModel
 from dodona.runners.v1.fusions import Fusions
@@ -164,6 +165,20 @@ def test_shutdown_gives_memory_back(tiny_models):
     assert torch.cuda.memory_allocated() > before
     runner.shutdown()
     assert torch.cuda.memory_allocated() == before
+
+
+def test_after_a_failed_capture():
+    """The stream is the one of before, and random numbers can be drawn."""
+    stream, x = torch.cuda.current_stream(), torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError), capturing():
+        x.sum().item()  # waits for the device
+    assert torch.cuda.current_stream() == stream
+    assert torch.isfinite(torch.randn(4, device="cuda")).all()
+    with capturing() as graph:
+        x.add_(1)
+    graph.replay()
+    assert x.tolist() == [2.0] * 4
+    torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from dodona.oracle.select import select_runner, verdict_for
 from dodona.oracle.systems.books import load_rulebook
 from dodona.runners.errors import InvalidRequestError
 from dodona.runners.quantization.library import has_library_layers
+from dodona.runners.v1.capabilities import check_supported
 from tests.lora.test_v1 import GREEDY, PROMPTS, check, make_llm
 from tests.support.adapters import linear_layers, write_adapter
 from tests.support.equal_tokens import EqualTokens
@@ -72,7 +73,12 @@ CASES += [
 ]
 
 
-ON_GPU = [pytest.param(name, marks=BNB if name.endswith("bitsandbytes") else AO) for name in MAKE]
+ON_GPU = [
+    pytest.param(name, marks=BNB if name.endswith("bitsandbytes") else AO)
+    for name in MAKE
+    if name != "w8a8_torchao"
+]
+GPU_CASES = [case for case in CASES if case.values[1] != "w8a8_torchao"]
 
 Quantized = Callable[..., Path]
 
@@ -140,7 +146,7 @@ def test_tokens_are_those_of_generate(family, name, quantized):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("family", "name"), CASES)
+@pytest.mark.parametrize(("family", "name"), GPU_CASES)
 def test_tokens_on_a_gpu(family, name, dtype, quantized):
     """bitsandbytes computes 4 bits in bfloat16 whatever the model's dtype is."""
     half_precision = name != "w8a16_torchao" or dtype == "bfloat16"
@@ -286,6 +292,29 @@ def test_a_missing_library_is_named_before_anything_loads(package, method, tiny_
     found = refusals(**{**installed, package: None})
     assert found.keys() == {"quantization-package"}
     assert f"dodona[{method}]" in found["quantization-package"]
+
+
+@pytest.mark.parametrize(
+    ("method", "stored", "refused"),
+    [
+        ("torchao", {"quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig"}}}, True),
+        ("torchao", {"quant_type": INT8}, False),
+        ("bitsandbytes", {"load_in_8bit": True}, False),
+        ("bitsandbytes", {"load_in_4bit": True}, False),
+    ],
+)
+def test_what_a_gpu_serves(method, stored, refused, tiny_models):
+    """The same to the rules and to the runner; a library that isn't there is named on a GPU too."""
+    raw = ModelInfo.load(tiny_models.path("qwen3")).raw
+    info = ModelInfo.from_mapping({**raw, "quantization_config": {"quant_method": method, **stored}})
+    config = EngineConfig.from_flat("m")
+    for packages, more in ((TESTED, ()), ({**TESTED, method: None}, ("quantization-package",))):
+        machine = Environment(has_triton=True, platform="cuda", packages=packages)
+        verdict = verdict_for(config, info, machine, load_rulebook("dodona"))
+        expected = {*(["library-quantization-device"] if refused else []), *more}
+        refusals = {reason.rule for reason in verdict.refusals}
+        assert expected <= refusals if expected else not refusals
+        assert set(check_supported(config, info, machine)) == expected
 
 
 @AO

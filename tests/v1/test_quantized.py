@@ -17,7 +17,9 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.select import select_runner
 from dodona.runners.quantization.linear import QuantizedLinear
 from dodona.runners.quantization.replacement import quantized_layers
+from dodona.runners.v1 import loading
 from tests.support.equal_tokens import EqualTokens
+from tests.support.every_family import make_model, tiny_config
 from tests.support.quantized_reference import dense_weight, plain_model
 from tests.support.tiny_models import VOCAB_SIZE
 from tests.v1.driver import Driver, make_runner
@@ -121,6 +123,28 @@ def test_an_unquantized_checkpoint_is_quantized_while_it_is_read(method, tiny_mo
     outputs = [job.output for job in Driver(runner).generate(prompts, [8] * len(prompts))]
     runner.reload_weights()
     assert [job.output for job in Driver(runner).generate(prompts, [8] * len(prompts))] == outputs
+
+
+@pytest.mark.parametrize(("family", "output"), [("falcon", "lm_head"), ("rwkv", "head")])
+def test_quantization_at_load_reaches_linear_layers_of_other_names(family, output, prompts, tmp_path):
+    """Falcon's layers have a class of their own, and RWKV calls its output layer by another name."""
+    make_model(tiny_config(family)).save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    linears = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    runner = make_runner(tmp_path, quantization="int8")
+    assert set(quantized_layers(runner._loaded.model.model)) == linears - {output}
+    for name in linears - {output}:
+        weight = plain.get_submodule(name).weight
+        weight.data.copy_(dequantize(quantize_weight(weight.data, kind="int8")))
+    _check_tokens(runner, plain, prompts[1:])
+
+
+def test_a_model_without_layers_that_can_be_quantized_is_refused(tiny_models, monkeypatch):
+    monkeypatch.setattr(loading, "quantize_layers", lambda *_: None)
+    with pytest.raises(UnsupportedConfiguration, match="no layer that can be quantized at load"):
+        make_runner(tiny_models.path("qwen3", **SIZES), quantization="int8")
 
 
 @torch.no_grad()

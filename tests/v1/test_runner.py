@@ -184,7 +184,8 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "pooling-whole-prompts",
         "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
         "speculative-settings", "pooler-settings", "weights", "memory",
-        "speculative-hidden-states", "library-quantization", "quantization-package",
+        "speculative-hidden-states", "library-quantization", "library-quantization-device",
+        "quantization-package",
     }  # fmt: skip
     of_machines = {"device", "ray-device", "ray-package", "transformers-version", "vision-package"}
     assert set(ASKS) | of_machines | of_models == LACKS

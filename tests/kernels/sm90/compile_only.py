@@ -92,8 +92,10 @@ def launches_compile() -> Iterator[list[tuple[str, Any]]]:
     compiled: list[tuple[str, Any]] = []
 
     def getitem(self: Any, grid: Any) -> Any:
-        def launch(*args: Any, **kwargs: Any) -> None:
-            compiled.append((self.__name__, compile_launch(self, args, kwargs)))
+        def launch(*args: Any, **kwargs: Any) -> Any:
+            kernel = compile_launch(self, args, kwargs)
+            compiled.append((self.__name__, kernel))
+            return kernel
 
         return launch
 
