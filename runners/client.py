@@ -16,6 +16,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.printable import short
+from dodona.oracle.systems.own.config_values import check_config_values
 from dodona.runners.control import EngineControl
 from dodona.runners.engine.admission import Admission, check_request_id, new_request_id
 from dodona.runners.engine.assembler import OutputAssembler
@@ -66,6 +67,7 @@ class EngineClient:
         config = verdict.config
         directory = locate_or_download(config.model_config.model, revision=config.model_config.revision)
         model = ModelInfo.load(directory)
+        check_config_values(model)
         self.tokenizer: Any | None = load_tokenizer(config, directory)
         """transformers' tokenizer; None where there is none."""
         defaults = GenerationDefaults.load(config, directory, _eos_token_ids(model, self.tokenizer))

@@ -61,17 +61,17 @@ def _check_changeable(section: str, field: str) -> None:
     if field not in known:
         hint = did_you_mean(str(field), known) or f"known: {', '.join(known)}"
         raise ConfigError(f"{path}: no such field; {hint}")
+    if path in CHANGEABLE:
+        return  # rules that read it speak of files, which are looked at when they are loaded
     rules = [rule.id for rule in load_rulebook("dodona").rules if _reads(rule.reads, path)]
     if rules:
         raise ConfigError(
             f"{path}: rules read it ({', '.join(rules)}), so another value needs another verdict; "
             "make a new LLM"
         )
-    if path not in CHANGEABLE:
-        raise ConfigError(
-            f"{path}: is fixed when the engine starts; make a new LLM. "
-            f"What may change: {', '.join(CHANGEABLE)}"
-        )
+    raise ConfigError(
+        f"{path}: is fixed when the engine starts; make a new LLM. What may change: {', '.join(CHANGEABLE)}"
+    )
 
 
 def _reads(facts: tuple[str, ...], path: str) -> bool:

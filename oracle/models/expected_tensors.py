@@ -21,7 +21,7 @@ Tensors = Mapping[str, StoredTensor]
 
 _LAYER = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blocks|block)\.)([0-9]{1,6})\.")
 
-ONE_OF_SEVERAL: Final = ("hrm_text", "longcat_flash")
+ONE_OF_SEVERAL: Final = ("dory", "hrm_text", "longcat_flash")
 """Model types that have fewer layers in their files than `num_hidden_layers` says."""
 
 DENSE: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -48,6 +48,7 @@ def check_tensors(
     if model.is_multimodal:
         return  # which part of the files is the language model's, transformers knows
     _check_layers(directory, model, stored)
+    _check_quantized(directory, model, stored)
     if model.model_type not in DENSE or model.raw.get("model_type") != model.model_type:
         return
     plain = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
@@ -117,6 +118,20 @@ def _fits(shape: Sequence[int], expected: Shape) -> bool:
     return len(shape) == len(expected) and all(
         theirs is None or mine == theirs for mine, theirs in zip(shape, expected, strict=True)
     )
+
+
+def _check_quantized(directory: Path, model: ModelInfo, stored: Tensors) -> None:
+    """Raise ConfigError where config.json says that weights are quantized and none is."""
+    found = model.quantization
+    if found is None or found.method == "mxfp4":
+        return
+    parts = {part for rule in found.rules for part in _parts(rule.scheme) if part != "weight"}
+    if parts and parts.isdisjoint(name.rpartition(".")[2] for name in stored):
+        raise ConfigError(
+            f"{directory}: no tensor is quantized (none is called {', '.join(sorted(parts))}), and "
+            f"{model.file} says that they are, by {found.method!r}; check that weights and config.json "
+            "belong together"
+        )
 
 
 def _check_layers(directory: Path, model: ModelInfo, stored: Tensors) -> None:

@@ -3,7 +3,9 @@ Hugging Face cache and downloaded if necessary."""
 
 from __future__ import annotations
 
+import functools
 import re
+import time
 from pathlib import Path
 
 from dodona.oracle.errors import ConfigError
@@ -43,6 +45,34 @@ def local_directory(model: str) -> Path | None:
     if model.startswith(("/", "./", "../", "~")) or not _HUB_ID.fullmatch(model):
         raise ConfigError(f"model {model}: no such directory; check the path")
     return None
+
+
+def found_directory(name: str, *, here: bool) -> Path | None:
+    """Where a draft's or a tokenizer's configuration is: a directory, or the hub's cache, into which it is
+    downloaded without weights. None: it is on the hub, and the question is about another machine (not
+    `here`).
+
+    Raises ConfigError for what can't be had.
+    """
+    directory = local_directory(name)
+    if directory is not None or not here:
+        return directory
+    found = _downloaded(name, int(time.monotonic() // _ASKED_AGAIN_AFTER))
+    if isinstance(found, str):
+        raise ConfigError(found)
+    return found
+
+
+_ASKED_AGAIN_AFTER = 60
+"""Seconds: a verdict's facts are derived many times."""
+
+
+@functools.lru_cache(maxsize=64)
+def _downloaded(name: str, minute: int) -> Path | str:
+    try:
+        return locate_or_download(name)
+    except ConfigError as error:
+        return str(error)
 
 
 def is_to_be_downloaded(model: str, directory: Path) -> bool:

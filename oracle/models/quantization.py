@@ -143,9 +143,9 @@ class QuantizationConfig:
     def scheme_of(self, name: str, class_name: str = "Linear") -> WeightScheme | None:
         """The scheme of a linear layer by its module name; None where it is not quantized.
 
-        Where rules overlap, that decides whose target is the most specific, wherever its rule stands: the
-        layer's name, then a pattern, then its class; of several patterns the first by alphabet; of equal
-        targets the last (compressed-tensors' `match_targets`).
+        Where rules overlap, the one with the most specific target decides, wherever it stands: the layer's
+        name before a pattern, a pattern before the layer's class; of several patterns the first by alphabet;
+        of equal targets the last (compressed-tensors' `match_targets`).
         """
         for ignored in self.ignore:
             if _rank(name, class_name, ignored) or (self.ignores_parts and f".{ignored}." in f".{name}."):

@@ -6,6 +6,8 @@ to it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 STORED: tuple[str, ...] = (
     "afmoe",
     "axk1",
@@ -63,6 +65,7 @@ AT_LOAD: tuple[str, ...] = (
     "glm4_moe",
     "glm4_moe_lite",
     "glm_moe_dsa",
+    "gpt_oss",
     "granitemoe",
     "granitemoe_swa",
     "granitemoehybrid",
@@ -94,6 +97,10 @@ AT_LOAD: tuple[str, ...] = (
     "zaya",
 )
 """Types whose experts `--quantization` quantizes while they are read."""
+
+AT_LOAD_FROM: Mapping[str, str] = {"aria_text": "5.18"}
+"""Those of `AT_LOAD` whose experts are no stacks before this version of transformers, and would stay as they
+are."""
 
 MXFP4: tuple[str, ...] = ("gpt_oss",)
 """Types whose experts are read as MXFP4 numbers."""

@@ -51,12 +51,19 @@ def dense_cuts(*, q_size: int, kv_size: int, width: int, ranks: int, kv_parts: i
 
 def share_fault(quantization: QuantizationConfig, num_layers: int, cuts: Mapping[str, Cut]) -> str | None:
     """Why a layer's parts would not hold whole groups, blocks or packed words; None where all do."""
+    faults = {
+        (rule.scheme, name): fault
+        for rule in quantization.rules
+        for name, cut in cuts.items()
+        if (fault := _fault(rule.scheme, cut)) is not None
+    }
+    if not faults:
+        return None  # whatever layers the rules name
     for layer in range(num_layers):
-        for name, cut in cuts.items():
+        for name in cuts:
             scheme = quantization.scheme_of(f"model.layers.{layer}.{name}")
-            fault = None if scheme is None else _fault(scheme, cut)
-            if fault is not None:
-                return f"model.layers.{layer}.{name}: {fault}"
+            if scheme is not None and (scheme, name) in faults:
+                return f"model.layers.{layer}.{name}: {faults[scheme, name]}"
     return None
 
 

@@ -107,6 +107,7 @@ POOLED_WHOLE: tuple[str, ...] = ("bert-generation",)
 UNPOOLED: Mapping[str, str] = {
     "blt": "reads bytes in patches that a second model cuts; transformers can't compute its base model",
     "funnel": "halves a sequence from block to block, and does not compute short ones",
+    "inkling2_loop_text": "goes through its layers several times: rounding differs by more than 1e-5",
     "perceiver": "takes no token ids by that name, and gives states of its latents, not of tokens",
 }
 """Types that are not served for pooling, and what they do."""

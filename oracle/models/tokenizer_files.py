@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,14 @@ MAX_PARSED_BYTES: Final = 1 << 20
 """Of a larger tokenizer.json only the beginning and the end are looked at."""
 
 _CONFIGURATIONS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARIES: Final = (".model", ".txt", ".tiktoken", ".vocab", ".bpe", ".spm", ".v3", ".py", ".bin")
+_NO_VOCABULARIES: Final = (
+    "config.json",
+    "index.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "modules.json",
+)
 _JSON: Final = ("tokenizer.json", *_CONFIGURATIONS)
 
 
@@ -60,6 +69,10 @@ def _fault(directory: Path, stamps: tuple[object, ...]) -> str | None:
             if (directory / name).exists():
                 _check_object(directory / name, read_json(directory / name))
         _check_tokenizer_json(directory / "tokenizer.json")
+        if not _has_vocabulary(directory):
+            raise ConfigError(
+                f"{directory}: tokenizer_config.json names no tokenizer_class, and no file has a vocabulary"
+            )
     except ConfigError as error:
         return str(error)
     return None
@@ -70,7 +83,10 @@ def _check_tokenizer_json(file: Path) -> None:
         return
     begin = read_prefix(file, limit=MAX_PARSED_BYTES)
     if len(begin) <= MAX_PARSED_BYTES:
-        _check_object(file, parse_json(begin.decode("utf-8", "replace"), where=str(file)))
+        value = parse_json(begin.decode("utf-8", "replace"), where=str(file))
+        _check_object(file, value)
+        if not isinstance(value.get("added_tokens"), list) or not isinstance(value.get("model"), dict):
+            raise ConfigError(f"{file}: has no 'model' and 'added_tokens' of the tokenizers library")
         return
     check_regular(file, file.stat())
     with open(file, "rb") as stream:
@@ -78,6 +94,18 @@ def _check_tokenizer_json(file: Path) -> None:
         end = stream.read(64)
     if not begin.lstrip().startswith(b"{") or not end.rstrip().endswith(b"}"):
         raise ConfigError(f"{file}: is cut off, or no JSON object")
+
+
+def _has_vocabulary(directory: Path) -> bool:
+    """Whether some file may be a vocabulary, or the tokenizer's class needs none."""
+    if any(entry.name.endswith(_VOCABULARIES) for entry in os.scandir(directory)):
+        return True
+    others = [
+        name
+        for entry in os.scandir(directory)
+        if (name := entry.name).endswith(".json") and not name.endswith(_NO_VOCABULARIES)
+    ]
+    return bool(others) or "tokenizer_class" in read_json(directory / "tokenizer_config.json")
 
 
 def _check_object(file: Path, value: object) -> None:

@@ -12,8 +12,12 @@ from typing import Any, Literal
 
 import torch
 
-ExpertPart = Literal["gate", "up", "gate_up", "down"]
-"""A linear layer of an expert. Gate and up projections are two or one, whose rows the model's code parts."""
+ExpertPart = Literal["gating", "up", "gate_up", "down"]
+"""A linear layer of an expert. Gate and up projections are two or one, whose rows the model's code parts.
+
+They are names of modules, and none that transformers renames while it loads: in versions before 5.21 it takes
+Phi-MoE's `gate.weight_packed` for the router's weight.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,12 +72,12 @@ def stacked_parts(stack: torch.nn.Module) -> dict[ExpertPart, ExpertWeights]:
 
 
 def separate_parts(stack: torch.nn.Module) -> dict[ExpertPart, ExpertWeights]:
-    """The parts of experts that `has_separate_parts`: "gate" (if any), "up" and "down"."""
+    """The parts of experts that `has_separate_parts`: "gating" (if any), "up" and "down"."""
     parts = stacked_parts(stack)
     if "gate_up" not in parts:
         return parts
     gate, up = parts["gate_up"].weight.chunk(2, dim=1)
-    return {"gate": ExpertWeights(gate, None), "up": ExpertWeights(up, None), "down": parts["down"]}
+    return {"gating": ExpertWeights(gate, None), "up": ExpertWeights(up, None), "down": parts["down"]}
 
 
 class QuantizedExperts(torch.nn.Module):
@@ -134,7 +138,7 @@ class QuantizedExperts(torch.nn.Module):
         if self._is_joined:
             inner = family._apply_gate(expert.gate_up(x))
         elif family.has_gate:
-            inner = family._apply_gate(torch.cat((expert.gate(x), expert.up(x)), dim=-1))
+            inner = family._apply_gate(torch.cat((expert.gating(x), expert.up(x)), dim=-1))
         else:
             inner = family.act_fn(expert.up(x))
         out: torch.Tensor = expert.down(inner)

@@ -15,6 +15,7 @@ from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import LIBRARY_SCHEMES
 from dodona.oracle.models.row_by_row import UNSERVED, UNSERVED_ARCHITECTURES
 from dodona.oracle.systems.own.companions import companions_fault
+from dodona.oracle.systems.own.config_values import config_values_fault
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault, lacks_connector
 from dodona.oracle.systems.own.lengths import sizes_fault
@@ -113,6 +114,7 @@ LACKS: frozenset[str] = frozenset(
         "lora-torch-compile",
         "sizes",
         "companion-directories",
+        "config-values",
         "memory",
         "weights",
         "speculative-settings",
@@ -222,7 +224,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "library-quantization": scheme in LIBRARY_SCHEMES and _exceeds_library(config, model, environment),
         "library-quantization-device": scheme == "w8a8_torchao"
         and resolved_device(config, environment) == "cuda",
-        "quantized-experts": has_unread_experts(config, model),
+        "quantized-experts": has_unread_experts(config, model, environment) is True,
         "quantized-tensor-parallelism": scheme in UNSPLIT_SCHEMES and parallel.tensor_parallel_size > 1,
         "draft-runner": runner_type == "draft",
         "pooling": task is not None and task not in SERVED_TASKS,
@@ -265,8 +267,9 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         and not set(model.architectures) & set(EXPERT_PARALLEL_FAMILIES),
         "expert-parallel-ranks": parallel.enable_expert_parallel and parallel.tensor_parallel_size == 1,
         "lora-torch-compile": config.lora_config is not None and compiles(config),
-        "companion-directories": companions_fault(config, model) is not None,
+        "companion-directories": companions_fault(config, model, environment) is not None,
         "memory": memory_fault(config, model, environment) is not None,
+        "config-values": config_values_fault(model) is not None,
         "weights": weights_fault(config, model, environment) is not None,
         "sizes": sizes_fault(config, model, environment) is not None,
         "kv-connector-settings": kv_transfer_fault(config) is not None,

@@ -43,8 +43,8 @@ def choose(
     Packed where the model can be packed; else row by row, with a cache that goes on by chunks or by tokens;
     else row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are
     others, where sequences may grow beyond it; then rows can be packed only where frequencies can follow each
-    row's length. mesh: the rank's place among those
-    that share the model. need_packing: features that only packed rows have.
+    row's length. mesh: the rank's place among those that share the model. need_packing: features that only
+    packed rows have.
 
     Raises UnsupportedConfiguration with what the model does where no way passes, and where `need_packing` is
     not empty but the model can't be packed.

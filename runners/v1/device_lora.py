@@ -47,6 +47,12 @@ class DeviceAdapters:
         with torch.inference_mode():
             self._slots.copy_(to_device(slots, self._slots.device))
 
+    def forget_rows(self) -> None:
+        """No state row has an adapter any more. Those in the layers stay."""
+        self._adapters.clear()
+        with torch.inference_mode():
+            self._slots.fill_(NO_SLOT)
+
     def slots_of(self, inputs: ForwardInputs) -> torch.Tensor:
         """[tokens] int32: the slot of each token's adapter. Nothing is read on the host."""
         rows = inputs.rows

@@ -48,6 +48,12 @@ class DeviceServing:
     model: DeviceModel
     steps: DeviceSteps
 
+    def initialize(self, num_blocks: int, max_model_len: int | None) -> None:
+        """Make the KV cache and what steps work in, without any request; see `DeviceSteps.initialize`."""
+        if self.model.adapters is not None:
+            self.model.adapters.forget_rows()
+        self.steps.initialize(num_blocks, max_model_len)
+
     def execute(self, scheduler_output: SchedulerOutput) -> None:
         """Launch one step; see `DeviceSteps.execute`."""
         if self.model.adapters is not None:

@@ -19,7 +19,7 @@ from dodona.runners.quantization.replacement import ExpertNames, experts_scheme
 
 _STORED = re.compile(r"(.*experts)\.\d+\.([\w.]+)\.\w+")
 _PARTS: Mapping[str, tuple[ExpertPart, ...]] = {
-    "gate_up_proj": ("gate", "up"),
+    "gate_up_proj": ("gating", "up"),
     "up_proj": ("up",),
     "down_proj": ("down",),
 }
@@ -89,7 +89,7 @@ def renamed_parts(
     model: torch.nn.Module, experts: Mapping[str, ExpertNames], config: QuantizationConfig
 ) -> dict[str, str]:
     """Patterns of stored names, and what takes their places, so that the parts of quantized experts are
-    loaded one by one: PREFIX.NUMBER.gate_proj.* → PREFIX.NUMBER.gate.*, say."""
+    loaded one by one: PREFIX.NUMBER.gate_proj.* → PREFIX.NUMBER.gating.*, say."""
     prefixes: dict[tuple[ExpertPart, str], list[str]] = {}
     for path, names in experts.items():
         count = separate_parts(model.get_submodule(path))["down"].weight.shape[0]

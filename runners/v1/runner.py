@@ -241,7 +241,7 @@ class V1Runner(WeightLife):
         """
         self._kv_connector.release_kv_caches()
         if self._on_device is not None:
-            self._on_device.steps.initialize(num_blocks, max_model_len)
+            self._on_device.initialize(num_blocks, max_model_len)
             self._kv_connector.register_kv_caches(self._on_device.kv_layers(), self.get_kv_part())
             return
         loaded, spec, num_rows = self._require_loaded(), self.get_kv_cache_spec(), self.limits.max_num_seqs

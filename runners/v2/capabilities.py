@@ -13,6 +13,7 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own.companions import companions_fault
+from dodona.oracle.systems.own.config_values import config_values_fault
 from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.kv_transfer import kv_transfer_fault, lacks_connector
 from dodona.oracle.systems.own.lengths import sizes_fault
@@ -95,6 +96,7 @@ LACKS: frozenset[str] = frozenset(
         "lora",
         "sizes",
         "companion-directories",
+        "config-values",
         "memory",
         "weights",
         "speculative-settings",
@@ -128,8 +130,9 @@ def check_supported(
         **({} if interpreted else _machine(config, model, device, environment)),
         "device-count": exceeds_devices(config, environment),
         **_model(config, model, device),
-        "companion-directories": companions_fault(config, model) is not None,
+        "companion-directories": companions_fault(config, model, environment) is not None,
         "memory": memory_fault(config, model, environment) is not None,
+        "config-values": config_values_fault(model) is not None,
         "weights": weights_fault(config, model, environment) is not None,
         "sizes": sizes_fault(config, model, environment) is not None,
         "kv-connector-settings": kv_transfer_fault(config) is not None,

@@ -15,7 +15,7 @@ from dodona.oracle import UnsupportedConfiguration, select_runner
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
-from dodona.oracle.models import sentence_transformers
+from dodona.oracle.models import hub, sentence_transformers
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.own import speculation
 from dodona.oracle.systems.own.companions import companions_fault
@@ -32,13 +32,16 @@ REFUSED = {
     "generation_config is a list": "generation_config.json: expected an object, got list",
     "hot generation_config": "temperature must be at least 0, got -3",
     "sampling nonsense": "top_p must be a finite number, got 'x'",
+    "tokenizer of nothing": "has no 'model' and 'added_tokens'",
+    "only tokenizer_config": "no file has a vocabulary",
     "wrong end": "eos_token_id must be a token id",
 }
+HERE = Environment(has_triton=False, platform="cpu", is_here=True)
 MENDS: dict[str, Any] = {"skip_tokenizer_init": True, "generation_config": "vllm"}
 
 
 def fault(folder: Path, **flat: Any) -> str | None:
-    return companions_fault(EngineConfig.from_flat(str(folder), **flat), ModelInfo.load(folder))
+    return companions_fault(EngineConfig.from_flat(str(folder), **flat), ModelInfo.load(folder), HERE)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -60,7 +63,7 @@ def test_rules_and_engine_refuse_the_same(kind: str, tmp_path: Path) -> None:
 
 def test_a_large_tokenizer_that_was_cut_off(tmp_path: Path) -> None:
     folder = copy(CHECKPOINTS / "qwen3", tmp_path / "model")
-    whole = '{"model": {}, "padding": "' + "x" * (1 << 20) + '"}'
+    whole = '{"model": {}, "added_tokens": [], "padding": "' + "x" * (1 << 20) + '"}'
     (folder / "tokenizer.json").write_text(whole)
     assert fault(folder) is None
     (folder / "tokenizer.json").write_text(whole[:-10])
@@ -69,7 +72,7 @@ def test_a_large_tokenizer_that_was_cut_off(tmp_path: Path) -> None:
 
 def test_a_model_that_no_directory_holds_is_not_looked_at() -> None:
     model = ModelInfo.from_mapping({"architectures": ["LlamaForCausalLM"]})
-    assert companions_fault(EngineConfig.from_flat("model"), model) is None
+    assert companions_fault(EngineConfig.from_flat("model"), model, HERE) is None
 
 
 def test_a_draft_on_the_hub_that_can_not_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +82,8 @@ def test_a_draft_on_the_hub_that_can_not_be_had_is_refused(monkeypatch: pytest.M
         asked.append(name)
         raise ConfigError(f"model {name}: no such directory, not in the cache, and the download fails")
 
-    speculation._downloaded.cache_clear()
-    monkeypatch.setattr(speculation, "locate_or_download", locate)
+    hub._downloaded.cache_clear()
+    monkeypatch.setattr(hub, "locate_or_download", locate)
     for named in ({"method": "eagle3"}, {}):
         draft = {**named, "model": "some/head", "num_speculative_tokens": 2}
         config = EngineConfig.from_flat(str(CHECKPOINTS / "qwen3"), speculative_config=draft)
@@ -90,18 +93,18 @@ def test_a_draft_on_the_hub_that_can_not_be_had_is_refused(monkeypatch: pytest.M
         elsewhere = Environment(has_triton=False, platform="cpu")
         assert speculation.speculation_fault(config, None, elsewhere) is None
     assert asked == ["some/head"]
-    speculation._downloaded.cache_clear()
+    hub._downloaded.cache_clear()
 
 
 def test_a_draft_in_the_cache_of_the_hub_tells_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    speculation._downloaded.cache_clear()
-    monkeypatch.setattr(speculation, "locate_or_download", lambda name: CHECKPOINTS / "qwen3-peagle")
+    hub._downloaded.cache_clear()
+    monkeypatch.setattr(hub, "locate_or_download", lambda name: CHECKPOINTS / "qwen3-peagle")
     draft = {"model": "some/head", "num_speculative_tokens": 2}
     verdict = select_runner(EngineConfig.from_flat(str(CHECKPOINTS / "qwen3"), speculative_config=draft))
     assert verdict.config.speculative_config is not None
     assert verdict.config.speculative_config.method == "eagle3"
     assert verdict.config.speculative_config.parallel_drafting
-    speculation._downloaded.cache_clear()
+    hub._downloaded.cache_clear()
 
 
 def test_a_draft_model_without_its_weights_is_refused(tmp_path: Path) -> None:

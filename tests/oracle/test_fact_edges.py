@@ -279,6 +279,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         "model_config.companions_fault",
         "parallel_config.quantized_share_fault",
         "scheduler_config.fault",
+        "model_config.fault",
         "cache_config.fault",
         "load_config.fault",
         "model_config.pooling_task",

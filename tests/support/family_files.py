@@ -24,6 +24,7 @@ from dodona.oracle.errors import DodonaError
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.select import select_runner
 from dodona.oracle.systems.own import memory
+from dodona.oracle.systems.own.config_values import config_values_fault
 from dodona.oracle.systems.own.weights import weights_fault
 from dodona.runners.build import build_runner
 from dodona.runners.limits import resolve_limits, size_kv_cache
@@ -65,7 +66,8 @@ def outcomes(model_type: str, task: str, folder: Path) -> Iterator[str]:
     runner = {"generate": {"runner": "generate"}, "token_classify": {"runner": "pooling"}}
     flat = runner.get(task, {"runner": "pooling", "convert": task})
     config = EngineConfig.from_flat(str(folder), device="cpu", **flat)
-    fault = weights_fault(config, ModelInfo.load(folder), torch_environment("cpu"))
+    info = ModelInfo.load(folder)
+    fault = config_values_fault(info) or weights_fault(config, info, torch_environment("cpu"))
     yield "whole" if fault is None else f"MISSED: {fault}"
     if task == "generate":
         for sizes in SIZES:

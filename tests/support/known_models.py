@@ -207,7 +207,7 @@ ONLY_IN_VLLM = ("KimiK3ForConditionalGeneration", "LongcatFlashNgramForCausalLM"
 def text() -> str:
     """The content of oracle/models/known_models.json: a line for each model type.
 
-    Types of a later version than the file's are only added: they have `since`, the version they came with.
+    Of a later version than the file's, only the types that came with it are written: they have `since`.
     Run it with each version of the supported range that adds types, from the lowest up.
     """
     import transformers
@@ -217,7 +217,8 @@ def text() -> str:
     written = json.loads(TARGET.read_text(encoding="utf-8"))
     if Version(version) > Version(written["transformers"]):
         entries = dict(written["models"])
-        entries |= {t: {**entry(t), "since": minor} for t in model_types() if t not in entries}
+        added = [t for t in model_types() if entries.get(t, {"since": minor}).get("since") == minor]
+        entries |= {t: {**entry(t), "since": minor} for t in added}
         version, named = written["transformers"], {*written["architectures"], *architectures()}
     else:
         old = {t: {"since": e["since"]} for t, e in written["models"].items() if "since" in e}

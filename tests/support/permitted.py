@@ -121,7 +121,7 @@ def _damaged(choose: Choose, source: Path, folder: Path) -> str:
     """A copy of a model folder with one or two kinds of damage, which its name tells."""
     kinds = [choose(list(damaged_models.DAMAGES)) for _ in range(choose([1, 1, 1, 2]))]
     copy = damaged_models.copy(source, folder / f"{source.name}, {', '.join(kinds)}")
-    for kind in kinds:
+    for kind in sorted(kinds, key="pipe".__eq__):  # who reads a pipe waits
         with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no room for another
             damaged_models.DAMAGES[kind](copy)
     return str(copy)
@@ -137,9 +137,8 @@ def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict
         "ngram",
     ]
     if choose([True, False]):
-        source = choose([Path(model), *(CHECKPOINTS / head for head in HEADS)])
-        if (source / "config.json").is_file():
-            drafts = [_damaged(choose, source, folder / "draft")]
+        source = CHECKPOINTS / choose(["qwen3", *HEADS])
+        drafts = [_damaged(choose, source, folder / "draft")]
     given = {
         "method": choose(
             [None, "ngram", "ngram", "suffix", "draft_model", "eagle", "eagle3", "mtp", "medusa"]

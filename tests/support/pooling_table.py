@@ -85,18 +85,24 @@ def save(model_type: str, task: str, directory: Path, num_labels: int = NUM_LABE
 
 
 def reference(directory: Path, task: str) -> list[Any]:
-    """transformers' output of each prompt alone: the last token's hidden state, or logits."""
+    """transformers' output of each prompt alone: the last token's hidden state, or logits.
+
+    With a mask where the model takes one: without it, transformers 5.17's Moshi sees later tokens.
+    """
+    import inspect
+
     import torch
     import transformers
 
     model = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     )
-    outputs = []
+    takes, outputs = inspect.signature(model.forward).parameters, []
     for prompt in prompts():
         ids = torch.tensor([prompt])
+        given = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in takes else {}
         with torch.inference_mode():
-            output = model.eval()(input_ids=ids)
+            output = model.eval()(input_ids=ids, **given)
         outputs.append(output.last_hidden_state[0, -1] if task == "embed" else output.logits[0])
     return outputs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dodona.oracle.models.quantization import read_quantization
 from dodona.oracle.select import select_runner, verdict_for
 from dodona.oracle.systems.books import load_rulebook
 from dodona.runners.errors import InvalidRequestError
-from dodona.runners.quantization.library import has_library_layers
+from dodona.runners.quantization.library import has_library_layers, say_once
 from dodona.runners.v1.capabilities import check_supported
 from tests.lora.test_v1 import GREEDY, PROMPTS, check, make_llm
 from tests.support.adapters import linear_layers, write_adapter
@@ -242,6 +243,20 @@ def test_random_weights_are_in_the_librarys_layers(name, quantized):
     ]
     assert shapes[0] == shapes[1]
     assert len(Driver(random).generate([[5, 6, 7]], [3])[0].output) == 3
+
+
+def test_a_librarys_warning_is_said_once(caplog):
+    """bitsandbytes says in each product of each step that it casts to float16."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    filters = list(logger.filters)
+    try:
+        for _ in range(2):  # a second model changes nothing
+            say_once()
+        for dtype in ("bfloat16", "bfloat16", "float32", "bfloat16"):
+            logger.warning("a test of inputs in %s", dtype)
+    finally:
+        logger.filters[:] = filters
+    assert caplog.messages == [f"a test of inputs in {dtype}" for dtype in ("bfloat16", "float32")]
 
 
 INT8 = {"default": {"_type": "Int8WeightOnlyConfig"}}

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from checkpoints.quantize import FORMATS, quantize_checkpoint
 from dodona import LLM, PoolingParams, SamplingParams
@@ -155,6 +156,22 @@ def test_capped_scores_stay_capped():
     prompt = pooling_table.prompts()[1]
     expected = module(input_ids=torch.tensor([prompt])).last_hidden_state[0]
     set_attention(module, "sdpa")
+    (found,) = choose(module, max_model_len=64).model.compute([TokenSequence(prompt)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_an_attention_that_leaves_a_mask_out_is_not_used():
+    """As transformers 5.17's SDPA of Doge."""
+
+    def sees_all(module, query, key, value, attention_mask, **more):
+        return sdpa_attention_forward(module, query, key, value, None, **{**more, "is_causal": False})
+
+    transformers.AttentionInterface.register("sees-all", sees_all)
+    module = make_model(pooling_table.config_of("llama"), "AutoModel")
+    prompt = pooling_table.prompts()[1]
+    expected = module(input_ids=torch.tensor([prompt])).last_hidden_state[0]
+    set_attention(module, "sees-all")
     (found,) = choose(module, max_model_len=64).model.compute([TokenSequence(prompt)])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -184,6 +184,7 @@ def test_everything_v1_lacks_is_checked(tiny_models):
         "pooling-whole-prompts",
         "pooling-multimodal", "pooling-remote-code", "pooling-quantized-experts",
         "speculative-settings", "pooler-settings", "weights", "memory",
+        "config-values",
         "speculative-hidden-states", "library-quantization", "library-quantization-device",
         "quantization-package",
     }  # fmt: skip

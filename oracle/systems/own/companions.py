@@ -6,20 +6,22 @@ from pathlib import Path
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.generation_config import GenerationConfig, read_generation_config
-from dodona.oracle.models.hub import local_directory, locate_or_download
+from dodona.oracle.models.hub import found_directory
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.tokenizer_files import check_tokenizer, has_tokenizer
 
 
-def companions_fault(config: EngineConfig, model: ModelInfo) -> str | None:
+def companions_fault(config: EngineConfig, model: ModelInfo, environment: Environment) -> str | None:
     """Why no engine can start with the tokenizer and the defaults of sampling; None where nothing is wrong,
-    or they are on the hub."""
+    or a tokenizer is on the hub and the question about another machine."""
     file = Path(model.file)
     directory = file.parent if file.is_file() else None
     name = config.model_config.tokenizer
     try:
-        if name is None or config.model_config.skip_tokenizer_init or _local(name):
+        reads = name is not None and not config.model_config.skip_tokenizer_init
+        if not reads or _found(name or "", here=environment.is_here):
             tokenizer_directory(config, directory)
         generation_config(config, directory)
     except ConfigError as error:
@@ -38,7 +40,7 @@ def tokenizer_directory(config: EngineConfig, model_dir: Path | None) -> Path | 
         name is None and (model_dir is None or not has_tokenizer(model_dir))
     ):
         return None
-    directory = model_dir if name is None else _local(name) or locate_or_download(name)
+    directory = model_dir if name is None else _found(name, here=True)
     assert directory is not None
     check_tokenizer(directory)
     return directory
@@ -64,8 +66,8 @@ def generation_config(config: EngineConfig, model_dir: Path | None) -> Generatio
     return read_generation_config(file)
 
 
-def _local(name: str) -> Path | None:
+def _found(name: str, *, here: bool) -> Path | None:
     try:
-        return local_directory(name)
+        return found_directory(name, here=here)
     except ConfigError as error:
         raise ConfigError(f"tokenizer: {error}") from None

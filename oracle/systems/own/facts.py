@@ -18,6 +18,7 @@ from dodona.oracle.machine.packages import PACKAGES
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.systems.fact import registry
 from dodona.oracle.systems.own.companions import companions_fault
+from dodona.oracle.systems.own.config_values import config_values_fault
 from dodona.oracle.systems.own.connectors import (
     has_active_connector,
     has_connector_module,
@@ -167,12 +168,20 @@ _ENGINE_SPECS = (
         nullable=True,
     ),
     OwnFact(
+        "model_config.fault",
+        "str",
+        "Which value of config.json transformers makes no model of; null where none is known to be so.",
+        "model",
+        derive=lambda i: UNKNOWN if i.model is None else config_values_fault(i.model),
+        nullable=True,
+    ),
+    OwnFact(
         "model_config.companions_fault",
         "str",
         "Why no engine can start with the tokenizer and generation_config.json, the model's or those that "
         "`tokenizer` and `generation_config` name; null where nothing is wrong, or they are on the hub.",
         "model",
-        derive=lambda i: UNKNOWN if i.model is None else companions_fault(i.config, i.model),
+        derive=lambda i: UNKNOWN if i.model is None else companions_fault(i.config, i.model, i.environment),
         nullable=True,
         reads=(
             "model_config.tokenizer",

@@ -59,7 +59,7 @@ def needs_newer_transformers(config: EngineConfig, model: ModelInfo, environment
     since = transformers_since(config, model)
     if since is None or _brings_causal_lm(config, model):
         return False
-    return _older(environment, since)
+    return older_transformers(environment, since)
 
 
 _VISION_PACKAGES: Mapping[str, str] = {"Gemma3nForConditionalGeneration": "timm"}
@@ -86,7 +86,7 @@ def is_row_by_row(config: EngineConfig, model: ModelInfo, environment: Environme
         sees_padding = pooling_task(config, model) in POOLED_ALONE.get(model.model_type or "", ())
         return sees_padding or outgrows_rope(config, model)
     if model.model_type in PACKED_FROM:
-        return _older(environment, PACKED_FROM[model.model_type])
+        return older_transformers(environment, PACKED_FROM[model.model_type])
     listed = model.model_type in ROW_BY_ROW or not set(ROW_BY_ROW_WRAPPERS).isdisjoint(model.architectures)
     return listed or (outgrows_rope(config, model) and model.rope_type != "dynamic")
 
@@ -137,7 +137,7 @@ def _brings_causal_lm(config: EngineConfig, model: ModelInfo) -> bool:
     return brings_one and config.model_config.trust_remote_code
 
 
-def _older(environment: Environment, since: str) -> bool | None:
+def older_transformers(environment: Environment, since: str) -> bool | None:
     """Whether transformers is older than a version, or not there; None: not known."""
     installed = environment.version("transformers")
     if installed is UNKNOWN:

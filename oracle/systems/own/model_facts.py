@@ -207,7 +207,9 @@ MODEL_SPECS = (
         "The model has experts that are quantized, or are to be, in a way in which V1 does not read those of "
         "its type.",
         "model",
-        derive=lambda i: UNKNOWN if i.model is None else has_unread_experts(i.config, i.model),
+        derive=lambda i: (
+            UNKNOWN if i.model is None else known(has_unread_experts(i.config, i.model, i.environment))
+        ),
         reads=("model_config.quantization",),
     ),
     OwnFact(

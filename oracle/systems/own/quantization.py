@@ -16,7 +16,8 @@ from dodona.oracle.models.quantization import (
     QuantizationConfig,
     online_quantization,
 )
-from dodona.oracle.models.quantized_experts import MXFP4, reads_quantized_experts
+from dodona.oracle.models.quantized_experts import AT_LOAD_FROM, MXFP4, reads_quantized_experts
+from dodona.oracle.systems.own.model_code import older_transformers
 from dodona.oracle.systems.own.pooling import pooling_task
 
 _SAME_METHOD = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
@@ -83,8 +84,9 @@ def lacks_quantization_package(
     return None if UNKNOWN in found else False
 
 
-def has_unread_experts(config: EngineConfig, model: ModelInfo) -> bool:
-    """Whether the model has experts that are quantized in a way in which V1 does not read its type's."""
+def has_unread_experts(config: EngineConfig, model: ModelInfo, environment: Environment) -> bool | None:
+    """Whether the model has experts that are quantized in a way in which V1 does not read its type's; None:
+    the version of transformers decides, and isn't known."""
     found = quantization_of(config, model)
     if found is None or not model.is_moe or found.unreadable is not None:
         return False
@@ -93,7 +95,11 @@ def has_unread_experts(config: EngineConfig, model: ModelInfo) -> bool:
     last = (model.num_hidden_layers or 1) - 1
     if found.scheme_of(f"model.layers.{last}.mlp.experts.0.up_proj") is None:
         return False
-    return not reads_quantized_experts(model.model_type, at_load=model.quantization is None)
+    at_load = model.quantization is None
+    if not reads_quantized_experts(model.model_type, at_load=at_load):
+        return True
+    since = AT_LOAD_FROM.get(model.model_type or "") if at_load else None
+    return False if since is None else older_transformers(environment, since)
 
 
 def check_quantization(config: EngineConfig, model: ModelInfo | None) -> None:

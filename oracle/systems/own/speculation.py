@@ -7,7 +7,6 @@ import filecmp
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.config_files import read_config_json
 from dodona.oracle.models.expected_tensors import check_mtp_tensors
 from dodona.oracle.models.head_config import HeadConfig, read_head_config
-from dodona.oracle.models.hub import local_directory, locate_or_download
+from dodona.oracle.models.hub import found_directory
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED
 from dodona.oracle.models.stored_tensors import stored_tensors
@@ -65,7 +64,7 @@ def with_told_method(config: EngineConfig, environment: Environment) -> EngineCo
     """The configuration with the method that the draft's config.json tells, where `method` is not set.
 
     A head of speculators names its kind, which counts before the directory's name; P-EAGLE is EAGLE3 with
-    `parallel_drafting`. Other drafts are models, as in vLLM. One that isn't here (see `draft_directory`)
+    `parallel_drafting`. Other drafts are models, as in vLLM. One that isn't here (see `found_directory`)
     tells nothing. Raises ConfigError where there is no config.json.
     """
     speculative = config.speculative_config
@@ -75,7 +74,7 @@ def with_told_method(config: EngineConfig, environment: Environment) -> EngineCo
     if named in LOOKUP_METHODS:
         return config
     try:
-        directory = draft_directory(speculative.model, environment)
+        directory = found_directory(speculative.model, here=environment.is_here)
     except ConfigError:  # of which `check_speculation` speaks, if the method is known
         return config
     if directory is None:
@@ -117,7 +116,7 @@ def check_speculation(config: EngineConfig, model: ModelInfo | None, environment
     """
     speculative, method = config.speculative_config, resolved_speculative_method(config)
     if speculative is not None and method is None and speculative.model is not None:
-        draft_directory(speculative.model, environment)
+        found_directory(speculative.model, here=environment.is_here)
     if speculative is None or method not in _METHODS:
         return
     _check_fields(speculative, method)
@@ -133,36 +132,9 @@ def check_speculation(config: EngineConfig, model: ModelInfo | None, environment
     else:
         if method == "draft_model":
             num_speculative_tokens(speculative)
-        directory = draft_directory(draft_name(speculative, method), environment)
+        directory = found_directory(draft_name(speculative, method), here=environment.is_here)
         if model is not None and directory is not None:
             check_draft(config, model, environment, directory)
-
-
-def draft_directory(name: str, environment: Environment) -> Path | None:
-    """Where a draft's configuration is: a directory, or the hub's cache, into which it is downloaded without
-    weights, as the target's is. None: it is on the hub, and the question is about another machine.
-
-    Raises ConfigError for what can't be had.
-    """
-    directory = local_directory(name)
-    if directory is not None or not environment.is_here:
-        return directory
-    found = _downloaded(name, int(time.monotonic() // _ASKED_AGAIN_AFTER))
-    if isinstance(found, str):
-        raise ConfigError(found)
-    return found
-
-
-_ASKED_AGAIN_AFTER: Final = 60
-"""Seconds: a verdict's facts are derived many times."""
-
-
-@functools.lru_cache(maxsize=64)
-def _downloaded(name: str, minute: int) -> Path | str:
-    try:
-        return locate_or_download(name)
-    except ConfigError as error:
-        return str(error)
 
 
 def draft_name(speculative: SpeculativeConfig, method: str) -> str:
