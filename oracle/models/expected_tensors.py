@@ -48,7 +48,6 @@ def check_tensors(
     if model.is_multimodal:
         return  # which part of the files is the language model's, transformers knows
     _check_layers(directory, model, stored)
-    _check_quantized(directory, model, stored)
     if model.model_type not in DENSE or model.raw.get("model_type") != model.model_type:
         return
     plain = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
@@ -98,40 +97,19 @@ def _as_quantized(
 
 
 def _parts(scheme: WeightScheme) -> Iterator[str]:
-    """Names of a quantized layer's tensors."""
+    """Names of a quantized layer's tensors; scales beside a plain weight have several spellings."""
     if scheme.layout in ("gptq", "awq"):
         yield from ("qweight", "qzeros", "scales")
-        return
-    yield from (
-        ("weight_packed", "weight_scale")
-        if scheme.layout == "pack-quantized"
-        else (
-            "weight",
-            scheme.scale_name,
-        )
-    )
-    if not scheme.symmetric:
-        yield "weight_zero_point"
+    elif scheme.layout == "pack-quantized":
+        yield from ("weight_packed", "weight_scale")
+    else:
+        yield "weight"
 
 
 def _fits(shape: Sequence[int], expected: Shape) -> bool:
     return len(shape) == len(expected) and all(
         theirs is None or mine == theirs for mine, theirs in zip(shape, expected, strict=True)
     )
-
-
-def _check_quantized(directory: Path, model: ModelInfo, stored: Tensors) -> None:
-    """Raise ConfigError where config.json says that weights are quantized and none is."""
-    found = model.quantization
-    if found is None or found.method == "mxfp4":
-        return
-    parts = {part for rule in found.rules for part in _parts(rule.scheme) if part != "weight"}
-    if parts and parts.isdisjoint(name.rpartition(".")[2] for name in stored):
-        raise ConfigError(
-            f"{directory}: no tensor is quantized (none is called {', '.join(sorted(parts))}), and "
-            f"{model.file} says that they are, by {found.method!r}; check that weights and config.json "
-            "belong together"
-        )
 
 
 def _check_layers(directory: Path, model: ModelInfo, stored: Tensors) -> None:

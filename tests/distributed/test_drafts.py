@@ -284,6 +284,7 @@ def test_a_draft_model_need_not_be_split_as_its_target() -> None:
     raw = {
         **json.loads((QWEN3 / "config.json").read_text()),
         "num_hidden_layers": 1,
+        "layer_types": ["full_attention"],
         "num_key_value_heads": 1,
     }
     config = EngineConfig.from_flat(str(QWEN3), device="cpu", **{PP: 3, TP: 2})

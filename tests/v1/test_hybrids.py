@@ -9,8 +9,10 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING
 
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.errors import EngineSetupError
+from dodona.runners.limits import size_kv_cache
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.drafting.drafting import LookupDrafting
@@ -118,8 +120,18 @@ def test_states_come_before_kv_blocks_in_the_memory_plan(tiny_models, monkeypatc
     assert spec.bytes_per_block == 2 * 2 * 8 * 4 * 4
     memory = 4 * spec.state_bytes_per_row + 70 * spec.bytes_per_block
     assert _generate(path, [[5, 6, 7]], kv_cache_memory_bytes=memory)[1] == 70
+    few = 4 * spec.state_bytes_per_row - 1
+    with pytest.raises(UnsupportedConfiguration, match=f"kv_cache_memory_bytes={few} is less than"):
+        _generate(path, [[5, 6, 7]], kv_cache_memory_bytes=few)
+    config, limits = EngineConfig.from_flat(str(path)), runner.limits
     with pytest.raises(EngineSetupError, match="hold no inner states of max_num_seqs=4 rows"):
-        _generate(path, [[5, 6, 7]], kv_cache_memory_bytes=4 * spec.state_bytes_per_row - 1)
+        size_kv_cache(
+            config,
+            limits,
+            bytes_per_block=spec.bytes_per_block,
+            state_bytes_per_row=spec.state_bytes_per_row,
+            determine_available_memory=lambda: few,
+        )
     measured = runner.determine_available_memory()
     assert measured == 8 * spec.state_bytes_per_row + 8 * (MAX_LENGTH // 4) * spec.bytes_per_block
 
