@@ -102,6 +102,7 @@ class QuantizedLinear(torch.nn.Module):
         weight = converted.weight
         self.kind: WeightKind = weight.kind
         self.group_size = weight.group_size
+        self.shared_rows = weight.shared_rows
         self.activations = activations
         self.in_features = weight.inner
         self.out_features = weight.rows
@@ -118,7 +119,9 @@ class QuantizedLinear(torch.nn.Module):
     @property
     def quantized_weight(self) -> QuantizedWeight:
         """The weight."""
-        return QuantizedWeight(self.kind, self.data, self.scales, self.zeros, self.group_size)
+        return QuantizedWeight(
+            self.kind, self.data, self.scales, self.zeros, self.group_size, self.shared_rows
+        )
 
     @property
     def weight(self) -> torch.Tensor:

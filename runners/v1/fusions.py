@@ -1,5 +1,5 @@
-"""Parts of a model that kernels compute: norms, gated MLPs, rotary embeddings, products of one token, routers
-and experts.
+"""Parts of a model that kernels compute: norms, gated MLPs, rotary embeddings, products of one token or with
+quantized weights, routers and experts.
 
 transformers marks such parts for kernels of its hub, but not all of them, and only where the package
 `kernels` is installed. So a part is recognised by what it has, and proven by what it computes: the kernel
@@ -23,7 +23,11 @@ from torch import nn
 from dodona.kernels.attention.rotate import rotate
 from dodona.kernels.linear.activation import ACTIVATIONS, gated
 from dodona.kernels.linear.rms_norm import rms_norm_rows
+from dodona.kernels.linear.round_activations import Rounding
 from dodona.kernels.linear.single_token_linear import single_token_linear
+from dodona.runners.lora.target import is_expert
+from dodona.runners.quantization.linear import QuantizedLinear
+from dodona.runners.quantization.products import quantized_product
 from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.lora import is_adapter_hook
@@ -31,6 +35,8 @@ from dodona.runners.v1.shared_inputs import Groups, SharedProducts, is_plain_lin
 
 _ROTARY = "apply_rotary_pos_emb"
 """Name by which transformers' attention modules call their rotary embedding."""
+_QUANTIZED_ROWS = (1, 3, 80)
+"""Rows of products with quantized weights that are tried: kernels differ between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +86,21 @@ class Fusions:
 def _find(model: nn.Module, found: Container[nn.Module]) -> Iterator[Fusion]:
     """Fusions of the modules that are not among those `found`."""
     rotaries: dict[Callable[..., Any], Callable[..., Any] | None] = {}
-    for module in model.modules():
+    products: dict[tuple[object, ...], bool | None] = {}
+    for name, module in model.named_modules():
         if module in found or _is_changed(module):
             continue
+        if type(module) is QuantizedLinear and is_expert(name):
+            continue  # of as many tokens as are routed to it: kernels would be compiled while requests wait
         forward = _with_fused_rotary(module, rotaries)
         arguments = len(inspect.signature(module.forward).parameters)
         if forward is None and arguments == 1:
             forward = (
-                _norm(module) or _gated_mlp(module) or _single_token_linear(module) or fused_router(module)
+                _norm(module)
+                or _gated_mlp(module)
+                or _single_token_linear(module)
+                or _quantized_linear(module, products)
+                or fused_router(module)
             )
         if forward is None and arguments == 3:
             forward = fused_experts(module)
@@ -189,6 +202,49 @@ def _single_token_linear(module: Any) -> Callable[..., Any] | None:
         return product.view(*hidden_states.shape[:-1], -1)
 
     return forward if _agree(module, forward, random(1, 1, inner, like=module.weight)) else None
+
+
+def _quantized_linear(module: Any, known: dict[tuple[object, ...], bool | None]) -> Callable[..., Any] | None:
+    """For a quantized linear layer: products with the numbers as they are stored, in place of widening the
+    whole weight. Not where inputs are rounded by stored scales or to numbers around a zero point.
+
+    `known` has of each shape and scheme that was tried whether one row may be computed by programs that stay
+    on their multiprocessor; None: the kernels don't serve it.
+    """
+    if type(module) is not QuantizedLinear or module.kind == "fp4" or module.dtype not in ROUNDING:
+        return None
+    activations = module.activations
+    if activations is not None and not (activations.dynamic and activations.symmetric):
+        return None
+    rounding = None if activations is None else Rounding(activations.kind, activations.group_size)
+    inner = module.in_features
+
+    def make(persistent: bool) -> Callable[..., Any]:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            rows = x.reshape(-1, inner)
+            if module.order is not None:
+                rows = rows.index_select(1, module.order)
+            product = quantized_product(
+                x=rows, weight=module.quantized_weight, rounding=rounding, persistent=persistent
+            )
+            if module.bias is not None:
+                product += module.bias
+            return product.view(*x.shape[:-1], -1)
+
+        return forward
+
+    weight = module.quantized_weight
+    case = (
+        *(weight.kind, weight.rows, inner, weight.group_size, weight.shared_rows, weight.scales.dtype),
+        *(weight.zeros is None, module.dtype, rounding),
+    )
+    if case not in known:
+        like = torch.empty(0, dtype=module.dtype, device=module.data.device)
+        inputs = [random(1, rows, inner, like=like) for rows in _QUANTIZED_ROWS]
+        served = (p for p in (True, False) if all(_agree(module, make(p), x) for x in inputs))
+        known[case] = next(served, None)
+    persistent = known[case]
+    return None if persistent is None else make(persistent)
 
 
 def _with_fused_rotary(

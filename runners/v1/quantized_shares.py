@@ -23,6 +23,7 @@ def keep_outputs(linear: QuantizedLinear, first: int, count: int) -> None:
         if tensor is not None:
             setattr(linear, part, tensor[rows].clone())
     linear.out_features = count
+    linear.shared_rows = math.gcd(linear.shared_rows, first)
 
 
 def keep_inputs(name: str, linear: QuantizedLinear, group: Group) -> None:

@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from dodona.oracle.models.quantization import ActivationScheme, WeightScheme
+from dodona.runners.quantization.linear import QuantizedLinear, quantized_from
+
 
 def _decoder(prefix: str, *more: str, without: tuple[str, ...] = ()) -> frozenset[str]:
     """The usual parts, whose classes' names begin with the model's."""
@@ -56,3 +61,32 @@ def check_replaced(model: Any, fused: set[Any], expected: frozenset[str]) -> Non
         if type(module).__name__ in expected and module not in fused
     ]
     assert not left
+
+
+QUANTIZED: Mapping[str, WeightScheme] = {
+    "w4a16": WeightScheme("pack-quantized", "int", 4, "group", 128),
+    "w4a16-asym": WeightScheme("pack-quantized", "int", 4, "group", 128, symmetric=False),
+    "w4a16-act-order": WeightScheme("pack-quantized", "int", 4, "group", 128, act_order=True),
+    "w8a16": WeightScheme("plain", "int", 8, "channel"),
+    "w8a8-int8": WeightScheme("plain", "int", 8, "channel", activations=ActivationScheme("int8", "token")),
+    "fp8": WeightScheme("plain", "float", 8, "tensor", activations=ActivationScheme("fp8", "token")),
+    "fp8-block": WeightScheme(
+        "plain", "float", 8, "block", 128, 128, activations=ActivationScheme("fp8", "group", group_size=128)
+    ),
+}
+"""Schemes of linear layers that kernels serve."""
+
+
+def quantized_layer(
+    name: str, rows: int, inner: int, *, dtype: torch.dtype, device: str, bias: bool = True
+) -> QuantizedLinear:
+    """A random linear layer in a scheme of `QUANTIZED`."""
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(rows, inner, generator=generator) / inner**0.5
+    own = torch.randn(rows, generator=generator).to(device, dtype) if bias else None
+    layer = quantized_from(values.to(device, dtype), QUANTIZED[name], bias=own)
+    layer.shared_rows = QUANTIZED[name].block_rows or 1
+    if layer.shared_rows > 1:  # rows of a block have one scale
+        layer.scales = layer.scales[:: layer.shared_rows].repeat_interleave(layer.shared_rows, 0)[:rows]
+        layer.scales = layer.scales.contiguous()
+    return layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,13 @@ from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.shared_inputs import layers_by_input
 from tests.support.equal_tokens import EqualTokens
-from tests.support.replaced_parts import PACKED_MIXERS, REPLACED, check_replaced
+from tests.support.replaced_parts import (
+    PACKED_MIXERS,
+    QUANTIZED,
+    REPLACED,
+    check_replaced,
+    quantized_layer,
+)
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import make_model
 from tests.v1.driver import Driver, make_runner
@@ -95,6 +102,23 @@ def test_fused_parts_are_found_by_what_they_compute(tiny_models):
             plain = model(input_ids=ids).logits
             assert not any("forward" in module.__dict__ for module in model.modules())
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scheme", QUANTIZED)
+def test_quantized_layers_are_computed_as_they_are_stored(scheme):
+    """But not with stored scales of inputs, and not experts, whose numbers of tokens nobody knows before."""
+    layer = quantized_layer(scheme, 96, 256, dtype=torch.float32, device="cpu")
+    x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(1))
+    expected = layer(x)
+    (fusion,) = Fusions(layer)._fusions
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    assert fusion.forward is layer.forward
+    del layer.__dict__["forward"]
+    assert not len(Fusions(torch.nn.ModuleDict({"experts": torch.nn.ModuleList([layer])})))
+    if layer.activations is not None:
+        layer.activations = replace(layer.activations, dynamic=False)
+        assert not len(Fusions(layer))
 
 
 @torch.inference_mode()

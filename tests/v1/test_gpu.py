@@ -11,12 +11,20 @@ from benchmarks.models import read_config
 from benchmarks.workloads import MIXED
 from dodona import LLM, LoRARequest, SamplingParams
 from dodona.runners.device.graphs import capturing
+from dodona.runners.v1.agreement import close
 from dodona.runners.v1.device_model import DeviceModel
+from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
 from tests.support.adapters import linear_layers, write_adapter
 from tests.support.equal_tokens import EqualTokens
-from tests.support.replaced_parts import PACKED_MIXERS, REPLACED, check_replaced
+from tests.support.replaced_parts import (
+    PACKED_MIXERS,
+    QUANTIZED,
+    REPLACED,
+    check_replaced,
+    quantized_layer,
+)
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import MAX_LENGTH, make_model
 from tests.v1.driver import Driver, make_runner
@@ -67,6 +75,16 @@ def test_greedy_tokens_of_models_with_inner_states(tiny_models, reference, famil
 def test_parts_are_replaced(family, dtype):
     """A part whose trial fails stays as it is, whatever the cause: a kernel that can't run is seen here."""
     check_parts(make_model(family).to("cuda", dtype), REPLACED[family], packs=family != "mamba")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("scheme", QUANTIZED)
+def test_quantized_layers_are_replaced(scheme, dtype):
+    with torch.inference_mode():
+        layer = quantized_layer(scheme, 1024, 2048, dtype=dtype, device="cuda")
+        assert len(Fusions(layer)) == 1
+        x = torch.randn(7, 2048, generator=torch.Generator().manual_seed(1)).to("cuda", dtype)
+        assert close(type(layer).forward(layer, x), layer(x))
 
 
 @pytest.mark.parametrize("family", PACKED_MIXERS)

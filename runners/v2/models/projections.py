@@ -9,13 +9,10 @@ from math import gcd
 import torch
 from torch.nn import functional
 
-from dodona.kernels.linear.eight_bit_linear import eight_bit_linear, supports_eight_bit_linear
-from dodona.kernels.linear.quantized_linear import quantized_linear, supports_quantized_linear, widen
 from dodona.kernels.linear.quantized_persistent_linear import (
     quantized_persistent_linear,
     supports_quantized_persistent,
 )
-from dodona.kernels.linear.quantized_rows_linear import quantized_rows_linear, supports_quantized_rows
 from dodona.kernels.linear.quantized_single_token_linear import (
     quantized_single_token_linear,
     supports_quantized_single_token,
@@ -36,6 +33,7 @@ from dodona.kernels.linear.small_batch_linear import (
 )
 from dodona.oracle.models.quantization import WeightScheme
 from dodona.runners.quantization.formats import LinearShape, weight_kind
+from dodona.runners.quantization.products import quantized_product
 from dodona.runners.v2.models.shares import TensorShare
 
 
@@ -119,30 +117,11 @@ def max_small_batch(
     return 1 if all(map(supports_quantized_single_token, quantized)) else 0
 
 
-MAX_FUSED_ROWS = 64
-"""Rows from which on it is faster to widen the whole weight first; as measured on an H200."""
-
-
 def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """`x @ weight.T`, [rows, out], of `x` [rows, in]."""
     if isinstance(projection, torch.Tensor):
         return functional.linear(x, projection)
-    weight, rounding = projection.weight, projection.rounding
-    if rounding is not None and supports_eight_bit_linear(weight, rounding, device=x.device, dtype=x.dtype):
-        narrow = round_activations(x=x, rounding=rounding, narrow=True)
-        return eight_bit_linear(x=narrow, weight=weight, dtype=x.dtype)
-    if rounding is None and supports_quantized_rows(weight, x.shape[0], device=x.device, dtype=x.dtype):
-        return quantized_rows_linear(x=x, weight=weight)
-    given = _rounded(x, rounding)
-    is_fused = x.shape[0] <= MAX_FUSED_ROWS or x.dtype == torch.float32
-    if is_fused and supports_quantized_linear(weight):
-        return quantized_linear(x=given, weight=weight)
-    values = given if isinstance(given, torch.Tensor) else given.widened()
-    return functional.linear(values, widen(weight, x.dtype))
-
-
-def _rounded(x: torch.Tensor, rounding: Rounding | None) -> torch.Tensor | RoundedActivations:
-    return x if rounding is None else round_activations(x=x, rounding=rounding)
+    return quantized_product(x=x, weight=projection.weight, rounding=projection.rounding, persistent=False)
 
 
 def project_small_batch(
