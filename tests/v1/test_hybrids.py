@@ -124,7 +124,7 @@ def test_states_come_before_kv_blocks_in_the_memory_plan(tiny_models, monkeypatc
     with pytest.raises(UnsupportedConfiguration, match=f"kv_cache_memory_bytes={few} is less than"):
         _generate(path, [[5, 6, 7]], kv_cache_memory_bytes=few)
     config, limits = EngineConfig.from_flat(str(path)), runner.limits
-    with pytest.raises(EngineSetupError, match="hold no inner states of max_num_seqs=4 rows"):
+    with pytest.raises(EngineSetupError, match="hold no inner states of max_num_seqs=8 rows"):
         size_kv_cache(
             config,
             limits,
