@@ -99,12 +99,14 @@ def _place(file: Path, name: str, item: Any) -> tuple[int, int, StoredTensor]:
         raise _damaged(file, f"tensor {short(name)} has the unknown type {short(dtype)}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise _damaged(file, f"tensor {short(name)} has no shape and place")
-    tensor = StoredTensor(dtype, tuple(shape))
-    if 8 * (offsets[1] - offsets[0]) != tensor.num_elements * BITS[dtype]:
-        raise _damaged(
-            file, f"tensor {short(name)} of shape {list(shape)[:8]} has {offsets[1] - offsets[0]} bytes"
-        )
-    return offsets[0], offsets[1], tensor
+    elements = 1
+    for size in shape:
+        elements *= size
+        if elements >= 1 << 64:  # a shape of many sizes would take hours to multiply
+            raise _damaged(file, f"tensor {short(name)} of shape {shape[:8]} has too many elements")
+    if 8 * (offsets[1] - offsets[0]) != elements * BITS[dtype]:
+        raise _damaged(file, f"tensor {short(name)} of shape {shape[:8]} has {offsets[1] - offsets[0]} bytes")
+    return offsets[0], offsets[1], StoredTensor(dtype, tuple(shape))
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:

@@ -140,7 +140,7 @@ _SIZES = st.lists(st.integers(0, 3), max_size=3)
 _TENSOR = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from(["F32", "BF16", "U8", "I64", "BOOL", "X", 3]),
-        "shape": st.one_of(_SIZES, st.sampled_from(["x", [-1], [1.5], [2**70]])),
+        "shape": st.one_of(_SIZES, st.sampled_from(["x", [-1], [1.5], [2**70], [2**62, 8, 0]])),
         "data_offsets": st.one_of(
             st.tuples(st.integers(0, 24), st.integers(0, 24)).map(list), st.sampled_from([[0], None, [0, -4]])
         ),
@@ -173,3 +173,12 @@ def test_any_header_is_refused_or_accepted_as_by_the_library(
     except ConfigError:
         found = None
     assert found == library
+
+
+def test_a_shape_of_many_sizes_is_refused_before_they_are_multiplied(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    tensor = {"dtype": "U8", "shape": [2**62] * 1_000_000, "data_offsets": [0, 1]}
+    text = json.dumps({"a": tensor}).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(1))
+    with pytest.raises(ConfigError, match="too many elements"):
+        file_tensors(file)
