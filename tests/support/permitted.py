@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from transformers import CONFIG_MAPPING
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.models.expected_tensors import DENSE
 from dodona.oracle.select import select_runner
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
@@ -119,12 +121,21 @@ def random_names(choose: Choose, names: list[str], one_in: int) -> list[str]:
 
 def _damaged(choose: Choose, source: Path, folder: Path) -> str:
     """A copy of a model folder with one or two kinds of damage, which its name tells."""
-    kinds = [choose(list(damaged_models.DAMAGES)) for _ in range(choose([1, 1, 1, 2]))]
+    possible = [kind for kind in damaged_models.DAMAGES if kind not in damaged_models.FOUND_LATE]
+    if not _is_looked_through(source):
+        possible = [kind for kind in possible if kind not in damaged_models.INNER_DAMAGES]
+    kinds = [choose(possible) for _ in range(choose([1, 1, 1, 2]))]
     copy = damaged_models.copy(source, folder / f"{source.name}, {', '.join(kinds)}")
     for kind in sorted(kinds, key="pipe".__eq__):  # who reads a pipe waits
         with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no room for another
             damaged_models.DAMAGES[kind](copy)
     return str(copy)
+
+
+def _is_looked_through(source: Path) -> bool:
+    """Whether the rules know each tensor and value of a model of its type; of others they know the layers."""
+    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    return raw.get("model_type") in DENSE and source.name not in HEADS
 
 
 def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict[str, Any]:
