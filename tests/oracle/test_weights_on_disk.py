@@ -21,6 +21,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.stored_tensors import file_tensors, stored_tensors
+from dodona.oracle.systems.own import weights
 from dodona.oracle.systems.own.weights import weights_fault
 from dodona.runners.llm import LLM
 from tests.support.damaged_models import DAMAGES, copy
@@ -182,3 +183,10 @@ def test_a_shape_of_many_sizes_is_refused_before_they_are_multiplied(tmp_path: P
     file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(1))
     with pytest.raises(ConfigError, match="too many elements"):
         file_tensors(file)
+
+
+def test_a_verdict_reads_headers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = copy(CHECKPOINTS / "qwen3", tmp_path / "model"), []
+    monkeypatch.setattr(weights, "stored_tensors", lambda path: read.append(path) or stored_tensors(path))
+    select_runner(EngineConfig.from_flat(str(folder), device="cpu"))
+    assert read == [folder]

@@ -15,7 +15,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.models.stored_tensors import BITS, FLOATS, stored_tensors
+from dodona.oracle.models.stored_tensors import BITS, FLOATS
 from dodona.oracle.systems.own.lengths import (
     most_blocks_of_window,
     resolved_max_model_len,
@@ -28,7 +28,7 @@ from dodona.oracle.systems.own.resolved import (
     resolved_quantization,
     resolved_runner_type,
 )
-from dodona.oracle.systems.own.weights import WeightsOnDisk, weights_of
+from dodona.oracle.systems.own.weights import WeightsOnDisk, tensors_of, weights_of
 
 BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of an element, by the type that is computed in."""
@@ -109,7 +109,7 @@ def _weight_bytes(
     quantized_at_load: bool,
 ) -> int:
     total = 0
-    for name, tensor in stored_tensors(weights.directory).items():
+    for name, tensor in tensors_of(weights).items():
         layer = _LAYER.search(name)
         beyond = layer is not None and int(layer[1]) >= (model.num_hidden_layers or 0)
         if beyond or _UNREAD.search(name) or (pools and name.startswith("lm_head.")):

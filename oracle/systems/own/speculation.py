@@ -24,11 +24,10 @@ from dodona.oracle.models.head_config import HeadConfig, read_head_config
 from dodona.oracle.models.hub import found_directory
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import UNSERVED
-from dodona.oracle.models.stored_tensors import stored_tensors
 from dodona.oracle.systems.own.lengths import resolved_max_model_len
 from dodona.oracle.systems.own.model_code import has_causal_lm, is_row_by_row, needs_newer_transformers
 from dodona.oracle.systems.own.resolved import resolved_runner_type, resolved_speculative_method
-from dodona.oracle.systems.own.weights import WeightsOnDisk, model_fault, weights_of
+from dodona.oracle.systems.own.weights import WeightsOnDisk, model_fault, tensors_of, weights_of
 
 LOOKUP_METHODS: Final = ("ngram", "suffix")
 """Methods that draft from a request's own tokens."""
@@ -258,7 +257,7 @@ def _check_own_checkpoint(config: EngineConfig, target: ModelInfo, environment: 
 @functools.lru_cache(maxsize=64)
 def _mtp_fault(weights: WeightsOnDisk, num_layers: int) -> str | None:
     try:
-        check_mtp_tensors(weights.directory, stored_tensors(weights.directory), num_layers)
+        check_mtp_tensors(weights.directory, tensors_of(weights), num_layers)
     except ConfigError as error:
         return str(error)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from dodona.oracle.models.expected_tensors import check_classifier, check_tensor
 from dodona.oracle.models.hub import is_to_be_downloaded
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantization import QuantizationConfig
-from dodona.oracle.models.stored_tensors import stored_tensors
+from dodona.oracle.models.stored_tensors import StoredTensor, stored_tensors
 from dodona.oracle.models.weight_files import Stamp, has_weight_files, stamp_of
 from dodona.oracle.systems.own.pooler import pooling_settings
 from dodona.oracle.systems.own.pooling import pooling_task
@@ -72,6 +73,15 @@ def weights_of(
     return WeightsOnDisk(directory, stamp_of(directory))
 
 
+@functools.lru_cache(maxsize=8)
+def tensors_of(weights: WeightsOnDisk) -> Mapping[str, StoredTensor]:
+    """Every tensor of the directory by name; its headers are read once for all facts of a verdict.
+
+    Raises ConfigError that names the file which is missing, cut off or damaged.
+    """
+    return stored_tensors(weights.directory)
+
+
 @functools.lru_cache(maxsize=256)
 def model_fault(
     weights: WeightsOnDisk,
@@ -83,7 +93,7 @@ def model_fault(
 ) -> str | None:
     """What files or tensors lack of a model, see `check_tensors`; with `num_labels` also of a classifier."""
     try:
-        stored = stored_tensors(weights.directory)
+        stored = tensors_of(weights)
         check_tensors(weights.directory, model, stored, quantization=quantization, has_lm_head=has_lm_head)
         if num_labels is not None:
             check_classifier(weights.directory, stored, num_labels)
