@@ -105,6 +105,11 @@ def quantized_layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 
 
+def rounds_inputs(model: torch.nn.Module) -> bool:
+    """Whether some quantized layer rounds its inputs now."""
+    return any(layer.round_input is not None for layer in quantized_layers(model).values())
+
+
 @contextmanager
 def unrounded_inputs(model: torch.nn.Module) -> Iterator[None]:
     """Inside, quantized layers take their inputs as they are.

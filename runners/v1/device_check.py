@@ -4,18 +4,30 @@ Two requests that no user can have are served greedily by the very steps that se
 where there are some: a fresh prompt, a prompt in chunks beside a decode, decodes side by side, and one alone.
 The plain model computes all their tokens in one pass. Then the same again by requests that need more of the
 sampler than its base draw: they take other graphs.
+
+What the check is to find are faults of the layout: a wrong block, slot, position or mask. Where quantized
+layers round their inputs (to FP8, int8), the last bits of another order of summation become whole steps of
+that rounding, and those go on through all layers: two right ways differ by more than a wrong slot would
+change. So both ways are compared without that rounding (`unrounded_inputs`), by the layers' own computation,
+at the tolerance of unquantized models. The rounding is each token's own affair and knows no layout; kernels
+that do it are compared with their layers one by one (`fusions`). Captured graphs hold the rounding, so they
+are compared with the same steps launched kernel by kernel, which run the very same kernels; and those steps,
+without rounding, with the plain model.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.runners.device.graphs import LaunchedSteps
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.interface import RESERVED_REQUEST_ID_PREFIX, NewRequest, SchedulerOutput
+from dodona.runners.quantization.replacement import rounds_inputs, unrounded_inputs
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.device_model import DeviceModel
 from dodona.runners.v1.self_check import difference, plain_logits, tolerance_of
@@ -24,6 +36,8 @@ NEW_TOKENS = 6
 """Tokens that each request generates, about."""
 
 _SEED = 0x0D0D0B
+
+_SAMPLINGS = (SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, logit_bias={0: 0.0}))
 
 
 @dataclass(slots=True)
@@ -46,12 +60,59 @@ def check_device_steps(
     Args:
         model: the model of `steps`.
         steps: initialized, with `num_blocks` KV blocks, and nothing under way. The blocks' contents and the
-            first two state rows are overwritten.
+            first two state rows are overwritten. Without graphs where the model rounds inputs.
         num_blocks: number of blocks.
         prompt_length: tokens of the longer prompt, shortened to what fits.
 
     Raises UnsupportedConfiguration with the difference where it exceeds the tolerance.
     """
+    largest = 0.0
+    with unrounded_inputs(model.packed.model):
+        for row in _served(steps, model.packed.vocab_size, num_blocks, prompt_length):
+            tokens = torch.tensor(row.prompt + row.output[:-1])
+            with model.fusions.removed():
+                expected = plain_logits(model.packed, tokens)[len(row.prompt) - 1 :]
+            largest = max(largest, difference(expected, torch.stack(row.logits)))
+        tolerance = tolerance_of(model.packed.model, model.packed.kv_dtype)
+    if not largest <= tolerance:
+        raise _refusal(model, f"its steps differ from the plain model by {largest:.2g} (limit {tolerance:g})")
+    return largest
+
+
+def check_graphs(model: DeviceModel, steps: DeviceSteps, *, num_blocks: int, prompt_length: int) -> float:
+    """The same of steps by graphs, which `steps` has. See `check_device_steps`.
+
+    Graphs of a model that rounds inputs are compared with the same steps launched kernel by kernel, and
+    those with the plain model.
+    """
+    graphs = steps.ready.graphs
+    if graphs is None or not rounds_inputs(model.packed.model):
+        return check_device_steps(model, steps, num_blocks=num_blocks, prompt_length=prompt_length)
+    steps.use_graphs(LaunchedSteps(graphs.sizes, steps.ready.steps.run))
+    try:
+        largest = check_device_steps(model, steps, num_blocks=num_blocks, prompt_length=prompt_length)
+        launched = _served(steps, model.packed.vocab_size, num_blocks, prompt_length)
+    finally:
+        steps.use_graphs(graphs)
+    replayed = _served(steps, model.packed.vocab_size, num_blocks, prompt_length)
+    found = max(_difference(*rows) for rows in zip(launched, replayed, strict=True))
+    tolerance = tolerance_of(model.packed.model, model.packed.kv_dtype)
+    if not found <= tolerance:
+        raise _refusal(
+            model, f"a graph's step differs from the same one launched by {found:.2g} (limit {tolerance:g})"
+        )
+    return max(largest, found)
+
+
+def _difference(launched: _Row, replayed: _Row) -> float:
+    """Between logits of two rows, as far as they follow the same tokens."""
+    pairs = zip(launched.output, replayed.output, strict=True)
+    count = 1 + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return difference(torch.stack(launched.logits[:count]), torch.stack(replayed.logits[:count]))
+
+
+def _served(steps: DeviceSteps, vocab_size: int, num_blocks: int, prompt_length: int) -> list[_Row]:
+    """The requests of the check, after `steps` has served them: the same ones each time."""
     limits, block_size = steps.limits, steps.limits.block_size
     num_rows = min(2, limits.max_num_seqs, limits.max_num_batched_tokens, num_blocks)
     # A row's part of the block table has room for no more.
@@ -59,31 +120,25 @@ def check_device_steps(
     room = min(blocks_per_row * block_size, steps.ready.max_model_len) - NEW_TOKENS
     length = max(1, min(prompt_length, limits.max_num_batched_tokens - 1, room))
     generator = torch.Generator().manual_seed(_SEED)
-    largest = 0.0
-    for params in (SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, logit_bias={0: 0.0})):
+    served = []
+    for params in _SAMPLINGS:
         rows = [
             _Row(
                 row,
-                torch.randint(0, model.packed.vocab_size, (n,), generator=generator).tolist(),
+                torch.randint(0, vocab_size, (n,), generator=generator).tolist(),
                 range(row, num_rows * blocks_per_row, num_rows),
             )
             for row, n in enumerate((length, max(1, length - 5))[:num_rows])
         ]
         _serve(steps, rows, params, room=room + NEW_TOKENS)
-        for row in rows:
-            tokens = torch.tensor(row.prompt + row.output[:-1])
-            with model.fusions.removed():
-                expected = plain_logits(model.packed, tokens)[len(row.prompt) - 1 :]
-            largest = max(largest, difference(expected, torch.stack(row.logits)))
-    tolerance = tolerance_of(model.packed.model, model.packed.kv_dtype)
-    if not largest <= tolerance:
-        raise UnsupportedConfiguration.lacking(
-            "v1",
-            "architecture",
-            why=f"self-check of {model.packed.name} on the device: its steps differ from the plain model by "
-            f"{largest:.2g} (limit {tolerance:g})",
-        )
-    return largest
+        served += rows
+    return served
+
+
+def _refusal(model: DeviceModel, what: str) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration.lacking(
+        "v1", "architecture", why=f"self-check of {model.packed.name} on the device: {what}"
+    )
 
 
 def _serve(steps: DeviceSteps, rows: Sequence[_Row], params: SamplingParams, *, room: int) -> None:

@@ -23,7 +23,7 @@ from dodona.runners.limits import Limits
 from dodona.runners.phases import phase
 from dodona.runners.third_party import first_line
 from dodona.runners.v1 import capabilities
-from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps
+from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps, check_graphs
 from dodona.runners.v1.device_forward import keys_and_values
 from dodona.runners.v1.device_lora import DeviceAdapters
 from dodona.runners.v1.device_model import DeviceModel
@@ -86,7 +86,7 @@ class DeviceServing:
             return
         try:
             with phase("V1: check steps by graphs"):
-                check_device_steps(
+                check_graphs(
                     self.model,
                     self.steps,
                     num_blocks=ready.num_blocks,

@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 
 from dodona.runners.device.steps import DeviceSteps
-from dodona.runners.v1 import device_forward, device_serving, packed_mixers
+from dodona.runners.quantization.replacement import quantized_layers, unrounded_inputs
+from dodona.runners.v1 import agreement, device_forward, device_serving, packed_mixers
 from dodona.runners.v1.device_check import check_device_steps
 from dodona.runners.v1.device_serving import DeviceServing
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.quantized_experts import fused_quantized_experts
 from dodona.runners.v1.shared_inputs import layers_by_input
 from tests.support.equal_tokens import EqualTokens
 from tests.support.replaced_parts import (
@@ -28,6 +30,7 @@ from tests.support.replaced_parts import (
     QUANTIZED,
     REPLACED,
     check_replaced,
+    quantized_experts,
     quantized_layer,
 )
 from tests.support.tiny_hybrids import HYBRIDS
@@ -119,6 +122,35 @@ def test_quantized_layers_are_computed_as_they_are_stored(scheme):
     if layer.activations is not None:
         layer.activations = replace(layer.activations, dynamic=False)
         assert not len(Fusions(layer))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scheme", ["w4a16-act-order", "fp8-block", "w8a8-int8-static", "mxfp4"])
+def test_quantized_experts_are_computed_as_they_are_stored(scheme):
+    """For any routing by the same launches, and without rounding inside `unrounded_inputs`. The experts'
+    tensors are parts of one, and what is written into them counts. More on a GPU: `test_gpu`."""
+    experts = quantized_experts(scheme, hidden=64, inner=32, dtype=torch.float32, device="cpu")
+    generator = torch.Generator().manual_seed(1)
+    x, weights = torch.randn(5, 64, generator=generator), torch.rand(5, 2, generator=generator)
+    chosen = torch.rand(5, 4, generator=generator).topk(2).indices
+    with unrounded_inputs(experts):
+        plain = experts(x, chosen, weights)
+    expected = experts(x, chosen, weights)
+    (fusion,) = Fusions(torch.nn.ModuleDict({"experts": experts}))._fusions
+    assert fusion.module is experts
+    layers = list(quantized_layers(experts).values())
+    assert len({layer.data.untyped_storage().data_ptr() for layer in layers}) == len(experts.layers())
+    # A last bit may be a whole step of rounding.
+    assert agreement.close(expected.bfloat16(), experts(x, chosen, weights).bfloat16())
+    with unrounded_inputs(experts):
+        torch.testing.assert_close(experts(x, chosen, weights), plain, rtol=1e-4, atol=1e-4)
+    layers[0].data.zero_()
+    layers[1].data.zero_()
+    changed = experts(x, chosen, weights)
+    experts.__dict__.pop("forward")
+    assert agreement.close(experts(x, chosen, weights).bfloat16(), changed.bfloat16())
+    layers[-1].register_forward_hook(lambda module, args, output: output)
+    assert fused_quantized_experts(experts, {}) is None
 
 
 @torch.inference_mode()

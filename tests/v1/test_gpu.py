@@ -19,10 +19,12 @@ from dodona.runners.v1.packed_model import PackedModel
 from tests.support.adapters import linear_layers, write_adapter
 from tests.support.equal_tokens import EqualTokens
 from tests.support.replaced_parts import (
+    EXPERTS,
     PACKED_MIXERS,
     QUANTIZED,
     REPLACED,
     check_replaced,
+    quantized_experts,
     quantized_layer,
 )
 from tests.support.tiny_hybrids import HYBRIDS
@@ -85,6 +87,28 @@ def test_quantized_layers_are_replaced(scheme, dtype):
         assert len(Fusions(layer)) == 1
         x = torch.randn(7, 2048, generator=torch.Generator().manual_seed(1)).to("cuda", dtype)
         assert close(type(layer).forward(layer, x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("scheme", EXPERTS)
+@torch.inference_mode()
+def test_quantized_experts_are_replaced(scheme, dtype):
+    """And a graph of them serves a routing that it was not captured with."""
+    experts = quantized_experts(scheme, hidden=256, inner=128, dtype=dtype, device="cuda")
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(7, 256, generator=generator).to("cuda", dtype)
+    weights = torch.rand(7, 3, generator=generator).to("cuda", dtype)
+    first, second = (torch.rand(7, 4, generator=generator).topk(3).indices.cuda() for _ in range(2))
+    expected = type(experts).forward(experts, x, second, weights)
+    assert len(Fusions(torch.nn.ModuleDict({"experts": experts}))) == 1
+    found = experts(x, second, weights)
+    assert close(expected.bfloat16(), found.bfloat16())
+    chosen = first.clone()
+    with capturing() as graph:
+        out = experts(x, chosen, weights)
+    chosen.copy_(second)
+    graph.replay()
+    assert torch.equal(out, found)
 
 
 @pytest.mark.parametrize("family", PACKED_MIXERS)
