@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -126,6 +126,32 @@ def unrounded_inputs(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer, kept in rounding.items():
             layer.round_input = kept
+
+
+def has_experts(model: torch.nn.Module) -> bool:
+    """Whether the model has experts of which a router chooses some for each token."""
+    return any(_is_experts(module) for module in model.modules())
+
+
+@contextmanager
+def without_experts(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, experts give zeros, quantized or not.
+
+    For comparisons as by `unrounded_inputs`: of a near tie between two experts, either may be chosen.
+    """
+
+    def zeros(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(output)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if _is_experts(module):
+                hooks.callback(module.register_forward_hook(zeros).remove)
+        yield
+
+
+def _is_experts(module: torch.nn.Module) -> bool:
+    return isinstance(module, QuantizedExperts) or is_expert_stack(module)
 
 
 def is_transposed_linear(module: torch.nn.Module) -> bool:

@@ -66,15 +66,14 @@ def fused_quantized_experts(module: Any, known: dict[tuple[object, ...], bool]) 
         tiles = choose_product_tiles(chosen.numel(), num_experts, dtype)
         plan = plan_blocks(chosen, num_experts, tiles.block)
         # An expert's gate and up projections get the same.
-        tokens = own(hidden_states) if rounds and own is not None else hidden_states.contiguous()
+        tokens = _rounded(hidden_states, own if rounds else None)
 
         def linear(part: ExpertPart, x: torch.Tensor) -> torch.Tensor:
+            given = tokens
             if rounds and stored is not None:
                 given = stored(part, x, chosen)
-            elif x is hidden_states:
-                given = tokens
-            else:
-                given = own(x) if rounds and own is not None else x.contiguous()
+            elif x is not hidden_states:
+                given = _rounded(x, own if rounds else None)
             return experts_product(x=given, experts=stacks[part], plan=plan, tiles=tiles)
 
         parts = module.compute(hidden_states, linear)
@@ -102,7 +101,14 @@ def fused_quantized_experts(module: Any, known: dict[tuple[object, ...], bool]) 
     return forward if known[case] else None
 
 
-def _by_own_scales(activations: ActivationScheme) -> Callable[[torch.Tensor], RoundedActivations]:
+_Round = Callable[[torch.Tensor], RoundedActivations]
+
+
+def _rounded(x: torch.Tensor, by: _Round | None) -> torch.Tensor | RoundedActivations:
+    return x.contiguous() if by is None else by(x)
+
+
+def _by_own_scales(activations: ActivationScheme) -> _Round:
     """Rounds rows by scales of their own."""
     kind, group_size = activations.kind, activations.group_size
     if activations.symmetric:
@@ -203,7 +209,7 @@ def _joined(layers: Sequence[Any], name: str) -> torch.Tensor | None:
         return None
     if any(tensor is None or tensor.shape != found[0].shape for tensor in found):
         raise ValueError(f"the experts' {name} differ in their form")
-    first = found[0]
+    first: torch.Tensor = found[0]
     step = first.numel() * first.element_size()
     if all(
         tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()

@@ -10,7 +10,7 @@ from benchmarks.compilations import compilations
 from benchmarks.models import read_config
 from benchmarks.workloads import MIXED
 from dodona import LLM, LoRARequest, SamplingParams
-from dodona.runners.device.graphs import capturing
+from dodona.runners.device.graphs import StepGraphs, capturing
 from dodona.runners.v1.agreement import close
 from dodona.runners.v1.device_model import DeviceModel
 from dodona.runners.v1.fusions import Fusions
@@ -56,6 +56,42 @@ def test_greedy_tokens_by_graphs(tiny_models, reference, family):
     captured = runner._on_device.steps.ready.graphs is not None
     runner.shutdown()
     assert captured == (family not in EAGER)
+
+
+@pytest.mark.parametrize("method", ["ngram", "suffix"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "llama4", "qwen3-moe"])
+def test_looked_up_drafts_are_verified_by_graphs(tiny_models, reference, monkeypatch, family, method):
+    """Windows, soft caps, chunks and experts; greedy tokens in fp32 are transformers'."""
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    replayed, right = [], StepGraphs.replay
+
+    def replay(self, step):
+        replayed.append(step)
+        right(self, step)
+
+    monkeypatch.setattr(StepGraphs, "replay", replay)
+    path = tiny_models.path(family)
+    settings = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": MAX_LENGTH, "block_size": 4}
+    speculative = {"method": method, "num_speculative_tokens": 3}
+    if method == "ngram":
+        speculative |= {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+    else:
+        speculative["suffix_decoding_max_cached_requests"] = 0
+    with LLM(
+        str(path), device="cuda", dtype="float32", skip_tokenizer_init=True, num_gpu_blocks_override=160,
+        speculative_config=speculative, **settings,
+    ) as llm:  # fmt: skip
+        replayed.clear()
+        prompts = [list(prompt) for prompt in mixed_prompts()]
+        params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        assert llm.draft_stats().num_accepted_tokens > 0
+    assert any(step.verifies for step in replayed)
+    plain = reference(path)
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    for ids, output in zip(prompts, outputs, strict=True):
+        equal.compare(ids, plain.generate(ids, 12), list(output.outputs[0].token_ids))
+    equal.check()
 
 
 @pytest.mark.parametrize("budget", [64, 7], ids=["", "chunked"])
