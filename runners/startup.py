@@ -42,7 +42,10 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     kv_transfer = plan_kv_transfer(config, runner.name)
     connector = KVConnectorScheduler()
     try:
-        with phase("load the model and check it"):
+        with (
+            phase("load the model and check it"),
+            allocating("the model's weights", "choose a smaller model or dtype, or more devices or memory"),
+        ):
             runner.load_model()
         spec = runner.get_kv_cache_spec()
         connector = kv_transfer.scheduler_connector(runner)
