@@ -33,7 +33,7 @@ _STACKED = ("data", "scales", "zeros", "order", "bias")
 
 
 def fused_quantized_experts(module: Any, known: dict[tuple[object, ...], bool]) -> Callable[..., Any] | None:
-    """For quantized experts: the same by `experts_product`.
+    """For quantized experts of one scheme: the same by `experts_product`.
 
     Their tensors become parts of one for all experts. `known` has of each shape and scheme that was tried
     whether the kernels serve it.
@@ -42,9 +42,10 @@ def fused_quantized_experts(module: Any, known: dict[tuple[object, ...], bool]) 
         return None
     layers = module.layers()
     first = layers["down"][0]
-    if any(_is_changed(layer) for part in layers.values() for layer in part):
+    everyone = [layer for part in layers.values() for layer in part]
+    if any(_is_changed(layer) for layer in everyone) or not isinstance(first, QuantizedLinear):
         return None
-    if not isinstance(first, QuantizedLinear) or first.dtype not in ROUNDING:
+    if not all(_is_like(layer, first) for layer in everyone) or first.dtype not in ROUNDING:
         return None
     activations, num_experts, dtype = first.activations, len(layers["down"]), first.dtype
     if num_experts > MOST_EXPERTS:
@@ -175,16 +176,20 @@ def _is_changed(layer: nn.Module) -> bool:
     return bool("forward" in layer.__dict__ or layer._forward_hooks or layer._forward_pre_hooks)
 
 
-def _stacked(layers: Sequence[nn.Module]) -> ExpertsWeight:
+def _is_like(layer: nn.Module, other: QuantizedLinear) -> bool:
+    """Whether a layer is quantized in the same scheme."""
+    return isinstance(layer, QuantizedLinear) and (
+        (layer.kind, layer.group_size, layer.activations, layer.dtype)
+        == (other.kind, other.group_size, other.activations, other.dtype)
+    )
+
+
+def _stacked(layers: Sequence[Any]) -> ExpertsWeight:
     """One part of all experts, whose tensors become parts of those that are returned.
 
     Raises ValueError where the experts differ in their form, or no kernel serves it.
     """
-    first = layers[0]
-    if not all(isinstance(layer, QuantizedLinear) for layer in layers) or not isinstance(
-        first, QuantizedLinear
-    ):
-        raise ValueError("a part of an expert is not quantized")
+    first: QuantizedLinear = layers[0]
     if not supports_experts_product(first.quantized_weight):
         raise ValueError("no kernel serves its groups")
     tensors = {name: _joined(layers, name) for name in _STACKED}

@@ -53,6 +53,7 @@ from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
 from dodona.runners.v1.tensor_parallel import LinearShare, shard_model
+from dodona.runners.v1.trial import try_load
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -112,13 +113,7 @@ class V1Runner(WeightLife):
         model's steps can't be trusted; ConfigError where the weights are not those of config.json, or
         speculative_config can't be served (nothing is loaded then).
         """
-        machine = torch_environment(self.limits.device)
-        lacking = capabilities.check_supported(self.config, self.model_info, machine)
-        if {*lacking} - {"weights", "speculative-settings"}:
-            raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        check_speculation(self.config, self.model_info, machine)
-        check_weights(self.config, self.model_info, machine)
-        plan = self._plan_drafting()
+        plan = self._check()
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
@@ -145,6 +140,18 @@ class V1Runner(WeightLife):
         self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
+
+    def try_load(self) -> None:
+        """The model, a pass over few tokens, what drafts, and room for adapters."""
+        plan = self._check()
+        directory = weights_directory(self.config, self.model_info, None)
+        try_load(
+            self._read_model(self._device, directory),
+            plan,
+            self.config,
+            self.limits,
+            need_packing=capabilities.need_packing(self.config),
+        )
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place, and those of the draft from where it was. KV computed before
@@ -317,6 +324,16 @@ class V1Runner(WeightLife):
         self._require_ready().take(output)
 
     # --- Parts
+
+    def _check(self) -> DraftPlan | None:
+        """Raise what `load_model` refuses before it reads weights, and give what drafts."""
+        machine = torch_environment(self.limits.device)
+        lacking = capabilities.check_supported(self.config, self.model_info, machine)
+        if {*lacking} - {"weights", "speculative-settings"}:
+            raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        check_speculation(self.config, self.model_info, machine)
+        check_weights(self.config, self.model_info, machine)
+        return self._plan_drafting()
 
     def _plan_drafting(self) -> DraftPlan | None:
         machine = torch_environment(self.limits.device)

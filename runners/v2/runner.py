@@ -91,6 +91,10 @@ class V2Runner(WeightLife):
         """What steps work with. Raises RuntimeError before `initialize_kv_cache`."""
         return self.steps.ready
 
+    def try_load(self) -> None:
+        """The model, and what drafts."""
+        load(self.config, self.model_info, self.limits, self._group)
+
     def load_model(self) -> None:
         """Read the weights onto the device.
 

@@ -225,6 +225,40 @@ def test_a_worker_that_hangs_is_named_after_the_time_limit():
     assert "is stopped and gave no answer within 2 s to echo" in str(error)
 
 
+LARGE = bytes(4 << 20)
+"""More than a socket holds."""
+
+
+def test_large_messages_and_answers_do_not_wait_for_each_other():
+    """As adapters that go out while log-probabilities of a prompt come back."""
+    with workers(1) as started:
+        steps = [("step", number, LARGE) for number in range(3)]
+
+        def tell():
+            for step in steps:
+                started.tell(Execute(step, None))  # type: ignore[arg-type]
+                started.tell(Sample(None))
+
+        sender = threading.Thread(target=tell, daemon=True)
+        sender.start()
+        sender.join(LIMIT)
+        assert not sender.is_alive()
+        for step in steps:
+            assert started.answers([0], "execute_model", LIMIT) == [("sampled", step)]
+
+
+def test_a_worker_that_does_not_read_is_named_after_the_time_limit():
+    before = threading.active_count()
+    with workers() as started:
+        os.kill(pids(started)[1], signal.SIGSTOP)
+        for _ in range(2):
+            started.tell(Call("echo", (LARGE,), {"b": 1}))
+        error = fails(started, what="echo", limit=2.0)
+        assert threading.active_count() == before
+    assert error.rank == 1
+    assert "is stopped and gave no answer within 2 s to echo" in str(error)
+
+
 def test_a_worker_that_computes_for_too_long_shows_where():
     with workers(1) as started:
         started.tell(Execute(("sleep", 60.0), None), [0])  # type: ignore[arg-type]
