@@ -14,16 +14,26 @@ from dodona.runners.errors import EngineSetupError
 from dodona.runners.interface import Runner
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
-from dodona.runners.limits import KVSize, allocating, resolve_limits, size_kv_cache
+from dodona.runners.limits import KVSize, Limits, allocating, resolve_limits, size_kv_cache
 from dodona.runners.machine import torch_environment
 from dodona.runners.phases import check_not_given_up, phase
 from dodona.runners.warm_up import warm_up
 
 if TYPE_CHECKING:
+    from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.decide.verdict import Verdict
     from dodona.oracle.models.model_info import ModelInfo
 
 logger = logging.getLogger("dodona.engine")
+
+
+def checked_limits(config: EngineConfig, model: ModelInfo) -> Limits:
+    """`resolve_limits`, and EngineSetupError where the machine's memory can't hold what they need."""
+    limits = resolve_limits(config, model)
+    fault = memory_fault(config, model, torch_environment(limits.device))
+    if fault is not None:
+        raise EngineSetupError(fault)
+    return limits
 
 
 def start(
@@ -37,16 +47,15 @@ def start(
 
     Raises what `resolve_limits`, `build_runner` and `size_kv_cache` raise, and what the runner raises.
     """
-    config = verdict.config
-    limits = resolve_limits(config, model)
-    fault = memory_fault(config, model, torch_environment(limits.device))
-    if fault is not None:
-        raise EngineSetupError(fault)
+    config, limits = verdict.config, checked_limits(verdict.config, model)
     runner = build_runner(verdict, model, limits, replica=replica, given_up=given_up)
     kv_transfer = plan_kv_transfer(config, runner.name)
     connector = KVConnectorScheduler()
     try:
-        with phase("load the model and check it"):
+        with (
+            phase("load the model and check it"),
+            allocating("the model's weights", "choose a smaller model or dtype, or more devices or memory"),
+        ):
             runner.load_model()
         check_not_given_up(given_up)
         spec = runner.get_kv_cache_spec()

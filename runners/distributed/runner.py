@@ -125,6 +125,10 @@ class DistributedRunner(Runner):
 
     # --- Life
 
+    def try_load(self) -> None:
+        """Of one worker that has all of the model."""
+        self._runner_class(self.config, self.model_info, self.limits).try_load()
+
     def load_model(self) -> None:
         """Start the workers, and load the model in each. Raises what their runners raise, and WorkerError."""
         if self._workers is not None:
