@@ -22,14 +22,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results, throughput
 from benchmarks.engines import ENGINES
-from benchmarks.turns import Player
+from benchmarks.turns import alternate
 
 ORDER = "abba"
 
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             side: command(side, "--repeat", "2", "--take-turns", "--json", str(file))
             for side, file in files.items()
         }
-        if not _alternate(commands, environments, throughput.parser().parse_args(commands["a"][3:])):
+        if not alternate(commands, environments, streams(throughput.parser().parse_args(commands["a"][3:]))):
             return 1
         for side, file in files.items():
             records[side] = [run for record in results.read(file)["records"] for run in _runs_of(record)]
@@ -79,33 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _alternate(
-    commands: Mapping[str, Sequence[str]],
-    environments: Mapping[str, Mapping[str, str]],
-    options: argparse.Namespace,
-) -> bool:
-    """Run both commands, which take turns: A B to warm up, A B B A, and A B streamed, a workload at a time.
-    Returns whether both succeeded. options: of `benchmarks.throughput`, the same for both."""
-    turns = [
-        side
-        for name in options.workload
-        for side in "ab" + ORDER + ("ab" if throughput.is_streamed(options, name) else "")
-    ]
-    for side, full in commands.items():
-        print(f"[{side.upper()}] {' '.join(full[1:])}", flush=True)
-    players = {side: Player(full, environments[side]) for side, full in commands.items()}
-    try:
-        with ThreadPoolExecutor() as pool:  # they start at the same time, and neither may wait for a reader
-            waiting = dict(zip(players, pool.map(Player.wait, players.values()), strict=True))
-        for side in turns:
-            if not waiting[side]:
-                print(f"error: {side.upper()} ended before its turn", file=sys.stderr)
-                return False
-            waiting[side] = players[side].play()
-        return not any(player.finish() for player in players.values())
-    finally:
-        for player in players.values():
-            player.kill()
+def streams(options: argparse.Namespace) -> list[bool]:
+    """Whether each workload is streamed, too. options: of `benchmarks.throughput`."""
+    return [throughput.is_streamed(options, name) for name in options.workload]
 
 
 def _runs_of(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

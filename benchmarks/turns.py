@@ -1,7 +1,7 @@
 """Processes that stay alive and work in turns, so that each has the GPU to itself while it is measured.
 
 `wait_for_turn` is the side of such a process: it prints a line and waits for one. `Player` is the side of the
-program that gives turns.
+program that gives turns, `alternate` what it does with several.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
 WAITING = "waiting for a turn"
 """The line that a process prints before each of its turns."""
@@ -66,3 +67,42 @@ class Player:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+
+
+def alternate(
+    commands: Mapping[str, Sequence[str]],
+    environments: Mapping[str, Mapping[str, str]],
+    streamed: Sequence[bool],
+    *,
+    patience: float | None = None,
+) -> bool:
+    """Run the commands side by side; for each workload they take turns: A B … to warm up, A B … B A, and
+    A B … again where it is streamed. Returns whether all succeeded.
+
+    streamed: of each workload.
+    patience: seconds for the starts. What has not started by then is ended and left out; None: no limit.
+    """
+    for side, full in commands.items():
+        print(f"[{side.upper()}] {' '.join(full[1:])}", flush=True)
+    players = {side: Player(full, environments[side]) for side, full in commands.items()}
+    late = []
+    try:
+        with ThreadPoolExecutor(len(players)) as pool:  # all start at once, and none may wait for a reader
+            starts = {side: pool.submit(player.wait) for side, player in players.items()}
+            wait(starts.values(), timeout=patience)
+            late = [side for side, start in starts.items() if not start.done()]
+            for side in late:
+                print(f"error: {side.upper()} has not started in {patience} s", file=sys.stderr, flush=True)
+                players[side].kill()
+            waiting = {side: start.result() for side, start in starts.items() if side not in late}
+        order = list(waiting)
+        for streams in streamed:
+            for side in [*order, *order, *reversed(order), *(order if streams else ())]:
+                if not waiting[side]:
+                    print(f"error: {side.upper()} ended before its turn", file=sys.stderr)
+                    return False
+                waiting[side] = players[side].play()
+        return not late and not any(players[side].finish() for side in order)
+    finally:
+        for player in players.values():
+            player.kill()

@@ -42,6 +42,10 @@ COPIES: tuple[str, ...] = tuple(f"qwen3-{format_name}" for format_name in DESCRI
 """Folders: the source's name, a hyphen, the format's name."""
 
 
+KV_BYTES = 1 << 28
+"""More than 64 sequences need, and little enough for many engines on one GPU."""
+
+
 def source_and_format(name: str) -> tuple[str, str]:
     """The two parts of a folder's name."""
     source, _, format_name = name.partition("-")
@@ -49,16 +53,21 @@ def source_and_format(name: str) -> tuple[str, str]:
 
 
 def share_right(
-    path: Path, prompts: Mapping[str, list[Prompt]], device: str = "cpu", *, ranks: int = 1
+    path: Path,
+    prompts: Mapping[str, list[Prompt]],
+    device: str = "cpu",
+    *,
+    ranks: int = 1,
+    dtype: str = "float32",
 ) -> dict[str, float]:
-    """Share of right greedy answers on the runner that is chosen, in fp32: "all", and by form. `ranks` split
-    each layer."""
+    """Share of right greedy answers on the runner that is chosen: "all", and by form. `ranks` split each
+    layer."""
     from dodona.runners.llm import LLM
     from dodona.runners.sampling.params import SamplingParams
 
     listed = [prompt for form in prompts.values() for prompt in form]
     sizes = {"max_num_seqs": 64, "max_model_len": 256, "tensor_parallel_size": ranks}
-    with LLM(path, device=device, dtype="float32", **sizes) as llm:
+    with LLM(path, device=device, dtype=dtype, kv_cache_memory_bytes=KV_BYTES, **sizes) as llm:
         outputs = llm.generate(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in listed],
             SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS),

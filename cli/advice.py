@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dodona.cli.common import print_verdict
+from dodona.cli.common import NOTHING, print_verdict
 from dodona.cli.output import say, say_json
 from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
 from dodona.oracle.explain.counterfactuals import Counterfactuals, counterfactuals
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 
 def print_advice(
-    verdict: Verdict, rulebook: str, *, explain: bool, why_not: str | None, as_json: bool
+    verdict: Verdict,
+    rulebook: str,
+    *,
+    explain: bool,
+    why_not: str | None,
+    as_json: bool,
+    beside: Mapping[str, Any] = NOTHING,
 ) -> None:
-    """Print a verdict with its trace and its counterfactuals, or one JSON object of these. Raises ConfigError
-    for a runner that the book doesn't have.
+    """Print a verdict with its trace and its counterfactuals, or one JSON object of these and
+    `beside`. Raises ConfigError for a runner that the book doesn't have.
     """
     book = load_rulebook(rulebook)
     runner = (
@@ -43,7 +49,7 @@ def print_advice(
             data["trace"] = [step.to_mapping() for step in steps]
         if found is not None:
             data["counterfactuals"] = found.to_mapping()
-        say_json(data)
+        say_json({**data, **beside})
         return
     print_verdict(verdict, False)
     if explain:

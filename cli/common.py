@@ -5,10 +5,11 @@ stdout holds a command's result only; everything else goes to stderr.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -22,6 +23,8 @@ FAILED: Final = 1
 BAD_INPUT: Final = 2
 REFUSED: Final = 3
 """Exit codes besides 0."""
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 Model = Annotated[str | None, typer.Argument(metavar="MODEL_DIR", help="A model directory or hub id.")]
 ConfigFile = Annotated[
@@ -53,28 +56,34 @@ def reporting() -> Iterator[None]:
         if refusal.verdict is not None:
             print_verdict(refusal.verdict, as_json=False, stderr=True)
             raise typer.Exit(REFUSED) from None
-        _fail(str(refusal), REFUSED)
+        fail(str(refusal), REFUSED)
     except (ConfigError, RuleFileError) as error:
-        _fail(str(error), BAD_INPUT)
+        fail(str(error), BAD_INPUT)
     except DodonaError as error:
-        _fail(_with_cause(error), BAD_INPUT if isinstance(error, ValueError) else FAILED)
+        fail(message_of(error), BAD_INPUT if isinstance(error, ValueError) else FAILED)
 
 
-def print_verdict(verdict: Verdict, as_json: bool, *, stderr: bool = False) -> None:
-    """Print a verdict as a table, or as one line of JSON."""
+def print_verdict(
+    verdict: Verdict, as_json: bool, *, stderr: bool = False, beside: Mapping[str, Any] = NOTHING
+) -> None:
+    """Print a verdict as a table, or as one line of JSON, with the fields of `beside` after its own."""
     if as_json:
-        say_json(verdict.model_dump(mode="json"))
+        say_json({**verdict.model_dump(mode="json"), **beside})
         return
     from dodona.oracle.explain.table import make_console, verdict_table
 
     make_console(stderr=stderr).print(verdict_table(verdict))
 
 
-def _with_cause(error: BaseException) -> str:
+def message_of(error: DodonaError) -> str:
+    """What is said of an error: its own words, and the cause of one that does not name it itself."""
+    if isinstance(error, (ConfigError, RuleFileError, UnsupportedConfiguration)):
+        return str(error)
     cause = error.__cause__
     return f"{error}: {type(cause).__name__}: {cause}" if cause is not None else str(error)
 
 
-def _fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
+    """Say a message on stderr and exit with the code."""
     say(f"dodona: {message}", err=True)
     raise typer.Exit(code)

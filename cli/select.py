@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dodona.cli.common import (
+    BAD_INPUT,
     FAILED,
     REFUSED,
     AsJson,
     ConfigFile,
     Model,
     RuleBookName,
+    fail,
     print_verdict,
     reporting,
 )
 from dodona.cli.flags import engine_config, with_engine_flags
+from dodona.cli.output import say
 from dodona.cli.system_words import system_words
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.language.consequence import SEVERITIES
 
 if TYPE_CHECKING:
+    from dodona.cli.trial import TrialLoad
     from dodona.oracle.decide.verdict import Verdict
     from dodona.oracle.machine.environment import Environment
 
@@ -69,6 +73,13 @@ def select(
         FailOn | None,
         typer.Option("--fail-on", help="Exit with 1 if a consequence is this severe or more."),
     ] = None,
+    trial_load: Annotated[
+        bool,
+        typer.Option(
+            help="Load a permitted model without its weights, to see that it loads. Without: decide by the "
+            "rules alone, in a fraction of the time.",
+        ),
+    ] = True,
     json_: AsJson = False,
 ) -> None:
     """Say which runner would serve a model, and why.
@@ -92,17 +103,31 @@ def select(
                 given, compare, environment, rulebook=rulebook, asked=explain or why_not, as_json=json_
             )
             return
-        verdict = _verdict(given, rulebook, environment(rulebook))
+        machine = environment(rulebook)
+        verdict = _verdict(given, rulebook, machine)
+        refused = bool(verdict.refusals) or verdict.runner is None
+        found = _try_load(verdict) if trial_load and not refused and machine is None else None
+        beside = {} if found is None else {"trial_load": found.to_mapping()}
         if explain or why_not:
             from dodona.cli.advice import print_advice
 
-            print_advice(verdict, rulebook, explain=explain, why_not=why_not, as_json=json_)
+            print_advice(verdict, rulebook, explain=explain, why_not=why_not, as_json=json_, beside=beside)
         else:
-            print_verdict(verdict, json_)
-        if verdict.refusals or verdict.runner is None:
+            print_verdict(verdict, json_, beside=beside)
+        if refused:
             raise typer.Exit(REFUSED)
+        if found is not None and found.error is not None:
+            fail(found.error, BAD_INPUT)
+        if found is not None and not json_:
+            say(str(found))
         if fail_on is not None and _worst(verdict) >= SEVERITIES.index(fail_on.value):
             raise typer.Exit(FAILED)
+
+
+def _try_load(verdict: Verdict) -> TrialLoad | None:
+    from dodona.cli.trial import trial_load
+
+    return trial_load(verdict)
 
 
 def _worst(verdict: Verdict) -> int:

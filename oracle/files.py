@@ -6,6 +6,7 @@ limit. JSON must have one value for each key, and bounded depth.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -14,8 +15,9 @@ import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from dodona.oracle.errors import ConfigError
 
@@ -24,6 +26,9 @@ MAX_JSON_BYTES: Final = 8 << 20
 
 MAX_DEPTH: Final = 64
 """Most levels of objects and lists inside one another."""
+
+MAX_VALUES: Final = 3_000_000
+"""Most values of a JSON text. Python takes some 200 bytes for a short one."""
 
 Name = str | os.PathLike[str]
 
@@ -44,10 +49,20 @@ def read_prefix(path: Name, *, limit: int) -> bytes:
 
     Raises ConfigError for what is missing, unreadable or not a regular file.
     """
+    with open_regular(path) as stream:
+        return stream.read(limit + 1)
+
+
+@contextmanager
+def open_regular(path: Name) -> Iterator[BinaryIO]:
+    """A regular file, open for reading.
+
+    Raises ConfigError for what is missing, unreadable or not a regular file, inside the block too.
+    """
     try:
         with open(path, "rb", opener=_without_waiting) as stream:
             check_regular(path, os.fstat(stream.fileno()))
-            return stream.read(limit + 1)
+            yield stream
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ConfigError:
@@ -95,11 +110,14 @@ def read_json(path: Name, *, limit: int = MAX_JSON_BYTES, expected: str = "a JSO
 def parse_json(text: str, *, where: str) -> Any:
     """The value of a JSON text. `where` is its file in messages.
 
-    Raises ConfigError for what is no JSON, for a key that is given twice in one object, and for more than
-    `MAX_DEPTH` levels.
+    Raises ConfigError for what is no JSON, for a key that is given twice in one object, for more than
+    `MAX_DEPTH` levels, and for more than `MAX_VALUES` values.
     """
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
+        raise ConfigError(f"{where}: has more than {MAX_VALUES} values; check the file")
     try:
-        value = json.loads(text, object_pairs_hook=_distinct)
+        with _collector_paused():
+            value = json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except RecursionError:
@@ -123,19 +141,30 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    # Each object of a text lives on: to look through them again and again takes half of the time.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _deeper(value: Any, limit: int) -> bool:
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(limit):
+        if not level:
+            return False
         level = [
             inner
             for item in level
-            if isinstance(item, (dict, list))
-            for inner in (item.values() if isinstance(item, dict) else item)
-            if isinstance(inner, (dict, list))
+            for inner in (item.values() if type(item) is dict else item)
+            if type(inner) is dict or type(inner) is list
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 def read_lines(path: Name, *, limit: int, longest: int) -> Iterator[str]:

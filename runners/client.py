@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,11 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.hub import locate_or_download
-from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.printable import short
-from dodona.oracle.systems.own.config_values import check_config_values
 from dodona.runners.control import EngineControl
 from dodona.runners.engine.admission import Admission, check_request_id, new_request_id
 from dodona.runners.engine.assembler import OutputAssembler
@@ -31,10 +28,9 @@ from dodona.runners.interface import Runner
 from dodona.runners.limits import KVSize
 from dodona.runners.lora.registry import AdapterRegistry
 from dodona.runners.lora.request import LoRARequest
-from dodona.runners.sampling.generation_defaults import GenerationDefaults
+from dodona.runners.model_files import read_model_files
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.startup import start
-from dodona.runners.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
@@ -65,30 +61,28 @@ class EngineClient:
         Raises ConfigError, EngineSetupError, and what the runner raises.
         """
         config = verdict.config
-        directory = locate_or_download(config.model_config.model, revision=config.model_config.revision)
-        model = ModelInfo.load(directory)
-        check_config_values(model)
-        self.tokenizer: Any | None = load_tokenizer(config, directory)
+        files = read_model_files(config)
+        self.tokenizer: Any | None = files.tokenizer
         """transformers' tokenizer; None where there is none."""
-        defaults = GenerationDefaults.load(config, directory, _eos_token_ids(model, self.tokenizer))
-        self.default_sampling_params = defaults.sampling_params
+        self.default_sampling_params = files.defaults.sampling_params
         """What prompts without sampling parameters get: generation_config.json's, else the usual ones."""
 
-        vocab_size = _vocab_size(model, self.tokenizer)
         count = config.parallel_config.data_parallel_size
         sizes: list[Future[KVSize]] = [Future() for _ in range(count)]
+        given_up = threading.Event()
 
         def start_runner(replica: int) -> tuple[Runner, Scheduler]:
-            runner, scheduler, kv_size = start(verdict, model, replica)
+            runner, scheduler, kv_size = start(verdict, files.model, replica, given_up)
             sizes[replica].set_result(kv_size)
             return runner, scheduler
 
         starts = [partial(start_runner, replica) for replica in range(count)]
-        self._engine = Engine(starts[0]) if count == 1 else Replicas(starts)
+        self._engine = Engine(starts[0]) if count == 1 else Replicas(starts, give_up=given_up.set)
         self._finalizer = weakref.finalize(self, self._engine.shutdown)
         try:
             self._engine.wait_until_ready()
-        except BaseException:
+        except BaseException:  # Ctrl-C, too
+            given_up.set()
             self.shutdown()
             raise
         self.max_model_len = min(size.result().max_model_len for size in sizes)
@@ -108,11 +102,11 @@ class EngineClient:
         self.control = EngineControl(self._engine, current_config)
         """Configuration, weights and sleep of the running engine."""
         self.admission = Admission(
-            vocab_size=vocab_size,
+            vocab_size=files.vocab_size,
             max_model_len=self.max_model_len,
             max_logprobs=config.model_config.max_logprobs,
             seed=config.model_config.seed,
-            eos_token_ids=defaults.eos_token_ids,
+            eos_token_ids=files.defaults.eos_token_ids,
             tokenizer=self.tokenizer,
             request_features=request_features,
         )
@@ -279,18 +273,3 @@ def per_prompt(
             f"{len(given)} lora_requests for {count} prompts; give one, or one for each"
         )
     return given
-
-
-def _eos_token_ids(model: ModelInfo, tokenizer: Any) -> tuple[int, ...]:
-    """config.json's end-of-sequence tokens, else the tokenizer's."""
-    if model.eos_token_ids or tokenizer is None or tokenizer.eos_token_id is None:
-        return model.eos_token_ids
-    return (tokenizer.eos_token_id,)
-
-
-def _vocab_size(model: ModelInfo, tokenizer: Any) -> int:
-    if model.vocab_size is not None:
-        return model.vocab_size
-    if tokenizer is None:
-        raise ConfigError("config.json has no vocab_size, and there is no tokenizer to count tokens of")
-    return len(tokenizer)

@@ -369,6 +369,11 @@ class Runner(ABC):
         """Read the weights onto the device. Raises UnsupportedConfiguration for what the runner lacks."""
 
     @abstractmethod
+    def try_load(self) -> None:
+        """Raise what `load_model` would, as far as that does not depend on the values of weights: nothing of
+        them is read or kept. To be called inside `meta_device.on_meta`, in place of all other calls."""
+
+    @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """What a KV block holds. Needs the loaded model."""
 

@@ -93,10 +93,8 @@ class PoolingRunner(WeightLife, Generic[M]):
         the model.
         """
         model = self._load()
-        pooler = Pooler(self._settings, load_dense(self._settings.dense, self._device))
         output = model.forward([TokenSequence([0])])[0]
-        check_width(pooler, output.shape[-1], self.model_info.file)
-        self._loaded = (model, pooler)
+        self._loaded = (model, self._read_pooler(output.shape[-1]))
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place, with those of Dense modules; see `Runner.reload_weights`."""
@@ -200,6 +198,12 @@ class PoolingRunner(WeightLife, Generic[M]):
         return FinishedOutput(result)
 
     # --- Parts
+
+    def _read_pooler(self, width: int) -> Pooler:
+        """For outputs of `width` elements. Raises ConfigError where the files of pooling don't fit."""
+        pooler = Pooler(self._settings, load_dense(self._settings.dense, self._device))
+        check_width(pooler, width, self.model_info.file)
+        return pooler
 
     def _compute(
         self, model: M, sequences: Sequence[TokenSequence], adapters: Sequence[Adapter | None]

@@ -71,7 +71,7 @@ class Diagrams:
                 "together, or with too many values; split the book, or compare these facts in fewer rules"
             )
         first = branches[0]
-        if all(branch == first for branch in branches):
+        if branches.count(first) == len(branches):
             return first
         key = (variable, branches)
         found = self._unique.get(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,7 +151,21 @@ def diff_books(a: SourcedBook, b: SourcedBook, *, before: str = "", after: str =
             f"{a.book.rulebook} describes {a.book.system}, {b.book.rulebook} describes {b.book.system}: "
             "they read other facts, and can't be compared"
         )
-    return _Comparison(a, b).run(before or a.book.rulebook, after or b.book.rulebook)
+    # The rules of two books that are far apart: some ten seconds.
+    comparison = _Comparison(a, b, Regions(_space(a, b, bound=4), a.book))
+    found = comparison.run(before or a.book.rulebook, after or b.book.rulebook)
+    return dataclasses.replace(found, radius=comparison.radius()) if found else found
+
+
+def diff_variants(source: SourcedBook, variants: Sequence[SourcedBook]) -> Iterator[Difference]:
+    """How the verdicts of each variant differ from those of a book, without the radius. The variants make no
+    comparisons that the book doesn't make.
+
+    Many variants take little longer than one.
+    """
+    regions = Regions(_space(source, bound=4 + len(variants)), source.book)
+    for variant in variants:
+        yield _Comparison(source, variant, regions).run(source.book.rulebook, variant.book.rulebook)
 
 
 def decision(book: RuleBook, facts: Facts) -> Decision:
@@ -173,17 +187,21 @@ def decision(book: RuleBook, facts: Facts) -> Decision:
     )
 
 
+def _space(*sources: SourcedBook, bound: int) -> Space:
+    """A space that tells apart what the books do, as the first has it by default."""
+    books = [source.book for source in sources]
+    compared = [c for book in books for rule in book.rules for c in comparisons(rule.when)]
+    # a runner of any of the books may be forced
+    runners = dict.fromkeys(runner for book in books for runner in book.runners)
+    facts = facts_of(books[0].system, list(runners))
+    return Space(facts, compared, baseline_of(books[0]), unknown=True, bound=bound)
+
+
 class _Comparison:
     """Two books over one space."""
 
-    def __init__(self, a: SourcedBook, b: SourcedBook) -> None:
-        self.a, self.b = a, b
-        compared = [c for s in (a, b) for rule in s.book.rules for c in comparisons(rule.when)]
-        # a runner of either book may be forced
-        facts = facts_of(a.book.system, list(dict.fromkeys((*a.book.runners, *b.book.runners))))
-        # The rules of two books that are far apart: some ten seconds.
-        self.space = Space(facts, compared, baseline_of(a.book), unknown=True, bound=4)
-        self.before = Regions(self.space, a.book)
+    def __init__(self, a: SourcedBook, b: SourcedBook, before: Regions) -> None:
+        self.a, self.b, self.before, self.space = a, b, before, before.space
         self.after = Regions(self.space, b.book)
         self.outcome_differs = kinds_differ(self.space, self.before.outcomes.kinds, self.after.outcomes.kinds)
         self.refusals_differ = _refusals_differ(self.space, self.before.outcomes, self.after.outcomes)
@@ -191,13 +209,12 @@ class _Comparison:
     def run(self, before: str, after: str) -> Difference:
         rules, notes = self.rules()
         settings, more = self.settings()
-        found = Difference(
+        return Difference(
             before, after, tuple(self.outcomes()), tuple(rules), tuple(settings), tuple(notes + more)
         )
-        if not found:
-            return found
-        radius = blast_radius(self.before, self.after, self.outcome_differs)
-        return dataclasses.replace(found, radius=radius)
+
+    def radius(self) -> Radius:
+        return blast_radius(self.before, self.after, self.outcome_differs)
 
     # --- outcomes
 

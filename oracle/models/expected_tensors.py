@@ -5,7 +5,8 @@ tensor with its shape; a classifier; an MTP layer. What more a model has, loadin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -198,6 +199,8 @@ def check_classifier(directory: Path, stored: Tensors, num_labels: int) -> None:
             )
 
 
+_TARGET_LAYER: Final = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
+
 _QWEN3_NEXT: Final = {
     "mtp.fc.": "eh_proj.",
     "mtp.pre_fc_norm_embedding.": "enorm.",
@@ -245,17 +248,23 @@ def check_mtp_tensors(directory: Path, names: Collection[str], num_layers: int) 
             f"{directory}: the checkpoint has no MTP layer: no tensors 'mtp.*' or "
             f"'model.layers.{num_layers}.*'; choose another speculative_config.method"
         )
-    layers = [
-        {f"block.{rest}" for name in names if (rest := name.removeprefix(f"model.layers.{i}.")) != name}
-        for i in range(num_layers)
-    ]
-    common = {n for n in set.intersection(*layers) if not n.startswith("block.mlp.")} if layers else set()
+    common = {name for name in _common(names, num_layers) if not name.startswith("block.mlp.")}
     wrong = {f"{part}.weight" for part in ("eh_proj", "enorm", "hnorm", "norm")} | common
     wrong -= found
     if wrong:
         raise ConfigError(
             f"{directory}: tensors of the MTP layer are missing or do not fit: {_first(sorted(wrong))}"
         )
+
+
+def _common(names: Iterable[str], num_layers: int) -> set[str]:
+    """What each of the target's layers has, with "block." before it."""
+    layers: Counter[str] = Counter()
+    for name in names:
+        match = _TARGET_LAYER.fullmatch(name)
+        if match is not None and int(match[1]) < num_layers:
+            layers[f"block.{match[2]}"] += 1
+    return {name for name, count in layers.items() if count == num_layers}
 
 
 def _first(names: Sequence[str]) -> str:

@@ -251,6 +251,7 @@ def _read(
     use_mla = get.size("kv_lora_rank") is not None and get.size("qk_rope_head_dim") is not None
     head_size = _head_size(get, hidden_size, heads, use_mla)
     layer_types, kinds = _layers(get, known.layer_kinds if known else ())
+    num_layers = get.size("num_hidden_layers") or (len(layer_types) if layer_types else None)
     stateful = bool(known and known.stateful) or any(k in text for k in _STATEFUL_KEYS)
     stateful = stateful or any(kind in _STATEFUL_LAYERS for kind in kinds)
     if _lists_layers(get) and set(kinds) <= _ATTENTION_LAYERS:
@@ -270,7 +271,7 @@ def _read(
         model_type=model_type,
         hidden_size=hidden_size,
         intermediate_size=get.size("intermediate_size"),
-        num_hidden_layers=get.size("num_hidden_layers") or (len(layer_types) if layer_types else None),
+        num_hidden_layers=num_layers,
         num_attention_heads=heads,
         num_key_value_heads=get.size("num_key_value_heads") or heads,
         head_size=head_size,
@@ -288,7 +289,7 @@ def _read(
         quant_method=quant_method,
         quantization=None
         if stored is None or quant_method is None
-        else read_quantization(quant_method, stored),
+        else read_quantization(quant_method, stored, num_layers or 1),
         num_experts=_num_experts(get),
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},

@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from dodona.oracle.models.patterns import pattern_fault
+from dodona.oracle.models.patterns import matching_steps, pattern_fault
+
+MAX_STEPS = 300_000_000
+"""Of matching all names of layers; see `matching_steps`. It takes seconds at most."""
+
+_LOOK_UP_STEPS = 500
+"""What `scheme_of` takes beside its comparisons."""
 
 ONLINE_METHODS = ("fp8", "int8")
 """Methods that quantize the linear layers of an unquantized checkpoint while it is read."""
@@ -209,16 +215,28 @@ def online_quantization(method: str) -> QuantizationConfig:
     return QuantizationConfig(method, (SchemeRule(("Linear",), scheme),), ignore, ignores_parts=True)
 
 
-def read_quantization(method: str, stored: Mapping[str, Any]) -> QuantizationConfig:
-    """From the contents of a `quantization_config` with this (lower-case) method. Never raises: what is not
-    understood makes the result `unreadable`."""
+def read_quantization(method: str, stored: Mapping[str, Any], num_layers: int = 1) -> QuantizationConfig:
+    """From the contents of a `quantization_config` with this (lower-case) method, of a model with so many
+    layers. Never raises: what is not understood makes the result `unreadable`."""
     read = _READERS.get(method)
     if read is None:
         return QuantizationConfig(method, unreadable=f"no runner reads weights of the method {method!r}")
     try:
-        return read(stored)
+        found = read(stored)
+        _check_work(found, num_layers)
     except _Unreadable as error:
         return QuantizationConfig(method, unreadable=str(error))
+    return found
+
+
+def _check_work(found: QuantizationConfig, num_layers: int) -> None:
+    """The scheme of each linear layer must be found in a bounded time."""
+    targets = [*found.ignore, *(target for rule in found.rules for target in rule.targets)]
+    names = num_layers * sum(map(len, _FUSED))
+    if found.library_scheme is None and names * (_LOOK_UP_STEPS + matching_steps(targets)) > MAX_STEPS:
+        raise _Unreadable(
+            f"its {len(targets)} names and patterns would take too long to match with {num_layers} layers"
+        )
 
 
 class _Unreadable(Exception):
@@ -434,7 +452,9 @@ def _gptq_targets(stored: Mapping[str, Any]) -> tuple[str, ...]:
     names = [name for part in listed for name in (part if isinstance(part, list) else [part])]
     if not all(isinstance(name, str) and name for name in names):
         raise _Unreadable(f"its field {field!r} is no list of names")
-    return tuple(f"re:.*{re.escape(name)}$" for name in names) or ("Linear",)
+    targets = tuple(f"re:.*{re.escape(name)}$" for name in names)
+    _check_patterns(targets)
+    return targets or ("Linear",)
 
 
 def _gptq_skipped(stored: Mapping[str, Any]) -> tuple[str, ...]:

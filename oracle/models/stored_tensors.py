@@ -10,18 +10,20 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.files import parse_json, read_prefix
-from dodona.oracle.models.weight_files import weight_files
+from dodona.oracle.files import open_regular, parse_json
+from dodona.oracle.models.weight_files import check_tensor_names, weight_files
 from dodona.oracle.printable import short
 
-MAX_HEADER_BYTES: Final = 100_000_000
-"""Largest header that the safetensors library reads."""
+MAX_HEADER_BYTES: Final = 64 << 20
+"""Of the headers of all files of a model. That of a file of 400,000 tensors has about 55 MB."""
+
+MAX_SIZES: Final = 64
+"""Most dimensions of a tensor, as in torch."""
 
 BITS: Final = MappingProxyType(
     {
@@ -36,8 +38,7 @@ FLOATS: Final = frozenset({"F32", "F16", "BF16", "F64"})
 """Types that are cast to the one that is computed in."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor as a header describes it."""
 
     dtype: str
@@ -56,61 +57,84 @@ def stored_tensors(directory: Path) -> Mapping[str, StoredTensor]:
     Raises ConfigError that names the file which is missing, cut off or damaged.
     """
     found: dict[str, StoredTensor] = {}
+    left = MAX_HEADER_BYTES
     for file in weight_files(directory):
-        found |= file_tensors(file)
+        header, size = _header(file, left)
+        left -= len(header)
+        found |= _tensors(file, header, size)
     return found
 
 
 def file_tensors(file: Path) -> Mapping[str, StoredTensor]:
     """Every tensor of one safetensors file. Raises ConfigError."""
-    try:
-        size = os.stat(file).st_size
-    except OSError as error:
-        raise _damaged(file, error.strerror or str(error)) from None
-    prefix = read_prefix(file, limit=7)
-    if len(prefix) < 8:
-        raise _damaged(file, "it has no header")
-    (length,) = struct.unpack("<Q", prefix)
-    if length > MAX_HEADER_BYTES or 8 + length > size:
-        raise _damaged(file, f"a header of {length} bytes in a file of {size} bytes")
-    raw = read_prefix(file, limit=7 + length)[8:]
+    return _tensors(file, *_header(file, MAX_HEADER_BYTES))
+
+
+def _header(file: Path, most: int) -> tuple[bytes, int]:
+    """A file's header of at most `most` bytes, and how many bytes follow it."""
+    with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise _damaged(file, "it has no header")
+        (length,) = struct.unpack("<Q", prefix)
+        if 8 + length > size:
+            raise _damaged(file, f"a header of {length} bytes in a file of {size} bytes")
+        if length > most:
+            raise _damaged(file, f"headers of more than {MAX_HEADER_BYTES} bytes")
+        return stream.read(length), size - 8 - length
+
+
+def _tensors(file: Path, raw: bytes, size: int) -> Mapping[str, StoredTensor]:
+    """The tensors of a header that `size` bytes follow."""
     try:
         header = parse_json(raw.decode("utf-8"), where=str(file))
-    except (UnicodeDecodeError, ConfigError):
-        raise _damaged(file, "its header is no JSON") from None
+    except (UnicodeDecodeError, ConfigError) as error:
+        raise _damaged(
+            file, f"its header is no JSON ({short(str(error).removeprefix(f'{file}:'))})"
+        ) from None
     if not isinstance(header, dict):
         raise _damaged(file, "its header is no JSON object")
-    places = {name: _place(file, name, item) for name, item in header.items() if name != "__metadata__"}
+    header.pop("__metadata__", None)
+    check_tensor_names(file, header)
+    found = {name: _tensor(file, name, item) for name, item in header.items()}
     end = 0
-    for name, (begin, finish, _) in sorted(places.items(), key=lambda item: item[1][:2]):
+    for begin, finish, name in sorted((*item["data_offsets"], name) for name, item in header.items()):
         if begin != end:
             raise _damaged(file, f"tensor {short(name)} is at byte {begin}, and the one before ends at {end}")
         end = finish
-    if 8 + length + end != size:
-        raise _damaged(file, f"its header describes {8 + length + end} bytes, and it has {size}")
-    return {name: tensor for name, (_, _, tensor) in places.items()}
+    if end != size:
+        raise _damaged(
+            file, f"its header describes {8 + len(raw) + end} bytes, and it has {8 + len(raw) + size}"
+        )
+    return found
 
 
-def _place(file: Path, name: str, item: Any) -> tuple[int, int, StoredTensor]:
-    """First byte, byte after the last, and the tensor."""
+def _tensor(file: Path, name: str, item: Any) -> StoredTensor:
+    """The tensor that an entry of a header describes."""
     fields: dict[str, Any] = item if isinstance(item, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _damaged(file, f"tensor {short(name)} has the unknown type {short(dtype)}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise _damaged(file, f"tensor {short(name)} has no shape and place")
+        raise _damaged(file, f"tensor {short(name)} has no shape of at most {MAX_SIZES} sizes, or no place")
     elements = 1
     for size in shape:
         elements *= size
-        if elements >= 1 << 64:  # a shape of many sizes would take hours to multiply
+        if elements >= 1 << 64:
             raise _damaged(file, f"tensor {short(name)} of shape {shape[:8]} has too many elements")
     if 8 * (offsets[1] - offsets[0]) != elements * BITS[dtype]:
         raise _damaged(file, f"tensor {short(name)} of shape {shape[:8]} has {offsets[1] - offsets[0]} bytes")
-    return offsets[0], offsets[1], StoredTensor(dtype, tuple(shape))
+    return StoredTensor(dtype, tuple(shape))
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
+    if not isinstance(value, list) or len(value) > MAX_SIZES:
+        return False
+    for size in value:  # noqa: SIM110 - a generator takes three times as long, for each of 10^5 tensors
+        if type(size) is not int or not 0 <= size < 1 << 63:
+            return False
+    return True
 
 
 def _damaged(file: Path, why: str) -> ConfigError:

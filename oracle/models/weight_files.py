@@ -13,6 +13,7 @@ from typing import Final
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import check_regular, read_json
+from dodona.oracle.printable import short
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
@@ -20,6 +21,11 @@ SUFFIX: Final = ".safetensors"
 
 MAX_INDEX_BYTES: Final = 64 << 20
 
+MAX_FILES: Final = 4_096
+"""Most files of one model."""
+
+MAX_TENSOR_NAME: Final = 1_024
+"""Most characters of a tensor's name: patterns of quantization settings are matched with it."""
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Of the files of a directory's weights; see `stamp_of`."""
@@ -33,7 +39,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     file is missing or is no regular file.
     """
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
-    if single.exists():
+    if is_there(single):
         check_regular(single, single.stat())
         return (single,)
     if not _exists(index):
@@ -42,7 +48,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
             "convert the weights, or set load_format='dummy' for random ones"
         )
     files = [directory / name for name in sorted(set(read_index(index).values()))]
-    lost = [file.name for file in files if not file.exists()]
+    lost = [file.name for file in files if not is_there(file)]
     if lost:
         raise ConfigError(f"{index}: names files that are not there: {_some(lost)}; fetch the model again")
     for file in files:
@@ -83,13 +89,38 @@ def read_index(index: Path) -> dict[str, str]:
     found = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{index}: expected an object with a `weight_map`; fetch the model again")
+    names: set[str] = set()
     for tensor, name in found.items():
+        if isinstance(name, str) and name in names:
+            continue
         if not isinstance(name, str) or not _is_bare(name):
             raise ConfigError(
                 f"{index}: weight_map: {tensor[:80]!r}: expected the bare name of a {SUFFIX} file, got "
                 f"{str(name)[:80]!r}; fetch the model again"
             )
+        names.add(name)
+        if len(names) > MAX_FILES:
+            raise ConfigError(f"{index}: weight_map: names more than {MAX_FILES} files; check the file")
+    check_tensor_names(index, found)
     return found
+
+
+def check_tensor_names(file: Path, names: Iterable[str]) -> None:
+    """Raise ConfigError for a tensor's name of more than `MAX_TENSOR_NAME` characters."""
+    longest = max(names, key=len, default="")
+    if len(longest) > MAX_TENSOR_NAME:
+        raise ConfigError(
+            f"{file}: the name of a tensor has {len(longest)} characters, more than {MAX_TENSOR_NAME}: "
+            f"{short(longest)}; fetch the model again"
+        )
+
+
+def is_there(file: Path) -> bool:
+    """Whether something has this name; nothing has one that no file can have."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def _is_bare(name: str) -> bool:
@@ -97,9 +128,9 @@ def _is_bare(name: str) -> bool:
 
 
 def _exists(file: Path) -> bool:
-    return file.exists() or file.is_symlink()
+    return is_there(file) or file.is_symlink()
 
 
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
-    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "")
+    return ", ".join(name[:80] for name in listed[:4]) + (", …" if len(listed) > 4 else "")

@@ -82,8 +82,7 @@ class WorkerProcess(WorkerHandle):
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        with contextlib.suppress(OSError):
-            self.connection.close()
+        self.close()
         if self._life is not None:
             os.close(self._life)
             self._life = None

@@ -128,8 +128,7 @@ class RayWorker(WorkerHandle):
         """See `WorkerHandle.end`."""
         import ray
 
-        with contextlib.suppress(OSError):
-            self.connection.close()
+        self.close()
         ended = Ending("ended", by_itself=True)
         if ray.is_initialized():  # nobody has shut it down, and with it the actor
             ended = self._ending(ray, patience_s)

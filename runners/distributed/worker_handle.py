@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from dodona.runners.distributed.messages import Answer
+from dodona.runners.distributed.outbox import Outbox
 
 LOG_LINES = 30
 """How many lines of a worker's output are kept for errors."""
@@ -35,14 +36,16 @@ class WorkerHandle(ABC):
         self.pid = pid
         self.connection = connection
         """For `multiprocessing.connection.wait`."""
+        self._outbox = Outbox(connection)
 
     def send(self, message: bytes) -> bool:
-        """Send a pickled message; False where the worker is gone."""
-        try:
-            self.connection.send_bytes(message)
-        except (OSError, ValueError):
-            return False
-        return True
+        """Send a pickled message, without waiting for the worker to read it; False where it is known to be
+        gone."""
+        return self._outbox.send(message)
+
+    def close(self) -> None:
+        """Let go of the connection, with what is unsent. Idempotent."""
+        self._outbox.close()
 
     def receive(self) -> Answer | None:
         """The next answer, waiting for it; None where the worker is gone."""

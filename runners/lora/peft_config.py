@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.files import read_json
-from dodona.oracle.models.patterns import pattern_fault
+from dodona.oracle.models.patterns import matching_steps, pattern_fault
 
 _REFUSED: Mapping[str, str] = {
     "use_dora": "DoRA scales the sum of weight and adapter",
@@ -51,6 +52,9 @@ _LAYER = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 """The first number among the parts of a module's name (PEFT's rule for layers_to_transform)."""
 
 _MAX_JSON = 1 << 20
+_MAX_NAMES = 10_000
+_MAX_STEPS = 300_000
+"""Of matching one module's name with all patterns of a field; see `matching_steps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,8 @@ class _Fields:
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
             raise self._error(name, "a list of module names", value)
+        if len(listed) > _MAX_NAMES:
+            raise self._error(name, f"at most {_MAX_NAMES} names", value)
         return tuple(listed)
 
     def layers(self) -> frozenset[int] | None:
@@ -205,7 +211,10 @@ class _Fields:
         value = self.raw.get(name) or {}
         if not isinstance(value, dict):
             raise self._error(name, "an object", value)
-        return [(self.expression(name, key), each) for key, each in value.items()]
+        found = [(self.expression(name, key), each) for key, each in value.items()]
+        if matching_steps(f"re:{_whole(key)}" for key in value) > _MAX_STEPS:
+            raise self._error(name, "fewer or shorter expressions, which take less time to match", value)
+        return found
 
     def expression(self, name: str, value: str) -> str:
         fault = pattern_fault(value)
@@ -227,6 +236,15 @@ def _named(names: tuple[str, ...], module: str) -> bool:
 def _matching(patterns: Mapping[str, Any], module: str) -> str:
     """The first pattern that matches the module's name or its end (PEFT's `get_pattern_key`)."""
     for key in patterns:
-        if re.match(rf"(.*\.)?({key})$", module):
+        if _expression(key).match(module):
             return key
     return module
+
+
+def _whole(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
+@functools.lru_cache(maxsize=4096)
+def _expression(key: str) -> re.Pattern[str]:
+    return re.compile(_whole(key))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
 
-from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.quantization import QuantizationConfig, WeightScheme
 from dodona.runners.quantization.experts import (
     ExpertPart,
@@ -50,8 +49,7 @@ def expect_stored(
     stored: the shapes of the checkpoint's tensors by name. experts: what the checkpoint calls the experts'
     weights, by the name of the module that has them. prefix: what comes before the names of `model`'s modules
     in the checkpoint and in `config`. dense: layers by name, with the prefix, that the checkpoint does not
-    quantize whatever `config` says. Raises ConfigError where a layer's shape doesn't suit its format, and
-    where experts of one layer have several schemes.
+    quantize whatever `config` says. Raises ConfigError where a layer's shape doesn't suit its format.
     """
     scalars = {name.rpartition(".")[2]: shape for name, shape in stored.items() if shape in ((), (1,))}
 
@@ -70,8 +68,11 @@ def expect_stored(
         if path not in experts:
             return None
         parts = separate_parts(stack)
-        scheme = experts_scheme(config, experts[path], parts["down"].weight.shape[0])
-        return None if scheme is None else QuantizedExperts(stack, parts, _in_experts(path, make, scheme))
+        schemes = expert_schemes(config, experts[path], parts["down"].weight.shape[0])
+        if not schemes:
+            return None
+        make_part = _in_experts(path, make, lambda index, part: schemes.get((index, part)))
+        return QuantizedExperts(stack, parts, make_part)
 
     _replace(model, config, make, make_experts, prefix=prefix, dense=dense)
 
@@ -95,7 +96,9 @@ def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
         scheme = config.scheme_of(path, type(stack).__name__) or config.scheme_of(f"{path}.0.up_proj")
         if scheme is None:
             return None
-        return QuantizedExperts(stack, stacked_parts(stack), _in_experts(path, make, scheme))
+        return QuantizedExperts(
+            stack, stacked_parts(stack), _in_experts(path, make, lambda index, part: scheme)
+        )
 
     _replace(model, config, make, make_experts)
 
@@ -103,6 +106,11 @@ def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
 def quantized_layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     """The quantized layers by module name, those of experts among them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+def rounds_inputs(model: torch.nn.Module) -> bool:
+    """Whether some quantized layer rounds its inputs now."""
+    return any(layer.round_input is not None for layer in quantized_layers(model).values())
 
 
 @contextmanager
@@ -123,6 +131,32 @@ def unrounded_inputs(model: torch.nn.Module) -> Iterator[None]:
             layer.round_input = kept
 
 
+def has_experts(model: torch.nn.Module) -> bool:
+    """Whether the model has experts of which a router chooses some for each token."""
+    return any(_is_experts(module) for module in model.modules())
+
+
+@contextmanager
+def without_experts(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, experts give zeros, quantized or not.
+
+    For comparisons as by `unrounded_inputs`: of a near tie between two experts, either may be chosen.
+    """
+
+    def zeros(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(output)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if _is_experts(module):
+                hooks.callback(module.register_forward_hook(zeros).remove)
+        yield
+
+
+def _is_experts(module: torch.nn.Module) -> bool:
+    return isinstance(module, QuantizedExperts) or is_expert_stack(module)
+
+
 def is_transposed_linear(module: torch.nn.Module) -> bool:
     """Whether a layer is transformers' `Conv1D`: a linear layer whose weight is [in, out]."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
@@ -136,35 +170,44 @@ def is_plain_linear(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     return type(module).forward is torch.nn.Linear.forward or type(module).__name__ in _EQUAL_CLASSES
 
 
-def experts_scheme(config: QuantizationConfig, names: ExpertNames, count: int) -> WeightScheme | None:
-    """The scheme of a layer's `count` experts; None where they are not quantized.
-
-    Raises ConfigError where they have several.
-    """
+def expert_schemes(
+    config: QuantizationConfig, names: ExpertNames, count: int
+) -> dict[tuple[int, ExpertPart], WeightScheme]:
+    """The schemes of a layer's `count` experts, by expert and part, without the parts that are not
+    quantized."""
     found = {
-        config.scheme_of(f"{names.prefix}.{index}.{name}")
+        (index, part): config.scheme_of(f"{names.prefix}.{index}.{name}")
         for index in range(count)
-        for name in names.names.values()
+        for part, name in names.names.items()
     }
-    if len(found) > 1:
-        raise ConfigError(
-            f"config.json's quantization_config gives the experts {names.prefix}.* several schemes; only one "
-            "for all experts of a layer is read"
-        )
-    return found.pop()
+    return {place: scheme for place, scheme in found.items() if scheme is not None}
 
 
 _Make = Callable[[str, torch.Tensor, torch.Tensor | None, WeightScheme], torch.nn.Module]
 """(module name, weight [out, in], bias, scheme) → the layer."""
 
 
-def _in_experts(path: str, make: _Make, scheme: WeightScheme) -> MakeExpert:
+def _in_experts(
+    path: str, make: _Make, scheme_of: Callable[[int, ExpertPart], WeightScheme | None]
+) -> MakeExpert:
     def make_part(
         index: int, part: ExpertPart, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.nn.Module:
+        scheme = scheme_of(index, part)
+        if scheme is None:
+            return _dense(weight, bias)
         return make(f"{path}.{index}.{part}", weight, bias, scheme)
 
     return make_part
+
+
+def _dense(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Linear:
+    outputs, inputs = weight.shape
+    linear = torch.nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    linear.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        linear.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return linear
 
 
 def _replace(

@@ -60,7 +60,7 @@ def choose(
             check = self_check(packed, max_model_len=max_model_len, pipeline=mesh.pipeline)
             return CheckedModel(packed, check)
         except UnsupportedConfiguration as error:
-            why_not_packed = _reason(error)
+            why_not_packed = reason(error)
     else:
         why_not_packed = f"its rotary frequencies change beyond {rope_changes_beyond} tokens"
     if need_packing:
@@ -78,7 +78,7 @@ def choose(
             )
             check = self_check_rows(rows, max_model_len=max_model_len)
         except UnsupportedConfiguration as error:
-            failures.append(_reason(error))
+            failures.append(reason(error))
             continue
         logger.warning("%s", consequence(rows, why_not_packed))
         return CheckedModel(rows, check, why_not_packed)
@@ -100,6 +100,6 @@ def consequence(model: RowModel, why_not_packed: str) -> str:
     )
 
 
-def _reason(error: UnsupportedConfiguration) -> str:
-    """The error's text without "runner v1 does not support …: "."""
+def reason(error: UnsupportedConfiguration) -> str:
+    """An error's text without "runner v1 does not support …: "."""
     return str(error).partition(": ")[2] or str(error)

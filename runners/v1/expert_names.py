@@ -15,7 +15,7 @@ from dodona.runners.quantization.experts import (
     is_expert_stack,
     separate_parts,
 )
-from dodona.runners.quantization.replacement import ExpertNames, experts_scheme
+from dodona.runners.quantization.replacement import ExpertNames, expert_schemes
 
 _STORED = re.compile(r"(.*experts)\.\d+\.([\w.]+)\.\w+")
 _PARTS: Mapping[str, tuple[ExpertPart, ...]] = {
@@ -93,7 +93,7 @@ def renamed_parts(
     prefixes: dict[tuple[ExpertPart, str], list[str]] = {}
     for path, names in experts.items():
         count = separate_parts(model.get_submodule(path))["down"].weight.shape[0]
-        if experts_scheme(config, names, count) is not None:
+        if expert_schemes(config, names, count):
             for part, leaf in names.names.items():
                 prefixes.setdefault((part, leaf), []).append(re.escape(names.prefix))
     return {

@@ -30,7 +30,7 @@ from dodona.runners.quantization.replacement import (
 from dodona.runners.safetensors_file import open_safetensors
 from dodona.runners.third_party import naming
 from dodona.runners.v1.expert_names import expert_names, lacking_expert_weights, renamed_parts
-from dodona.runners.v1.model_folder import without_adapter
+from dodona.runners.v1.model_folder import folder_for_transformers
 from dodona.runners.v1.model_making import making_a_model
 
 MAX_FILE_BYTES = 256 << 20
@@ -122,7 +122,7 @@ def _load_model(
                 prefix = _prefix_of_stored(plain, stored)
                 dense = _dense_heads(plain, weights)
                 loader = _class_of_stored(type(plain), quantization, stored, experts, prefix, dense)
-            with _no_progress_bar(), without_adapter(weights) as folder:
+            with _no_progress_bar(), folder_for_transformers(weights) as folder:
                 model, info = loader.from_pretrained(
                     folder,
                     config=config,

@@ -18,8 +18,8 @@ from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
 from dodona.oracle.systems.own.weights import check_weights
-from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
+from dodona.runners.drafting.lookup import WithDrafts
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
 from dodona.runners.drafting.weights import of_draft, overwrite, with_draft
 from dodona.runners.interface import (
@@ -54,6 +54,7 @@ from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
 from dodona.runners.v1.tensor_parallel import LinearShare, shard_model
+from dodona.runners.v1.trial import try_load
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -100,8 +101,9 @@ class V1Runner(WeightLife):
 
     @property
     def max_steps_in_flight(self) -> int:
-        """Two where steps run from state on the device: tokens needn't be read before the next step."""
-        return 1 if self._on_device is None else MAX_STEPS_IN_FLIGHT
+        """Two where steps run from state on the device: tokens needn't be read before the next step. With
+        drafts, one."""
+        return 1 if self._on_device is None else self._on_device.steps.max_steps_in_flight
 
     # --- Life
 
@@ -112,13 +114,7 @@ class V1Runner(WeightLife):
         model's steps can't be trusted; ConfigError where the weights are not those of config.json, or
         speculative_config can't be served (nothing is loaded then).
         """
-        machine = torch_environment(self.limits.device)
-        lacking = capabilities.check_supported(self.config, self.model_info, machine)
-        if {*lacking} - {"weights", "speculative-settings"}:
-            raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        check_speculation(self.config, self.model_info, machine)
-        check_weights(self.config, self.model_info, machine)
-        plan = self._plan_drafting()
+        plan = self._check()
         self._kv_connector = make_worker_connector(self.config)
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
@@ -144,7 +140,19 @@ class V1Runner(WeightLife):
         part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
         self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
-            self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora)
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
+
+    def try_load(self) -> None:
+        """The model, a pass over few tokens, what drafts, and room for adapters."""
+        plan = self._check()
+        directory = weights_directory(self.config, self.model_info, None)
+        try_load(
+            self._read_model(self._device, directory),
+            plan,
+            self.config,
+            self.limits,
+            need_packing=capabilities.need_packing(self.config),
+        )
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place, and those of the draft from where it was. KV computed before
@@ -300,7 +308,9 @@ class V1Runner(WeightLife):
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         if self._on_device is not None:
-            pending = self._on_device.steps.sample(grammar_output)
+            pending: PendingOutput = self._on_device.steps.sample(grammar_output)
+            if self._on_device.lookup is not None:
+                pending = WithDrafts(pending, self._on_device.lookup)
             return pending if self._transfers is None else WithTransfers(pending, self._transfers)
         executed, self._executed = self._executed, None
         if executed is None:
@@ -317,6 +327,16 @@ class V1Runner(WeightLife):
         self._require_ready().take(output)
 
     # --- Parts
+
+    def _check(self) -> DraftPlan | None:
+        """Raise what `load_model` refuses before it reads weights, and give what drafts."""
+        machine = torch_environment(self.limits.device)
+        lacking = capabilities.check_supported(self.config, self.model_info, machine)
+        if {*lacking} - {"weights", "speculative-settings"}:
+            raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        check_speculation(self.config, self.model_info, machine)
+        check_weights(self.config, self.model_info, machine)
+        return self._plan_drafting()
 
     def _plan_drafting(self) -> DraftPlan | None:
         machine = torch_environment(self.limits.device)

@@ -21,6 +21,7 @@ from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.kv_blocks import extended
+from dodona.runners.drafting.lookup import LookupDrafter, WithDrafts
 from dodona.runners.drafting.weights import with_draft
 from dodona.runners.interface import (
     GrammarOutput,
@@ -35,7 +36,6 @@ from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits
-from dodona.runners.v2.drafting.lookup import LookupDrafter, WithDrafts
 from dodona.runners.v2.loading.loaded import Loaded, load, reload
 from dodona.runners.v2.loading.model import weight_views
 from dodona.runners.v2.models.weights import quantized_tensors
@@ -90,6 +90,10 @@ class V2Runner(WeightLife):
     def ready(self) -> Ready:
         """What steps work with. Raises RuntimeError before `initialize_kv_cache`."""
         return self.steps.ready
+
+    def try_load(self) -> None:
+        """The model, and what drafts."""
+        load(self.config, self.model_info, self.limits, self._group)
 
     def load_model(self) -> None:
         """Read the weights onto the device.

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import results, side_by_side, throughput
+from benchmarks import results, side_by_side, tensor_parallel, throughput
 from benchmarks.engines import BenchmarkEngine, Setup, engine_class
 from benchmarks.engines.base import Timeline, timeline
 from benchmarks.models import read_config
 from benchmarks.roofline import Rates
+from benchmarks.turns import alternate
 from benchmarks.workloads import Ask, make_workload
 
 RATES = Rates(1e12, 1e12)
@@ -269,15 +269,61 @@ def test_processes_that_stay_alive_take_turns(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
-    def play(turns: int) -> bool:
+    def play(turns: int, *, sides: str = "ab", hangs: str = "", patience: float | None = None) -> bool:
         log.write_text("")
-        commands = {side: [sys.executable, "-c", program, side, str(turns), str(log)] for side in "ab"}
-        options = argparse.Namespace(workload=["nano256", "bs1"], latency=False)
-        return side_by_side._alternate(commands, {"a": environment, "b": environment}, options)
+        commands = {
+            side: [
+                *(sys.executable, "-c"),
+                "import time; time.sleep(600)" if side in hangs else program,
+                *(side, str(turns), str(log)),
+            ]
+            for side in sides
+        }
+        return alternate(commands, dict.fromkeys(sides, environment), [False, True], patience=patience)
 
     assert play(7)
     assert log.read_text() == "ababba" + "ababba" + "ab"
     assert not play(5)  # they end before their turns
+    assert not play(7, sides="axb", hangs="x", patience=3.0)  # the others run without the one that hangs
+    assert log.read_text() == "ababba" + "ababba" + "ab"
+
+
+def test_tensor_parallel_sizes_beside_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each engine has its GPUs and its ranks' share of the KV cache; ratios are of means."""
+    seen: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
+
+    def play(
+        commands: Mapping[str, Sequence[str]],
+        environments: Mapping[str, Mapping[str, str]],
+        streamed: Sequence[bool],
+        *,
+        patience: float | None,
+    ) -> bool:
+        assert (list(streamed), patience) == ([True], 5.0)
+        for (side, command), seconds in zip(commands.items(), (4.0, 2.0, 1.0, 3.0), strict=True):
+            seen[side] = command, environments[side]
+            runs = [{"seconds": seconds}, {"seconds": seconds}]
+            path = Path(command[command.index("--json") + 1])
+            results.write(path, results.THROUGHPUT, [a_record(runs=runs)])
+        return True
+
+    monkeypatch.setattr(tensor_parallel, "alternate", play)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setenv("PYTHONPATH", "src")
+    arguments = ["--vllm", "/opt/vllm", "--json-dir", str(tmp_path), "--kv-tokens", "1000", "--patience", "5"]
+    assert tensor_parallel.main([*arguments, "--", "--model", "qwen3-8b", "--workload", "bs1"]) == 0
+    devices = {side: environment["CUDA_VISIBLE_DEVICES"] for side, (_, environment) in seen.items()}
+    assert devices == {"tp1": "7", "tp2": "4,5", "tp4": "4,5,6,7", "vllm-tp2": "4,5"}
+    paths = {side: environment["PYTHONPATH"] for side, (_, environment) in seen.items()}
+    assert paths == {"tp1": "src", "tp2": "src", "tp4": "src", "vllm-tp2": "/opt/vllm:src"}
+    assert "kv_cache_memory_bytes=36864000" in seen["tp4"][0]  # 36 layers, 8 heads of 128, over 4 ranks
+    printed = capsys.readouterr().out
+    tokens = a_record()["workload"]["output_tokens"]
+    assert (
+        f"| bs1 | tp2 | {tokens / 2:,.0f} | {tokens / 2:,.0f}, {tokens / 2:,.0f} | 2.000 | 1.500 |" in printed
+    )
 
 
 def test_every_run_waits_for_its_turn() -> None:

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from checkpoints.quantize import quantize_checkpoint
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.select import select_runner
+from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from tests.distributed.test_v2_tensor_parallel import equal_on_ranks
 from tests.distributed.v2_ranks import on_ranks
@@ -133,3 +136,31 @@ def test_bfloat16(name, ranks, quantized):
     tolerance = 0.3 if rounds(name) else 0.1
     check(plain, prompts[:1], alone, tolerance=tolerance)
     check(plain, prompts, together, tolerance=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", ["w4a16", "fp8", "w8a8-int8"])
+def test_processes_on_several_gpus(name, ranks, quantized):
+    """Under the whole engine, with captured graphs and all launches between the ranks."""
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs")
+    path, prompts = quantized(name, BFLOAT16), prompts_of(40, 7, 23)
+    config = EngineConfig.from_flat(
+        str(path), dtype="float32", skip_tokenizer_init=True, max_model_len=128, max_num_seqs=4,
+        num_gpu_blocks_override=64, tensor_parallel_size=ranks,
+    )  # fmt: skip
+    verdict = select_runner(config)
+    assert verdict.runner == "v2"
+    params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=5, ignore_eos=True)
+    with LLM.from_verdict(verdict) as llm:
+        outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    found = [
+        (
+            list(output.outputs[0].token_ids),
+            [(tuple(each), [e.logprob for e in each.values()]) for each in output.outputs[0].logprobs],
+        )
+        for output in outputs
+    ]
+    tolerance = 5e-3 if rounds(name) else 1e-4
+    check(plain_model(path, ranks=ranks).to(DEVICE), prompts, found, tolerance=tolerance)

@@ -26,7 +26,7 @@ from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.runner import DistributedRunner
 from dodona.runners.distributed.workers import Launch, Workers
-from dodona.runners.errors import WorkerError
+from dodona.runners.errors import EngineSetupError, WorkerError
 from dodona.runners.limits import Limits
 from dodona.runners.v1.runner import V1Runner
 from tests.support.child_interpreter import child_environment
@@ -38,9 +38,11 @@ RANKS = (0, 1)
 
 
 @contextmanager
-def workers(count: int = 2, launch: Launch = worker_processes) -> Iterator[Workers]:
+def workers(
+    count: int = 2, launch: Launch = worker_processes, given_up: threading.Event | None = None
+) -> Iterator[Workers]:
     """Workers that import neither torch nor a model. Each is a rank to itself: they exchange nothing."""
-    started = Workers(count, launch=launch)
+    started = Workers(count, launch=launch, given_up=given_up)
     try:
         for rank in range(count):
             start = Start(
@@ -223,6 +225,53 @@ def test_a_worker_that_hangs_is_named_after_the_time_limit():
         error = fails(started, what="echo", limit=2.0)
     assert error.rank == 1
     assert "is stopped and gave no answer within 2 s to echo" in str(error)
+
+
+LARGE = bytes(4 << 20)
+"""More than a socket holds."""
+
+
+def test_large_messages_and_answers_do_not_wait_for_each_other():
+    """As adapters that go out while log-probabilities of a prompt come back."""
+    with workers(1) as started:
+        steps = [("step", number, LARGE) for number in range(3)]
+
+        def tell():
+            for step in steps:
+                started.tell(Execute(step, None))  # type: ignore[arg-type]
+                started.tell(Sample(None))
+
+        sender = threading.Thread(target=tell, daemon=True)
+        sender.start()
+        sender.join(LIMIT)
+        assert not sender.is_alive()
+        for step in steps:
+            assert started.answers([0], "execute_model", LIMIT) == [("sampled", step)]
+
+
+def test_a_worker_that_does_not_read_is_named_after_the_time_limit():
+    before = threading.active_count()
+    with workers() as started:
+        os.kill(pids(started)[1], signal.SIGSTOP)
+        for _ in range(2):
+            started.tell(Call("echo", (LARGE,), {"b": 1}))
+        error = fails(started, what="echo", limit=2.0)
+        assert threading.active_count() == before
+    assert error.rank == 1
+    assert "is stopped and gave no answer within 2 s to echo" in str(error)
+
+
+def test_a_start_that_is_given_up_ends_all_workers_at_once():
+    given_up = threading.Event()
+    with workers(given_up=given_up) as started:
+        processes = pids(started)
+        started.tell(Execute(("sleep", 60.0), None))  # type: ignore[arg-type]
+        started.tell(Call("echo", ("a",), {"b": 1}))
+        threading.Timer(0.5, given_up.set).start()
+        with pytest.raises(EngineSetupError, match="given up"):
+            started.answers(RANKS, "load_model", None)
+        assert all(map(gone, processes))
+        assert not started.store.parent.exists()
 
 
 def test_a_worker_that_computes_for_too_long_shows_where():

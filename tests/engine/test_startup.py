@@ -16,6 +16,7 @@ from dodona.oracle.select import select_runner
 from dodona.oracle.systems.books import load_rulebook
 from dodona.runners import build as build_module
 from dodona.runners.build import RUNNERS, build_runner
+from dodona.runners.errors import EngineSetupError
 from dodona.runners.limits import resolve_limits
 from dodona.runners.llm import LLM
 from dodona.runners.machine import torch_environment
@@ -149,3 +150,12 @@ def test_the_machine_of_a_runner_on_a_gpu(
     assert (environment.platform, environment.compute_capability) == (platform, capability)
     assert environment.device_count == (2 if there else None)
     assert environment.memory == (16 if there else None)
+
+
+def test_memory_that_weights_can_not_have_is_named() -> None:
+    class Large(FakeRunner):
+        def load_model(self) -> None:
+            raise MemoryError("Cannot allocate memory (os error 12)")
+
+    with pytest.raises(EngineSetupError, match=r"model's weights can't be allocated: MemoryError: Cannot"):
+        start(fake_verdict(build=Large), FAKE_MODEL)

@@ -42,6 +42,9 @@ def llama(tmp_path: Path) -> str:
 
 
 def run(*arguments: str, env: dict[str, str | None] | None = None) -> Any:
+    """Without a trial load, which tests/v1/test_trial_load.py is about."""
+    if arguments[0] == "select":
+        arguments = ("select", "--no-trial-load", *arguments[1:])
     result = CliRunner().invoke(app, list(arguments), env={"DODONA_USE_V2_MODEL_RUNNER": None, **(env or {})})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -275,7 +278,7 @@ def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_and_select_load_no_torch(llama: str) -> None:
-    for arguments in (["--help"], ["select", llama, "--json", "--load-format", "dummy"]):
+    for arguments in (["--help"], ["select", llama, "--json", "--load-format", "dummy", "--no-trial-load"]):
         done = fresh(*arguments)
         assert done.returncode == 0, done.stderr
         modules = set(done.stderr.splitlines()[-1].split())

@@ -29,7 +29,7 @@ def run(*arguments: str, **env: str) -> Any:
         "VLLM_USE_V2_MODEL_RUNNER": None,
         "DODONA_DECISION_LOG": None,
     }
-    result = CliRunner().invoke(app, ["select", *arguments], env={**clean, **env})
+    result = CliRunner().invoke(app, ["select", "--no-trial-load", *arguments], env={**clean, **env})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -188,3 +188,24 @@ def test_a_key_that_is_given_twice_in_a_large_object() -> None:
     text = json.dumps({str(number): 0 for number in range(50_000)})[:-1]
     with pytest.raises(ConfigError, match="the key '49999' is given twice"):
         parse_json(text + ', "49999": 1}', where="x")
+
+
+def test_an_index_names_a_bounded_number_of_files(tmp_path: Path) -> None:
+    path = index(tmp_path, {"weight_map": {f"{i}": f"{i}.safetensors" for i in range(4_097)}})
+    with pytest.raises(ConfigError, match="more than 4096 files"):
+        read_index(path)
+    path = index(tmp_path, {"weight_map": {"x" * 1_025: "a.safetensors"}})
+    with pytest.raises(ConfigError, match="1025 characters"):
+        read_index(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\ud800", "x" * 100_000])
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path: Path, name: str) -> None:
+    index(tmp_path, {"weight_map": {"a": f"{name}.safetensors"}})
+    with pytest.raises(ConfigError, match="names files that are not there"):
+        weight_files(tmp_path)
+
+
+def test_values_are_counted_before_they_are_made() -> None:
+    with pytest.raises(ConfigError, match="f: has more than 3000000 values"):
+        parse_json("[" + "0," * 3_000_000 + "0]", where="f")

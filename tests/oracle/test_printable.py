@@ -51,7 +51,7 @@ def test_nothing_hidden_is_left_and_the_rest_stays(text: str) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--explain"], ["--why-not", "v2"], ["--assume-gpu"], ["--json"]])
 def test_a_models_files_cant_steer_a_terminal(hostile: Path, arguments: list[str]) -> None:
-    done = CliRunner().invoke(app, ["select", str(hostile), *arguments])
+    done = CliRunner().invoke(app, ["select", str(hostile), "--no-trial-load", *arguments])
     assert done.exit_code in (0, 2, 3), done.output
     assert not HIDDEN.search(done.output.replace("\n", ""))
     assert done.exception is None or isinstance(done.exception, SystemExit)
@@ -61,7 +61,7 @@ def test_a_models_files_cant_steer_a_terminal(hostile: Path, arguments: list[str
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_streams_take_what_their_encoding_cant_hold(hostile: Path, encoding: str) -> None:
-    done = run(["select", str(hostile), "--explain"], encoding, subprocess.PIPE)
+    done = run(["select", str(hostile), "--explain", "--no-trial-load"], encoding, subprocess.PIPE)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode in (0, 2, 3)
 

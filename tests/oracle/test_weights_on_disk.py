@@ -176,13 +176,59 @@ def test_any_header_is_refused_or_accepted_as_by_the_library(
     assert found == library
 
 
-def test_a_shape_of_many_sizes_is_refused_before_they_are_multiplied(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    tensor = {"dtype": "U8", "shape": [2**62] * 1_000_000, "data_offsets": [0, 1]}
-    text = json.dumps({"a": tensor}).encode()
-    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(1))
-    with pytest.raises(ConfigError, match="too many elements"):
-        file_tensors(file)
+def written(file: Path, header: bytes) -> Path:
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    return file
+
+
+SHAPED = b'{"a":{"dtype":"U8","shape":[%b],"data_offsets":[0,1]}}'
+EMPTY = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (
+            b'{"a":{"dtype":"U8","shape":[' + b"9," * 1_000_000 + b'9],"data_offsets":[0,1]}}',
+            "at most 64 sizes",
+        ),
+        (
+            b'{"a":{"dtype":"U8","shape":[' + b"9," * 3_000_000 + b'9],"data_offsets":[0,1]}}',
+            "3000000 values",
+        ),
+        (SHAPED % b"4294967296,4294967296", "too many elements"),
+        (b'{"' + b"x" * 1_025 + b'":' + EMPTY + b"}", "name of a tensor has 1025 characters"),
+        (b'{"a":' + b"[" * 100_000, "no JSON"),
+        (b'{"a":' + b"9" * 10_000 + b"}", "no JSON"),
+    ],
+    ids=["sizes", "values", "elements", "name", "depth", "digits"],
+)
+def test_the_work_of_a_header_is_bounded(header: bytes, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=why):
+        file_tensors(written(tmp_path / "model.safetensors", header))
+
+
+def test_the_headers_of_all_files_are_bounded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = b'{"a":' + EMPTY + b"}"
+    for number in range(3):
+        written(tmp_path / f"{number}.safetensors", one)
+    places = {f"{number}": f"{number}.safetensors" for number in range(3)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert set(stored_tensors(tmp_path)) == {"a"}
+    monkeypatch.setattr("dodona.oracle.models.stored_tensors.MAX_HEADER_BYTES", 3 * len(one) - 1)
+    with pytest.raises(ConfigError, match=r"2.safetensors: .* headers of more than"):
+        stored_tensors(tmp_path)
+
+
+def test_a_fault_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = copy(CHECKPOINTS / "qwen3", tmp_path / "model"), []
+    DAMAGES["lying shape"](folder)
+    monkeypatch.setattr(weights, "stored_tensors", lambda path: read.append(path) or stored_tensors(path))
+    with pytest.raises(UnsupportedConfiguration, match=r"\[weights\]"):
+        select_runner(EngineConfig.from_flat(str(folder), device="cpu"))
+    assert read == [folder]
 
 
 def test_a_verdict_reads_headers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

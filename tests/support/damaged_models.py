@@ -385,16 +385,3 @@ DAMAGES: Mapping[str, Callable[[Path], None]] = {
     "hf_quant_config": _text("hf_quant_config.json", "{}"),
 }  # fmt: skip
 """By name, what is changed in a copy of a model folder. Some of it makes no difference to an engine."""
-
-INNER_DAMAGES = frozenset(
-    {
-        "lost projection", "lost norm", "lost embedding", "lost head", "reshaped", "whole numbers",
-        *_CONFIGS,
-    }
-)  # fmt: skip
-"""Of one tensor, or of one value of config.json."""
-
-FOUND_LATE = frozenset(
-    {"odd heads", "odd kv heads", "two types", "attention of flash", "no such tokenizer class"}
-)
-"""What the rules permit although a start may refuse it."""

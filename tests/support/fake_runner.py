@@ -265,6 +265,9 @@ class FakeRunner(Runner):
     def load_model(self) -> None:
         self._note("load_model")
 
+    def try_load(self) -> None:
+        self._note("try_load")
+
     def reload_weights(self, path: Any = None) -> None:
         self._note("reload_weights")
         self._change_weights()

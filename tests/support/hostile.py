@@ -1,13 +1,17 @@
 """A corpus of hostile and unlucky checkpoints, requests and command lines, and what becomes of each.
 
     python -m tests.support.hostile        # a table of kind and outcome
+    python -m tests.support.hostile --processes 12 --seconds 5 --kind "draft model" --kind quantization
 
-Each case runs in a process of its own, forked from one that has imported everything, with limits of time and
+A case with a bad outcome is printed at once, the table at the end. Each case runs
+in a process of its own, forked from one that has imported everything, with limits of time and
 memory. "answered" and "named error" are good outcomes; "traceback", "hang" and "memory" are not.
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
 import os
 import resource
 import signal
@@ -15,13 +19,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.support import hostile_parts as parts
 from tests.support import hostile_settings as settings
+from tests.support import hostile_weights as weights
 from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TEXTS, command, folder
 
 MAX_SECONDS = 30
@@ -109,6 +115,8 @@ PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
     "several devices": settings.devices,
     "draft folder": settings.draft_folders,
     "layers of an adapter": settings.layers_of_adapters,
+    "header of weights": weights.headers,
+    "index of weights": weights.indices,
 }
 
 COMMANDS: dict[str, list[str]] = {
@@ -217,8 +225,8 @@ def prepare() -> None:
     command(["upgrade", "--from", "vllm/0.24.0", "--to", "vllm/0.33.0", "--json", str(ROOT / "README.md")])
 
 
-def outcome(case: Case) -> str:
-    """What becomes of a case, in a child process."""
+def outcome(case: Case, seconds: float = MAX_SECONDS) -> str:
+    """What becomes of a case, in a child process that has this time."""
     with tempfile.TemporaryDirectory() as scratch:
         reading, writing = os.pipe()
         child = os.fork()
@@ -226,7 +234,7 @@ def outcome(case: Case) -> str:
             os.close(reading)
             os._exit(_in_child(case, Path(scratch), writing))
         os.close(writing)
-        status, end = None, time.monotonic() + MAX_SECONDS
+        status, end = None, time.monotonic() + seconds
         while status is None and time.monotonic() < end:
             done, code = os.waitpid(child, os.WNOHANG)
             status = code if done else None
@@ -261,21 +269,54 @@ def _in_child(case: Case, scratch: Path, writing: int) -> int:
     return 0
 
 
-def main() -> int:
+def _timed_outcome(index: int, seconds: float) -> tuple[str, float]:
+    begin = time.monotonic()
+    return outcome(_CASES[index], seconds), time.monotonic() - begin
+
+
+_CASES: list[Case] = []
+"""What processes that were forked from this one choose from."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 where an outcome is not good."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kind", action="append", help="a kind of cases; default: all")
+    parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="a case's time")
+    parser.add_argument("--processes", type=int, default=1)
+    given = parser.parse_args(arguments)
     prepare()
+    _CASES.extend(case for case in corpus() if given.kind is None or case.kind in given.kind)
+    # The first to load a model in a new machine waits for its files.
+    outcome(Case("", "", lambda path: generate({})), 60)
     counts: Counter[tuple[str, str]] = Counter()
-    bad = []
-    for case in corpus():
-        found = outcome(case)
-        counts[case.kind, found.split(":")[0]] += 1
-        if found not in GOOD:
-            bad.append(f"{case.kind}, {case.name}: {found}")
+    times, bad = [], 0
+    pool = ProcessPoolExecutor(given.processes, multiprocessing.get_context("fork"))
+    # Cases of a kind take similar time, and are next to each other.
+    order = [i for first in range(50) for i in range(first, len(_CASES), 50)]
+    try:
+        waiting = {pool.submit(_timed_outcome, index, given.seconds): _CASES[index] for index in order}
+        for done in as_completed(waiting):
+            case, (found, taken) = waiting[done], done.result()
+            counts[case.kind, found.split(":")[0]] += 1
+            times.append((taken, f"{case.kind}, {case.name}"))
+            if found not in GOOD:
+                bad += 1
+                print(f"BAD {case.kind}, {case.name}: {found}", flush=True)
+            if len(times) % 500 == 0:
+                print(f"{len(times)} of {len(order)} cases", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted")
+    pool.shutdown(wait=False, cancel_futures=True)
     print("| kind | outcome | cases |\n| --- | --- | --- |")
     for (kind, found), count in sorted(counts.items()):
         print(f"| {kind} | {found} | {count} |")
-    print(*bad, sep="\n")
-    return int(bool(bad))
+    print(f"{len(times)} of {len(order)} cases; the slowest:")
+    for taken, name in sorted(times, reverse=True)[:20]:
+        print(f"{taken:6.1f} s  {name}")
+    return int(bad > 0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Whether what the rules permit starts: random configurations over the flat arguments, each tried on a CPU.
+"""Whether what `dodona select` permits starts: random configurations over the flat arguments, each tried on a
+CPU.
 
     python -m tests.support.permitted --examples 400 --seed 7
 
-prints each configuration that the rules permit and that then does not start; the exit status is 1 if there
-are any.
+prints each configuration that rules and trial load permit and that then does not start, and each that the
+trial load refuses although it starts; the exit status is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING
 
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
-from dodona.oracle.models.expected_tensors import DENSE
+from dodona.oracle.decide.verdict import Verdict
+from dodona.oracle.errors import ConfigError, DodonaError, UnsupportedConfiguration
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.own.memory import PLAIN_KV
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.trial_load import try_load, why_untried
 from tests.support import damaged_models, pooling_table
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import FAMILIES, TinyModels
@@ -91,6 +95,9 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
         "data_parallel_rank": [0],
         "distributed_executor_backend": ["uni", "external_launcher"],
     }  # fmt: skip
+    if not _is_counted(Path(flat["model"])):
+        # What KV blocks and inner states of other types take, only the start measures.
+        del small["kv_cache_memory_bytes"], small["gpu_memory_utilization"]
     for name in random_names(choose, list(small), 12 if looks_at_files else 3):
         value = some(small[name])
         if value is not None:
@@ -114,6 +121,14 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
     return flat
 
 
+def _is_counted(model: Path) -> bool:
+    """Whether the rule on memory knows the KV blocks of a model's type."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        raw = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        return raw.get("model_type") in PLAIN_KV
+    return False
+
+
 def random_names(choose: Choose, names: list[str], one_in: int) -> list[str]:
     """Some of the names, in their order."""
     return [name for name in names if choose(range(one_in)) == 0]
@@ -121,21 +136,13 @@ def random_names(choose: Choose, names: list[str], one_in: int) -> list[str]:
 
 def _damaged(choose: Choose, source: Path, folder: Path) -> str:
     """A copy of a model folder with one or two kinds of damage, which its name tells."""
-    possible = [kind for kind in damaged_models.DAMAGES if kind not in damaged_models.FOUND_LATE]
-    if not _is_looked_through(source):
-        possible = [kind for kind in possible if kind not in damaged_models.INNER_DAMAGES]
-    kinds = [choose(possible) for _ in range(choose([1, 1, 1, 2]))]
+    kinds = [choose(list(damaged_models.DAMAGES)) for _ in range(choose([1, 1, 1, 2]))]
     copy = damaged_models.copy(source, folder / f"{source.name}, {', '.join(kinds)}")
     for kind in sorted(kinds, key="pipe".__eq__):  # who reads a pipe waits
-        with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no room for another
+        no_room = (OSError, ValueError, KeyError, StopIteration, SafetensorError)  # for another damage
+        with contextlib.suppress(*no_room):
             damaged_models.DAMAGES[kind](copy)
     return str(copy)
-
-
-def _is_looked_through(source: Path) -> bool:
-    """Whether the rules know each tensor and value of a model of its type; of others they know the layers."""
-    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    return raw.get("model_type") in DENSE and source.name not in HEADS
 
 
 def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict[str, Any]:
@@ -200,11 +207,26 @@ def installed_families() -> list[str]:
 
 
 def attempt(flat: Mapping[str, Any]) -> Tried:
-    """Start an engine where the rules permit a configuration, and let it answer a prompt of two tokens."""
+    """Start an engine where rules and trial load permit a configuration, and let it answer a prompt of two
+    tokens."""
     try:
         verdict = select_runner(EngineConfig.from_flat(**flat))
     except (ConfigError, UnsupportedConfiguration) as error:
         return Tried(flat, "refused", str(error))
+    try:
+        if why_untried(verdict) is None:
+            try_load(verdict)
+    except DodonaError as error:
+        started = _start(flat, verdict)
+        if started.outcome == "runs":
+            return Tried(flat, f"false alarm: {error}")
+        return Tried(flat, "refused", f"trial load: {error}; the start: {started.outcome}")
+    except Exception as error:
+        return Tried(flat, f"trial load raises {type(error).__name__}: {error}")
+    return _start(flat, verdict)
+
+
+def _start(flat: Mapping[str, Any], verdict: Verdict) -> Tried:
     try:
         with LLM.from_verdict(verdict) as llm:
             prompt = [{"prompt_token_ids": [5, 6][: max(1, llm.max_model_len - 1)]}]

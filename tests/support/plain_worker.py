@@ -44,7 +44,8 @@ class PlainRunner:
         return lambda: None
 
     def execute_model(self, step: Any) -> None:
-        what, argument = self.step = step
+        self.step = step
+        what, argument, *_ = step
         if what == "raise":
             print("about to raise", flush=True)
             raise RuntimeError(argument)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,9 +131,21 @@ def _params(rng: random.Random, vocab: int, sizes: Sizes) -> SamplingParams:
     )
 
 
+@contextmanager
+def _engine_waits(llm: LLM) -> Iterator[None]:
+    """No step inside. Else a fast engine ends requests before the next ones come, and preempts none."""
+    go_on = threading.Event()
+    llm._client._engine.post(lambda runner, scheduler: go_on.wait())
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
 def run_together(llm: LLM, todo: Sequence[Plan]) -> list[tuple[list[Progress], RequestOutput | None]]:
     """Stream all requests at once; per request, its sequences and its last piece."""
-    streams = [llm.stream({"prompt_token_ids": plan.prompt}, plan.params) for plan in todo]
+    with _engine_waits(llm):
+        streams = [llm.stream({"prompt_token_ids": plan.prompt}, plan.params) for plan in todo]
     results: list[tuple[list[Progress], RequestOutput | None]] = [
         ([Progress() for _ in range(plan.params.n)], None) for plan in todo
     ]

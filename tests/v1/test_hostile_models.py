@@ -11,6 +11,7 @@ import pytest
 
 from dodona import LLM, SamplingParams
 from dodona.oracle.errors import DodonaError
+from dodona.oracle.models.stored_tensors import stored_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 QWEN3 = ROOT / "checkpoints/qwen3"
@@ -90,6 +91,16 @@ def test_an_index_leads_nowhere_else(tmp_path: Path, shard: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DodonaError, match="bare name"):
         LLM(folder, max_model_len=64, num_gpu_blocks_override=16, device="cpu")
+
+
+@pytest.mark.parametrize("more", [{}, {"metadata": []}, {"metadata": None}], ids=str)
+def test_an_index_needs_no_metadata(tmp_path: Path, more: dict[str, object]) -> None:
+    folder = model(tmp_path)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = {"weight_map": dict.fromkeys(stored_tensors(QWEN3), "a.safetensors"), **more}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with LLM(folder, max_model_len=64, num_gpu_blocks_override=16, device="cpu") as llm:
+        assert llm.generate("What is 1 + 1?", SamplingParams(temperature=0.0))[0].outputs[0].text == " 2"
 
 
 def test_config_json_names_no_other_weights(tmp_path: Path) -> None:

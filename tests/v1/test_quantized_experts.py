@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from checkpoints.quantize import quantize_checkpoint
-from dodona.oracle.errors import ConfigError, UnsupportedConfiguration
+from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models import quantized_experts
-from dodona.oracle.models.quantization import read_quantization
 from dodona.oracle.select import select_runner
 from dodona.runners.quantization.experts import QuantizedExperts
 from dodona.runners.quantization.mxfp4 import quantize_mxfp4
-from dodona.runners.quantization.replacement import ExpertNames, experts_scheme, quantized_layers
+from dodona.runners.quantization.replacement import quantized_layers
 from dodona.runners.v1.self_check import TOLERANCE
 from tests.support import quantized_experts_table
 from tests.support.equal_tokens import EqualTokens
-from tests.support.quantized_reference import plain_model
+from tests.support.quantized_reference import dense_weight, plain_model
 from tests.support.tiny_models import VOCAB_SIZE
 from tests.v1.driver import Driver, make_runner
 
@@ -191,13 +191,45 @@ def test_types_whose_experts_are_not_read_are_refused(tiny_models, tmp_path):
             make_runner(path)
 
 
-def test_experts_of_several_schemes_are_an_error():
-    said = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "lm_head": False}
-    config = read_quantization("awq", {"bits": 4, "modules_to_not_convert": ["experts.1"]})
-    names = ExpertNames("model.layers.0.mlp.experts", {"up": "up_proj", "down": "down_proj"})
-    with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.experts\.\* several schemes"):
-        experts_scheme(config, names, 2)
-    assert experts_scheme(read_quantization("gptq", said), names, 2) is not None
+def test_experts_of_a_layer_have_several_schemes_or_none(tiny_models, prompts, tmp_path):
+    """Down projections in 8 bits, the others in 4, one expert and one projection as they are."""
+    source = tiny_models.path("qwen3-moe", **SIZES)
+    path, plain = tmp_path / "mixed", tmp_path / "plain"
+    dense, configs, stored = load_file(source / "model.safetensors"), {}, {}
+    for name in ("w4a16", "w8a16"):
+        quantize_checkpoint(source, tmp_path / name, name)
+        configs[name] = json.loads((tmp_path / name / "config.json").read_text())
+        stored[name] = load_file(tmp_path / name / "model.safetensors")
+    narrow, wide = (configs[name]["quantization_config"] for name in ("w4a16", "w8a16"))
+    made, values = {}, {}
+    for layer in {name.removesuffix("weight") for name in dense}:
+        form = "w8a16" if layer.endswith("down_proj.") else "w4a16"
+        tensors = {n.removeprefix(layer): t for n, t in stored[form].items() if n.startswith(layer)}
+        if ".experts.0." in layer or ".experts.2.up_proj." in layer or "weight" in tensors:
+            made[f"{layer}weight"] = values[f"{layer}weight"] = dense[f"{layer}weight"]
+        else:
+            made |= {layer + part: tensor for part, tensor in tensors.items()}
+            values[f"{layer}weight"] = dense_weight(configs[form]["quantization_config"], tensors)
+    group = {**wide["config_groups"]["group_0"], "targets": [r"re:.*experts\.\d+\.down_proj"]}
+    narrow["config_groups"]["group_1"] = group
+    narrow["ignore"] += [r"re:.*experts\.0\..*", r"re:.*experts\.2\.up_proj"]
+    for folder, tensors, config in (
+        (path, made, configs["w4a16"]),
+        (plain, values, json.loads((source / "config.json").read_text())),
+    ):
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config))
+    reference = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
+    reference.generation_config.eos_token_id = None
+    runner = compare(path, reference, prompts)
+    found = {n: m for n, m in modules(runner) if ".experts." in n and isinstance(m, torch.nn.Linear)}
+    assert {name.partition(".experts.")[2] for name in found} == {"0.gating", "0.up", "0.down", "2.up"}
+    before = [job.output for job in Driver(runner).generate(prompts, [6] * len(prompts))]
+    for linear in found.values():
+        linear.weight.data.zero_()
+    runner.reload_weights()
+    assert [job.output for job in Driver(runner).generate(prompts, [6] * len(prompts))] == before
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,23 @@ def weights_of(
     return WeightsOnDisk(directory, stamp_of(directory))
 
 
-@functools.lru_cache(maxsize=8)
 def tensors_of(weights: WeightsOnDisk) -> Mapping[str, StoredTensor]:
     """Every tensor of the directory by name; its headers are read once for all facts of a verdict.
 
     Raises ConfigError that names the file which is missing, cut off or damaged.
     """
-    return stored_tensors(weights.directory)
+    found = _tensors_or_fault(weights)
+    if isinstance(found, str):
+        raise ConfigError(found)
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _tensors_or_fault(weights: WeightsOnDisk) -> Mapping[str, StoredTensor] | str:
+    try:
+        return stored_tensors(weights.directory)
+    except ConfigError as error:
+        return str(error)
 
 
 @functools.lru_cache(maxsize=256)

@@ -24,6 +24,7 @@ from dodona.runners.v1.self_check import configured_windows, tolerance_of
 logger = logging.getLogger("dodona.engine")
 
 _LONGEST_PROMPT = 320
+_FEW_TOKENS = 4
 _SEED = 0x0D0D0A
 
 
@@ -53,24 +54,42 @@ def choose(
         return _choose(module, max_model_len, rope_changes_beyond)
 
 
+def try_prompt(module: torch.nn.Module) -> torch.Tensor:
+    """The module's output of a few tokens, with each attention that `choose` may take.
+
+    Raises UnsupportedConfiguration where it can't compute them.
+    """
+    alone = TransformersPoolingModel(module, pads=False)
+    prompt = [TokenSequence([min(1, alone.vocab_size - 1)] * _FEW_TOKENS)]
+    for implementation in dict.fromkeys((_implementation(module), PLAIN_ATTENTION)):
+        output = _outputs(alone, implementation, prompt)[0]
+    return output
+
+
+def _outputs(
+    model: TransformersPoolingModel, implementation: str, prompts: list[TokenSequence]
+) -> list[torch.Tensor]:
+    """The output of each prompt alone, with an implementation of attention."""
+    set_attention(model.module, implementation)
+    try:
+        return [model.compute([prompt])[0] for prompt in prompts]
+    except Exception as error:
+        raise _refusal(model, f"it does not compute a prompt: {first_line(error)}") from error
+
+
 def _choose(
     module: torch.nn.Module, max_model_len: int, rope_changes_beyond: int | None
 ) -> CheckedPoolingModel:
     alone = TransformersPoolingModel(module, pads=False)
     chosen = _implementation(module)
     prompts = _prompts(alone, max_model_len)
-    try:
-        set_attention(module, PLAIN_ATTENTION)
-        plain = [alone.compute([prompt])[0] for prompt in prompts]
-        tolerance = tolerance_of(module, alone.dtype)
-        # SDPA does not compute all that a model asks of it: Doge's on transformers 5.17 leaves out a mask.
-        for implementation in dict.fromkeys((chosen, PLAIN_ATTENTION)):
-            set_attention(module, implementation)
-            found = _largest(plain, [alone.compute([prompt])[0] for prompt in prompts])
-            if found <= tolerance:
-                break
-    except Exception as error:
-        raise _refusal(alone, f"it does not compute a prompt: {first_line(error)}") from error
+    plain = _outputs(alone, PLAIN_ATTENTION, prompts)
+    tolerance = tolerance_of(module, alone.dtype)
+    # SDPA does not compute all that a model asks of it: Doge's on transformers 5.17 leaves out a mask.
+    for implementation in dict.fromkeys((chosen, PLAIN_ATTENTION)):
+        found = _largest(plain, _outputs(alone, implementation, prompts))
+        if found <= tolerance:
+            break
     if not found <= tolerance:
         raise _refusal(alone, f"it differs from itself by {found:.2g} (limit {tolerance:g})")
     batched = TransformersPoolingModel(module, pads=True)

@@ -19,7 +19,7 @@ from dodona.runners.pooling.sequence import TokenSequence
 from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.lora import LoRALayers
-from dodona.runners.v1.pooling.choice import choose
+from dodona.runners.v1.pooling.choice import choose, try_prompt
 from dodona.runners.v1.pooling.chunks import ChunkedPrompt, check_chunks
 from dodona.runners.v1.pooling.lora import layers_of_batches
 from dodona.runners.v1.pooling.model import AUTO_CLASSES, TransformersPoolingModel
@@ -32,17 +32,20 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
 
     name = "v1"
 
+    def try_load(self) -> None:
+        """The model, a pass over few tokens, and the files of pooling."""
+        module = self._checked_model()
+        output = try_prompt(module)
+        self._read_pooler(output.shape[-1])
+        if self.config.lora_config is not None:
+            model = TransformersPoolingModel(module, pads=False)
+            LoRALayers(module, self.config.lora_config, layers=layers_of_batches(model))
+
     def _load(self) -> TransformersPoolingModel:
         """Read the weights and choose how prompts are batched; see `choice.choose`."""
-        machine = torch_environment(self.limits.device)
-        lacking = capabilities.check_supported(self.config, self.model_info, machine)
-        if {*lacking} - {"weights"}:
-            raise UnsupportedConfiguration.lacking(self.name, *lacking)
-        check_weights(self.config, self.model_info, machine)
-        directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         model = choose(
-            self._read_model(self._device, directory),
+            self._checked_model(),
             max_model_len=self.limits.max_model_len,
             rope_changes_beyond=self.model_info.rope_fixed_length if outgrows else None,
         ).model
@@ -61,6 +64,15 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
         return lora.targets
 
     # --- Parts
+
+    def _checked_model(self) -> torch.nn.Module:
+        """The model on the device, once nothing is known to be against it."""
+        machine = torch_environment(self.limits.device)
+        lacking = capabilities.check_supported(self.config, self.model_info, machine)
+        if {*lacking} - {"weights"}:
+            raise UnsupportedConfiguration.lacking(self.name, *lacking)
+        check_weights(self.config, self.model_info, machine)
+        return self._read_model(self._device, weights_directory(self.config, self.model_info, None))
 
     def _replace_weights(self, directory: Path | None) -> None:
         fresh = self._read_model(torch.device("cpu") if directory else self._device, directory)

@@ -25,6 +25,11 @@ class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
         model = load_pooling(self.config, self.model_info, self.limits, self._settings)
         return DensePoolingModel(model, self.limits)
 
+    def try_load(self) -> None:
+        """The model, and the files of pooling."""
+        spec = load_pooling(self.config, self.model_info, self.limits, self._settings).spec
+        self._read_pooler(spec.hidden_size if spec.score is None else spec.score.num_labels)
+
     # --- Parts
 
     def _replace_weights(self, directory: Path | None) -> None:

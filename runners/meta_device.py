@@ -1,0 +1,112 @@
+"""Torch without the values of weights: inside `on_meta`, code that loads a model runs as it is, and its
+weights and activations have shapes and types only. They take no memory, and nothing reads or computes them.
+
+They are tensors of torch's device "meta". Small tensors of integers (token ids, positions, tables) keep their
+values, whatever device the code puts them on: code looks into these to find its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_any, tree_map_only
+
+META: Final = torch.device("meta")
+_HOST: Final = torch.device("cpu")
+
+MOST_KEPT: Final = 1 << 20
+"""Elements of the largest tensor that keeps its values."""
+
+_MAKERS = frozenset(
+    {
+        torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye, torch.rand,
+        torch.randn, torch.randint, torch.randperm, torch.tensor, torch.empty_strided, torch.scalar_tensor,
+    }
+)  # fmt: skip
+_GROUPED_PRODUCTS = ("grouped_mm", "_grouped_mm")
+
+
+class NeedsValues(BaseException):
+    """What runs inside `on_meta` asks for the value of a weight or an activation.
+
+    No Exception: code that names what a model's code raises must not take this for one of its errors.
+    """
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Inside, no weight has values, whatever device it is put on. Of this thread only.
+
+    Raises NeedsValues where a value is asked for.
+    """
+    with _OnMeta():
+        yield
+
+
+class _OnMeta(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return _call(func, args, dict(kwargs or {}))
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            if "meta" not in str(error).lower():
+                raise
+            raise NeedsValues(str(error).partition("\n")[0]) from error
+
+
+def _call(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    if func in _MAKERS:
+        return _make(func, args, given)
+    if func in (torch.Tensor.cpu, torch.Tensor.cuda):
+        func, args, given = torch.Tensor.to, (args[0], _HOST), {}
+    if func is not torch.equal and tree_any(_is_without_values, (args, given)):
+        args, given = tree_map_only(torch.Tensor, _without_values, (args, given))
+    device = _device_beside(args)
+    if given.get("device") is not None:
+        given["device"] = device
+    if func is torch.Tensor.to:
+        args = (args[0], *(device if isinstance(arg, (str, torch.device)) else arg for arg in args[1:]))
+    if getattr(func, "__name__", "") in _GROUPED_PRODUCTS:
+        return _grouped_product(func, args, given)
+    return func(*args, **given)
+
+
+def _make(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    """A new tensor. One of numbers that is asked for on a device is a weight or an activation."""
+    asked = given.pop("device", None) is not None
+    given.pop("pin_memory", None)
+    if given.get("generator") is not None or tree_any(_is_tensor, args):
+        return func(*args, **given)
+    planned = func(*args, **given, device=META)
+    if planned.numel() > MOST_KEPT or (asked and planned.is_floating_point()):
+        return planned
+    return func(*args, **given, device=_HOST)
+
+
+def _device_beside(args: tuple[Any, ...]) -> torch.device:
+    """The device of what is made from these arguments, where one is asked for."""
+    source = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
+    return META if source is not None and (source.is_meta or source.is_floating_point()) else _HOST
+
+
+def _grouped_product(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    """The product on "meta", where torch has it of bfloat16 only."""
+    halves = [a.bfloat16() if _is_tensor(a) and a.is_floating_point() else a for a in args]
+    return func(*halves, **given).to(args[0].dtype)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _is_without_values(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_meta or value.numel() > MOST_KEPT)
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_meta else tensor.to(META)
