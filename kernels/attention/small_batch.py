@@ -19,7 +19,7 @@ where `MEMBERS` is the group's size rounded up to a power of two.
 # ruff: noqa: RUF005 - kernels can't unpack tuples
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -36,6 +36,8 @@ from dodona.kernels.dependent_launch import (
 
 LARGEST_GROUP = 8
 """Most query heads per KV head."""
+DRAFT_SPLITS = 8
+"""Most splits of the keys of an entry of several of one row."""
 MAX_SMALL_BATCH = 2
 """Most sequences that this kernel is the fastest for; with more, that of `stream` is."""
 
@@ -49,6 +51,8 @@ class SmallBatchTiles:
     num_splits: int
     sharers: int = 1
     """Programs that share the query heads of a KV head, a divisor of their number; at most 4."""
+    max_registers: int | None = None
+    """Of a thread; None for as many as the compiler wants."""
 
 
 @triton.jit
@@ -200,6 +204,7 @@ def _small_batch_attention_kernel(
     block_table,
     rows,
     seq_lens,
+    offsets,
     positions,
     slots,
     cos_sin,
@@ -219,6 +224,7 @@ def _small_batch_attention_kernel(
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     LEAVE_PARTS: tl.constexpr,
     SHARERS: tl.constexpr,
@@ -245,7 +251,11 @@ def _small_batch_attention_kernel(
     known_len = tl.load(seq_lens + sequence)
     slot = tl.load(slots + sequence)
     rope_position = tl.load(positions + sequence).to(tl.int64)
-    start, end, tiles_per_split, active = split_keys(row, known_len, 0, WINDOW, BLOCK_N, MAX_SPLITS)
+    # Entries of the same row before this one, whose keys and values are in the qkv projection, too.
+    before = 0
+    if HAS_OFFSETS:
+        before = tl.load(offsets + sequence)
+    start, end, tiles_per_split, active = split_keys(row, known_len, before, WINDOW, BLOCK_N, MAX_SPLITS)
     # A sequence's first split always goes on, so the kernel as a whole waits for its inputs.
     if split >= active:
         return
@@ -272,6 +282,13 @@ def _small_batch_attention_kernel(
     sin = tl.load(angles + HALF + dim % HALF)
     sin = tl.where(dim < HALF, -sin, sin)
     q_cos, q_sin, k_cos, k_sin = cos, sin, cos, sin
+    # Lane row i has the i-th new key.
+    behind = tl.maximum(before - lane_row, 0)[:, None]
+    if HAS_OFFSETS:
+        angles += (0 - behind) * HEAD_SIZE
+        k_cos = tl.load(angles + dim % HALF)
+        k_sin = tl.load(angles + HALF + dim % HALF)
+        k_sin = tl.where(dim < HALF, -k_sin, k_sin)
     if HAS_NORM:
         q_cos = q_cos * tl.load(q_weight + every_row + dim).to(tl.float32)
         q_sin = q_sin * tl.load(q_weight + every_row + swapped).to(tl.float32)
@@ -291,20 +308,27 @@ def _small_batch_attention_kernel(
         query = token + (first_head + min(g, GROUP - 1)) * HEAD_SIZE + every_row
         own_queries = own_queries + (tl.load(query + dim),)
         other_queries = other_queries + (tl.load(query + swapped),)
-    # The new key and value belong to the last split.
+    # New keys and values belong to the last split.
     has_new = (split == active - 1) & (row >= 0)
     new_key = token + (num_q_heads + kv_head) * HEAD_SIZE + every_row
+    if HAS_OFFSETS:
+        new_key += (0 - behind) * stride_qkv
     k_new = tl.load(new_key + dim, mask=has_new, other=0.0)
     k_other = tl.load(new_key + swapped, mask=has_new, other=0.0)
     v_new = tl.load(new_key + num_kv_heads * HEAD_SIZE + dim, mask=has_new, other=0.0)
 
-    # -- The new key and value: to the cache, and as the first term of lane row 0's sums.
-    own = (lane_row == 0) & has_new
+    # -- The new key and value: to the cache. New ones are the first terms of their lane rows' sums.
+    own = (lane_row <= before) & has_new
+    if WINDOW > 0:
+        own = own & (before - lane_row < WINDOW)
     k_new = _rotated(k_new, k_other, k_cos, k_sin, eps, HAS_NORM, HEAD_SIZE)
     place = keys + (slot // BLOCK_SIZE).to(tl.int64) * stride_kv_block + (slot % BLOCK_SIZE) * HEAD_SIZE
-    once = (own & (slot >= 0) & (sharer == 0))[:, None]
+    once = (own & (lane_row == before) & (slot >= 0) & (sharer == 0))[:, None]
     tl.store(place + every_row + dim, k_new.to(kv_cache.dtype.element_ty), mask=once)
     tl.store(place + value_offset + every_row + dim, v_new, mask=once)
+    if HAS_OFFSETS:  # those before are what the cache will have
+        cached = k_new.to(kv_cache.dtype.element_ty).to(tl.float32)
+        k_new = tl.where((lane_row < before)[:, None], cached, k_new)
     queries = ()
     largest = ()
     total = ()
@@ -375,6 +399,30 @@ def choose_small_batch_tiles(group: int) -> SmallBatchTiles:
     return SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4 if group <= 2 else 8, num_splits=16)
 
 
+def choose_draft_tiles(group: int, *, entries: int, row_bytes: int) -> SmallBatchTiles:
+    """The same where rows have up to `entries` entries of `row_bytes` per key of one head. These are more
+    programs: with few warps, few splits and few registers, all of them fit on a GPU at a time, those without
+    keys among them, and the next kernel can begin beside them."""
+    if group == 4:
+        tiles = SmallBatchTiles(n=64, num_warps=4, num_splits=4, sharers=2, max_registers=168)
+        if entries <= _lane_rows(tiles, row_bytes):
+            return tiles
+    tiles = SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4, num_splits=DRAFT_SPLITS)
+    if group > 2 and entries > _lane_rows(tiles, row_bytes):
+        return replace(tiles, num_warps=8)
+    return tiles
+
+
+def _lane_rows(tiles: SmallBatchTiles, row_bytes: int) -> int:
+    """The rows of a tile that one load of 16 bytes in every lane covers."""
+    return min(max(1, 32 * tiles.num_warps * 16 // row_bytes), tiles.n)
+
+
+def most_entries(group: int, row_bytes: int) -> int:
+    """Most entries of one row: a lane row has each new key. `row_bytes`: of a key of one head."""
+    return _lane_rows(choose_draft_tiles(group, entries=1 << 20, row_bytes=row_bytes), row_bytes)
+
+
 def small_batch_attention(
     *,
     qkv: torch.Tensor,
@@ -386,12 +434,17 @@ def small_batch_attention(
     arrivals: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     tiles: SmallBatchTiles | None = None,
+    offsets: torch.Tensor | None = None,
+    max_offset: int = 0,
 ) -> torch.Tensor:
     """What `decode.decode_attention_from_qkv` computes, for small batches.
 
     Args:
         shape: with at most `LARGEST_GROUP` query heads per KV head.
         tiles: how to cut the work up; None to choose.
+        offsets: [batch] int32: how many entries of the same row come right before each, at the positions
+            before. None where each row has one.
+        max_offset: none of them is larger; less than `most_entries`.
 
     The rest are those of `decode_attention_from_qkv`.
 
@@ -414,6 +467,8 @@ def small_batch_attention(
         arrivals=arrivals,
         out=out,
         tiles=tiles,
+        offsets=offsets,
+        max_offset=max_offset,
     )
     return out
 
@@ -453,30 +508,41 @@ def _launch(
     arrivals: torch.Tensor | None,
     out: torch.Tensor | None,
     tiles: SmallBatchTiles | None,
+    offsets: torch.Tensor | None = None,
+    max_offset: int = 0,
 ) -> AttentionParts:
     """Launch the kernel, which weighs the parts into `out` where there is one."""
     batch, head_size, group = qkv.shape[0], shape.head_size, shape.group
     if group > LARGEST_GROUP:
         raise ValueError(f"num_q_heads: expected at most {LARGEST_GROUP} per KV head, got {group}")
-    tiles = tiles or choose_small_batch_tiles(group)
+    row_bytes = head_size * qkv.element_size()
+    if tiles is None and offsets is None:
+        tiles = choose_small_batch_tiles(group)
+    elif tiles is None:
+        tiles = choose_draft_tiles(group, entries=1 + max_offset, row_bytes=row_bytes)
     values = torch.empty(
         (batch, shape.num_q_heads, tiles.num_splits, head_size),
         dtype=qkv.dtype if out is None else torch.float32,
         device=qkv.device,
     )
     lse = torch.empty((batch, shape.num_q_heads, tiles.num_splits), dtype=torch.float32, device=qkv.device)
-    # The rows of a tile that one load of 16 bytes in every lane covers.
-    lane_rows = min(max(1, 32 * tiles.num_warps * 16 // (head_size * qkv.element_size())), tiles.n)
+    lane_rows = _lane_rows(tiles, row_bytes)
+    if max_offset >= lane_rows:
+        raise ValueError(f"max_offset: expected less than {lane_rows} with {tiles}, got {max_offset}")
     members, beyond = divmod(group, tiles.sharers)
     if beyond:
         raise ValueError(f"tiles: expected sharers that divide {group} query heads, got {tiles.sharers}")
     dependent = supports_dependent_launch(qkv.device)
+    options: dict[str, int] = dict(launch_options(dependent))
+    if dependent and tiles.max_registers is not None:
+        options["maxnreg"] = tiles.max_registers
     _small_batch_attention_kernel[(batch, shape.num_kv_heads * tiles.sharers, tiles.num_splits)](
         qkv=qkv,
         kv_cache=kv_cache,
         block_table=sequences.block_table,
         rows=sequences.rows,
         seq_lens=sequences.seq_lens,
+        offsets=offsets,
         positions=tokens.positions,
         slots=tokens.slots,
         cos_sin=tokens.cos_sin,
@@ -496,6 +562,7 @@ def _launch(
         HEAD_SIZE=head_size,
         BLOCK_SIZE=kv_cache.shape[3],
         HAS_NORM=norm is not None,
+        HAS_OFFSETS=offsets is not None,
         DEPENDENT=dependent,
         LEAVE_PARTS=out is None,
         SHARERS=tiles.sharers,
@@ -504,6 +571,6 @@ def _launch(
         TILE_ROWS=tiles.n // lane_rows,
         LANE_ROWS=lane_rows,
         num_warps=tiles.num_warps,
-        **launch_options(dependent),
+        **options,
     )
     return AttentionParts(values, lse, sequences, tiles.n, shape.window or 0)

@@ -6,11 +6,11 @@ below. The value holds what the layers share; its `attend` takes what differs be
 - `DecodeAttention`, for decodes alone: the kernel of `decode` or `stream`, whichever the decode plan names.
 - `MixedAttention`, for steps with prompts or chunks of them, and steps that verify drafts: rotation and KV
   write; then decodes and drafts as above, prompts without context by `fresh`, and the rest by `prefill`.
-- `SmallBatchAttention`, for one or two decodes: `small_batch`.
-- `VerifyAttention`, for few entries of rows that verify drafts: `verify`.
+- `SmallBatchAttention`, for one or two decodes, and for few entries of rows that verify drafts:
+  `small_batch`.
 - `SingleTokenAttention`, for one decode: `small_batch`, whose parts the output projection weighs.
 
-The last three are `plan_small_batch`'s, for models that run small batches differently.
+The last two are `plan_small_batch`'s, for models that run small batches differently.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
 from dodona.kernels.attention.small_batch import (
     LARGEST_GROUP,
     MAX_SMALL_BATCH,
+    most_entries,
     small_batch_attention,
     small_batch_attention_parts,
 )
 from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.attention.stream import supports_streams
-from dodona.kernels.attention.verify import most_entries, verify_attention
 from dodona.kernels.devices import count_multiprocessors
 from dodona.runners.device.forward_inputs import ForwardInputs
 
@@ -80,34 +80,12 @@ class SmallBatchAttention:
     tokens: NewTokens
     sequences: PagedSequences
     arrivals: torch.Tensor
-
-    def attend(self, *, qkv: torch.Tensor, norm: QKNorm | None, kv_cache: torch.Tensor) -> torch.Tensor:
-        """See `DecodeAttention.attend`."""
-        return small_batch_attention(
-            qkv=qkv,
-            tokens=self.tokens,
-            norm=norm,
-            kv_cache=kv_cache,
-            sequences=self.sequences,
-            shape=self.shape,
-            arrivals=self.arrivals,
-        ).view(qkv.shape[0], -1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VerifyAttention:
-    """Of a step with few entries of one token, some of which are drafts of the entry before."""
-
-    shape: AttentionShape
-    tokens: NewTokens
-    sequences: PagedSequences
-    arrivals: torch.Tensor
-    offsets: torch.Tensor
+    offsets: torch.Tensor | None
     max_offset: int
 
     def attend(self, *, qkv: torch.Tensor, norm: QKNorm | None, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `DecodeAttention.attend`."""
-        return verify_attention(
+        return small_batch_attention(
             qkv=qkv,
             tokens=self.tokens,
             norm=norm,
@@ -245,6 +223,8 @@ class Attention:
         self._shape = shape
         self._cos_sin = cos_sin
         self._row_bytes = head_size * dtype.itemsize
+        self._most_entries = 0 if shape.group > LARGEST_GROUP else most_entries(shape.group, self._row_bytes)
+        """Most entries of one row that `small_batch` serves."""
         self._has_fresh_prefill = supports_fresh_prefill(
             device=device, dtype=dtype, head_size=head_size, window=shape.window
         )
@@ -261,17 +241,17 @@ class Attention:
 
     def plan_small_batch(
         self, inputs: ForwardInputs, *, leave_parts: bool
-    ) -> SingleTokenAttention | SmallBatchAttention | VerifyAttention | DecodeAttention | MixedAttention:
+    ) -> SingleTokenAttention | SmallBatchAttention | DecodeAttention | MixedAttention:
         """The attention of a step of decodes alone, as fast as possible for one sequence or two.
 
         `leave_parts`: whether the output projection may weigh the parts of one sequence's attention.
         """
         shape, num_tokens = self._shape, inputs.num_tokens
         if inputs.has_drafts:
-            if inputs.offsets is None or inputs.max_offset >= most_entries(shape):
+            if inputs.offsets is None or inputs.max_offset >= self._most_entries:
                 return self._mixed(inputs)
             tokens, sequences = self._tokens(inputs), _sequences(inputs)
-            return VerifyAttention(
+            return SmallBatchAttention(
                 shape, tokens, sequences, inputs.arrivals, inputs.offsets, inputs.max_offset
             )
         if num_tokens > MAX_SMALL_BATCH or shape.group > LARGEST_GROUP:
@@ -279,7 +259,7 @@ class Attention:
         tokens, sequences = self._tokens(inputs), _sequences(inputs)
         if leave_parts and num_tokens == 1 and shape.num_q_heads * self._row_bytes <= LARGEST_ATTENDED:
             return SingleTokenAttention(shape, tokens, sequences)
-        return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals)
+        return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals, None, 0)
 
     def _decode(self, inputs: ForwardInputs) -> DecodeAttention:
         sequences = _sequences(inputs)

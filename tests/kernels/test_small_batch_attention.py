@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dodona.kernels.attention.arguments import AttentionShape
+from dodona.kernels.attention.arguments import AttentionShape, NewTokens
 from dodona.kernels.attention.attended_linear import attended_linear, attended_linear_reference
 from dodona.kernels.attention.decode import paged_decode_attention_reference
 from dodona.kernels.attention.rotary import qk_norm_rope_kv_write_reference
 from dodona.kernels.attention.small_batch import (
     SmallBatchTiles,
+    most_entries,
     small_batch_attention,
     small_batch_attention_parts,
 )
@@ -122,8 +123,71 @@ def test_larger_groups_and_batches_are_refused(device, generator):
     with pytest.raises(ValueError, match="expected at most 8 per KV head, got 9"):
         small_batch_attention(**case)
     case, _, _ = make_case((1, 1, 16), [3, 4], False, None, torch.float32, device, generator)
+    offsets = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match=r"max_offset: expected less than 32 .*, got 32"):
+        small_batch_attention(**case, offsets=offsets, max_offset=32)
     parts = small_batch_attention_parts(**case)
     with pytest.raises(ValueError, match="expected those of one sequence, got 2"):
         attended_linear(
             parts=parts, weight=torch.zeros(8, 16, device=device), residual=torch.zeros(1, 8, device=device)
         )
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm", "window", "most"),
+    [
+        ((1, 1, 16), True, None, 9), ((4, 2, 16), False, 20, 9), ((3, 1, 32), True, 3, 9),
+        ((8, 2, 128), True, None, 4), ((8, 2, 128), False, None, 9), ((8, 1, 64), True, 5, 9),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_entries_of_one_row_see_each_other(shape, norm, window, most, dtype, device, tolerance, generator):
+    """A row's last token and its drafts, whose keys are in the projection: as if they were written before."""
+    entries = min(most, most_entries(shape[0] // shape[1], shape[2] * dtype.itemsize))
+    counts = [min(3, entries), 1, min(5, entries), min(9, entries), 1]
+    lengths = [[70, 71, 72], [1], [2, 3, 4, 5, 6], list(range(14, 23)), [40]]  # a block has 16 tokens
+    lengths = [own[:count] for own, count in zip(lengths, counts, strict=True)]
+    assert_entries_agree(shape, lengths, norm, window, None, dtype, device, tolerance, generator)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "tiles"),
+    [
+        ((4, 2, 16), None, SmallBatchTiles(16, 2, 3, 2)), ((4, 1, 16), 20, SmallBatchTiles(16, 2, 1, 4)),
+        ((8, 1, 16), None, SmallBatchTiles(16, 2, 2, 4)), ((6, 1, 16), 3, SmallBatchTiles(16, 2, 2, 2)),
+        ((2, 1, 16), None, SmallBatchTiles(16, 2, 2, 2)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_programs_share_a_group_of_entries(shape, window, tiles, device, generator):
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    lengths = [[50, 51, 52], [1, 2], [40]]
+    assert_entries_agree(shape, lengths, True, window, tiles, torch.float32, device, tolerance, generator)
+
+
+def assert_entries_agree(shape, lengths, norm, window, tiles, dtype, device, tolerance, generator):
+    """`lengths`: tokens of each entry, by row. The last entry is padding."""
+    counts, seq_lens = [len(own) for own in lengths], [length for own in lengths for length in own]
+    case, _, _ = make_case(
+        shape, seq_lens, norm, window, dtype, device, generator, padded=[len(seq_lens) - 1]
+    )
+    sequences = case.pop("sequences")
+    offsets = [i for count in counts for i in range(count)]
+    lasts = [sum(counts[: i + 1]) - 1 for i, count in enumerate(counts) for _ in range(count)]
+    sequences.rows[:-1] = sequences.rows[lasts][:-1]
+    tokens = make_new_tokens(sequences, 16, shape[2], 700, device, generator)
+    case["tokens"] = NewTokens(tokens.positions, tokens.slots, case["tokens"].cos_sin)
+    queries, expected_cache = qk_norm_rope_kv_write_reference(**case)
+    expected = paged_decode_attention_reference(queries, expected_cache, sequences, case["shape"])
+    arrivals = torch.zeros(len(offsets) * shape[1], dtype=torch.int32, device=device)
+    actual = small_batch_attention(
+        **case,
+        sequences=sequences,
+        arrivals=arrivals,
+        tiles=tiles,
+        offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
+        max_offset=max(offsets),
+    )
+    torch.testing.assert_close(actual, expected, **tolerance)
+    torch.testing.assert_close(case["kv_cache"], expected_cache, equal_nan=True, **tolerance)
+    assert not arrivals.any()

@@ -24,7 +24,7 @@ from dodona.runners.drafting.load_head import load_head
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.sampling.params import SamplingParams
-from dodona.runners.v2.attention import Attention, VerifyAttention
+from dodona.runners.v2.attention import Attention, SmallBatchAttention
 from dodona.runners.v2.drafting.head_layers import HeadLayers
 from dodona.runners.v2.runner import V2Runner
 from tests.v2.drive import DEVICE, GREEDY, EagerGraphs, generate, make_runner, set_graphs
@@ -242,7 +242,7 @@ def test_few_entries_attend_over_the_projection(tiny_models, monkeypatch: pytest
         chosen.add(type(attention))
         return attention
 
-    path, prompts = tiny_models.path("qwen3", **{**SMALL, "head_dim": 32}), prompts_of(14, 30, 3)
+    path, prompts = tiny_models.path("qwen3", **SMALL), prompts_of(14, 30, 3)
     plain = generate(make_runner(path), prompts, max_tokens=9, params=MIXED)
     monkeypatch.setattr(Attention, "plan", plan_small_batch)
     speculative = {"method": "draft_model", "model": str(path), "num_speculative_tokens": 3}
@@ -251,7 +251,7 @@ def test_few_entries_attend_over_the_projection(tiny_models, monkeypatch: pytest
     set_graphs(runner, EagerGraphs(runner.ready.steps, **sizes, step_drafts=runner.ready.drafts))
     run = generate(runner, prompts, max_tokens=9, params=MIXED, num_blocks=5, enable_prefix_caching=True)
     assert run.outputs == plain.outputs
-    assert chosen == {VerifyAttention}
+    assert chosen == {SmallBatchAttention}
     assert run.scheduler.draft_stats.num_accepted_tokens > 5
 
 

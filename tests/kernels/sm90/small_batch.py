@@ -14,7 +14,6 @@ from dodona.kernels.attention.small_batch import (
     small_batch_attention,
     small_batch_attention_parts,
 )
-from dodona.kernels.attention.verify import verify_attention
 from dodona.kernels.linear.single_token_linear import Tiles, single_token_linear
 from dodona.kernels.linear.small_batch_linear import small_batch_linear
 from dodona.kernels.state.step_state import prepare_inputs
@@ -39,6 +38,7 @@ def attention(
         "tiles": tiles,
     }
     small_batch_attention(**case)
+    small_batch_attention(**case, offsets=ints(batch), max_offset=2)
     if batch == 1:
         parts = small_batch_attention_parts(**case)
         attended_linear(
@@ -46,20 +46,6 @@ def attention(
             weight=torch.zeros(64, 2 * group * head_size, dtype=dtype),
             residual=torch.zeros(1, 64, dtype=dtype),
         )
-
-
-def verify(head_size: int, group: int, norm: bool = True, window: int | None = None) -> None:
-    weight = torch.zeros(head_size, dtype=BF16)
-    verify_attention(
-        qkv=torch.zeros(5, (2 * group + 4) * head_size, dtype=BF16),
-        tokens=NewTokens(ints(5), ints(5), torch.zeros(8, head_size)),
-        norm=QKNorm(weight, weight, 1e-6) if norm else None,
-        kv_cache=torch.zeros(2, 2, 2, 16, head_size, dtype=BF16),
-        sequences=PagedSequences(ints(5, 32), ints(5), ints(5)),
-        shape=AttentionShape(2 * group, 2, head_size, 0.1, window),
-        offsets=ints(5),
-        max_offset=4,
-    )
 
 
 def one_row(dtype: torch.dtype, warps: int) -> None:
@@ -102,9 +88,6 @@ CASES: dict[str, Callable[[], None]] = {
     "float16": partial(attention, FP16, 128, 2, 1),
     "float32": partial(attention, FP32, 128, 2, 1),
     "batch 8": partial(attention, BF16, 128, 2, 8),
-    "drafts": partial(verify, 128, 4),
-    "drafts, window": partial(verify, 32, 2, False, 4096),
-    "drafts, wide": partial(verify, 256, 8),
 }
 for group in (1, 2, 5):
     CASES[f"group {group}"] = partial(attention, BF16, 128, group, 1)
