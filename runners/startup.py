@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from dodona.oracle.systems.own.connectors import has_active_connector
@@ -35,6 +36,11 @@ def checked_limits(config: EngineConfig, model: ModelInfo) -> Limits:
     return limits
 
 
+def allocating_weights() -> AbstractContextManager[None]:
+    """Inside, memory that can't be had is an EngineSetupError about weights."""
+    return allocating("the model's weights", "choose a smaller model or dtype, or more devices or memory")
+
+
 def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner, Scheduler, KVSize]:
     """Resolve the limits, build the runner, load the model, size and allocate the KV cache, warm up and
     capture. Shuts the runner down if any of it fails.
@@ -48,10 +54,7 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
     kv_transfer = plan_kv_transfer(config, runner.name)
     connector = KVConnectorScheduler()
     try:
-        with (
-            phase("load the model and check it"),
-            allocating("the model's weights", "choose a smaller model or dtype, or more devices or memory"),
-        ):
+        with phase("load the model and check it"), allocating_weights():
             runner.load_model()
         spec = runner.get_kv_cache_spec()
         connector = kv_transfer.scheduler_connector(runner)

@@ -53,9 +53,10 @@ def try_load(verdict: Verdict) -> None:
     from dodona.runners.build import build_runner
     from dodona.runners.meta_device import NeedsValues, on_meta
     from dodona.runners.model_files import read_model_files
-    from dodona.runners.startup import checked_limits
+    from dodona.runners.startup import allocating_weights, checked_limits
 
-    with _quiet(), naming(f"{Path(verdict.config.model_config.model)}: the model can't be loaded"):
+    model = Path(verdict.config.model_config.model)
+    with _quiet(), naming(f"{model}: the model can't be loaded"), allocating_weights():
         files = read_model_files(verdict.config)
         limits = checked_limits(verdict.config, files.model)
         runner = build_runner(verdict, files.model, limits)
