@@ -64,12 +64,26 @@ def _integers(bits: int, group_size: int | None = None, *, symmetric: bool = Tru
     }
 
 
+_INT8_ACTIVATIONS = {"type": "int", "num_bits": 8, "symmetric": True, "strategy": "token", "dynamic": True}
+_INT8_WEIGHTS = {"type": "int", "num_bits": 8, "symmetric": True, "strategy": "channel"}
+
 _QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "w4a16": _integers(4, 128),
     "w4a16-asym": _integers(4, 128, symmetric=False),
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
     "w8a16": _integers(8),
+    "w8a8": {
+        **_integers(8),
+        "format": "int-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": _INT8_WEIGHTS,
+                "input_activations": _INT8_ACTIVATIONS,
+            }
+        },
+    },
     "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
     "fp8-block": {
         "quant_method": "fp8",
@@ -77,8 +91,8 @@ _QUANTIZED: Mapping[str, Mapping[str, Any]] = {
         "weight_block_size": [128, 128],
     },
 }
-"""What is appended to a model's name → its `quantization_config`: groups of 128 (the first four), rows, a
-whole weight, blocks of 128 × 128."""
+"""What is appended to a model's name → its `quantization_config`: groups of 128 (the first four), rows
+(twice), a whole weight, blocks of 128 × 128."""
 
 _DENSE: Mapping[str, Mapping[str, Any]] = {
     "qwen3-0.6b": {
@@ -153,9 +167,11 @@ _DENSE: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True, "torch_dtype": "float32",
     },
 }  # fmt: skip
-SHAPES: Mapping[str, Mapping[str, Any]] = _DENSE | {
-    f"{name}-{suffix}": {**_DENSE[name], "quantization_config": quantization}
-    for name in ("qwen3-0.6b", "qwen3-8b")
+# 12 of the 48 layers, so that several such models fit on a GPU.
+_PLAIN = {**_DENSE, "qwen3-30b-a3b-12": {**_DENSE["qwen3-30b-a3b"], "num_hidden_layers": 12}}
+SHAPES: Mapping[str, Mapping[str, Any]] = _PLAIN | {
+    f"{name}-{suffix}": {**_PLAIN[name], "quantization_config": quantization}
+    for name in ("qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b-12")
     for suffix, quantization in _QUANTIZED.items()
 }
 """config.json by name. "tiny" is for trying the programs where there is no GPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Event
 from typing import TYPE_CHECKING
 
 from dodona.oracle.errors import UnsupportedConfiguration
@@ -56,13 +57,19 @@ POOLING_RUNNERS: dict[str, Callable[[], RunnerClass]] = {"v1": _v1_pooling, "v2"
 
 
 def build_runner(
-    verdict: Verdict, model: ModelInfo | None = None, limits: Limits | None = None, *, replica: int = 0
+    verdict: Verdict,
+    model: ModelInfo | None = None,
+    limits: Limits | None = None,
+    *,
+    replica: int = 0,
+    given_up: Event | None = None,
 ) -> Runner:
     """Make the runner that the verdict chose.
 
     model: config.json of the verdict's model; None reads it.
     limits: those of the verdict's configuration; None resolves them.
     replica: number among `data_parallel_size`, each of which takes the next devices.
+    given_up: see `startup.start`.
 
     Raises UnsupportedConfiguration where there are refusals, where the book describes another system, or
     where it names a runner that there is none of; and what `resolve_limits` raises.
@@ -93,5 +100,5 @@ def build_runner(
     if uses_workers(config):
         from dodona.runners.distributed.runner import DistributedRunner
 
-        return DistributedRunner(runner_class, config, model, limits, replica=replica)
+        return DistributedRunner(runner_class, config, model, limits, replica=replica, given_up=given_up)
     return runner_class(config, model, limits)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -68,18 +69,20 @@ class EngineClient:
 
         count = config.parallel_config.data_parallel_size
         sizes: list[Future[KVSize]] = [Future() for _ in range(count)]
+        given_up = threading.Event()
 
         def start_runner(replica: int) -> tuple[Runner, Scheduler]:
-            runner, scheduler, kv_size = start(verdict, files.model, replica)
+            runner, scheduler, kv_size = start(verdict, files.model, replica, given_up)
             sizes[replica].set_result(kv_size)
             return runner, scheduler
 
         starts = [partial(start_runner, replica) for replica in range(count)]
-        self._engine = Engine(starts[0]) if count == 1 else Replicas(starts)
+        self._engine = Engine(starts[0]) if count == 1 else Replicas(starts, give_up=given_up.set)
         self._finalizer = weakref.finalize(self, self._engine.shutdown)
         try:
             self._engine.wait_until_ready()
-        except BaseException:
+        except BaseException:  # Ctrl-C, too
+            given_up.set()
             self.shutdown()
             raise
         self.max_model_len = min(size.result().max_model_len for size in sizes)

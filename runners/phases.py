@@ -6,6 +6,9 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event
+
+from dodona.runners.errors import EngineSetupError
 
 logger = logging.getLogger("dodona.start")
 
@@ -17,3 +20,9 @@ def phase(name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     logger.info("%s: %.1f s", name, time.perf_counter() - started)
+
+
+def check_not_given_up(given_up: Event | None) -> None:
+    """Raise EngineSetupError where nobody waits for the start any more."""
+    if given_up is not None and given_up.is_set():
+        raise EngineSetupError("the start was given up")

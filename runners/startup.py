@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
+from threading import Event
 from typing import TYPE_CHECKING
 
 from dodona.oracle.systems.own.connectors import has_active_connector
@@ -16,7 +17,7 @@ from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, Limits, allocating, resolve_limits, size_kv_cache
 from dodona.runners.machine import torch_environment
-from dodona.runners.phases import phase
+from dodona.runners.phases import check_not_given_up, phase
 from dodona.runners.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -41,21 +42,25 @@ def allocating_weights() -> AbstractContextManager[None]:
     return allocating("the model's weights", "choose a smaller model or dtype, or more devices or memory")
 
 
-def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner, Scheduler, KVSize]:
+def start(
+    verdict: Verdict, model: ModelInfo, replica: int = 0, given_up: Event | None = None
+) -> tuple[Runner, Scheduler, KVSize]:
     """Resolve the limits, build the runner, load the model, size and allocate the KV cache, warm up and
     capture. Shuts the runner down if any of it fails.
 
     replica: number among `data_parallel_size`.
+    given_up: once it is set, workers are ended at once, and the start after the part that is under way.
 
     Raises what `resolve_limits`, `build_runner` and `size_kv_cache` raise, and what the runner raises.
     """
     config, limits = verdict.config, checked_limits(verdict.config, model)
-    runner = build_runner(verdict, model, limits, replica=replica)
+    runner = build_runner(verdict, model, limits, replica=replica, given_up=given_up)
     kv_transfer = plan_kv_transfer(config, runner.name)
     connector = KVConnectorScheduler()
     try:
         with phase("load the model and check it"), allocating_weights():
             runner.load_model()
+        check_not_given_up(given_up)
         spec = runner.get_kv_cache_spec()
         connector = kv_transfer.scheduler_connector(runner)
         # A connector may still have to read the blocks of a running request: then none are given back.
@@ -79,6 +84,7 @@ def start(verdict: Verdict, model: ModelInfo, replica: int = 0) -> tuple[Runner,
                 "lower num_gpu_blocks_override, kv_cache_memory_bytes or gpu_memory_utilization",
             ):
                 runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
+        check_not_given_up(given_up)
         with phase("warm up, rehearse and capture"):
             if runner.pooling_settings is None:
                 warm_up(runner)

@@ -135,10 +135,29 @@ def round_rows(
         symmetric: whether there is no zero point; False: one per scale, from the smallest and largest of `x`
             (int8 only).
     """
+    numbers, scales = quantize_rows(
+        x, kind=kind, group_size=group_size, scale=scale, zero_point=zero_point, symmetric=symmetric
+    )
+    if scale is None and group_size is not None:
+        scales = scales.repeat_interleave(group_size, dim=-1)[..., : x.shape[-1]]
+    return numbers * scales
+
+
+def quantize_rows(
+    x: torch.Tensor,
+    *,
+    kind: Literal["int8", "fp8"],
+    group_size: int | None = None,
+    scale: torch.Tensor | None = None,
+    zero_point: torch.Tensor | None = None,
+    symmetric: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of `round_rows`, less their zero points: [..., inner] fp32, at most 255 in size if
+    int8; and their scales: [..., groups] fp32, or the stored one, which may also be [..., 1], one a row."""
     wide = x.float()
     if scale is not None:
         zero = None if zero_point is None else zero_point.float()
-        return _round(wide, kind, scale.float(), zero)
+        return _numbers(wide, kind, scale.float(), zero), scale.float()
     inner = x.shape[-1]
     size = group_size or inner
     groups = -(-inner // size)
@@ -154,18 +173,18 @@ def round_rows(
         scales = (high - low) / 255
         zeros = (-128 - low / scales.clamp(min=1e-30)).clamp(-128, 127).round()
     scales = torch.where(scales == 0, torch.finfo(torch.float32).eps, scales)
-    return _round(wide, kind, scales, zeros).flatten(-2)[..., :inner]
+    return _numbers(wide, kind, scales, zeros).flatten(-2)[..., :inner], scales.squeeze(-1)
 
 
-def _round(
+def _numbers(
     x: torch.Tensor, kind: Literal["int8", "fp8"], scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
     steps = x / scales
     if kind == "fp8":
-        return steps.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float() * scales
+        return steps.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float()
     if zeros is None:
-        return steps.round().clamp(-128, 127) * scales
-    return ((steps + zeros).round().clamp(-128, 127) - zeros) * scales
+        return steps.round().clamp(-128, 127)
+    return (steps + zeros).round().clamp(-128, 127) - zeros
 
 
 def quantize_weight(

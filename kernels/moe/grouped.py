@@ -208,10 +208,12 @@ def _down_kernel(
 def _sum_kernel(
     parts,
     experts,
+    routing_weights,
     out,
     num_experts,
     TOP_K: tl.constexpr,
     N: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     DEPENDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -225,7 +227,10 @@ def _sum_kernel(
         pair = token * TOP_K + j
         expert = tl.load(experts + pair)
         has = (expert >= 0) & (expert < num_experts)
-        total += tl.load(parts + pair * N + n, mask=(n < N) & has, other=0.0).to(tl.float32)
+        part = tl.load(parts + pair * N + n, mask=(n < N) & has, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            part *= tl.load(routing_weights + pair).to(tl.float32)
+        total += part
     tl.store(out + token * N + n, total.to(out.dtype.element_ty), mask=n < N)
 
 
@@ -384,22 +389,42 @@ def grouped_experts(
     tiles: GroupedTiles | None = None,
 ) -> torch.Tensor:
     """As `experts.experts`. tiles: how to cut the work up; None to choose."""
-    (tokens, hidden), num_experts, top_k = x.shape, len(gate_up), chosen.shape[1]
+    num_experts, top_k = len(gate_up), chosen.shape[1]
     if tiles is None:
         tiles = choose_grouped_tiles(chosen.numel(), num_experts, x.element_size(), shared_memory(x.device))
     plan = plan_blocks(chosen, num_experts, tiles.block)
     h = grouped_gate_up(x, gate_up, plan, top_k, activation, tiles.block, tiles.gate_up)
     parts = grouped_down(h, down, plan, routing_weights, tiles.block, tiles.down)
-    out = torch.empty_like(x)
-    dependent = supports_dependent_launch(x.device)
+    return sum_of_pairs(parts, chosen, num_experts)
+
+
+def sum_of_pairs(
+    parts: torch.Tensor,
+    chosen: torch.Tensor,
+    num_experts: int,
+    routing_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """[tokens, hidden]: what the pairs of each token contribute, added up in fp32.
+
+    Args:
+        parts: [pairs, hidden], float, contiguous; those of pairs without an expert don't count.
+        chosen: [tokens, top_k], int, contiguous: experts of each token.
+        num_experts: a number that is none of theirs is no expert's.
+        routing_weights: [tokens, top_k], float, contiguous, by which parts are multiplied; None: they are.
+    """
+    (tokens, top_k), hidden = chosen.shape, parts.shape[1]
+    out = torch.empty((tokens, hidden), dtype=parts.dtype, device=parts.device)
+    dependent = supports_dependent_launch(parts.device)
     columns = min(1024, triton.next_power_of_2(hidden))
     _sum_kernel[(tokens, triton.cdiv(hidden, columns))](
         parts=parts,
         experts=chosen,
+        routing_weights=routing_weights,
         out=out,
         num_experts=num_experts,
         TOP_K=top_k,
         N=hidden,
+        WEIGHTED=routing_weights is not None,
         DEPENDENT=dependent,
         BLOCK=columns,
         num_warps=4,

@@ -163,6 +163,18 @@ class StepGraphs:
         self._graphs[step].replay()
 
 
+class LaunchedSteps(StepGraphs):
+    """Steps of the same fixed forms, launched kernel by kernel: what graphs of them are compared with."""
+
+    def __init__(self, sizes: FixedSizes, run: Callable[[FixedStep], None]) -> None:
+        self.sizes = sizes
+        self._run = run
+
+    def replay(self, step: FixedStep) -> None:
+        """Launch the kernels of a step on the current stream."""
+        self._run(step)
+
+
 def _smallest(sizes: Sequence[int], least: int) -> int | None:
     place = bisect_left(sizes, least)
     return sizes[place] if place < len(sizes) else None

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.adapters import AdapterSender
@@ -79,6 +80,7 @@ class DistributedRunner(Runner):
 
     runner_class: the workers' runner, see `messages.Start`.
     replica: number among `data_parallel_size`; each takes the next devices.
+    given_up: see `startup.start`.
 
     Memory is what the poorest rank has. Methods raise WorkerError where a worker died, hung or failed.
     """
@@ -91,6 +93,7 @@ class DistributedRunner(Runner):
         limits: Limits,
         *,
         replica: int = 0,
+        given_up: Event | None = None,
     ) -> None:
         super().__init__(config, model, limits)
         self._runner_class = runner_class
@@ -101,6 +104,7 @@ class DistributedRunner(Runner):
         self._told = self._sizes.world > 1 and not runner_class.samples_on_every_rank
         """Whether ranks that don't sample have to be told what was."""
         self._replica = replica
+        self._given_up = given_up
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._start_timeout = max(self._timeout, START_TIMEOUT)
         self._workers: Workers | None = None
@@ -134,7 +138,7 @@ class DistributedRunner(Runner):
         launch: Launch = worker_processes
         if self.config.parallel_config.distributed_executor_backend == "ray":
             launch = partial(ray_workers, sharing=sharing)
-        self._workers = workers = Workers(self._sizes.world, whose, launch)
+        self._workers = workers = Workers(self._sizes.world, whose, launch, self._given_up)
         limits = self.limits
         if limits.device == "cpu":
             limits = replace(limits, gpu_memory_utilization=limits.gpu_memory_utilization / sharing)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Event
 from typing import Any, NoReturn
 
 from dodona.oracle.errors import DodonaError
@@ -19,13 +20,17 @@ from dodona.runners.distributed.messages import Answer, Failure, Message, Stop
 from dodona.runners.distributed.own_folder import OwnFolder
 from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.worker_handle import Ending, WorkerHandle
-from dodona.runners.errors import WorkerError
+from dodona.runners.errors import EngineSetupError, WorkerError
+from dodona.runners.phases import check_not_given_up
 
 _GRACE = 2.0
 """Seconds after a failure in which the other ranks' failures are gathered: the cause is among them."""
 
 _PATIENCE = 10.0
 """Seconds in which workers that were told to stop must have ended."""
+
+_SLICE = 0.25
+"""Seconds between two looks at the time, and whether the start was given up."""
 
 Launch = Callable[[int, Path], AbstractContextManager[Sequence[WorkerHandle]]]
 """Starts the workers of so many ranks, which may use a folder of this machine. The context ends after each of
@@ -34,14 +39,21 @@ them was ended, and lets go of what they shared."""
 
 class Workers:
     """The workers of the ranks 0 .. count-1. Only one thread may use them. whose: follows a rank in errors.
-    launch: what starts them.
+    launch: what starts them. given_up: once it is set, they are ended, and who waits gets EngineSetupError.
 
     Every method raises WorkerError where a worker died, gave no answer in time or failed in a step. All
     workers are then ended.
     """
 
-    def __init__(self, count: int, whose: str = "", launch: Launch = worker_processes) -> None:
+    def __init__(
+        self,
+        count: int,
+        whose: str = "",
+        launch: Launch = worker_processes,
+        given_up: Event | None = None,
+    ) -> None:
         self._whose = whose
+        self._given_up = given_up
         folder = OwnFolder("dodona-workers-")
         self.store = folder.path / "store"
         """File by which the ranks find each other."""
@@ -121,10 +133,12 @@ class Workers:
         gone: list[int] = []
         by_connection = {process.connection: process for process in self._processes}
         while not ranks <= found.keys() or self._has_cause_elsewhere(ranks, found, unasked, gone):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = wait([c for c, process in by_connection.items() if process.rank not in gone], left)
+            ready = wait([c for c, process in by_connection.items() if process.rank not in gone], _SLICE)
             if not ready:
-                break
+                self._end_if_given_up()
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                continue
             for connection in ready:
                 process = by_connection[connection]  # type: ignore[index]
                 answer = process.receive()
@@ -145,6 +159,13 @@ class Workers:
         if gone or failures:
             self._end_by_failure(what, failures, gone)
         self._end_by_time(what, ranks - found.keys(), time.monotonic() - began)
+
+    def _end_if_given_up(self) -> None:
+        try:
+            check_not_given_up(self._given_up)
+        except EngineSetupError:
+            self.kill()
+            raise
 
     def _has_cause_elsewhere(
         self,

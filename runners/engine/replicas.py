@@ -21,11 +21,18 @@ class Replicas:
     """Engines with a runner and a scheduler each. It has an `Engine`'s methods, for all of them together.
 
     starts: make the runner and the scheduler of each replica. They run at the same time.
+    give_up: lets those that are not done end soon, with any error.
 
     What ends one replica ends all, with its cause.
     """
 
-    def __init__(self, starts: Sequence[Callable[[], tuple[Runner, Scheduler]]]) -> None:
+    def __init__(
+        self,
+        starts: Sequence[Callable[[], tuple[Runner, Scheduler]]],
+        *,
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._give_up = give_up
         self._router: Router | None = None
         self._lock = threading.Lock()
         """Guards the router, and the three below."""
@@ -44,9 +51,16 @@ class Replicas:
                 engine.end(failure[1])
 
     def wait_until_ready(self) -> None:
-        """Return when all replicas can take requests; raises what the start of one of them raised."""
+        """Return when all replicas can take requests; raises what the first start that failed raised."""
         for engine in self._engines:
-            engine.wait_until_ready()
+            try:
+                engine.wait_until_ready()
+            except Exception as error:
+                with self._lock:
+                    failure = self._failure
+                if failure is None or failure[1] is error:
+                    raise
+                raise failure[1] from None  # this one was given up
         kept = self.call_all(
             lambda _, scheduler: scheduler.blocks.num_blocks if scheduler.enable_prefix_caching else 0
         )
@@ -141,6 +155,7 @@ class Replicas:
             engines = list(self._engines)
         for engine in engines:
             engine.end(error)
+        self._give_up()
 
     def _route(self, siblings: Sequence[Request]) -> Route:
         if self._router is None:

@@ -134,14 +134,30 @@ class QuantizedExperts(torch.nn.Module):
 
     def _expert(self, index: int, x: torch.Tensor) -> torch.Tensor:
         expert: Any = self.get_submodule(str(index))
+        return self.compute(x, lambda part, given: expert.get_submodule(part)(given))
+
+    def compute(
+        self, x: torch.Tensor, linear: Callable[[ExpertPart, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """What experts make of `x`, where `linear` computes the layers that their parts are."""
         (family,) = self._functions
         if self._is_joined:
-            inner = family._apply_gate(expert.gate_up(x))
+            inner = family._apply_gate(linear("gate_up", x))
         elif family.has_gate:
-            inner = family._apply_gate(torch.cat((expert.gating(x), expert.up(x)), dim=-1))
+            inner = family._apply_gate(torch.cat((linear("gating", x), linear("up", x)), dim=-1))
         else:
-            inner = family.act_fn(expert.up(x))
-        out: torch.Tensor = expert.down(inner)
+            inner = family.act_fn(linear("up", x))
+        out = linear("down", inner)
         if getattr(family, "has_post_expert_norm", False):  # transformers 5.17 has no such experts
             out = family.post_expert_norm(out)
         return out
+
+    def layers(self) -> dict[ExpertPart, list[torch.nn.Module]]:
+        """The linear layers of the experts that are kept, by part."""
+        parts: tuple[ExpertPart, ...] = ("gate_up", "gating", "up", "down")
+        experts = [self.get_submodule(str(index)) for index in self._held]
+        return {
+            part: [expert.get_submodule(part) for expert in experts]
+            for part in parts
+            if hasattr(experts[0], part)
+        }

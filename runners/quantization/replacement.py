@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -108,6 +108,11 @@ def quantized_layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 
 
+def rounds_inputs(model: torch.nn.Module) -> bool:
+    """Whether some quantized layer rounds its inputs now."""
+    return any(layer.round_input is not None for layer in quantized_layers(model).values())
+
+
 @contextmanager
 def unrounded_inputs(model: torch.nn.Module) -> Iterator[None]:
     """Inside, quantized layers take their inputs as they are.
@@ -124,6 +129,32 @@ def unrounded_inputs(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer, kept in rounding.items():
             layer.round_input = kept
+
+
+def has_experts(model: torch.nn.Module) -> bool:
+    """Whether the model has experts of which a router chooses some for each token."""
+    return any(_is_experts(module) for module in model.modules())
+
+
+@contextmanager
+def without_experts(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, experts give zeros, quantized or not.
+
+    For comparisons as by `unrounded_inputs`: of a near tie between two experts, either may be chosen.
+    """
+
+    def zeros(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(output)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if _is_experts(module):
+                hooks.callback(module.register_forward_hook(zeros).remove)
+        yield
+
+
+def _is_experts(module: torch.nn.Module) -> bool:
+    return isinstance(module, QuantizedExperts) or is_expert_stack(module)
 
 
 def is_transposed_linear(module: torch.nn.Module) -> bool:

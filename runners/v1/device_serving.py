@@ -17,13 +17,15 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.device.graphs import FixedStep, capturing
 from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
-from dodona.runners.interface import SchedulerOutput
+from dodona.runners.drafting.lookup import LookupDrafter, WithDrafts
+from dodona.runners.drafting.plan import DraftPlan, LookupPlan
+from dodona.runners.interface import GrammarOutput, PendingOutput, SchedulerOutput
 from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.limits import Limits
 from dodona.runners.phases import phase
 from dodona.runners.third_party import first_line
 from dodona.runners.v1 import capabilities
-from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps
+from dodona.runners.v1.device_check import NEW_TOKENS, check_device_steps, check_graphs
 from dodona.runners.v1.device_forward import keys_and_values
 from dodona.runners.v1.device_lora import DeviceAdapters
 from dodona.runners.v1.device_model import DeviceModel
@@ -47,6 +49,8 @@ class DeviceServing:
 
     model: DeviceModel
     steps: DeviceSteps
+    lookup: LookupDrafter | None = None
+    """Drafts for what steps yield."""
 
     def initialize(self, num_blocks: int, max_model_len: int | None) -> None:
         """Make the KV cache and what steps work in, without any request; see `DeviceSteps.initialize`."""
@@ -58,7 +62,14 @@ class DeviceServing:
         """Launch one step; see `DeviceSteps.execute`."""
         if self.model.adapters is not None:
             self.model.adapters.update(scheduler_output)
+        if self.lookup is not None:
+            self.lookup.begin(scheduler_output)
         self.steps.execute(scheduler_output)
+
+    def sample(self, grammar_output: GrammarOutput | None) -> PendingOutput:
+        """Launch what is left of the step; see `DeviceSteps.sample`."""
+        pending = self.steps.sample(grammar_output)
+        return pending if self.lookup is None else WithDrafts(pending, self.lookup)
 
     def kv_layers(self) -> list[LayerKV]:
         """The KV cache block by block, by attention call, for KV transfer."""
@@ -86,7 +97,7 @@ class DeviceServing:
             return
         try:
             with phase("V1: check steps by graphs"):
-                check_device_steps(
+                check_graphs(
                     self.model,
                     self.steps,
                     num_blocks=ready.num_blocks,
@@ -99,19 +110,24 @@ class DeviceServing:
 
 
 def serve_on_device(
-    model: PackedModel, config: EngineConfig, limits: Limits, lora: LoRALayers | None = None
+    model: PackedModel,
+    config: EngineConfig,
+    limits: Limits,
+    lora: LoRALayers | None = None,
+    plan: DraftPlan | None = None,
 ) -> DeviceServing | None:
     """The model's steps on the device, checked against the plain model; None where they are the host's.
 
-    lora: the model's adapters, where requests may have some.
+    lora: the model's adapters, where requests may have some. plan: what drafts.
     Fused parts are installed in the model where its steps run on the device.
     """
     if not kernels_run_on(model.device):
         return None
-    reasons = _reasons_against(model, config, limits)
+    reasons = _reasons_against(model, config, limits, plan)
     if reasons:
         _say_on_the_host(model, "; ".join(reasons))
         return None
+    num_drafts = 0 if plan is None else plan.num_speculative_tokens
     try:
         with phase("V1: replace parts by kernels"):
             adapters = None
@@ -123,7 +139,7 @@ def serve_on_device(
         return None
     try:
         with phase("V1: check steps on the device"):
-            _check(device_model, limits)
+            _check(device_model, limits, num_drafts)
         with phase("V1: try a capture"):
             captures = not config.model_config.enforce_eager and _can_be_captured(device_model, limits)
     except Exception as error:
@@ -133,7 +149,10 @@ def serve_on_device(
     finally:
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
-    return DeviceServing(device_model, DeviceSteps(device_model, limits, capture=captures))
+    steps = DeviceSteps(device_model, limits, capture=captures, num_speculative_tokens=num_drafts)
+    return DeviceServing(
+        device_model, steps, LookupDrafter(plan.lookup) if isinstance(plan, LookupPlan) else None
+    )
 
 
 def _check_length(model: PackedModel) -> int:
@@ -142,12 +161,15 @@ def _check_length(model: PackedModel) -> int:
     return max(2 * max(windows) + 3 if any(windows) else 0, 21)
 
 
-def _reasons_against(model: PackedModel, config: EngineConfig, limits: Limits) -> Sequence[str]:
+def _reasons_against(
+    model: PackedModel, config: EngineConfig, limits: Limits, plan: DraftPlan | None
+) -> Sequence[str]:
     """What a configuration needs that steps on the device don't have yet."""
     found = {
         "several ranks exchange tensors": config.parallel_config.world_size > 1,
         "torch.compile is on": capabilities.compiles(config),
-        "drafts are verified": config.speculative_config is not None,
+        "a model or a head drafts": not isinstance(plan, LookupPlan | None),
+        "inner states are kept after each draft": plan is not None and bool(model.mixers),
         "its rotary frequencies grow with each row's length": model.grows_rope,
         "max_num_seqs × max_model_len is too large for the requests' state": not fits(
             max_num_seqs=limits.max_num_seqs,
@@ -158,10 +180,10 @@ def _reasons_against(model: PackedModel, config: EngineConfig, limits: Limits) -
     return [reason for reason, holds in found.items() if holds]
 
 
-def _check(model: DeviceModel, limits: Limits) -> None:
+def _check(model: DeviceModel, limits: Limits, num_drafts: int) -> None:
     length = _check_length(model.packed)
-    blocks_per_row = -(-(length + NEW_TOKENS) // limits.block_size)
-    steps = DeviceSteps(model, limits, capture=False)
+    blocks_per_row = -(-(length + NEW_TOKENS + num_drafts) // limits.block_size)
+    steps = DeviceSteps(model, limits, capture=False, num_speculative_tokens=num_drafts)
     steps.initialize(2 * blocks_per_row, min(limits.max_model_len, blocks_per_row * limits.block_size))
     check_device_steps(model, steps, num_blocks=2 * blocks_per_row, prompt_length=length)
 

@@ -31,6 +31,7 @@ from dodona.runners.quantization.products import quantized_product
 from dodona.runners.v1.agreement import ROUNDING, close, random, reaching_far
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.lora import is_adapter_hook
+from dodona.runners.v1.quantized_experts import fused_quantized_experts
 from dodona.runners.v1.shared_inputs import Groups, SharedProducts, is_plain_linear
 
 _ROTARY = "apply_rotary_pos_emb"
@@ -87,11 +88,12 @@ def _find(model: nn.Module, found: Container[nn.Module]) -> Iterator[Fusion]:
     """Fusions of the modules that are not among those `found`."""
     rotaries: dict[Callable[..., Any], Callable[..., Any] | None] = {}
     products: dict[tuple[object, ...], bool | None] = {}
+    experts: dict[tuple[object, ...], bool] = {}
     for name, module in model.named_modules():
         if module in found or _is_changed(module):
             continue
         if type(module) is QuantizedLinear and is_expert(name):
-            continue  # of as many tokens as are routed to it: kernels would be compiled while requests wait
+            continue  # of as many tokens as are routed to it: see `fused_quantized_experts`
         forward = _with_fused_rotary(module, rotaries)
         arguments = len(inspect.signature(module.forward).parameters)
         if forward is None and arguments == 1:
@@ -103,7 +105,7 @@ def _find(model: nn.Module, found: Container[nn.Module]) -> Iterator[Fusion]:
                 or fused_router(module)
             )
         if forward is None and arguments == 3:
-            forward = fused_experts(module)
+            forward = fused_experts(module) or fused_quantized_experts(module, experts)
         if forward is not None:
             yield Fusion(module, forward)
 
@@ -221,6 +223,8 @@ def _quantized_linear(module: Any, known: dict[tuple[object, ...], bool | None])
 
     def make(persistent: bool) -> Callable[..., Any]:
         def forward(x: torch.Tensor) -> torch.Tensor:
+            if rounding is not None and module.round_input is None:  # inside `unrounded_inputs`
+                return QuantizedLinear.forward(module, x)
             rows = x.reshape(-1, inner)
             if module.order is not None:
                 rows = rows.index_select(1, module.order)

@@ -18,7 +18,6 @@ from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
 from dodona.oracle.systems.own.weights import check_weights
-from dodona.runners.device.steps import MAX_STEPS_IN_FLIGHT
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
 from dodona.runners.drafting.weights import of_draft, overwrite, with_draft
@@ -101,8 +100,9 @@ class V1Runner(WeightLife):
 
     @property
     def max_steps_in_flight(self) -> int:
-        """Two where steps run from state on the device: tokens needn't be read before the next step."""
-        return 1 if self._on_device is None else MAX_STEPS_IN_FLIGHT
+        """Two where steps run from state on the device: tokens needn't be read before the next step. With
+        drafts, one."""
+        return 1 if self._on_device is None else self._on_device.steps.max_steps_in_flight
 
     # --- Life
 
@@ -139,7 +139,7 @@ class V1Runner(WeightLife):
         part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
         self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
-            self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora)
+            self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
 
     def try_load(self) -> None:
         """The model, a pass over few tokens, what drafts, and room for adapters."""
@@ -307,7 +307,7 @@ class V1Runner(WeightLife):
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         if self._on_device is not None:
-            pending = self._on_device.steps.sample(grammar_output)
+            pending = self._on_device.sample(grammar_output)
             return pending if self._transfers is None else WithTransfers(pending, self._transfers)
         executed, self._executed = self._executed, None
         if executed is None:

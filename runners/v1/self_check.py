@@ -28,7 +28,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import ALONE, Group
 from dodona.runners.quantization.library import has_library_layers
-from dodona.runners.quantization.replacement import quantized_layers, unrounded_inputs
+from dodona.runners.quantization.replacement import rounds_inputs, unrounded_inputs
 from dodona.runners.third_party import first_line
 from dodona.runners.v1.mixers import STATE_API, cache_argument, has_mixers
 from dodona.runners.v1.packed_model import PackedModel
@@ -133,7 +133,7 @@ def tolerance_of(module: torch.nn.Module, dtype: torch.dtype) -> float:
     tolerance = TOLERANCE[dtype]
     if has_library_layers(module):
         return max(tolerance, LIBRARY_TOLERANCE)
-    if any(layer.round_input is not None for layer in quantized_layers(module).values()):
+    if rounds_inputs(module):
         return max(tolerance, ROUNDED_TOLERANCE)
     return tolerance
 

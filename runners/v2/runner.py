@@ -21,6 +21,7 @@ from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import DeviceSteps
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.drafting.kv_blocks import extended
+from dodona.runners.drafting.lookup import LookupDrafter, WithDrafts
 from dodona.runners.drafting.weights import with_draft
 from dodona.runners.interface import (
     GrammarOutput,
@@ -35,7 +36,6 @@ from dodona.runners.kv_transfer.connector import KVConnectorWorker
 from dodona.runners.kv_transfer.factory import make_worker_connector
 from dodona.runners.kv_transfer.worker_step import WithTransfers, after_forward, before_forward
 from dodona.runners.limits import Limits
-from dodona.runners.v2.drafting.lookup import LookupDrafter, WithDrafts
 from dodona.runners.v2.loading.loaded import Loaded, load, reload
 from dodona.runners.v2.loading.model import weight_views
 from dodona.runners.v2.models.weights import quantized_tensors

@@ -26,7 +26,7 @@ from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.distributed.runner import DistributedRunner
 from dodona.runners.distributed.workers import Launch, Workers
-from dodona.runners.errors import WorkerError
+from dodona.runners.errors import EngineSetupError, WorkerError
 from dodona.runners.limits import Limits
 from dodona.runners.v1.runner import V1Runner
 from tests.support.child_interpreter import child_environment
@@ -38,9 +38,11 @@ RANKS = (0, 1)
 
 
 @contextmanager
-def workers(count: int = 2, launch: Launch = worker_processes) -> Iterator[Workers]:
+def workers(
+    count: int = 2, launch: Launch = worker_processes, given_up: threading.Event | None = None
+) -> Iterator[Workers]:
     """Workers that import neither torch nor a model. Each is a rank to itself: they exchange nothing."""
-    started = Workers(count, launch=launch)
+    started = Workers(count, launch=launch, given_up=given_up)
     try:
         for rank in range(count):
             start = Start(
@@ -257,6 +259,19 @@ def test_a_worker_that_does_not_read_is_named_after_the_time_limit():
         assert threading.active_count() == before
     assert error.rank == 1
     assert "is stopped and gave no answer within 2 s to echo" in str(error)
+
+
+def test_a_start_that_is_given_up_ends_all_workers_at_once():
+    given_up = threading.Event()
+    with workers(given_up=given_up) as started:
+        processes = pids(started)
+        started.tell(Execute(("sleep", 60.0), None))  # type: ignore[arg-type]
+        started.tell(Call("echo", ("a",), {"b": 1}))
+        threading.Timer(0.5, given_up.set).start()
+        with pytest.raises(EngineSetupError, match="given up"):
+            started.answers(RANKS, "load_model", None)
+        assert all(map(gone, processes))
+        assert not started.store.parent.exists()
 
 
 def test_a_worker_that_computes_for_too_long_shows_where():

@@ -72,7 +72,7 @@ class ThreadWorkers:
 
     store = "unused"
 
-    def __init__(self, count: int, whose: str = "", launch: Any = None) -> None:
+    def __init__(self, count: int, whose: str = "", launch: Any = None, given_up: Any = None) -> None:
         self._answers: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
         self._connections = [_Connection(rank, self._answers) for rank in range(count)]
         self._early: dict[int, deque[Any]] = {rank: deque() for rank in range(count)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,13 @@ from dodona.runners.engine.replicas import Replicas
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.routing import Router
 from dodona.runners.engine.scheduler import Scheduler
-from dodona.runners.errors import EngineAsleepError, EngineDeadError, EngineThreadError, InvalidRequestError
+from dodona.runners.errors import (
+    EngineAsleepError,
+    EngineDeadError,
+    EngineSetupError,
+    EngineThreadError,
+    InvalidRequestError,
+)
 from dodona.runners.sampling.params import SamplingParams
 from tests.engine.test_boundaries import in_child
 from tests.engine.test_engine import PATIENCE, Gate, expected
@@ -151,6 +158,26 @@ def test_replicas_that_differ_end_and_those_that_fail_alike_go_on() -> None:
             session.replicas.call_all(at_one)
         with pytest.raises(EngineDeadError, match="its disk is full"):
             session.submit("a", [1])
+
+
+def test_a_start_that_fails_lets_the_others_give_up() -> None:
+    """Its error is raised, whichever engine is asked first."""
+    given_up = threading.Event()
+
+    def waits() -> tuple[FakeRunner, Scheduler]:
+        assert given_up.wait(PATIENCE)
+        raise EngineSetupError("the start was given up")
+
+    def fails() -> tuple[FakeRunner, Scheduler]:
+        raise ConfigError("no such file")
+
+    for starts in ([waits, fails], [fails, waits]):
+        given_up.clear()
+        replicas = Replicas(starts, give_up=given_up.set)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="no such file"):
+            replicas.wait_until_ready()
+        replicas.shutdown()
+        assert no_engine_thread()
 
 
 def test_a_start_that_fails_is_raised() -> None:

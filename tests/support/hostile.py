@@ -27,6 +27,7 @@ from typing import Any
 
 from tests.support import hostile_parts as parts
 from tests.support import hostile_settings as settings
+from tests.support import hostile_trials as trials
 from tests.support import hostile_weights as weights
 from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TEXTS, command, folder
 
@@ -119,6 +120,7 @@ PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
     "layers of an adapter": settings.layers_of_adapters,
     "header of weights": weights.headers,
     "index of weights": weights.indices,
+    "trial load": trials.trials,
 }
 
 COMMANDS: dict[str, list[str]] = {

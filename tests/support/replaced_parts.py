@@ -12,7 +12,15 @@ from typing import Any
 import torch
 
 from dodona.oracle.models.quantization import ActivationScheme, WeightScheme
+from dodona.runners.quantization.experts import (
+    ExpertPart,
+    QuantizedExperts,
+    is_expert_stack,
+    separate_parts,
+    stacked_parts,
+)
 from dodona.runners.quantization.linear import QuantizedLinear, quantized_from
+from tests.support.tiny_models import make_model
 
 
 def _decoder(prefix: str, *more: str, without: tuple[str, ...] = ()) -> frozenset[str]:
@@ -75,6 +83,50 @@ QUANTIZED: Mapping[str, WeightScheme] = {
     ),
 }
 """Schemes of linear layers that kernels serve."""
+
+
+EXPERTS: Mapping[str, WeightScheme] = {
+    "w4a16": WeightScheme("pack-quantized", "int", 4, "group", 32),
+    "w4a16-asym": WeightScheme("pack-quantized", "int", 4, "group", 64, symmetric=False),
+    "w4a16-act-order": WeightScheme("pack-quantized", "int", 4, "group", 32, act_order=True),
+    "w8a16": WeightScheme("plain", "int", 8, "channel"),
+    "w8a16-fp8": WeightScheme("plain", "float", 8, "channel"),
+    "w8a8-int8": WeightScheme("plain", "int", 8, "channel", activations=ActivationScheme("int8", "token")),
+    "w8a8-int8-asym": WeightScheme(
+        "plain", "int", 8, "channel", activations=ActivationScheme("int8", "token", symmetric=False)
+    ),
+    "w8a8-int8-static": WeightScheme(
+        "plain", "int", 8, "channel",
+        activations=ActivationScheme("int8", "tensor", dynamic=False, symmetric=False),
+    ),
+    "w8a8-fp8": WeightScheme("plain", "float", 8, "tensor", activations=ActivationScheme("fp8", "token")),
+    "w8a8-fp8-static": WeightScheme(
+        "plain", "float", 8, "tensor", activations=ActivationScheme("fp8", "tensor", dynamic=False)
+    ),
+    "fp8-block": WeightScheme(
+        "plain", "float", 8, "block", 32, 32, activations=ActivationScheme("fp8", "group", group_size=32)
+    ),
+    "mxfp4": WeightScheme("mxfp4", "float", 4, "group", 32),
+}  # fmt: skip
+"""Schemes of experts: kernels serve all."""
+
+
+def quantized_experts(
+    name: str, *, hidden: int, inner: int, dtype: torch.dtype, device: str
+) -> QuantizedExperts:
+    """Four random experts in a scheme of `EXPERTS`: gpt-oss's where it is MXFP4, else Qwen3's."""
+    is_joined = name == "mxfp4"
+    family, size = ("gpt-oss", "intermediate_size") if is_joined else ("qwen3-moe", "moe_intermediate_size")
+    model = make_model(family, hidden_size=hidden, **{size: inner}).to(device, dtype)
+    stack = next(module for module in model.modules() if is_expert_stack(module))
+
+    def make(
+        index: int, part: ExpertPart, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.nn.Module:
+        own = None if bias is None else torch.randn_like(bias)
+        return quantized_from(weight.data * 10, EXPERTS[name], bias=own)
+
+    return QuantizedExperts(stack, stacked_parts(stack) if is_joined else separate_parts(stack), make)
 
 
 def quantized_layer(

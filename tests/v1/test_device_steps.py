@@ -13,14 +13,20 @@ import transformers
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 
+from dodona import LLM, SamplingParams
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.machine.environment import assumed_gpu
+from dodona.oracle.select import select_runner
 from dodona.runners.device.steps import DeviceSteps
-from dodona.runners.v1 import device_forward, device_serving, packed_mixers
+from dodona.runners.quantization.replacement import quantized_layers, unrounded_inputs
+from dodona.runners.v1 import agreement, device_forward, device_serving, packed_mixers
 from dodona.runners.v1.device_check import check_device_steps
-from dodona.runners.v1.device_serving import DeviceServing
+from dodona.runners.v1.device_serving import DeviceServing, _reasons_against
 from dodona.runners.v1.expert_fusions import fused_experts, fused_router
 from dodona.runners.v1.fusions import Fusions
 from dodona.runners.v1.packed_mixers import packed_forward
 from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.quantized_experts import fused_quantized_experts
 from dodona.runners.v1.shared_inputs import layers_by_input
 from tests.support.equal_tokens import EqualTokens
 from tests.support.replaced_parts import (
@@ -28,6 +34,7 @@ from tests.support.replaced_parts import (
     QUANTIZED,
     REPLACED,
     check_replaced,
+    quantized_experts,
     quantized_layer,
 )
 from tests.support.tiny_hybrids import HYBRIDS
@@ -58,6 +65,62 @@ def test_greedy_tokens(tiny_models, reference, family):
     for job in driver.generate(PROMPTS, 4):
         equal.compare(job.prompt, plain.generate(job.prompt, job.max_tokens), job.output)
     equal.check()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_drafts_that_are_looked_up(tiny_models, reference, monkeypatch):
+    """Verified by steps on the device, one under way at a time; some are accepted."""
+    monkeypatch.setattr(device_serving, "check_device_steps", lambda *args, **kwargs: 0.0)
+    path = tiny_models.path("qwen3")
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
+    right, verified = DeviceSteps.execute, []
+
+    def execute(self, output):
+        verified.append(len(output.draft_token_ids))
+        right(self, output)
+
+    monkeypatch.setattr(DeviceSteps, "execute", execute)
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    with LLM(
+        path, device="cpu", skip_tokenizer_init=True, max_num_seqs=2, max_model_len=64, block_size=4,
+        max_num_batched_tokens=32, num_gpu_blocks_override=40, speculative_config=ngram,
+    ) as llm:  # fmt: skip
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids} for ids in PROMPTS],
+            SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True),
+            use_tqdm=False,
+        )
+        accepted = llm.draft_stats().num_accepted_tokens
+    plain = reference(path)
+    for ids, output in zip(PROMPTS, outputs, strict=True):
+        assert list(output.outputs[0].token_ids) == plain.generate(ids, 10)
+    assert accepted > 0
+    assert any(verified)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "on_host"),
+    [
+        ("llama", "ngram", False),
+        ("llama", "draft_model", True),
+        ("falcon-h1", "ngram", True),
+    ],
+)
+def test_a_verdict_says_where_drafts_need_the_host(tiny_models, family, method, on_host):
+    path = tiny_models.path(family)
+    speculative = {"method": method, "num_speculative_tokens": 2}
+    if method == "draft_model":
+        speculative["model"] = str(path)
+    if method == "ngram":
+        speculative["prompt_lookup_max"] = 3
+    runner = make_runner(path, speculative_config=speculative)
+    loaded = runner._loaded
+    assert bool(_reasons_against(loaded.model, runner.config, runner.limits, loaded.plan)) == on_host
+    config = EngineConfig.from_flat(str(path), speculative_config=speculative)
+    verdict = select_runner(config, environment=assumed_gpu("v1"))
+    assert verdict.runner == "v1"
+    found = {found.consequence for found in verdict.consequences}
+    assert ("steps-on-the-host" in found) == on_host
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -119,6 +182,35 @@ def test_quantized_layers_are_computed_as_they_are_stored(scheme):
     if layer.activations is not None:
         layer.activations = replace(layer.activations, dynamic=False)
         assert not len(Fusions(layer))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scheme", ["w4a16-act-order", "fp8-block", "w8a8-int8-static", "mxfp4"])
+def test_quantized_experts_are_computed_as_they_are_stored(scheme):
+    """For any routing by the same launches, and without rounding inside `unrounded_inputs`. The experts'
+    tensors are parts of one, and what is written into them counts. More on a GPU: `test_gpu`."""
+    experts = quantized_experts(scheme, hidden=64, inner=32, dtype=torch.float32, device="cpu")
+    generator = torch.Generator().manual_seed(1)
+    x, weights = torch.randn(5, 64, generator=generator), torch.rand(5, 2, generator=generator)
+    chosen = torch.rand(5, 4, generator=generator).topk(2).indices
+    with unrounded_inputs(experts):
+        plain = experts(x, chosen, weights)
+    expected = experts(x, chosen, weights)
+    (fusion,) = Fusions(torch.nn.ModuleDict({"experts": experts}))._fusions
+    assert fusion.module is experts
+    layers = list(quantized_layers(experts).values())
+    assert len({layer.data.untyped_storage().data_ptr() for layer in layers}) == len(experts.layers())
+    # A last bit may be a whole step of rounding.
+    assert agreement.close(expected.bfloat16(), experts(x, chosen, weights).bfloat16())
+    with unrounded_inputs(experts):
+        assert agreement.close(plain, experts(x, chosen, weights))
+    layers[0].data.zero_()
+    layers[1].data.zero_()
+    changed = experts(x, chosen, weights)
+    experts.__dict__.pop("forward")
+    assert agreement.close(experts(x, chosen, weights).bfloat16(), changed.bfloat16())
+    layers[-1].register_forward_hook(lambda module, args, output: output)
+    assert fused_quantized_experts(experts, {}) is None
 
 
 @torch.inference_mode()

@@ -113,7 +113,7 @@ def test_an_unknown_embedding_is_refused():
 @pytest.mark.parametrize("max_model_len", [ORIGINAL, ORIGINAL + 1])
 def test_a_verdict_says_that_the_host_lays_out_the_steps(path, max_model_len):
     runner = make_runner(path, max_model_len=max_model_len)
-    reasons = _reasons_against(runner._loaded.model, runner.config, runner.limits)
+    reasons = _reasons_against(runner._loaded.model, runner.config, runner.limits, None)
     assert bool(reasons) == (max_model_len > ORIGINAL)
     config = EngineConfig.from_flat(str(path), max_model_len=max_model_len)
     verdict = select_runner(config, environment=assumed_gpu("v1"))

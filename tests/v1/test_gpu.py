@@ -10,7 +10,7 @@ from benchmarks.compilations import compilations
 from benchmarks.models import read_config
 from benchmarks.workloads import MIXED
 from dodona import LLM, LoRARequest, SamplingParams
-from dodona.runners.device.graphs import capturing
+from dodona.runners.device.graphs import StepGraphs, capturing
 from dodona.runners.v1.agreement import close
 from dodona.runners.v1.device_model import DeviceModel
 from dodona.runners.v1.fusions import Fusions
@@ -19,10 +19,12 @@ from dodona.runners.v1.packed_model import PackedModel
 from tests.support.adapters import linear_layers, write_adapter
 from tests.support.equal_tokens import EqualTokens
 from tests.support.replaced_parts import (
+    EXPERTS,
     PACKED_MIXERS,
     QUANTIZED,
     REPLACED,
     check_replaced,
+    quantized_experts,
     quantized_layer,
 )
 from tests.support.tiny_hybrids import HYBRIDS
@@ -56,6 +58,42 @@ def test_greedy_tokens_by_graphs(tiny_models, reference, family):
     assert captured == (family not in EAGER)
 
 
+@pytest.mark.parametrize("method", ["ngram", "suffix"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "llama4", "qwen3-moe"])
+def test_looked_up_drafts_are_verified_by_graphs(tiny_models, reference, monkeypatch, family, method):
+    """Windows, soft caps, chunks and experts; greedy tokens in fp32 are transformers'."""
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", "0")
+    replayed, right = [], StepGraphs.replay
+
+    def replay(self, step):
+        replayed.append(step)
+        right(self, step)
+
+    monkeypatch.setattr(StepGraphs, "replay", replay)
+    path = tiny_models.path(family)
+    settings = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": MAX_LENGTH, "block_size": 4}
+    speculative = {"method": method, "num_speculative_tokens": 3}
+    if method == "ngram":
+        speculative |= {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+    else:
+        speculative["suffix_decoding_max_cached_requests"] = 0
+    with LLM(
+        str(path), device="cuda", dtype="float32", skip_tokenizer_init=True, num_gpu_blocks_override=160,
+        speculative_config=speculative, **settings,
+    ) as llm:  # fmt: skip
+        replayed.clear()
+        prompts = [list(prompt) for prompt in mixed_prompts()]
+        params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        assert llm.draft_stats().num_accepted_tokens > 0
+    assert any(step.verifies for step in replayed)
+    plain = reference(path)
+    equal = EqualTokens(lambda ids: plain.logits(ids)[-1])
+    for ids, output in zip(prompts, outputs, strict=True):
+        equal.compare(ids, plain.generate(ids, 12), list(output.outputs[0].token_ids))
+    equal.check()
+
+
 @pytest.mark.parametrize("budget", [64, 7], ids=["", "chunked"])
 @pytest.mark.parametrize("family", ["lfm2", "falcon-h1", "mamba", "qwen3-next"])
 def test_greedy_tokens_of_models_with_inner_states(tiny_models, reference, family, budget):
@@ -85,6 +123,28 @@ def test_quantized_layers_are_replaced(scheme, dtype):
         assert len(Fusions(layer)) == 1
         x = torch.randn(7, 2048, generator=torch.Generator().manual_seed(1)).to("cuda", dtype)
         assert close(type(layer).forward(layer, x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("scheme", EXPERTS)
+@torch.inference_mode()
+def test_quantized_experts_are_replaced(scheme, dtype):
+    """And a graph of them serves a routing that it was not captured with."""
+    experts = quantized_experts(scheme, hidden=256, inner=128, dtype=dtype, device="cuda")
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(7, 256, generator=generator).to("cuda", dtype)
+    weights = torch.rand(7, 3, generator=generator).to("cuda", dtype)
+    first, second = (torch.rand(7, 4, generator=generator).topk(3).indices.cuda() for _ in range(2))
+    expected = type(experts).forward(experts, x, second, weights)
+    assert len(Fusions(torch.nn.ModuleDict({"experts": experts}))) == 1
+    found = experts(x, second, weights)
+    assert close(expected.bfloat16(), found.bfloat16())
+    chosen = first.clone()
+    with capturing() as graph:
+        out = experts(x, chosen, weights)
+    chosen.copy_(second)
+    graph.replay()
+    assert torch.equal(out, found)
 
 
 @pytest.mark.parametrize("family", PACKED_MIXERS)
