@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -10,7 +11,8 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan
 from dodona.runners.limits import Limits
-from dodona.runners.v1.choice import reason
+from dodona.runners.meta_device import NeedsValues
+from dodona.runners.v1.choice import choose, reason
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 from dodona.runners.v1.drafting.load import load_head_of, load_model_of, load_mtp_of
 from dodona.runners.v1.lora import LoRALayers
@@ -33,8 +35,13 @@ def try_load(
 
     What needs the most values comes last: it may end by NeedsValues.
     """
-    # Whichever way is chosen is compared with this one.
-    RowModel(module, max_model_len=_FEW_TOKENS, continuation="none")
+    try:
+        # Whichever way is chosen is compared with this one.
+        RowModel(module, max_model_len=_FEW_TOKENS, continuation="none")
+    except UnsupportedConfiguration:
+        with suppress(NeedsValues):  # for the words of a start
+            choose(module, max_model_len=limits.max_model_len, need_packing=need_packing)
+        raise
     if isinstance(plan, HeadPlan):
         load_head_of(plan, module, config, limits)
         HiddenStates(module, plan.head.layer_ids)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import shutil
 import tempfile
@@ -20,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, DodonaError, UnsupportedConfiguration
 from dodona.oracle.select import select_runner
+from dodona.oracle.systems.own.memory import PLAIN_KV
 from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.trial_load import try_load, why_untried
@@ -92,6 +95,9 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
         "data_parallel_rank": [0],
         "distributed_executor_backend": ["uni", "external_launcher"],
     }  # fmt: skip
+    if not _is_counted(Path(flat["model"])):
+        # What KV blocks and inner states of other types take, only the start measures.
+        del small["kv_cache_memory_bytes"], small["gpu_memory_utilization"]
     for name in random_names(choose, list(small), 12 if looks_at_files else 3):
         value = some(small[name])
         if value is not None:
@@ -115,6 +121,14 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
     return flat
 
 
+def _is_counted(model: Path) -> bool:
+    """Whether the rule on memory knows the KV blocks of a model's type."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        raw = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        return raw.get("model_type") in PLAIN_KV
+    return False
+
+
 def random_names(choose: Choose, names: list[str], one_in: int) -> list[str]:
     """Some of the names, in their order."""
     return [name for name in names if choose(range(one_in)) == 0]
@@ -125,7 +139,8 @@ def _damaged(choose: Choose, source: Path, folder: Path) -> str:
     kinds = [choose(list(damaged_models.DAMAGES)) for _ in range(choose([1, 1, 1, 2]))]
     copy = damaged_models.copy(source, folder / f"{source.name}, {', '.join(kinds)}")
     for kind in sorted(kinds, key="pipe".__eq__):  # who reads a pipe waits
-        with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no room for another
+        no_room = (OSError, ValueError, KeyError, StopIteration, SafetensorError)  # for another damage
+        with contextlib.suppress(*no_room):
             damaged_models.DAMAGES[kind](copy)
     return str(copy)
 

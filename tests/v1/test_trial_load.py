@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dodona.cli.app import app
@@ -22,7 +23,7 @@ from dodona.runners.llm import LLM
 from dodona.runners.meta_device import META, NeedsValues, on_meta
 from dodona.runners.trial_load import try_load, why_untried
 from tests.support import damaged_models
-from tests.support.permitted import CHECKPOINTS, installed_families
+from tests.support.permitted import CHECKPOINTS, HEADS, installed_families, pooling_models
 from tests.support.tiny_models import TinyModels
 
 SMALL: Mapping[str, Any] = {"device": "cpu", "max_model_len": 16, "num_gpu_blocks_override": 8}
@@ -69,13 +70,43 @@ def test_nothing_is_found_in_a_whole_model(family: str, tiny_models: TinyModels)
 def test_what_the_rules_cannot_know_is_found_in_the_words_of_a_start(
     family: str, kind: str, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
-    verdict = permitted(damaged(tiny_models, family, kind, tmp_path))
+    found_as_by_a_start(permitted(damaged(tiny_models, family, kind, tmp_path)))
+
+
+def found_as_by_a_start(verdict: Verdict) -> None:
     with pytest.raises(DodonaError) as tried:
         try_load(verdict)
     with pytest.raises(DodonaError) as started:
         LLM.from_verdict(verdict)
     assert str(tried.value) == str(started.value)
     assert type(tried.value) is type(started.value)
+
+
+@pytest.mark.parametrize(("which", "kind"), [(0, "attention of flash"), (1, "odd heads"), (1, "reshaped")])
+def test_of_a_pooling_model(which: int, kind: str, tmp_path: Path) -> None:
+    model = damaged_models.copy(pooling_models(tmp_path / "models")[which], tmp_path / "model")
+    try_load(permitted(model))
+    damaged_models.DAMAGES[kind](model)
+    found_as_by_a_start(permitted(model))
+
+
+@pytest.mark.parametrize("name", ["qwen3-w4a16", "qwen3-gptq", "qwen3-fp8"])
+def test_of_a_quantized_model(name: str, tmp_path: Path) -> None:
+    model = damaged_models.copy(CHECKPOINTS / name, tmp_path / "model")
+    try_load(permitted(model))
+    tensors = load_file(model / damaged_models.WEIGHTS)
+    scale = next(n for n in sorted(tensors) if n.rpartition(".")[2].startswith(("scales", "weight_scale")))
+    save_file({**tensors, scale: tensors[scale][:-1].clone()}, model / damaged_models.WEIGHTS)
+    found_as_by_a_start(permitted(model))
+
+
+@pytest.mark.parametrize("kind", ["lost norm", "reshaped", "extra tensor"])
+def test_of_a_draft_head(kind: str, tmp_path: Path) -> None:
+    head = damaged_models.copy(CHECKPOINTS / HEADS[0], tmp_path / "head")
+    speculative = {"model": str(head), "num_speculative_tokens": 2}
+    try_load(permitted(CHECKPOINTS / "qwen3", speculative_config=speculative))
+    damaged_models.DAMAGES[kind](head)
+    found_as_by_a_start(permitted(CHECKPOINTS / "qwen3", speculative_config=speculative))
 
 
 def test_a_lost_tensor_is_said_on_the_command_line(tiny_models: TinyModels, tmp_path: Path) -> None:

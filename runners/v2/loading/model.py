@@ -83,6 +83,8 @@ def read_weights(model: DenseModel, path: Path | None, *, seed: int) -> None:
     spec = model.spec
     views, parts = checkpoint_views(spec, model.weights), quantized_parts(spec, model.weights)
     shares = checkpoint_shares(spec)
+    if path is None and model.device.type == "meta":
+        return  # inside `on_meta`: there is nothing to fill
     if path is None:
         fill_randomly(views, seed=seed, shares=shares)
         fill_parts_randomly(parts, seed=seed)
