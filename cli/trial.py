@@ -44,7 +44,7 @@ def trial_load(verdict: Verdict) -> TrialLoad | None:
     try:
         untried = why_untried(verdict)
         if untried is None:
-            try_load(verdict)
+            untried = try_load(verdict)
         return TrialLoad(untried=untried)
     except DodonaError as error:
         return TrialLoad(error=message_of(error))

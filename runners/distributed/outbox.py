@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from multiprocessing.connection import Connection
 
-DIRECT = 16 << 10
+DIRECT = 64 << 10
 """Most bytes of a message that the caller's thread sends: for more, a writable socket has room."""
 
 _PATIENCE_S = 5.0

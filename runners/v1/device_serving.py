@@ -17,9 +17,9 @@ from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.device.graphs import FixedStep, capturing
 from dodona.runners.device.state import fits
 from dodona.runners.device.steps import DeviceSteps
-from dodona.runners.drafting.lookup import LookupDrafter, WithDrafts
+from dodona.runners.drafting.lookup import LookupDrafter
 from dodona.runners.drafting.plan import DraftPlan, LookupPlan
-from dodona.runners.interface import GrammarOutput, PendingOutput, SchedulerOutput
+from dodona.runners.interface import SchedulerOutput
 from dodona.runners.kv_transfer.block_layout import LayerKV
 from dodona.runners.limits import Limits
 from dodona.runners.phases import phase
@@ -65,11 +65,6 @@ class DeviceServing:
         if self.lookup is not None:
             self.lookup.begin(scheduler_output)
         self.steps.execute(scheduler_output)
-
-    def sample(self, grammar_output: GrammarOutput | None) -> PendingOutput:
-        """Launch what is left of the step; see `DeviceSteps.sample`."""
-        pending = self.steps.sample(grammar_output)
-        return pending if self.lookup is None else WithDrafts(pending, self.lookup)
 
     def kv_layers(self) -> list[LayerKV]:
         """The KV cache block by block, by attention call, for KV transfer."""

@@ -19,6 +19,7 @@ from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
 from dodona.oracle.systems.own.weights import check_weights
 from dodona.runners.distributed.mesh import ALONE, Mesh
+from dodona.runners.drafting.lookup import WithDrafts
 from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan, plan_drafting
 from dodona.runners.drafting.weights import of_draft, overwrite, with_draft
 from dodona.runners.interface import (
@@ -307,7 +308,9 @@ class V1Runner(WeightLife):
     def sample_tokens(self, grammar_output: GrammarOutput | None = None) -> PendingOutput:
         """Sample for the rows that yield a token, and remember the tokens for the next step."""
         if self._on_device is not None:
-            pending = self._on_device.sample(grammar_output)
+            pending: PendingOutput = self._on_device.steps.sample(grammar_output)
+            if self._on_device.lookup is not None:
+                pending = WithDrafts(pending, self._on_device.lookup)
             return pending if self._transfers is None else WithTransfers(pending, self._transfers)
         executed, self._executed = self._executed, None
         if executed is None:

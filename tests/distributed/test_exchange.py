@@ -74,6 +74,8 @@ def test_one_wrong_result_fails_the_check(monkeypatch, wrong_at, ranks):
         fills[inboxes.rank](out, torch.cat(list(groups[inboxes.rank].all_gather(x)), dim=1))
 
     groups, fills, summed = {}, {}, {}
+    for name in ("LARGEST_ONE_SHOT", "LARGEST_ONE_SHOT_OF_MORE", "LARGEST_TWO_SHOT", "LARGEST_FLAGGED"):
+        monkeypatch.setattr(exchange, name, 4096)
     for name in ("one_shot_sum", "two_shot_sum", "flagged_sum"):
         monkeypatch.setattr(exchange, name, add_up)
     monkeypatch.setattr(exchange, "gather_columns", gather)
