@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dodona.oracle.printable import printable, without_userinfo
 
@@ -41,8 +41,13 @@ class DodonaError(Exception):
         super().__init__(*(_text(arg) if isinstance(arg, str) else arg for arg in args))
 
 
+LONGEST: Final = 20_000
+"""Most characters of an error: what a file holds may be megabytes."""
+
+
 def _text(given: str) -> str:
-    return without_userinfo(printable(given))
+    text = without_userinfo(printable(given))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 class ConfigError(DodonaError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,11 @@ def checked_limits(config: EngineConfig, model: ModelInfo) -> Limits:
     return limits
 
 
+def allocating_weights() -> AbstractContextManager[None]:
+    """Inside, memory that can't be had is an EngineSetupError about weights."""
+    return allocating("the model's weights", "choose a smaller model or dtype, or more devices or memory")
+
+
 def start(
     verdict: Verdict, model: ModelInfo, replica: int = 0, given_up: Event | None = None
 ) -> tuple[Runner, Scheduler, KVSize]:
@@ -52,10 +58,7 @@ def start(
     kv_transfer = plan_kv_transfer(config, runner.name)
     connector = KVConnectorScheduler()
     try:
-        with (
-            phase("load the model and check it"),
-            allocating("the model's weights", "choose a smaller model or dtype, or more devices or memory"),
-        ):
+        with phase("load the model and check it"), allocating_weights():
             runner.load_model()
         check_not_given_up(given_up)
         spec = runner.get_kv_cache_spec()

@@ -43,24 +43,30 @@ def why_untried(verdict: Verdict) -> str | None:
     return None
 
 
-def try_load(verdict: Verdict) -> None:
-    """Load the model of a verdict that permits it, as a start does, but for the values of weights.
+def try_load(verdict: Verdict) -> str | None:
+    """Load the model of a verdict that permits it, as a start does, but for the values of weights. Returns
+    why it gave up; None where nothing was found.
 
     Raises what a start raises, in the same words: ConfigError, UnsupportedConfiguration, EngineSetupError. A
     start may still fail for what only values say: NaN, steps that compute something else, too little memory
     of a device. Other threads must not load models meanwhile.
     """
     from dodona.runners.build import build_runner
-    from dodona.runners.meta_device import NeedsValues, on_meta
+    from dodona.runners.meta_device import MOST_CALLS, NeedsValues, TooManyCalls, on_meta
     from dodona.runners.model_files import read_model_files
-    from dodona.runners.startup import checked_limits
+    from dodona.runners.startup import allocating_weights, checked_limits
 
-    with _quiet(), naming(f"{Path(verdict.config.model_config.model)}: the model can't be loaded"):
+    model = Path(verdict.config.model_config.model)
+    with _quiet(), naming(f"{model}: the model can't be loaded"), allocating_weights():
         files = read_model_files(verdict.config)
         limits = checked_limits(verdict.config, files.model)
         runner = build_runner(verdict, files.model, limits)
-        with suppress(NeedsValues), _without_threads(), on_meta():
-            runner.try_load()
+        try:
+            with suppress(NeedsValues), _without_threads(), on_meta():
+                runner.try_load()
+        except TooManyCalls:
+            return f"the model takes more than {MOST_CALLS} calls of torch; check the sizes in config.json"
+    return None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ MOST = 20
 FEWER = {
     "KV connector": 5, "draft folder": 5, "layers of an adapter": 5, "suffix lookup": 5,
     "quantization library": 6, "several devices": 8, "package version": 8,
+    "header of weights": 5, "index of weights": 8, "trial load": 10,
 }  # fmt: skip
 """The same for kinds whose cases take longer."""
 

@@ -53,7 +53,7 @@ def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
             sections[name] = _section(name, value)
         elif name in SWITCHES:
             if not isinstance(value, bool):
-                raise ConfigError(f"{name}: expected true or false, got {value!r}")
+                raise ConfigError(f"{name}: expected true or false, got {value!r:.80}")
         else:
             hint = did_you_mean(name, flat_names())
             raise ConfigError(f"{name}: no such argument" + (f"; {hint}" if hint else ""))
@@ -75,7 +75,7 @@ def _section(name: str, value: Any) -> Any:
     if name == "compilation_config" and isinstance(value, (int, str)) and not isinstance(value, bool):
         return {"mode": value}
     if value is not None and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
-        raise ConfigError(f"{name}: expected a JSON object, got {value!r}")
+        raise ConfigError(f"{name}: expected a JSON object, got {value!r:.80}")
     if name == "speculative_config" and isinstance(value, Mapping):
         method = value.get("method")
         if isinstance(method, str):

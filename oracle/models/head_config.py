@@ -62,7 +62,7 @@ def read_head_config(directory: Path, *, method: str, parallel: bool, target: Mo
     kind = raw.get("speculators_model_type")
     if kind is not None and kind not in SPECULATORS_TYPES:
         raise ConfigError(
-            f"{file}: field 'speculators_model_type': {kind!r} is none of the heads that are read, "
+            f"{file}: field 'speculators_model_type': {kind!r:.80} is none of the heads that are read, "
             f"{', '.join(SPECULATORS_TYPES)}"
         )
     layers = raw.get("transformer_layer_config", raw) if kind else raw
@@ -73,7 +73,7 @@ def read_head_config(directory: Path, *, method: str, parallel: bool, target: Mo
     fields = _Fields(str(file), raw, layers)
     is_eagle3 = method == "eagle3"
     if kind is not None and not is_eagle3:
-        raise ConfigError(f"{file}: is a head of kind {kind!r}; set speculative_config.method='eagle3'")
+        raise ConfigError(f"{file}: is a head of kind {kind!r:.80}; set speculative_config.method='eagle3'")
     mask_token_id = fields.mask_token_id()
     is_parallel = kind == "peagle" or (kind is None and mask_token_id is not None)
     if is_parallel and not parallel:

@@ -255,7 +255,7 @@ def _get(stored: Mapping[str, Any], field: str, kind: type | tuple[type, ...], d
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        raise _Unreadable(f"its field {field!r} has the unexpected value {value!r}")
+        raise _Unreadable(f"its field {field!r} has the unexpected value {value!r:.80}")
     return value
 
 
@@ -285,7 +285,7 @@ def _expect(stored: Mapping[str, Any], what: str, field: str, *allowed: Any) -> 
 def _one_of(value: Any, what: str, field: str, *allowed: Any) -> Any:
     if value not in allowed:
         expected = ", ".join(repr(a) for a in allowed if a is not None)
-        raise _Unreadable(f"{what} {field!r} is {value!r}; served are: {expected}")
+        raise _Unreadable(f"{what} {field!r} is {value!r:.80}; served are: {expected}")
     return value
 
 
@@ -332,7 +332,9 @@ def _compressed_rule(stored: Mapping[str, Any], group: Any) -> SchemeRule:
         supported = format in _PLAIN and bits == 8
     symmetric = _get(weights, "symmetric", bool, True)
     if not supported or (kind == "float" and not symmetric) or strategy == "tensor_group":
-        raise _Unreadable(f"its format {format!r} with weights of type {kind!r}, {bits} bits, {strategy!r}")
+        raise _Unreadable(
+            f"its format {format!r:.80} with weights of type {kind!r}, {bits} bits, {strategy!r}"
+        )
     if activations is not None and activations.kind != ("fp8" if kind == "float" else "int8"):
         raise _Unreadable("weights and activations have different types")
     if activations is not None and activations.group_size not in (None, group_size):
@@ -378,7 +380,7 @@ def _block(value: Any) -> tuple[int, int]:
     if isinstance(value, str):
         value = [int(part) for part in value.split("x") if re.fullmatch("[0-9]{1,10}", part)]
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, int) and v > 0 for v in value):
-        raise _Unreadable(f"its blocks are {value!r}, expected two numbers > 0")
+        raise _Unreadable(f"its blocks are {value!r:.80}, expected two numbers > 0")
     return value[1], value[0]
 
 
@@ -390,7 +392,7 @@ def _compressed_activations(stored: Mapping[str, Any] | None) -> ActivationSchem
     dynamic = _expect(stored, "its activations'", "dynamic", True, False)
     symmetric = _get(stored, "symmetric", bool, True)
     if _get(stored, "num_bits", int, 8) != 8:
-        raise _Unreadable(f"its activations have {stored.get('num_bits')} bits")
+        raise _Unreadable(f"its activations have {stored.get('num_bits')!r:.80} bits")
     if (not dynamic and strategy != "tensor") or (dynamic and strategy == "tensor"):
         raise _Unreadable(f"its activations are {'dynamic' if dynamic else 'static'} per {strategy}")
     if kind == "float" and not symmetric:

@@ -85,7 +85,7 @@ def read_rope(
     given = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         name = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
-        raise UnreadableField(f"{file}: field {name!r}: expected an object, got {given!r}; {_MEND}", name)
+        raise UnreadableField(f"{file}: field {name!r}: expected an object, got {given!r:.80}; {_MEND}", name)
     names = [name for spellings in _SPELLINGS.values() for name in spellings]
     silent = not given and rotary is not True and not any(text.get(name) is not None for name in names)
     if silent and (rotary is False or "num_attention_heads" not in text):
@@ -115,7 +115,9 @@ def _mixed(ropes: Mapping[str, Rope]) -> Rope:
 def _one(file: str, text: Mapping[str, Any], given: Mapping[str, Any], head_size: int | None) -> Rope:
     kind = given.get("rope_type", given.get("type", "default"))
     if not isinstance(kind, str):
-        raise UnreadableField(f"{file}: field 'rope_type': expected text, got {kind!r}; {_MEND}", "rope_type")
+        raise UnreadableField(
+            f"{file}: field 'rope_type': expected text, got {kind!r:.80}; {_MEND}", "rope_type"
+        )
     if "mrope_section" in given and kind == "default":
         kind = "mrope"
     theta = _number(file, "rope_theta", given, text, fallbacks=("rotary_emb_base",))
@@ -144,6 +146,8 @@ def _number(
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UnreadableField(f"{file}: field {name!r}: expected a number, got {value!r}; {_MEND}", name)
+            raise UnreadableField(
+                f"{file}: field {name!r}: expected a number, got {value!r:.80}; {_MEND}", name
+            )
         return float(value)
     return None

@@ -171,8 +171,8 @@ class _Fields:
         start = raw.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
             raise ConfigError(
-                f"{self.file}: field 'init_lora_weights': not supported: {start!r} changes the model's own "
-                "weights, too; save the adapter with path_initial_model_for_weight_conversion"
+                f"{self.file}: field 'init_lora_weights': not supported: {start!r:.80} changes the model's "
+                "own weights, too; save the adapter with path_initial_model_for_weight_conversion"
             )
         for name in sorted(raw.keys() - _HARMLESS - _REFUSED.keys()):
             if raw[name]:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from dodona.cli import output
 from dodona.cli.app import app
 from dodona.oracle.config.engine_config import EngineConfig
-from dodona.oracle.errors import ConfigError, DodonaError, RuleFileError, UnsupportedConfiguration
+from dodona.oracle.errors import LONGEST, ConfigError, DodonaError, RuleFileError, UnsupportedConfiguration
 from dodona.oracle.printable import HIDDEN, printable, short, without_userinfo
 from dodona.runners.errors import InvalidRequestError, WorkerError
 
@@ -169,3 +169,8 @@ def test_what_was_given_is_shown_short_and_without_userinfo() -> None:
         )
     assert "pass@" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_an_error_is_cut_off() -> None:
+    assert len(str(ConfigError("x" * 1_000_000))) == LONGEST
+    assert "secret" not in str(ConfigError("x" * (LONGEST - 20) + "https://user:secret@host"))

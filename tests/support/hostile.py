@@ -27,6 +27,7 @@ from typing import Any
 
 from tests.support import hostile_parts as parts
 from tests.support import hostile_settings as settings
+from tests.support import hostile_trials as trials
 from tests.support import hostile_weights as weights
 from tests.support.hostile_files import CONTENTS, HUGE, QWEN3, ROOT, SPECIAL, TEXTS, command, folder
 
@@ -34,6 +35,8 @@ MAX_SECONDS = 30
 """A process takes longer than alone while others compute; what hangs takes forever."""
 MAX_MORE_BYTES = 2 << 30
 """Address space beyond what the parent has: libraries map more than they use."""
+LONGEST = 20_000
+"""Characters of an error."""
 GOOD = ("answered", "named error")
 
 SIZES = (
@@ -117,6 +120,7 @@ PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
     "layers of an adapter": settings.layers_of_adapters,
     "header of weights": weights.headers,
     "index of weights": weights.indices,
+    "trial load": trials.trials,
 }
 
 COMMANDS: dict[str, list[str]] = {
@@ -260,7 +264,8 @@ def _in_child(case: Case, scratch: Path, writing: int) -> int:
         case.act(scratch)
         said = "answered"
     except DodonaError as error:
-        said = "raw text" if HIDDEN.search(str(error)) else "named error"
+        text = str(error)
+        said = "raw text" if HIDDEN.search(text) else "long text" if len(text) > LONGEST else "named error"
     except MemoryError:
         said = "memory"
     except BaseException as error:
@@ -286,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", action="append", help="a kind of cases; default: all")
     parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="a case's time")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="cases that an interrupted run answered")
     given = parser.parse_args(arguments)
     prepare()
     _CASES.extend(case for case in corpus() if given.kind is None or case.kind in given.kind)
@@ -295,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     times, bad = [], 0
     pool = ProcessPoolExecutor(given.processes, multiprocessing.get_context("fork"))
     # Cases of a kind take similar time, and are next to each other.
-    order = [i for first in range(50) for i in range(first, len(_CASES), 50)]
+    order = [i for first in range(50) for i in range(first, len(_CASES), 50)][given.first :]
     try:
         waiting = {pool.submit(_timed_outcome, index, given.seconds): _CASES[index] for index in order}
         for done in as_completed(waiting):

@@ -220,3 +220,14 @@ def test_code_on_meta_keeps_small_integers_and_nothing_else() -> None:
             torch.zeros(2, 3, device="cpu") @ torch.zeros(2, 3)
     assert not torch.zeros(3, device="cpu").is_meta
     assert META.type == "meta"
+
+
+def test_a_model_that_takes_long_is_left_alone(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_models.path("llama")
+    monkeypatch.setattr("dodona.runners.meta_device.MOST_CALLS", 100)
+    assert "calls of torch" in (try_load(permitted(path)) or "")
+    found = select(str(path), "--device", "cpu", "--max-model-len", "16")
+    assert found.exit_code == 0
+    assert "The load was not tried: the model takes more than" in found.output

@@ -81,10 +81,10 @@ def test_chunked_prefill(tiny_models, family):
 def test_preemption(tiny_models):
     path = tiny_models.path("llama", head_dim=16)
     prompts = prompts_of(30, 28)
-    run = generate(make_runner(path, num_blocks=5), prompts, max_tokens=20, num_blocks=5)
+    run = generate(make_runner(path, num_blocks=5), prompts, max_tokens=8, num_blocks=5)
     assert run.scheduler.num_preemptions > 0
     assert run.scheduler.blocks.num_free == 5
-    Reference(path).check(prompts, run.outputs, max_tokens=20)
+    Reference(path).check(prompts, run.outputs, max_tokens=8)
 
 
 def test_prefix_caching(tiny_models):

@@ -244,8 +244,8 @@ def _check_own_checkpoint(config: EngineConfig, target: ModelInfo, environment: 
     directory = Path(target.file).parent
     if given is not None and given != model and Path(given).resolve() != directory.resolve():
         raise ConfigError(
-            f"speculative_config.model={given!r}: method 'mtp' drafts with the MTP layer of the target's own "
-            "checkpoint; leave it unset"
+            f"speculative_config.model={given!r:.80}: method 'mtp' drafts with the MTP layer of the target's "
+            "own checkpoint; leave it unset"
         )
     weights = weights_of(config, model, directory, environment)
     if weights is not None and target.num_hidden_layers is not None:

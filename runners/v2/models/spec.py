@@ -220,14 +220,14 @@ def make_score_spec(model: ModelInfo, settings: PoolingSettings) -> ScoreSpec | 
 def _size(model: ModelInfo, field: str) -> int:
     value = getattr(model, field)
     if not isinstance(value, int) or value <= 0:
-        raise ConfigError(f"{model.file}: field {field!r}: expected a number > 0, got {value!r}")
+        raise ConfigError(f"{model.file}: field {field!r}: expected a number > 0, got {value!r:.80}")
     return value
 
 
 def _number(model: ModelInfo, source: Mapping[str, Any], field: str) -> float:
     value = source.get(field)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{model.file}: field {field!r}: expected a number, got {value!r}")
+        raise ConfigError(f"{model.file}: field {field!r}: expected a number, got {value!r:.80}")
     return float(value)
 
 
