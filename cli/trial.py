@@ -33,11 +33,14 @@ class TrialLoad:
 
 
 def trial_load(verdict: Verdict) -> TrialLoad | None:
-    """Try the load of a verdict that permits it; None where the book is of another engine.
+    """Try the load of a verdict that permits it; None where the book is of another engine,
+    or names a runner that there is none of.
 
     Raises no error of the model's files: they are in the result.
     """
-    if not system_of(verdict.rulebook.system).builds_runners:
+    from dodona.runners.build import RUNNERS
+
+    if not system_of(verdict.rulebook.system).builds_runners or verdict.runner not in RUNNERS:
         return None
     from dodona.runners.trial_load import try_load, why_untried
 
