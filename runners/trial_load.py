@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _NO_THREADS: Final = "HF_DEACTIVATE_ASYNC_LOAD"
 """transformers' variable: it reads weights in this thread, which knows that they have no values."""
+MOST_LAYERS: Final = 5_000
+"""Layers that a trial load may have: ten calls of torch each are `meta_device.MOST_CALLS`, and it would give
+up after many seconds."""
 
 
 def why_untried(verdict: Verdict) -> str | None:
@@ -37,7 +40,10 @@ def why_untried(verdict: Verdict) -> str | None:
     directory = locate_or_download(model_config.model, revision=model_config.revision)
     if not dummy and is_to_be_downloaded(model_config.model, directory):
         return "its weights are not downloaded yet"
-    quantization = quantization_of(config, ModelInfo.load(directory))
+    model = ModelInfo.load(directory)
+    if (model.num_hidden_layers or 0) > MOST_LAYERS:
+        return f"num_hidden_layers={model.num_hidden_layers} are more than the {MOST_LAYERS} that it takes"
+    quantization = quantization_of(config, model)
     if quantization is not None and quantization.library_scheme is not None:
         return f"{quantization.method} reads the weights while it makes the model"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dodona.oracle.errors import DodonaError
 from dodona.oracle.select import select_runner
 from dodona.runners.llm import LLM
 from dodona.runners.meta_device import META, NeedsValues, on_meta
-from dodona.runners.trial_load import try_load, why_untried
+from dodona.runners.trial_load import MOST_LAYERS, try_load, why_untried
 from tests.support import damaged_models
 from tests.support.permitted import CHECKPOINTS, HEADS, installed_families, pooling_models
 from tests.support.tiny_models import TinyModels
@@ -231,3 +232,13 @@ def test_a_model_that_takes_long_is_left_alone(
     found = select(str(path), "--device", "cpu", "--max-model-len", "16")
     assert found.exit_code == 0
     assert "The load was not tried: the model takes more than" in found.output
+
+
+def test_layers_without_end_are_not_loaded(tiny_models: TinyModels, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("llama"), path)
+    raw = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**raw, "num_hidden_layers": MOST_LAYERS + 1}))
+    found = select(str(path), "--device", "cpu", "--max-model-len", "16", "--load-format", "dummy", "--json")
+    assert found.exit_code == 0
+    assert f"{MOST_LAYERS + 1} are more" in json.loads(found.stdout)["trial_load"]["untried"]
