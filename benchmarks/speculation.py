@@ -15,7 +15,8 @@ one request: on the GPU until the step's tokens are in the state, then until its
 wait for the next step.
 
 `seconds_per_step` is all of the time by the number of steps, prompts and the first steps among them;
-`median_step_seconds` is the median from the sampling of one step to that of the next.
+`median_step_seconds` is the median from the sampling of one step to that of the next. Each batch size goes to
+standard error once it is measured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import itertools
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -218,6 +220,7 @@ def _measure(
                 "seconds_per_step": taken / statistics.median(steps),
                 "median_step_seconds": statistics.median(intervals),
             }
+            print(json.dumps({"batch": batch, **result["batches"][batch]}), file=sys.stderr, flush=True)
         if arguments.profile_tokens:
             params = replace(params, max_tokens=arguments.profile_tokens)
             prompt = {"prompt_token_ids": _prompt(arguments, raw, 0)}

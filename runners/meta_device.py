@@ -21,8 +21,8 @@ _HOST: Final = torch.device("cpu")
 MOST_KEPT: Final = 1 << 20
 """Elements of the largest tensor that keeps its values; of a file's tensors, bytes."""
 
-MOST_CALLS: Final = 100_000
-"""Of torch's functions. 100 layers of Llama take 17,000, 60 of DeepSeek V3 21,000; 100,000 take 13 to 23 s
+MOST_CALLS: Final = 50_000
+"""Of torch's functions. 100 layers of Llama take 17,000, 60 of DeepSeek V3 21,000; 50,000 take 11 to 23 s
 of one slow core."""
 
 _MAKERS = frozenset(

@@ -51,6 +51,8 @@ class SmallBatchTiles:
     num_splits: int
     sharers: int = 1
     """Programs that share the query heads of a KV head, a divisor of their number; at most 4."""
+    max_registers: int | None = None
+    """Of a thread; None for as many as the compiler wants."""
 
 
 @triton.jit
@@ -399,7 +401,12 @@ def choose_small_batch_tiles(group: int) -> SmallBatchTiles:
 
 def choose_draft_tiles(group: int, *, entries: int, row_bytes: int) -> SmallBatchTiles:
     """The same where rows have up to `entries` entries of `row_bytes` per key of one head. These are more
-    programs: with few warps, and few splits, all of them fit on a GPU at a time."""
+    programs: with few warps, few splits and few registers, all of them fit on a GPU at a time, those without
+    keys among them, and the next kernel can begin beside them."""
+    if group == 4:
+        tiles = SmallBatchTiles(n=64, num_warps=4, num_splits=4, sharers=2, max_registers=168)
+        if entries <= _lane_rows(tiles, row_bytes):
+            return tiles
     tiles = SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4, num_splits=DRAFT_SPLITS)
     if group > 2 and entries > _lane_rows(tiles, row_bytes):
         return replace(tiles, num_warps=8)
@@ -526,6 +533,9 @@ def _launch(
     if beyond:
         raise ValueError(f"tiles: expected sharers that divide {group} query heads, got {tiles.sharers}")
     dependent = supports_dependent_launch(qkv.device)
+    options: dict[str, int] = dict(launch_options(dependent))
+    if dependent and tiles.max_registers is not None:
+        options["maxnreg"] = tiles.max_registers
     _small_batch_attention_kernel[(batch, shape.num_kv_heads * tiles.sharers, tiles.num_splits)](
         qkv=qkv,
         kv_cache=kv_cache,
@@ -561,6 +571,6 @@ def _launch(
         TILE_ROWS=tiles.n // lane_rows,
         LANE_ROWS=lane_rows,
         num_warps=tiles.num_warps,
-        **launch_options(dependent),
+        **options,
     )
     return AttentionParts(values, lse, sequences, tiles.n, shape.window or 0)

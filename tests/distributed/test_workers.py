@@ -256,7 +256,7 @@ def test_a_worker_that_does_not_read_is_named_after_the_time_limit():
         for _ in range(2):
             started.tell(Call("echo", (LARGE,), {"b": 1}))
         error = fails(started, what="echo", limit=2.0)
-        assert threading.active_count() == before
+        assert threading.active_count() <= before
     assert error.rank == 1
     assert "is stopped and gave no answer within 2 s to echo" in str(error)
 

@@ -146,7 +146,28 @@ def test_entries_of_one_row_see_each_other(shape, norm, window, most, dtype, dev
     entries = min(most, most_entries(shape[0] // shape[1], shape[2] * dtype.itemsize))
     counts = [min(3, entries), 1, min(5, entries), min(9, entries), 1]
     lengths = [[70, 71, 72], [1], [2, 3, 4, 5, 6], list(range(14, 23)), [40]]  # a block has 16 tokens
-    seq_lens = [length for own, count in zip(lengths, counts, strict=True) for length in own[:count]]
+    lengths = [own[:count] for own, count in zip(lengths, counts, strict=True)]
+    assert_entries_agree(shape, lengths, norm, window, None, dtype, device, tolerance, generator)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "tiles"),
+    [
+        ((4, 2, 16), None, SmallBatchTiles(16, 2, 3, 2)), ((4, 1, 16), 20, SmallBatchTiles(16, 2, 1, 4)),
+        ((8, 1, 16), None, SmallBatchTiles(16, 2, 2, 4)), ((6, 1, 16), 3, SmallBatchTiles(16, 2, 2, 2)),
+        ((2, 1, 16), None, SmallBatchTiles(16, 2, 2, 2)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_programs_share_a_group_of_entries(shape, window, tiles, device, generator):
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    lengths = [[50, 51, 52], [1, 2], [40]]
+    assert_entries_agree(shape, lengths, True, window, tiles, torch.float32, device, tolerance, generator)
+
+
+def assert_entries_agree(shape, lengths, norm, window, tiles, dtype, device, tolerance, generator):
+    """`lengths`: tokens of each entry, by row. The last entry is padding."""
+    counts, seq_lens = [len(own) for own in lengths], [length for own in lengths for length in own]
     case, _, _ = make_case(
         shape, seq_lens, norm, window, dtype, device, generator, padded=[len(seq_lens) - 1]
     )
@@ -158,11 +179,15 @@ def test_entries_of_one_row_see_each_other(shape, norm, window, most, dtype, dev
     case["tokens"] = NewTokens(tokens.positions, tokens.slots, case["tokens"].cos_sin)
     queries, expected_cache = qk_norm_rope_kv_write_reference(**case)
     expected = paged_decode_attention_reference(queries, expected_cache, sequences, case["shape"])
+    arrivals = torch.zeros(len(offsets) * shape[1], dtype=torch.int32, device=device)
     actual = small_batch_attention(
         **case,
         sequences=sequences,
+        arrivals=arrivals,
+        tiles=tiles,
         offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
         max_offset=max(offsets),
     )
     torch.testing.assert_close(actual, expected, **tolerance)
     torch.testing.assert_close(case["kv_cache"], expected_cache, equal_nan=True, **tolerance)
+    assert not arrivals.any()

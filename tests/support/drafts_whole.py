@@ -8,6 +8,8 @@ requests fit the model's exact distribution (chi-square), with a temperature alo
 penalties and a bias. In float32. Without a GPU Triton's interpreter runs V2: to try this program with few
 draws.
 
+Method `mtp` is of V1's distribution alone: a tiny DeepSeek-V3 with an MTP layer and random weights.
+
 `half`, for V2 on Hopper alone: few rows in bfloat16, which its kernels of small batches serve. Tokens equal
 those without drafts but where rounding may decide; the truth is float32, and the measure torch in bfloat16.
 """
@@ -22,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,36 @@ ASKED: Mapping[str, Mapping[str, Any]] = {
         "frequency_penalty": 0.4, "presence_penalty": -0.3, "logit_bias": {20: 1.5},
     },
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model whose distribution is looked at, after a prompt and by what requests ask for."""
+
+    directory: Path
+    prompt: Sequence[int]
+    asked: Mapping[str, Mapping[str, Any]]
+
+
+TRAINED = Target(QWEN3, PROMPT, ASKED)
+
+
+def mtp_target(folder: Path) -> Target:
+    """A target with an MTP layer, of random weights. Both look at the last token far more than at others,
+    so that some drafts are accepted."""
+    from safetensors.torch import load_file, save_file
+
+    from tests.v1.test_mtp import LAYERS, SIZE, Whole
+
+    path = folder / "mtp"
+    path.mkdir()
+    Whole("deepseek-v3", path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"] *= 20
+    tensors[f"model.layers.{LAYERS}.eh_proj.weight"][:, :SIZE] += 20 * torch.eye(SIZE)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    asked = {name: {**one, "temperature": 0.25} for name, one in ASKED.items()}
+    return Target(path, [5 + (i * 37 + i * i) % 120 for i in range(9)], asked)
 
 
 def methods(folder: Path) -> dict[str, dict[str, Any]]:
@@ -106,8 +139,10 @@ def _eagle_head(folder: Path) -> str:
 
 
 @contextmanager
-def engine(runner: str, speculative: Mapping[str, Any] | None, **flat: Any) -> Iterator[Any]:
-    """An LLM of the trained Qwen3 on this runner."""
+def engine(
+    runner: str, speculative: Mapping[str, Any] | None, *, model: Path = QWEN3, **flat: Any
+) -> Iterator[Any]:
+    """An LLM of the trained Qwen3, or another model, on this runner."""
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.oracle.machine.environment import Environment, assumed_gpu
     from dodona.oracle.select import select_runner
@@ -115,7 +150,7 @@ def engine(runner: str, speculative: Mapping[str, Any] | None, **flat: Any) -> I
 
     os.environ["DODONA_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[runner]
     drafts = None if speculative is None else dict(speculative)
-    config = EngineConfig.from_flat(str(QWEN3), speculative_config=drafts, **{"dtype": "float32", **flat})
+    config = EngineConfig.from_flat(str(model), speculative_config=drafts, **{"dtype": "float32", **flat})
     machine = Environment.detect() if torch.cuda.is_available() or runner == "v1" else assumed_gpu()
     verdict = select_runner(config, environment=machine)
     assert verdict.runner == runner, verdict.explain()
@@ -236,7 +271,7 @@ def check_half(speculative: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def exact_cells(
-    prompt: Sequence[int], asked: Mapping[str, Any], draws: int, device: torch.device
+    target: Target, asked: Mapping[str, Any], draws: int, device: torch.device
 ) -> dict[tuple[int, ...], float]:
     """Probabilities of runs of LENGTH tokens of which five or more are expected among `draws`, by
     transformers' model and the definitions of sampling."""
@@ -246,7 +281,8 @@ def exact_cells(
     from dodona.runners.sampling import reference as sampling
     from dodona.runners.sampling.params import SamplingParams
 
-    model = AutoModelForCausalLM.from_pretrained(QWEN3, dtype=torch.float32).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(target.directory, dtype=torch.float32).to(device).eval()
+    prompt = target.prompt
     params = SamplingParams(**asked)
     found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(LENGTH):
@@ -273,7 +309,7 @@ def exact_cells(
 
 
 def check_distribution(
-    runner: str, speculative: Mapping[str, Mapping[str, Any]], draws: int, batch: int
+    runner: str, target: Target, speculative: Mapping[str, Mapping[str, Any]], draws: int, batch: int
 ) -> None:
     """Raises AssertionError where tokens do not fit the model's distribution."""
     from scipy import stats as scipy_stats
@@ -281,11 +317,12 @@ def check_distribution(
     from dodona.runners.sampling.params import SamplingParams
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cells = {name: exact_cells(PROMPT, asked, draws, device) for name, asked in ASKED.items()}
+    cells = {name: exact_cells(target, asked, draws, device) for name, asked in target.asked.items()}
     for method, config in speculative.items():
         first_seed = int.from_bytes(method.encode()[:6])  # other draws for each method
-        with engine(runner, config, max_num_seqs=batch, max_model_len=64) as llm:
-            for name, asked in ASKED.items():
+        flat = {"max_num_seqs": batch, "max_model_len": 64}
+        with engine(runner, config, model=target.directory, **flat) as llm:
+            for name, asked in target.asked.items():
                 start, before = time.perf_counter(), llm.draft_stats()
                 parts = [min(10_000, draws - done) for done in range(0, draws, 10_000)]
                 params = [
@@ -299,7 +336,9 @@ def check_distribution(
                     )
                     for i, n in enumerate(parts)
                 ]
-                outputs = llm.generate([{"prompt_token_ids": PROMPT}] * len(parts), params, use_tqdm=False)
+                outputs = llm.generate(
+                    [{"prompt_token_ids": list(target.prompt)}] * len(parts), params, use_tqdm=False
+                )
                 counts = dict.fromkeys(cells[name], 0)
                 rest = 0
                 for sequence in (s for output in outputs for s in output.outputs):
@@ -344,13 +383,18 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         speculative = methods(Path(folder))
+        mtp = {"mtp": {"method": "mtp", "num_speculative_tokens": 3}}
         if options.method:
-            speculative = {name: speculative[name] for name in options.method}
+            mtp = {name: config for name, config in mtp.items() if name in options.method}
+            speculative = {name: speculative[name] for name in options.method if name not in mtp}
         for runner in options.runner:
             if "tokens" in options.part:
                 check_tokens(runner, speculative)
             if "distribution" in options.part:
-                check_distribution(runner, speculative, options.draws, options.batch)
+                check_distribution(runner, TRAINED, speculative, options.draws, options.batch)
+                if mtp and runner == "v1":
+                    target = mtp_target(Path(folder))
+                    check_distribution(runner, target, mtp, options.draws, options.batch)
             if "half" in options.part and runner == "v2":
                 check_half(speculative)
 
