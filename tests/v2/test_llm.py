@@ -16,7 +16,7 @@ from dodona.runners.llm import LLM
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v1.runner import V1Runner
 from dodona.runners.v2.runner import V2Runner
-from tests.support.stress import check_stress
+from tests.support.stress import Sizes, check_stress
 from tests.v2 import stress
 from tests.v2.test_greedy_tokens import Reference, prompts_of
 
@@ -109,10 +109,12 @@ def test_random_requests_with_aborts_and_drafts_equal_their_solo_runs(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_random_requests_equal_their_solo_runs():
-    path = CHECKPOINTS / "mistral"  # its sliding window is shorter than most prompts
+    path = CHECKPOINTS / "mistral"  # its sliding window is shorter than most sequences
     check_stress(
         partial(make_llm, path, dtype="float32"),
         Reference(path).logits,
         AutoTokenizer.from_pretrained(path),
         block_size=16,
+        # A window's blocks are freed behind it: only requests that grow beyond their first block preempt.
+        sizes=Sizes(longest_prompt=24, most_tokens=120),
     )
