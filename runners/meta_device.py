@@ -7,6 +7,7 @@ values, whatever device the code puts them on: code looks into these to find its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -32,6 +33,8 @@ _MAKERS = frozenset(
     }
 )  # fmt: skip
 _GROUPED_PRODUCTS = ("grouped_mm", "_grouped_mm")
+_OF_META = re.compile(r"\bmeta\b", re.IGNORECASE)
+"""What torch calls the device in its errors; others may speak of metadata."""
 
 
 class NeedsValues(BaseException):
@@ -69,7 +72,7 @@ class _OnMeta(TorchFunctionMode):
         try:
             return _call(func, args, dict(kwargs or {}))
         except (NotImplementedError, RuntimeError, TypeError) as error:
-            if "meta" not in str(error).lower():
+            if not _OF_META.search(str(error)):
                 raise
             raise NeedsValues(str(error).partition("\n")[0]) from error
 

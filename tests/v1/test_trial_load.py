@@ -242,3 +242,12 @@ def test_layers_without_end_are_not_loaded(tiny_models: TinyModels, tmp_path: Pa
     found = select(str(path), "--device", "cpu", "--max-model-len", "16", "--load-format", "dummy", "--json")
     assert found.exit_code == 0
     assert f"{MOST_LAYERS + 1} are more" in json.loads(found.stdout)["trial_load"]["untried"]
+
+
+def test_errors_that_speak_of_metadata_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("the metadata of the tensor is wrong")
+
+    monkeypatch.setattr("dodona.runners.meta_device._call", fails)
+    with pytest.raises(RuntimeError, match="metadata"), on_meta():
+        torch.zeros(1)
