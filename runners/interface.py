@@ -118,6 +118,12 @@ class KVCacheSpec:
             return whole
         return min(whole, most_blocks_of_window(window, limits.max_num_batched_tokens, self.block_size))
 
+    def most_useful_bytes(self, limits: Limits) -> int:
+        """Bytes of the KV blocks of `max_num_seqs` sequences of `max_model_len`, window blocks among them."""
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // self.block_size)
+        counts = zip(self.num_window_blocks(blocks, limits), self.window_groups, strict=True)
+        return blocks * self.bytes_per_block + sum(count * group.bytes_per_block for count, group in counts)
+
     def num_window_blocks(self, num_blocks: int, limits: Limits) -> tuple[int, ...]:
         """Window blocks of each of `window_groups` beside `num_blocks` blocks: as many as can be used."""
         return tuple(min(num_blocks, most) for most in self.most_window_blocks(limits))
@@ -369,9 +375,13 @@ class Runner(ABC):
         """Read the weights onto the device. Raises UnsupportedConfiguration for what the runner lacks."""
 
     @abstractmethod
-    def try_load(self) -> None:
+    def try_load(self) -> Runner | None:
         """Raise what `load_model` would, as far as that does not depend on the values of weights: nothing of
-        them is read or kept. To be called inside `meta_device.on_meta`, in place of all other calls."""
+        them is read or kept. To be called inside `meta_device.on_meta`, in place of `load_model`.
+
+        Returns the runner of which `get_kv_cache_spec`, `get_kv_parts`, `most_available_memory` and
+        `initialize_kv_cache` may be called then, there, and nothing else; None where only ranks that have
+        loaded their shares know."""
 
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -394,6 +404,11 @@ class Runner(ABC):
 
         Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
         """
+
+    @abstractmethod
+    def most_available_memory(self) -> int:
+        """No less than `determine_available_memory` would measure, without a step and without the device's
+        help: what the largest step takes is not subtracted."""
 
     @abstractmethod
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:

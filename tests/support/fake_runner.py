@@ -268,6 +268,9 @@ class FakeRunner(Runner):
     def try_load(self) -> None:
         self._note("try_load")
 
+    def most_available_memory(self) -> int:
+        return self.available_bytes
+
     def reload_weights(self, path: Any = None) -> None:
         self._note("reload_weights")
         self._change_weights()
