@@ -7,13 +7,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shlex
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import parse_json
 from dodona.oracle.systems.vllm.flags import flag_table
 from dodona.oracle.systems.vllm.invocation import (
     Invocation,
@@ -22,7 +22,7 @@ from dodona.oracle.systems.vllm.invocation import (
     invocations,
     is_vllm_image,
 )
-from dodona.oracle.systems.vllm.shell import MAX_VARIABLES, TooLarge, Work
+from dodona.oracle.systems.vllm.shell import MAX_VARIABLES, TooLarge, Work, split_words
 from dodona.oracle.upgrade.discovery import Candidate
 from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, mark, parse_documents, walk
 
@@ -94,17 +94,19 @@ def _dockerfile(file: _File) -> Iterator[Found]:
     """What the last stage runs, with what it takes over from the stages that it is built on."""
     stages: dict[str, _Stage] = {}
     arguments: dict[str, str | None] = {}
-    stage, name = _Stage("", {}), ""
     environ: dict[str, str | None] = {}
+    stage, name = _Stage("", environ), ""
     for line, text in _logical_lines(file.text):
+        file.work.take_words()
         word, _, rest = text.partition(" ")
         word, rest = word.upper(), rest.strip()
         if word == "FROM":
             parts = [part for part in rest.split() if not part.startswith("--")]
             base = _expanded(parts[0], arguments, file.work) if parts else ""
-            stage = replace(stages.get(base, _Stage(base, {})), line=line)
-            environ = dict(stage.environ)
+            before = stages.get(base, _Stage(base, {}))
+            environ = dict(before.environ)
             file.work.take_words(len(environ))
+            stage = replace(before, line=line, environ=environ)
             name = parts[2] if len(parts) > 2 else ""
         elif word == "ARG":
             key, equals, value = rest.partition("=")
@@ -118,7 +120,7 @@ def _dockerfile(file: _File) -> Iterator[Found]:
             stage = replace(stage, entrypoint=_exec_form(rest), command=(), line=line)
         elif word == "CMD":
             stage = replace(stage, command=_exec_form(rest), line=line)
-        stages[name] = stage = replace(stage, environ=environ)
+        stages[name] = stage
     for found in container_invocations(
         stage.image, stage.entrypoint, stage.command, stage.environ, line=stage.line, work=file.work
     ):
@@ -129,8 +131,8 @@ def _exec_form(text: str) -> tuple[str, ...]:
     """The words of CMD or ENTRYPOINT, which is a JSON list or a shell's text."""
     if text.startswith("["):
         try:
-            words = json.loads(text)
-        except ValueError:
+            words = parse_json(text, where="")
+        except ConfigError:
             words = None
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             return tuple(words)
@@ -156,8 +158,10 @@ def _assignments(text: str, environ: Mapping[str, str | None], work: Work) -> di
         name, _, value = text.partition(" ")
         return {name: value.strip()} if name else {}
     try:
-        words = shlex.split(work.take(text))
-    except ValueError:
+        words = split_words(text, work)
+    except TooLarge:
+        raise
+    except ConfigError:
         return {}
     pairs = (word.partition("=") for word in words if "=" in word)
     return {name: _expanded(value, environ, work) for name, _, value in pairs}
@@ -278,8 +282,10 @@ def _command_words(node: Node | None, work: Work) -> list[str]:
         return []
     if node.text is not None:
         try:
-            return [_composed(word) for word in shlex.split(work.take(node.text), comments=False)]
-        except ValueError:
+            return [_composed(word) for word in split_words(node.text, work)]
+        except TooLarge:
+            raise
+        except ConfigError:
             return []
     work.take_words(len(node.items))
     return [_composed(work.take(item.text or "")) for item in node.items]
@@ -310,7 +316,7 @@ def _container(file: _File, node: Node, seen: set[int]) -> Iterator[Found]:
     elif "modelURL" in entries:
         yield from _chart_model(file, node)
     elif "image" in entries and ("args" in entries or "command" in entries):
-        mark([entries[key] for key in ("args", "command") if key in entries], seen)
+        mark([entries[key] for key in ("image", "args", "command") if key in entries], seen)
         environ, unread = _container_environment(entries.get("env"), file.work)
         if "envFrom" in entries:
             unread = (*unread, "envFrom: its variables are not known here")
@@ -454,8 +460,8 @@ def _plain(node: Node) -> object:
     """A node of at most `MAX_SECTION` values as JSON's values."""
     if node.text is not None:
         try:
-            return json.loads(node.text)
-        except ValueError:
+            return parse_json(node.text, where="")
+        except ConfigError:
             return node.text
     if node.items:
         return [_plain(item) for item in node.items]

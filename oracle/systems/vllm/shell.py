@@ -93,7 +93,7 @@ class Work:
     """What may still be done for the starts of one file: texts hold texts for other shells, and variables
     and anchors repeat them."""
 
-    MAX_WORDS: Final = 100_000
+    MAX_WORDS: Final = 50_000
     """Words, operators, entries of lists and of environments."""
     MAX_CHARACTERS: Final = 2 * MAX_TEXT
     """Characters that are split into words again, or that variables are replaced by."""
@@ -278,6 +278,42 @@ def _tokens(text: str, work: Work) -> Iterator[_Word]:
         word, i, passed = _read_word(text, i, line)
         yield word
         line += passed
+
+
+_BLANKS = re.compile(r"[ \t\r\n]+")
+_PIECE = re.compile(
+    r"""[^ \t\r\n'"\\]++|'(?P<plain>[^']*+)'|"(?P<double>(?:[^"\\]++|\\.)*+)"|\\(?P<escaped>.)""", re.DOTALL
+)
+_ESCAPED = re.compile(r'\\(["\\])')
+
+
+def split_words(text: str, work: Work) -> list[str]:
+    """The words of a text without a shell's operators, as `shlex.split` has them, whose time grows with the
+    square of a word's length.
+
+    Raises TooLarge, and ConfigError for a quotation mark that is not closed.
+    """
+    work.take(text)
+    words: list[str] = []
+    parts: list[str] = []
+    i, size = 0, len(text)
+    while i < size:
+        blanks = _BLANKS.match(text, i)
+        if blanks is None:
+            piece = _PIECE.match(text, i)
+            if piece is None:
+                raise ConfigError("the command line can't be split into words: No closing quotation")
+            kind = piece.lastgroup
+            found = piece[kind or 0]
+            parts.append(_ESCAPED.sub(r"\1", found) if kind == "double" else found)
+            i = piece.end()
+        else:
+            i = blanks.end()
+        if parts and (blanks is not None or i == size):
+            work.take_words()
+            words.append("".join(parts))
+            parts = []
+    return words
 
 
 def _after_heredoc(text: str, i: int, delimiter: str, tabs: bool) -> tuple[int, int]:
