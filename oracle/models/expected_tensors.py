@@ -33,7 +33,7 @@ _MLP_BIAS: Final = ("granite", "llama", "smollm3")
 MAX_OF_LAYER: Final = 5_000
 """Most tensors for each layer of a model. Those of 384 experts with three tensors a weight are 3,456."""
 
-MAX_BESIDE: Final = 20_000
+MAX_BESIDE: Final = 10_000
 """Most tensors beside: those of towers for pictures, and of what a model doesn't use, which takes as long to
 load as what it uses."""
 

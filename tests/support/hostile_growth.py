@@ -6,15 +6,12 @@ Each entry is one file, or one request, beside things that work.
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from tests.support.hostile_files import QWEN3, command, folder
-from tests.support.hostile_parts import SHORT, Change, put, upgrade
+from tests.support.hostile_files import QWEN3, command
+from tests.support.hostile_parts import Change, put, upgrade
 
 Text = Callable[[], str]
 
