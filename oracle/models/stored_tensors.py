@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.files import collector_paused, open_regular, parse_json
+from dodona.oracle.files import MAX_VALUES, collector_paused, open_regular, parse_json
 from dodona.oracle.models.weight_files import check_num_tensors, check_tensor_names, weight_files
 from dodona.oracle.printable import short
 
@@ -86,6 +86,8 @@ def check_header(file: Path, *, of: str = "the model") -> None:
     than the library is to read. of: whose file it is."""
     raw, _ = _header(file, MAX_HEADER_BYTES, of)
     check_num_tensors(file, raw.count(_PLACE))
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise _damaged(file, f"its header has more than {MAX_VALUES} values", of)
 
 
 def _header(file: Path, most: int, of: str = "the model") -> tuple[bytes, int]:

@@ -24,7 +24,7 @@ from dodona.oracle.systems.vllm.invocation import (
 )
 from dodona.oracle.systems.vllm.shell import MAX_VARIABLES, TooLarge, Work, split_words
 from dodona.oracle.upgrade.discovery import Candidate
-from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, mark, parse_documents, walk
+from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, mark, parse_documents, walk, walk_once
 
 Place = Literal["shell", "dockerfile", "compose", "kubernetes", "kserve", "helm", "recipe", "systemd"]
 
@@ -229,10 +229,7 @@ def _yaml(file: _File) -> Iterator[Found]:
             for name, service in services.entries.items():
                 mark([service], seen)
                 yield from _service(file, name, service)
-        for node in walk([document]):
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
+        for node in walk_once([document], seen):
             if node.text is not None:
                 yield from _text(file, node)
             elif node.entries:

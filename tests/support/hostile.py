@@ -25,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import hostile_books as books
+from tests.support import hostile_growth as growth
+from tests.support import hostile_models as models
 from tests.support import hostile_parts as parts
 from tests.support import hostile_settings as settings
 from tests.support import hostile_trials as trials
@@ -123,6 +126,17 @@ PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
     "header of weights": weights.headers,
     "index of weights": weights.indices,
     "trial load": trials.trials,
+    "deployment that grows": growth.deployments,
+    "arguments in YAML": growth.arguments,
+    "generation_config.json": models.generation_configs,
+    "field of config.json": models.configs,
+    "tokenizer": models.tokenizers,
+    "chat template": models.templates,
+    "structured output": models.grammars,
+    "rule book": books.books,
+    "recorded cases": books.recorded,
+    "folder of a connector": books.blocks,
+    "large adapter": books.large_adapters,
 }
 
 COMMANDS: dict[str, list[str]] = {
@@ -321,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="cases that an interrupted run answered")
     parser.add_argument("--most", type=int, default=20, help="cases to list at the end")
     given = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cases are the parallel work
     prepare()
     _CASES.extend(case for case in corpus() if given.kind is None or case.kind in given.kind)
     # The first to load a model in a new machine waits for its files.

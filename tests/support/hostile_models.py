@@ -35,7 +35,7 @@ GENERATION: dict[str, Changes] = {
     "bad_words_ids": lambda: {"bad_words_ids": [[[1]]] * 1_000},
     "a hundred thousand fields": lambda: {f"f{i}": i for i in range(100_000)},
     "code": lambda: {"custom_generate": "../evil.py", "assistant_model": "/dev/zero"},
-}  # fmt: skip
+}
 """Fields of generation_config.json."""
 
 CONFIG: dict[str, Changes] = {
@@ -54,7 +54,8 @@ CONFIG: dict[str, Changes] = {
     "a factor without end": lambda: {"rope_parameters": {"rope_type": "yarn", "factor": float("inf")}},
     "a factor of 400 digits": lambda: {"rope_parameters": {"rope_type": "linear", "factor": 10**400}},
     "longrope of 400,000 factors": lambda: {
-        "rope_parameters": {"rope_type": "longrope", "long_factor": [1.0] * 400_000, "short_factor": [1.0]}},
+        "rope_parameters": {"rope_type": "longrope", "long_factor": [1.0] * 400_000, "short_factor": [1.0]}
+    },
     "rope inside rope": lambda: {"rope_parameters": {"full_attention": {"rope_type": {"rope_type": "x"}}}},
     "partial rotary": lambda: {"partial_rotary_factor": float("nan")},
     "epsilon": lambda: {"rms_norm_eps": -1},
@@ -64,11 +65,18 @@ CONFIG: dict[str, Changes] = {
     "eos_token_id of text": lambda: {"eos_token_id": "\x1b[2J"},
     "pad_token_id": lambda: {"pad_token_id": 10**9},
     "ignore of 300,000 names": lambda: {
-        "quantization_config": {"quant_method": "compressed-tensors", "ignore": ["x" * 9] * 300_000,
-                                "config_groups": {}}},
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "ignore": ["x" * 9] * 300_000,
+            "config_groups": {},
+        }
+    },
     "100,000 groups": lambda: {
-        "quantization_config": {"quant_method": "compressed-tensors", "config_groups": {
-            f"g{i}": {"targets": ["Linear"]} for i in range(100_000)}}},
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {f"g{i}": {"targets": ["Linear"]} for i in range(100_000)},
+        }
+    },
     "a minus": lambda: {"num_attention_heads": -8, "num_key_value_heads": -8},
     "heads that do not divide": lambda: {"num_attention_heads": 7, "num_key_value_heads": 3},
     "a digit too many": lambda: {"max_position_embeddings": 1e308},
@@ -78,7 +86,7 @@ CONFIG: dict[str, Changes] = {
     "output_attentions": lambda: {"output_attentions": True, "output_hidden_states": True},
     "tie_word_embeddings": lambda: {"tie_word_embeddings": "\u202e"},
     "per layer": lambda: {"per_layer_config": {str(i): {} for i in range(50_000)}},
-}  # fmt: skip
+}
 """Fields of config.json."""
 
 
@@ -105,39 +113,78 @@ TOKENIZERS: dict[str, Changes] = {
     "ids twice": lambda: {"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}},
     "ids beyond the model": lambda: {
         "model": {"type": "WordLevel", "vocab": {"1": 10**6, "x": 10**9}, "unk_token": "x"},
-        "pre_tokenizer": {"type": "Whitespace"}},
+        "pre_tokenizer": {"type": "Whitespace"},
+    },
     "200,000 words": lambda: {
-        "model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(200_000)}, "unk_token": "w0"}},
+        "model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(200_000)}, "unk_token": "w0"}
+    },
     "Unigram without words": lambda: {"model": {"type": "Unigram", "vocab": [], "unk_id": 0}},
     "Unigram's unknown": lambda: {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 10**9}},
     "Unigram's scores": lambda: {"model": {"type": "Unigram", "vocab": [["a", float("nan")]], "unk_id": 0}},
     "a long word": lambda: {
-        "model": {"type": "WordPiece", "vocab": {"a" * 1_000_000: 0, "[UNK]": 1}, "unk_token": "[UNK]",
-                  "continuing_subword_prefix": "##", "max_input_chars_per_word": 10**18}},
+        "model": {
+            "type": "WordPiece",
+            "vocab": {"a" * 1_000_000: 0, "[UNK]": 1},
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 10**18,
+        }
+    },
     "padding of a billion": lambda: {
-        "padding": {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None,
-                    "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}},
+        "padding": {
+            "strategy": {"Fixed": 10**9},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "x",
+        }
+    },
     "padding to a multiple": lambda: {
-        "padding": {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 10**9,
-                    "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}},
+        "padding": {
+            "strategy": "BatchLongest",
+            "direction": "Right",
+            "pad_to_multiple_of": 10**9,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "x",
+        }
+    },
     "truncation to 0": lambda: {
-        "truncation": {"max_length": 0, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}},
+        "truncation": {"max_length": 0, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    },
     "truncation with a stride": lambda: {
-        "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 5, "direction": "Right"}},
+        "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 5, "direction": "Right"}
+    },
     "an expression that is none": lambda: {
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}
+    },
     "an expression that takes forever": lambda: {
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(.|.)*(.|.)*(.|.)*!"}, "behavior": "Isolated",
-                          "invert": False}},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(.|.)*(.|.)*(.|.)*!"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    },
     "an expression of 400,000 brackets": lambda: {
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(" * 400_000}, "behavior": "Isolated",
-                          "invert": False}},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(" * 400_000},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    },
     "a text that grows": lambda: {
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Replace", "pattern": {"String": "1"}, "content": "11"}] * 60}},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Replace", "pattern": {"String": "1"}, "content": "11"}] * 60,
+        }
+    },
     "a prefix of a million": lambda: {"normalizer": {"type": "Prepend", "prepend": "x" * 1_000_000}},
     "10,000 normalizers": lambda: {
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 10_000}},
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 10_000}
+    },
     "deep normalizers": lambda: {"normalizer": _nested(50)},
     "a charsmap": lambda: {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     "20,000 added tokens": lambda: {"added_tokens": _added(20_000)},
@@ -146,19 +193,33 @@ TOKENIZERS: dict[str, Changes] = {
     "added tokens of escapes": lambda: {"added_tokens": _added(3, content="\x1b[2J")},
     "added tokens far away": lambda: {"added_tokens": _added(3, id=2**32 - 1)},
     "a template of strangers": lambda: {
-        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
-                           "pair": [], "special_tokens": {}}},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
     "a template of many": lambda: {
-        "post_processor": {"type": "TemplateProcessing", "pair": [], "special_tokens": {
-            "x": {"id": "x", "ids": [1] * 1_000_000, "tokens": ["x"] * 1_000_000}},
-            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * 100}},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "pair": [],
+            "special_tokens": {"x": {"id": "x", "ids": [1] * 1_000_000, "tokens": ["x"] * 1_000_000}},
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * 100,
+        }
+    },
     "a decoder that is none": lambda: {"decoder": {"type": "\u202e"}},
     "a decoder that grows": lambda: {
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"Regex": "(.)"}, "content": "xx"}] * 60}},
-    "a decoder that strips": lambda: {"decoder": {"type": "Strip", "content": "1", "start": 10**9, "stop": 10**9}},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [{"type": "Replace", "pattern": {"Regex": "(.)"}, "content": "xx"}] * 60,
+        }
+    },
+    "a decoder that strips": lambda: {
+        "decoder": {"type": "Strip", "content": "1", "start": 10**9, "stop": 10**9}
+    },
     "a version": lambda: {"version": "\x1b[2J"},
-}  # fmt: skip
+}
 """Fields of tokenizer.json."""
 
 
@@ -170,14 +231,40 @@ def _nested(depth: int) -> dict[str, Any]:
 
 
 TOKENIZER_CONFIG: dict[str, Changes] = {
-    **{f"model_max_length={v!r:.20}": lambda v=v: {"model_max_length": v}
-       for v in (-1, 0, "x", 10**400, float("nan"), float("inf"), [1], None)},
-    **{f"tokenizer_class={v!r:.30}": lambda v=v: {"tokenizer_class": v}
-       for v in ("LlamaTokenizer", "BertTokenizer", "T5Tokenizer", "os.system", "../evil", 5, [], "\x1b[2J", "",
-                 "PreTrainedTokenizer", "MistralCommonBackend", "AutoTokenizer")},
-    **{f"{t}={v!r:.20}": lambda t=t, v=v: {t: v}
-       for t in ("bos_token", "eos_token", "pad_token", "unk_token")
-       for v in (5, [], {"content": 5}, "\x1b[2J", "x" * 100_000, {"__type": "AddedToken", "content": "y"}, "\ud800")},
+    **{
+        f"model_max_length={v!r:.20}": lambda v=v: {"model_max_length": v}
+        for v in (-1, 0, "x", 10**400, float("nan"), float("inf"), [1], None)
+    },
+    **{
+        f"tokenizer_class={v!r:.30}": lambda v=v: {"tokenizer_class": v}
+        for v in (
+            "LlamaTokenizer",
+            "BertTokenizer",
+            "T5Tokenizer",
+            "os.system",
+            "../evil",
+            5,
+            [],
+            "\x1b[2J",
+            "",
+            "PreTrainedTokenizer",
+            "MistralCommonBackend",
+            "AutoTokenizer",
+        )
+    },
+    **{
+        f"{t}={v!r:.20}": lambda t=t, v=v: {t: v}
+        for t in ("bos_token", "eos_token", "pad_token", "unk_token")
+        for v in (
+            5,
+            [],
+            {"content": 5},
+            "\x1b[2J",
+            "x" * 100_000,
+            {"__type": "AddedToken", "content": "y"},
+            "\ud800",
+        )
+    },
     "extra_special_tokens": lambda: {"extra_special_tokens": {"\x1b": 5}},
     "additional_special_tokens": lambda: {"additional_special_tokens": [f"<{i}>" for i in range(20_000)]},
     "additional_special_tokens of numbers": lambda: {"additional_special_tokens": [1, [2]]},
@@ -189,7 +276,7 @@ TOKENIZER_CONFIG: dict[str, Changes] = {
     "slow": lambda: {"use_fast": False, "from_slow": True},
     "model_input_names": lambda: {"model_input_names": 5},
     "clean up": lambda: {"clean_up_tokenization_spaces": "x", "split_special_tokens": []},
-}  # fmt: skip
+}
 """Fields of tokenizer_config.json."""
 
 TEMPLATES: dict[str, Callable[[], Any]] = {
@@ -230,7 +317,7 @@ TEMPLATES: dict[str, Callable[[], Any]] = {
     "strftime": lambda: "{{ strftime_now('%' * 1000) }}",
     "continue": lambda: "{% for m in messages %}{% continue %}{% endfor %}",
     "generation": lambda: "{% generation %}{% generation %}x{% endgeneration %}{% endgeneration %}",
-}  # fmt: skip
+}
 """Chat templates."""
 
 
@@ -248,7 +335,8 @@ GRAMMARS: dict[str, Callable[[], dict[str, Any]]] = {
     "a string of -1": lambda: {"json": {"type": "string", "maxLength": -1}},
     "a list of a billion": lambda: {"json": {"type": "array", "minItems": 10**9, "items": {}}},
     "a list of 2,000 lists of 2,000": lambda: {
-        "json": {"type": "array", "minItems": 2_000, "items": {"type": "array", "minItems": 2_000}}},
+        "json": {"type": "array", "minItems": 2_000, "items": {"type": "array", "minItems": 2_000}}
+    },
     "a number of many digits": lambda: {"json": {"type": "integer", "minimum": 10**400}},
     "a number between": lambda: {"json": {"type": "number", "minimum": 1e-300, "maximum": 1e300}},
     "no number between": lambda: {"json": {"type": "integer", "minimum": 5, "maximum": 1}},
@@ -263,21 +351,54 @@ GRAMMARS: dict[str, Callable[[], dict[str, Any]]] = {
     "a reference elsewhere": lambda: {"json": {"$ref": "http://169.254.169.254/x"}},
     "a reference to a file": lambda: {"json": {"$ref": "file:///etc/passwd"}},
     "references in a circle": lambda: {
-        "json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}},
+        "json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+    },
     "a tree without leaves": lambda: {
-        "json": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "required": ["x"],
-                 "properties": {"x": {"$ref": "#/$defs/a"}}}}}},
+        "json": {
+            "$ref": "#/$defs/a",
+            "$defs": {"a": {"type": "object", "required": ["x"], "properties": {"x": {"$ref": "#/$defs/a"}}}},
+        }
+    },
     "references that double": lambda: {
-        "json": {"$ref": "#/$defs/d40", "$defs": {"d0": {"type": "string"}, **{
-            f"d{i}": {"type": "array", "prefixItems": [{"$ref": f"#/$defs/d{i - 1}"}] * 2, "minItems": 2}
-            for i in range(1, 41)}}}},
+        "json": {
+            "$ref": "#/$defs/d40",
+            "$defs": {
+                "d0": {"type": "string"},
+                **{
+                    f"d{i}": {
+                        "type": "array",
+                        "prefixItems": [{"$ref": f"#/$defs/d{i - 1}"}] * 2,
+                        "minItems": 2,
+                    }
+                    for i in range(1, 41)
+                },
+            },
+        }
+    },
     "choices that double": lambda: {
-        "json": {"$ref": "#/$defs/d20", "$defs": {"d0": {"type": "string"}, **{
-            f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i - 1}"}, {"type": "array", "items": {
-                "$ref": f"#/$defs/d{i - 1}"}}]} for i in range(1, 21)}}}},
+        "json": {
+            "$ref": "#/$defs/d20",
+            "$defs": {
+                "d0": {"type": "string"},
+                **{
+                    f"d{i}": {
+                        "anyOf": [
+                            {"$ref": f"#/$defs/d{i - 1}"},
+                            {"type": "array", "items": {"$ref": f"#/$defs/d{i - 1}"}},
+                        ]
+                    }
+                    for i in range(1, 21)
+                },
+            },
+        }
+    },
     "all of choices": lambda: {
-        "json": {"allOf": [{"anyOf": [{"properties": {f"a{i}": {}, f"b{j}": {}}} for j in range(30)]}
-                           for i in range(30)]}},
+        "json": {
+            "allOf": [
+                {"anyOf": [{"properties": {f"a{i}": {}, f"b{j}": {}}} for j in range(30)]} for i in range(30)
+            ]
+        }
+    },
     "oneOf of 900": lambda: {"json": {"oneOf": [{"const": i} for i in range(900)]}},
     "60 deep": lambda: {"json": deep(60)},
     "20 deep": lambda: {"json": deep(20)},
@@ -286,14 +407,24 @@ GRAMMARS: dict[str, Callable[[], dict[str, Any]]] = {
     "a pattern of itself": lambda: {"json": {"type": "string", "pattern": r"(a)\1"}},
     "a pattern that looks ahead": lambda: {"json": {"type": "string", "pattern": "(?=a)b"}},
     "900 patterns of properties": lambda: {
-        "json": {"type": "object", "patternProperties": {f"^a{i}.*b$": {} for i in range(900)}}},
+        "json": {"type": "object", "patternProperties": {f"^a{i}.*b$": {} for i in range(900)}}
+    },
     "an unknown format": lambda: {"json": {"type": "string", "format": "\u202e"}},
-    "formats": lambda: {"json": {"type": "array", "prefixItems": [
-        {"type": "string", "format": f} for f in ("date-time", "uuid", "ipv6", "email", "uri", "regex")]}},
+    "formats": lambda: {
+        "json": {
+            "type": "array",
+            "prefixItems": [
+                {"type": "string", "format": f}
+                for f in ("date-time", "uuid", "ipv6", "email", "uri", "regex")
+            ],
+        }
+    },
     "an enum of 1,000": lambda: {"json": {"enum": ["x" * i for i in range(700)]}},
     "an enum of nothing": lambda: {"json": {"enum": []}},
     "a key twice": lambda: {"json": '{"type": "string", "type": "number"}'},
-    "names of escapes": lambda: {"json": {"type": "object", "properties": {"\x1b[2J": {}}, "required": ["\ud800"]}},
+    "names of escapes": lambda: {
+        "json": {"type": "object", "properties": {"\x1b[2J": {}}, "required": ["\ud800"]}
+    },
     "whitespace": lambda: {"json": {}, "whitespace_pattern": "(a+)+"},
     "an expression of counts": lambda: {"regex": "((a{100}){100}){100}"},
     "an expression of letters": lambda: {"regex": r"\p{L}{1000}"},
@@ -305,22 +436,28 @@ GRAMMARS: dict[str, Callable[[], dict[str, Any]]] = {
     "an expression of a surrogate": lambda: {"regex": "\ud800"},
     "a zero in an expression": lambda: {"regex": "a\0b"},
     "a negated class": lambda: {"regex": "[" + "".join(f"\\u{{{i:x}}}" for i in range(256, 8_000)) + "]+"},
-    "no start": lambda: {"grammar": "x: \"a\""},
+    "no start": lambda: {"grammar": 'x: "a"'},
     "an empty grammar": lambda: {"grammar": ""},
-    "a left recursion": lambda: {"grammar": "start: start \"a\" | \"b\""},
-    "a GBNF recursion": lambda: {"grammar": "root ::= root \"a\" | root"},
+    "a left recursion": lambda: {"grammar": 'start: start "a" | "b"'},
+    "a GBNF recursion": lambda: {"grammar": 'root ::= root "a" | root'},
     "rules that double": lambda: {
-        "grammar": "start: a40\na0: \"x\"\n" + "\n".join(f"a{i}: a{i - 1} a{i - 1}" for i in range(1, 41))},
+        "grammar": 'start: a40\na0: "x"\n' + "\n".join(f"a{i}: a{i - 1} a{i - 1}" for i in range(1, 41))
+    },
     "empty rules that double": lambda: {
-        "grammar": "start: a40\na0: \"x\"?\n" + "\n".join(f"a{i}: a{i - 1} a{i - 1}" for i in range(1, 41))},
-    "5,000 rules": lambda: {"grammar": "start: a0\n" + "\n".join(f"a{i}: a{i + 1} | \"x\"" for i in range(5_000))},
-    "a rule repeated": lambda: {"grammar": "start: \"a\"~1..1000000000"},
+        "grammar": 'start: a40\na0: "x"?\n' + "\n".join(f"a{i}: a{i - 1} a{i - 1}" for i in range(1, 41))
+    },
+    "5,000 rules": lambda: {
+        "grammar": "start: a0\n" + "\n".join(f'a{i}: a{i + 1} | "x"' for i in range(5_000))
+    },
+    "a rule repeated": lambda: {"grammar": 'start: "a"~1..1000000000'},
     "an import of a file": lambda: {"grammar": "start: X\n%import /etc.passwd.X"},
-    "ignore": lambda: {"grammar": "start: \"a\"\n%ignore /.*/\n%ignore /(a+)+/"},
-    "10,000 brackets": lambda: {"grammar": "start: " + "(" * 10_000 + "\"a\"" + ")" * 10_000},
+    "ignore": lambda: {"grammar": 'start: "a"\n%ignore /.*/\n%ignore /(a+)+/'},
+    "10,000 brackets": lambda: {"grammar": "start: " + "(" * 10_000 + '"a"' + ")" * 10_000},
     "100,000 alternatives": lambda: {"grammar": "start: " + " | ".join(f'"{i}"' for i in range(25_000))},
     "a special token": lambda: {"grammar": "start: <|im_end|> <[999999999]>"},
-    "json in a grammar": lambda: {"grammar": "start: x\nx: %json {\"type\": \"string\", \"minLength\": 1000000000}"},
+    "json in a grammar": lambda: {
+        "grammar": 'start: x\nx: %json {"type": "string", "minLength": 1000000000}'
+    },
     "an empty choice": lambda: {"choice": []},
     "a choice of nothing": lambda: {"choice": [""]},
     "a choice of numbers": lambda: {"choice": [1]},
@@ -331,7 +468,7 @@ GRAMMARS: dict[str, Callable[[], dict[str, Any]]] = {
     "json_object": lambda: {"json_object": True},
     "a tag": lambda: {"structural_tag": '{"type": "structural_tag", "structures": [], "triggers": [""]}'},
     "a name that is none": lambda: {"\x1b[2J": 1},
-}  # fmt: skip
+}
 """`structured_outputs` of a request."""
 
 
@@ -366,10 +503,15 @@ def templates() -> Iterator[Change]:
 
 def grammars() -> Iterator[Change]:
     """Structured outputs."""
+    for name, asked in GRAMMARS.items():
+        yield name, lambda p, a=asked: structured(a())
+
+
+def structured(asked: dict[str, Any]) -> None:
+    """A request with structured outputs; the next one is answered."""
     from tests.support.hostile import generate
 
-    for name, asked in GRAMMARS.items():
-        yield name, lambda p, a=asked: generate({"structured_outputs": a()})
+    generate({"structured_outputs": asked})
 
 
 def beside(path: Path, file: str, changes: dict[str, Any], whole: bool = False) -> None:
