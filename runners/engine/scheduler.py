@@ -20,6 +20,11 @@ Where the runner drafts, a request is scheduled when all its tokens have been re
 into what is left of its length, of the step's tokens and of the free blocks: drafts preempt nobody. Counts
 include all drafts until the step is read; then those of rejected drafts are taken back. Their blocks stay,
 and their KV is overwritten by the tokens that come in their place.
+
+Where the device drafts, it has the same number of drafts for each row after every step. A request is then
+scheduled while steps of it are unread, if there is room for the most that these may yield and for all drafts
+after that. Its counts are the most until they are read. It waits, as above, if it has a grammar or is that
+near its end.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dodona.oracle.systems.own.lengths import most_blocks_of_window
+from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
@@ -75,6 +81,7 @@ class Scheduler:
         max_unchunked_tokens: int = 0,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        num_device_drafts: int = 0,
         num_micro_batches: int = 1,
         max_loras: int = 0,
         kv_connector: KVConnectorScheduler | None = None,
@@ -83,6 +90,8 @@ class Scheduler:
     ) -> None:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
+        num_device_drafts: see `Runner.num_device_drafts`; 0 also where something beside the runner must know
+            how many tokens are computed.
         num_micro_batches: steps that share the running requests (`Runner.num_micro_batches`).
         max_unchunked_tokens: a prompt of at most as many tokens waits until it fits whole into a step.
         max_loras: most different adapters of the running requests.
@@ -113,6 +122,11 @@ class Scheduler:
         self.draft_stats = DraftStats.zero(num_speculative_tokens)
         self.num_speculative_tokens = num_speculative_tokens
         self.num_micro_batches = num_micro_batches
+        self._ahead: DeviceDrafts | None = None
+        """What a row verifies in a step that is scheduled before the one before it is read; None where no row
+        does. A window is given back by tokens that are known."""
+        if num_device_drafts and num_micro_batches == 1 and not self.windows.slide:
+            self._ahead = DeviceDrafts(num_device_drafts)
         self._num_structured = 0
         """Unfinished requests that have a grammar."""
         # No more rows than tokens in the budget, so that each running request can decode in every step.
@@ -125,6 +139,12 @@ class Scheduler:
     def num_free_rows(self) -> int:
         """State rows that no running request holds."""
         return len(self._free_rows)
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether a request's next step is scheduled only once its last one was read: then to launch a step
+        before that would part the requests into groups that take turns."""
+        return self.num_speculative_tokens > 0 and self._ahead is None and self.num_micro_batches == 1
 
     @property
     def is_idle(self) -> bool:
@@ -229,7 +249,8 @@ class Scheduler:
                 num_tokens = request.extend(*result.further[row])
             if num_tokens > request.next_block_end:
                 self._remember_full_blocks(request)
-            if row in proposed and request.row != NO_ROW:
+            # A step that was scheduled meanwhile verifies the drafts.
+            if row in proposed and request.row != NO_ROW and request.num_tokens == len(request.token_ids):
                 request.draft_token_ids = proposed[row]
             if request.finish_reason is not None:
                 finished.append(request)
@@ -274,7 +295,14 @@ class Scheduler:
             if request.num_tokens >= request.schedulable_until:
                 continue  # its last tokens, or those that its grammar waits for, are under way
             if reads_first and request.num_tokens > len(request.token_ids):
-                continue  # with them come the drafts to verify; or they are in another micro-batch
+                # With them come the drafts to verify, unless the device has these; or they are in another
+                # micro-batch.
+                if self._ahead is not None and self._goes_ahead(request, budget):
+                    budget -= len(self._ahead)
+                    self._count_drafts(request, 1 + len(self._ahead), new_blocks)
+                    drafts[request.row] = self._ahead
+                    verifying.append(request)
+                continue
             if shares and len(decoding) + len(verifying) == share:
                 continue
             if request.num_computed_tokens == request.capacity:
@@ -312,8 +340,23 @@ class Scheduler:
         drafts = drafts[: max(0, most)]
         if request.grammar is not None:
             drafts = drafts[: request.grammar.num_allowed(drafts)]
-        request.num_computed_tokens += len(drafts)
-        request.num_tokens += len(drafts)
+        self._count_drafts(request, len(drafts), new_blocks)
+        return drafts
+
+    def _goes_ahead(self, request: Request, budget: int) -> bool:
+        """Whether the request's next step can be scheduled while it has unread ones: with all drafts, after
+        the most tokens that these may yield."""
+        if self._ahead is None or request.grammar is not None or len(self._ahead) > budget:
+            return False
+        most = 1 + len(self._ahead)
+        room = request.capacity + self.blocks.num_free * self.block_size - request.num_computed_tokens
+        return most <= min(request.limit - request.num_tokens, room)
+
+    def _count_drafts(self, request: Request, count: int, new_blocks: list[tuple[int, list[int]]]) -> None:
+        """Count tokens that a step computes and verifies, and give the request blocks for them, which are
+        there."""
+        request.num_computed_tokens += count
+        request.num_tokens += count
         missing = self.blocks.blocks_for(request.num_computed_tokens) - len(request.block_ids)
         if missing > 0:
             block_ids = self.blocks.allocate(missing)
@@ -321,7 +364,6 @@ class Scheduler:
             request.capacity += missing * self.block_size
             new_blocks.append((request.row, block_ids))
             self.windows.attach(request, request.num_computed_tokens)
-        return drafts
 
     def _settle_drafts(self, request: Request, num_drafts: int, further: FurtherTokens | None) -> None:
         """Take back what was counted for the drafts of a step that were rejected."""
