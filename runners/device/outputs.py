@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -71,6 +72,9 @@ class HostCopier:
             if device.type == "cuda"
             else None
         )
+        self._under_way: deque[tuple[torch.cuda.Event, object]] = deque()
+        """What copies write into, the oldest first. Kernels write it, of which torch's allocator of pinned
+        memory does not know: memory that was given back too early would be overwritten in other hands."""
 
     def copy(self, tree: Tree) -> tuple[Tree, torch.cuda.Event | None]:
         """The same tree with host tensors, and the event after which they hold the values that those of
@@ -86,6 +90,9 @@ class HostCopier:
             copies = map_tensors(tree, _start_copy)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
+        while self._under_way and self._under_way[0][0].query():
+            self._under_way.popleft()
+        self._under_way.append((event, copies))
         return copies, event
 
 

@@ -188,8 +188,8 @@ class Scheduler:
         decoding, verifying, prefilling = self._decode(new_blocks, drafts)
 
         batch = _Batch(decoding, self.max_num_batched_tokens)
-        for request in verifying:
-            batch.add_drafts(request, len(drafts[request.row]))
+        for request, num_drafts in verifying:
+            batch.add_drafts(request, num_drafts)
         for request in prefilling:
             if batch.budget:
                 self._compute_chunk(request, batch, new_blocks)
@@ -276,13 +276,15 @@ class Scheduler:
 
     def _decode(
         self, new_blocks: list[tuple[int, list[int]]], drafts: dict[int, Sequence[int]]
-    ) -> tuple[list[Request], list[Request], list[Request]]:
+    ) -> tuple[list[Request], list[tuple[Request, int]], list[Request]]:
         """Count one more token for each request that decodes, and its drafts. Returns those that decode one
-        token, those that verify drafts, which go into `drafts` by row, and those that prefill."""
+        token, those that verify drafts, which go into `drafts` by row, with their number, and those that
+        prefill."""
         decoding: list[Request] = []
-        verifying: list[Request] = []
+        verifying: list[tuple[Request, int]] = []
         prefilling: list[Request] = []
-        blocks = self.blocks
+        blocks, ahead = self.blocks, self._ahead
+        num_ahead = 0 if ahead is None else len(ahead)
         reads_first = self.num_speculative_tokens > 0 or self.num_micro_batches > 1
         shares = self.num_micro_batches > 1
         share = -(-len(self.running) // self.num_micro_batches)
@@ -297,11 +299,11 @@ class Scheduler:
             if reads_first and request.num_tokens > len(request.token_ids):
                 # With them come the drafts to verify, unless the device has these; or they are in another
                 # micro-batch.
-                if self._ahead is not None and self._goes_ahead(request, budget):
-                    budget -= len(self._ahead)
-                    self._count_drafts(request, 1 + len(self._ahead), new_blocks)
-                    drafts[request.row] = self._ahead
-                    verifying.append(request)
+                if ahead is not None and num_ahead <= budget and self._goes_ahead(request, 1 + num_ahead):
+                    budget -= num_ahead
+                    self._count_tokens(request, 1 + num_ahead, new_blocks)
+                    drafts[request.row] = ahead
+                    verifying.append((request, num_ahead))
                 continue
             if shares and len(decoding) + len(verifying) == share:
                 continue
@@ -325,7 +327,7 @@ class Scheduler:
                 if taken:
                     budget -= len(taken)
                     drafts[request.row] = taken
-                    verifying.append(request)
+                    verifying.append((request, len(taken)))
                     continue
             decoding.append(request)
         return decoding, verifying, prefilling
@@ -340,25 +342,24 @@ class Scheduler:
         drafts = drafts[: max(0, most)]
         if request.grammar is not None:
             drafts = drafts[: request.grammar.num_allowed(drafts)]
-        self._count_drafts(request, len(drafts), new_blocks)
+        self._count_tokens(request, len(drafts), new_blocks)
         return drafts
 
-    def _goes_ahead(self, request: Request, budget: int) -> bool:
-        """Whether the request's next step can be scheduled while it has unread ones: with all drafts, after
-        the most tokens that these may yield."""
-        if self._ahead is None or request.grammar is not None or len(self._ahead) > budget:
+    def _goes_ahead(self, request: Request, count: int) -> bool:
+        """Whether the request's next step, of `count` tokens, can be scheduled while it has unread ones,
+        after the most tokens that these may yield."""
+        if request.grammar is not None or request.num_tokens + count > request.limit:
             return False
-        most = 1 + len(self._ahead)
-        room = request.capacity + self.blocks.num_free * self.block_size - request.num_computed_tokens
-        return most <= min(request.limit - request.num_tokens, room)
+        missing = request.num_computed_tokens + count - request.capacity
+        return missing <= 0 or missing <= self.blocks.num_free * self.block_size
 
-    def _count_drafts(self, request: Request, count: int, new_blocks: list[tuple[int, list[int]]]) -> None:
-        """Count tokens that a step computes and verifies, and give the request blocks for them, which are
-        there."""
+    def _count_tokens(self, request: Request, count: int, new_blocks: list[tuple[int, list[int]]]) -> None:
+        """Count tokens that a step computes and whose drafts it verifies, and give the request blocks for
+        them, which are there."""
         request.num_computed_tokens += count
         request.num_tokens += count
-        missing = self.blocks.blocks_for(request.num_computed_tokens) - len(request.block_ids)
-        if missing > 0:
+        if request.num_computed_tokens > request.capacity:
+            missing = self.blocks.blocks_for(request.num_computed_tokens) - len(request.block_ids)
             block_ids = self.blocks.allocate(missing)
             request.block_ids += block_ids
             request.capacity += missing * self.block_size
