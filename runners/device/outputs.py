@@ -90,7 +90,7 @@ class HostCopier:
             copies = map_tensors(tree, _start_copy)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        while self._under_way and self._under_way[0][0].query():
+        while self._under_way and self._under_way[0][0].query():  # type: ignore[no-untyped-call]
             self._under_way.popleft()
         self._under_way.append((event, copies))
         return copies, event
