@@ -107,24 +107,30 @@ def read_json(path: Name, *, limit: int = MAX_JSON_BYTES, expected: str = "a JSO
     return parse_json(read_text(path, limit=limit, expected=expected), where=str(path))
 
 
-def parse_json(text: str, *, where: str) -> Any:
+def parse_json(text: str, *, where: str, most: int = MAX_VALUES) -> Any:
     """The value of a JSON text. `where` is its file in messages.
 
     Raises ConfigError for what is no JSON, for a key that is given twice in one object, for more than
-    `MAX_DEPTH` levels, and for more than `MAX_VALUES` values.
+    `MAX_DEPTH` levels, and for more than `most` values.
     """
-    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
-        raise ConfigError(f"{where}: has more than {MAX_VALUES} values; check the file")
+    if text.count(",") + text.count("[") + text.count("{") > most:
+        raise ConfigError(f"{where}: has more than {most} values; check the file")
     try:
-        with _collector_paused():
-            value = json.loads(text, object_pairs_hook=_distinct)
+        with collector_paused():
+            # To look at each object as it is made takes as long as to make it. Where there are as many keys
+            # as colons, none is given twice; where there are fewer, one is, or texts have colons.
+            value = json.loads(text)
+            keys, is_too_deep = _keys_and_depth(value, MAX_DEPTH)
+            if not is_too_deep and keys != text.count(":"):
+                value = None  # the memory of one value at a time
+                value = json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except RecursionError:
         raise ConfigError(_too_deep(where)) from None
     except ValueError as error:
         raise ConfigError(f"{where}: not valid JSON: {error}") from None
-    if _deeper(value, MAX_DEPTH):
+    if is_too_deep:
         raise ConfigError(_too_deep(where))
     return value
 
@@ -142,8 +148,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
-    # Each object of a text lives on: to look through them again and again takes half of the time.
+def collector_paused() -> Iterator[None]:
+    """Inside, Python does not look for cycles: where each of many objects lives on, to look through them
+    again and again takes half of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -153,18 +160,21 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _deeper(value: Any, limit: int) -> bool:
-    level = [value] if isinstance(value, (dict, list)) else []
+def _keys_and_depth(value: Any, limit: int) -> tuple[int, bool]:
+    """How many keys all objects have, and whether there are more than `limit` levels, which then are not
+    counted."""
+    keys = 0
+    level = [value] if type(value) is dict or type(value) is list else []
     for _ in range(limit):
         if not level:
-            return False
-        level = [
-            inner
-            for item in level
-            for inner in (item.values() if type(item) is dict else item)
-            if type(inner) is dict or type(inner) is list
-        ]
-    return bool(level)
+            return keys, False
+        below: list[Any] = []
+        for item in level:
+            keys += len(item) if type(item) is dict else 0
+            inside = item.values() if type(item) is dict else item
+            below += [inner for inner in inside if type(inner) is dict or type(inner) is list]
+        level = below
+    return keys, bool(level)
 
 
 def read_lines(path: Name, *, limit: int, longest: int) -> Iterator[str]:

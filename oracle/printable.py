@@ -25,7 +25,11 @@ def printable(text: object) -> str:
 
 def short(value: object, limit: int = 80) -> str:
     """`repr(value)`, printable, without userinfo of URLs, and cut off beyond `limit` characters."""
-    text = without_userinfo(printable(repr(value)))
+    try:
+        text = without_userinfo(printable(repr(value)))
+    except ValueError:  # Python makes no text of a number of more than 4,300 digits
+        bits = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
+        return f"<{type(value).__name__}{bits}>"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

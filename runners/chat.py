@@ -14,6 +14,9 @@ from dodona.runners.third_party import first_line, is_third_party
 MAX_PROMPT_CHARACTERS = 16 << 20
 """Most characters that a chat template may print."""
 
+MAX_TEMPLATE_CHARACTERS = 1 << 17
+"""Longest chat template: jinja takes seconds to compile ten times as many."""
+
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "text"}``, and whatever else the template reads."""
 
@@ -113,6 +116,8 @@ def _bound_output(tokenizer: Any, options: Mapping[str, Any]) -> None:
     from transformers.utils import chat_template_utils
 
     source = tokenizer.get_chat_template(options["chat_template"], options.get("tools"))
+    if len(source) > MAX_TEMPLATE_CHARACTERS:
+        raise OverflowError(f"it has {len(source)} characters, more than {MAX_TEMPLATE_CHARACTERS}")
     compiled: Any = chat_template_utils._compile_jinja_template(source)
     compiled.environment.concat = _bounded_text
 

@@ -144,8 +144,11 @@ class EngineControl:
         if not self.is_sleeping:
             self._engine.refuse_requests(None)
         elif not self._asleep:
+            # load_weights is refused where each worker holds a share of the tensors
+            one = self.config.parallel_config.world_size == 1
             self._engine.refuse_requests(
-                "the weights were dropped by sleep(level=2); call reload_weights or load_weights first"
+                "the weights were dropped by sleep(level=2); call reload_weights"
+                + (" or load_weights first" if one else " first")
                 + (f": {len(missing)} tensors are missing, such as {missing[0]}" if missing else "")
             )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.files import check_regular
+from dodona.oracle.models.stored_tensors import check_header
+from dodona.oracle.models.weight_files import check_num_tensors
 
 
 @contextmanager
@@ -16,13 +17,14 @@ def open_safetensors(file: Path, *, of: str = "the model") -> Iterator[Any]:
     """The open file (`safetensors.safe_open`), its tensors to be read on the CPU.
 
     of: whose file it is, for the message. Raises ConfigError that names the file where it is missing, no
-    regular file, or damaged; damage that is met inside the block too.
+    regular file, damaged, or has more tensors than a model may have; damage that is met inside the block too.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        check_regular(file, file.stat())
+        check_header(file, of=of)
         with safe_open(file, framework="pt", device="cpu") as stored:
+            check_num_tensors(file, len(stored.keys()))
             yield stored
     except (SafetensorError, OSError) as error:
         why = getattr(error, "strerror", None) or error

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 from dodona.oracle.machine.probe import has_package
 from dodona.oracle.models.hub import is_to_be_downloaded, locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.models.weight_files import stamp_of
 from dodona.oracle.systems.own.quantization import quantization_of
+from dodona.oracle.systems.own.weights import WeightsOnDisk, tensors_of
 from dodona.runners.third_party import naming
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ _NO_THREADS: Final = "HF_DEACTIVATE_ASYNC_LOAD"
 MOST_LAYERS: Final = 5_000
 """Layers that a trial load may have: ten calls of torch each are `meta_device.MOST_CALLS`, and it would give
 up after many seconds."""
+
+MOST_TENSORS: Final = 50_000
+"""Tensors that its files may have: each is a call or more, and it would give up after many seconds."""
 
 
 def why_untried(verdict: Verdict) -> str | None:
@@ -43,6 +48,9 @@ def why_untried(verdict: Verdict) -> str | None:
     model = ModelInfo.load(directory)
     if (model.num_hidden_layers or 0) > MOST_LAYERS:
         return f"num_hidden_layers={model.num_hidden_layers} are more than the {MOST_LAYERS} that it takes"
+    stored = () if dummy else tensors_of(WeightsOnDisk(directory, stamp_of(directory)))
+    if len(stored) > MOST_TENSORS:
+        return f"the model's {len(stored)} tensors are more than the {MOST_TENSORS} that it takes"
     quantization = quantization_of(config, model)
     if quantization is not None and quantization.library_scheme is not None:
         return f"{quantization.method} reads the weights while it makes the model"

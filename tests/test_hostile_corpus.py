@@ -16,6 +16,8 @@ FEWER = {
     "KV connector": 5, "draft folder": 5, "layers of an adapter": 5, "suffix lookup": 5,
     "quantization library": 6, "several devices": 8, "package version": 8,
     "header of weights": 5, "index of weights": 8, "trial load": 10,
+    "deployment that grows": 10, "generation_config.json": 8, "field of config.json": 8, "tokenizer": 10,
+    "chat template": 10, "structured output": 10, "folder of a connector": 4, "large adapter": 5,
 }  # fmt: skip
 """The same for kinds whose cases take longer."""
 

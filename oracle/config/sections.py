@@ -26,8 +26,11 @@ T = TypeVar("T")
 FROZEN = ConfigDict(extra="forbid")
 
 Flag = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Natural = Annotated[int, Strict(), Field(ge=0)]
+MAX_COUNT: Final = 1 << 62
+"""Largest number of bytes, tokens or anything else."""
+
+Count = Annotated[int, Strict(), Field(ge=1, le=MAX_COUNT)]
+Natural = Annotated[int, Strict(), Field(ge=0, le=MAX_COUNT)]
 Text = Annotated[str, Field(min_length=1)]
 
 MAX_SPECULATIVE_TOKENS: Final = 128

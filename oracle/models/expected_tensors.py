@@ -30,6 +30,13 @@ DENSE: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral",
 
 _MLP_BIAS: Final = ("granite", "llama", "smollm3")
 
+MAX_OF_LAYER: Final = 5_000
+"""Most tensors for each layer of a model. Those of 384 experts with three tensors a weight are 3,456."""
+
+MAX_BESIDE: Final = 10_000
+"""Most tensors beside: those of towers for pictures, and of what a model doesn't use, which takes as long to
+load as what it uses."""
+
 CLASSIFIERS: Final = ("score", "classifier", "classification_head", "logits_proj", "sequence_summary")
 """Parts of the names that a classifier's own tensors have."""
 
@@ -46,6 +53,12 @@ def check_tensors(
 
     quantization: how linear layers are stored. has_lm_head: whether the output layer is used.
     """
+    most = MAX_BESIDE + MAX_OF_LAYER * (model.num_hidden_layers or 0)
+    if len(stored) > most:
+        raise ConfigError(
+            f"{directory}: the safetensors have {len(stored)} tensors, more than the {most} that a model of "
+            f"{model.num_hidden_layers} layers may have; check that weights and config.json belong together"
+        )
     if model.is_multimodal:
         return  # which part of the files is the language model's, transformers knows
     _check_layers(directory, model, stored)
@@ -59,6 +72,12 @@ def check_tensors(
         expected.pop("embed_tokens.weight")
     if quantization is not None:
         expected = dict(_as_quantized(expected, quantization.with_names_of(stored)))
+    unused = len(plain.keys() - expected)
+    if unused > MAX_BESIDE:
+        raise ConfigError(
+            f"{directory}: the safetensors have {unused} tensors that the model does not use, more than "
+            f"{MAX_BESIDE}; check that weights and config.json belong together"
+        )
     missing = [name for name in expected if name not in plain]
     if missing:
         raise ConfigError(

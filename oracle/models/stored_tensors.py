@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.files import open_regular, parse_json
-from dodona.oracle.models.weight_files import check_tensor_names, weight_files
+from dodona.oracle.files import MAX_VALUES, collector_paused, open_regular, parse_json
+from dodona.oracle.models.weight_files import check_num_tensors, check_tensor_names, weight_files
 from dodona.oracle.printable import short
 
 MAX_HEADER_BYTES: Final = 64 << 20
@@ -38,6 +38,11 @@ FLOATS: Final = frozenset({"F32", "F16", "BF16", "F64"})
 """Types that are cast to the one that is computed in."""
 
 
+_PLACE: Final = b'"data_offsets"'
+"""What each tensor of a header has, so that they are counted before they are made. It may be written with
+escapes: who makes them counts again."""
+
+
 class StoredTensor(NamedTuple):
     """A tensor as a header describes it."""
 
@@ -56,12 +61,18 @@ def stored_tensors(directory: Path) -> Mapping[str, StoredTensor]:
 
     Raises ConfigError that names the file which is missing, cut off or damaged.
     """
-    found: dict[str, StoredTensor] = {}
-    left = MAX_HEADER_BYTES
+    headers: list[tuple[Path, bytes, int]] = []
+    left, count = MAX_HEADER_BYTES, 0
     for file in weight_files(directory):
         header, size = _header(file, left)
         left -= len(header)
+        count += header.count(_PLACE)
+        check_num_tensors(directory, count)
+        headers.append((file, header, size))
+    found: dict[str, StoredTensor] = {}
+    for file, header, size in headers:
         found |= _tensors(file, header, size)
+        check_num_tensors(directory, len(found))
     return found
 
 
@@ -70,23 +81,33 @@ def file_tensors(file: Path) -> Mapping[str, StoredTensor]:
     return _tensors(file, *_header(file, MAX_HEADER_BYTES))
 
 
-def _header(file: Path, most: int) -> tuple[bytes, int]:
+def check_header(file: Path, *, of: str = "the model") -> None:
+    """Raise ConfigError for a file that is not there or no regular one, or whose header is cut off or larger
+    than the library is to read. of: whose file it is."""
+    raw, _ = _header(file, MAX_HEADER_BYTES, of)
+    check_num_tensors(file, raw.count(_PLACE))
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise _damaged(file, f"its header has more than {MAX_VALUES} values", of)
+
+
+def _header(file: Path, most: int, of: str = "the model") -> tuple[bytes, int]:
     """A file's header of at most `most` bytes, and how many bytes follow it."""
     with open_regular(file) as stream:
         size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(8)
         if len(prefix) < 8:
-            raise _damaged(file, "it has no header")
+            raise _damaged(file, "it has no header", of)
         (length,) = struct.unpack("<Q", prefix)
         if 8 + length > size:
-            raise _damaged(file, f"a header of {length} bytes in a file of {size} bytes")
+            raise _damaged(file, f"a header of {length} bytes in a file of {size} bytes", of)
         if length > most:
-            raise _damaged(file, f"headers of more than {MAX_HEADER_BYTES} bytes")
+            raise _damaged(file, f"headers of more than {MAX_HEADER_BYTES} bytes", of)
         return stream.read(length), size - 8 - length
 
 
 def _tensors(file: Path, raw: bytes, size: int) -> Mapping[str, StoredTensor]:
     """The tensors of a header that `size` bytes follow."""
+    check_num_tensors(file, raw.count(_PLACE))
     try:
         header = parse_json(raw.decode("utf-8"), where=str(file))
     except (UnicodeDecodeError, ConfigError) as error:
@@ -97,9 +118,12 @@ def _tensors(file: Path, raw: bytes, size: int) -> Mapping[str, StoredTensor]:
         raise _damaged(file, "its header is no JSON object")
     header.pop("__metadata__", None)
     check_tensor_names(file, header)
-    found = {name: _tensor(file, name, item) for name, item in header.items()}
+    kinds: dict[tuple[object, ...], tuple[StoredTensor, int]] = {}
+    with collector_paused():
+        found = {name: _tensor(file, name, item, kinds) for name, item in header.items()}
+        places = sorted((*item["data_offsets"], name) for name, item in header.items())
     end = 0
-    for begin, finish, name in sorted((*item["data_offsets"], name) for name, item in header.items()):
+    for begin, finish, name in places:
         if begin != end:
             raise _damaged(file, f"tensor {short(name)} is at byte {begin}, and the one before ends at {end}")
         end = finish
@@ -110,32 +134,40 @@ def _tensors(file: Path, raw: bytes, size: int) -> Mapping[str, StoredTensor]:
     return found
 
 
-def _tensor(file: Path, name: str, item: Any) -> StoredTensor:
-    """The tensor that an entry of a header describes."""
+def _tensor(
+    file: Path, name: str, item: Any, kinds: dict[tuple[object, ...], tuple[StoredTensor, int]]
+) -> StoredTensor:
+    """The tensor that an entry of a header describes. kinds: by type and sizes, the tensors that were made
+    and their bits; a model has few kinds."""
     fields: dict[str, Any] = item if isinstance(item, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _damaged(file, f"tensor {short(name)} has the unknown type {short(dtype)}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise _damaged(file, f"tensor {short(name)} has no shape of at most {MAX_SIZES} sizes, or no place")
-    elements = 1
-    for size in shape:
-        elements *= size
-        if elements >= 1 << 64:
-            raise _damaged(file, f"tensor {short(name)} of shape {shape[:8]} has too many elements")
-    if 8 * (offsets[1] - offsets[0]) != elements * BITS[dtype]:
+    kind = (dtype, *shape)
+    if kind not in kinds:
+        elements = 1
+        for size in shape:
+            elements *= size
+            if elements >= 1 << 64:
+                raise _damaged(file, f"tensor {short(name)} of shape {shape[:8]} has too many elements")
+        kinds[kind] = StoredTensor(dtype, tuple(shape)), elements * BITS[dtype]
+    tensor, bits = kinds[kind]
+    if 8 * (offsets[1] - offsets[0]) != bits:
         raise _damaged(file, f"tensor {short(name)} of shape {shape[:8]} has {offsets[1] - offsets[0]} bytes")
-    return StoredTensor(dtype, tuple(shape))
+    return tensor
+
+
+_INTEGERS: Final = frozenset([int])
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
     if not isinstance(value, list) or len(value) > MAX_SIZES:
         return False
-    for size in value:  # noqa: SIM110 - a generator takes three times as long, for each of 10^5 tensors
-        if type(size) is not int or not 0 <= size < 1 << 63:
-            return False
-    return True
+    # for each of 10^5 tensors: a loop takes three times as long. `True` is no int here
+    return not value or (_INTEGERS.issuperset(map(type, value)) and min(value) >= 0 and max(value) < 1 << 63)
 
 
-def _damaged(file: Path, why: str) -> ConfigError:
-    return ConfigError(f"{file}: cannot be read as safetensors: {why}; fetch the model again")
+def _damaged(file: Path, why: str, of: str = "the model") -> ConfigError:
+    return ConfigError(f"{file}: cannot be read as safetensors: {why}; fetch {of} again")

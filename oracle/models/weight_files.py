@@ -7,12 +7,12 @@ of another kind.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.files import check_regular, read_json
+from dodona.oracle.files import check_regular, parse_json, read_text
 from dodona.oracle.printable import short
 
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -21,8 +21,14 @@ SUFFIX: Final = ".safetensors"
 
 MAX_INDEX_BYTES: Final = 64 << 20
 
+MAX_INDEX_VALUES: Final = 300_000
+"""Most values of an index: that of each tensor, and its metadata."""
+
 MAX_FILES: Final = 4_096
 """Most files of one model."""
+
+MAX_TENSORS: Final = 250_000
+"""Most tensors of one model. Those of 60 layers of 384 experts with three tensors a weight are 207,360."""
 
 MAX_TENSOR_NAME: Final = 1_024
 """Most characters of a tensor's name: patterns of quantization settings are matched with it."""
@@ -85,7 +91,7 @@ def read_index(index: Path) -> dict[str, str]:
     names of .safetensors files. A file may be a link, as in a hub's cache; a name may not lead out of the
     directory.
     """
-    data = read_json(index, limit=MAX_INDEX_BYTES, expected="an index of weights")
+    data = read_index_json(index)
     found = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{index}: expected an object with a `weight_map`; fetch the model again")
@@ -105,8 +111,27 @@ def read_index(index: Path) -> dict[str, str]:
     return found
 
 
-def check_tensor_names(file: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError for a tensor's name of more than `MAX_TENSOR_NAME` characters."""
+def read_index_json(index: Path) -> Any:
+    """What an index holds, be it right or wrong.
+
+    Raises ConfigError for more than `MAX_TENSORS` tensors, which are counted before they are made, and for
+    what is no JSON.
+    """
+    text = read_text(index, limit=MAX_INDEX_BYTES, expected="an index of weights")
+    check_num_tensors(index, text.count(f'{SUFFIX}"'))
+    return parse_json(text, where=str(index), most=MAX_INDEX_VALUES)
+
+
+def check_num_tensors(file: Path, found: int) -> None:
+    """Raise ConfigError for more than `MAX_TENSORS` tensors of one model."""
+    if found > MAX_TENSORS:
+        raise ConfigError(f"{file}: has {found} tensors, more than {MAX_TENSORS}; check the file")
+
+
+def check_tensor_names(file: Path, names: Collection[str]) -> None:
+    """Raise ConfigError for more than `MAX_TENSORS` tensors, and for a name of more than `MAX_TENSOR_NAME`
+    characters."""
+    check_num_tensors(file, len(names))
     longest = max(names, key=len, default="")
     if len(longest) > MAX_TENSOR_NAME:
         raise ConfigError(

@@ -153,6 +153,20 @@ def mark(nodes: list[Node], seen: set[int]) -> None:
             stack.extend(node.items or node.entries.values())
 
 
+def walk_once(documents: list[Node], seen: set[int]) -> Iterator[Node]:
+    """Every value of the documents that is not in `seen` when its turn comes, parents first; what is behind
+    several anchors once. What is yielded, or put into `seen` meanwhile, is not entered again."""
+    stack = [iter(documents)]
+    while stack:
+        node = next(stack[-1], None)
+        if node is None:
+            stack.pop()
+        elif id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            stack.append(iter(node.items or list(node.entries.values())))
+
+
 def walk(documents: list[Node]) -> Iterator[Node]:
     """Every value of the documents, parents first. Stops after `MAX_STEPS` values."""
     stack = [iter(documents)]

@@ -7,12 +7,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shlex
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from dodona.oracle.errors import ConfigError
+from dodona.oracle.files import parse_json
 from dodona.oracle.systems.vllm.flags import flag_table
 from dodona.oracle.systems.vllm.invocation import (
     Invocation,
@@ -21,13 +22,17 @@ from dodona.oracle.systems.vllm.invocation import (
     invocations,
     is_vllm_image,
 )
+from dodona.oracle.systems.vllm.shell import MAX_VARIABLES, TooLarge, Work, split_words
 from dodona.oracle.upgrade.discovery import Candidate
-from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, mark, parse_documents, walk
+from dodona.oracle.upgrade.documents import TEMPLATE_VALUE, Node, mark, parse_documents, walk, walk_once
 
 Place = Literal["shell", "dockerfile", "compose", "kubernetes", "kserve", "helm", "recipe", "systemd"]
 
 MAX_SECTION: Final = 2000
 """Most values of one argument of a file for `--config`."""
+
+MAX_STARTS: Final = 1000
+"""Most starts in a file."""
 
 _SERVES: Final = re.compile(r"\bvllm\s+serve\b|vllm\.entrypoints|\bvllm-openai\b")
 _KSERVE_FLAGS: Final = ("--model_name", "--model_dir", "--backend", "--http_port", "--predictor_host")
@@ -46,17 +51,29 @@ class Found:
     invocation: Invocation
 
 
-def starts(file: Candidate) -> Iterator[Found]:
-    """Every start in a file. Raises ConfigError for a file that can't be read as what it is."""
-    if file.kind == "shell":
-        for found in invocations(file.text):
-            yield Found(file.path, found.line, "shell", "", found)
-    elif file.kind == "dockerfile":
-        yield from _dockerfile(file)
-    elif file.kind == "systemd":
-        yield from _systemd(file)
-    else:
-        yield from _yaml(file)
+@dataclass(frozen=True)
+class _File:
+    """A file that is read, and what may still be done for it."""
+
+    path: str
+    text: str
+    work: Work
+
+
+def starts(candidate: Candidate) -> Iterator[Found]:
+    """Every start in a file. Raises ConfigError for a file that can't be read as what it is, and TooLarge for
+    one that has, or grows to, more than is looked at."""
+    file = _File(candidate.path, candidate.text, Work())
+    read = {"shell": _shell, "dockerfile": _dockerfile, "systemd": _systemd, "yaml": _yaml}[candidate.kind]
+    for number, found in enumerate(read(file), 1):
+        if number > MAX_STARTS:
+            raise TooLarge(f"has more than {MAX_STARTS} starts of the server")
+        yield found
+
+
+def _shell(file: _File) -> Iterator[Found]:
+    for found in invocations(file.text, work=file.work):
+        yield Found(file.path, found.line, "shell", "", found)
 
 
 # --- Dockerfile ---------------------------------------------------------------------------------------------
@@ -73,33 +90,39 @@ class _Stage:
     line: int = 1
 
 
-def _dockerfile(file: Candidate) -> Iterator[Found]:
+def _dockerfile(file: _File) -> Iterator[Found]:
     """What the last stage runs, with what it takes over from the stages that it is built on."""
     stages: dict[str, _Stage] = {}
     arguments: dict[str, str | None] = {}
-    stage, name = _Stage("", {}), ""
+    environ: dict[str, str | None] = {}
+    stage, name = _Stage("", environ), ""
     for line, text in _logical_lines(file.text):
+        file.work.take_words()
         word, _, rest = text.partition(" ")
         word, rest = word.upper(), rest.strip()
         if word == "FROM":
             parts = [part for part in rest.split() if not part.startswith("--")]
-            base = _expanded(parts[0], arguments) if parts else ""
-            stage = replace(stages.get(base, _Stage(base, {})), line=line)
+            base = _expanded(parts[0], arguments, file.work) if parts else ""
+            before = stages.get(base, _Stage(base, {}))
+            environ = dict(before.environ)
+            file.work.take_words(len(environ))
+            stage = replace(before, line=line, environ=environ)
             name = parts[2] if len(parts) > 2 else ""
         elif word == "ARG":
             key, equals, value = rest.partition("=")
             if equals:
                 arguments[key] = value.strip("\"'")
+            _check_variables(arguments)
         elif word == "ENV":
-            values = _assignments(rest, {**arguments, **stage.environ})
-            stage = replace(stage, environ={**stage.environ, **values})
+            environ.update(_assignments(rest, ChainMap(environ, arguments), file.work))
+            _check_variables(environ)
         elif word == "ENTRYPOINT":
             stage = replace(stage, entrypoint=_exec_form(rest), command=(), line=line)
         elif word == "CMD":
             stage = replace(stage, command=_exec_form(rest), line=line)
         stages[name] = stage
     for found in container_invocations(
-        stage.image, stage.entrypoint, stage.command, stage.environ, line=stage.line
+        stage.image, stage.entrypoint, stage.command, stage.environ, line=stage.line, work=file.work
     ):
         yield Found(file.path, stage.line, "dockerfile", "", found)
 
@@ -108,33 +131,40 @@ def _exec_form(text: str) -> tuple[str, ...]:
     """The words of CMD or ENTRYPOINT, which is a JSON list or a shell's text."""
     if text.startswith("["):
         try:
-            words = json.loads(text)
-        except ValueError:
+            words = parse_json(text, where="")
+        except ConfigError:
             words = None
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             return tuple(words)
     return ("sh", "-c", text)
 
 
-def _expanded(text: str, environ: Mapping[str, str | None]) -> str:
+def _check_variables(environ: Mapping[str, str | None]) -> None:
+    if len(environ) > MAX_VARIABLES:
+        raise TooLarge(f"sets more than {MAX_VARIABLES} variables")
+
+
+def _expanded(text: str, environ: Mapping[str, str | None], work: Work) -> str:
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
-        return environ.get(name) or match[0]
+        return work.take(environ.get(name) or match[0])
 
     return re.sub(r"\$(?:(\w+)|\{(\w+)(?::?-[^}$]*)?\})", value, text)
 
 
-def _assignments(text: str, environ: Mapping[str, str | None]) -> dict[str, str]:
+def _assignments(text: str, environ: Mapping[str, str | None], work: Work) -> dict[str, str]:
     """`ENV A=1 B="two"`, or `ENV A 1`."""
     if "=" not in text.split(" ")[0]:
         name, _, value = text.partition(" ")
         return {name: value.strip()} if name else {}
     try:
-        words = shlex.split(text)
-    except ValueError:
+        words = split_words(text, work)
+    except TooLarge:
+        raise
+    except ConfigError:
         return {}
     pairs = (word.partition("=") for word in words if "=" in word)
-    return {name: _expanded(value, environ) for name, _, value in pairs}
+    return {name: _expanded(value, environ, work) for name, _, value in pairs}
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -159,7 +189,7 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
 # --- systemd ------------------------------------------------------------------------------------------------
 
 
-def _systemd(file: Candidate) -> Iterator[Found]:
+def _systemd(file: _File) -> Iterator[Found]:
     environ: dict[str, str | None] = {}
     unread: list[str] = []
     commands: list[tuple[int, str]] = []
@@ -168,7 +198,8 @@ def _systemd(file: Candidate) -> Iterator[Found]:
         if not equals:
             continue
         if key == "Environment":
-            environ.update(_assignments(value, {}))
+            environ.update(_assignments(value, {}, file.work))
+            _check_variables(environ)
         elif key == "EnvironmentFile":
             unread.append(f"EnvironmentFile={value.lstrip('-')}: its variables are not known here")
         elif key == "ExecStart":
@@ -176,7 +207,7 @@ def _systemd(file: Candidate) -> Iterator[Found]:
             commands.append((line, value.lstrip("-@:+!").replace("%", "$")))
     name = file.path.rpartition("/")[2]
     for line, command in commands:
-        for found in invocations(command, environ):
+        for found in invocations(command, environ, file.work):
             yield Found(file.path, line, "systemd", name, _with_unread(found, unread))
 
 
@@ -187,7 +218,7 @@ def _with_unread(found: Invocation, unread: Sequence[str]) -> Invocation:
 # --- YAML ---------------------------------------------------------------------------------------------------
 
 
-def _yaml(file: Candidate) -> Iterator[Found]:
+def _yaml(file: _File) -> Iterator[Found]:
     seen: set[int] = set()
     for document in parse_documents(file.text, where=file.path):
         if _is_recipe(document):
@@ -198,23 +229,22 @@ def _yaml(file: Candidate) -> Iterator[Found]:
             for name, service in services.entries.items():
                 mark([service], seen)
                 yield from _service(file, name, service)
-        for node in walk([document]):
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
+        for node in walk_once([document], seen):
             if node.text is not None:
                 yield from _text(file, node)
             elif node.entries:
                 yield from _container(file, node, seen)
 
 
-def _text(file: Candidate, node: Node) -> Iterator[Found]:
+def _text(file: _File, node: Node) -> Iterator[Found]:
     """A text that is a command of its own: a step of a workflow, a recipe's command."""
     if node.text is None or not _SERVES.search(node.text):
         return
     try:
-        found = list(invocations(node.text))
-    except ConfigError:
+        found = list(invocations(node.text, work=file.work))
+    except TooLarge as error:
+        raise TooLarge(f"{file.path}:{node.line}: {error}") from None
+    except ConfigError:  # prose
         return
     for invocation in found:
         yield Found(
@@ -226,51 +256,56 @@ def _text(file: Candidate, node: Node) -> Iterator[Found]:
         )
 
 
-def _service(file: Candidate, name: str, service: Node) -> Iterator[Found]:
+def _service(file: _File, name: str, service: Node) -> Iterator[Found]:
     image = _scalar(service.get("image"))
-    environ = _environment(service.get("environment"))
+    environ = _environment(service.get("environment"), file.work)
     unread = ("env_file: its variables are not known here",) if service.get("env_file") is not None else ()
     entrypoint, command = service.get("entrypoint"), service.get("command")
-    words = _command_words(command, environ)
+    words = _command_words(command, file.work)
     for found in container_invocations(
-        _composed(image, environ),
-        None if entrypoint is None else _command_words(entrypoint, environ),
+        _composed(image),
+        None if entrypoint is None else _command_words(entrypoint, file.work),
         words,
         environ,
         line=(command or service).line,
         unread=unread,
+        work=file.work,
     ):
         yield Found(file.path, found.line, "compose", name, found)
 
 
-def _command_words(node: Node | None, environ: Mapping[str, str | None]) -> list[str]:
+def _command_words(node: Node | None, work: Work) -> list[str]:
     if node is None:
         return []
     if node.text is not None:
         try:
-            return [_composed(word, environ) for word in shlex.split(node.text, comments=False)]
-        except ValueError:
+            return [_composed(word) for word in split_words(node.text, work)]
+        except TooLarge:
+            raise
+        except ConfigError:
             return []
-    return [_composed(item.text or "", environ) for item in node.items]
+    work.take_words(len(node.items))
+    return [_composed(work.take(item.text or "")) for item in node.items]
 
 
-def _composed(text: str, environ: Mapping[str, str | None]) -> str:
+def _composed(text: str) -> str:
     """Compose's `${NAME:-default}`: the default where it gives one; `$$` is a dollar sign."""
     text = re.sub(r"\$\{\w+:?-([^}$]*)\}", lambda match: match[1], text)
     return text.replace("$$", "$")
 
 
-def _environment(node: Node | None) -> dict[str, str | None]:
+def _environment(node: Node | None, work: Work) -> dict[str, str | None]:
     """`environment` of a service: a mapping, or a list of `NAME=value`."""
     if node is None:
         return {}
+    work.take_words(len(node.entries) + len(node.items))
     if node.entries:
-        return {name: _composed(value.text or "", {}) for name, value in node.entries.items()}
+        return {name: _composed(work.take(value.text or "")) for name, value in node.entries.items()}
     pairs = ((item.text or "").partition("=") for item in node.items)
     return {name: value for name, equals, value in pairs if equals}
 
 
-def _container(file: Candidate, node: Node, seen: set[int]) -> Iterator[Found]:
+def _container(file: _File, node: Node, seen: set[int]) -> Iterator[Found]:
     """A container of Kubernetes, a model of KServe or of a chart's values, or none of these."""
     entries = node.entries
     if "modelFormat" in entries and "args" in entries:
@@ -278,12 +313,12 @@ def _container(file: Candidate, node: Node, seen: set[int]) -> Iterator[Found]:
     elif "modelURL" in entries:
         yield from _chart_model(file, node)
     elif "image" in entries and ("args" in entries or "command" in entries):
-        mark([entries[key] for key in ("args", "command") if key in entries], seen)
-        environ, unread = _container_environment(entries.get("env"))
+        mark([entries[key] for key in ("image", "args", "command") if key in entries], seen)
+        environ, unread = _container_environment(entries.get("env"), file.work)
         if "envFrom" in entries:
             unread = (*unread, "envFrom: its variables are not known here")
-        command = _arguments(entries["command"], environ) if "command" in entries else None
-        arguments = _arguments(entries.get("args"), environ)
+        command = _arguments(entries["command"], environ, file.work) if "command" in entries else None
+        arguments = _arguments(entries.get("args"), environ, file.work)
         for found in container_invocations(
             _image(entries["image"]),
             command,
@@ -291,28 +326,32 @@ def _container(file: Candidate, node: Node, seen: set[int]) -> Iterator[Found]:
             environ,
             line=entries.get("args", entries.get("command", node)).line,
             unread=unread,
+            work=file.work,
         ):
             yield Found(file.path, found.line, "kubernetes", _scalar(entries.get("name")), found)
 
 
-def _arguments(node: Node | None, environ: Mapping[str, str | None]) -> list[str]:
+def _arguments(node: Node | None, environ: Mapping[str, str | None], work: Work) -> list[str]:
     """A list of arguments; charts also write one text."""
     if node is None:
         return []
     if node.text is not None:
-        return _command_words(node, environ)
-    return [_kubernetes(item.text or "", environ) for item in node.items]
+        return _command_words(node, work)
+    work.take_words(len(node.items))
+    return [_kubernetes(work.take(item.text or ""), environ, work) for item in node.items]
 
 
-def _kubernetes(text: str, environ: Mapping[str, str | None]) -> str:
+def _kubernetes(text: str, environ: Mapping[str, str | None], work: Work) -> str:
     """`$(NAME)` replaced by the container's own variable."""
-    return re.sub(r"\$\((\w+)\)", lambda match: environ.get(match[1]) or match[0], text)
+    return re.sub(r"\$\((\w+)\)", lambda match: work.take(environ.get(match[1]) or match[0]), text)
 
 
-def _container_environment(node: Node | None) -> tuple[dict[str, str | None], tuple[str, ...]]:
+def _container_environment(node: Node | None, work: Work) -> tuple[dict[str, str | None], tuple[str, ...]]:
     environ: dict[str, str | None] = {}
     unread: list[str] = []
-    for item in node.items if node is not None else ():
+    items = node.items if node is not None else []
+    work.take_words(len(items))
+    for item in items:
         name, value = _scalar(item.get("name")), item.get("value")
         if value is not None and value.text is not None:
             environ[name] = value.text
@@ -329,15 +368,15 @@ def _image(node: Node) -> str:
     return f"{repository}:{tag}" if tag else repository
 
 
-def _kserve_model(file: Candidate, node: Node) -> Iterator[Found]:
+def _kserve_model(file: _File, node: Node) -> Iterator[Found]:
     """A model of an InferenceService: `args` go to vLLM; `--model_id` and the storage name the model."""
     format_name = _scalar(node.get("modelFormat", "name")).lower()
     image = _scalar(node.get("image"))
     if format_name not in _KSERVE_FORMATS and not is_vllm_image(image):
         return
-    environ, unread = _container_environment(node.get("env"))
+    environ, unread = _container_environment(node.get("env"), file.work)
     arguments: list[str] = []
-    for word in _arguments(node.get("args"), environ):
+    for word in _arguments(node.get("args"), environ, file.work):
         option, equals, value = word.partition("=")
         if option == "--model_id":
             arguments += ["--model", value] if equals else ["--model"]
@@ -365,7 +404,7 @@ _CHART_SWITCHES: Final = {
 }
 
 
-def _chart_model(file: Candidate, node: Node) -> Iterator[Found]:
+def _chart_model(file: _File, node: Node) -> Iterator[Found]:
     """A model of the values of vLLM's production-stack chart."""
     model = _scalar(node.get("modelURL"))
     if not model:
@@ -378,8 +417,9 @@ def _chart_model(file: Candidate, node: Node) -> Iterator[Found]:
         elif key in _CHART_SWITCHES and value.text:
             arguments.append(("--" if value.text.lower() == "true" else "--no-") + _CHART_SWITCHES[key])
     extra = config.get("extraArgs") if config is not None else None
+    file.work.take_words(len(extra.items) if extra is not None else 0)
     arguments += [item.text or "" for item in extra.items] if extra is not None else []
-    environ, unread = _container_environment(node.get("env"))
+    environ, unread = _container_environment(node.get("env"), file.work)
     image = f"{_scalar(node.get('repository'))}:{_scalar(node.get('tag'))}"
     invocation = Invocation(tuple(arguments), environ, image_release(image), node.line, unread)
     yield Found(file.path, node.line, "helm", _scalar(node.get("name")), invocation)
@@ -392,7 +432,7 @@ def _is_recipe(document: Node) -> bool:
     return "model" in names and len(names) > 1 and all(name in known for name in names)
 
 
-def _recipe(file: Candidate, document: Node) -> Iterator[Found]:
+def _recipe(file: _File, document: Node) -> Iterator[Found]:
     words: list[str] = []
     for key, node in document.entries.items():
         option = "--" + key.replace("_", "-")
@@ -403,6 +443,7 @@ def _recipe(file: Candidate, document: Node) -> Iterator[Found]:
         elif node.text is not None:
             words += [option, node.text]
         elif node.items:
+            file.work.take_words(len(node.items))
             words += [option, *(item.text or "" for item in node.items)]
         else:
             steps = sum(1 for _ in itertools.islice(walk([node]), MAX_SECTION + 1))
@@ -416,8 +457,8 @@ def _plain(node: Node) -> object:
     """A node of at most `MAX_SECTION` values as JSON's values."""
     if node.text is not None:
         try:
-            return json.loads(node.text)
-        except ValueError:
+            return parse_json(node.text, where="")
+        except ConfigError:
             return node.text
     if node.items:
         return [_plain(item) for item in node.items]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,14 @@ ANY_OBJECT = '{"type": "object"}'
 
 MOST_KEPT = 64
 """Compiled grammars that are kept for later requests."""
+
+STACK_BYTES = 128 << 20
+"""Of the thread that compiles. llguidance follows a rule's rules and a schema's references by recursion, 3 to
+6 KB each, without a limit of its own: what does not fit ends the process. 262,144 characters hold 10,000 of
+them. What is not used of a stack takes no memory."""
+
+_starting = threading.Lock()
+"""Held while a thread of another stack is started: its size is a setting of the whole process."""
 
 
 class GrammarCompiler:
@@ -69,7 +77,7 @@ class GrammarCompiler:
                     self._compiled.popitem(last=False)
         if known is None:  # others go on meanwhile; who asks for the same waits for it
             try:
-                compiled.set_result(vocabulary.compile(params))
+                compiled.set_result(_with_large_stack(lambda: vocabulary.compile(params)))
             except BaseException as error:
                 compiled.set_exception(error)
                 with self._lock:
@@ -78,6 +86,29 @@ class GrammarCompiler:
         matcher = compiled.result()
         with self._lock:  # deep_copy reads what another copy may be reading
             return Grammar(matcher.deep_copy(), vocabulary)
+
+
+def _with_large_stack(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises, in a thread of its own."""
+    found: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    thread = threading.Thread(target=run, name="dodona-grammar", daemon=True)
+    try:
+        with _starting:
+            before = threading.stack_size(STACK_BYTES)
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(before)
+    except RuntimeError as error:
+        raise InvalidRequestError(f"structured_outputs: no memory to compile it: {error}") from error
+    return found.result()
 
 
 class Vocabulary:

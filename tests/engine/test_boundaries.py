@@ -306,6 +306,11 @@ def test_a_template_that_prints_without_end_is_stopped(tokenizer: Any) -> None:
     assert prompt["prompt"] == "one"  # type: ignore[call-overload, index]
 
 
+def test_a_template_that_takes_long_to_compile_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="has 700000 characters, more than 131072"):
+        chat_prompts(tokenizer, [{"role": "user", "content": "x"}], chat_template="{{ a }}" * 100_000)
+
+
 def test_a_decoder_that_panics_ends_its_own_request(tokenizer: Any) -> None:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.decoder = decoders.Strip("x", 0, 5)

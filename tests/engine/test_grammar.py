@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dodona.runners.engine.admission import Admission
 from dodona.runners.engine.grammar import MOST_KEPT, GrammarCompiler
 from dodona.runners.engine.prompts import Prompt
 from dodona.runners.errors import InvalidRequestError
+from dodona.runners.sampling import structured_outputs
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.structured_outputs import StructuredOutputsParams
 from tests.support.json_schemas import SCHEMAS, conforms, token_bytes
@@ -178,6 +180,53 @@ def refusal(admitted: Admission, **structured: Any) -> str:
     with pytest.raises(InvalidRequestError) as caught:
         admitted.admit(Prompt(token_ids=[1]), SamplingParams(structured_outputs=structured))
     return str(caught.value)
+
+
+def chain_of_rules(count: int) -> str:
+    return "start: a0\n" + "\n".join(f"a{i}: a{i + 1}" for i in range(count)) + f'\na{count}: "y"\n'
+
+
+def chain_of_references(count: int) -> dict[str, Any]:
+    parts = {f"d{i}": {"anyOf": [{}, {"$ref": f"#/d/d{i + 1}"}]} for i in range(count)}
+    return {"$ref": "#/d/d0", "d": {**parts, f"d{count}": {"type": "string"}}}
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["as it is", "a small stack"])
+def test_a_long_chain_does_not_end_the_process(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    """llguidance goes along a chain by recursion, without a limit."""
+    pytest.importorskip("llguidance")
+    monkeypatch.setattr(structured_outputs, "MAX_RULES", 10**9)
+    monkeypatch.setattr(structured_outputs, "MAX_ENTRIES", 10**9)
+    monkeypatch.setattr(structured_outputs, "MAX_WORK", 10**18)
+    compiler = GrammarCompiler(tokenizer, VOCAB, [EOS])
+    asked = [{"grammar": chain_of_rules(17_000)}, {"json": chain_of_references(4_500)}]
+    found: list[Any] = []
+
+    def compile_all() -> None:
+        found.extend(compiler.grammar(StructuredOutputsParams(**params)) for params in asked)
+
+    before = threading.stack_size(1 << 20 if small else 0)
+    try:
+        thread = threading.Thread(target=compile_all)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    assert len(found) == 2
+
+
+def test_rules_and_references_are_counted() -> None:
+    StructuredOutputsParams(grammar=chain_of_rules(490))
+    StructuredOutputsParams(json=chain_of_references(490))
+    StructuredOutputsParams(grammar='start: "' + ":" * 1_000 + '" /a:b/ // ' + ":" * 1_000)
+    with pytest.raises(InvalidRequestError, match=r"has 602 rules, .* more than 500"):
+        StructuredOutputsParams(grammar=chain_of_rules(600))
+    with pytest.raises(InvalidRequestError, match="602 rules"):
+        StructuredOutputsParams(grammar=chain_of_rules(600).replace(":", " ::="))
+    with pytest.raises(InvalidRequestError, match="refers to 601 definitions, more than 500"):
+        StructuredOutputsParams(json=chain_of_references(600))
 
 
 @pytest.mark.parametrize(

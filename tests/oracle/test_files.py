@@ -19,7 +19,7 @@ from dodona.oracle.errors import ConfigError, DodonaError
 from dodona.oracle.files import parse_json
 from dodona.oracle.language.yaml_source import read_yaml
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.models.weight_files import read_index, weight_files
+from dodona.oracle.models.weight_files import MAX_TENSORS, read_index, weight_files
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "config.json": ModelInfo.load,
@@ -197,6 +197,23 @@ def test_an_index_names_a_bounded_number_of_files(tmp_path: Path) -> None:
     path = index(tmp_path, {"weight_map": {"x" * 1_025: "a.safetensors"}})
     with pytest.raises(ConfigError, match="1025 characters"):
         read_index(path)
+
+
+@pytest.mark.parametrize("suffix", ["", "\\u0020"], ids=["plain", "escaped"])
+def test_the_tensors_of_an_index_are_counted(suffix: str, tmp_path: Path) -> None:
+    names = ",".join(f'"t{i}":"s.safetensors{suffix}"' for i in range(MAX_TENSORS + 60_000))
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map":{' + names + "}}")
+    expected = "has 310000 tensors, more than 250000" if not suffix else "has more than 300000 values"
+    with pytest.raises(ConfigError, match=expected):
+        read_index(path)
+
+
+def test_a_colon_in_a_text_is_no_key() -> None:
+    for text in ('{"a:b": ":", "c": [":", {"d": {}}]}', '{"a": {":": 1}, "b": {":": 1}}'):
+        assert parse_json(text, where="x") == json.loads(text)
+    with pytest.raises(ConfigError, match="the key 'c' is given twice"):
+        parse_json('{"a:b": ":", "x": {"c": 1, "c": 1}}', where="x")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "\ud800", "x" * 100_000])

@@ -174,3 +174,15 @@ def test_what_was_given_is_shown_short_and_without_userinfo() -> None:
 def test_an_error_is_cut_off() -> None:
     assert len(str(ConfigError("x" * 1_000_000))) == LONGEST
     assert "secret" not in str(ConfigError("x" * (LONGEST - 20) + "https://user:secret@host"))
+
+
+def test_a_number_that_python_does_not_print() -> None:
+    assert short(10**5_000) == "<int of 16610 bits>"
+    assert short([10**5_000]) == "<list>"
+
+
+@pytest.mark.parametrize("field", ["max_model_len", "block_size", "max_num_seqs", "kv_cache_memory_bytes"])
+def test_a_huge_number_in_a_configuration(field: str) -> None:
+    for value in (10**5_000, 1 << 63):
+        with pytest.raises(ConfigError, match=f"{field}: expected less than or equal to {1 << 62}"):
+            EngineConfig.from_flat("m", **{field: value})

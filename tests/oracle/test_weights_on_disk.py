@@ -21,9 +21,11 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.stored_tensors import file_tensors, stored_tensors
+from dodona.oracle.models.weight_files import MAX_TENSORS
 from dodona.oracle.systems.own import weights
 from dodona.oracle.systems.own.weights import weights_fault
 from dodona.runners.llm import LLM
+from dodona.runners.safetensors_file import open_safetensors
 from tests.support.damaged_models import DAMAGES, copy
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -220,6 +222,55 @@ def test_the_headers_of_all_files_are_bounded_together(
     monkeypatch.setattr("dodona.oracle.models.stored_tensors.MAX_HEADER_BYTES", 3 * len(one) - 1)
     with pytest.raises(ConfigError, match=r"2.safetensors: .* headers of more than"):
         stored_tensors(tmp_path)
+
+
+MANY = b",".join(b'"t%d":%b' % (i, EMPTY) for i in range(MAX_TENSORS + 1))
+
+
+@pytest.mark.parametrize("place", [b"data_offsets", b"data_offset\\u0073"], ids=["plain", "escaped"])
+def test_tensors_are_counted_by_all_readers(place: bytes, tmp_path: Path) -> None:
+    header = b"{" + MANY.replace(b"data_offsets", place) + b"}"
+    file = written(tmp_path / "model.safetensors", header)
+    expected = f"model.safetensors: has {MAX_TENSORS + 1} tensors, more than {MAX_TENSORS}"
+    for read in (file_tensors, lambda file: open_safetensors(file).__enter__()):
+        with pytest.raises(ConfigError, match=expected):
+            read(file)
+
+
+def test_plain_tensors_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    file = written(tmp_path / "model.safetensors", b"[" + MANY)
+    with pytest.raises(ConfigError, match=f"{MAX_TENSORS + 1} tensors"):
+        file_tensors(file)
+
+
+def test_the_tensors_of_all_files_are_counted_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        written(tmp_path / f"{number}.safetensors", b'{"a%d":%b}' % (number, EMPTY))
+    places = {f"a{number}": f"{number}.safetensors" for number in range(3)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    monkeypatch.setattr("dodona.oracle.models.weight_files.MAX_TENSORS", 3)
+    assert len(stored_tensors(tmp_path)) == 3
+    monkeypatch.setattr("dodona.oracle.models.weight_files.MAX_TENSORS", 2)
+    with pytest.raises(ConfigError, match="has 3 tensors, more than 2"):
+        stored_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen3_moe"])
+def test_tensors_that_a_model_does_not_use_are_bounded(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy(CHECKPOINTS / model_type, tmp_path / "model")
+    assert fault(folder) is None
+    monkeypatch.setattr("dodona.oracle.models.expected_tensors.MAX_OF_LAYER", 30)
+    monkeypatch.setattr("dodona.oracle.models.expected_tensors.MAX_BESIDE", 40)
+    tensors = load_file(folder / "model.safetensors")
+    more = {f"x{i}": tensors["model.norm.weight"].clone() for i in range(150)}
+    save_file({**tensors, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+    found = fault(folder)
+    assert found is not None
+    assert "check that weights and config.json belong together" in found
 
 
 def test_a_fault_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

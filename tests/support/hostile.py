@@ -25,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import hostile_books as books
+from tests.support import hostile_growth as growth
+from tests.support import hostile_models as models
 from tests.support import hostile_parts as parts
 from tests.support import hostile_settings as settings
 from tests.support import hostile_trials as trials
@@ -35,6 +38,8 @@ MAX_SECONDS = 30
 """A process takes longer than alone while others compute; what hangs takes forever."""
 MAX_MORE_BYTES = 2 << 30
 """Address space beyond what the parent has: libraries map more than they use."""
+MOST_MEGABYTES = 1_024
+"""Memory in use, beyond what the parent has."""
 LONGEST = 20_000
 """Characters of an error."""
 GOOD = ("answered", "named error")
@@ -121,6 +126,17 @@ PARTS: dict[str, Callable[[], Iterator[parts.Change]]] = {
     "header of weights": weights.headers,
     "index of weights": weights.indices,
     "trial load": trials.trials,
+    "deployment that grows": growth.deployments,
+    "arguments in YAML": growth.arguments,
+    "generation_config.json": models.generation_configs,
+    "field of config.json": models.configs,
+    "tokenizer": models.tokenizers,
+    "chat template": models.templates,
+    "structured output": models.grammars,
+    "rule book": books.books,
+    "recorded cases": books.recorded,
+    "folder of a connector": books.blocks,
+    "large adapter": books.large_adapters,
 }
 
 COMMANDS: dict[str, list[str]] = {
@@ -229,8 +245,27 @@ def prepare() -> None:
     command(["upgrade", "--from", "vllm/0.24.0", "--to", "vllm/0.33.0", "--json", str(ROOT / "README.md")])
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What became of a case, and what its process took."""
+
+    said: str
+    seconds: float
+    cpu_seconds: float
+    """Processor time, which other processes hardly change."""
+    megabytes: int
+    """Most memory beyond what the parent had."""
+
+
 def outcome(case: Case, seconds: float = MAX_SECONDS) -> str:
     """What becomes of a case, in a child process that has this time."""
+    return tried(case, seconds).said
+
+
+def tried(case: Case, seconds: float = MAX_SECONDS) -> Tried:
+    """The same, with what it took."""
+    begin = time.monotonic()
+    before = _resident()
     with tempfile.TemporaryDirectory() as scratch:
         reading, writing = os.pipe()
         child = os.fork()
@@ -238,17 +273,24 @@ def outcome(case: Case, seconds: float = MAX_SECONDS) -> str:
             os.close(reading)
             os._exit(_in_child(case, Path(scratch), writing))
         os.close(writing)
-        status, end = None, time.monotonic() + seconds
-        while status is None and time.monotonic() < end:
-            done, code = os.waitpid(child, os.WNOHANG)
-            status = code if done else None
+        end, hangs = begin + seconds, False
+        done, status, used = os.wait4(child, os.WNOHANG)
+        while not done:
+            if time.monotonic() > end and not hangs:
+                hangs = True
+                os.kill(child, signal.SIGKILL)
             time.sleep(0.005)
-        if status is None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            done, status, used = os.wait4(child, os.WNOHANG)
         with os.fdopen(reading, errors="replace") as said:
-            text = said.read()
-        return "hang" if status is None else text or f"ended by {status}"
+            text = "hang" if hangs else said.read() or f"ended by {status}"
+        more = max(0, used.ru_maxrss * 1024 - before) >> 20
+        if text in GOOD and more > MOST_MEGABYTES:
+            text = f"memory: {more} MB"
+        return Tried(text, time.monotonic() - begin, used.ru_utime + used.ru_stime, more)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _in_child(case: Case, scratch: Path, writing: int) -> int:
@@ -274,9 +316,8 @@ def _in_child(case: Case, scratch: Path, writing: int) -> int:
     return 0
 
 
-def _timed_outcome(index: int, seconds: float) -> tuple[str, float]:
-    begin = time.monotonic()
-    return outcome(_CASES[index], seconds), time.monotonic() - begin
+def _tried(index: int, seconds: float) -> Tried:
+    return tried(_CASES[index], seconds)
 
 
 _CASES: list[Case] = []
@@ -292,36 +333,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="a case's time")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="cases that an interrupted run answered")
+    parser.add_argument("--most", type=int, default=20, help="cases to list at the end")
     given = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cases are the parallel work
     prepare()
     _CASES.extend(case for case in corpus() if given.kind is None or case.kind in given.kind)
     # The first to load a model in a new machine waits for its files.
     outcome(Case("", "", lambda path: generate({})), 60)
     counts: Counter[tuple[str, str]] = Counter()
-    times, bad = [], 0
+    all_tried: list[tuple[Case, Tried]] = []
+    bad = 0
     pool = ProcessPoolExecutor(given.processes, multiprocessing.get_context("fork"))
     # Cases of a kind take similar time, and are next to each other.
     order = [i for first in range(50) for i in range(first, len(_CASES), 50)][given.first :]
     try:
-        waiting = {pool.submit(_timed_outcome, index, given.seconds): _CASES[index] for index in order}
+        waiting = {pool.submit(_tried, index, given.seconds): _CASES[index] for index in order}
         for done in as_completed(waiting):
-            case, (found, taken) = waiting[done], done.result()
-            counts[case.kind, found.split(":")[0]] += 1
-            times.append((taken, f"{case.kind}, {case.name}"))
-            if found not in GOOD:
+            case, found = waiting[done], done.result()
+            counts[case.kind, found.said.split(":")[0]] += 1
+            all_tried.append((case, found))
+            if found.said not in GOOD:
                 bad += 1
-                print(f"BAD {case.kind}, {case.name}: {found}", flush=True)
-            if len(times) % 500 == 0:
-                print(f"{len(times)} of {len(order)} cases", flush=True)
+                print(f"BAD {case.kind}, {case.name}: {found.said}", flush=True)
+            if len(all_tried) % 500 == 0:
+                print(f"{len(all_tried)} of {len(order)} cases", flush=True)
     except KeyboardInterrupt:
         print("interrupted")
     pool.shutdown(wait=False, cancel_futures=True)
     print("| kind | outcome | cases |\n| --- | --- | --- |")
     for (kind, found), count in sorted(counts.items()):
         print(f"| {kind} | {found} | {count} |")
-    print(f"{len(times)} of {len(order)} cases; the slowest:")
-    for taken, name in sorted(times, reverse=True)[:20]:
-        print(f"{taken:6.1f} s  {name}")
+    print(f"{len(all_tried)} of {len(order)} cases; most processor time, and most memory:")
+    for most in (lambda found: found.cpu_seconds, lambda found: found.megabytes):
+        for case, found in sorted(all_tried, key=lambda pair: -most(pair[1]))[: given.most]:
+            print(
+                f"{found.cpu_seconds:6.1f} s of {found.seconds:5.1f} s {found.megabytes:5} MB"
+                f"  {case.kind}, {case.name}"
+            )
     return int(bad > 0)
 
 

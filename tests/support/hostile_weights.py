@@ -43,6 +43,13 @@ def tensor(shape: Any = (0,), dtype: Any = "F32", begin: Any = 0, end: Any = 0) 
 
 EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 
+
+def many(count: int) -> bytes:
+    """A header of many empty tensors: to write them one by one takes seconds."""
+    empty = json.dumps(EMPTY).encode()
+    return b"{" + b",".join(b'"t%d":%b' % (i, empty) for i in range(count)) + b"}"
+
+
 HEADERS: dict[str, Callable[[], Header | bytes]] = {
     "none": lambda: b"",
     "no tensors": dict,
@@ -51,9 +58,14 @@ HEADERS: dict[str, Callable[[], Header | bytes]] = {
     "spaces after": lambda: json.dumps(whole()).encode() + b" " * 1_000_000,
     "mark before": lambda: b"\xef\xbb\xbf" + json.dumps(whole()).encode(),
     "zeros after": lambda: json.dumps(whole()).encode() + b"\0" * 8,
-    "300,000 tensors": lambda: {f"t{i}": EMPTY for i in range(300_000)},
+    "300,000 tensors": lambda: many(300_000),
+    "250,000 tensors": lambda: {f"t{i}": EMPTY for i in range(250_000)},
+    "240,000 more tensors": lambda: {**whole(), **{f"t{i}": EMPTY for i in range(240_000)}},
+    "9,000 more tensors": lambda: {**whole(), **{f"t{i}": EMPTY for i in range(9_000)}},
+    "300,000 tensors with escapes": lambda: many(300_000).replace(b"data_o", b"data\\u005fo"),
+    "names of colons": lambda: {**whole(), **{f"{i}" + ":" * 100: EMPTY for i in range(9_000)}},
     "100,000 tensors": lambda: {f"t{i}": EMPTY for i in range(100_000)},
-    "a million tensors": lambda: {f"t{i}": EMPTY for i in range(1_000_000)},
+    "a million tensors": lambda: many(1_000_000),
     "20,000 more layers": lambda: {
         **whole(), **{f"model.layers.{i}.self_attn.q_proj.weight": EMPTY for i in range(100, 20_000)}},
     "20,000 kinds of layers": lambda: {
@@ -197,9 +209,22 @@ SHARDS: dict[str, Callable[[Path], object]] = {
     "the index": lambda file: file.symlink_to("model.safetensors.index.json"),
 }
 
+
+def indexed(count: int) -> str:
+    """An index of many tensors in one file."""
+    return '{"weight_map": {' + ",".join(f'"t{i}":"s.safetensors"' for i in range(count)) + "}}"
+
+
 INDICES: dict[str, Callable[[], str]] = {
-    "of a million tensors": lambda: json.dumps(
-        {"weight_map": {f"t{i}": "s.safetensors" for i in range(1_000_000)}}),
+    "of a million tensors": lambda: indexed(1_000_000),
+    "of 250,000 tensors": lambda: indexed(250_000),
+    "of 290,000 tensors with escapes": lambda: indexed(290_000).replace("tensors", "tensor\\u0073"),
+    "of a million tensors with escapes": lambda: indexed(1_000_000).replace("tensors", "tensor\\u0073"),
+    "with metadata of 200,000 entries": lambda: json.dumps(
+        {"metadata": {f"{i}": i for i in range(200_000)},
+         "weight_map": dict.fromkeys(whole(), "s.safetensors")}),
+    "with a map twice": lambda: '{"weight_map": {"a": "s.safetensors"}, "weight_map": {}}',
+    "with a null byte": lambda: json.dumps({"weight_map": dict.fromkeys(whole(), "s\0.safetensors")}),
     "of names of a million characters": lambda: json.dumps(
         {"weight_map": {"x" * 1_000_000 + f"{i}": "s.safetensors" for i in range(20)}}),
     "of 100,000 shards": lambda: json.dumps(

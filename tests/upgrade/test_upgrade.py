@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dodona.oracle.models.known_names import FAMILIES, architecture_of, is_quant
 from dodona.oracle.select import select_runner, verdict_of
 from dodona.oracle.systems.books import load_rulebook
 from dodona.oracle.systems.registry import system_of
+from dodona.oracle.systems.vllm.shell import Work, split_words
 from dodona.oracle.upgrade.comparison import Finding, Unknown, books_between, compare
 from dodona.oracle.upgrade.discovery import Candidate, LeftOut, candidates
 from dodona.oracle.upgrade.documents import MAX_STEPS, parse_documents, walk
@@ -212,6 +214,46 @@ def test_long_texts_are_read_in_one_pass() -> None:
     ]:
         with contextlib.suppress(ConfigError):
             _found("a.yaml", text)
+
+
+GROWING = {
+    "words": ("a.sh", "vllm serve m " + "x " * 3_000, "more than 2000 words"),
+    "words of a launcher": ("Dockerfile", "FROM vllm\nCMD " + json.dumps(["a"] * 3_000), "3000 words"),
+    "words of all commands": ("a.sh", "a b\n" * 30_000, "more than 50000 words"),
+    "values in a word": ("a.sh", f"A={'x' * 100_000}\nvllm serve {'$A' * 1_000}", "more than 2097152 characters"),
+    "a value that doubles": ("Dockerfile", "FROM vllm\nENV A=xx\n" + "ENV A=$A$A\n" * 60, "more than 2097152 characters"),
+    "shells in a shell": ("a.sh", f"A='{'vllm serve m;' * 500}'\n" + 'sh -c "$A"\n' * 100, "more than"),
+    "variables": ("a.service", "".join(f"Environment=A{i}=1\n" for i in range(3_000)), "more than 2000 variables"),
+    "starts": ("a.sh", "vllm serve m\n" * 1_001, "more than 1000 starts"),
+    "an anchored environment": ("a.yaml", f"e: &e [{'{name: A, value: x}, ' * 1_000}]\nc:\n" + "- {image: vllm/vllm-openai, args: [--x], env: *e}\n" * 100, "more than 50000 words"),
+    "an anchored text": ("a.yaml", f"t: &t {'a' * 100_000}\nc:\n" + "- {image: vllm/vllm-openai, args: *t}\n" * 30, "more than 2097152 characters"),
+    "a variable in arguments": ("a.yaml", f"image: vllm/x\nenv: [{{name: A, value: {'x' * 100_000}}}]\nargs: ['{'$(A)' * 1_000}']", "more than 2097152 characters"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_what_grows_is_left_out_with_the_reason(case: str, tmp_path: Path) -> None:
+    name, text, reason = GROWING[case]
+    (tmp_path / name).write_text(text + "\n# vllm\n")
+    (tmp_path / "good.sh").write_text("vllm serve Qwen/Qwen3-0.6B\n")
+    report = _examine(tmp_path)
+    assert [Path(left.path).name for left in report.left_out] == [name]
+    assert reason in report.left_out[0].reason
+    assert [Path(finding.path).name for finding in report.findings] == ["good.sh"]
+
+
+@settings(max_examples=500)
+@given(st.text(st.sampled_from("ab$;#|('\"\\ \t\n"), max_size=12))
+def test_words_are_those_of_shlex(text: str) -> None:
+    try:
+        expected = shlex.split(text)
+    except ValueError:
+        expected = None
+    try:
+        found = split_words(text, Work())
+    except ConfigError:
+        found = None
+    assert found == expected
 
 
 @pytest.mark.parametrize(

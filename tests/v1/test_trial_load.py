@@ -251,3 +251,14 @@ def test_errors_that_speak_of_metadata_are_errors(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("dodona.runners.meta_device._call", fails)
     with pytest.raises(RuntimeError, match="metadata"), on_meta():
         torch.zeros(1)
+
+
+def test_tensors_without_end_are_not_loaded(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(tiny_models.path("llama"), path)
+    monkeypatch.setattr("dodona.runners.trial_load.MOST_TENSORS", 5)
+    found = select(str(path), "--device", "cpu", "--max-model-len", "16", "--json")
+    assert found.exit_code == 0
+    assert "tensors are more than the 5 that it takes" in json.loads(found.stdout)["trial_load"]["untried"]

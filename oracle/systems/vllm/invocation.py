@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dodona.oracle.systems.vllm.shell import UNRESOLVED, SimpleCommand, simple_commands
+from dodona.oracle.systems.vllm.shell import UNRESOLVED, SimpleCommand, Work, check_words, simple_commands
 
 SERVER_MODULES: Final = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.api_server")
 """Modules that `python -m` runs as a server; their arguments are those of `vllm serve`, with `--model`."""
@@ -148,25 +148,29 @@ def is_vllm_image(image: str) -> bool:
     return len(image) <= MAX_IMAGE and _IMAGE.match(image) is not None
 
 
-def invocations(text: str, environ: Mapping[str, str | None] | None = None) -> Iterator[Invocation]:
-    """Every start of vLLM's server in a shell text. environ: what is set for all commands.
+def invocations(
+    text: str, environ: Mapping[str, str | None] | None = None, work: Work | None = None
+) -> Iterator[Invocation]:
+    """Every start of vLLM's server in a shell text. environ: what is set for all commands. work: what is left
+    for the file that the text is in.
 
-    Raises ConfigError for text that is no shell.
+    Raises ConfigError for text that is no shell, and TooLarge for more words than are looked at.
     """
-    yield from _in_text(text, environ or {}, 0)
+    yield from _in_text(text, environ or {}, 0, work or Work())
 
 
-def _in_text(text: str, environ: Mapping[str, str | None], depth: int) -> Iterator[Invocation]:
-    for command in simple_commands(text, environ):
-        yield from _of_command(command, depth)
+def _in_text(text: str, environ: Mapping[str, str | None], depth: int, work: Work) -> Iterator[Invocation]:
+    for command in simple_commands(text, environ, work):
+        yield from _of_command(command, depth, work)
 
 
 def invocation_of(words: Sequence[str]) -> Invocation | None:
     """The start of vLLM's server that one command's words are; None where they are no command known here."""
-    return next(_of_command(SimpleCommand(tuple(words), {}, 1), 0), None)
+    return next(_of_command(SimpleCommand(tuple(words), {}, 1), 0, Work()), None)
 
 
-def _of_command(command: SimpleCommand, depth: int) -> Iterator[Invocation]:
+def _of_command(command: SimpleCommand, depth: int, work: Work) -> Iterator[Invocation]:
+    check_words(command.words)
     environ = dict(command.environ)
     words = list(_unwrapped(command.words, environ))
     if not words:
@@ -175,20 +179,20 @@ def _of_command(command: SimpleCommand, depth: int) -> Iterator[Invocation]:
     if program in _SHELLS:
         script = _script(words)
         if script is not None and depth < MAX_NESTING:
-            for found in _in_text(script, environ, depth + 1):
+            for found in _in_text(script, environ, depth + 1, work):
                 yield dataclasses.replace(found, line=command.line + found.line - 1)
     elif program in _ENGINES and "run" in words[1:4]:
-        yield from _container(words, command.line, depth)
+        yield from _container(words, command.line, depth, work)
     else:
         arguments = server_arguments(words)
         if arguments is not None:
             yield Invocation(tuple(arguments), environ, None, command.line)
         elif depth < MAX_NESTING and program not in _NO_LAUNCHERS:
-            yield from _launched(words, environ, command.line, depth + 1)
+            yield from _launched(words, environ, command.line, depth + 1, work)
 
 
 def _launched(
-    words: Sequence[str], environ: Mapping[str, str | None], line: int, depth: int
+    words: Sequence[str], environ: Mapping[str, str | None], line: int, depth: int, work: Work
 ) -> Iterator[Invocation]:
     """What a program of which only the name is known starts: `srun OPTIONS vllm serve …`, `ssh HOST '…'`."""
     program = words[0].rsplit("/", 1)[-1]
@@ -197,14 +201,14 @@ def _launched(
         if word.startswith(_OF_REGISTRY):
             rest = words[i + 1 :]
             yield from container_invocations(
-                word.removeprefix(_OF_REGISTRY), None, rest, environ, line=line, depth=depth
+                word.removeprefix(_OF_REGISTRY), None, rest, environ, line=line, depth=depth, work=work
             )
             return
         if name in _SHELLS or name in _ENGINES or name == "env" or server_arguments(words[i:]) is not None:
-            yield from _of_command(SimpleCommand(tuple(words[i:]), environ, line), depth)
+            yield from _of_command(SimpleCommand(tuple(words[i:]), environ, line), depth, work)
             return
         if program in _TAKE_TEXT and " " in word:
-            for found in _in_text(word, environ, depth):
+            for found in _in_text(word, environ, depth, work):
                 yield dataclasses.replace(found, line=line + found.line - 1)
 
 
@@ -330,7 +334,7 @@ def _script(words: Sequence[str]) -> str | None:
     return None
 
 
-def _container(words: Sequence[str], line: int, depth: int) -> Iterator[Invocation]:
+def _container(words: Sequence[str], line: int, depth: int, work: Work) -> Iterator[Invocation]:
     """`docker run OPTIONS IMAGE ARGUMENTS`, where the image is one of vLLM or the arguments start vLLM."""
     rest = list(words[words.index("run") + 1 :])
     environ: dict[str, str | None] = {}
@@ -359,7 +363,7 @@ def _container(words: Sequence[str], line: int, depth: int) -> Iterator[Invocati
         return
     image, arguments = rest[i], rest[i + 1 :]
     yield from container_invocations(
-        image, entrypoint, arguments, environ, line=line, unread=tuple(unread), depth=depth
+        image, entrypoint, arguments, environ, line=line, unread=tuple(unread), depth=depth, work=work
     )
 
 
@@ -372,10 +376,16 @@ def container_invocations(
     line: int = 1,
     unread: tuple[str, ...] = (),
     depth: int = 0,
+    work: Work | None = None,
 ) -> Iterator[Invocation]:
-    """What a container of an image runs. entrypoint: None: the image's own, which of vLLM's is its server."""
+    """What a container of an image runs. entrypoint: None: the image's own, which of vLLM's is its server.
+    work: what is left for the file that starts it.
+
+    Raises ConfigError for text that is no shell, and TooLarge for more words than are looked at.
+    """
     command = [*(entrypoint or ()), *arguments]
-    found = list(_of_command(SimpleCommand(tuple(command), environ, line), depth + 1)) if command else []
+    start = SimpleCommand(tuple(command), environ, line)
+    found = list(_of_command(start, depth + 1, work or Work())) if command else []
     if not found and not entrypoint and is_vllm_image(image):
         words = command[1:] if command[:1] == ["serve"] else command
         if not words or words[0].startswith("-") or command[:1] == ["serve"] or _is_model(image, words[0]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +22,11 @@ MAX_TEXT: Final = 1 << 20
 MAX_VARIABLES: Final = 2000
 """Most variables that a text sets."""
 
+MAX_WORDS: Final = 2000
+"""Most words of one command."""
+
 _OPERATORS: Final = (";;", "&&", "||", "|&", "&", ";", "|", "(", ")", "\n")
+_OPERATOR = re.compile("|".join(re.escape(operator) for operator in _OPERATORS))
 _REDIRECTION = re.compile(r"\d*(<<<|<<-?|<&|>&|&>>|&>|>>|>\||<>|<|>)")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)\Z", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-=?+])([^}$]*))?\})")
@@ -81,20 +85,61 @@ class _Word:
     """Pieces of its text, and whether variables in them are replaced."""
 
 
-def simple_commands(text: str, environ: Mapping[str, str | None] | None = None) -> Iterator[SimpleCommand]:
+class TooLarge(ConfigError):
+    """A text, or what it grows to, is larger than what is looked at."""
+
+
+class Work:
+    """What may still be done for the starts of one file: texts hold texts for other shells, and variables
+    and anchors repeat them."""
+
+    MAX_WORDS: Final = 50_000
+    """Words, operators, entries of lists and of environments."""
+    MAX_CHARACTERS: Final = 2 * MAX_TEXT
+    """Characters that are split into words again, or that variables are replaced by."""
+
+    def __init__(self) -> None:
+        self._words, self._characters = self.MAX_WORDS, self.MAX_CHARACTERS
+
+    def take_words(self, count: int = 1) -> None:
+        """Raise TooLarge where there were too many."""
+        self._words -= count
+        if self._words < 0:
+            raise TooLarge(f"has more than {self.MAX_WORDS} words, those that are repeated counted again")
+
+    def take(self, text: str) -> str:
+        """A text that is split, or put into a word. Raises TooLarge where all are too long."""
+        self._characters -= len(text)
+        if self._characters < 0:
+            raise TooLarge(f"has texts and values of variables of more than {self.MAX_CHARACTERS} characters")
+        return text
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise TooLarge for a command of more than `MAX_WORDS` words, of which each may be a command's first."""
+    if len(words) > MAX_WORDS:
+        raise TooLarge(f"a command has {len(words)} words, more than {MAX_WORDS}")
+
+
+def simple_commands(
+    text: str, environ: Mapping[str, str | None] | None = None, work: Work | None = None
+) -> Iterator[SimpleCommand]:
     """The commands of a shell text in order.
 
-    environ: what is exported to all of them. Raises ConfigError for a quotation mark that is not closed.
+    environ: what is exported to all of them. work: what is left where this text is inside another. Raises
+    ConfigError for a quotation mark that is not closed, and TooLarge for more words, characters or variables
+    than are looked at.
     """
     if len(text) > MAX_TEXT:
-        raise ConfigError(f"the command is longer than {MAX_TEXT} characters")
+        raise TooLarge(f"the command is longer than {MAX_TEXT} characters")
+    work = work or Work()
     exported: dict[str, str | None] = dict(environ or {})
     variables: dict[str, str | None] = dict(exported)
-    for words in _split(list(_tokens(text))):
+    for words in list(_split(_tokens(text, work))):
         if len(variables) > MAX_VARIABLES or len(exported) > MAX_VARIABLES:
-            raise ConfigError(f"the text sets more than {MAX_VARIABLES} variables")
+            raise TooLarge(f"the text sets more than {MAX_VARIABLES} variables")
         before: dict[str, str | None] = {}
-        expanded = [(_expand(word, variables), word) for word in words]
+        expanded = [(_expand(word, variables, work), word) for word in words]
         while expanded and (found := _ASSIGNMENT.match(expanded[0][0])) and _is_assignment(expanded[0][1]):
             before[found[1]] = found[2]
             expanded.pop(0)
@@ -124,6 +169,7 @@ def simple_commands(text: str, environ: Mapping[str, str | None] | None = None) 
             continue
         # an unquoted variable is several words where its value has blanks
         split = tuple(piece for text, word in expanded for piece in _fields(text, word))
+        check_words(split)
         yield SimpleCommand(split, {**exported, **before}, words[0].line)
 
 
@@ -138,7 +184,10 @@ def _fields(text: str, word: _Word) -> Sequence[str]:
     return text.split() if text.strip() else ()
 
 
-def _expand(word: _Word, variables: Mapping[str, str | None]) -> str:
+def _expand(word: _Word, variables: Mapping[str, str | None], work: Work) -> str:
+    if not any(live for _, live in word.parts):
+        return word.text
+
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         known = variables.get(name)
@@ -151,13 +200,16 @@ def _expand(word: _Word, variables: Mapping[str, str | None]) -> str:
         return match[0]
 
     # no second round: a value that holds a variable's name was written so
-    found = "".join(_VARIABLE.sub(value, part) if live and "$" in part else part for part, live in word.parts)
+    found = "".join(
+        _VARIABLE.sub(lambda match: work.take(value(match)), part) if live and "$" in part else part
+        for part, live in word.parts
+    )
     if len(found) > MAX_TEXT:
-        raise ConfigError(f"a word of the command is longer than {MAX_TEXT} characters")
+        raise TooLarge(f"a word of the command is longer than {MAX_TEXT} characters")
     return found
 
 
-def _split(tokens: Sequence[_Word]) -> Iterator[list[_Word]]:
+def _split(tokens: Iterable[_Word]) -> Iterator[list[_Word]]:
     """Words of one command each; redirections are left out."""
     words: list[_Word] = []
     skip = False
@@ -172,17 +224,22 @@ def _split(tokens: Sequence[_Word]) -> Iterator[list[_Word]]:
             skip = False
         else:
             words.append(token)
+            if len(words) > MAX_WORDS:
+                raise TooLarge(f"the command of line {words[0].line} has more than {MAX_WORDS} words")
     if words:
         yield words
 
 
-def _tokens(text: str) -> Iterator[_Word]:
+def _tokens(text: str, work: Work) -> Iterator[_Word]:
     i, line, size = 0, 1, len(text)
     heredocs: list[tuple[str, bool]] = []
+    ends = True
     while i < size:
         c = text[i]
         if c == "\n":
-            yield _Word("\n", False, line, raw=True)
+            if not ends:  # of empty lines nothing is kept
+                yield _Word("\n", False, line, raw=True)
+            ends = True
             i, line = i + 1, line + 1
             for delimiter, tabs in heredocs:
                 i, passed = _after_heredoc(text, i, delimiter, tabs)
@@ -199,6 +256,8 @@ def _tokens(text: str) -> Iterator[_Word]:
             end = text.find("\n", i)
             i = size if end < 0 else end
             continue
+        ends = False
+        work.take_words()
         redirection = _REDIRECTION.match(text, i)
         if redirection:
             operator = redirection[1]
@@ -211,14 +270,50 @@ def _tokens(text: str) -> Iterator[_Word]:
                     continue
             yield _Word(operator, False, line, raw=True)
             continue
-        found = next((operator for operator in _OPERATORS if text.startswith(operator, i)), None)
+        found = _OPERATOR.match(text, i)
         if found is not None:
-            yield _Word(found, False, line, raw=True)
-            i += len(found)
+            yield _Word(found[0], False, line, raw=True)
+            i = found.end()
             continue
         word, i, passed = _read_word(text, i, line)
         yield word
         line += passed
+
+
+_BLANKS = re.compile(r"[ \t\r\n]+")
+_PIECE = re.compile(
+    r"""[^ \t\r\n'"\\]++|'(?P<plain>[^']*+)'|"(?P<double>(?:[^"\\]++|\\.)*+)"|\\(?P<escaped>.)""", re.DOTALL
+)
+_ESCAPED = re.compile(r'\\(["\\])')
+
+
+def split_words(text: str, work: Work) -> list[str]:
+    """The words of a text without a shell's operators, as `shlex.split` has them, whose time grows with the
+    square of a word's length.
+
+    Raises TooLarge, and ConfigError for a quotation mark that is not closed.
+    """
+    work.take(text)
+    words: list[str] = []
+    parts: list[str] = []
+    i, size = 0, len(text)
+    while i < size:
+        blanks = _BLANKS.match(text, i)
+        if blanks is None:
+            piece = _PIECE.match(text, i)
+            if piece is None:
+                raise ConfigError("the command line can't be split into words: No closing quotation")
+            kind = piece.lastgroup
+            found = piece[kind or 0]
+            parts.append(_ESCAPED.sub(r"\1", found) if kind == "double" else found)
+            i = piece.end()
+        else:
+            i = blanks.end()
+        if parts and (blanks is not None or i == size):
+            work.take_words()
+            words.append("".join(parts))
+            parts = []
+    return words
 
 
 def _after_heredoc(text: str, i: int, delimiter: str, tabs: bool) -> tuple[int, int]:
@@ -273,7 +368,7 @@ def _read_word(text: str, i: int, line: int) -> tuple[_Word, int, int]:
             i = taken
         else:
             break
-    merged = _merged(parts)
+    merged = _merged(parts) if len(parts) > 1 else parts
     return _Word("".join(part for part, _ in merged), quoted, line, parts=tuple(merged)), i, passed
 
 

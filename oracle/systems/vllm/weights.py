@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.files import read_json
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.models.weight_files import INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE
+from dodona.oracle.models.weight_files import INDEX_FILE, SINGLE_FILE, read_index_json
 
 GIB: Final = 1 << 30
 UTILIZATION: Final = 0.92
@@ -95,7 +94,7 @@ def stored_bytes(folder: str) -> tuple[int, int | None] | None:
 def _index(path: str, changed: int) -> tuple[int, int | None] | None:
     """Read once as long as the file doesn't change."""
     try:
-        told = read_json(Path(path), limit=MAX_INDEX_BYTES, expected="an index of weights")["metadata"]
+        told = read_index_json(Path(path))["metadata"]
         size, parameters = _count(told["total_size"]), _count(told.get("total_parameters"))
     except (ConfigError, LookupError, TypeError, AttributeError):
         return None
