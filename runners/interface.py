@@ -234,7 +234,9 @@ class SchedulerOutput:
     num_tokens: Sequence[int]
     """Tokens of the row computed in this step, >= 1."""
     num_computed_tokens: Sequence[int]
-    """Tokens of the row computed before this step: also the position of its first token in this step."""
+    """Tokens of the row computed before this step: also the position of its first token in this step. The
+    most that it may be, where the row's `draft_token_ids` are `DeviceDrafts`: earlier steps may be unread,
+    and the state on the device decides."""
     samples: Sequence[bool]
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
@@ -242,7 +244,8 @@ class SchedulerOutput:
     one token, or a prompt's last one, is no decode."""
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
-    the `StepOutput` before; with a grammar, one that it allows."""
+    the `StepOutput` before; with a grammar, one that it allows. They may be `DeviceDrafts`, where the runner
+    has `num_device_drafts`."""
     window_blocks: Sequence[tuple[int, int, int]] = ()
     """(index into `KVCacheSpec.window_groups`, block id, window block id): the window block is attached to
     the block from here on, in place of one before. Applied in order, before everything else."""
@@ -337,6 +340,11 @@ class Runner(ABC):
 
     num_speculative_tokens: int = 0
     """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
+
+    num_device_drafts: int = 0
+    """Drafts that the device has for each row after every step in which the row samples: so the next step can
+    be scheduled before their number of tokens is read, with `DeviceDrafts`. 0 where only results tell of
+    drafts. Known once the model is loaded."""
 
     pooling_settings: PoolingSettings | None = None
     """How the runner pools; None where it generates."""

@@ -93,6 +93,8 @@ def start(
         max_unchunked_tokens=0 if runner.pooling_settings is None else limits.max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        # A connector is told of tokens that are known.
+        num_device_drafts=0 if has_active_connector(config) else runner.num_device_drafts,
         num_micro_batches=runner.num_micro_batches,
         max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
         window=spec.groups[0].window if gives_blocks_back(config, spec) else None,

@@ -164,6 +164,7 @@ class DistributedRunner(Runner):
         self._call_all("load_model")
         self.num_speculative_tokens, *_ = self._read_all("num_speculative_tokens")
         if not self._told:
+            self.num_device_drafts = min(self._read_all("num_device_drafts"))
             self._max_steps_in_flight = min(self._read_all("max_steps_in_flight"))
 
     def get_kv_cache_spec(self) -> KVCacheSpec:

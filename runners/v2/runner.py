@@ -48,7 +48,7 @@ from dodona.runners.weights.source import weights_directory
 
 class V2Runner(WeightLife):
     """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
-    read. With drafts it is one."""
+    read. With drafts by lookup on the host it is one."""
 
     name = "v2"
     request_features = frozenset({"structured-outputs"})
@@ -111,6 +111,7 @@ class V2Runner(WeightLife):
         if self._loaded.lookup is not None:
             self._lookup = LookupDrafter(self._loaded.lookup)
         self.num_speculative_tokens = self._loaded.num_speculative_tokens
+        self.num_device_drafts = 0 if self._loaded.drafting is None else self.num_speculative_tokens
         self._steps = DeviceSteps(
             self._loaded.model,
             self.limits,
