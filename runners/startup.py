@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from threading import Event
 from typing import TYPE_CHECKING
 
+from dodona.oracle.systems.own.connectors import has_active_connector
 from dodona.oracle.systems.own.memory import memory_fault
 from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
