@@ -118,6 +118,12 @@ class KVCacheSpec:
             return whole
         return min(whole, most_blocks_of_window(window, limits.max_num_batched_tokens, self.block_size))
 
+    def most_useful_bytes(self, limits: Limits) -> int:
+        """Bytes of the KV blocks of `max_num_seqs` sequences of `max_model_len`, window blocks among them."""
+        blocks = limits.max_num_seqs * -(-limits.max_model_len // self.block_size)
+        counts = zip(self.num_window_blocks(blocks, limits), self.window_groups, strict=True)
+        return blocks * self.bytes_per_block + sum(count * group.bytes_per_block for count, group in counts)
+
     def num_window_blocks(self, num_blocks: int, limits: Limits) -> tuple[int, ...]:
         """Window blocks of each of `window_groups` beside `num_blocks` blocks: as many as can be used."""
         return tuple(min(num_blocks, most) for most in self.most_window_blocks(limits))
@@ -228,7 +234,9 @@ class SchedulerOutput:
     num_tokens: Sequence[int]
     """Tokens of the row computed in this step, >= 1."""
     num_computed_tokens: Sequence[int]
-    """Tokens of the row computed before this step: also the position of its first token in this step."""
+    """Tokens of the row computed before this step: also the position of its first token in this step. The
+    most that it may be, where the row's `draft_token_ids` are `DeviceDrafts`: earlier steps may be unread,
+    and the state on the device decides."""
     samples: Sequence[bool]
     """Whether a token is sampled after the row's last token; False while its prompt is incomplete."""
     num_decodes: int
@@ -236,7 +244,8 @@ class SchedulerOutput:
     one token, or a prompt's last one, is no decode."""
     draft_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By row, for rows that verify drafts: these, at least one. A beginning of what the runner proposed in
-    the `StepOutput` before; with a grammar, one that it allows."""
+    the `StepOutput` before; with a grammar, one that it allows. They may be `DeviceDrafts`, where the runner
+    has `num_device_drafts`."""
     window_blocks: Sequence[tuple[int, int, int]] = ()
     """(index into `KVCacheSpec.window_groups`, block id, window block id): the window block is attached to
     the block from here on, in place of one before. Applied in order, before everything else."""
@@ -332,6 +341,11 @@ class Runner(ABC):
     num_speculative_tokens: int = 0
     """Most drafts that the runner proposes for a row after a step; known once the model is loaded."""
 
+    num_device_drafts: int = 0
+    """Drafts that the device has for each row after every step in which the row samples: so the next step can
+    be scheduled before their number of tokens is read, with `DeviceDrafts`. 0 where only results tell of
+    drafts. Known once the model is loaded."""
+
     pooling_settings: PoolingSettings | None = None
     """How the runner pools; None where it generates."""
 
@@ -369,9 +383,13 @@ class Runner(ABC):
         """Read the weights onto the device. Raises UnsupportedConfiguration for what the runner lacks."""
 
     @abstractmethod
-    def try_load(self) -> None:
+    def try_load(self) -> Runner | None:
         """Raise what `load_model` would, as far as that does not depend on the values of weights: nothing of
-        them is read or kept. To be called inside `meta_device.on_meta`, in place of all other calls."""
+        them is read or kept. To be called inside `meta_device.on_meta`, in place of `load_model`.
+
+        Returns the runner of which `get_kv_cache_spec`, `get_kv_parts`, `most_available_memory` and
+        `initialize_kv_cache` may be called then, there, and nothing else; None where only ranks that have
+        loaded their shares know."""
 
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -394,6 +412,11 @@ class Runner(ABC):
 
         Not asked where `limits.kv_cache_memory_bytes` or `num_gpu_blocks_override` says it.
         """
+
+    @abstractmethod
+    def most_available_memory(self) -> int:
+        """No less than `determine_available_memory` would measure, without a step and without the device's
+        help: what the largest step takes is not subtracted."""
 
     @abstractmethod
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:

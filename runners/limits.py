@@ -114,6 +114,7 @@ def size_kv_cache(
     state_bytes_per_row: int = 0,
     window_groups: Sequence[tuple[int, int]] = (),
     most_blocks_per_row: int | None = None,
+    shares_prefixes: bool = True,
 ) -> KVSize:
     """KV blocks: `num_gpu_blocks_override`, else as many as fit into `kv_cache_memory_bytes`, else into the
     bytes that `determine_available_memory` returns, which is called only then. Inner states of
@@ -127,8 +128,12 @@ def size_kv_cache(
     window_groups: for each group of layers with window blocks, the most that can be used, and the bytes of
     one. There are as many as KV blocks, or as many as can be used, if that is less.
     most_blocks_per_row: blocks that suffice for a sequence of any length; None: as many as hold it whole.
+    shares_prefixes: whether blocks keep prefixes that no request uses. Where they don't, there are no more
+    than requests can need.
     """
     block_size = block_size or limits.block_size
+    # Admission leaves a block for each running request to grow into.
+    most_used = 2 * limits.max_num_seqs * -(-limits.max_model_len // block_size)
     if config.cache_config.num_gpu_blocks_override is not None:
         num_blocks = config.cache_config.num_gpu_blocks_override
         source = f"num_gpu_blocks_override={num_blocks}"
@@ -154,10 +159,11 @@ def size_kv_cache(
             )
             num_blocks = _most_blocks(available - states, bytes_per_block, window_groups)
         else:
-            # Admission leaves a block for each running request to grow into.
-            num_blocks = 2 * limits.max_num_seqs * -(-limits.max_model_len // block_size)
+            num_blocks = most_used
             sizes = "KV blocks without keys and values"
         source = f"{source}({sizes})" if source else sizes
+    if not shares_prefixes:
+        num_blocks = min(num_blocks, most_used)
     room = num_blocks * block_size
     if room >= limits.max_model_len or (most_blocks_per_row and num_blocks >= most_blocks_per_row):
         return KVSize(num_blocks, limits.max_model_len)

@@ -33,7 +33,7 @@ _MAKERS = frozenset(
     }
 )  # fmt: skip
 _GROUPED_PRODUCTS = ("grouped_mm", "_grouped_mm")
-_OF_META = re.compile(r"\bmeta\b", re.IGNORECASE)
+_OF_META = re.compile(r"(\b|_)meta(\b|_)", re.IGNORECASE)
 """What torch calls the device in its errors; others may speak of metadata."""
 
 
@@ -49,19 +49,29 @@ class TooManyCalls(BaseException):
 
 
 @contextmanager
-def on_meta() -> Iterator[None]:
+def on_meta(*, asks_host: bool = False) -> Iterator[OnMeta]:
     """Inside, no weight has values, whatever device it is put on. Of this thread only.
+
+    asks_host: the system is asked for the memory of large new tensors, which is given back untouched; torch
+    raises where it has none.
 
     Raises NeedsValues where a value is asked for, and TooManyCalls.
     """
-    with _OnMeta():
-        yield
+    with OnMeta(asks_host) as mode:
+        yield mode
 
 
-class _OnMeta(TorchFunctionMode):
-    def __init__(self) -> None:
+class OnMeta(TorchFunctionMode):
+    """What `on_meta` does to the calls of torch."""
+
+    has_guessed = False
+    """Whether it was asked which elements of something without values are not zero, and said: none. Shapes of
+    weights and caches don't depend on it; errors may come of it."""
+
+    def __init__(self, asks_host: bool = False) -> None:
         super().__init__()
         self._calls = 0
+        self._asks_host = asks_host
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -69,8 +79,15 @@ class _OnMeta(TorchFunctionMode):
         self._calls += 1
         if self._calls > MOST_CALLS:
             raise TooManyCalls
+        if getattr(func, "__name__", "") == "nonzero" and args[0].is_meta:
+            self.has_guessed = True
+            none = torch.empty(0, args[0].ndim, dtype=torch.int64)
+            return none.unbind(1) if (kwargs or {}).get("as_tuple") else none
         try:
-            return _call(func, args, dict(kwargs or {}))
+            made = _call(func, args, dict(kwargs or {}))
+            if self._asks_host and func in _MAKERS and made.nbytes > MOST_KEPT:
+                torch.empty(made.nbytes, dtype=torch.uint8)
+            return made
         except (NotImplementedError, RuntimeError, TypeError) as error:
             if not _OF_META.search(str(error)):
                 raise
@@ -96,6 +113,9 @@ def _call(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         args = (args[0], *(device if isinstance(arg, (str, torch.device)) else arg for arg in args[1:]))
     if getattr(func, "__name__", "") in _GROUPED_PRODUCTS:
         return _grouped_product(func, args, given)
+    if func is torch.histc and not args[0].is_floating_point() and not args[0].is_meta:
+        # A CPU counts floats only, of which code knows that runs on one.
+        return func(args[0].float(), *args[1:], **given).to(args[0].dtype)
     return func(*args, **given)
 
 

@@ -120,7 +120,8 @@ class PoolingRunner(WeightLife, Generic[M]):
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
         """A block counts a whole prompt and takes no bytes."""
-        return KVCacheSpec((), self.limits.max_model_len, self._model.dtype.itemsize)
+        itemsize = self._model.dtype.itemsize
+        return KVCacheSpec((), self.limits.max_model_len, itemsize, shares_prefixes=False)
 
     def determine_available_memory(self) -> int:
         """0: nothing is kept from step to step. On a GPU the largest step is computed once, so that too
@@ -135,6 +136,10 @@ class PoolingRunner(WeightLife, Generic[M]):
                     prompt.add(TokenSequence([0] * min(left, longest - start)))
                 del prompt
             torch.cuda.empty_cache()
+        return 0
+
+    def most_available_memory(self) -> int:
+        """0, likewise."""
         return 0
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:

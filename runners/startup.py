@@ -13,9 +13,10 @@ from dodona.runners.build import build_runner
 from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineSetupError
 from dodona.runners.interface import Runner
+from dodona.runners.kv_room import allocate, gives_blocks_back, size_of
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
-from dodona.runners.limits import KVSize, Limits, allocating, resolve_limits, size_kv_cache
+from dodona.runners.limits import KVSize, Limits, allocating, resolve_limits
 from dodona.runners.machine import torch_environment
 from dodona.runners.phases import check_not_given_up, phase
 from dodona.runners.warm_up import warm_up
@@ -63,27 +64,9 @@ def start(
         check_not_given_up(given_up)
         spec = runner.get_kv_cache_spec()
         connector = kv_transfer.scheduler_connector(runner)
-        # A connector may still have to read the blocks of a running request: then none are given back.
-        slides = bool(spec.layers) and not has_active_connector(config)
         with phase("size and allocate the KV cache"):
-            size = size_kv_cache(
-                config,
-                limits,
-                block_size=spec.block_size,
-                bytes_per_block=spec.bytes_per_block,
-                state_bytes_per_row=spec.state_bytes_per_row,
-                window_groups=[
-                    (most, group.bytes_per_block)
-                    for most, group in zip(spec.most_window_blocks(limits), spec.window_groups, strict=True)
-                ],
-                most_blocks_per_row=spec.most_blocks_per_row(limits) if slides else None,
-                determine_available_memory=runner.determine_available_memory,
-            )
-            with allocating(
-                f"a KV cache of {size.num_blocks} blocks of {spec.bytes_per_block} bytes",
-                "lower num_gpu_blocks_override, kv_cache_memory_bytes or gpu_memory_utilization",
-            ):
-                runner.initialize_kv_cache(size.num_blocks, size.max_model_len)
+            size = size_of(config, limits, spec, runner.determine_available_memory)
+            allocate(runner, spec, size)
         check_not_given_up(given_up)
         with phase("warm up, rehearse and capture"):
             if runner.pooling_settings is None:
@@ -111,9 +94,11 @@ def start(
         max_unchunked_tokens=0 if runner.pooling_settings is None else limits.max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        # A connector is told of tokens that are known.
+        num_device_drafts=0 if has_active_connector(config) else runner.num_device_drafts,
         num_micro_batches=runner.num_micro_batches,
         max_loras=0 if config.lora_config is None else config.lora_config.max_loras,
-        window=spec.groups[0].window if slides else None,
+        window=spec.groups[0].window if gives_blocks_back(config, spec) else None,
         window_groups=[
             (group.window or 0, count)
             for group, count in zip(

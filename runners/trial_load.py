@@ -24,6 +24,7 @@ from dodona.runners.third_party import naming
 
 if TYPE_CHECKING:
     from dodona.oracle.decide.verdict import Verdict
+    from dodona.runners.interface import Runner
 
 _NO_THREADS: Final = "HF_DEACTIVATE_ASYNC_LOAD"
 """transformers' variable: it reads weights in this thread, which knows that they have no values."""
@@ -58,14 +59,16 @@ def why_untried(verdict: Verdict) -> str | None:
 
 
 def try_load(verdict: Verdict) -> str | None:
-    """Load the model of a verdict that permits it, as a start does, but for the values of weights. Returns
-    why it gave up; None where nothing was found.
+    """Load the model of a verdict that permits it, as a start does, but for the values of weights, and size
+    its KV cache. Returns why it gave up; None where nothing was found.
 
     Raises what a start raises, in the same words: ConfigError, UnsupportedConfiguration, EngineSetupError. A
-    start may still fail for what only values say: NaN, steps that compute something else, too little memory
-    of a device. Other threads must not load models meanwhile.
+    start may still fail for what only values say: NaN, steps that compute something else; and where memory
+    holds the KV cache, but not what the largest step takes beside it. Other threads must not load models
+    meanwhile.
     """
     from dodona.runners.build import build_runner
+    from dodona.runners.kv_room import check_kv_room
     from dodona.runners.meta_device import MOST_CALLS, NeedsValues, TooManyCalls, on_meta
     from dodona.runners.model_files import read_model_files
     from dodona.runners.startup import allocating_weights, checked_limits
@@ -76,11 +79,27 @@ def try_load(verdict: Verdict) -> str | None:
         limits = checked_limits(verdict.config, files.model)
         runner = build_runner(verdict, files.model, limits)
         try:
-            with suppress(NeedsValues), _without_threads(), on_meta():
-                runner.try_load()
+            with suppress(NeedsValues):
+                tried = _try_load(runner)
+                with on_meta(asks_host=limits.device == "cpu"):
+                    if tried is not None:
+                        check_kv_room(tried)
         except TooManyCalls:
             return f"the model takes more than {MOST_CALLS} calls of torch; check the sizes in config.json"
     return None
+
+
+def _try_load(runner: Runner) -> Runner | None:
+    """`runner.try_load()`. Errors that may come of a guess are not believed."""
+    from dodona.runners.meta_device import NeedsValues, on_meta
+
+    with _without_threads(), on_meta() as meta:
+        try:
+            return runner.try_load()
+        except Exception as error:
+            if meta.has_guessed:
+                raise NeedsValues(str(error)) from error
+            raise
 
 
 @contextmanager

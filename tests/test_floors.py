@@ -49,7 +49,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("runners.interface",),
     ("runners.weights",),
     ("runners.kv_transfer", "runners.drafting"),
-    ("runners.warm_up", "runners.device"),
+    ("runners.warm_up", "runners.device", "runners.kv_room"),
     ("runners.text", "runners.distributed", "runners.pooling_runner"),
     ("runners.engine", "runners.v1", "runners.v2", "runners.model_files"),
     ("runners.build", "runners.control"),

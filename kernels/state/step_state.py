@@ -208,13 +208,15 @@ def _update_state_kernel(
         if index < 0:
             tl.store(num_computed + row, seq_len)
             return
-    if HAS_RING:
-        tl.store(ring + tl.load(turn) * stride_ring + entry, tl.load(sampled + index))
     kept = 1
     if HAS_DRAFTS:
         kept = tl.load(num_kept + index)
-        if kept == 0:
-            return
+    if HAS_RING:
+        place = ring + tl.load(turn) * stride_ring + 2 * entry
+        tl.store(place, tl.load(sampled + index))
+        tl.store(place + 1, kept)
+    if HAS_DRAFTS and kept == 0:
+        return
     end = seq_len + kept - 1
     tl.store(num_computed + row, end)
     if end < max_model_len:
@@ -249,7 +251,9 @@ def update_state(
             there is room). Those before it are in their places, since they equal the drafts.
         num_kept: [samples], int32, after a step that verified drafts: at a row's first entry the tokens that
             are kept of it, >= 1; 0 at the others (`sampling.acceptance.count_kept_tokens`).
-        ring, turn: see `gumbel.gumbel_sample_and_append`: tokens are copied there too; both or none.
+        ring: [slots, at least batch, 2] int32, written, with `turn` and `num_kept`: tokens go there too, with
+            what is kept of each beside it.
+        turn: see `gumbel.gumbel_sample_and_append`; both or none.
     """
     dependent = supports_dependent_launch(rows.device)
     _update_state_kernel[(rows.shape[0],)](

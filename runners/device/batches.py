@@ -14,6 +14,7 @@ from dodona.runners.device.graphs import FixedStep, StepGraphs
 from dodona.runners.device.sampling.prompt_logprobs import PromptChunk, PromptHidden, PromptLogprobRequests
 from dodona.runners.device.sampling.sampler import SampledTokens
 from dodona.runners.device.sampling.stage import SamplingBatch
+from dodona.runners.device.state import DraftBatchSizes
 from dodona.runners.device.step import StepRunner
 from dodona.runners.device.step_drafts import StepDrafts
 from dodona.runners.interface import GrammarOutput, SchedulerOutput
@@ -41,7 +42,8 @@ class Batch(Protocol):
     def propose(
         self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
     ) -> torch.Tensor | None:
-        """Launch the drafter: [rows, k], see `DeviceDrafter.propose`; None without rows. After `sample`."""
+        """Launch the drafter: [rows, k], see `DeviceDrafter.propose`, which the next step's may overwrite;
+        None without rows. After `sample`."""
 
 
 NO_DRAFTS: Mapping[int, Sequence[int]] = {}
@@ -224,13 +226,13 @@ class DraftBatch:
         """What the step drew; or what the sampler draws."""
         count, state = len(self.sample_rows), steps.state
         if self.fixed is not None and self.fixed.samples:
-            return SampledTokens(steps.sampled(count), num_kept=steps.num_kept(count))
+            return SampledTokens(steps.verified(count))
         sampled = steps.sampler.sample(
             steps.logits(count),
             SamplingBatch(
                 self.sample_rows,
                 state.sample_rows[:count],
-                state.sample_positions[:count],
+                steps.sample_positions(count),
                 grammar_output,
                 steps.drafts(count),
             ),
@@ -243,15 +245,16 @@ class DraftBatch:
         self, steps: StepRunner, drafts: StepDrafts, sampled: SampledTokens, graphs: StepGraphs | None
     ) -> torch.Tensor:
         """After what is kept of the rows that sampled."""
-        assert sampled.num_kept is not None  # the batch has drafts
-        state = steps.state
+        state, num_kept = steps.state, sampled.num_kept
         if self.fixed is not None:
-            steps.keep(sampled.num_kept)
+            if num_kept is not None:  # else the step's launch kept it
+                steps.keep(num_kept)
             return drafts.propose_verified(self.fixed.size, len(self.rows), graphs)
+        assert num_kept is not None  # the batch has drafts
         first = state.first_samples[: len(self.rows)]
         rows = torch.index_select(state.sample_rows, 0, first)
         last = torch.index_select(state.sample_tokens, 0, first)
-        last += torch.index_select(sampled.num_kept, 0, first) - 1
+        last += torch.index_select(num_kept, 0, first) - 1
         inputs = steps.mixed_inputs(
             self.num_entries,
             self.num_tokens,
@@ -292,6 +295,8 @@ class BatchBuilder:
         self._prompt_logprobs = PromptLogprobRequests()
         self._decodes = DecodeBatch((), FixedStep(0, True))
         """The latest batch of decodes; most steps run it again."""
+        self._verifying: tuple[DraftBatchSizes, DraftBatch] | None = None
+        """Likewise the latest batch of rows that verify drafts on the device, with what the state said."""
 
     def build(self, step: SchedulerOutput, graphs: StepGraphs | None) -> Batch:
         """Send what the step changes to the device, and describe its batch there. Never waits."""
@@ -361,10 +366,12 @@ class BatchBuilder:
             padded_length=size or 0,
             padded_rows=(size or 0) // self._entries_per_row,
         )
+        if self._verifying is not None and self._verifying[0] is sizes:
+            return self._verifying[1]  # the state describes it already
         chunks = _chunks(step, num_single_rows, sizes.num_single)
         rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
         base_only = not self._sampler.asked_stages(rows)
-        return DraftBatch(
+        batch = DraftBatch(
             drafts,
             rows,
             sample_rows=[row for row in rows for _ in range(1 + len(drafts.get(row, ())))],
@@ -377,6 +384,8 @@ class BatchBuilder:
             prompt_chunks=self._prompt_logprobs.chunks(step),
             fixed=None if size is None else FixedStep(size, base_only, verifies=True),
         )
+        self._verifying = sizes, batch
+        return batch
 
     def _decode_batch(self, step: SchedulerOutput, size: int) -> DecodeBatch:
         changed = self._state.set_decode_batch(step.rows, step.num_computed_tokens, size)

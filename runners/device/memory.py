@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+
+from dodona.runners.limits import Limits
+from dodona.runners.machine import torch_environment
 
 CPU_KV_LIMIT = 1 << 30
 """Most bytes for KV blocks on a CPU, where V2 runs in Triton's interpreter, for tests."""
@@ -25,12 +29,27 @@ def measure_available_memory(
     """
     if device.type != "cuda":
         largest_step()
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return min(int(free * utilization), CPU_KV_LIMIT)
+        return _of_host(utilization)
     needed = sum(_peak(device, run) for run in (largest_step, *captured))
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return max(0, int(total * utilization) - (total - free) - needed)
+
+
+def most_available_memory(limits: Limits, weights: Iterable[torch.Tensor]) -> int:
+    """No less than `measure_available_memory` of a model with these weights, of which only the sizes matter:
+    nothing runs, and no device is asked. What its memory has in use beside them isn't known.
+    """
+    if limits.device != "cuda":
+        return _of_host(limits.gpu_memory_utilization)
+    total = (torch_environment(limits.device).memory or math.inf) * 2**30 * limits.gpu_memory_utilization
+    sizes = {id(tensor): tensor.numel() * tensor.itemsize for tensor in weights}
+    return 2**62 if math.isinf(total) else max(0, int(total) - sum(sizes.values()))
+
+
+def _of_host(utilization: float) -> int:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(int(free * utilization), CPU_KV_LIMIT)
 
 
 def _peak(device: torch.device, run: Callable[[], None]) -> int:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 
 from dodona.kernels.state.host_copies import copy_to_host
-from dodona.runners.device.device_drafts import DeviceDrafts
 from dodona.runners.device.sampling.logprob_values import SampledLogprobs
 from dodona.runners.device.sampling.prompt_logprobs import PromptLogprobs
 from dodona.runners.drafting.acceptance import accepted_output
+from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.interface import PendingOutput, StepOutput
 from dodona.runners.sampling.token_logprobs import TokenLogprobs
 
@@ -28,7 +29,8 @@ class StepResults:
     rows: Sequence[int]
     """The state rows that sampled, in batch order."""
     token_ids: torch.Tensor
-    """[rows] int32, or more where drafts were verified."""
+    """[rows] int32, or more where drafts were verified; then it may be [entries, 2], with `num_kept` beside
+    each."""
     logprobs: SampledLogprobs | None = None
     prompt_logprobs: PromptLogprobs | None = None
     drafts: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
@@ -38,8 +40,11 @@ class StepResults:
 
     def step_output(self) -> StepOutput:
         """The same in lists. Its tensors must be on the host."""
+        if self.token_ids.dim() == 2:
+            token_ids, num_kept = self.token_ids.t().tolist()
+            return self._speculative_output(token_ids, num_kept)
         if self.num_kept is not None:
-            return self._speculative_output()
+            return self._speculative_output(self.token_ids.tolist(), self.num_kept.tolist())
         return StepOutput(
             self.rows,
             self.token_ids.tolist(),
@@ -47,8 +52,7 @@ class StepResults:
             {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row(),
         )
 
-    def _speculative_output(self) -> StepOutput:
-        token_ids: list[int] = self.token_ids.tolist()
+    def _speculative_output(self, token_ids: list[int], num_kept: list[int]) -> StepOutput:
         logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
         if self.logprobs is not None:
             entries = iter(self.logprobs.entries())
@@ -56,10 +60,7 @@ class StepResults:
             places = [row for row in self.rows for _ in range(1 + len(self.drafts.get(row, ())))]
             logprobs = [next(entries) if row in asking else None for row in places]
         prompt_logprobs = {} if self.prompt_logprobs is None else self.prompt_logprobs.by_row()
-        assert self.num_kept is not None
-        return accepted_output(
-            self.rows, self.drafts, token_ids, logprobs, prompt_logprobs, self.num_kept.tolist()
-        )
+        return accepted_output(self.rows, self.drafts, token_ids, logprobs, prompt_logprobs, num_kept)
 
 
 class HostCopier:
@@ -71,6 +72,9 @@ class HostCopier:
             if device.type == "cuda"
             else None
         )
+        self._under_way: deque[tuple[torch.cuda.Event, object]] = deque()
+        """What copies write into, the oldest first. Kernels write it, of which torch's allocator of pinned
+        memory does not know: memory that was given back too early would be overwritten in other hands."""
 
     def copy(self, tree: Tree) -> tuple[Tree, torch.cuda.Event | None]:
         """The same tree with host tensors, and the event after which they hold the values that those of
@@ -86,6 +90,9 @@ class HostCopier:
             copies = map_tensors(tree, _start_copy)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
+        while self._under_way and self._under_way[0][0].query():  # type: ignore[no-untyped-call]
+            self._under_way.popleft()
+        self._under_way.append((event, copies))
         return copies, event
 
 
@@ -118,14 +125,41 @@ class WithDeviceDrafts:
     the drafts."""
 
     pending: PendingOutput
-    proposed: torch.Tensor
-    """[rows, k] int32, on the device; nothing overwrites it."""
+    count: int
+    """Drafts of each row."""
+    ids: AsyncDrafts | None
+    """None where nobody will ask for them."""
 
     def result(self) -> StepOutput:
         """Wait for the step, as `AsyncOutput.result`."""
-        output, count = self.pending.result(), self.proposed.shape[1]
-        drafts = {row: DeviceDrafts(self.proposed, place, count) for place, row in enumerate(output.rows)}
+        output, ids = self.pending.result(), self.ids
+        drafts: Mapping[int, Sequence[int]]
+        if ids is None:
+            drafts = dict.fromkeys(output.rows, DeviceDrafts(self.count))
+        else:
+            drafts = {
+                row: DeviceDrafts(self.count, functools.partial(ids.of, place))
+                for place, row in enumerate(output.rows)
+            }
         return dataclasses.replace(output, draft_token_ids=drafts)
+
+
+class AsyncDrafts:
+    """Drafts [rows, k] int32 on their way to the host."""
+
+    def __init__(self, proposed: torch.Tensor, copier: HostCopier) -> None:
+        """Start their copy. Nothing may overwrite `proposed`, on the device, which is kept until then."""
+        self._on_device: torch.Tensor | None = proposed
+        self._on_host, self._event = copier.copy(proposed)
+
+    def of(self, place: int) -> list[int]:
+        """Wait for them; those of the row at this place of the step's. What could not be drawn is token 0."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        self._on_device = None
+        found: list[int] = self._on_host[place].clamp(min=0).tolist()
+        return found
 
 
 def map_tensors(tree: Tree, function: Callable[[torch.Tensor], torch.Tensor]) -> Tree:

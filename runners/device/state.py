@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from dodona.kernels.state.staged_writes import pack_writes, scatter_ragged
-from dodona.runners.device.device_drafts import DeviceDrafts
+from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.interface import NewRequest
 
 _ALIGNMENT = 32  # elements; keeps every region's start at a multiple of 128 bytes
@@ -44,6 +44,7 @@ def _sizes(max_num_seqs: int, max_num_entries: int, max_model_len: int, max_bloc
         "sample_rows": max_num_entries,
         "sample_positions": max_num_entries,
         "sample_tokens": max_num_entries,
+        "sample_entries": max_num_entries,
         "first_samples": max_num_seqs,
     }
 
@@ -131,6 +132,8 @@ class RequestState:
         """[max_num_entries]: position that each sampled token will have."""
         self.sample_tokens = view("sample_tokens")
         """[max_num_entries]: packed index of each sampled entry's last token."""
+        self.sample_entries = view("sample_entries")
+        """[max_num_entries]: in a batch with drafts, the batch entry of each sampled one."""
         self.first_samples = view("first_samples")
         """[max_num_seqs]: in a batch with drafts, where the entries of each row that samples begin among
         those that sample; -1 for padding."""
@@ -144,6 +147,9 @@ class RequestState:
         counts."""
         self._decode_rows: tuple[tuple[int, ...], npt.NDArray[np.int64], int] | None = None
         """The decode batch that `rows` describes, as tuple and array, and its padded length."""
+        self._draft_batch: tuple[object, DraftBatchSizes] | None = None
+        """The batch of rows that all verify drafts on the device which the batch arrays describe, with its
+        sizes."""
 
     def add_request(self, request: NewRequest) -> None:
         """Stage a request's tokens and blocks into its row."""
@@ -175,6 +181,7 @@ class RequestState:
             array = np.asarray(rows, dtype=np.int64)
             padded = np.full(padded_length, -1, dtype=np.int32)
             padded[: len(array)] = array
+            self._draft_batch = None
             self._stage("rows", 0, padded)
             self._decode_rows = (key, array, padded_length)
         else:
@@ -201,7 +208,7 @@ class RequestState:
         sampling = np.asarray(samples, dtype=bool)
         ends = np.cumsum(lengths)
         places = np.cumsum(sampling) - 1
-        self._decode_rows = None
+        self._decode_rows = self._draft_batch = None
         self._stage("rows", 0, row_array)
         self._stage("query_start", 0, np.concatenate([[0], ends]))
         self._stage("sample_index", 0, np.where(sampling, places, -1))
@@ -224,7 +231,8 @@ class RequestState:
         padded_rows: int = 0,
     ) -> DraftBatchSizes:
         """Describe a batch in which rows verify drafts, and stage these as the rows' next tokens, unless they
-        are there already.
+        are there already. Where they are, `num_computed` is, too: the host need not know it. Where all rows
+        are like that and the batch is the one before, nothing is staged.
 
         A row that decodes or verifies has an entry of one token for its last token and for each draft; each
         of them samples.
@@ -236,10 +244,14 @@ class RequestState:
             padded_length: least entries; those that are missing get row -1.
             padded_rows: least places in `first_samples`; those that are missing get -1.
         """
+        on_device = [isinstance(drafts.get(row), DeviceDrafts) for row in rows]
+        key = (tuple(rows), tuple(num_tokens), padded_length, padded_rows) if all(on_device) else None
+        if key is not None and self._draft_batch is not None and self._draft_batch[0] == key:
+            return self._draft_batch[1]
         row_array = np.asarray(rows, dtype=np.int64)
         computed, lengths = np.asarray(num_computed, dtype=np.int64), np.asarray(num_tokens, dtype=np.int64)
-        for row, start in zip(rows, num_computed, strict=True):
-            if row in drafts and not isinstance(drafts[row], DeviceDrafts):
+        for row, start, is_there in zip(rows, num_computed, on_device, strict=True):
+            if row in drafts and not is_there:
                 self._stage("token_ids", row * self._max_model_len + start + 1, drafts[row])
         is_single = np.arange(len(row_array)) < num_single
         counts = np.where(is_single, lengths, 1)
@@ -257,25 +269,27 @@ class RequestState:
         self._stage("query_start", 0, np.concatenate([[0], ends]))
         self._stage("sample_index", 0, np.where(sampling, np.cumsum(sampling) - 1, -1))
         self._stage("sample_rows", 0, entry_rows[sampling])
-        self._stage("sample_positions", 0, (np.repeat(computed, counts) + offsets + entry_lengths)[sampling])
+        self._stage("sample_entries", 0, np.flatnonzero(sampling))
         self._stage("sample_tokens", 0, ends[sampling] - 1)
         first = np.flatnonzero(offsets[sampling] == 0)
         self._stage(
             "first_samples", 0, np.pad(first, (0, max(0, padded_rows - len(first))), constant_values=-1)
         )
-        self._advance(row_array, computed, lengths)
-        return DraftBatchSizes(num_entries, int(counts[:num_single].sum()), int(sampling.sum()))
+        self._advance(row_array, computed, lengths, np.asarray(on_device))
+        sizes = DraftBatchSizes(num_entries, int(counts[:num_single].sum()), int(sampling.sum()))
+        self._draft_batch = None if key is None else (key, sizes)
+        return sizes
 
     def set_draft_padding(self) -> None:
         """Describe entries of no row, for steps that verify drafts and have any size."""
-        self._decode_rows = None
+        self._decode_rows = self._draft_batch = None
         self._stage("rows", 0, np.full(len(self.rows), -1))
         self._stage("offsets", 0, np.zeros(len(self.offsets), dtype=np.int64))
         self._stage("first_samples", 0, np.full(len(self.first_samples), -1))
 
     def set_empty_prompt(self) -> None:
         """Describe a batch of one prompt without tokens, of no row: a step over it changes no state."""
-        self._decode_rows = None
+        self._decode_rows = self._draft_batch = None
         for name, values in (
             ("rows", [-1]),
             ("query_start", [0, 0]),
@@ -315,10 +329,13 @@ class RequestState:
         rows: npt.NDArray[np.int64],
         computed: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64] | int,
+        on_device: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Stage `num_computed` of rows where the device will not have it by itself, and count the step's
-        tokens."""
+        tokens. on_device: rows of which the device knows it and the host need not."""
         if not np.array_equal(self._expected_computed[rows], computed):
-            for i in np.flatnonzero(self._expected_computed[rows] != computed):
+            differs = self._expected_computed[rows] != computed
+            for i in np.flatnonzero(differs if on_device is None else differs & ~on_device):
                 self._stage("num_computed", int(rows[i]), [int(computed[i])])
-        self._expected_computed[rows] = computed + lengths
+        after = computed + lengths
+        self._expected_computed[rows] = after if on_device is None else np.where(on_device, -1, after)

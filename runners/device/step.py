@@ -58,10 +58,14 @@ class StepRunner:
         self._decode_starts = torch.arange(max_num_entries + 1, dtype=torch.int32, device=device)
         self._logits = torch.zeros((max_num_entries, model.vocab_size), dtype=model.dtype, device=device)
         self._ring = SampleRing(
-            num_slots=max_steps_in_flight + 1, max_num_tokens=max_num_entries, device=device
+            num_slots=max_steps_in_flight + 1,
+            max_num_tokens=max_num_entries,
+            device=device,
+            verifies=num_speculative_tokens > 0,
         )
         self._num_speculative_tokens = num_speculative_tokens
         self._num_kept = ints(max_num_entries)
+        """Of the latest step, for its drafter; what goes to the host is in the ring."""
 
     def launch(self, step: FixedStep, graphs: StepGraphs | None) -> None:
         """One token of each of the first `size` batch rows, some of which may be padding, or the whole of one
@@ -129,7 +133,7 @@ class StepRunner:
             num_kept=num_kept,
             num_computed=self.state.num_computed,
             token_ids=self.state.token_ids,
-            ring=self._ring.tokens,
+            ring=self._ring.verified,
             turn=self._ring.turn,
         )
 
@@ -152,16 +156,18 @@ class StepRunner:
         """
         return self._ring.launched(count)
 
+    def verified(self, count: int) -> torch.Tensor:
+        """[count, 2] int32: the same of a `launch` that verified drafts, each with its `num_kept`."""
+        return self._ring.launched_verified(count)
+
     def num_kept(self, count: int) -> torch.Tensor:
-        """[count] int32: what the latest `launch` that verified drafts and sampled kept; see
-        `SampledTokens`."""
+        """[count] int32: what the latest step that verified drafts kept, if it sampled in its `launch` or was
+        given to `keep`; see `SampledTokens`. The next one overwrites it."""
         return self._num_kept[:count]
 
     def keep(self, num_kept: torch.Tensor) -> None:
         """Let `num_kept` be these: of a step that did not sample in its `launch`."""
-        own = self._num_kept[: len(num_kept)]
-        if own.data_ptr() != num_kept.data_ptr():
-            own.copy_(num_kept)
+        self._num_kept[: len(num_kept)].copy_(num_kept)
 
     def decode_places(self, count: int) -> torch.Tensor:
         """[count] int32: the packed index of each entry, where each has one token."""
@@ -181,6 +187,11 @@ class StepRunner:
     def decode_positions(self, size: int) -> torch.Tensor:
         """[size]: the position of each row's next token."""
         return self._seq_lens[:size]
+
+    def sample_positions(self, count: int) -> torch.Tensor:
+        """[count]: the position that each sampled token of the latest step with drafts will have, as the
+        state has it, which may know more than the host."""
+        return torch.index_select(self._seq_lens, 0, self.state.sample_entries[:count])
 
     def update_decodes(self, size: int, sampled: torch.Tensor) -> None:
         """Append a token to each of the first `size` batch rows."""

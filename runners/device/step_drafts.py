@@ -39,12 +39,12 @@ class StepDrafts:
 
     def propose_verified(self, size: int, num_rows: int, graphs: StepGraphs | None) -> torch.Tensor:
         """[num_rows, num_speculative_tokens]: drafts after a step of fixed form that verified some, of `size`
-        entries."""
+        entries. The next such step's overwrite them."""
         if graphs is None:
             self._run(size, num_rows)
         else:
             graphs.replay_drafter(size)
-        return self._proposed[:num_rows].clone()  # which the next step's overwrite
+        return self._proposed[:num_rows]
 
     def run(self, size: int) -> None:
         """The launches of `propose_verified`, for a capture."""

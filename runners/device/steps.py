@@ -25,7 +25,7 @@ from dodona.runners.device.graphs import (
 )
 from dodona.runners.device.memory import measure_available_memory
 from dodona.runners.device.model import StepModel
-from dodona.runners.device.outputs import AsyncOutput, StepResults, WithDeviceDrafts
+from dodona.runners.device.outputs import AsyncDrafts, AsyncOutput, StepResults, WithDeviceDrafts
 from dodona.runners.device.ready import Ready, make_ready, max_entries
 from dodona.runners.device.sampling.prompt_logprobs import PromptHidden, compute_prompt_logprobs
 from dodona.runners.interface import GrammarOutput, PendingOutput, SchedulerOutput
@@ -51,9 +51,9 @@ class DeviceSteps:
         model: on a GPU, or on a CPU in Triton's interpreter.
         limits: of the configuration.
         capture: whether steps of fixed form are to be captured as CUDA graphs.
-        num_speculative_tokens: most drafts that a row verifies in a step; with any, one step is under way at
-            a time, since which of them were accepted decides about the next.
-        drafting: drafts on the device after each step; None: whoever drafts reads the results.
+        num_speculative_tokens: most drafts that a row verifies in a step.
+        drafting: drafts on the device after each step; None: whoever drafts reads the results. Then, with any
+            drafts, one step is under way at a time, since which of them were accepted decides about the next.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class DeviceSteps:
         self.model = model
         self.limits = limits
         self.num_speculative_tokens = num_speculative_tokens
-        self.max_steps_in_flight = 1 if num_speculative_tokens else MAX_STEPS_IN_FLIGHT
+        reads_first = num_speculative_tokens > 0 and drafting is None
+        self.max_steps_in_flight = 1 if reads_first else MAX_STEPS_IN_FLIGHT
         self._drafting = drafting
         self._device = model.device
         self._capture = capture and model.device.type == "cuda"
@@ -225,9 +226,12 @@ class DeviceSteps:
         self._under_way.append(pending)
         if ready.drafts is None:
             return pending
-        # The host reads the step and plans the next one while the device drafts.
+        # The host plans the next step while the device drafts. It asks for drafts that a grammar must allow.
         proposed = batch.propose(ready.steps, ready.drafts, sampled, ready.graphs)
-        return pending if proposed is None else WithDeviceDrafts(pending, proposed)
+        if proposed is None:
+            return pending
+        ids = None if grammar_output is None else AsyncDrafts(proposed.clone(), ready.copier)
+        return WithDeviceDrafts(pending, proposed.shape[1], ids)
 
     def _check_under_way(self) -> None:
         while self._under_way and self._under_way[0].is_read:

@@ -125,9 +125,11 @@ class DistributedRunner(Runner):
 
     # --- Life
 
-    def try_load(self) -> None:
+    def try_load(self) -> Runner | None:
         """Of one worker that has all of the model."""
-        self._runner_class(self.config, self.model_info, self.limits).try_load()
+        runner = self._runner_class(self.config, self.model_info, self.limits)
+        tried = runner.try_load()
+        return tried if self._sizes.world == 1 else None
 
     def load_model(self) -> None:
         """Start the workers, and load the model in each. Raises what their runners raise, and WorkerError."""
@@ -162,6 +164,7 @@ class DistributedRunner(Runner):
         self._call_all("load_model")
         self.num_speculative_tokens, *_ = self._read_all("num_speculative_tokens")
         if not self._told:
+            self.num_device_drafts = min(self._read_all("num_device_drafts"))
             self._max_steps_in_flight = min(self._read_all("max_steps_in_flight"))
 
     def get_kv_cache_spec(self) -> KVCacheSpec:
@@ -204,6 +207,10 @@ class DistributedRunner(Runner):
             if spec.bytes_per_block
         )
         return states + blocks * largest.bytes_per_block
+
+    def most_available_memory(self) -> int:
+        """Raises RuntimeError: see `try_load`."""
+        raise RuntimeError("the runner that try_load returned knows it")
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""

@@ -20,12 +20,14 @@ _POLL_SECONDS = 1e-4
 class EngineCore:
     """A runner that is ready to step, its scheduler, and the steps under way. Not thread-safe.
 
-    Up to `runner.max_steps_in_flight` steps are under way before the oldest is read.
+    Up to `runner.max_steps_in_flight` steps are under way before the oldest is read; one, where the scheduler
+    goes by what was read.
     """
 
     def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
         self.runner = runner
         self.scheduler = scheduler
+        self._most_in_flight = 1 if scheduler.reads_first else runner.max_steps_in_flight
         self._in_flight: deque[tuple[ScheduledStep, PendingOutput]] = deque()
 
     @property
@@ -56,7 +58,7 @@ class EngineCore:
             else:
                 pending = self.runner.sample_tokens()
             self._in_flight.append((step, pending))
-            if len(self._in_flight) < self.runner.max_steps_in_flight:
+            if len(self._in_flight) < self._most_in_flight:
                 return []
         elif not self._in_flight:
             if self.scheduler.num_unfinished:

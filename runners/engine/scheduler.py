@@ -20,6 +20,11 @@ Where the runner drafts, a request is scheduled when all its tokens have been re
 into what is left of its length, of the step's tokens and of the free blocks: drafts preempt nobody. Counts
 include all drafts until the step is read; then those of rejected drafts are taken back. Their blocks stay,
 and their KV is overwritten by the tokens that come in their place.
+
+Where the device drafts, it has the same number of drafts for each row after every step. A request is then
+scheduled while steps of it are unread, if there is room for the most that these may yield and for all drafts
+after that. Its counts are the most until they are read. It waits, as above, if it has a grammar or is that
+near its end.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dodona.oracle.systems.own.lengths import most_blocks_of_window
+from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
@@ -75,6 +81,7 @@ class Scheduler:
         max_unchunked_tokens: int = 0,
         enable_prefix_caching: bool = True,
         num_speculative_tokens: int = 0,
+        num_device_drafts: int = 0,
         num_micro_batches: int = 1,
         max_loras: int = 0,
         kv_connector: KVConnectorScheduler | None = None,
@@ -83,6 +90,8 @@ class Scheduler:
     ) -> None:
         """
         num_speculative_tokens: most drafts of a row (`Runner.num_speculative_tokens`).
+        num_device_drafts: see `Runner.num_device_drafts`; 0 also where something beside the runner must know
+            how many tokens are computed.
         num_micro_batches: steps that share the running requests (`Runner.num_micro_batches`).
         max_unchunked_tokens: a prompt of at most as many tokens waits until it fits whole into a step.
         max_loras: most different adapters of the running requests.
@@ -113,6 +122,11 @@ class Scheduler:
         self.draft_stats = DraftStats.zero(num_speculative_tokens)
         self.num_speculative_tokens = num_speculative_tokens
         self.num_micro_batches = num_micro_batches
+        self._ahead: DeviceDrafts | None = None
+        """What a row verifies in a step that is scheduled before the one before it is read; None where no row
+        does. A window is given back by tokens that are known."""
+        if num_device_drafts and num_micro_batches == 1 and not self.windows.slide:
+            self._ahead = DeviceDrafts(num_device_drafts)
         self._num_structured = 0
         """Unfinished requests that have a grammar."""
         # No more rows than tokens in the budget, so that each running request can decode in every step.
@@ -125,6 +139,12 @@ class Scheduler:
     def num_free_rows(self) -> int:
         """State rows that no running request holds."""
         return len(self._free_rows)
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether a request's next step is scheduled only once its last one was read: then to launch a step
+        before that would part the requests into groups that take turns."""
+        return self.num_speculative_tokens > 0 and self._ahead is None and self.num_micro_batches == 1
 
     @property
     def is_idle(self) -> bool:
@@ -168,8 +188,8 @@ class Scheduler:
         decoding, verifying, prefilling = self._decode(new_blocks, drafts)
 
         batch = _Batch(decoding, self.max_num_batched_tokens)
-        for request in verifying:
-            batch.add_drafts(request, len(drafts[request.row]))
+        for request, num_drafts in verifying:
+            batch.add_drafts(request, num_drafts)
         for request in prefilling:
             if batch.budget:
                 self._compute_chunk(request, batch, new_blocks)
@@ -229,7 +249,8 @@ class Scheduler:
                 num_tokens = request.extend(*result.further[row])
             if num_tokens > request.next_block_end:
                 self._remember_full_blocks(request)
-            if row in proposed and request.row != NO_ROW:
+            # A step that was scheduled meanwhile verifies the drafts.
+            if row in proposed and request.row != NO_ROW and request.num_tokens == len(request.token_ids):
                 request.draft_token_ids = proposed[row]
             if request.finish_reason is not None:
                 finished.append(request)
@@ -255,13 +276,15 @@ class Scheduler:
 
     def _decode(
         self, new_blocks: list[tuple[int, list[int]]], drafts: dict[int, Sequence[int]]
-    ) -> tuple[list[Request], list[Request], list[Request]]:
+    ) -> tuple[list[Request], list[tuple[Request, int]], list[Request]]:
         """Count one more token for each request that decodes, and its drafts. Returns those that decode one
-        token, those that verify drafts, which go into `drafts` by row, and those that prefill."""
+        token, those that verify drafts, which go into `drafts` by row, with their number, and those that
+        prefill."""
         decoding: list[Request] = []
-        verifying: list[Request] = []
+        verifying: list[tuple[Request, int]] = []
         prefilling: list[Request] = []
-        blocks = self.blocks
+        blocks, ahead = self.blocks, self._ahead
+        num_ahead = 0 if ahead is None else len(ahead)
         reads_first = self.num_speculative_tokens > 0 or self.num_micro_batches > 1
         shares = self.num_micro_batches > 1
         share = -(-len(self.running) // self.num_micro_batches)
@@ -274,7 +297,14 @@ class Scheduler:
             if request.num_tokens >= request.schedulable_until:
                 continue  # its last tokens, or those that its grammar waits for, are under way
             if reads_first and request.num_tokens > len(request.token_ids):
-                continue  # with them come the drafts to verify; or they are in another micro-batch
+                # With them come the drafts to verify, unless the device has these; or they are in another
+                # micro-batch.
+                if ahead is not None and num_ahead <= budget and self._goes_ahead(request, 1 + num_ahead):
+                    budget -= num_ahead
+                    self._count_tokens(request, 1 + num_ahead, new_blocks)
+                    drafts[request.row] = ahead
+                    verifying.append((request, num_ahead))
+                continue
             if shares and len(decoding) + len(verifying) == share:
                 continue
             if request.num_computed_tokens == request.capacity:
@@ -297,7 +327,7 @@ class Scheduler:
                 if taken:
                     budget -= len(taken)
                     drafts[request.row] = taken
-                    verifying.append(request)
+                    verifying.append((request, len(taken)))
                     continue
             decoding.append(request)
         return decoding, verifying, prefilling
@@ -312,16 +342,29 @@ class Scheduler:
         drafts = drafts[: max(0, most)]
         if request.grammar is not None:
             drafts = drafts[: request.grammar.num_allowed(drafts)]
-        request.num_computed_tokens += len(drafts)
-        request.num_tokens += len(drafts)
-        missing = self.blocks.blocks_for(request.num_computed_tokens) - len(request.block_ids)
-        if missing > 0:
+        self._count_tokens(request, len(drafts), new_blocks)
+        return drafts
+
+    def _goes_ahead(self, request: Request, count: int) -> bool:
+        """Whether the request's next step, of `count` tokens, can be scheduled while it has unread ones,
+        after the most tokens that these may yield."""
+        if request.grammar is not None or request.num_tokens + count > request.limit:
+            return False
+        missing = request.num_computed_tokens + count - request.capacity
+        return missing <= 0 or missing <= self.blocks.num_free * self.block_size
+
+    def _count_tokens(self, request: Request, count: int, new_blocks: list[tuple[int, list[int]]]) -> None:
+        """Count tokens that a step computes and whose drafts it verifies, and give the request blocks for
+        them, which are there."""
+        request.num_computed_tokens += count
+        request.num_tokens += count
+        if request.num_computed_tokens > request.capacity:
+            missing = self.blocks.blocks_for(request.num_computed_tokens) - len(request.block_ids)
             block_ids = self.blocks.allocate(missing)
             request.block_ids += block_ids
             request.capacity += missing * self.block_size
             new_blocks.append((request.row, block_ids))
             self.windows.attach(request, request.num_computed_tokens)
-        return drafts
 
     def _settle_drafts(self, request: Request, num_drafts: int, further: FurtherTokens | None) -> None:
         """Take back what was counted for the drafts of a step that were rejected."""

@@ -60,11 +60,11 @@ class KVTransferPlan:
         settings = self.settings
         if settings is None:
             return KVConnectorScheduler()
-        spec = runner.get_kv_cache_spec()
+        spec, parts = runner.get_kv_cache_spec(), runner.get_kv_parts()
+        check_room(settings, spec, parts)
         if isinstance(settings, OffloadingSettings):
-            index = HostSlots(_num_slots(settings.cpu_bytes, spec.bytes_per_block))
+            index = HostSlots(settings.cpu_bytes // spec.bytes_per_block)
             return BlockTransferScheduler(index, block_size=spec.block_size)
-        parts = runner.get_kv_parts()
         folder, namespace_of = self._namespaces(cache_fingerprint(parts[0].layers, spec, runner.limits.dtype))
         root, layers = settings.path, parts[0].layers
         if isinstance(settings, SharedStorageSettings):
@@ -103,27 +103,36 @@ def _namespace_of(identity: ModelIdentity, cache: str, weights: Path | None) -> 
     return namespace(identity.fingerprint(weights), cache)
 
 
-def _num_slots(cpu_bytes: int, bytes_per_block: int) -> int:
-    """Blocks that the host's memory holds."""
-    if cpu_bytes < bytes_per_block:
+def check_room(settings: KVTransferSettings | None, spec: KVCacheSpec, parts: Sequence[KVPart]) -> None:
+    """Raise EngineSetupError where the connector's memory holds no block of a loaded model.
+
+    parts: what each rank has of a block."""
+    if isinstance(settings, OffloadingSettings) and settings.cpu_bytes < spec.bytes_per_block:
         raise EngineSetupError(
-            f"kv_offloading_size: {cpu_bytes} bytes hold no KV block of {bytes_per_block} bytes; raise it"
+            f"kv_offloading_size: {settings.cpu_bytes} bytes hold no KV block of {spec.bytes_per_block} "
+            "bytes; raise it"
         )
-    return cpu_bytes // bytes_per_block
+    if isinstance(settings, SharedMemorySettings) and settings.memory_bytes is not None:
+        total = sum(size for _, size in _arena_sizes(spec, parts))
+        if settings.memory_bytes < total:
+            raise EngineSetupError(
+                f"kv_connector_extra_config: memory_bytes {settings.memory_bytes} holds no KV block of "
+                f"{total} bytes; raise it"
+            )
+
+
+def _arena_sizes(spec: KVCacheSpec, parts: Sequence[KVPart]) -> list[tuple[Region, int]]:
+    """The regions that ranks hand to others, and the bytes of each in a block."""
+    regions = [(Region.of(part), part.layers) for part in parts if part.is_writer]
+    return [
+        (region, region.elements(layers, spec.block_size) * spec.dtype_bytes) for region, layers in regions
+    ]
 
 
 def _make_arena(settings: SharedMemorySettings, spec: KVCacheSpec, parts: Sequence[KVPart]) -> Arena:
-    regions = [(Region.of(part), part.layers) for part in parts if part.is_writer]
-    sizes = [
-        (region, region.elements(layers, spec.block_size) * spec.dtype_bytes) for region, layers in regions
-    ]
-    total, memory = sum(size for _, size in sizes), settings.memory_bytes or 0
-    if memory < total:
-        raise EngineSetupError(
-            f"kv_connector_extra_config: memory_bytes {memory} holds no KV block of {total} bytes; raise it"
-        )
+    sizes, memory = _arena_sizes(spec, parts), settings.memory_bytes or 0
     try:
-        return create_arena(settings.path, memory // total, sizes)
+        return create_arena(settings.path, memory // sum(size for _, size in sizes), sizes)
     except OSError as error:
         raise EngineSetupError(
             f"kv_connector_extra_config: no {memory} bytes of shared memory in {str(settings.path)!r}: "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -29,6 +30,19 @@ class CheckedModel:
     """Why its rows are computed one by one; None where they are packed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """How the two ways are checked. They raise UnsupportedConfiguration where one can't be trusted."""
+
+    packed: Callable[..., SelfCheck]
+    """As `self_check.self_check`."""
+    rows: Callable[..., SelfCheck]
+    """As `self_check.self_check_rows`."""
+
+
+SELF_CHECKS: Final = Checks(self_check, self_check_rows)
+
+
 def choose(
     module: torch.nn.Module,
     *,
@@ -37,6 +51,8 @@ def choose(
     mesh: Mesh = ALONE,
     rope_changes_beyond: int | None = None,
     need_packing: Sequence[str] = (),
+    checks: Checks = SELF_CHECKS,
+    is_row_by_row: bool = False,
 ) -> CheckedModel:
     """The fastest way to compute steps with `module` that passes its self-check.
 
@@ -44,7 +60,8 @@ def choose(
     else row by row without a cache. rope_changes_beyond: the length beyond which rotary frequencies are
     others, where sequences may grow beyond it; then rows can be packed only where frequencies can follow each
     row's length. mesh: the rank's place among those that share the model. need_packing: features that only
-    packed rows have.
+    packed rows have. checks: others where the weights have no values, which `SELF_CHECKS` compare by; then
+    is_row_by_row says of a model whether it can't be packed.
 
     Raises UnsupportedConfiguration with what the model does where no way passes, and where `need_packing` is
     not empty but the model can't be packed.
@@ -52,12 +69,14 @@ def choose(
     if rope_changes_beyond is not None and install_dynamic_rope(module):
         # Up to that length the plain model doesn't depend on how a prompt is cut.
         packed = PackedModel(module, grows_rope=True)
-        check = self_check(packed, max_model_len=max(1, min(max_model_len, rope_changes_beyond)))
+        check = checks.packed(packed, max_model_len=max(1, min(max_model_len, rope_changes_beyond)))
         return CheckedModel(packed, check)
-    if rope_changes_beyond is None:
+    if is_row_by_row:
+        why_not_packed = "models of its type can't be packed"
+    elif rope_changes_beyond is None:
         try:
             packed = PackedModel(module, compiled=compiled, context=mesh.context)
-            check = self_check(packed, max_model_len=max_model_len, pipeline=mesh.pipeline)
+            check = checks.packed(packed, max_model_len=max_model_len, pipeline=mesh.pipeline)
             return CheckedModel(packed, check)
         except UnsupportedConfiguration as error:
             why_not_packed = reason(error)
@@ -76,7 +95,7 @@ def choose(
                 continuation=continuation,
                 recompute_beyond=rope_changes_beyond,
             )
-            check = self_check_rows(rows, max_model_len=max_model_len)
+            check = checks.rows(rows, max_model_len=max_model_len)
         except UnsupportedConfiguration as error:
             failures.append(reason(error))
             continue

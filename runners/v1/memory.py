@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dodona.oracle.machine.memory import available_memory
+from dodona.runners.device import memory as device_memory
 from dodona.runners.limits import Limits
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.params import SamplingParams
@@ -45,6 +46,18 @@ def measure_available_memory(
         available = _cuda(profile, device, utilization)
     else:
         available = min(_cpu(profile, utilization), CPU_KV_LIMIT + state_bytes)
+    return max(0, min(available, most_useful + state_bytes))
+
+
+def most_available_memory(
+    limits: Limits, *, weights: torch.nn.Module, most_useful: int, state_bytes: int
+) -> int:
+    """No less than `measure_available_memory` of a model with these weights, of which only the sizes
+    matter."""
+    if limits.device == "cuda":
+        available = device_memory.most_available_memory(limits, weights.parameters())
+    else:
+        available = min(_share_of_host(limits.gpu_memory_utilization), CPU_KV_LIMIT + state_bytes)
     return max(0, min(available, most_useful + state_bytes))
 
 
@@ -115,10 +128,14 @@ def _cpu(profile: Callable[[], None], utilization: float) -> int:
     before = _reset_peak()
     profile()
     activations = max(0, _status_bytes("VmHWM") - before)
+    return _share_of_host(utilization) - activations
+
+
+def _share_of_host(utilization: float) -> int:
     available = available_memory()
     if available is None:
         available = 2 * CPU_KV_LIMIT  # so that the documented limit fits
-    return int(available * utilization) - activations
+    return int(available * utilization)
 
 
 def _reset_peak() -> int:

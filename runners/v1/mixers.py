@@ -209,6 +209,8 @@ class Mixer:
 
         with torch.inference_mode():
             expected = rest(None)
+            if any(tensor.is_meta for tensor in expected):
+                return True  # a trial load: nothing has values, and no step follows
             return all(
                 any(not torch.equal(a, b) for a, b in zip(expected, rest(i), strict=True))
                 for i in range(len(self.states))

@@ -275,7 +275,7 @@ def cache_bytes(cache: Any) -> int:
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
             storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            storages[storage._cdata] = storage.nbytes()  # those of "meta" all have the address 0
         elif isinstance(item, Mapping):
             todo.extend(item.values())
         elif isinstance(item, (list, tuple, set)):

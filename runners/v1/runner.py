@@ -14,7 +14,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.connectors import has_active_connector
-from dodona.oracle.systems.own.model_code import outgrows_rope
+from dodona.oracle.systems.own.model_code import is_row_by_row, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
 from dodona.oracle.systems.own.weights import check_weights
@@ -29,6 +29,7 @@ from dodona.runners.interface import (
     KVConnectorOutput,
     KVPart,
     PendingOutput,
+    Runner,
     SchedulerOutput,
     StepOutput,
 )
@@ -47,14 +48,14 @@ from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_drafting
 from dodona.runners.v1.kv_parts import kv_part
 from dodona.runners.v1.lora import LoRALayers
-from dodona.runners.v1.memory import measure_available_memory, run_largest_step
+from dodona.runners.v1.memory import measure_available_memory, most_available_memory, run_largest_step
 from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.pipeline_parallel import take_stage
 from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
 from dodona.runners.v1.tensor_parallel import LinearShare, shard_model
-from dodona.runners.v1.trial import try_load
+from dodona.runners.v1.trial import NOT_CHECKED, try_load
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -142,17 +143,24 @@ class V1Runner(WeightLife):
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
 
-    def try_load(self) -> None:
+    def try_load(self) -> Runner:
         """The model, a pass over few tokens, what drafts, and room for adapters."""
         plan = self._check()
-        directory = weights_directory(self.config, self.model_info, None)
-        try_load(
+        directory, info = weights_directory(self.config, self.model_info, None), self.model_info
+        served = try_load(
             self._read_model(self._device, directory),
             plan,
             self.config,
             self.limits,
             need_packing=capabilities.need_packing(self.config),
+            rope_changes_beyond=info.rope_fixed_length if outgrows_rope(self.config, info) else None,
+            is_row_by_row=is_row_by_row(self.config, info, torch_environment(self.limits.device)) is True,
         )
+        self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
+        self._loaded = Loaded(
+            served.model, NOT_CHECKED, KVPart.whole(served.model.layers), plan, served.drafting, None
+        )
+        return self
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
         """Read the weights again, in place, and those of the draft from where it was. KV computed before
@@ -219,12 +227,10 @@ class V1Runner(WeightLife):
         See `memory.measure_available_memory`; on a CPU at most 4 GiB for KV blocks.
         """
         limits, spec = self.limits, self.get_kv_cache_spec()
+        states = limits.max_num_seqs * spec.state_bytes_per_row
         if self._on_device is not None:
             # The states are allocated while the rest is measured; the engine subtracts them, too.
-            states = limits.max_num_seqs * spec.state_bytes_per_row
             return states + self._on_device.steps.determine_available_memory(spec.bytes_per_block)
-        blocks = limits.max_num_seqs * -(-limits.max_model_len // spec.block_size)
-        window_blocks = zip(spec.num_window_blocks(blocks, limits), spec.window_groups, strict=True)
         loaded = self._require_loaded()
 
         def largest_step() -> None:
@@ -236,8 +242,17 @@ class V1Runner(WeightLife):
             largest_step,
             self._device,
             utilization=limits.gpu_memory_utilization,
-            most_useful=blocks * spec.bytes_per_block
-            + sum(count * group.bytes_per_block for count, group in window_blocks),
+            most_useful=spec.most_useful_bytes(limits),
+            state_bytes=states,
+        )
+
+    def most_available_memory(self) -> int:
+        """See `memory.most_available_memory`."""
+        limits, spec = self.limits, self.get_kv_cache_spec()
+        return most_available_memory(
+            limits,
+            weights=self._require_loaded().model.model,
+            most_useful=spec.most_useful_bytes(limits),
             state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
 

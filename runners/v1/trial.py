@@ -1,25 +1,43 @@
-"""What V1 refuses after it has read a model: tried on a model without values, see `meta_device.on_meta`."""
+"""What V1 makes of a model without values (see `meta_device.on_meta`): what it refuses after it has read one,
+and how it would serve it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
-from dodona.runners.drafting.plan import DraftPlan, HeadPlan, ModelPlan, MtpPlan
+from dodona.runners.drafting.plan import DraftPlan, HeadPlan, LookupPlan, ModelPlan, MtpPlan
 from dodona.runners.limits import Limits
 from dodona.runners.meta_device import NeedsValues
-from dodona.runners.v1.choice import choose, reason
+from dodona.runners.v1.choice import Checks, choose
+from dodona.runners.v1.drafting.draft_model import ModelDrafting
+from dodona.runners.v1.drafting.drafting import Drafting, LookupDrafting
+from dodona.runners.v1.drafting.head_drafter import HeadDrafting
 from dodona.runners.v1.drafting.hidden_states import HiddenStates
 from dodona.runners.v1.drafting.load import load_head_of, load_model_of, load_mtp_of
 from dodona.runners.v1.lora import LoRALayers
-from dodona.runners.v1.packed_model import PLAIN_ATTENTION, PackedModel, set_attention
+from dodona.runners.v1.packed_model import PackedModel
 from dodona.runners.v1.row_model import RowModel
+from dodona.runners.v1.self_check import SelfCheck
+from dodona.runners.v1.served_model import ServedModel
 
 _FEW_TOKENS = 4
+NOT_CHECKED = SelfCheck(0.0, 0.0, 0.0, (0, 0))
+"""In place of the self-check of a model without values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model and what drafts for it, as a start would serve them."""
+
+    model: ServedModel
+    drafting: Drafting | None
 
 
 def try_load(
@@ -29,11 +47,16 @@ def try_load(
     limits: Limits,
     *,
     need_packing: Sequence[str],
-) -> None:
-    """Raise UnsupportedConfiguration where the model computes no prompt, or can't be packed for
-    `need_packing`; ConfigError where the weights of what drafts are not those of its config.json.
+    rope_changes_beyond: int | None,
+    is_row_by_row: bool,
+) -> Served:
+    """What `choice.choose` and `load_drafting` would make of the module, were their self-checks passed.
 
-    What needs the most values comes last: it may end by NeedsValues.
+    is_row_by_row: whether the rule book says that models of its type can't be packed.
+
+    Raises UnsupportedConfiguration where the model computes no prompt, or can't be packed for `need_packing`;
+    ConfigError where the weights of what drafts are not those of its config.json. What needs the most values
+    comes last: it may end by NeedsValues.
     """
     try:
         # Whichever way is chosen is compared with this one.
@@ -42,21 +65,42 @@ def try_load(
         with suppress(NeedsValues):  # for the words of a start
             choose(module, max_model_len=limits.max_model_len, need_packing=need_packing)
         raise
+    draft = _load_draft(plan, module, config, limits)
+    model = choose(
+        module,
+        max_model_len=limits.max_model_len,
+        rope_changes_beyond=rope_changes_beyond,
+        need_packing=need_packing,
+        checks=Checks(packed=_compare_nothing, rows=_compare_nothing),
+        is_row_by_row=is_row_by_row,
+    ).model
+    if config.lora_config is not None:
+        with model.plain() as plain:
+            LoRALayers(plain, config.lora_config)
+    return Served(model, None if plan is None else _drafting(plan, draft, model))
+
+
+def _compare_nothing(model: ServedModel, **_: Any) -> SelfCheck:
+    return NOT_CHECKED
+
+
+def _load_draft(plan: DraftPlan | None, module: torch.nn.Module, config: EngineConfig, limits: Limits) -> Any:
+    """The module that drafts, and what it sees of its target; None for lookups."""
     if isinstance(plan, HeadPlan):
-        load_head_of(plan, module, config, limits)
-        HiddenStates(module, plan.head.layer_ids)
-    elif isinstance(plan, MtpPlan):
-        load_mtp_of(plan, module, config, limits)
-        HiddenStates(module, ())
-    elif isinstance(plan, ModelPlan):
+        return load_head_of(plan, module, config, limits), HiddenStates(module, plan.head.layer_ids)
+    if isinstance(plan, MtpPlan):
+        return load_mtp_of(plan, module, config, limits), HiddenStates(module, ())
+    if isinstance(plan, ModelPlan):
         draft = load_model_of(plan, next(module.parameters()).device, config, limits)
         RowModel(draft, max_model_len=_FEW_TOKENS, continuation="none")
-        PackedModel(draft)
-    if need_packing:
-        try:
-            PackedModel(module)
-        except UnsupportedConfiguration as error:
-            raise UnsupportedConfiguration.lacking("v1", *need_packing, why=reason(error)) from error
-    if config.lora_config is not None:
-        set_attention(module, PLAIN_ATTENTION)
-        LoRALayers(module, config.lora_config)
+        return PackedModel(draft)
+    return None
+
+
+def _drafting(plan: DraftPlan, draft: Any, target: ServedModel) -> Drafting:
+    if isinstance(plan, LookupPlan):
+        return LookupDrafting(plan)
+    if isinstance(plan, ModelPlan):
+        return ModelDrafting(draft, plan.num_speculative_tokens)
+    head, hidden = draft
+    return HeadDrafting(head, hidden, plan.num_speculative_tokens, kv_dtype=target.kv_dtype)

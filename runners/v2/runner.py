@@ -16,6 +16,7 @@ import torch
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.device.memory import most_available_memory
 from dodona.runners.device.ready import Ready
 from dodona.runners.device.sampling.stages import example_params
 from dodona.runners.device.steps import DeviceSteps
@@ -29,6 +30,7 @@ from dodona.runners.interface import (
     KVConnectorOutput,
     KVPart,
     PendingOutput,
+    Runner,
     SchedulerOutput,
 )
 from dodona.runners.kv_transfer.block_layout import LayerKV
@@ -46,7 +48,7 @@ from dodona.runners.weights.source import weights_directory
 
 class V2Runner(WeightLife):
     """The fast runner. Two steps may be under way: the second is launched before the first one's tokens are
-    read. With drafts it is one."""
+    read. With drafts by lookup on the host it is one."""
 
     name = "v2"
     request_features = frozenset({"structured-outputs"})
@@ -91,9 +93,10 @@ class V2Runner(WeightLife):
         """What steps work with. Raises RuntimeError before `initialize_kv_cache`."""
         return self.steps.ready
 
-    def try_load(self) -> None:
+    def try_load(self) -> Runner:
         """The model, and what drafts."""
-        load(self.config, self.model_info, self.limits, self._group)
+        self._loaded = load(self.config, self.model_info, self.limits, self._group)
+        return self
 
     def load_model(self) -> None:
         """Read the weights onto the device.
@@ -108,6 +111,7 @@ class V2Runner(WeightLife):
         if self._loaded.lookup is not None:
             self._lookup = LookupDrafter(self._loaded.lookup)
         self.num_speculative_tokens = self._loaded.num_speculative_tokens
+        self.num_device_drafts = 0 if self._loaded.drafting is None else self.num_speculative_tokens
         self._steps = DeviceSteps(
             self._loaded.model,
             self.limits,
@@ -144,6 +148,13 @@ class V2Runner(WeightLife):
         # Rows' own blocks are allocated while the rest is measured; the engine subtracts them, too.
         own = self.limits.max_num_seqs * spec.state_bytes_per_row
         return own + self.steps.determine_available_memory(spec.bytes_per_block)
+
+    def most_available_memory(self) -> int:
+        """See `runners.device.memory.most_available_memory`."""
+        spec = self.get_kv_cache_spec()
+        own = self.limits.max_num_seqs * spec.state_bytes_per_row
+        most = most_available_memory(self.limits, self._all_weight_views().views.values())
+        return min(most, own + spec.most_useful_bytes(self.limits))
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate KV blocks and what steps work in: see `DeviceSteps.initialize`."""

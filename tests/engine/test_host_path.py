@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.engine.engine import Engine
 from dodona.runners.engine.request import Request
 from dodona.runners.engine.scheduler import Scheduler
@@ -55,19 +56,26 @@ class InstantPending:
 
 @dataclass
 class InstantRunner:
-    """Samples token 7 for each row at once, and notes the counts as each step of a full batch begins."""
+    """Samples token 7 for each row at once, and notes the counts as each step of a full batch begins.
+
+    With `drafts`, so many are made on the device for each row, and none is accepted."""
 
     batch: int
+    drafts: int = 0
     max_steps_in_flight: int = 2
     counts: Counts = field(default_factory=Counts)
     marks: list[tuple[int, int]] = field(default_factory=list)
     output: StepOutput | None = None
 
     def execute_model(self, step: SchedulerOutput) -> None:
-        if step.num_decodes == self.batch and not step.new_requests:
+        steady = len(step.draft_token_ids) if self.drafts else step.num_decodes
+        if steady == self.batch and not step.new_requests:
             self.marks.append((self.counts.python, self.counts.c))
-        rows = step.rows if step.num_decodes == len(step.rows) else _sampling_rows(step)
+        rows = step.rows if steady == len(step.rows) else _sampling_rows(step)
         self.output = StepOutput(rows, [7] * len(rows))
+        if self.drafts:
+            proposed = dict.fromkeys(rows, DeviceDrafts(self.drafts))
+            self.output = StepOutput(rows, [7] * len(rows), draft_token_ids=proposed)
 
     def sample_tokens(self, grammar_output: Any = None) -> InstantPending:
         assert grammar_output is None  # no request has a grammar
@@ -82,15 +90,19 @@ def _sampling_rows(step: SchedulerOutput) -> list[int]:
     return [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
 
 
-def calls_per_step(batch: int, *, streaming: bool, prefix_caching: bool = False) -> tuple[float, float]:
+def calls_per_step(
+    batch: int, *, streaming: bool, prefix_caching: bool = False, drafts: int = 0
+) -> tuple[float, float]:
     """Mean calls of Python and of C functions per steady decode step, those of the runner here included."""
-    runner = InstantRunner(batch)
+    runner = InstantRunner(batch, drafts)
     scheduler = Scheduler(
         num_blocks=batch * 16,
         block_size=BLOCK_SIZE,
         max_num_seqs=batch,
         max_num_batched_tokens=8192,
         enable_prefix_caching=prefix_caching,
+        num_speculative_tokens=drafts,
+        num_device_drafts=drafts,
     )
     engine = Engine(lambda: (runner, scheduler))  # type: ignore[arg-type, return-value]
     try:
@@ -101,7 +113,7 @@ def calls_per_step(batch: int, *, streaming: bool, prefix_caching: bool = False)
         for index in range(batch):
             # Prompts of different lengths, so that new blocks are spread over the steps.
             prompt = [index, *range(index % BLOCK_SIZE + 1)]
-            limit = len(prompt) + COUNTED_STEPS + 8
+            limit = len(prompt) + COUNTED_STEPS + 8 + 2 * drafts
             params = SamplingParams(max_tokens=None, ignore_eos=True)
             requests.append(
                 Request(
@@ -141,6 +153,14 @@ def test_calls_per_decode_step_are_bounded(
     python, c = calls_per_step(batch, streaming=streaming, prefix_caching=prefix_caching)
     assert python <= CONSTANT + python_per_row * batch
     assert c <= CONSTANT + c_per_row * batch
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_calls_per_step_with_drafts_on_the_device_are_bounded(batch: int) -> None:
+    """The step ahead, and what is taken back when it is read."""
+    python, c = calls_per_step(batch, streaming=False, drafts=4)
+    assert python <= CONSTANT + 7.6 * batch
+    assert c <= CONSTANT + 12.6 * batch
 
 
 def test_counts_are_the_same_each_time() -> None:

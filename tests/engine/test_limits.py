@@ -118,6 +118,22 @@ def size(determine: Callable[[], int], *, bytes_per_block: int = 100, **flat: An
     )
 
 
+def test_blocks_that_keep_no_prefixes_are_no_more_than_requests_need() -> None:
+    config = EngineConfig.from_flat(
+        "m", device="cpu", block_size=4, max_num_seqs=3, num_gpu_blocks_override=900
+    )
+    limits = resolve_limits(config, MODEL)
+    for shares, expected in ((True, 900), (False, 2 * 3 * 512 // 4)):
+        found = size_kv_cache(
+            config,
+            limits,
+            bytes_per_block=100,
+            determine_available_memory=unasked,
+            shares_prefixes=shares,
+        )
+        assert found == KVSize(expected, 512)
+
+
 def unasked() -> int:
     raise AssertionError("memory was measured though the number of blocks is configured")
 

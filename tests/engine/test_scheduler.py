@@ -88,6 +88,7 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, object], int, list[Job]]:
         "enable_prefix_caching": draw(st.booleans()),
         "max_steps_in_flight": draw(st.integers(1, 3)),
         "num_speculative_tokens": draw(st.sampled_from([0, 1, 4])),
+        "drafts_on_device": draw(st.booleans()),
         "num_micro_batches": draw(st.sampled_from([1, 1, 2, 3])),
         "windows": windows,
     }
@@ -151,9 +152,12 @@ def check_logprobs(request: Request) -> None:
 
 @pytest.mark.parametrize("max_steps_in_flight", [1, 2, 3])
 @pytest.mark.parametrize("enable_prefix_caching", [True, False])
-@pytest.mark.parametrize("num_speculative_tokens", [0, 3])
+@pytest.mark.parametrize(("num_speculative_tokens", "drafts_on_device"), [(0, False), (3, False), (3, True)])
 def test_two_hundred_random_requests_with_aborts(
-    max_steps_in_flight: int, enable_prefix_caching: bool, num_speculative_tokens: int
+    max_steps_in_flight: int,
+    enable_prefix_caching: bool,
+    num_speculative_tokens: int,
+    drafts_on_device: bool,
 ) -> None:
     rng = random.Random(max_steps_in_flight)
     engine = SyncEngine(
@@ -163,6 +167,7 @@ def test_two_hundred_random_requests_with_aborts(
         enable_prefix_caching=enable_prefix_caching,
         max_steps_in_flight=max_steps_in_flight,
         num_speculative_tokens=num_speculative_tokens,
+        drafts_on_device=drafts_on_device,
     )
     waiting = []
     for i in range(200):

@@ -71,6 +71,7 @@ def test_among_others_as_alone(
     engine = SyncEngine(
         num_blocks=num_blocks, max_steps_in_flight=steps, max_num_batched_tokens=budget,
         enable_prefix_caching=prefix_caching, num_speculative_tokens=drafts, guess=guess,
+        drafts_on_device=seed % 2 == 0,
     )  # fmt: skip
     requests = []
     for i, prompt in enumerate(prompts):
@@ -92,8 +93,12 @@ def test_among_others_as_alone(
             assert request.grammar.tokens == outputs(request)  # type: ignore[attr-defined]
 
 
-def test_drafts_of_a_grammar_are_accepted_up_to_its_end() -> None:
-    engine = SyncEngine(num_speculative_tokens=4, guess=guess, num_blocks=64)
+@pytest.mark.parametrize("drafts_on_device", [False, True])
+def test_drafts_of_a_grammar_are_accepted_up_to_its_end(drafts_on_device: bool) -> None:
+    engine = SyncEngine(
+        num_speculative_tokens=4, guess=guess, num_blocks=64, drafts_on_device=drafts_on_device,
+        max_steps_in_flight=2,
+    )  # fmt: skip
     requests = [counting_request(str(i), [i + 1] * 3) for i in range(30)]
     for request in requests:
         engine.scheduler.add(request)

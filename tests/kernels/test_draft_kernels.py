@@ -84,7 +84,7 @@ def test_acceptance_ends_at_the_first_difference(step: Step, device: torch.devic
     assert kept.max() > 1
     arguments = {"rows": step.rows, "seq_lens": step.positions, "sampled": step.drawn, "num_kept": kept}
     ring, turn = (
-        torch.zeros(2, 32, dtype=torch.int32, device=device),
+        torch.zeros(2, 32, 2, dtype=torch.int32, device=device),
         torch.ones(1, dtype=torch.int32, device=device),
     )
     for index in (None, torch.arange(len(step.rows), dtype=torch.int32, device=device)):
@@ -94,7 +94,8 @@ def test_acceptance_ends_at_the_first_difference(step: Step, device: torch.devic
         assert state["num_computed"].tolist() == reference[0].tolist()
         assert state["token_ids"].tolist() == reference[1].tolist()
     live = len(step.rows) - 2
-    assert ring[1, :live].tolist() == step.drawn[:live].tolist()
+    assert ring[1, :live, 0].tolist() == step.drawn[:live].tolist()
+    assert ring[1, :live, 1].tolist() == expected[:live].tolist()
     assert not ring[0].any()
 
 

@@ -53,6 +53,28 @@ def test_a_machine_that_is_too_small_is_refused_with_both_figures() -> None:
     assert of(memory_fault, QWEN3, replace(gpu, memory=2 * gpu.memory)) is None
 
 
+def test_memory_for_offloaded_blocks_holds_one_and_is_there() -> None:
+    machine, model = replace(CPU, host_memory=8.0), ModelInfo.load(QWEN3)
+    # Keys and values of 16 tokens in fp32; on each of two devices a half.
+    block = 16 * 4 * 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size
+    for size, world, fits in (
+        (block, 1, True),
+        (block - 1, 1, False),
+        (block, 2, True),
+        (block - 2, 2, False),
+    ):
+        flat = {"kv_offloading_size": size / 2**30, "tensor_parallel_size": world}
+        fault = of(memory_fault, QWEN3, machine, **flat)
+        assert (fault is None) == fits
+        assert fits or f"a KV block takes {block // world}" in fault
+    assert of(memory_fault, QWEN3, machine, kv_offloading_size=8.0) is None
+    assert "takes 9 GiB" in of(memory_fault, QWEN3, machine, kv_offloading_size=9.0)
+    assert of(memory_fault, QWEN3, CPU, kv_offloading_size=9.0) is None  # nobody knows what it has
+    transfer = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+    transfer["kv_connector_extra_config"] = {"cpu_bytes_to_use": block - 1}
+    assert "a KV block takes" in of(memory_fault, QWEN3, machine, kv_transfer_config=transfer)
+
+
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [

@@ -9,12 +9,15 @@ With `windows` it has groups of layers: each keeps tokens by itself, and reads w
 there is one group, which sees everything.
 
 With `num_speculative_tokens` it drafts: a random number of tokens, each of them right or wrong at random.
+With `drafts_on_device` it is always that number, which the scheduler knows unread, and only the ids of rows
+with a grammar are told.
 
 With `lost_every` the logits after one in so many contexts are no numbers, and the token there is `NO_TOKEN`.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections import deque
@@ -27,6 +30,7 @@ from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.language.rulebook import OWN_SYSTEM
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.runners.build import RUNNERS
+from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.interface import (
     FurtherTokens,
     GrammarOutput,
@@ -219,6 +223,7 @@ class FakeRunner(Runner):
         available_bytes: int = 1 << 20,
         on_step: Callable[[int], None] | None = None,
         num_speculative_tokens: int = 0,
+        drafts_on_device: bool = False,
         guess: Guess | None = None,
         windows: Sequence[int | None] = (None,),
         lost_every: int = 0,
@@ -232,6 +237,7 @@ class FakeRunner(Runner):
         self.available_bytes = available_bytes
         self.on_step = on_step
         self.num_speculative_tokens = num_speculative_tokens
+        self.num_device_drafts = num_speculative_tokens if drafts_on_device else 0
         self.guess = guess
         self.windows = windows
         self.lost_every = lost_every
@@ -267,6 +273,9 @@ class FakeRunner(Runner):
 
     def try_load(self) -> None:
         self._note("try_load")
+
+    def most_available_memory(self) -> int:
+        return self.available_bytes
 
     def reload_weights(self, path: Any = None) -> None:
         self._note("reload_weights")
@@ -353,8 +362,9 @@ class FakeRunner(Runner):
             step.rows, step.num_tokens, step.num_computed_tokens, step.samples, strict=True
         ):
             state = self.rows[row]
-            drafts = step.draft_token_ids.get(row, ())
-            assert list(drafts) == list(self.proposed.pop(row, ()))[: len(drafts)], "drafts nobody proposed"
+            drafts = self._drafts_to_verify(step, row)
+            if row in step.draft_token_ids:
+                computed = state.num_computed  # which `_check_batch` compared
             state.tokens.extend(drafts)
             self._write(state, computed, count)
             contexts = self._read_context(state, computed)
@@ -397,12 +407,23 @@ class FakeRunner(Runner):
             if len(found) > 1:
                 further[sampled.row] = FurtherTokens(found[1:], entries[1:])
             if drafts := self._draft(state):
-                proposed[sampled.row] = drafts
-        self.proposed.update(proposed)
+                self.proposed[sampled.row] = proposed[sampled.row] = drafts
+                if self.num_device_drafts:
+                    asks = state.request.sampling_params.structured_outputs is not None
+                    ids = functools.partial(list, drafts) if asks else None
+                    proposed[sampled.row] = DeviceDrafts(len(drafts), ids)
         output = StepOutput(rows, token_ids, logprobs, executed.prompt_logprobs, further, proposed)
         pending = _Pending(self, output, [self.rows[row].request for row in rows])
         self.in_flight.append(pending)
         return pending if self.transfers is None else WithTransfers(pending, self.transfers)
+
+    def _drafts_to_verify(self, step: SchedulerOutput, row: int) -> Sequence[int]:
+        drafts, proposed = step.draft_token_ids.get(row, ()), self.proposed.pop(row, ())
+        if isinstance(drafts, DeviceDrafts):
+            assert len(drafts) <= len(proposed) == self.num_device_drafts
+            return proposed[: len(drafts)]
+        assert list(drafts) == list(proposed)[: len(drafts)], "drafts nobody proposed"
+        return drafts
 
     def _sample(
         self, state: _Row, sampled: _Sampled, masks: Sequence[Any]
@@ -435,10 +456,12 @@ class FakeRunner(Runner):
     def _draft(self, state: _Row) -> Sequence[int]:
         tokens = list(state.tokens)
         known = len(tokens)
-        if not self.num_speculative_tokens or tokens[-1] == NO_TOKEN:
-            return ()
         context = context_hash(tokens)
-        count = mix(context, 3) % (self.num_speculative_tokens + 1)
+        count = self.num_device_drafts
+        if not count:
+            if not self.num_speculative_tokens or tokens[-1] == NO_TOKEN:
+                return ()
+            count = mix(context, 3) % (self.num_speculative_tokens + 1)
         for _ in range(count):
             draft = mix(context, 5) % self.vocab_size
             if mix(context, 7) % 4:
@@ -508,9 +531,14 @@ class FakeRunner(Runner):
         assert set(step.draft_token_ids) <= set(step.rows)
         for index, row in enumerate(step.rows):
             state = self.rows[row]
-            end = step.num_computed_tokens[index] + step.num_tokens[index]
+            end = state.num_computed + step.num_tokens[index]
             assert step.num_tokens[index] >= 1
-            assert step.num_computed_tokens[index] == state.num_computed, "computed tokens out of step"
+            computed, is_unread = step.num_computed_tokens[index], self._is_unread(state)
+            if isinstance(step.draft_token_ids.get(row), DeviceDrafts) and is_unread:
+                assert state.num_computed <= computed, "more computed tokens than the scheduler counts"
+                assert state.request.sampling_params.structured_outputs is None
+            else:
+                assert computed == state.num_computed, "computed tokens out of step"
             length = len(state.tokens) + len(step.draft_token_ids.get(row, ()))
             assert end <= length, "a token that isn't there yet"
             assert length <= self.max_model_len, "a sequence beyond max_model_len"
@@ -520,6 +548,10 @@ class FakeRunner(Runner):
             assert not verifies or state.sampled_last, "drafts for a row that doesn't decode"
             decodes = state.sampled_last and step.num_tokens[index] == 1 and step.samples[index]
             assert decodes == (index < step.num_decodes), "decodes are not the batch's prefix"
+
+    def _is_unread(self, state: _Row) -> bool:
+        """Whether a step in which the row sampled is still to be read."""
+        return any(state.request is request for pending in self.in_flight for request in pending.requests)
 
     def _first_visible(self, group: int, position: int) -> int:
         window = self.windows[group]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import random
 import shutil
 import tempfile
@@ -27,12 +26,14 @@ from transformers import CONFIG_MAPPING
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, DodonaError, UnsupportedConfiguration
+from dodona.oracle.machine.memory import available_memory, host_memory
 from dodona.oracle.select import select_runner
-from dodona.oracle.systems.own.memory import PLAIN_KV
+from dodona.runners.build import build_runner
 from dodona.runners.llm import LLM
+from dodona.runners.model_files import read_model_files
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.trial_load import try_load, why_untried
-from tests.support import damaged_models, pooling_table
+from tests.support import damaged_models, every_family, models_table, pooling_table
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import FAMILIES, TinyModels
 
@@ -54,14 +55,23 @@ class Tried:
     """Why it was refused."""
 
 
-def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Flat arguments, most of them left alone; `folder` is empty, and gets damaged copies of models."""
+LOOKS = ("files", "settings", "memory")
+"""What is drawn: damaged files, settings of all kinds, or sizes of a KV cache near the edge."""
+
+
+def draw(choose: Choose, models: Sequence[Path], folder: Path, looks_at: str | None = None) -> dict[str, Any]:
+    """Flat arguments, most of them left alone; `folder` is empty, and gets damaged copies of models.
+
+    looks_at: one of `LOOKS`; None chooses one."""
 
     def some(values: Sequence[Any]) -> Any:
         return choose([None, None, None, *values])
 
     flat: dict[str, Any] = {"model": str(choose(models))}
-    looks_at_files = choose([True, True, False])
+    looks = looks_at or choose(["files", "files", "settings", "memory"])
+    if looks == "memory":
+        return flat | _near_the_edge(some, choose, flat["model"], folder)
+    looks_at_files = looks == "files"
     if looks_at_files:
         flat["model"] = _damaged(choose, Path(flat["model"]), folder / "model")
     small = {
@@ -95,9 +105,6 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
         "data_parallel_rank": [0],
         "distributed_executor_backend": ["uni", "external_launcher"],
     }  # fmt: skip
-    if not _is_counted(Path(flat["model"])):
-        # What KV blocks and inner states of other types take, only the start measures.
-        del small["kv_cache_memory_bytes"], small["gpu_memory_utilization"]
     for name in random_names(choose, list(small), 12 if looks_at_files else 3):
         value = some(small[name])
         if value is not None:
@@ -121,12 +128,92 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path) -> dict[str, Any]
     return flat
 
 
-def _is_counted(model: Path) -> bool:
-    """Whether the rule on memory knows the KV blocks of a model's type."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        raw = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        return raw.get("model_type") in PLAIN_KV
-    return False
+def _near_the_edge(some: Choose, choose: Choose, model: str, folder: Path) -> dict[str, Any]:
+    """Sizes of a KV cache that is just large enough, or just not: most of them by the sizes that the model's
+    own KV cache has, where it can be loaded."""
+    flat: dict[str, Any] = {
+        "dtype": some(["bfloat16"]),
+        "max_model_len": choose([None, 2, 5, 17, 64, 130, 255, 256]),
+        "max_num_seqs": choose([None, 1, 2, 7]),
+        "block_size": choose([None, 1, 4, 16, 17, 48]),
+        "max_num_batched_tokens": choose([None, 3, 16, 64, 300]),
+        "enable_prefix_caching": some([False]),
+        "enforce_eager": some([True]),
+        "load_format": some(["dummy"]),
+    }
+    if choose([True, False, False, False]):
+        flat["speculative_config"] = _drafts(choose, model)
+    if choose([True, False, False, False, False, False]):
+        flat["enable_lora"], flat["max_lora_rank"] = True, 8
+    flat = {name: value for name, value in flat.items() if value is not None}
+    block, states = _kv_sizes({"model": model, **flat})
+    length = flat.get("max_model_len", 256)
+    blocks = -(-length // flat.get("block_size", 16))
+    count = max(1, choose([1, blocks - 1, blocks, blocks, blocks + 1, 2 * blocks]))
+    whole = max(1, count * block + states + choose([-1, 0, 0, 1, -block, -states]))
+    edge = choose(
+        ["kv_cache_memory_bytes"] * 3 + ["num_gpu_blocks_override", "gpu_memory_utilization", "offloading"]
+    )
+    if edge == "kv_cache_memory_bytes":
+        flat[edge] = choose([1, whole, whole, whole, whole, 1 << 40])
+    elif edge == "num_gpu_blocks_override":
+        flat[edge] = choose([1, count, count, count, count, 10**14])
+    elif edge == "gpu_memory_utilization":
+        # What a step takes beside the KV cache is measured by a start alone: nothing between is known.
+        share = whole / (available_memory() or 1 << 34)
+        flat[edge] = choose([1e-12, min(1.0, share / 4), 0.05, 1.0])
+    else:
+        host = int((host_memory() or 16) * 2**30)
+        given = max(1, choose([1, block - 1, block, block + 1, 3 * block, 2 * host]))
+        flat |= choose([_offloaded(given), _offloaded(given), _by_connector(given), _shared(given, folder)])
+    return flat
+
+
+def _drafts(choose: Choose, model: str) -> dict[str, Any]:
+    """What drafts, with KV of its own or without."""
+    kinds: list[dict[str, Any]] = [
+        {"method": "ngram", "prompt_lookup_max": 3},
+        {"model": model},
+        *({"model": str(CHECKPOINTS / head)} for head in HEADS),
+        {"method": "mtp"},
+    ]
+    return {**choose(kinds), "num_speculative_tokens": choose([1, 3])}
+
+
+def _offloaded(count: int) -> dict[str, Any]:
+    return {"kv_offloading_size": count / 2**30}
+
+
+def _by_connector(count: int) -> dict[str, Any]:
+    extra = {"cpu_bytes_to_use": count}
+    return {"kv_transfer_config": _connector("OffloadingConnector", extra)}
+
+
+def _shared(count: int, folder: Path) -> dict[str, Any]:
+    extra = {"shared_memory_path": str(folder / "kv"), "memory_bytes": min(count, 1 << 24)}
+    return {"kv_transfer_config": _connector("SharedMemoryConnector", extra)}
+
+
+def _connector(name: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kv_connector": name, "kv_role": "kv_both", "kv_connector_extra_config": dict(extra)}
+
+
+def _kv_sizes(flat: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of a KV block over all layers, and of the inner states of all rows, as the loaded model says; a
+    guess where it can't be loaded."""
+    try:
+        verdict = select_runner(EngineConfig.from_flat(**flat, num_gpu_blocks_override=1024))
+        model = read_model_files(verdict.config).model
+        runner = build_runner(verdict, model)
+        try:
+            runner.load_model()
+            spec = runner.get_kv_cache_spec()
+            block = spec.bytes_per_block + sum(group.bytes_per_block for group in spec.window_groups)
+            return block, runner.limits.max_num_seqs * spec.state_bytes_per_row
+        finally:
+            runner.shutdown()
+    except Exception:
+        return 4096, 0
 
 
 def random_names(choose: Choose, names: list[str], one_in: int) -> list[str]:
@@ -201,6 +288,19 @@ def pooling_models(folder: Path) -> list[Path]:
     return paths
 
 
+def every_type(folder: Path) -> list[Path]:
+    """Tiny models of all causal types of transformers that are served and can be made."""
+    found: list[Path] = []
+    for model_type in every_family.model_types():
+        path = folder / model_type
+        path.mkdir(parents=True)
+        with contextlib.suppress(Exception):
+            models_table.save(model_type, path)
+            select_runner(EngineConfig.from_flat(str(path), device="cpu", skip_tokenizer_init=True))
+            found.append(path)
+    return found
+
+
 def installed_families() -> list[str]:
     """The tiny models' families that the installed transformers has."""
     return [name for name, (kind, _) in {**FAMILIES, **HYBRIDS}.items() if kind in CONFIG_MAPPING]
@@ -253,20 +353,26 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--refusals", action="store_true", help="print these too")
     parser.add_argument("--families", nargs="*", default=installed_families())
+    parser.add_argument("--every-type", action="store_true", help="models of all types in place of families")
+    parser.add_argument("--only", choices=LOOKS, help="look at nothing but this")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "empty").mkdir()
         tiny = TinyModels(folder / "models")
-        models = [tiny.path(family) for family in arguments.families]
+        models = every_type(folder / "types") if arguments.every_type else []
+        models += [] if models else [tiny.path(family) for family in arguments.families]
         models += [CHECKPOINTS / "qwen3"] * (1 + len(models) // 3) + pooling_models(folder / "pooling") * 2
         models += [path.parent for path in CHECKPOINTS.glob("*/generation_config.json")]
         outcomes: Counter[str] = Counter()
         for _ in range(arguments.examples):
             for part in ("kv", "model", "draft"):
                 shutil.rmtree(folder / "empty" / part, ignore_errors=True)
-            tried = attempt(draw(rng.choice, models, folder / "empty"))
+            flat = draw(rng.choice, models, folder / "empty", arguments.only)
+            if arguments.every_type:
+                flat["skip_tokenizer_init"] = True
+            tried = attempt(flat)
             kind = tried.outcome if tried.outcome in ("refused", "runs") else "fails"
             outcomes[kind] += 1
             if arguments.refusals and kind == "refused":

@@ -119,6 +119,7 @@ class _Simulation:
             vocab_size=VOCAB,
             max_steps_in_flight=sizes.max_steps_in_flight,
             num_speculative_tokens=sizes.num_speculative_tokens,
+            drafts_on_device=sizes.drafts_on_device,
             on_step=self.on_step,
             guess=CountingGrammar(VOCAB, END).guess,
             lost_every=sizes.lost_every,
@@ -139,6 +140,7 @@ class _Simulation:
             enable_chunked_prefill=sizes.enable_chunked_prefill,
             enable_prefix_caching=sizes.enable_prefix_caching,
             num_speculative_tokens=sizes.num_speculative_tokens,
+            num_device_drafts=self.runner.num_device_drafts if self.connector is None else 0,
             kv_connector=self.connector,
             max_loras=sizes.max_loras,
         )

@@ -50,6 +50,8 @@ class Sizes:
     lost_every: int = 0
     """After one in so many contexts the model's logits are no numbers; 0: they always are."""
     max_loras: int = 1
+    drafts_on_device: bool = False
+    """Whether it is the device that drafts, and always as many."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def story_of(seed: int, *, faults: bool = True) -> Story:
         host_memory=host_memory,
         lost_every=rng.choice((0, 0, 0, 0, rng.randint(4, 40))),
         max_loras=rng.randint(1, 2),
+        drafts_on_device=random.Random(-1 - seed).random() < 0.5,  # apart: stories keep their seeds
     )
     bases = [tuple(rng.randrange(1, VOCAB) for _ in range(12)) for _ in range(2)]
     arrivals = tuple(_arrival(rng, bases) for _ in range(rng.randint(1, 5)))

@@ -29,6 +29,7 @@ class SyncEngine:
         max_steps_in_flight: int = 1,
         vocab_size: int = 97,
         num_speculative_tokens: int = 0,
+        drafts_on_device: bool = False,
         num_micro_batches: int = 1,
         guess: Guess | None = None,
         windows: Sequence[int | None] = (None,),
@@ -43,6 +44,7 @@ class SyncEngine:
             max_steps_in_flight=max(max_steps_in_flight, num_micro_batches),
             vocab_size=vocab_size,
             num_speculative_tokens=num_speculative_tokens,
+            drafts_on_device=drafts_on_device,
             guess=guess,
             windows=windows,
         )
@@ -59,6 +61,7 @@ class SyncEngine:
             enable_chunked_prefill=enable_chunked_prefill,
             enable_prefix_caching=enable_prefix_caching,
             num_speculative_tokens=num_speculative_tokens,
+            num_device_drafts=self.runner.num_device_drafts,
             num_micro_batches=num_micro_batches,
             window=spec.groups[0].window,
             window_groups=[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,8 @@ class Run:
     requests: list[Request]
     scheduler: Scheduler
     steps: int
+    most_unread: int
+    """Most steps of one request that were under way at a time."""
 
     @property
     def outputs(self) -> list[list[int]]:
@@ -108,6 +110,7 @@ def generate(
         enable_chunked_prefill=True,
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=runner.num_speculative_tokens,
+        num_device_drafts=runner.num_device_drafts,
         window=runner.get_kv_cache_spec().groups[0].window,
     )
     count = len(prompts)
@@ -120,13 +123,15 @@ def generate(
     for request in requests:
         scheduler.add(request)
     under_way: deque[Any] = deque()
-    steps = 0
+    steps = most_unread = 0
     while scheduler.num_unfinished:
         step = scheduler.schedule() if len(under_way) < in_flight else None
         if step is not None:
             runner.execute_model(step.output)
             under_way.append((step, runner.sample_tokens()))
             steps += 1
+            unread = Counter(id(request) for scheduled, _ in under_way for request in scheduled.sampling)
+            most_unread = max([most_unread, *unread.values()])
             continue
         assert under_way, "the scheduler has nothing to run, and nothing is under way"
         oldest, pending = under_way.popleft()
@@ -134,4 +139,4 @@ def generate(
     while under_way:
         oldest, pending = under_way.popleft()
         scheduler.update(oldest, pending.result())
-    return Run(requests, scheduler, steps)
+    return Run(requests, scheduler, steps, most_unread)

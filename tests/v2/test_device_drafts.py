@@ -29,6 +29,7 @@ from dodona.runners.v2.drafting.head_layers import HeadLayers
 from dodona.runners.v2.runner import V2Runner
 from tests.v2.drive import DEVICE, GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import prompts_of
+from tests.v2.test_speculation import LENGTHS, STAGES, assert_equal
 
 SMALL = {"head_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 TARGET = {**SMALL, "num_hidden_layers": 2}
@@ -173,7 +174,7 @@ def test_layers_compute_what_the_heads_torch_does(
 def drafts_of(
     runner: V2Runner, prompts: list[list[int]], count: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """(tokens of a request, its drafts) after each step that yielded some."""
+    """(tokens of a request, its drafts as the token history has them) after each step that yielded some."""
     budget = runner.config.scheduler_config.max_num_batched_tokens or 64
     scheduler = Scheduler(
         num_blocks=40, block_size=16, max_num_seqs=4, max_num_batched_tokens=budget,
@@ -186,10 +187,13 @@ def drafts_of(
         scheduler.add(request)
     while (step := scheduler.schedule()) is not None:
         runner.execute_model(step.output)
-        scheduler.update(step, runner.sample_tokens().result())
-        for request in step.sampling:
+        result = runner.sample_tokens().result()
+        scheduler.update(step, result)
+        for request, row in zip(step.sampling, result.rows, strict=True):
             if request.draft_token_ids:
-                yield list(request.token_ids), list(request.draft_token_ids)
+                first = len(request.token_ids)
+                history = runner.ready.state.token_ids[row, first : first + DRAFTS]
+                yield list(request.token_ids), history.tolist()
 
 
 @pytest.mark.parametrize(
@@ -229,6 +233,30 @@ def test_a_draft_model_that_is_the_target_is_always_right(padded: bool, tiny_mod
     assert stats.num_draft_tokens > 10
     assert stats.num_accepted_tokens > 0.6 * stats.num_draft_tokens
     assert run.steps < plain.steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_ahead_with_every_stage(kind: str, tiny_models, tmp_path: Path) -> None:
+    """Two steps under way, chunks of prompts beside rows whose steps are unread, preemption, penalties,
+    log-probabilities and stop tokens: the tokens of decoding without drafts. Heads are mostly wrong; a draft
+    model, in the place of EAGLE's, is mostly right."""
+    path, prompts = tiny_models.path("qwen3", **TARGET), prompts_of(14, 30, 15)
+    plain = generate(make_runner(path), prompts, max_tokens=LENGTHS, params=STAGES)
+    speculative = {"method": "draft_model", "model": str(path), "num_speculative_tokens": 3}
+    if kind != "eagle":
+        speculative = Head(kind, path, tmp_path).speculative
+    for padded in (False, True):
+        runner = make_runner(path, speculative_config=speculative, max_num_batched_tokens=24)
+        assert (runner.num_device_drafts, runner.max_steps_in_flight) == (3, 2)
+        if padded:
+            sizes: dict[str, Any] = {"decodes": (4,), "prompts": (), "drafts": (8, 16)}
+            set_graphs(runner, EagerGraphs(runner.ready.steps, **sizes, step_drafts=runner.ready.drafts))
+        run = generate(
+            runner, prompts, max_tokens=LENGTHS, params=STAGES, num_blocks=5, enable_prefix_caching=True
+        )
+        assert_equal(run, plain)
+        assert run.scheduler.draft_stats.num_draft_tokens > 10
+        assert run.most_unread == 2
 
 
 def test_few_entries_attend_over_the_projection(tiny_models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from dodona.kernels.state.staged_writes import CHUNK
 from dodona.runners.device import state as state_module
 from dodona.runners.device.state import RequestState
+from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.interface import NewRequest
 from dodona.runners.sampling.params import SamplingParams
 from tests.v2.drive import DEVICE
@@ -86,6 +87,50 @@ def test_a_steady_decode_batch_sends_nothing(state, monkeypatch):
     state.flush()
     assert sent == [*first, 1]
     assert state.block_table[1, :2].tolist() == [1, 7]
+
+
+def test_a_steady_batch_of_drafts_on_the_device_sends_nothing(state, monkeypatch):
+    sent = []
+    real = state_module.scatter_ragged
+    monkeypatch.setattr(
+        state_module, "scatter_ragged", lambda **kw: (sent.append(kw["num_writes"]), real(**kw))
+    )
+    state = RequestState(
+        max_num_seqs=5, max_model_len=300, block_size=16, device=torch.device(DEVICE), max_num_entries=15
+    )
+    for row in (3, 1):
+        state.add_request(request(row, [1, 2, 3], [row]))
+    state.set_mixed_batch([3, 1], [0, 0], [3, 3], [True, True])
+    state.flush()
+    state.num_computed[[3, 1]] += 3  # what the state update does on the device
+
+    def verify(computed, drafts, lengths=(3, 3), **padding):
+        state.set_draft_batch([3, 1], computed, lengths, [True, True], drafts=drafts, num_single=2, **padding)
+        before = len(sent)
+        state.flush()
+        return len(sent) > before
+
+    on_device = dict.fromkeys((3, 1), DeviceDrafts(2))
+    padding = {"padded_length": 9, "padded_rows": 3}
+    assert verify([3, 3], on_device, **padding)
+    assert state.rows[:9].tolist() == [3, 3, 3, 1, 1, 1, -1, -1, -1]
+    assert state.offsets[:9].tolist() == [0, 1, 2, 0, 1, 2, 0, 0, 0]
+    assert state.first_samples[:3].tolist() == [0, 3, -1]
+    assert state.sample_entries[:6].tolist() == [0, 1, 2, 3, 4, 5]
+    state.num_computed[[3, 1]] += torch.tensor([1, 2], device=DEVICE, dtype=torch.int32)
+    for most in (6, 9, 7):  # whatever the host takes for the most
+        assert not verify([most, most], on_device, **padding)
+    assert state.num_computed[[3, 1]].tolist() == [4, 5]
+    # Another shape of the same batch, and drafts from the host, whose places it must know.
+    assert verify([8, 8], on_device)
+    assert verify([4, 5], {3: [8, 9], 1: DeviceDrafts(2)})
+    assert state.num_computed[[3, 1]].tolist() == [4, 5]
+    assert state.token_ids[3, 5:7].tolist() == [8, 9]
+    # A row that decodes next has the host's count again.
+    state.set_decode_batch([1, 3], [8, 6], 4)
+    state.flush()
+    assert state.num_computed[[3, 1]].tolist() == [6, 8]
+    assert verify([6, 8], on_device, **padding)
 
 
 def test_too_much_state_is_refused():

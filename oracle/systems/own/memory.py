@@ -16,6 +16,8 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.stored_tensors import BITS, FLOATS
+from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.kv_transfer import OffloadingSettings, resolve_kv_transfer
 from dodona.oracle.systems.own.lengths import (
     most_blocks_of_window,
     resolved_max_model_len,
@@ -52,8 +54,11 @@ def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environmen
                 "max_model_len"
             )
         weights = least_weight_bytes(config, model, environment)
+        fault = _offloading_fault(config, model, environment)
     except ConfigError:
         return None  # of which other rules speak
+    if fault is not None:
+        return fault
     on_gpu = resolved_device(config, environment) in ("cuda", "rocm")
     has = environment.memory if on_gpu else environment.host_memory
     if has is None:
@@ -71,6 +76,26 @@ def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environmen
         f"{'a GPU' if on_gpu else 'the machine'} has {has:.4g} GiB with gpu_memory_utilization={share:g}; "
         "use more devices or memory, a smaller dtype or quantized weights, or lower max_model_len or "
         "kv_cache_memory_bytes"
+    )
+
+
+def _offloading_fault(config: EngineConfig, model: ModelInfo, environment: Environment) -> str | None:
+    """Why the host's memory for offloaded KV blocks holds none, or can't be had. Raises ConfigError."""
+    settings = resolve_kv_transfer(config) if has_active_connector(config) else None
+    if not isinstance(settings, OffloadingSettings):
+        return None
+    given, block = settings.cpu_bytes, least_block_bytes(config, model, environment)
+    if given < block:
+        return (
+            f"kv_offloading_size is {given} bytes of the host's memory for each device, and a KV block takes "
+            f"{block}; raise it"
+        )
+    total, has = given * config.parallel_config.world_size / _GIB, environment.host_memory
+    if has is None or total <= has:
+        return None
+    return (
+        f"kv_offloading_size takes {total:.4g} GiB of the host's memory, and the machine has {has:.4g} GiB; "
+        "lower it"
     )
 
 
@@ -147,10 +172,26 @@ def least_kv_bytes(config: EngineConfig, model: ModelInfo, environment: Environm
     elif model.sliding_window is not None:
         behind = min(blocks, most_blocks_of_window(model.sliding_window, step, size))
     kept = blocks * full + behind * sliding
+    return kept * size * _bytes_per_token(config, model, device) // config.parallel_config.world_size
+
+
+def least_block_bytes(config: EngineConfig, model: ModelInfo, environment: Environment) -> int:
+    """Bytes that a KV block of all layers certainly takes on a device; 0 where config.json doesn't tell, or
+    there are none."""
+    if (
+        resolved_runner_type(config, model) == "pooling"
+        or is_row_by_row(config, model, environment) is not False
+    ):
+        return 0
+    size, device = config.cache_config.block_size, resolved_device(config, environment)
+    of_layers = sum(_kv_layers(model)) * size * _bytes_per_token(config, model, device)
+    return of_layers // config.parallel_config.world_size
+
+
+def _bytes_per_token(config: EngineConfig, model: ModelInfo, device: str) -> int:
+    """Of keys and values of one layer."""
     elements = (model.num_key_value_heads or 0) * (model.head_size or 0) * 2
-    dtype = BYTES.get(resolved_dtype(config, model, device) or "", 0)
-    parallel = config.parallel_config
-    return kept * size * elements * dtype // parallel.world_size
+    return elements * BYTES.get(resolved_dtype(config, model, device) or "", 0)
 
 
 def _kv_layers(model: ModelInfo) -> tuple[int, int]:

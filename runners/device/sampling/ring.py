@@ -16,15 +16,23 @@ class SampleRing:
         num_slots: more than the steps whose tokens may be uncopied at a time.
         max_num_tokens: most tokens of a step.
         device: where the steps run.
+        verifies: whether steps may verify drafts.
     """
 
-    def __init__(self, *, num_slots: int, max_num_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, *, num_slots: int, max_num_tokens: int, device: torch.device, verifies: bool = False
+    ) -> None:
         self.tokens = torch.zeros((num_slots, max_num_tokens), dtype=torch.int32, device=device)
         """[slots, max_num_tokens]."""
+        shape = (num_slots, max_num_tokens if verifies else 0, 2)
+        self.verified = torch.zeros(shape, dtype=torch.int32, device=device)
+        """[slots, max_num_tokens, 2]: of steps that verify drafts, tokens, each with what is kept of its
+        row."""
         self.turn = torch.zeros(1, dtype=torch.int32, device=device)
         """[1]: slot of the step that the device is at."""
         self.num_slots = num_slots
         self._slots = self.tokens.unbind()
+        self._verified_slots = self.verified.unbind()
         self._launched = 0
         """Slot of the step that was launched last."""
 
@@ -35,6 +43,10 @@ class SampleRing:
     def launched(self, size: int) -> torch.Tensor:
         """[size]: the first tokens of the step that was launched last."""
         return self._slots[self._launched][:size]
+
+    def launched_verified(self, size: int) -> torch.Tensor:
+        """[size, 2]: the first tokens of the step that was launched last, which verified drafts."""
+        return self._verified_slots[self._launched][:size]
 
     def restart(self) -> None:
         """Reset the counters of host and device after steps without a call of `advance`. All tokens of

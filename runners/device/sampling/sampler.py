@@ -29,7 +29,7 @@ class SampledTokens:
     """Tokens of a step."""
 
     token_ids: Tensor
-    """[n] int32."""
+    """[n] int32; or, where a step of fixed form verified drafts, [n, 2] with `num_kept` beside each."""
     logprobs: SampledLogprobs | None = None
     """None where no row asks."""
     num_kept: Tensor | None = None

@@ -12,6 +12,7 @@ from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.weights import check_weights
+from dodona.runners.interface import Runner
 from dodona.runners.lora.adapter import Adapter
 from dodona.runners.lora.target import LoRATarget
 from dodona.runners.machine import torch_environment
@@ -32,14 +33,15 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
 
     name = "v1"
 
-    def try_load(self) -> None:
+    def try_load(self) -> Runner:
         """The model, a pass over few tokens, and the files of pooling."""
         module = self._checked_model()
         output = try_prompt(module)
-        self._read_pooler(output.shape[-1])
+        model = TransformersPoolingModel(module, pads=False)
+        self._loaded = (model, self._read_pooler(output.shape[-1]))
         if self.config.lora_config is not None:
-            model = TransformersPoolingModel(module, pads=False)
             LoRALayers(module, self.config.lora_config, layers=layers_of_batches(model))
+        return self
 
     def _load(self) -> TransformersPoolingModel:
         """Read the weights and choose how prompts are batched; see `choice.choose`."""

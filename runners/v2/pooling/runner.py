@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dodona.runners.interface import Runner
 from dodona.runners.pooling_runner import PoolingRunner
 from dodona.runners.v2.loading.loaded import load_pooling
 from dodona.runners.v2.loading.model import read_weights, weight_views
@@ -25,10 +26,13 @@ class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
         model = load_pooling(self.config, self.model_info, self.limits, self._settings)
         return DensePoolingModel(model, self.limits)
 
-    def try_load(self) -> None:
+    def try_load(self) -> Runner:
         """The model, and the files of pooling."""
-        spec = load_pooling(self.config, self.model_info, self.limits, self._settings).spec
-        self._read_pooler(spec.hidden_size if spec.score is None else spec.score.num_labels)
+        model = self._load()
+        spec = model.model.spec
+        width = spec.hidden_size if spec.score is None else spec.score.num_labels
+        self._loaded = (model, self._read_pooler(width))
+        return self
 
     # --- Parts
 

@@ -125,7 +125,7 @@ def state(tokens: int) -> None:
         block_table=ints(2, 256), block_size=16, input_ids=ints(tokens), positions=ints(tokens),
         slots=ints(tokens), seq_lens=ints(2), offsets=ints(2), turn=ints(1), num_turns=3,
     )  # fmt: skip
-    for index, ring in ((None, ints(3, 8)), (ints(2), None)):
+    for index, ring in ((None, ints(3, 8, 2)), (ints(2), None)):
         update_state(
             rows=ints(2), seq_lens=ints(2), sample_index=index, sampled=ints(2), num_kept=ints(2),
             num_computed=ints(2), token_ids=ints(2, 4096), ring=ring, turn=None if ring is None else ints(1),
