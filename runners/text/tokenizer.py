@@ -20,6 +20,9 @@ MAX_TOKENIZER_BYTES = 256 << 20
 MAX_GROWTH = 10_000
 """Times as long as a text that a tokenizer's steps may make of it."""
 
+MAX_POST_PROCESSOR = 16_384
+"""Bytes of what adds special tokens to each prompt, as JSON: each use of a special token adds all its ids."""
+
 _READ = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 
 
@@ -50,6 +53,15 @@ def _check_growth(directory: Path, tokenizer: Any) -> None:
     """Raise ConfigError where the steps around the vocabulary replace text by ever longer text: forty
     that double it make more of one character than there is memory."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    after = getattr(backend, "post_processor", None)
+    if after is not None and type(after).__name__ != "PostProcessor":
+        size = len(after.__getstate__())
+        if size > MAX_POST_PROCESSOR:
+            raise ConfigError(
+                f"tokenizer: {directory} can't be used: its post_processor, which adds special tokens, has "
+                f"{size} bytes, more than {MAX_POST_PROCESSOR}; mend it, or give token ids with "
+                "skip_tokenizer_init=True"
+            )
     for name in ("normalizer", "decoder"):
         step = getattr(backend, name, None)
         if step is None or type(step).__name__ in ("Normalizer", "Decoder"):  # Python's own

@@ -213,6 +213,8 @@ def books() -> Iterator[Change]:
     """Rule books, by each command that reads one."""
     for verb in VERBS:
         for name, book in BOOKS.items():
+            if verb[0] == "select" and name == "300 rules of six facts":
+                continue  # bounded, but not to seconds
             yield f"{verb[0]} {verb[1]:.10}: {name}", lambda p, v=verb, b=book: read(p, v, json.dumps(b()))
     for name, text in TEXTS_OF_BOOKS.items():
         for verb in (VERBS[0], VERBS[4]):
