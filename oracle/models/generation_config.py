@@ -38,6 +38,10 @@ _FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 """The file's name → the sampling parameter's, and how a value is taken."""
 
 
+MAX_EOS = 1_024
+"""Most ids that end a sequence."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
     """What is read of a generation_config.json."""
@@ -67,4 +71,6 @@ def _eos(file: Path, value: Any) -> frozenset[int]:
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise ConfigError(f"{file}: eos_token_id must be a token id or a list of them, got {short(value)}")
+    if len(ids) > MAX_EOS:
+        raise ConfigError(f"{file}: eos_token_id lists {len(ids)} ids, more than {MAX_EOS}; check the file")
     return frozenset(ids)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import string
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dodona.oracle.config.engine_config import EngineConfig
+from dodona.oracle.errors import ConfigError
 from dodona.runners.text.detokenizer import Detokenizer, IncrementalText
 from dodona.runners.text.stop_strings import StopStringText
+from dodona.runners.text.tokenizer import load_tokenizer
 
 LETTERS = [*string.ascii_letters, *string.digits, *".,!?-'\n", "é", "ü", "数", "字", "🙂"]
 PIECES = [*LETTERS, "he", "llo", "wor", "ld", "ing"]
@@ -133,3 +139,23 @@ def test_a_long_run_of_bytes_is_decoded_once() -> None:
     text = IncrementalText(detokenizer, [])
     assert {text.add([i]) for i in run} == {""}
     assert text.add(tokenizer.convert_tokens_to_ids(["a"])) == "数字🙂" * 50 + "a"
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_steps_that_make_text_ever_longer_are_refused(part: str, tmp_path: Path) -> None:
+    source = Path(__file__).resolve().parents[2] / "checkpoints/qwen3"
+    for name in ("config.json", "tokenizer_config.json"):
+        shutil.copy(source / name, tmp_path)
+    data = json.loads((source / "tokenizer.json").read_text())
+    step = {"type": "Replace", "pattern": {"String": "1"}, "content": "11"}
+    for count in (10, 60):
+        data[part] = {"type": "Sequence", f"{part}s": [step] * count}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+        config = EngineConfig.from_flat(str(tmp_path))
+        if count == 10:
+            assert load_tokenizer(config, tmp_path) is not None
+        else:
+            with pytest.raises(
+                ConfigError, match=f"its {part} may make a text more than 10000 times as long"
+            ):
+                load_tokenizer(config, tmp_path)

@@ -41,8 +41,8 @@ GENERATION: dict[str, Changes] = {
 CONFIG: dict[str, Changes] = {
     "a million layer_types": lambda: {"layer_types": ["full_attention"] * 400_000},
     "layer_types of layers": lambda: {"layer_types": ["sliding_attention", 5]},
-    "100,000 architectures": lambda: {"architectures": [f"A{i}ForCausalLM" for i in range(100_000)]},
-    "100,000 labels": lambda: {"id2label": {str(i): "x" for i in range(100_000)}, "num_labels": 100_000},
+    "10,000 architectures": lambda: {"architectures": [f"A{i}ForCausalLM" for i in range(10_000)]},
+    "10,000 labels": lambda: {"id2label": {str(i): "x" for i in range(10_000)}, "num_labels": 10_000},
     "a text_config of a text_config": lambda: {"text_config": {"text_config": {"num_hidden_layers": 10**9}}},
     "layers of a text_config": lambda: {"text_config": {"num_hidden_layers": 10**9, "model_type": "qwen3"}},
     "layers of a vision_config": lambda: {"vision_config": {"num_hidden_layers": 10**9}},
@@ -266,7 +266,7 @@ TOKENIZER_CONFIG: dict[str, Changes] = {
         )
     },
     "extra_special_tokens": lambda: {"extra_special_tokens": {"\x1b": 5}},
-    "additional_special_tokens": lambda: {"additional_special_tokens": [f"<{i}>" for i in range(20_000)]},
+    "additional_special_tokens": lambda: {"additional_special_tokens": [f"<{i}>" for i in range(5_000)]},
     "additional_special_tokens of numbers": lambda: {"additional_special_tokens": [1, [2]]},
     "added_tokens_decoder": lambda: {"added_tokens_decoder": {"99999999999999": {"content": "x"}}},
     "added_tokens_decoder of text": lambda: {"added_tokens_decoder": {"x": {"content": "x"}}},
