@@ -36,6 +36,7 @@ COLUMNS = gl.constexpr(16)
 """Columns of a program: rows of the matrix instruction."""
 INNER = gl.constexpr(64)
 """Inner elements of a warp's tile."""
+NUM_WARPS = 4
 
 
 @gluon.jit(do_not_specialize=["tokens"])
@@ -187,9 +188,7 @@ def small_batch_linear(
         out = residual
     elif out is None:
         out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
-    has_norm = norm_weight is not None
-    num_warps = choose_warps(inner, has_norm=has_norm, silu_mul=silu_mul)
-    tiles = triton.cdiv(inner, num_warps * INNER.value)
+    tiles = triton.cdiv(inner, NUM_WARPS * INNER.value)
     dependent = supports_dependent_launch(x.device)
     _small_batch_linear_kernel[(triton.cdiv(columns, COLUMNS.value),)](
         x=x,
@@ -201,30 +200,22 @@ def small_batch_linear(
         tokens=tokens,
         N=columns,
         K=inner,
-        HAS_NORM=has_norm,
+        HAS_NORM=norm_weight is not None,
         EPILOGUE=SILU_MUL if silu_mul else ADD if residual is not None else PLAIN,
         DEPENDENT=dependent,
         TOKENS=8 if tokens <= 8 else 16,
-        AHEAD=choose_ahead(tiles, has_norm=has_norm, silu_mul=silu_mul),
-        num_warps=num_warps,
+        AHEAD=choose_ahead(tiles, has_norm=norm_weight is not None, silu_mul=silu_mul),
+        num_warps=NUM_WARPS,
         **launch_options(dependent),
     )
     return out
 
 
-def choose_warps(inner: int, *, has_norm: bool, silu_mul: bool) -> int:
-    """Warps of a program: two where a norm leaves few registers for tiles under way and rows are long; as
-    measured on an H200 with rows of 4,096."""
-    return 2 if has_norm and not silu_mul and inner >= 4096 else 4
-
-
 def choose_ahead(tiles: int, *, has_norm: bool, silu_mul: bool) -> int:
     """Tiles under way at a time, and before the kernel waits for its inputs, of `tiles`: as many as leave
-    registers for the rest; as measured on an H100, and on an H200 16 tiles without a norm and 32 with one."""
+    registers for the rest; as measured on an H100, and 16 tiles without a norm on an H200."""
     if silu_mul:
         return min(tiles, 4)
-    if has_norm and tiles >= 32:
-        return 8
     if has_norm:
         return min(tiles, 6 if tiles <= 8 else 4)
     return min(tiles, 12) if tiles <= 16 else 8
