@@ -61,7 +61,7 @@ CONFIG: dict[str, Changes] = {
     "epsilon": lambda: {"rms_norm_eps": -1},
     "no epsilon": lambda: {"rms_norm_eps": float("nan")},
     "a dropout": lambda: {"attention_dropout": 10**400},
-    "100,000 eos_token_id": lambda: {"eos_token_id": list(range(100_000))},
+    "20,000 eos_token_id": lambda: {"eos_token_id": list(range(20_000))},
     "eos_token_id of text": lambda: {"eos_token_id": "\x1b[2J"},
     "pad_token_id": lambda: {"pad_token_id": 10**9},
     "ignore of 300,000 names": lambda: {
