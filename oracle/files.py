@@ -102,9 +102,12 @@ def read_text(path: Name, *, limit: int, expected: str = "this file") -> str:
         raise ConfigError(f"{path}:{line}: is not UTF-8 text; save it as UTF-8") from None
 
 
-def read_json(path: Name, *, limit: int = MAX_JSON_BYTES, expected: str = "a JSON file") -> Any:
-    """The value of a JSON file. Raises ConfigError that names the file, and where it can, line and column."""
-    return parse_json(read_text(path, limit=limit, expected=expected), where=str(path))
+def read_json(
+    path: Name, *, limit: int = MAX_JSON_BYTES, expected: str = "a JSON file", most: int = MAX_VALUES
+) -> Any:
+    """The value of a JSON file, of at most `most` values. Raises ConfigError that names the file, and where
+    it can, line and column."""
+    return parse_json(read_text(path, limit=limit, expected=expected), where=str(path), most=most)
 
 
 def parse_json(text: str, *, where: str, most: int = MAX_VALUES) -> Any:

@@ -15,11 +15,14 @@ MEND = "correct it or fetch the model again"
 MAX_CONFIG_BYTES = 8 << 20
 """A larger config.json is refused."""
 
+MAX_CONFIG_VALUES = 200_000
+"""Most values of a config.json, which transformers copies many times. Labels of 20,000 classes are 80,000."""
+
 
 def read_config_json(file: Path) -> Mapping[str, Any]:
     """The object in a config.json. Raises ConfigError that names the file."""
     try:
-        value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json")
+        value = read_json(file, limit=MAX_CONFIG_BYTES, expected="a config.json", most=MAX_CONFIG_VALUES)
     except ConfigError as error:
         raise ConfigError(f"{error}; {MEND}") from None
     if not isinstance(value, dict):
@@ -52,6 +55,6 @@ def _companion(file: Path) -> Any:
     if not file.exists():
         return None
     try:
-        return read_json(file, limit=MAX_CONFIG_BYTES)
+        return read_json(file, limit=MAX_CONFIG_BYTES, most=MAX_CONFIG_VALUES)
     except ConfigError:
         return None

@@ -18,6 +18,7 @@ from dodona.oracle.config.yaml_file import read_arguments
 from dodona.oracle.errors import ConfigError, DodonaError
 from dodona.oracle.files import parse_json
 from dodona.oracle.language.yaml_source import read_yaml
+from dodona.oracle.models.config_files import MAX_CONFIG_VALUES
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.weight_files import MAX_TENSORS, read_index, weight_files
 
@@ -226,3 +227,17 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path: Path, name: st
 def test_values_are_counted_before_they_are_made() -> None:
     with pytest.raises(ConfigError, match="f: has more than 3000000 values"):
         parse_json("[" + "0," * 3_000_000 + "0]", where="f")
+
+
+def test_a_config_has_few_values(tmp_path: Path) -> None:
+    """transformers copies them many times. The largest number of labels is far below."""
+    path = tmp_path / "config.json"
+    sizes = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 260}
+    sizes |= {"num_hidden_layers": 2, "intermediate_size": 96, "architectures": ["LlamaForCausalLM"]}
+    labels = {"id2label": {str(i): f"L{i}" for i in range(21_843)}}
+    labels["label2id"] = {name: int(i) for i, name in labels["id2label"].items()}
+    path.write_text(json.dumps({**sizes, **labels}))
+    assert ModelInfo.load(path).num_hidden_layers == 2
+    path.write_text(json.dumps({**sizes, "architectures": ["A"] * (MAX_CONFIG_VALUES + 1)}))
+    with pytest.raises(ConfigError, match=rf"config\.json: has more than {MAX_CONFIG_VALUES} values"):
+        ModelInfo.load(path)
