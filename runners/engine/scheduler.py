@@ -307,9 +307,12 @@ class Scheduler:
                 continue
             if shares and len(decoding) + len(verifying) == share:
                 continue
-            if request.num_computed_tokens == request.capacity:
-                if self.windows.slide:
-                    self.windows.forget_unseen(request)
+            is_full = request.num_computed_tokens == request.capacity
+            if self.windows.slide and (
+                is_full or request.draft_token_ids
+            ):  # drafts may reach into new blocks
+                self.windows.forget_unseen(request)
+            if is_full:
                 while not blocks.num_free and self._preempt_latest() is not request:
                     pass
                 if request.row == NO_ROW:

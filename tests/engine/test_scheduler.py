@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dodona.oracle.systems.own.lengths import most_blocks_of_window
@@ -95,8 +95,28 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, object], int, list[Job]]:
     return sizes, max_model_len, draw(st.lists(jobs(max_model_len), min_size=1, max_size=8))
 
 
+DRAFTS_INTO_NEW_BLOCKS = (
+    {
+        "block_size": 3,
+        "num_blocks": 4,
+        "max_num_seqs": 1,
+        "max_num_batched_tokens": 3,
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": False,
+        "max_steps_in_flight": 1,
+        "num_speculative_tokens": 4,
+        "drafts_on_device": True,
+        "num_micro_batches": 1,
+        "windows": (None, 1),
+    },
+    11,
+    [Job([1], {"temperature": 0.0, "max_tokens": 20}, 0, 0, None)],
+)
+
+
 @settings(max_examples=150, deadline=None)
 @given(scenarios())
+@example(DRAFTS_INTO_NEW_BLOCKS)
 def test_every_output_is_that_of_its_solo_run(
     scenario: tuple[dict[str, object], int, list[Job]],
 ) -> None:
