@@ -40,7 +40,7 @@ class StepResults:
 
     def step_output(self) -> StepOutput:
         """The same in lists. Its tensors must be on the host."""
-        if self.token_ids.dim() == 2:
+        if self.drafts and self.token_ids.dim() == 2:
             token_ids, num_kept = self.token_ids.t().tolist()
             return self._speculative_output(token_ids, num_kept)
         if self.num_kept is not None:
