@@ -64,14 +64,13 @@ def on_meta(*, asks_host: bool = False) -> Iterator[OnMeta]:
 class OnMeta(TorchFunctionMode):
     """What `on_meta` does to the calls of torch."""
 
-    has_guessed = False
-    """Whether it was asked which elements of something without values are not zero, and said: none. Shapes of
-    weights and caches don't depend on it; errors may come of it."""
-
     def __init__(self, asks_host: bool = False) -> None:
         super().__init__()
         self._calls = 0
         self._asks_host = asks_host
+        self.has_guessed = False
+        """Whether it was asked which elements of something without values are not zero, and said: none.
+        Shapes of weights and caches don't depend on it; errors may come of it."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
