@@ -383,13 +383,14 @@ class Runner(ABC):
         """Read the weights onto the device. Raises UnsupportedConfiguration for what the runner lacks."""
 
     @abstractmethod
-    def try_load(self) -> Runner | None:
+    def try_load(self, earlier: Runner | None = None) -> Runner:
         """Raise what `load_model` would, as far as that does not depend on the values of weights: nothing of
         them is read or kept. To be called inside `meta_device.on_meta`, in place of `load_model`.
 
-        Returns the runner of which `get_kv_cache_spec`, `get_kv_parts`, `most_available_memory` and
-        `initialize_kv_cache` may be called then, there, and nothing else; None where only ranks that have
-        loaded their shares know."""
+        earlier: that of another pipeline stage, tried before: its files need not be looked at again.
+
+        Returns this runner, of which `get_kv_cache_spec`, `get_kv_parts`, `most_available_memory` and
+        `initialize_kv_cache` may be called then, there, and nothing else."""
 
     @abstractmethod
     def get_kv_cache_spec(self) -> KVCacheSpec:

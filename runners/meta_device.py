@@ -45,28 +45,29 @@ class NeedsValues(BaseException):
 
 
 class TooManyCalls(BaseException):
-    """What runs inside `on_meta` calls torch more often than `MOST_CALLS`."""
+    """What runs inside `on_meta` calls torch more often than `MOST_CALLS`, for each stage."""
 
 
 @contextmanager
-def on_meta(*, asks_host: bool = False) -> Iterator[OnMeta]:
+def on_meta(*, asks_host: bool = False, stages: int = 1) -> Iterator[OnMeta]:
     """Inside, no weight has values, whatever device it is put on. Of this thread only.
 
     asks_host: the system is asked for the memory of large new tensors, which is given back untouched; torch
-    raises where it has none.
+    raises where it has none. stages: into how many a model is cut, each of which takes calls of its own.
 
     Raises NeedsValues where a value is asked for, and TooManyCalls.
     """
-    with OnMeta(asks_host) as mode:
+    with OnMeta(asks_host, stages) as mode:
         yield mode
 
 
 class OnMeta(TorchFunctionMode):
     """What `on_meta` does to the calls of torch."""
 
-    def __init__(self, asks_host: bool = False) -> None:
+    def __init__(self, asks_host: bool = False, stages: int = 1) -> None:
         super().__init__()
         self._calls = 0
+        self._most_calls = stages * MOST_CALLS
         self._asks_host = asks_host
         self.has_guessed = False
         """Whether it was asked which elements of something without values are not zero, and said: none.
@@ -76,7 +77,7 @@ class OnMeta(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self._calls += 1
-        if self._calls > MOST_CALLS:
+        if self._calls > self._most_calls:
             raise TooManyCalls
         if getattr(func, "__name__", "") == "nonzero" and args[0].is_meta:
             self.has_guessed = True
@@ -138,8 +139,15 @@ def _device_beside(args: tuple[Any, ...]) -> torch.device:
 
 def _grouped_product(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     """The product on "meta", where torch has it of bfloat16 only."""
-    halves = [a.bfloat16() if _is_tensor(a) and a.is_floating_point() else a for a in args]
+    halves = [_as_bfloat16(a) if _is_tensor(a) and a.is_floating_point() else a for a in args]
     return func(*halves, **given).to(args[0].dtype)
+
+
+def _as_bfloat16(tensor: torch.Tensor) -> torch.Tensor:
+    """Another of its shape, whose rows take as many bytes: torch asks for multiples of 16."""
+    wider = tensor.itemsize // torch.bfloat16.itemsize
+    strides = [stride if stride == 1 else stride * wider for stride in tensor.stride()]
+    return torch.empty_strided(tensor.shape, strides, dtype=torch.bfloat16, device=META)
 
 
 def _is_tensor(value: Any) -> bool:

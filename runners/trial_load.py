@@ -74,26 +74,27 @@ def try_load(verdict: Verdict) -> str | None:
     from dodona.runners.startup import allocating_weights, checked_limits
 
     model = Path(verdict.config.model_config.model)
+    stages = verdict.config.parallel_config.pipeline_parallel_size
     with _quiet(), naming(f"{model}: the model can't be loaded"), allocating_weights():
         files = read_model_files(verdict.config)
         limits = checked_limits(verdict.config, files.model)
         runner = build_runner(verdict, files.model, limits)
         try:
             with suppress(NeedsValues):
-                tried = _try_load(runner)
-                with on_meta(asks_host=limits.device == "cpu"):
-                    if tried is not None:
-                        check_kv_room(tried)
+                tried = _try_load(runner, stages)
+                with on_meta(asks_host=limits.device == "cpu", stages=stages):
+                    check_kv_room(tried)
         except TooManyCalls:
-            return f"the model takes more than {MOST_CALLS} calls of torch; check the sizes in config.json"
+            most = stages * MOST_CALLS
+            return f"the model takes more than {most} calls of torch; check the sizes in config.json"
     return None
 
 
-def _try_load(runner: Runner) -> Runner | None:
+def _try_load(runner: Runner, stages: int) -> Runner:
     """`runner.try_load()`. Errors that may come of a guess are not believed."""
     from dodona.runners.meta_device import NeedsValues, on_meta
 
-    with _without_threads(), on_meta() as meta:
+    with _without_threads(), on_meta(stages=stages) as meta:
         try:
             return runner.try_load()
         except Exception as error:

@@ -7,13 +7,14 @@ knows its rank's place by a `Mesh`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from dodona.runners.distributed.adapters import AdapterSender
+from dodona.runners.distributed.imagined import first_of_stage, parts_of_stages
 from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start, Transfers
 from dodona.runners.distributed.process import worker_processes
 from dodona.runners.distributed.ranks import RankSizes
@@ -108,6 +109,8 @@ class DistributedRunner(Runner):
         self._timeout = float(config.parallel_config.distributed_timeout_seconds or DEFAULT_TIMEOUT)
         self._start_timeout = max(self._timeout, START_TIMEOUT)
         self._workers: Workers | None = None
+        self._tried: Sequence[Runner] = ()
+        """In place of workers, after `try_load`: the runner of each stage's first rank."""
         self.num_micro_batches = self._max_steps_in_flight = self._sizes.pipeline
         self._in_flight: deque[_Step] = deque()
         self._sampled = _NOTHING
@@ -125,11 +128,16 @@ class DistributedRunner(Runner):
 
     # --- Life
 
-    def try_load(self) -> Runner | None:
-        """Of one worker that has all of the model."""
-        runner = self._runner_class(self.config, self.model_info, self.limits)
-        tried = runner.try_load()
-        return tried if self._sizes.world == 1 else None
+    def try_load(self, earlier: Runner | None = None) -> Runner:
+        """Of one rank of each stage, in this process; no worker is started."""
+        make: Callable[..., Runner] = self._runner_class
+        given = (self.config, self.model_info, self._limits_of_worker())
+        tried: list[Runner] = []
+        for stage in range(self._sizes.pipeline):
+            place = () if self._sizes.world == 1 else (first_of_stage(self._sizes, stage),)
+            tried.append(make(*given, *place).try_load(tried[-1] if tried else None))
+        self._tried = tried
+        return self
 
     def load_model(self) -> None:
         """Start the workers, and load the model in each. Raises what their runners raise, and WorkerError."""
@@ -141,9 +149,7 @@ class DistributedRunner(Runner):
         if self.config.parallel_config.distributed_executor_backend == "ray":
             launch = partial(ray_workers, sharing=sharing)
         self._workers = workers = Workers(self._sizes.world, whose, launch, self._given_up)
-        limits = self.limits
-        if limits.device == "cpu":
-            limits = replace(limits, gpu_memory_utilization=limits.gpu_memory_utilization / sharing)
+        limits = self._limits_of_worker()
         for rank in range(self._sizes.world):
             start = Start(
                 runner_class=self._runner_class,
@@ -185,7 +191,8 @@ class DistributedRunner(Runner):
 
     def get_kv_parts(self) -> Sequence[KVPart]:
         """What each rank has."""
-        return self._call_all("get_kv_part")
+        found: list[KVPart] = self._call_all("get_kv_part")
+        return parts_of_stages(found) if self._tried else found
 
     def determine_available_memory(self) -> int:
         """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
@@ -193,8 +200,14 @@ class DistributedRunner(Runner):
 
         On a CPU all ranks, those of other replicas too, share the memory that is free: each has its part.
         """
+        return self._memory_of_poorest(self._call_all("determine_available_memory"))
+
+    def most_available_memory(self) -> int:
+        """The same of what `most_available_memory` is on each rank."""
+        return self._memory_of_poorest(self._call_all("most_available_memory"))
+
+    def _memory_of_poorest(self, found: Sequence[int]) -> int:
         rows = self.limits.max_num_seqs
-        found: list[int] = self._call_all("determine_available_memory")
         specs: list[KVCacheSpec] = self._call_all("get_kv_cache_spec")
         left = [free - rows * spec.state_bytes_per_row for free, spec in zip(found, specs, strict=True)]
         largest = _largest(specs)
@@ -207,10 +220,6 @@ class DistributedRunner(Runner):
             if spec.bytes_per_block
         )
         return states + blocks * largest.bytes_per_block
-
-    def most_available_memory(self) -> int:
-        """Raises RuntimeError: see `try_load`."""
-        raise RuntimeError("the runner that try_load returned knows it")
 
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:
         """Allocate the same number of blocks on every rank; what was sampled before is forgotten."""
@@ -289,7 +298,16 @@ class DistributedRunner(Runner):
             self.update_config(*args, **(kwargs or {}))
         return results
 
+    def _limits_of_worker(self) -> Limits:
+        """On a CPU all ranks, those of other replicas too, share its memory."""
+        limits, sharing = self.limits, self.config.parallel_config.world_size_across_dp
+        if limits.device != "cpu":
+            return limits
+        return replace(limits, gpu_memory_utilization=limits.gpu_memory_utilization / sharing)
+
     def _call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        if self._tried:
+            return [getattr(runner, method)(*args, **kwargs) for runner in self._tried]
         workers = self._require_workers()
         workers.tell(Call(method, args, kwargs))
         limit = None if method in _UNLIMITED else self._timeout

@@ -55,7 +55,7 @@ from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
 from dodona.runners.v1.tensor_parallel import LinearShare, shard_model
-from dodona.runners.v1.trial import NOT_CHECKED, try_load
+from dodona.runners.v1.trial import NOT_CHECKED, copy_of, try_load
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
 from dodona.runners.weights.source import weights_directory
@@ -99,6 +99,8 @@ class V1Runner(WeightLife):
         self._kv_connector = KVConnectorWorker()
         self._transfers: KVConnectorOutput | None = None
         """What the last `execute_model` heard of them."""
+        self._tried_whole: torch.nn.Module | None = None
+        """What `try_load` read, for the stages that are tried after this one."""
 
     @property
     def max_steps_in_flight(self) -> int:
@@ -143,23 +145,31 @@ class V1Runner(WeightLife):
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
 
-    def try_load(self) -> Runner:
-        """The model, a pass over few tokens, what drafts, and room for adapters."""
+    def try_load(self, earlier: Runner | None = None) -> Runner:
+        """The model, or this rank's share of it, a pass over few tokens, what drafts, and room for
+        adapters."""
         plan = self._check()
         directory, info = weights_directory(self.config, self.model_info, None), self.model_info
+        whole = copy_of(earlier._tried_whole) if isinstance(earlier, V1Runner) else None
+        if whole is None:
+            whole = self._read_whole(self._device, directory)
+        if self._mesh.pipeline.size > 1:
+            self._tried_whole = copy_of(whole)
+        share, linear_shares = self._share_of(whole, self._device, plan)
         served = try_load(
-            self._read_model(self._device, directory),
+            share,
+            linear_shares,
             plan,
             self.config,
             self.limits,
+            self._mesh,
             need_packing=capabilities.need_packing(self.config),
             rope_changes_beyond=info.rope_fixed_length if outgrows_rope(self.config, info) else None,
             is_row_by_row=is_row_by_row(self.config, info, torch_environment(self.limits.device)) is True,
         )
         self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
-        self._loaded = Loaded(
-            served.model, NOT_CHECKED, KVPart.whole(served.model.layers), plan, served.drafting, None
-        )
+        part = kv_part(served.model.layers, linear_shares, self._mesh, self._device)
+        self._loaded = Loaded(served.model, NOT_CHECKED, part, plan, served.drafting, None)
         return self
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -412,10 +422,19 @@ class V1Runner(WeightLife):
         self, device: torch.device, directory: Path | None, plan: DraftPlan | None
     ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
         """The model on `device`, with this rank's share of the weights; and that of linear layers by name."""
+        return self._share_of(self._read_whole(device, directory), device, plan)
+
+    def _read_whole(self, device: torch.device, directory: Path | None) -> torch.nn.Module:
+        """The whole model; where `device` is to hold a share only, on the host. Random weights depend on the
+        device that draws them."""
+        on_host = self._mesh.size > 1 and directory is not None
+        return self._read_model(torch.device("cpu") if on_host else device, directory)
+
+    def _share_of(
+        self, model: torch.nn.Module, device: torch.device, plan: DraftPlan | None
+    ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
         if self._mesh.size == 1:
-            return self._read_model(device, directory), {}
-        # The device is to hold the share only. Random weights depend on the device that draws them.
-        model = self._read_model(torch.device("cpu") if directory else device, directory)
+            return model, {}
         borrowed = isinstance(plan, MtpPlan) or (isinstance(plan, HeadPlan) and plan.borrows_embedding)
         take_stage(model, self._mesh.pipeline, last_has_embedding=borrowed)
         shares = shard_model(

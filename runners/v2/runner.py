@@ -93,7 +93,7 @@ class V2Runner(WeightLife):
         """What steps work with. Raises RuntimeError before `initialize_kv_cache`."""
         return self.steps.ready
 
-    def try_load(self) -> Runner:
+    def try_load(self, earlier: Runner | None = None) -> Runner:
         """The model, and what drafts."""
         self._loaded = load(self.config, self.model_info, self.limits, self._group)
         return self

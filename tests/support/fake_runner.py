@@ -271,8 +271,9 @@ class FakeRunner(Runner):
     def load_model(self) -> None:
         self._note("load_model")
 
-    def try_load(self) -> None:
+    def try_load(self, earlier: Runner | None = None) -> Runner:
         self._note("try_load")
+        return self
 
     def most_available_memory(self) -> int:
         return self.available_bytes

@@ -33,7 +33,7 @@ class V1PoolingRunner(PoolingRunner[TransformersPoolingModel]):
 
     name = "v1"
 
-    def try_load(self) -> Runner:
+    def try_load(self, earlier: Runner | None = None) -> Runner:
         """The model, a pass over few tokens, and the files of pooling."""
         module = self._checked_model()
         output = try_prompt(module)

@@ -26,7 +26,7 @@ class V2PoolingRunner(PoolingRunner[DensePoolingModel]):
         model = load_pooling(self.config, self.model_info, self.limits, self._settings)
         return DensePoolingModel(model, self.limits)
 
-    def try_load(self) -> Runner:
+    def try_load(self, earlier: Runner | None = None) -> Runner:
         """The model, and the files of pooling."""
         model = self._load()
         spec = model.model.spec
