@@ -159,9 +159,9 @@ def _near_the_edge(some: Choose, choose: Choose, model: str, folder: Path) -> di
     elif edge == "num_gpu_blocks_override":
         flat[edge] = choose([1, count, count, count, count, 10**14])
     elif edge == "gpu_memory_utilization":
-        # What a step takes beside the KV cache is measured by a start alone: nothing between is known.
+        # What is left changes between trial load and start: nothing is known at the edge itself.
         share = whole / (available_memory() or 1 << 34)
-        flat[edge] = choose([1e-12, min(1.0, share / 4), 0.05, 1.0])
+        flat[edge] = choose([1e-12, 1e-6, *(min(1.0, share * part) for part in (0.25, 0.8, 1.25, 2.0)), 1.0])
     else:
         host = int((host_memory() or 16) * 2**30)
         given = max(1, choose([1, block - 1, block, block + 1, 3 * block, 2 * host]))
