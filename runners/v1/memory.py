@@ -36,8 +36,8 @@ def measure_available_memory(
 
     CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
     that. CPU: `utilization` of the memory that the system (or the control group) still has, or what the step
-    leaves of it, if that is less; for KV blocks at most `CPU_KV_LIMIT`. Never more than the states of all rows
-    (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
+    leaves of it, if that is less; for KV blocks at most `CPU_KV_LIMIT`. Never more than the states of all
+    rows (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
     """
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)

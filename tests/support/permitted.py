@@ -190,7 +190,10 @@ def _by_connector(count: int) -> dict[str, Any]:
 
 
 def _shared(count: int, folder: Path) -> dict[str, Any]:
-    extra = {"shared_memory_path": str(folder / "kv"), "memory_bytes": min(count, 1 << 24)}
+    extra = {
+        "shared_memory_path": str(folder / "kv"),
+        "memory_bytes": count if count <= 1 << 24 else 1 << 50,
+    }
     return {"kv_transfer_config": _connector("SharedMemoryConnector", extra)}
 
 
@@ -262,9 +265,9 @@ def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict
 
 def _kv_transfer(some: Choose, choose: Choose, folder: Path) -> dict[str, Any]:
     extra = {
-        "shared_storage_path": some([str(folder / "kv"), "s3://x", 7]),
-        "shared_memory_path": some([str(folder / "shared")]),
-        "memory_bytes": some([0, 1 << 24]),
+        "shared_storage_path": some([*_folders(folder), "s3://x", 7]),
+        "shared_memory_path": some(_folders(folder)),
+        "memory_bytes": some([0, 1 << 24, 1 << 50]),
         "cpu_bytes_to_use": some([1 << 24]),
         "max_bytes": some([1 << 24, "x"]),
     }
@@ -277,6 +280,14 @@ def _kv_transfer(some: Choose, choose: Choose, folder: Path) -> dict[str, Any]:
         "kv_connector_extra_config": {name: value for name, value in extra.items() if value is not None},
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _folders(folder: Path) -> list[str]:
+    """Half of them can't be made, or are others' to enter."""
+    (folder / "file").touch()
+    (folder / "open").mkdir(mode=0o755, exist_ok=True)
+    cannot = ("file", "file/kv", "open", "x" * 300, "/proc/x", "/sys/kv", "kv/" * 2000)
+    return [str(folder / "kv")] * len(cannot) + [str(folder / name) for name in cannot]
 
 
 def pooling_models(folder: Path) -> list[Path]:
