@@ -25,8 +25,8 @@ from tests.support.tiny_models import TinyModels
 FEW = ("gemma2", "gemma3n", "gpt-oss", "deepseek-v3", "mamba", "bamba", "lfm3", "qwen3-next", "zaya")
 """Families that stand for the others: windows, shared KV, MLA, states alone and beside KV."""
 
-LOOKING = ("dbrx", "deepseek_v4", "git", "longcat_flash", "qwen4_exp")
-"""Types whose code looks for what is not zero, counts integers, or masks by values."""
+LOOKING = ("dbrx", "deepseek_v4", "git", "jetmoe", "longcat_flash", "qwen4_exp", "xmod")
+"""Types whose code looks for what is not zero, counts integers, masks by values, or splits by counts."""
 
 ROWS = ("bloom", "openai-gpt", "recurrent_gemma", "reformer", "rwkv", "whisper", "zamba2")
 """Types that are computed row by row, in all ways."""
@@ -90,6 +90,15 @@ def test_a_block_of_types_that_are_computed_otherwise(model_type: str, tmp_path:
     verdict = permitted(of_type(model_type, tmp_path))
     assert tried(verdict).get_kv_cache_spec() == loaded(verdict).get_kv_cache_spec()
     assert try_load(verdict) is None
+
+
+@pytest.mark.parametrize("model_type", ["jetmoe", "xmod"])
+def test_sizes_of_types_that_look_into_values(model_type: str, tmp_path: Path) -> None:
+    path = of_type(model_type, tmp_path)
+    need = need_of(permitted(path))
+    assert try_load(permitted(path, kv_cache_memory_bytes=need)) is None
+    refused_alike(permitted(path, kv_cache_memory_bytes=need - 1), "less than one sequence")
+    refused_alike(permitted(path, num_gpu_blocks_override=10**14), "can't be allocated")
 
 
 @pytest.mark.parametrize("head", [*HEADS, "qwen3", None])
