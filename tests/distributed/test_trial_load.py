@@ -142,9 +142,9 @@ def test_ranks_of_all_replicas_share_a_host(
     path = tiny_models.path("llama", num_hidden_layers=4)
     block = tried(permitted(path, **sizes)).get_kv_cache_spec().bytes_per_block
     runner = tried(permitted(path, gpu_memory_utilization=0.5, **sizes))
-    monkeypatch.setattr("dodona.runners.v1.memory.available_memory", lambda: 2 * 4 * 3 * block)
+    monkeypatch.setattr("dodona.runners.device.host_memory.available_memory", lambda: 2 * 4 * 3 * block)
     assert runner.most_available_memory() == 3 * block
-    monkeypatch.setattr("dodona.runners.v1.memory.available_memory", lambda: 2 * 4 * 3 * block - 8)
+    monkeypatch.setattr("dodona.runners.device.host_memory.available_memory", lambda: 2 * 4 * 3 * block - 8)
     assert runner.most_available_memory() < 3 * block
 
 
