@@ -62,8 +62,18 @@ def sized_alike(verdict: Verdict) -> None:
         start.shutdown()
 
 
-@pytest.mark.parametrize("sizes", [{TP: 4}, {PP: 2}, {PCP: 2}, {TP: 2, PP: 2}, {DP: 2}], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {TP: 4}),
+        ("llama", {DP: 2}),
+        ("llama", {TP: 2, PP: 2}),
+        ("gemma2", {TP: 2}),
+        ("gemma2", {PP: 2}),
+        ("gemma2", {PCP: 2}),
+    ],
+    ids=str,
+)
 def test_what_ranks_have_of_blocks(family: str, sizes: dict[str, Any], tiny_models: TinyModels) -> None:
     sized_alike(permitted(tiny_models.path(family, num_hidden_layers=3), **sizes))
 

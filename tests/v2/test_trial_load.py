@@ -11,9 +11,12 @@ from safetensors.torch import load_file, save_file
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.model_info import ModelInfo
+from dodona.runners.distributed.imagined import first_of_stage
+from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.limits import resolve_limits
 from dodona.runners.meta_device import on_meta
 from dodona.runners.v2.pooling.runner import V2PoolingRunner
+from dodona.runners.v2.runner import V2Runner
 from tests.support import damaged_models
 from tests.support.tiny_models import TinyModels
 from tests.v2.drive import DEVICE, make_runner
@@ -52,6 +55,18 @@ def test_a_pooling_model_is_tried_too(tiny_models: TinyModels) -> None:
     config, model = EngineConfig.from_flat(str(path), device=DEVICE, runner="pooling"), ModelInfo.load(path)
     with on_meta():
         V2PoolingRunner(config, model, resolve_limits(config, model)).try_load()
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("qwen3", 2), ("qwen3", 4), ("qwen3-gptq", 2)])
+def test_a_rank_of_several_has_its_share(name: str, ranks: int) -> None:
+    path = CHECKPOINTS / name
+    config, model = EngineConfig.from_flat(str(path), device=DEVICE), ModelInfo.load(path)
+    mesh = first_of_stage(RankSizes(pipeline=1, context=1, tensor=ranks), 0)
+    with on_meta():
+        runner = V2Runner(config, model, resolve_limits(config, model), mesh).try_load()
+    heads = model.num_key_value_heads or 0
+    assert {layer.num_kv_heads for layer in runner.get_kv_cache_spec().layers} == {max(1, heads // ranks)}
+    assert {layer.num_kv_heads for layer in runner.get_kv_parts()[0].layers} == {heads}
 
 
 @pytest.mark.parametrize(("name", "tensor"), [("llama", "k_proj.weight"), ("qwen3-w4a16", "weight_scale")])
