@@ -26,6 +26,8 @@ WHOLE_STYLES = frozenset(
         "embedding_colwise",
         "replicate",
         "replicated_with_grad_allreduce",
+        "mla_kv_a_proj",  # what it adds is for gradients
+        "local_params",  # of a module whose parameters have styles of their own
         # Pairs of them leave the layer between unsplit; keeping the weights whole computes the same.
         "colwise_gather_output",
         "colwise_rep",
@@ -35,7 +37,9 @@ WHOLE_STYLES = frozenset(
 )
 """Styles of modules that stay whole on every rank."""
 
-SPLIT_STYLES = frozenset({"colwise", "rowwise", "packed_colwise", "packed_rowwise", "moe_tp_experts"})
+SPLIT_STYLES = frozenset(
+    {"colwise", "rowwise", "packed_colwise", "packed_rowwise", "moe_tp_experts", "moe_identity_expert"}
+)
 """Styles that `shard_model` carries out."""
 
 
@@ -67,6 +71,10 @@ def shard_model(
     if group.size == 1:
         return shares
     plan = _plan(model)
+    if whole_experts and "moe_tp_experts" not in plan.values():
+        raise UnsupportedConfiguration.lacking(
+            "v1", "expert-parallel-families", why=f"the plan of {type(model).__name__} has no experts"
+        )
     heads = _heads(model, group.size)
     for name, module in model.named_modules():
         style = plan.get(_pattern(name))
@@ -77,6 +85,9 @@ def shard_model(
             shares[name] = _split_outputs(name, module, group, of_heads)
         elif style == "rowwise":
             shares[name] = _split_inputs(name, module, group)
+        elif style == "moe_identity_expert":
+            if group.rank:  # every rank hands on the same tokens, and the sum over ranks has them once
+                module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
         elif style == "moe_tp_experts":
             module.register_forward_hook(lambda _module, _args, output: group.all_reduce(output))
             if isinstance(module, QuantizedExperts):
