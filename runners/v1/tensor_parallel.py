@@ -73,7 +73,7 @@ def shard_model(
     plan = _plan(model)
     if whole_experts and "moe_tp_experts" not in plan.values():
         raise UnsupportedConfiguration.lacking(
-            "v1", "expert-parallel-families", why=f"the plan of {type(model).__name__} has no experts"
+            "v1", "expert-parallel-families", why=f"{type(model).__name__}: its plan has no experts"
         )
     heads = _heads(model, group.size)
     for name, module in model.named_modules():
@@ -101,7 +101,8 @@ def shard_model(
             style = plan.get(_pattern(where))
             if style is not None and style not in WHOLE_STYLES:
                 _replace(module, parameter_name, _share_of(where, parameter, style, group))
-        _adjust_heads(module, group, heads)
+        if plan.get(_pattern(f"{name}.k_proj")) == "colwise":
+            _adjust_heads(module, group, heads)
     return shares
 
 
@@ -178,7 +179,12 @@ def _keep_experts(name: str, module: Any, group: Group) -> None:
 
     Tokens are on all ranks, so none has to be sent: a rank computes what is routed to its experts.
     """
-    count = module.num_experts // group.size
+    total = getattr(module, "num_experts", None)
+    if not isinstance(total, int):
+        raise UnsupportedConfiguration.lacking(
+            "v1", "expert-parallel-families", why=f"{name} does not say how many experts it has (num_experts)"
+        )
+    count = total // group.size
     for parameter_name, parameter in list(module.named_parameters(recurse=False)):
         _replace(module, parameter_name, _part(name, parameter, 0, group.size, group.rank))
     module.num_experts = count

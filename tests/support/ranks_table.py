@@ -43,9 +43,31 @@ FAMILIES: Final = {
 """The rules that list architectures, V1's own list of each, and the layout that says which have a place."""
 
 
-def served(results: Mapping[str, Mapping[str, Any]], layout: str) -> set[str]:
-    """The architectures of the types whose tokens were those of one rank."""
-    return {entry["architecture"] for entry in results.values() if entry.get(layout) == "equal"}
+def all_results() -> dict[str, dict[str, dict[str, Any]]]:
+    """By version of transformers and by type: what `try_type` said, with the architecture."""
+    return {
+        file.stem.removeprefix("transformers-"): json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(RESULTS.glob("transformers-*.json"))
+    }
+
+
+def served_types(layout: str) -> set[str]:
+    """The types that the installed transformers has whose tokens were those of one rank."""
+    return {
+        model_type
+        for found in all_results().values()
+        for model_type, entry in found.items()
+        if entry.get(layout) == "equal" and model_type in model_types()
+    }
+
+
+def served(found: Mapping[str, Mapping[str, Any]], layout: str) -> set[str]:
+    """The architectures of the types whose tokens were those of one rank, if no type's were wrong."""
+    outcomes: dict[str, set[str]] = {}
+    for entry in found.values():
+        outcome = entry.get(layout, "").partition(":")[0]
+        outcomes.setdefault(entry["architecture"], set()).add(outcome)
+    return {name for name, said in outcomes.items() if "equal" in said and "wrong" not in said}
 
 
 def try_type(model_type: str) -> dict[str, Any]:
@@ -183,10 +205,7 @@ row by row, several refuse (`workers-row-by-row`): such types are left out.
 
 def document() -> str:
     """The text of docs/parallel-models.md, from the results of all versions."""
-    results: dict[str, dict[str, Any]] = {
-        file.stem.removeprefix("transformers-"): json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(RESULTS.glob("transformers-*.json"))
-    }
+    results = all_results()
     counts = [f"| transformers | {' | '.join(LAYOUTS)} |", "| --- |" + " --: |" * len(LAYOUTS)]
     rows = [
         f"| Model type | transformers | {' | '.join(LAYOUTS)} |",
@@ -204,9 +223,10 @@ def document() -> str:
             rows.append(f"| `{model_type}` | {version} | " + " | ".join(cells) + " |")
             for name, each in said.items():
                 if each != "equal":
-                    reasons.setdefault(each, []).append(f"`{model_type}` ({name})")
-    why = [f"- {markdown(reason)}: {', '.join(sorted(set(types)))}" for reason, types in reasons.items()]
-    return HEAD.format(counts="\n".join(counts), table="\n".join(rows), reasons="\n".join(why))
+                    why = each.replace(f"{entry['architecture']}: ", "")
+                    reasons.setdefault(why, []).append(f"`{model_type}` ({name})")
+    listed = [f"- {markdown(reason)}: {', '.join(sorted(set(types)))}" for reason, types in reasons.items()]
+    return HEAD.format(counts="\n".join(counts), table="\n".join(rows), reasons="\n".join(listed))
 
 
 if __name__ == "__main__":
