@@ -416,7 +416,7 @@ class Runner(ABC):
     @abstractmethod
     def most_available_memory(self) -> int:
         """No less than `determine_available_memory` would measure, without a step and without the device's
-        help: what the largest step takes is not subtracted."""
+        help: what the largest step takes is not known."""
 
     @abstractmethod
     def initialize_kv_cache(self, num_blocks: int, max_model_len: int | None = None) -> None:

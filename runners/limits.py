@@ -50,7 +50,8 @@ class Limits:
     kv_cache_memory_bytes: int | None
     """Bytes for KV blocks; None: what the runner measures."""
     gpu_memory_utilization: float
-    """Share of the device's memory, in (0, 1], that weights, activations and KV may take together."""
+    """Share in (0, 1]: of a GPU's memory, what weights, activations and KV may take together; of what a host
+    has left beside the weights, what KV may take."""
 
 
 def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:

@@ -69,8 +69,9 @@ class OnMeta(TorchFunctionMode):
         self._calls = 0
         self._asks_host = asks_host
         self.has_guessed = False
-        """Whether it was asked which elements of something without values are not zero, and said: none.
-        Shapes of weights and caches don't depend on it; errors may come of it."""
+        """Whether it was asked which elements of something without values are not zero, and said: none; or
+        how large numbers without values are, and said: 0. Shapes of weights and caches don't depend on it;
+        errors may come of it."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -78,12 +79,24 @@ class OnMeta(TorchFunctionMode):
         self._calls += 1
         if self._calls > MOST_CALLS:
             raise TooManyCalls
-        if getattr(func, "__name__", "") == "nonzero" and args[0].is_meta:
+        given, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        if name == "nonzero" and args[0].is_meta:
             self.has_guessed = True
-            none = torch.empty(0, args[0].ndim, dtype=torch.int64)
-            return none.unbind(1) if (kwargs or {}).get("as_tuple") else none
+            return (
+                _nowhere(args[0])
+                if given.get("as_tuple")
+                else torch.empty(0, args[0].ndim, dtype=torch.int64)
+            )
+        if func is torch.Tensor.tolist and _is_meta_number(args[0]):
+            self.has_guessed = True
+            return torch.zeros(args[0].shape, dtype=args[0].dtype).tolist()
+        if name in ("__getitem__", "__setitem__") and tree_any(_is_meta_mask, args[1]):
+            self.has_guessed = True
+            args = (args[0], _without_masks(args[1]), *args[2:])
+        if name == "split" and self.has_guessed and len(args) > 1:
+            args = _filled_up(args, given.get("dim", 0))
         try:
-            made = _call(func, args, dict(kwargs or {}))
+            made = _call(func, args, given)
             if self._asks_host and func in _MAKERS and made.nbytes > MOST_KEPT:
                 torch.empty(made.nbytes, dtype=torch.uint8)
             return made
@@ -140,6 +153,33 @@ def _grouped_product(func: Any, args: tuple[Any, ...], given: dict[str, Any]) ->
     """The product on "meta", where torch has it of bfloat16 only."""
     halves = [a.bfloat16() if _is_tensor(a) and a.is_floating_point() else a for a in args]
     return func(*halves, **given).to(args[0].dtype)
+
+
+def _nowhere(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The positions at which a mask is not zero, if there are none."""
+    return (torch.empty(0, dtype=torch.int64),) * mask.ndim
+
+
+def _without_masks(index: Any) -> Any:
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple(p for part in parts for p in (_nowhere(part) if _is_meta_mask(part) else (part,)))
+
+
+def _filled_up(args: tuple[Any, ...], dim: int) -> tuple[Any, ...]:
+    """Arguments of `split` by which the last part gets what is missing: the sizes may be guesses."""
+    tensor, sizes, *rest = args
+    if isinstance(sizes, (list, tuple)) and sizes:
+        missing = tensor.shape[rest[0] if rest else dim] - sum(sizes)
+        sizes = [*sizes[:-1], sizes[-1] + max(0, missing)]
+    return (tensor, sizes, *rest)
+
+
+def _is_meta_number(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta and not value.is_floating_point()
+
+
+def _is_meta_mask(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta and value.dtype is torch.bool
 
 
 def _is_tensor(value: Any) -> bool:

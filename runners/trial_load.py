@@ -18,6 +18,7 @@ from dodona.oracle.machine.probe import has_package
 from dodona.oracle.models.hub import is_to_be_downloaded, locate_or_download
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.weight_files import stamp_of
+from dodona.oracle.systems.own.kv_transfer import resolve_kv_transfer
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.weights import WeightsOnDisk, tensors_of
 from dodona.runners.third_party import naming
@@ -69,6 +70,7 @@ def try_load(verdict: Verdict) -> str | None:
     """
     from dodona.runners.build import build_runner
     from dodona.runners.kv_room import check_kv_room
+    from dodona.runners.kv_transfer.folders import check_folder
     from dodona.runners.meta_device import MOST_CALLS, NeedsValues, TooManyCalls, on_meta
     from dodona.runners.model_files import read_model_files
     from dodona.runners.startup import allocating_weights, checked_limits
@@ -78,6 +80,8 @@ def try_load(verdict: Verdict) -> str | None:
         files = read_model_files(verdict.config)
         limits = checked_limits(verdict.config, files.model)
         runner = build_runner(verdict, files.model, limits)
+        num_engines = verdict.config.parallel_config.data_parallel_size
+        check_folder(resolve_kv_transfer(verdict.config), num_engines=num_engines)
         try:
             with suppress(NeedsValues):
                 tried = _try_load(runner)

@@ -191,7 +191,7 @@ class CacheConfig:
     block_size: Count = 16
     """Tokens per KV block."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of the GPU's memory that the engine may take."""
+    """Share of the GPU's memory that the engine may take; on a CPU, of the memory that is left, for KV."""
     num_gpu_blocks_override: Count | None = None
     """Number of KV blocks, in place of what the memory profile gives."""
     kv_cache_memory_bytes: Count | None = None

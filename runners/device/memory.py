@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from dodona.runners.device.host_memory import left_beside, share_of_host
 from dodona.runners.limits import Limits
 from dodona.runners.machine import torch_environment
 
@@ -25,11 +25,11 @@ def measure_available_memory(
     """Bytes for KV blocks: `utilization` of the device's memory, less what is taken and what steps will take.
 
     The largest step's peak counts once, and so does each of `captured`, the largest steps of which graphs
-    will be captured: graphs keep memory of their own. All are run here.
+    will be captured: graphs keep memory of their own. All are run here. On a CPU: `utilization` of the memory
+    that is left, or what the largest step leaves of it, if that is less; at most `CPU_KV_LIMIT`.
     """
     if device.type != "cuda":
-        largest_step()
-        return _of_host(utilization)
+        return max(0, min(left_beside(largest_step, utilization), CPU_KV_LIMIT))
     needed = sum(_peak(device, run) for run in (largest_step, *captured))
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
@@ -41,15 +41,10 @@ def most_available_memory(limits: Limits, weights: Iterable[torch.Tensor]) -> in
     nothing runs, and no device is asked. What its memory has in use beside them isn't known.
     """
     if limits.device != "cuda":
-        return _of_host(limits.gpu_memory_utilization)
+        return min(share_of_host(limits.gpu_memory_utilization), CPU_KV_LIMIT)
     total = (torch_environment(limits.device).memory or math.inf) * 2**30 * limits.gpu_memory_utilization
     sizes = {id(tensor): tensor.numel() * tensor.itemsize for tensor in weights}
     return 2**62 if math.isinf(total) else max(0, int(total) - sum(sizes.values()))
-
-
-def _of_host(utilization: float) -> int:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(free * utilization), CPU_KV_LIMIT)
 
 
 def _peak(device: torch.device, run: Callable[[], None]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dodona.oracle.systems.own.kv_transfer import (
 from dodona.runners.errors import EngineSetupError
 from dodona.runners.kv_transfer.block_transfers import BlockTransferScheduler
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler, KVConnectorWorker
+from dodona.runners.kv_transfer.folders import make_folder
 from dodona.runners.kv_transfer.offloading.slots import HostSlots
 from dodona.runners.kv_transfer.regions import Region
 from dodona.runners.kv_transfer.shared_memory.arena import Arena, create_arena
@@ -143,30 +143,13 @@ def _make_arena(settings: SharedMemorySettings, spec: KVCacheSpec, parts: Sequen
 def plan_kv_transfer(config: EngineConfig, runner: str) -> KVTransferPlan:
     """Check the configuration's connector, for a runner of this name.
 
-    Raises what `resolve_kv_transfer` and `SharedModel.of` raise, and EngineSetupError for a folder that
-    can't be made, or that others can write to.
+    Raises what `resolve_kv_transfer`, `make_folder` and `SharedModel.of` raise.
     """
     settings, shared = resolve_kv_transfer(config), None
-    if isinstance(settings, SharedStorageSettings):
-        _make_folder("shared_storage_path", settings.path)
-    elif isinstance(settings, SharedMemorySettings):
-        _make_folder("shared_memory_path", settings.path)
-        status = settings.path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise EngineSetupError(
-                f"kv_connector_extra_config: shared_memory_path {str(settings.path)!r} must be this user's, "
-                "with mode 0700: who can write there can give wrong keys and values"
-            )
+    make_folder(settings)
     if isinstance(settings, SharedStorageSettings | SharedMemorySettings):
         shared = SharedModel.of(config, runner)
     return KVTransferPlan(config, runner, settings, shared)
-
-
-def _make_folder(key: str, path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise EngineSetupError(f"kv_connector_extra_config: {key} {str(path)!r}: {error}") from error
 
 
 def make_worker_connector(config: EngineConfig) -> KVConnectorWorker:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from dodona.oracle.machine.memory import available_memory
 from dodona.runners.device import memory as device_memory
+from dodona.runners.device.host_memory import left_beside, share_of_host
 from dodona.runners.limits import Limits
 from dodona.runners.sampling import reference as sampling
 from dodona.runners.sampling.params import SamplingParams
@@ -38,14 +35,14 @@ def measure_available_memory(
     """Bytes for inner states and KV blocks after running `profile` (the largest step) once.
 
     CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
-    that. CPU: `utilization` of the memory that the system (or the control group) still has, less the measured
-    growth of the resident set, and for KV blocks at most `CPU_KV_LIMIT`. Never more than the states of all
+    that. CPU: `utilization` of the memory that the system (or the control group) still has, or what the step
+    leaves of it, if that is less; for KV blocks at most `CPU_KV_LIMIT`. Never more than the states of all
     rows (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
     """
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
     else:
-        available = min(_cpu(profile, utilization), CPU_KV_LIMIT + state_bytes)
+        available = min(left_beside(profile, utilization), CPU_KV_LIMIT + state_bytes)
     return max(0, min(available, most_useful + state_bytes))
 
 
@@ -53,11 +50,11 @@ def most_available_memory(
     limits: Limits, *, weights: torch.nn.Module, most_useful: int, state_bytes: int
 ) -> int:
     """No less than `measure_available_memory` of a model with these weights, of which only the sizes
-    matter."""
+    matter; on a CPU the same, unless the largest step doesn't fit beside it."""
     if limits.device == "cuda":
         available = device_memory.most_available_memory(limits, weights.parameters())
     else:
-        available = min(_share_of_host(limits.gpu_memory_utilization), CPU_KV_LIMIT + state_bytes)
+        available = min(share_of_host(limits.gpu_memory_utilization), CPU_KV_LIMIT + state_bytes)
     return max(0, min(available, most_useful + state_bytes))
 
 
@@ -122,36 +119,3 @@ def _cuda(profile: Callable[[], None], device: torch.device, utilization: float)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return int(total * utilization) - (total - free) - activations
-
-
-def _cpu(profile: Callable[[], None], utilization: float) -> int:
-    before = _reset_peak()
-    profile()
-    activations = max(0, _status_bytes("VmHWM") - before)
-    return _share_of_host(utilization) - activations
-
-
-def _share_of_host(utilization: float) -> int:
-    available = available_memory()
-    if available is None:
-        available = 2 * CPU_KV_LIMIT  # so that the documented limit fits
-    return int(available * utilization)
-
-
-def _reset_peak() -> int:
-    """Reset the measured peak of the resident set, where the system allows it; returns the present size.
-
-    Where it doesn't, the peak is that since the process began, and KV gets less than it could.
-    """
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status_bytes("VmRSS")
-
-
-def _status_bytes(name: str) -> int:
-    """A size of /proc/self/status; 0 on systems without that file."""
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(found[1]) * 1024 if found else 0

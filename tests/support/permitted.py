@@ -80,7 +80,7 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path, looks_at: str | N
         "block_size": [1, 4, 16, 48],
         "num_gpu_blocks_override": [1, 3, 64],
         "kv_cache_memory_bytes": [1, 3000, 1 << 17, 1 << 62],
-        "gpu_memory_utilization": [1e-9, 0.5],
+        "gpu_memory_utilization": [1e-9, 1e-6, 1e-5, 0.5],
         "enable_prefix_caching": [False],
         "max_num_seqs": [1, 3],
         "max_num_batched_tokens": [1, 7, 300],
@@ -159,9 +159,9 @@ def _near_the_edge(some: Choose, choose: Choose, model: str, folder: Path) -> di
     elif edge == "num_gpu_blocks_override":
         flat[edge] = choose([1, count, count, count, count, 10**14])
     elif edge == "gpu_memory_utilization":
-        # What a step takes beside the KV cache is measured by a start alone: nothing between is known.
-        share = whole / (available_memory() or 1 << 34)
-        flat[edge] = choose([1e-12, min(1.0, share / 4), 0.05, 1.0])
+        # What is left changes between trial load and start: nothing is known at the edge itself.
+        share = (blocks * block + states) / (available_memory() or 1 << 34)
+        flat[edge] = choose([1e-12, 1e-6, *(min(1.0, share * part) for part in (0.25, 0.6, 1.5, 4)), 1.0])
     else:
         host = int((host_memory() or 16) * 2**30)
         given = max(1, choose([1, block - 1, block, block + 1, 3 * block, 2 * host]))
@@ -190,7 +190,10 @@ def _by_connector(count: int) -> dict[str, Any]:
 
 
 def _shared(count: int, folder: Path) -> dict[str, Any]:
-    extra = {"shared_memory_path": str(folder / "kv"), "memory_bytes": min(count, 1 << 24)}
+    extra = {
+        "shared_memory_path": str(folder / "kv"),
+        "memory_bytes": count if count <= 1 << 24 else 1 << 50,
+    }
     return {"kv_transfer_config": _connector("SharedMemoryConnector", extra)}
 
 
@@ -262,9 +265,9 @@ def _speculative(some: Choose, choose: Choose, model: str, folder: Path) -> dict
 
 def _kv_transfer(some: Choose, choose: Choose, folder: Path) -> dict[str, Any]:
     extra = {
-        "shared_storage_path": some([str(folder / "kv"), "s3://x", 7]),
-        "shared_memory_path": some([str(folder / "shared")]),
-        "memory_bytes": some([0, 1 << 24]),
+        "shared_storage_path": some([*_folders(folder), "s3://x", 7]),
+        "shared_memory_path": some(_folders(folder)),
+        "memory_bytes": some([0, 1 << 24, 1 << 50]),
         "cpu_bytes_to_use": some([1 << 24]),
         "max_bytes": some([1 << 24, "x"]),
     }
@@ -277,6 +280,14 @@ def _kv_transfer(some: Choose, choose: Choose, folder: Path) -> dict[str, Any]:
         "kv_connector_extra_config": {name: value for name, value in extra.items() if value is not None},
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _folders(folder: Path) -> list[str]:
+    """Half of them can't be made, or are others' to enter."""
+    (folder / "file").touch()
+    (folder / "open").mkdir(mode=0o755, exist_ok=True)
+    cannot = ("file", "file/kv", "open", "x" * 300, "/proc/x", "/sys/kv", "kv/" * 2000)
+    return [str(folder / "kv")] * len(cannot) + [str(folder / name) for name in cannot]
 
 
 def pooling_models(folder: Path) -> list[Path]:

@@ -237,7 +237,7 @@ def test_an_arena_ends_with_its_engine_though_a_forked_child_lives(folder):
     [
         ("kv_producer", {"memory_bytes": None}, "memory_bytes must be a number of bytes"),
         ("kv_producer", {"memory_bytes": 100}, "memory_bytes 100 holds no KV block of"),
-        ("kv_producer", {"memory_bytes": 1 << 60}, "of shared memory in .*: .*; lower memory_bytes"),
+        ("kv_producer", {"memory_bytes": 1 << 60}, "has left; lower memory_bytes"),
         ("kv_producer", {"wait_seconds": 3}, "as kv_producer doesn't know 'wait_seconds'"),
         ("kv_consumer", {"memory_bytes": 100}, "as kv_consumer doesn't know 'memory_bytes'"),
         ("kv_consumer", {"wait_seconds": -1}, "wait_seconds must be a number, at least 0"),
@@ -252,6 +252,13 @@ def test_settings_that_cannot_be_are_refused(tiny_models, folder, role, extra, e
     with pytest.raises((EngineSetupError, UnsupportedConfiguration), match=error):
         LLM(tiny_models.path("llama"), **SIZES, **memory(folder, role, **extra))
     assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_room_that_others_take_meanwhile(tiny_models, folder, monkeypatch):
+    monkeypatch.setattr("dodona.runners.kv_transfer.folders._room", lambda path: None)
+    with pytest.raises(EngineSetupError, match=r"of shared memory in .*: .*; lower memory_bytes"):
+        LLM(tiny_models.path("llama"), **SIZES, **memory(folder, "kv_producer", memory_bytes=1 << 60))
+    assert not list(folder.iterdir())
 
 
 def test_a_default(folder):

@@ -17,6 +17,7 @@ from dodona.oracle.machine.packages import TESTED
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.row_by_row import ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.own.model_code import outgrows_rope
+from dodona.runners.device import host_memory
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
@@ -259,19 +260,23 @@ def test_a_new_kv_cache_forgets_the_requests_of_the_old_one(tiny_models):
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak can't be reset here")
-def test_memory_of_the_largest_step_is_taken_off(monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 30)
-    size = 200 << 20
+def test_the_largest_step_takes_its_memory_from_what_the_share_leaves(monkeypatch):
+    has, size = 1 << 30, 200 << 20
+    monkeypatch.setattr(host_memory, "available_memory", lambda: has)
 
-    def measure(profile):
+    def measure(utilization):
         return memory.measure_available_memory(
-            profile, torch.device("cpu"), utilization=0.5, most_useful=1 << 40
+            lambda: torch.ones(size, dtype=torch.uint8),
+            torch.device("cpu"),
+            utilization=utilization,
+            most_useful=1 << 40,
         )
 
-    idle = measure(lambda: None)
-    busy = measure(lambda: torch.ones(size, dtype=torch.uint8).sum())
-    assert idle > (1 << 29) - (64 << 20)
-    assert idle - busy > size * 0.9
+    assert measure(0.5) == has // 2
+    assert measure(1e-6) == int(has * 1e-6)
+    assert has - size * 1.5 < measure(1.0) < has - size * 0.9
+    monkeypatch.setattr(host_memory, "available_memory", lambda: size // 2)
+    assert measure(0.5) == 0
 
 
 def test_reload_is_in_place(tiny_models, tmp_path):

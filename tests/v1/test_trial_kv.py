@@ -25,8 +25,8 @@ from tests.support.tiny_models import TinyModels
 FEW = ("gemma2", "gemma3n", "gpt-oss", "deepseek-v3", "mamba", "bamba", "lfm3", "qwen3-next", "zaya")
 """Families that stand for the others: windows, shared KV, MLA, states alone and beside KV."""
 
-LOOKING = ("dbrx", "deepseek_v4", "git", "longcat_flash", "qwen4_exp")
-"""Types whose code looks for what is not zero, counts integers, or masks by values."""
+LOOKING = ("dbrx", "deepseek_v4", "git", "jetmoe", "longcat_flash", "qwen4_exp", "xmod")
+"""Types whose code looks for what is not zero, counts integers, masks by values, or splits by counts."""
 
 ROWS = ("bloom", "openai-gpt", "recurrent_gemma", "reformer", "rwkv", "whisper", "zamba2")
 """Types that are computed row by row, in all ways."""
@@ -92,6 +92,15 @@ def test_a_block_of_types_that_are_computed_otherwise(model_type: str, tmp_path:
     assert try_load(verdict) is None
 
 
+@pytest.mark.parametrize("model_type", ["jetmoe", "xmod"])
+def test_sizes_of_types_that_look_into_values(model_type: str, tmp_path: Path) -> None:
+    path = of_type(model_type, tmp_path)
+    need = need_of(permitted(path))
+    assert try_load(permitted(path, kv_cache_memory_bytes=need)) is None
+    refused_alike(permitted(path, kv_cache_memory_bytes=need - 1), "less than one sequence")
+    refused_alike(permitted(path, num_gpu_blocks_override=10**14), "can't be allocated")
+
+
 @pytest.mark.parametrize("head", [*HEADS, "qwen3", None])
 def test_drafts_take_room_in_blocks_and_rows(head: str | None) -> None:
     what = {"method": "ngram"} if head is None else {"model": str(CHECKPOINTS / head)}
@@ -126,12 +135,18 @@ def test_memory_of_requests_that_are_computed_row_by_row(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["gemma3n", "bamba"])
-def test_too_small_a_share_of_the_machine(family: str, tiny_models: TinyModels) -> None:
-    verdict = permitted(tiny_models.path(family), gpu_memory_utilization=1e-12)
-    with pytest.raises(EngineSetupError, match="raise gpu_memory_utilization"):
-        try_load(verdict)
-    with pytest.raises(EngineSetupError, match="raise gpu_memory_utilization"):
-        LLM.from_verdict(verdict)
+def test_a_share_of_the_machine_is_enough_and_a_byte_less_is_not(
+    family: str, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the largest step takes beside it, as long as the machine has that."""
+    path, left = tiny_models.path(family), 1 << 30
+    need = need_of(permitted(path))
+    monkeypatch.setattr("dodona.runners.device.host_memory.available_memory", lambda: left)
+    enough = permitted(path, gpu_memory_utilization=(need + 0.5) / left)
+    assert try_load(enough) is None
+    LLM.from_verdict(enough).shutdown()
+    less = permitted(path, gpu_memory_utilization=(need - 0.5) / left)
+    refused_alike(less, "raise gpu_memory_utilization")
 
 
 def test_a_context_that_a_cpu_has_no_blocks_for(tiny_models: TinyModels, monkeypatch: Any) -> None:

@@ -223,6 +223,28 @@ def test_code_on_meta_keeps_small_integers_and_nothing_else() -> None:
     assert META.type == "meta"
 
 
+def test_what_has_no_values_is_zero_where_code_asks() -> None:
+    with on_meta() as meta:
+        known, weights = torch.tensor([2, 0]), torch.zeros(3, 4, device="cpu")
+        assert known.tolist() == [2, 0]
+        with pytest.raises(RuntimeError, match="split"):
+            weights.split([1, 1])
+        assert not meta.has_guessed
+        mask = weights > 0
+        assert weights[mask].shape == (0,)
+        assert weights[mask[:, 0]].shape == (0, 4)
+        assert weights[None, :, mask[0]].shape == (1, 3, 0)
+        weights[mask[:, 0]] = torch.zeros(0, 4)
+        assert meta.has_guessed
+        sizes = mask.long().sum(0).tolist()
+        assert sizes == [0, 0, 0, 0]
+        assert [len(part) for part in weights.split(sizes)] == [0, 0, 0, 3]
+        assert [len(part) for part in torch.split(weights.T, sizes, dim=1)] == [4] * 4
+        assert [len(part) for part in weights.split(2)] == [2, 1]
+        with pytest.raises(NeedsValues):
+            weights.tolist()
+
+
 def test_a_model_that_takes_long_is_left_alone(
     tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -183,11 +183,9 @@ def create_arena(folder: Path, num_slots: int, parts: Sequence[tuple[Region, int
     parts: what each rank that writes has of a block, and its bytes. Raises OSError where there is not enough
     memory. Arenas of engines that are gone are removed.
     """
-    for path in folder.glob(f"*{SUFFIX}"):
-        with suppress(OSError, ArenaError):
-            arena = open_arena(path, writes=False)
-            arena.close(remove=not arena.is_alive())
-    _remove_unfinished(folder)
+    for path in files_of_ended(folder):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
     table = _HEADER_WORDS + len(parts) * _REGION_WORDS + num_slots * (3 + 2 * len(parts))
     data = -(-table * 8 // _PAGE) * _PAGE
     header = [_MAGIC, num_slots, len(parts), data]
@@ -210,6 +208,30 @@ def create_arena(folder: Path, num_slots: int, parts: Sequence[tuple[Region, int
     return arena
 
 
+def files_of_ended(folder: Path) -> Iterator[Path]:
+    """Arenas of engines that are gone, and what engines left that ended while they made one. Each is that as
+    long as the next isn't asked for."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(OSError, ArenaError):
+            arena = open_arena(path, writes=False)
+            try:
+                if not arena.is_alive():
+                    yield path
+            finally:
+                arena.close()
+    for path in folder.glob(f"*{_UNFINISHED}"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                found = os.fstat(descriptor)
+                # One that is being made is locked from before it has a size.
+                if stat.S_ISREG(found.st_mode) and found.st_size:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    yield path
+            finally:
+                os.close(descriptor)
+
+
 def open_arena(path: Path, *, writes: bool) -> Arena:
     """An engine's arena; writes: for the engine's ranks. Raises ArenaError, and OSError where it is gone."""
     # without O_NONBLOCK, opening a pipe waits for a writer
@@ -219,21 +241,6 @@ def open_arena(path: Path, *, writes: bool) -> Arena:
     except BaseException:
         os.close(descriptor)
         raise
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove files of engines that ended while they made an arena. One that is being made is locked from
-    before it has a size."""
-    for path in folder.glob(f"*{_UNFINISHED}"):
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
-            try:
-                found = os.fstat(descriptor)
-                if stat.S_ISREG(found.st_mode) and found.st_size:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-            finally:
-                os.close(descriptor)
 
 
 def _sum(content: np.ndarray[Any, Any]) -> int:
