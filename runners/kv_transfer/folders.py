@@ -80,7 +80,7 @@ def _nearest(path: Path) -> Path:
 
 
 def _fault(folder: Path, *, writes: bool) -> str | None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises where a link leads to what nobody may look at
         return f"{str(folder)!r} is no folder"
     kind = _file_system(folder)
     if kind in _OF_THE_SYSTEM:

@@ -40,6 +40,7 @@ def shared(path: Path, memory_bytes: int | None = 1000) -> SharedMemorySettings:
         ("file", "file' is no folder"),
         ("file/kv/deep", "file' is no folder"),
         ("link", "link' is no folder"),
+        ("long/kv", "long' is no folder"),
         ("/proc/x", "'/proc' belongs to the system"),
         ("/proc/self/cwd/file/kv", "file' is no folder"),
         (f"kv/{NAME}/kv", "File name too long"),
@@ -52,12 +53,13 @@ def test_a_folder_that_cannot_be_is_said_by_the_trial_load(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "long").symlink_to(NAME)
     path = tmp_path / where
     flat = storage(path) if connector == "storage" else memory(path, "kv_both")
     refused_alike(
         permitted(tiny_models.path("llama"), **flat), f"shared_{connector}_path .* can't be used: .*{words}"
     )
-    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "long"]
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o720])
