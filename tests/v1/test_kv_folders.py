@@ -96,17 +96,25 @@ def test_folders_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return path.stat().st_mode & asked == asked
 
     monkeypatch.setattr(os, "access", access)
-    for mode, reads, writes in ((0o700, False, False), (0o705, True, False), (0o707, True, True)):
+    for mode, reads, writes, makes in (
+        (0o700, False, False, False),
+        (0o705, True, False, False),
+        (0o706, False, False, False),
+        (0o703, False, False, True),
+        (0o707, True, True, True),
+    ):
         tmp_path.chmod(mode)
         for path, stores, can in (
             (tmp_path, False, reads),
             (tmp_path, True, writes),
-            (tmp_path / "kv", False, writes),
+            (tmp_path / "kv", False, makes),
         ):
             if can:
                 check_folder(stored(path, stores=stores))
                 continue
-            with pytest.raises(EngineSetupError, match=f"this user can't (read|write to) '{tmp_path}'"):
+            with pytest.raises(
+                EngineSetupError, match=f"this user can't (enter or read|write to) '{tmp_path}'"
+            ):
                 check_folder(stored(path, stores=stores))
 
 
