@@ -67,7 +67,10 @@ def _check_is_own(path: Path, where: str) -> None:
 
 def _check_access(path: Path, where: str, *, writes: bool) -> None:
     nearest = _nearest(path)
-    fault = _fault(nearest, writes=writes or nearest != path)
+    needs = os.W_OK | os.X_OK  # to make a folder in it
+    if nearest == path:
+        needs = os.R_OK | os.X_OK | (os.W_OK if writes else 0)
+    fault = _fault(nearest, needs)
     if fault is None and nearest != path:
         fault = _fault_of_names(path, nearest, path.parts[len(nearest.parts) :])
     if fault is not None:
@@ -79,15 +82,16 @@ def _nearest(path: Path) -> Path:
     return next((place for place in (path, *path.parents) if os.path.lexists(place)), Path())
 
 
-def _fault(folder: Path, *, writes: bool) -> str | None:
-    if not folder.is_dir():
+def _fault(folder: Path, needs: int) -> str | None:
+    """needs: as `os.access` takes it."""
+    if not os.path.isdir(folder):  # Path.is_dir raises where a link leads to what nobody may look at
         return f"{str(folder)!r} is no folder"
     kind = _file_system(folder)
     if kind in _OF_THE_SYSTEM:
         return f"{str(folder)!r} belongs to the system ({kind})"
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return f"this user can't read {str(folder)!r}"
-    if writes and not os.access(folder, os.W_OK):
+    if not os.access(folder, needs & ~os.W_OK):
+        return f"this user can't enter or read {str(folder)!r}"
+    if not os.access(folder, needs):
         return f"this user can't write to {str(folder)!r}"
     return None
 

@@ -52,6 +52,11 @@ from dodona.oracle.systems.own.resolved import (
 )
 from dodona.oracle.systems.own.speculation import speculation_fault
 from dodona.oracle.systems.own.weights import weights_fault
+from dodona.runners.v1.parallel_families import (
+    EXPERT_PARALLEL_FAMILIES,
+    PIPELINE_PARALLEL_FAMILIES,
+    TENSOR_PARALLEL_FAMILIES,
+)
 
 SERVED_TASKS = ("embed", "classify", "token_classify")
 """Pooling tasks that `pooling.runner.V1PoolingRunner` computes."""
@@ -137,69 +142,6 @@ LACKS: frozenset[str] = frozenset(
     }
 )
 """Rule ids of rules/dodona.yaml that veto V1."""
-
-
-TENSOR_PARALLEL_FAMILIES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "GemmaForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Gemma3nForCausalLM",
-    "MixtralForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "Olmo2ForCausalLM",
-    "Olmo3ForCausalLM",
-    "CohereForCausalLM",
-    "Cohere2ForCausalLM",
-    "GraniteForCausalLM",
-    "Glm4ForCausalLM",
-    "SmolLM3ForCausalLM",
-    "Starcoder2ForCausalLM",
-    "GPTNeoXForCausalLM",
-    "Llama4ForCausalLM",
-)
-"""Architectures that `tensor_parallel.shard_model` splits by their plan, each backed by a run."""
-
-PIPELINE_PARALLEL_FAMILIES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "GemmaForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "MixtralForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "Olmo2ForCausalLM",
-    "Olmo3ForCausalLM",
-    "CohereForCausalLM",
-    "Cohere2ForCausalLM",
-    "GraniteForCausalLM",
-    "Glm4ForCausalLM",
-    "SmolLM3ForCausalLM",
-    "Starcoder2ForCausalLM",
-    "GPTNeoXForCausalLM",
-    "Phi3ForCausalLM",
-    "GptOssForCausalLM",
-    "Qwen3NextForCausalLM",
-    "OlmoHybridForCausalLM",
-)
-"""Architectures whose layers `pipeline_parallel.take_stage` spreads over stages, each backed by a run."""
-
-EXPERT_PARALLEL_FAMILIES = (
-    "MixtralForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "DeepseekV3ForCausalLM",
-)
-"""Architectures whose experts `tensor_parallel.shard_model` spreads over ranks, each backed by a run."""
 
 
 UNSPLIT_SCHEMES = ("w4a16_act_order", "w8a16_act_order", "w4a16_mxfp4", "mixed")

@@ -57,9 +57,10 @@ def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool
 
 def _layers(model: Any) -> Any:
     names = [name for name in (getattr(model, "pp_plan", None) or {}) if name.endswith("layers")]
-    if not names:
-        raise _refusal(f"transformers has no plan of {type(model).__name__}'s layers")
-    return model.get_submodule(names[0])
+    found = [module for name, module in model.named_modules() if name in names[:1]]
+    if not found:
+        raise _refusal(f"{type(model).__name__}: transformers has no plan of its layers")
+    return found[0]
 
 
 def _receiving(group: Group, source: int) -> Any:

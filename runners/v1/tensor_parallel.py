@@ -26,6 +26,8 @@ WHOLE_STYLES = frozenset(
         "embedding_colwise",
         "replicate",
         "replicated_with_grad_allreduce",
+        "mla_kv_a_proj",  # what it adds is for gradients
+        "local_params",  # of a module whose parameters have styles of their own
         # Pairs of them leave the layer between unsplit; keeping the weights whole computes the same.
         "colwise_gather_output",
         "colwise_rep",
@@ -35,7 +37,9 @@ WHOLE_STYLES = frozenset(
 )
 """Styles of modules that stay whole on every rank."""
 
-SPLIT_STYLES = frozenset({"colwise", "rowwise", "packed_colwise", "packed_rowwise", "moe_tp_experts"})
+SPLIT_STYLES = frozenset(
+    {"colwise", "rowwise", "packed_colwise", "packed_rowwise", "moe_tp_experts", "moe_identity_expert"}
+)
 """Styles that `shard_model` carries out."""
 
 
@@ -67,6 +71,10 @@ def shard_model(
     if group.size == 1:
         return shares
     plan = _plan(model)
+    if whole_experts and "moe_tp_experts" not in plan.values():
+        raise UnsupportedConfiguration.lacking(
+            "v1", "expert-parallel-families", why=f"{type(model).__name__}: its plan has no experts"
+        )
     heads = _heads(model, group.size)
     for name, module in model.named_modules():
         style = plan.get(_pattern(name))
@@ -77,6 +85,9 @@ def shard_model(
             shares[name] = _split_outputs(name, module, group, of_heads)
         elif style == "rowwise":
             shares[name] = _split_inputs(name, module, group)
+        elif style == "moe_identity_expert":
+            if group.rank:  # every rank hands on the same tokens, and the sum over ranks has them once
+                module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
         elif style == "moe_tp_experts":
             module.register_forward_hook(lambda _module, _args, output: group.all_reduce(output))
             if isinstance(module, QuantizedExperts):
@@ -90,7 +101,8 @@ def shard_model(
             style = plan.get(_pattern(where))
             if style is not None and style not in WHOLE_STYLES:
                 _replace(module, parameter_name, _share_of(where, parameter, style, group))
-        _adjust_heads(module, group, heads)
+        if plan.get(_pattern(f"{name}.k_proj")) == "colwise":
+            _adjust_heads(module, group, heads)
     return shares
 
 
@@ -167,7 +179,12 @@ def _keep_experts(name: str, module: Any, group: Group) -> None:
 
     Tokens are on all ranks, so none has to be sent: a rank computes what is routed to its experts.
     """
-    count = module.num_experts // group.size
+    total = getattr(module, "num_experts", None)
+    if not isinstance(total, int):
+        raise UnsupportedConfiguration.lacking(
+            "v1", "expert-parallel-families", why=f"{name} does not say how many experts it has (num_experts)"
+        )
+    count = total // group.size
     for parameter_name, parameter in list(module.named_parameters(recurse=False)):
         _replace(module, parameter_name, _part(name, parameter, 0, group.size, group.rank))
     module.num_experts = count

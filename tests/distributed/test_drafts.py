@@ -31,15 +31,16 @@ from dodona.runners.v1.drafting.lookup import LookupDrafter
 from dodona.runners.v1.drafting.sequential import SequentialDrafter
 from dodona.runners.v1.pipeline_parallel import take_stage
 from dodona.runners.v1.runner import V1Runner
-from tests.distributed.test_pipeline_and_context import BY_ARCHITECTURE
 from tests.distributed.thread_workers import use_threads
+from tests.support import every_family, ranks_table
 from tests.support.thread_ranks import run_ranks
-from tests.support.tiny_models import VOCAB_SIZE, make_model
+from tests.support.tiny_models import VOCAB_SIZE
 
 QWEN3 = Path(__file__).parents[2] / "checkpoints" / "qwen3"
 TARGET = ModelInfo.load(QWEN3)
 CPU = Environment(has_triton=False, platform="cpu")
 PP, TP, PCP = "pipeline_parallel_size", "tensor_parallel_size", "prefill_context_parallel_size"
+STAGED_TYPES = sorted(ranks_table.served_types("PP 2"))
 DRAFTS = 4
 PROMPTS = [[5 + (i * 37 + j * j) % 370 for j in range(n)] for i, n in enumerate((2, 11, 7, 30, 5))]
 PROMPTS.append(PROMPTS[3][:26])
@@ -293,11 +294,10 @@ def test_a_draft_model_need_not_be_split_as_its_target() -> None:
     assert not capabilities.lacks_of_draft(config, draft, environment=CPU)
 
 
-@pytest.mark.parametrize("architecture", capabilities.PIPELINE_PARALLEL_FAMILIES)
-def test_the_last_stage_sees_the_states_of_every_architecture(architecture: str) -> None:
-    family = BY_ARCHITECTURE[architecture]
+@pytest.mark.parametrize("model_type", STAGED_TYPES)
+def test_the_last_stage_sees_the_states_of_every_type(model_type: str) -> None:
     ids = torch.arange(3, 14)[None] % VOCAB_SIZE
-    whole, *stages = (make_model(family) for _ in range(3))
+    whole, *stages = (every_family.make_model(every_family.tiny_config(model_type)) for _ in range(3))
     count = whole.config.get_text_config(decoder=True).num_hidden_layers
     layer_ids = (0, count // 2, count)
 

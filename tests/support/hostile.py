@@ -302,6 +302,7 @@ def _in_child(case: Case, scratch: Path, writing: int) -> int:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    os.chdir(scratch)  # what a case writes by a relative path goes with it
     try:
         case.act(scratch)
         said = "answered"

@@ -80,7 +80,7 @@ def draw(choose: Choose, models: Sequence[Path], folder: Path, looks_at: str | N
         "block_size": [1, 4, 16, 48],
         "num_gpu_blocks_override": [1, 3, 64],
         "kv_cache_memory_bytes": [1, 3000, 1 << 17, 1 << 62],
-        "gpu_memory_utilization": [1e-9, 1e-6, 1e-5, 0.5],
+        "gpu_memory_utilization": [1e-9, 0.5],
         "enable_prefix_caching": [False],
         "max_num_seqs": [1, 3],
         "max_num_batched_tokens": [1, 7, 300],
@@ -161,7 +161,7 @@ def _near_the_edge(some: Choose, choose: Choose, model: str, folder: Path) -> di
     elif edge == "gpu_memory_utilization":
         # What is left changes between trial load and start: nothing is known at the edge itself.
         share = (blocks * block + states) / (available_memory() or 1 << 34)
-        flat[edge] = choose([1e-12, 1e-6, *(min(1.0, share * part) for part in (0.25, 0.6, 1.5, 4)), 1.0])
+        flat[edge] = choose([1e-12, *(min(1.0, share * part) for part in (0.25, 0.6, 1.5, 4)), 1.0])
     else:
         host = int((host_memory() or 16) * 2**30)
         given = max(1, choose([1, block - 1, block, block + 1, 3 * block, 2 * host]))

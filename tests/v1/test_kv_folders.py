@@ -40,6 +40,7 @@ def shared(path: Path, memory_bytes: int | None = 1000) -> SharedMemorySettings:
         ("file", "file' is no folder"),
         ("file/kv/deep", "file' is no folder"),
         ("link", "link' is no folder"),
+        ("long/kv", "long' is no folder"),
         ("/proc/x", "'/proc' belongs to the system"),
         ("/proc/self/cwd/file/kv", "file' is no folder"),
         (f"kv/{NAME}/kv", "File name too long"),
@@ -52,12 +53,13 @@ def test_a_folder_that_cannot_be_is_said_by_the_trial_load(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "long").symlink_to(NAME)
     path = tmp_path / where
     flat = storage(path) if connector == "storage" else memory(path, "kv_both")
     refused_alike(
         permitted(tiny_models.path("llama"), **flat), f"shared_{connector}_path .* can't be used: .*{words}"
     )
-    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "long"]
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o720])
@@ -94,17 +96,25 @@ def test_folders_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return path.stat().st_mode & asked == asked
 
     monkeypatch.setattr(os, "access", access)
-    for mode, reads, writes in ((0o700, False, False), (0o705, True, False), (0o707, True, True)):
+    for mode, reads, writes, makes in (
+        (0o700, False, False, False),
+        (0o705, True, False, False),
+        (0o706, False, False, False),
+        (0o703, False, False, True),
+        (0o707, True, True, True),
+    ):
         tmp_path.chmod(mode)
         for path, stores, can in (
             (tmp_path, False, reads),
             (tmp_path, True, writes),
-            (tmp_path / "kv", False, writes),
+            (tmp_path / "kv", False, makes),
         ):
             if can:
                 check_folder(stored(path, stores=stores))
                 continue
-            with pytest.raises(EngineSetupError, match=f"this user can't (read|write to) '{tmp_path}'"):
+            with pytest.raises(
+                EngineSetupError, match=f"this user can't (enter or read|write to) '{tmp_path}'"
+            ):
                 check_folder(stored(path, stores=stores))
 
 
