@@ -56,11 +56,11 @@ def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool
 
 
 def _layers(model: Any) -> Any:
-    names = [name for name in (getattr(model, "pp_plan", None) or {}) if name.endswith("layers")]
-    found = [module for name, module in model.named_modules() if name in names[:1]]
-    if not found:
+    planned = [name for name in (getattr(model, "pp_plan", None) or {}) if name.endswith("layers")]
+    module = dict(model.named_modules()).get(planned[0]) if planned else None
+    if module is None:  # a plan may name what its model has not
         raise _refusal(f"{type(model).__name__}: transformers has no plan of its layers")
-    return found[0]
+    return module
 
 
 def _receiving(group: Group, source: int) -> Any:

@@ -65,7 +65,8 @@ def shard_model(
     experts always stay whole.
 
     Nothing happens in a group of one. Raises UnsupportedConfiguration where the model has no plan, or one
-    with a style that is not known here, and where a size doesn't divide by the number of ranks.
+    with a style that is not known here, where a size doesn't divide by the number of ranks, and where
+    `whole_experts` finds no experts, or some that don't say how many they are.
     """
     shares: dict[str, LinearShare] = {}
     if group.size == 1:

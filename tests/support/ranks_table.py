@@ -80,17 +80,18 @@ def try_type(model_type: str) -> dict[str, Any]:
         except Exception as error:
             return {"outcome": f"untried: {first_line(error)}"}
         try:
-            alone = {"": _tokens(directory, {})}
+            alone: dict[Any, list[list[int]]] = {None: _tokens(directory, {})}
         except Exception as error:
             return {"outcome": _said(error)}
         _permit(architecture(model_type))
         found: dict[str, Any] = {}
         for name, layout in LAYOUTS.items():
-            quantization = {key: layout[key] for key in ("quantization",) if key in layout}
+            quantization = layout.get("quantization")
             try:
-                before = alone.setdefault("int8" if quantization else "", [])
-                before += [] if before else _tokens(directory, quantization)
-                found[name] = _compare(model, before, _tokens(directory, layout), bool(quantization))
+                if quantization not in alone:
+                    alone[quantization] = _tokens(directory, {"quantization": quantization})
+                tokens = _tokens(directory, layout)
+                found[name] = _compare(model, alone[quantization], tokens, quantization is not None)
             except Exception as error:
                 found[name] = _said(error)
         return found
@@ -192,8 +193,8 @@ lengths together.
 {counts}
 
 The rules `tensor-parallel-families`, `expert-parallel-families` and `pipeline-parallel-families` list the
-architectures with "equal" here, and no others (`tests/distributed/test_families.py`). What one rank serves
-row by row, several refuse (`workers-row-by-row`): such types are left out.
+architectures with "equal" under TP 2, EP 2 and PP 2, and no others (`tests/distributed/test_families.py`).
+What one rank serves row by row, several refuse (`workers-row-by-row`): such types are left out.
 
 {table}
 
