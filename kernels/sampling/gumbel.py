@@ -35,6 +35,7 @@ def gumbel_sample(
     entry_fallback: Tensor | None = None,
     vocabulary: Tensor | None = None,
     ahead: int = 0,
+    as_drafts: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
     """One token per batch row: argmax of logit / temperature + noise, or of the logit where the row is
@@ -54,6 +55,8 @@ def gumbel_sample(
         entry_fallback: [n] int64, per batch row, in place of `fallback`; None for that.
         vocabulary: [vocab] int64: the token of each logit, in rising order; None: its place. Noise belongs to
             tokens.
+        as_drafts: tokens are guesses that a model may be given: none is below 0, and that of padding is 0.
+            The next kernel starts when they are there.
         out: [n] int32, contiguous, to write into; None for a new one.
     Returns: [n] int32.
     """
@@ -64,9 +67,11 @@ def gumbel_sample(
             logits, idx_mapping, positions, seeds, inverse_temperatures, cuts, vocabulary, ahead
         )
         if entry_fallback is None:
-            _reduce_blocks(best, token, idx_mapping, fallback, out)
+            _reduce_blocks(best, token, idx_mapping, fallback, out, as_drafts=as_drafts)
         else:
-            _reduce_blocks(best, token, idx_mapping, entry_fallback, out, fallback_by_entry=True)
+            _reduce_blocks(
+                best, token, idx_mapping, entry_fallback, out, fallback_by_entry=True, as_drafts=as_drafts
+            )
     return out
 
 
@@ -135,6 +140,7 @@ def _reduce_blocks(
     out: Tensor,
     *,
     fallback_by_entry: bool = False,
+    as_drafts: bool = False,
     turn: Tensor | None = None,
     positions: Tensor | None = None,
     num_computed: Tensor | None = None,
@@ -159,6 +165,7 @@ def _reduce_blocks(
         max_model_len=0 if token_ids is None else token_ids.shape[1],
         APPENDS=token_ids is not None,
         BY_ENTRY=fallback_by_entry,
+        AS_DRAFTS=as_drafts,
         WIDTH=triton.next_power_of_2(num_blocks),
         DEPENDENT=dependent,
         num_warps=1,
@@ -306,15 +313,20 @@ def _reduce_blocks_kernel(
     max_model_len,
     APPENDS: tl.constexpr,
     BY_ENTRY: tl.constexpr,
+    AS_DRAFTS: tl.constexpr,
     WIDTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     if DEPENDENT:
-        let_next_start()
+        # Attention to drafts reads keys before it waits: none may start before the pass before has ended.
+        if not AS_DRAFTS:
+            let_next_start()
         wait_for_inputs()
     row = tl.program_id(0)
     state = tl.load(idx_mapping_ptr + row).to(tl.int64)
     if state < 0:
+        if AS_DRAFTS:
+            tl.store(out_ptr + row, 0)
         return
     blocks = tl.arange(0, WIDTH)
     inside = blocks < num_blocks
@@ -324,6 +336,8 @@ def _reduce_blocks_kernel(
     token = tl.load(token_ptr + row * num_blocks + block)
     if greatest == float("-inf"):
         token = tl.load(fallback_ptr + (row if BY_ENTRY else state)).to(tl.int32)
+    if AS_DRAFTS:
+        token = tl.maximum(token, 0)
     if APPENDS:
         tl.store(out_ptr + tl.load(turn_ptr) * stride_ring + row, token)
         position = tl.load(positions_ptr + row)

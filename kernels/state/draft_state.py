@@ -128,43 +128,41 @@ def following_tokens_reference(rows: Tensor, positions: Tensor, token_ids: Tenso
     return torch.tensor(found, dtype=torch.int32)
 
 
-def draft_entries(
-    *, rows: Tensor, positions: Tensor, ahead: int, drafts: Tensor, block_table: Tensor, block_size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Entries of one token: the last draft of each row.
+def draft_places(
+    *, rows: Tensor, positions: Tensor, first: int, count: int, block_table: Tensor, block_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where `count` entries of one token lie that follow one another in each row.
 
     Args:
         rows: [n] int32: state rows, -1 for padding.
         positions: [n] int32: of each row's last token.
-        ahead: what the entries' positions are beyond these.
-        drafts: [n] int32: what was drawn; any number for padding.
+        first: how far the first entry is ahead of these.
         block_table: [state rows, max blocks] int32.
         block_size: tokens of a KV block.
 
     Returns:
-        tokens, positions, KV slots (-1 for padding) and sequence lengths, [n] int32 each.
+        positions, KV slots (-1 for padding) and sequence lengths, [count, n] int32 each.
     """
-    out = torch.empty((4, rows.shape[0]), dtype=torch.int32, device=rows.device)
+    n = rows.shape[0]
+    out = torch.empty((3, count, n), dtype=torch.int32, device=rows.device)
     dependent = supports_dependent_launch(rows.device)
-    if len(rows):
-        _draft_entries_kernel[(rows.shape[0],)](
-            rows, positions, ahead, drafts, block_table, block_table.stride(0), block_table.shape[1],
-            out[0], out[1], out[2], out[3], BLOCK_SIZE=block_size, DEPENDENT=dependent, num_warps=1,
+    if n and count:
+        _draft_places_kernel[(n, count)](
+            rows, positions, first, block_table, block_table.stride(0), block_table.shape[1],
+            out[0], out[1], out[2], BLOCK_SIZE=block_size, DEPENDENT=dependent, num_warps=1,
             **launch_options(dependent),
         )  # fmt: skip
-    return out[0], out[1], out[2], out[3]
+    return out[0], out[1], out[2]
 
 
-@triton.jit(do_not_specialize=["ahead", "max_blocks"])
-def _draft_entries_kernel(
+@triton.jit(do_not_specialize=["first", "max_blocks"])
+def _draft_places_kernel(
     rows,
     positions,
-    ahead,
-    drafts,
+    first,
     block_table,
     stride_table,
     max_blocks,
-    out_tokens,
     out_positions,
     out_slots,
     out_lengths,
@@ -176,28 +174,30 @@ def _draft_entries_kernel(
     i = tl.program_id(0)
     row = tl.load(rows + i).to(tl.int64)
     live = row >= 0
-    position = tl.load(positions + i) + ahead
+    position = tl.load(positions + i) + first + tl.program_id(1)
     place = position // BLOCK_SIZE
     has_block = live & (place < max_blocks)
     block = tl.load(block_table + row * stride_table + place, mask=has_block, other=0)
-    token = tl.load(drafts + i)
-    tl.store(out_tokens + i, tl.where(live, tl.maximum(token, 0), 0))
-    tl.store(out_positions + i, tl.where(live, position, 0))
-    tl.store(out_slots + i, tl.where(has_block, block * BLOCK_SIZE + position % BLOCK_SIZE, -1))
-    tl.store(out_lengths + i, tl.where(live, position + 1, 0))
+    target = tl.program_id(1) * tl.num_programs(0) + i
+    tl.store(out_positions + target, tl.where(live, position, 0))
+    tl.store(out_slots + target, tl.where(has_block, block * BLOCK_SIZE + position % BLOCK_SIZE, -1))
+    tl.store(out_lengths + target, tl.where(live, position + 1, 0))
 
 
-def draft_entries_reference(
-    rows: Tensor, positions: Tensor, ahead: int, drafts: Tensor, block_table: Tensor, block_size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `draft_entries` computes, in plain Python."""
+def draft_places_reference(
+    rows: Tensor, positions: Tensor, first: int, count: int, block_table: Tensor, block_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `draft_places` computes, in plain Python."""
     found = []
-    for row, last, draft in zip(rows.tolist(), positions.tolist(), drafts.tolist(), strict=True):
-        place = last + ahead
-        slot = int(block_table[row, place // block_size]) * block_size + place % block_size
-        found.append((max(draft, 0), place, slot, place + 1) if row >= 0 else (0, 0, -1, 0))
-    columns = torch.tensor(found, dtype=torch.int32).reshape(-1, 4).T
-    return columns[0], columns[1], columns[2], columns[3]
+    for ahead in range(first, first + count):
+        for row, last in zip(rows.tolist(), positions.tolist(), strict=True):
+            place = last + ahead
+            has_block = row >= 0 and place // block_size < block_table.shape[1]
+            block = int(block_table[row, place // block_size]) if has_block else 0
+            slot = block * block_size + place % block_size if has_block else -1
+            found.append((place, slot, place + 1) if row >= 0 else (0, -1, 0))
+    parts = torch.tensor(found, dtype=torch.int32).reshape(count, len(rows), 3)
+    return parts[..., 0], parts[..., 1], parts[..., 2]
 
 
 def append_drafts(

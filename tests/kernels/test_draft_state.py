@@ -45,18 +45,18 @@ def test_tokens_that_follow(device: torch.device) -> None:
         assert found.tolist() == draft_state.following_tokens_reference(**arguments).tolist()
 
 
-@pytest.mark.parametrize("ahead", [1, 2])
-def test_entries_of_drafts(ahead: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (1, 4), (2, 0)])
+def test_places_of_drafts(first: int, count: int, device: torch.device) -> None:
     arguments = {
         "rows": ints(ROWS, device),
         "positions": ints(POSITIONS, device),
-        "ahead": ahead,
-        "drafts": ints([-1, 99, 6], device),
+        "first": first,
+        "count": count,
         "block_table": torch.arange(5, 29, dtype=torch.int32, device=device).view(4, 6),
         "block_size": 4,
     }
-    found = draft_state.draft_entries(**arguments)
-    expected = draft_state.draft_entries_reference(**arguments)
+    found = draft_state.draft_places(**arguments)
+    expected = draft_state.draft_places_reference(**arguments)
     assert [part.tolist() for part in found] == [part.tolist() for part in expected]
 
 
@@ -124,3 +124,6 @@ def test_rows_are_copied_into_wider_ones(size: int, device: torch.device) -> Non
     expected[:3, size : 2 * size] = source
     assert torch.equal(wide, expected)
     copy_rows(source=source[:0], target=wide[:0, :size])
+    chosen = ints([2, 0, 2], device)
+    copy_rows(source=source, target=wide[:3, :size], index=chosen)
+    assert torch.equal(wide[:3, :size], source[chosen.long()])

@@ -85,6 +85,18 @@ def test_positions_may_lie_ahead(device, dtype, generator):
     assert drawn.tolist() != gumbel_sample(**inputs).tolist()
 
 
+def test_drafts_are_tokens_that_a_model_may_be_given(device, dtype, generator):
+    inputs = _inputs(4, 100, dtype, device, generator)
+    inputs["logits"][1] = -torch.inf
+    inputs["fallback"].fill_(-1)
+    drawn = gumbel_sample(**inputs)
+    assert drawn[1] == -1
+    padded = {**inputs, "idx_mapping": inputs["idx_mapping"].clone()}
+    padded["idx_mapping"][2] = -1
+    drafts = gumbel_sample(**padded, as_drafts=True, out=torch.full_like(drawn, 7))
+    assert drafts.tolist() == [drawn[0], 0, 0, drawn[3]]
+
+
 def test_padding_rows_change_nothing(device, dtype, generator):
     inputs = _inputs(4, 100, dtype, device, generator)
     alone = gumbel_sample(**inputs)

@@ -42,6 +42,7 @@ class BaseDraw:
         fallback: Tensor | None = None,
         vocabulary: Tensor | None = None,
         ahead: int = 0,
+        as_drafts: bool = False,
         out: Tensor | None = None,
     ) -> Tensor:
         """[n] int32 token ids.
@@ -52,7 +53,7 @@ class BaseDraw:
                 `idx_mapping` are passed over.
             cuts: [n] fp32, see `Draw.cuts`.
             fallback: [n] int64, see `Draw.fallback`.
-            vocabulary, ahead, out: see `gumbel_sample`.
+            vocabulary, ahead, as_drafts, out: see `gumbel_sample`.
         """
         return gumbel_sample(
             scores,
@@ -65,6 +66,7 @@ class BaseDraw:
             entry_fallback=fallback,
             vocabulary=vocabulary,
             ahead=ahead,
+            as_drafts=as_drafts,
             out=out,
         )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dodona.kernels.attention.arguments import AttentionShape
+from dodona.kernels.state.copy_rows import copy_rows
 from dodona.kernels.state.draft_state import following_tokens
 from dodona.oracle.errors import ConfigError
 from dodona.runners.device.caches import zero_caches
@@ -29,7 +30,7 @@ from dodona.runners.interface import LayerKVSpec
 from dodona.runners.limits import Limits
 from dodona.runners.v2.capabilities import HEAD_SIZES
 from dodona.runners.v2.drafting.head_layers import HeadLayers
-from dodona.runners.v2.drafting.sequential import SequentialDrafter
+from dodona.runners.v2.drafting.sequential import Places, SequentialDrafter
 from dodona.runners.v2.models.hidden_states import HiddenStates
 from dodona.runners.weights.life import WeightViews
 
@@ -129,13 +130,17 @@ class HeadDrafter(SequentialDrafter):
         self._caches = caches
         self._num_computed = state.num_computed
 
-    def _compute(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
+    def _compute(self, inputs: ForwardInputs, ends: StepEnds, places: Places) -> Tensor:
         features = self._features(inputs)
         output = self._layers.forward(inputs, self._following(inputs), features, self._caches)
-        return torch.index_select(output, 0, ends.last)
+        last = output.new_empty(len(ends.rows), output.shape[1])
+        copy_rows(source=output, target=last, index=ends.last)
+        return last
 
-    def _continue(self, ends: StepEnds, ahead: int, drafts: Tensor, outputs: Tensor) -> Tensor:
-        inputs = self._entries(ends, ahead, drafts)
+    def _continue(
+        self, ends: StepEnds, places: Places, ahead: int, drafts: Tensor, outputs: Tensor
+    ) -> Tensor:
+        inputs = self._entries(ends, places, ahead - 1, drafts)
         features = self._layers.next_features(outputs)
         return self._layers.forward(inputs, inputs.input_ids, features, self._caches)
 
@@ -170,7 +175,9 @@ class ParallelHeadDrafter(HeadDrafter):
         )
         count = len(masked.rows)
         mask_ids = torch.full_like(masked.rows, head.head.mask_token_id or 0)
-        whole = _before(self._entries(masked, 0, mask_ids), step) if count else step
+        whole = step
+        if count:
+            whole = _before(self._entries(masked, self._places(masked, 0, 1), 0, mask_ids), step)
         mask = self._layers.features(head.mask_hidden).expand(count, -1)
         output = self._layers.forward(
             whole,

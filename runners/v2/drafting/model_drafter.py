@@ -15,7 +15,7 @@ from dodona.runners.device.sampling.sampler import DeviceSampler
 from dodona.runners.device.state import RequestState
 from dodona.runners.drafting.kv_blocks import own_blocks
 from dodona.runners.limits import Limits
-from dodona.runners.v2.drafting.sequential import SequentialDrafter
+from dodona.runners.v2.drafting.sequential import Places, SequentialDrafter
 from dodona.runners.v2.loading.model import weight_views
 from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.weights.life import WeightViews
@@ -82,21 +82,23 @@ class ModelDrafter(SequentialDrafter):
         self._buffer = torch.zeros(shape, dtype=model.dtype, device=device)
         self._first = torch.zeros(1, dtype=torch.int32, device=device)
 
-    def _compute(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
+    def _compute(self, inputs: ForwardInputs, ends: StepEnds, places: Places) -> Tensor:
         # Of this pass, only keys and values count.
         self._model.forward(replace(inputs, embedded=None), self._caches, wanted=self._first)
         drawn = following_tokens(rows=ends.rows, positions=ends.positions, token_ids=self._token_ids)
-        return self._decode(ends, 1, drawn)
+        return self._decode(ends, places, 0, drawn)
 
-    def _continue(self, ends: StepEnds, ahead: int, drafts: Tensor, outputs: Tensor) -> Tensor:
-        return self._decode(ends, ahead + 1, drafts)
+    def _continue(
+        self, ends: StepEnds, places: Places, ahead: int, drafts: Tensor, outputs: Tensor
+    ) -> Tensor:
+        return self._decode(ends, places, ahead, drafts)
 
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs
 
-    def _decode(self, ends: StepEnds, ahead: int, token_ids: Tensor) -> Tensor:
+    def _decode(self, ends: StepEnds, places: Places, depth: int, token_ids: Tensor) -> Tensor:
         count = len(ends.rows)
         if not count:
             return self._buffer[:0]
-        inputs = self._entries(ends, ahead, token_ids)
+        inputs = self._entries(ends, places, depth, token_ids)
         return self._model.decode(inputs, self._caches, out=self._buffer[:count])

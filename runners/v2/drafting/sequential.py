@@ -9,11 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dodona.kernels.state.draft_state import append_drafts, draft_entries
+from dodona.kernels.state.draft_state import append_drafts, draft_places
 from dodona.runners.device.drafting import StepEnds
 from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.device.sampling.sampler import DeviceSampler
 from dodona.runners.device.state import RequestState
+
+Places = tuple[Tensor, Tensor, Tensor]
+"""See `draft_places`."""
 
 
 class SequentialDrafter(ABC):
@@ -59,10 +62,11 @@ class SequentialDrafter(ABC):
         """[n, num_speculative_tokens] int32."""
         num_rows, count = len(ends.rows), self._num_speculative_tokens
         drafts = torch.empty((count, num_rows), dtype=torch.int32, device=self._arrivals.device)
-        outputs = self._compute(inputs, ends)
+        places = self._places(ends, 1, count)
+        outputs = self._compute(inputs, ends, places)
         for depth in range(count if num_rows else 0):
             if depth:
-                outputs = self._continue(ends, depth, drafts[depth - 1], outputs)
+                outputs = self._continue(ends, places, depth, drafts[depth - 1], outputs)
             self._draw(self._logits(outputs), ends.rows, ends.positions, ahead=2 + depth, out=drafts[depth])
         return drafts.t()
 
@@ -70,16 +74,27 @@ class SequentialDrafter(ABC):
         self, logits: Tensor, rows: Tensor, positions: Tensor, *, ahead: int = 0, out: Tensor | None = None
     ) -> Tensor:
         return self._sampler.base.sample(
-            logits, idx_mapping=rows, positions=positions, vocabulary=self._vocabulary, ahead=ahead, out=out
+            logits,
+            idx_mapping=rows,
+            positions=positions,
+            vocabulary=self._vocabulary,
+            ahead=ahead,
+            as_drafts=True,
+            out=out,
         )
 
     @abstractmethod
-    def _compute(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
+    def _compute(self, inputs: ForwardInputs, ends: StepEnds, places: Places) -> Tensor:
         """Compute what the step computed. Returns outputs [n, ...] from which each row's first draft is
-        drawn."""
+        drawn.
+
+        places: those that follow each row's last token.
+        """
 
     @abstractmethod
-    def _continue(self, ends: StepEnds, ahead: int, drafts: Tensor, outputs: Tensor) -> Tensor:
+    def _continue(
+        self, ends: StepEnds, places: Places, ahead: int, drafts: Tensor, outputs: Tensor
+    ) -> Tensor:
         """Compute one entry more of each row, for the drafts [n] that were drawn last. Returns outputs after
         it.
 
@@ -90,20 +105,22 @@ class SequentialDrafter(ABC):
     def _logits(self, outputs: Tensor) -> Tensor:
         """Outputs -> logits [n, vocab]."""
 
-    def _entries(self, ends: StepEnds, ahead: int, token_ids: Tensor) -> ForwardInputs:
-        """Entries of one token: tokens [n] that lie `ahead` of each row's last token. What was drawn for
-        padding is any number."""
-        count = len(ends.rows)
-        tokens, positions, slots, lengths = draft_entries(
+    def _places(self, ends: StepEnds, first: int, count: int) -> Places:
+        return draft_places(
             rows=ends.rows,
             positions=ends.positions,
-            ahead=ahead,
-            drafts=token_ids,
+            first=first,
+            count=count,
             block_table=self._block_table,
             block_size=self._block_size,
         )
+
+    def _entries(self, ends: StepEnds, places: Places, depth: int, token_ids: Tensor) -> ForwardInputs:
+        """Entries of one token: tokens [n], none below 0, at the places of a depth."""
+        count = len(ends.rows)
+        positions, slots, lengths = (one[depth] for one in places)
         return ForwardInputs(
-            input_ids=tokens,
+            input_ids=token_ids,
             positions=positions,
             slots=slots,
             rows=ends.rows,

@@ -24,13 +24,14 @@ def _state(rows: int, drafts: int) -> None:
     history = _ints(8, 4096)
     draft_state.following_tokens(rows=_ints(5 * rows), positions=_ints(5 * rows), token_ids=history)
     draft_state.following_tokens(rows=_ints(1).expand(300), positions=_ints(300), token_ids=history)
-    draft_state.draft_entries(
-        rows=_ints(rows), positions=_ints(rows), ahead=1, drafts=_ints(rows), block_table=_ints(8, 256),
+    draft_state.draft_places(
+        rows=_ints(rows), positions=_ints(rows), first=1, count=drafts, block_table=_ints(8, 256),
         block_size=16,
     )  # fmt: skip
     draft_state.append_drafts(
-        drafts=_ints(drafts, rows).t(), rows=_ints(rows), positions=_ints(rows), token_ids=history
-    )
+        drafts=_ints(drafts, rows).t(), rows=_ints(rows), positions=_ints(rows), token_ids=history,
+        out=_ints(rows, drafts),
+    )  # fmt: skip
 
 
 def _norms(dtype: torch.dtype, size: int) -> None:
@@ -46,12 +47,14 @@ def _draw(dtype: torch.dtype) -> None:
         torch.zeros(1, 32_000, dtype=dtype), idx_mapping=_ints(1), positions=_ints(1),
         seeds=torch.zeros(8, dtype=torch.int64), inverse_temperatures=torch.zeros(8),
         fallback=torch.zeros(8, dtype=torch.int64), vocabulary=torch.arange(32_000), out=_ints(1),
+        as_drafts=True,
     )  # fmt: skip
 
 
 def _kept(dtype: torch.dtype, size: int) -> None:
     wide = torch.zeros(8, 3 * size, dtype=dtype)
     copy_rows(source=torch.zeros(5, size, dtype=dtype), target=wide[:5, size : 2 * size])
+    copy_rows(source=torch.zeros(5, size, dtype=dtype), target=wide[:1, :size], index=_ints(1))
 
 
 CASES: dict[str, Callable[[], None]] = {
