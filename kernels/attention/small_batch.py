@@ -53,8 +53,6 @@ class SmallBatchTiles:
     """Programs that share the query heads of a KV head, a divisor of their number; at most 4."""
     max_registers: int | None = None
     """Of a thread; None for as many as the compiler wants."""
-    buffers: int = 1
-    """Tiles in registers at a time, 1 or 2: with 2 a tile is loaded while the one before it is attended to."""
 
 
 @triton.jit
@@ -234,7 +232,6 @@ def _small_batch_attention_kernel(
     MEMBERS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     LANE_ROWS: tl.constexpr,
-    BUFFERS: tl.constexpr,
 ):
     """`GROUP`: query heads of a program; `SHARERS` programs have those of a KV head."""
     if DEPENDENT:
@@ -274,17 +271,10 @@ def _small_batch_attention_kernel(
     table_row = block_table + row.to(tl.int64) * stride_table
     position = low + lane_row
     blocks = _load_blocks(table_row, position, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS)
-    if BUFFERS == 2:
-        blocks2 = _load_blocks(table_row, position + BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS)
     k, v = _load_tile(
         blocks, position, high, keys, value_offset, stride_kv_block,
         HEAD_SIZE, BLOCK_SIZE, TILE_ROWS, LANE_ROWS,
     )  # fmt: skip
-    if BUFFERS == 2:
-        k2, v2 = _load_tile(
-            blocks2, position + BLOCK_N, high, keys, value_offset, stride_kv_block,
-            HEAD_SIZE, BLOCK_SIZE, TILE_ROWS, LANE_ROWS,
-        )  # fmt: skip
     # Each lane row reads such vectors for itself: to pass a value on from one to the others takes a barrier.
     every_row = tl.zeros((LANE_ROWS, 1), tl.int32)
     angles = cos_sin + rope_position * HEAD_SIZE + every_row
@@ -305,9 +295,7 @@ def _small_batch_attention_kernel(
         k_cos = k_cos * tl.load(k_weight + every_row + dim).to(tl.float32)
         k_sin = k_sin * tl.load(k_weight + every_row + swapped).to(tl.float32)
     # The table is read one tile ahead of the keys, so that the two do not wait for one another.
-    blocks = _load_blocks(table_row, position + BUFFERS * BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS)
-    if BUFFERS == 2:
-        blocks2 = _load_blocks(table_row, position + 3 * BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS)
+    blocks = _load_blocks(table_row, position + BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS)
     if DEPENDENT:
         wait_for_inputs()
 
@@ -353,37 +341,20 @@ def _small_batch_attention_kernel(
         total = total + (tl.where(own, 1.0, 0.0),)
         accumulator = accumulator + (tl.where(own[:, None], v_new.to(tl.float32), 0.0),)
 
-    # -- The keys and values of the cache, tile by tile; the first tiles are in registers already.
+    # -- The keys and values of the cache, tile by tile; the first tile is in registers already.
     largest, total, accumulator = _attend(
         queries, k, v, position, high, largest, total, accumulator, MEMBERS, TILE_ROWS, LANE_ROWS
     )
-    for first in range(low + BLOCK_N, high, BUFFERS * BLOCK_N):
+    for first in range(low + BLOCK_N, high, BLOCK_N):
         position = first + lane_row
-        if BUFFERS == 2:
-            position += BLOCK_N
         k, v = _load_tile(
             blocks, position, high, keys, value_offset, stride_kv_block,
             HEAD_SIZE, BLOCK_SIZE, TILE_ROWS, LANE_ROWS,
         )  # fmt: skip
-        blocks = _load_blocks(
-            table_row, position + BUFFERS * BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS
+        blocks = _load_blocks(table_row, position + BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS)
+        largest, total, accumulator = _attend(
+            queries, k, v, position, high, largest, total, accumulator, MEMBERS, TILE_ROWS, LANE_ROWS
         )
-        if BUFFERS == 2:
-            largest, total, accumulator = _attend(
-                queries, k2, v2, position - BLOCK_N, high, largest, total, accumulator,
-                MEMBERS, TILE_ROWS, LANE_ROWS,
-            )  # fmt: skip
-            k2, v2 = _load_tile(
-                blocks2, position + BLOCK_N, high, keys, value_offset, stride_kv_block,
-                HEAD_SIZE, BLOCK_SIZE, TILE_ROWS, LANE_ROWS,
-            )  # fmt: skip
-            blocks2 = _load_blocks(
-                table_row, position + 3 * BLOCK_N, high, BLOCK_SIZE, TILE_ROWS, LANE_ROWS
-            )
-        if BUFFERS == 1 or first + BLOCK_N < high:
-            largest, total, accumulator = _attend(
-                queries, k, v, position, high, largest, total, accumulator, MEMBERS, TILE_ROWS, LANE_ROWS
-            )
 
     # -- Lane rows, and so warps, are reduced: once for the sums of all heads, once for their vectors.
     PLACES: tl.constexpr = max(MEMBERS, 2)
@@ -599,7 +570,6 @@ def _launch(
         MEMBERS=triton.next_power_of_2(members),
         TILE_ROWS=tiles.n // lane_rows,
         LANE_ROWS=lane_rows,
-        BUFFERS=tiles.buffers,
         num_warps=tiles.num_warps,
         **options,
     )

@@ -45,7 +45,6 @@ def make_case(shape, seq_lens, norm, window, dtype, device, generator, padded=()
         (True, None, SmallBatchTiles(32, 2, 4)),
         (False, 20, SmallBatchTiles(16, 1, 1)),
         (True, 70, SmallBatchTiles(16, 4, 16)),
-        (True, None, SmallBatchTiles(16, 2, 1, buffers=2)),
     ],
     ids=str,
 )
@@ -157,8 +156,6 @@ def test_entries_of_one_row_see_each_other(shape, norm, window, most, dtype, dev
         ((4, 2, 16), None, SmallBatchTiles(16, 2, 3, 2)), ((4, 1, 16), 20, SmallBatchTiles(16, 2, 1, 4)),
         ((8, 1, 16), None, SmallBatchTiles(16, 2, 2, 4)), ((6, 1, 16), 3, SmallBatchTiles(16, 2, 2, 2)),
         ((2, 1, 16), None, SmallBatchTiles(16, 2, 2, 2)),
-        ((4, 2, 16), None, SmallBatchTiles(16, 2, 1, 2, buffers=2)),
-        ((4, 1, 16), 40, SmallBatchTiles(16, 2, 3, 2, buffers=2)),
     ],
     ids=str,
 )  # fmt: skip
