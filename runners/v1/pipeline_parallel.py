@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.models.shared_kv import first_shared_layer
 from dodona.runners.distributed.mesh import Group
 
 
@@ -26,7 +27,8 @@ def stage_layers(model: Any, count: int, group: Group) -> range:
     """
     stages = group.size
     cuts = [-(-count * number // stages) for number in range(stages + 1)]
-    joined = _first_shared(model, count)
+    config = _text_config(model)
+    joined = first_shared_layer(getattr(config, "layer_types", None), count, _reusing(config))
     if cuts[-2] > joined:
         if joined < stages - 1:
             raise _refusal(
@@ -37,10 +39,9 @@ def stage_layers(model: Any, count: int, group: Group) -> range:
     return range(cuts[group.rank], cuts[group.rank + 1])
 
 
-def _first_shared(model: Any, count: int) -> int:
-    """The first layer whose keys and values a later one reuses; `count` where there is none."""
-    modes = getattr(_text_config(model), "kv_sharing_modes", None) or ()
-    return next((number for number, mode in enumerate(modes) if mode == "store"), count)
+def _reusing(config: Any) -> int:
+    """How many layers at the end reuse keys and values of earlier ones."""
+    return getattr(config, "num_kv_shared_layers", None) or 0
 
 
 def _text_config(model: Any) -> Any:
@@ -68,7 +69,8 @@ def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool
     cached = DynamicCache(config=config).layers
     for number, layer in enumerate(layers):
         if number not in held:
-            has_kv = number >= len(cached) or hasattr(cached[number], "update")
+            has_kv = number < count - _reusing(config)
+            has_kv = has_kv and (number >= len(cached) or hasattr(cached[number], "update"))
             layers[number] = _Elsewhere(layer, number, has_kv=has_kv)
     is_last = stage == stages - 1
     if stage > 0:
@@ -122,7 +124,7 @@ class _Elsewhere(torch.nn.Module):
         """The hidden states as they are. A cache of the model's own counts its tokens in every layer with
         keys and values."""
         if past_key_values is not None and self._has_kv:
-            nothing = hidden_states.new_zeros(1, 1, hidden_states.shape[1], 1)
+            nothing = hidden_states.new_zeros(1, 1, hidden_states.shape[-2], 1)
             past_key_values.update(nothing, nothing, self._number)
         return hidden_states
 
