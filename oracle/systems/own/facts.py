@@ -233,6 +233,8 @@ _ENGINE_SPECS = (
             "load_config.load_format",
             "parallel_config.tensor_parallel_size",
             "parallel_config.pipeline_parallel_size",
+            "parallel_config.prefill_context_parallel_size",
+            "parallel_config.data_parallel_size",
             "device_config.device",
         ),
     ),
