@@ -34,6 +34,7 @@ def gumbel_sample(
     cuts: Tensor | None = None,
     entry_fallback: Tensor | None = None,
     vocabulary: Tensor | None = None,
+    ahead: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """One token per batch row: argmax of logit / temperature + noise, or of the logit where the row is
@@ -45,7 +46,7 @@ def gumbel_sample(
         logits: [n, vocab], any floating dtype, unit stride along the vocabulary; not modified.
         idx_mapping: [n] integer, state row of each batch row; negative = padding, whose result is
             unspecified.
-        positions: [n] integer, absolute position of the token to be drawn.
+        positions: [n] integer, absolute position of the token to be drawn, less `ahead`.
         seeds: [rows] int64, per state row.
         inverse_temperatures: [rows] fp32, per state row; 0 = greedy.
         fallback: [rows] int64, per state row.
@@ -60,7 +61,7 @@ def gumbel_sample(
         out = torch.empty(logits.shape[0], dtype=torch.int32, device=logits.device)
     if len(out):
         best, token = _draw_blocks(
-            logits, idx_mapping, positions, seeds, inverse_temperatures, cuts, vocabulary
+            logits, idx_mapping, positions, seeds, inverse_temperatures, cuts, vocabulary, ahead
         )
         if entry_fallback is None:
             _reduce_blocks(best, token, idx_mapping, fallback, out)
@@ -107,6 +108,7 @@ def _draw_blocks(
     inverse_temperatures: Tensor,
     cuts: Tensor | None,
     vocabulary: Tensor | None = None,
+    ahead: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Of each row and block of the vocabulary the greatest sum and its token: two [n, blocks]."""
     n, vocab = logits.shape
@@ -116,8 +118,8 @@ def _draw_blocks(
     token = torch.empty(n, num_blocks, dtype=torch.int32, device=logits.device)
     dependent = supports_dependent_launch(logits.device)
     _draw_blocks_kernel[(n, num_blocks)](
-        logits, logits.stride(0), idx_mapping, positions, seeds, inverse_temperatures, cuts, vocabulary,
-        best, token, vocab, num_blocks, BLOCK=block, HAS_CUTS=cuts is not None,
+        logits, logits.stride(0), idx_mapping, positions, ahead, seeds, inverse_temperatures, cuts,
+        vocabulary, best, token, vocab, num_blocks, BLOCK=block, HAS_CUTS=cuts is not None,
         HAS_VOCABULARY=vocabulary is not None,
         FAST_LOG=not triton.knobs.runtime.interpret, DEPENDENT=dependent,
         num_warps=8 if block > 1024 else 4, **launch_options(dependent),
@@ -233,12 +235,13 @@ def gumbel_noise(seed, position, tokens, FAST_LOG: tl.constexpr):
     return noise
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ahead"])
 def _draw_blocks_kernel(
     logits_ptr,  # [n, vocab]
     logits_stride,
     idx_mapping_ptr,  # [n]
     positions_ptr,  # [n]
+    ahead,
     seeds_ptr,  # [rows]
     inverse_ptr,  # [rows]
     cuts_ptr,  # [n] or None
@@ -266,7 +269,8 @@ def _draw_blocks_kernel(
     noise = tl.zeros((BLOCK,), tl.float32)
     # What requests ask for was there before the step: the noise is made while the logits still are.
     if inverse > 0.0:
-        noise = gumbel_noise(tl.load(seeds_ptr + state), tl.load(positions_ptr + row), tokens, FAST_LOG)
+        position = tl.load(positions_ptr + row) + ahead
+        noise = gumbel_noise(tl.load(seeds_ptr + state), position, tokens, FAST_LOG)
     if DEPENDENT:
         wait_for_inputs()
     if state < 0:

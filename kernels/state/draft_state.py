@@ -200,7 +200,9 @@ def draft_entries_reference(
     return columns[0], columns[1], columns[2], columns[3]
 
 
-def append_drafts(*, drafts: Tensor, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
+def append_drafts(
+    *, drafts: Tensor, rows: Tensor, positions: Tensor, token_ids: Tensor, out: Tensor | None = None
+) -> None:
     """Write drafts into the token history, after the token that the step drew.
 
     Args:
@@ -208,13 +210,14 @@ def append_drafts(*, drafts: Tensor, rows: Tensor, positions: Tensor, token_ids:
         rows: [n] int32: state rows, -1 for padding.
         positions: [n] int32: of each row's last token.
         token_ids: [state rows, max_model_len] int32, written where there is room.
+        out: [n, k] int32, contiguous: a copy of `drafts` as they are; None for no copy.
     """
     n, count = drafts.shape
     dependent = supports_dependent_launch(rows.device)
     if n and count:
         _append_drafts_kernel[(n,)](
             drafts, drafts.stride(0), drafts.stride(1), rows, positions, token_ids, token_ids.stride(0),
-            token_ids.shape[1], COUNT=count, DEPENDENT=dependent, BLOCK=triton.next_power_of_2(count),
+            token_ids.shape[1], out, COUNT=count, DEPENDENT=dependent, BLOCK=triton.next_power_of_2(count),
             num_warps=1, **launch_options(dependent),
         )  # fmt: skip
 
@@ -229,6 +232,7 @@ def _append_drafts_kernel(
     token_ids,
     stride_tokens,
     max_model_len,
+    out,
     COUNT: tl.constexpr,
     DEPENDENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -239,10 +243,12 @@ def _append_drafts_kernel(
     row = tl.load(rows + i).to(tl.int64)
     depth = tl.arange(0, BLOCK)
     place = tl.load(positions + i) + 2 + depth
-    inside = (row >= 0) & (depth < COUNT)
+    inside = depth < COUNT
     draft = tl.load(drafts + i * stride_row + depth * stride_depth, mask=inside, other=0)
     target = token_ids + row * stride_tokens + place
-    tl.store(target, tl.maximum(draft, 0), mask=inside & (place < max_model_len))
+    tl.store(target, tl.maximum(draft, 0), mask=inside & (row >= 0) & (place < max_model_len))
+    if out is not None:
+        tl.store(out + i * COUNT + depth, draft, mask=inside)
 
 
 def append_drafts_reference(drafts: Tensor, rows: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:

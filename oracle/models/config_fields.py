@@ -44,16 +44,22 @@ class Fields:
 
     def size(self, field: str) -> int | None:
         """A whole number within the field's bounds; the largest of a list with one for each layer."""
+        return max(self.sizes(field), default=None)
+
+    def sizes(self, field: str) -> tuple[int, ...]:
+        """Whole numbers within the field's bounds: one, or one for each layer; none where it is missing."""
         value = self.text.get(field)
         if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
             # Some families give one value for each layer.
-            number: int | None = max(int(v) for v in value)
+            numbers = tuple(int(v) for v in value)
         else:
             number = self._typed(field, int, "a whole number")
+            numbers = () if number is None else (number,)
         least, most = int(field in _POSITIVE), MAX_SIZES.get(field, MAX_SIZE)
-        if number is not None and not least <= number <= most:
-            raise self.fail(field, f"a whole number from {least} to {most}", number)
-        return number
+        for number in numbers:
+            if not least <= number <= most:
+                raise self.fail(field, f"a whole number from {least} to {most}", number)
+        return numbers
 
     def flag(self, field: str, default: bool = False) -> bool:
         """true or false."""

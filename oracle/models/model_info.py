@@ -21,6 +21,7 @@ from dodona.oracle.models.known_models import known_model, release
 from dodona.oracle.models.math_modifiers import MATH_MODIFIERS, is_neutral
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
+from dodona.oracle.models.widths import expert_widths, other_widths
 
 _TEXT_KEYS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder", "generator")
 _OTHER_MODALITIES = (
@@ -83,6 +84,11 @@ class ModelInfo:
     """Model type of the language model: the nested configuration's, where there is one."""
     hidden_size: int | None
     intermediate_size: int | None
+    feed_forward_widths: tuple[int, ...]
+    """Widths of dense feed-forward layers and of shared experts, ascending; empty where there are none, or
+    the file and its family do not say."""
+    expert_widths: tuple[int, ...]
+    """Widths of routed experts, ascending; empty in a dense model."""
     num_hidden_layers: int | None
     num_attention_heads: int | None
     num_key_value_heads: int | None
@@ -256,6 +262,8 @@ def _read(
     stateful = stateful or any(kind in _STATEFUL_LAYERS for kind in kinds)
     if _lists_layers(get) and set(kinds) <= _ATTENTION_LAYERS:
         stateful = known is not None and "hybrid" in known.layer_kinds
+    num_experts = _num_experts(get)
+    experts = expert_widths(get) if num_experts else ()
     window = get.size("sliding_window") or None
     if not get.flag("use_sliding_window", default=True) or (
         layer_types and "sliding_attention" not in layer_types
@@ -271,6 +279,8 @@ def _read(
         model_type=model_type,
         hidden_size=hidden_size,
         intermediate_size=get.size("intermediate_size"),
+        feed_forward_widths=other_widths(get, experts),
+        expert_widths=experts,
         num_hidden_layers=num_layers,
         num_attention_heads=heads,
         num_key_value_heads=get.size("num_key_value_heads") or heads,
@@ -290,7 +300,7 @@ def _read(
         quantization=None
         if stored is None or quant_method is None
         else read_quantization(quant_method, stored, num_layers or 1),
-        num_experts=_num_experts(get),
+        num_experts=num_experts,
         has_inner_state=stateful,
         is_attention_free=stateful and heads is None and set(kinds) <= {*_STATEFUL_LAYERS, _DEFAULT_KIND},
         transformers_since=max(

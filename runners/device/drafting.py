@@ -29,12 +29,13 @@ class StepEnds:
 class DeviceDrafter(Protocol):
     """Proposes tokens. What it proposes changes how many steps an output takes, never the output."""
 
-    def propose(self, inputs: ForwardInputs, ends: StepEnds) -> torch.Tensor:
+    def propose(self, inputs: ForwardInputs, ends: StepEnds, out: torch.Tensor | None = None) -> torch.Tensor:
         """[n, num_speculative_tokens] int32: drafts of what follows each row's tokens. They are written into
         the token history, too, where the next step verifies as many of them as it describes.
 
         inputs: the step, whose tokens it computes, too, where it has a KV cache of its own. `ends` may be of
             no row: then nothing is drafted.
+        out: [n, num_speculative_tokens] int32, contiguous, to write into; None for a new one.
         """
 
 

@@ -59,4 +59,4 @@ class StepDrafts:
             seq_lens=inputs.seq_lens,
             num_kept=steps.num_kept(size),
         )
-        self._proposed[:num_rows].copy_(self._drafter.propose(inputs, StepEnds(rows, last, positions)))
+        self._drafter.propose(inputs, StepEnds(rows, last, positions), self._proposed[:num_rows])

@@ -54,6 +54,7 @@ TENSOR_PARALLEL_FAMILIES: Final = (
     "Jais2ForCausalLM",
     "JambaForCausalLM",
     "KimiLinearForCausalLM",
+    "Kolibri1ForCausalLM",
     "LagunaForCausalLM",
     "Lfm2MoeForCausalLM",
     "Llama4ForCausalLM",
@@ -83,8 +84,10 @@ TENSOR_PARALLEL_FAMILIES: Final = (
     "Qwen3MoeForCausalLM",
     "Qwen3NextForCausalLM",
     "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForCausalLM",
     "SeedOssForCausalLM",
     "SmolLM3ForCausalLM",
+    "SolarOpenForCausalLM",
     "Starcoder2ForCausalLM",
     "VaultGemmaForCausalLM",
     "YoutuForCausalLM",
@@ -117,6 +120,7 @@ EXPERT_PARALLEL_FAMILIES: Final = (
     "HunYuanMoEV1ForCausalLM",
     "JambaForCausalLM",
     "KimiLinearForCausalLM",
+    "Kolibri1ForCausalLM",
     "LagunaForCausalLM",
     "Lfm2MoeForCausalLM",
     "MellumForCausalLM",
@@ -129,6 +133,8 @@ EXPERT_PARALLEL_FAMILIES: Final = (
     "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
     "Qwen3NextForCausalLM",
+    "Qwen3_5MoeForCausalLM",
+    "SolarOpenForCausalLM",
 )
 """Architectures whose experts `tensor_parallel.shard_model` spreads over ranks."""
 

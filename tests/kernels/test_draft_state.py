@@ -66,8 +66,10 @@ def test_drafts_go_into_the_history(device: torch.device) -> None:
         tokens = history(device)
         arguments = {"drafts": own, "rows": ints(ROWS, device), "positions": ints(POSITIONS, device)}
         expected = draft_state.append_drafts_reference(**arguments, token_ids=tokens)
-        draft_state.append_drafts(**arguments, token_ids=tokens)
+        copy = torch.full_like(drafts, -5)
+        draft_state.append_drafts(**arguments, token_ids=tokens, out=copy)
         assert tokens.tolist() == expected.tolist()
+        assert copy.tolist() == drafts.tolist()
         assert tokens[3, 9:12].tolist() == [1, 2, 3]
         assert tokens[0, 23] == 7
 

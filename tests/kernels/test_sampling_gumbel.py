@@ -78,6 +78,13 @@ def test_unusual_logits(device, dtype):
     assert gumbel_sample_reference(logits, **inputs).tolist() == [2, 1, 3, 3] * 2
 
 
+def test_positions_may_lie_ahead(device, dtype, generator):
+    inputs = _inputs(7, 300, dtype, device, generator)
+    drawn = gumbel_sample(**inputs, ahead=5)
+    assert drawn.tolist() == gumbel_sample(**{**inputs, "positions": inputs["positions"] + 5}).tolist()
+    assert drawn.tolist() != gumbel_sample(**inputs).tolist()
+
+
 def test_padding_rows_change_nothing(device, dtype, generator):
     inputs = _inputs(4, 100, dtype, device, generator)
     alone = gumbel_sample(**inputs)

@@ -10,6 +10,8 @@ from typing import Any
 
 from packaging.version import Version
 
+from dodona.oracle.models.widths import DENSE_FIELDS, EXPERT_FIELDS, SHARED_COUNTS, SHARED_FIELDS
+
 TARGET = Path(__file__).parents[2] / "oracle" / "models" / "known_models.json"
 
 LANGUAGE_TASKS = (
@@ -53,6 +55,10 @@ FIELDS = (
     "qk_rope_head_dim",
     "pad_token_id",
     "rms_norm_eps",
+    *(field for field in DENSE_FIELDS if field != "intermediate_size"),
+    *SHARED_FIELDS,
+    *EXPERT_FIELDS,
+    *SHARED_COUNTS,
 )
 
 NOT_MADE = ("musicgen", "musicgen_melody")

@@ -56,25 +56,30 @@ def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
 def splits_evenly(config: EngineConfig, model: ModelInfo | None) -> bool | None:
     """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
 
-    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them. Ranks cut 4-bit
-    weights between words of 8.
+    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them. Each expert's width
+    divides, unless ranks have whole experts: with `enable_expert_parallel` and of quantized ones. Ranks cut
+    other 4-bit weights between words of 8.
     """
     ranks = config.parallel_config.tensor_parallel_size
     if ranks == 1:
         return True
     if model is None:
         return None
-    heads, kv_heads, width = model.num_attention_heads, model.num_key_value_heads, model.intermediate_size
-    if heads is None or kv_heads is None or width is None:
+    heads, kv_heads, widths = model.num_attention_heads, model.num_key_value_heads, model.feed_forward_widths
+    if heads is None or kv_heads is None or not (model.expert_widths if model.is_moe else widths):
         return None
-    even = not (heads % ranks or width % ranks)
+    scheme = quantization_scheme(config, model)
+    even = not heads % ranks and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+    even = even and not any(width % ranks for width in widths)
     if config.parallel_config.enable_expert_parallel:
         even = even and model.num_experts % ranks == 0
-    if quantization_scheme(config, model) == "w4a16":
+    elif scheme is None:
+        even = even and not any(width % ranks for width in model.expert_widths)
+    if scheme == "w4a16":
         if model.head_size is None:
             return None
-        even = even and not (heads * model.head_size % (8 * ranks) or width % (8 * ranks))
-    return even and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+        even = even and not any(width % (8 * ranks) for width in (heads * model.head_size, *widths))
+    return even
 
 
 def quantized_share_fault(config: EngineConfig, model: ModelInfo) -> str | None:

@@ -41,6 +41,7 @@ class BaseDraw:
         cuts: Tensor | None = None,
         fallback: Tensor | None = None,
         vocabulary: Tensor | None = None,
+        ahead: int = 0,
         out: Tensor | None = None,
     ) -> Tensor:
         """[n] int32 token ids.
@@ -51,7 +52,7 @@ class BaseDraw:
                 `idx_mapping` are passed over.
             cuts: [n] fp32, see `Draw.cuts`.
             fallback: [n] int64, see `Draw.fallback`.
-            vocabulary, out: see `gumbel_sample`.
+            vocabulary, ahead, out: see `gumbel_sample`.
         """
         return gumbel_sample(
             scores,
@@ -63,6 +64,7 @@ class BaseDraw:
             cuts=cuts,
             entry_fallback=fallback,
             vocabulary=vocabulary,
+            ahead=ahead,
             out=out,
         )
 

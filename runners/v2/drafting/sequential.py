@@ -46,29 +46,31 @@ class SequentialDrafter(ABC):
         self._block_size = block_size
         self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._arrivals = torch.zeros(most * num_kv_heads, dtype=torch.int32, device=device)
-        self._draft_places = torch.arange(2, 2 + num_speculative_tokens, dtype=torch.int32, device=device)
 
-    def propose(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
+    def propose(self, inputs: ForwardInputs, ends: StepEnds, out: Tensor | None = None) -> Tensor:
         """See `DeviceDrafter.propose`."""
         drafts = self._draft(replace(inputs, arrivals=self._arrivals), ends)
-        append_drafts(drafts=drafts, rows=ends.rows, positions=ends.positions, token_ids=self._token_ids)
-        return drafts
+        append_drafts(
+            drafts=drafts, rows=ends.rows, positions=ends.positions, token_ids=self._token_ids, out=out
+        )
+        return drafts if out is None else out
 
     def _draft(self, inputs: ForwardInputs, ends: StepEnds) -> Tensor:
-        """What `propose` returns."""
+        """[n, num_speculative_tokens] int32."""
         num_rows, count = len(ends.rows), self._num_speculative_tokens
         drafts = torch.empty((count, num_rows), dtype=torch.int32, device=self._arrivals.device)
-        places = ends.positions + self._draft_places[:, None]
         outputs = self._compute(inputs, ends)
         for depth in range(count if num_rows else 0):
             if depth:
                 outputs = self._continue(ends, depth, drafts[depth - 1], outputs)
-            self._draw(self._logits(outputs), ends.rows, places[depth], out=drafts[depth])
+            self._draw(self._logits(outputs), ends.rows, ends.positions, ahead=2 + depth, out=drafts[depth])
         return drafts.t()
 
-    def _draw(self, logits: Tensor, rows: Tensor, positions: Tensor, out: Tensor | None = None) -> Tensor:
+    def _draw(
+        self, logits: Tensor, rows: Tensor, positions: Tensor, *, ahead: int = 0, out: Tensor | None = None
+    ) -> Tensor:
         return self._sampler.base.sample(
-            logits, idx_mapping=rows, positions=positions, vocabulary=self._vocabulary, out=out
+            logits, idx_mapping=rows, positions=positions, vocabulary=self._vocabulary, ahead=ahead, out=out
         )
 
     @abstractmethod
