@@ -28,33 +28,38 @@ def measure_available_memory(
     profile: Callable[[], None],
     device: torch.device,
     *,
-    utilization: float,
+    limits: Limits,
     most_useful: int,
     state_bytes: int = 0,
 ) -> int:
     """Bytes for inner states and KV blocks after running `profile` (the largest step) once.
 
-    CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
-    that. CPU: `utilization` of the memory that the system (or the control group) still has, or what the step
-    leaves of it, if that is less; for KV blocks at most `CPU_KV_LIMIT`. Never more than the states of all
-    rows (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
+    CUDA: the limits' share of the device's memory, less the memory in use, less the step's measured peak
+    above that. CPU: `host_memory.left_beside`; for KV blocks at most `CPU_KV_LIMIT`. Never more than the
+    states of all rows (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
     """
+    utilization = limits.gpu_memory_utilization
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
     else:
-        available = min(left_beside(profile, utilization), CPU_KV_LIMIT + state_bytes)
+        left = left_beside(profile, utilization, limits.ranks_on_host)
+        available = min(left, CPU_KV_LIMIT + state_bytes)
     return max(0, min(available, most_useful + state_bytes))
 
 
 def most_available_memory(
-    limits: Limits, *, weights: torch.nn.Module, most_useful: int, state_bytes: int
+    limits: Limits, *, weights: torch.nn.Module, host_bytes: int, most_useful: int, state_bytes: int
 ) -> int:
     """No less than `measure_available_memory` of a model with these weights, of which only the sizes
-    matter; on a CPU the same, unless the largest step doesn't fit beside it."""
+    matter; on a CPU the same, unless the largest step doesn't fit beside it.
+
+    host_bytes: what weights take at least of a CPU's memory, on each rank."""
     if limits.device == "cuda":
         available = device_memory.most_available_memory(limits, weights.parameters())
     else:
-        available = min(share_of_host(limits.gpu_memory_utilization), CPU_KV_LIMIT + state_bytes)
+        ranks = limits.ranks_on_host
+        share = share_of_host(limits.gpu_memory_utilization, ranks, taken=ranks * host_bytes)
+        available = min(share, CPU_KV_LIMIT + state_bytes)
     return max(0, min(available, most_useful + state_bytes))
 
 
