@@ -14,7 +14,7 @@ from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.build import build_runner
 from dodona.runners.interface import KVCacheSpec, Runner
-from dodona.runners.kv_room import size_of
+from dodona.runners.kv_room import SCHEDULER_BYTES, size_of
 from dodona.runners.llm import LLM
 from dodona.runners.meta_device import on_meta
 from dodona.runners.trial_load import try_load
@@ -200,7 +200,7 @@ def test_blocks_that_one_rank_has_room_for_and_not_all(
     path, host, ranks = tiny_models.path("llama"), 1 << 30, 2
     monkeypatch.setattr("dodona.runners.machine.host_memory", lambda: host / 2**30)
     block = tried(permitted(path, **sizes)).get_kv_cache_spec().bytes_per_block
-    count = host // (ranks * block)
+    count = host // (ranks * block + sizes.get(DP, 1) * SCHEDULER_BYTES)
     enough = permitted(path, num_gpu_blocks_override=count, **sizes)
     assert try_load(enough) is None
     LLM.from_verdict(enough).shutdown()
@@ -216,7 +216,7 @@ def test_what_is_given_to_each_rank_is_there_for_all(
     """By the rules of `dodona select`, and by a start of what was permitted elsewhere."""
     path, machine = tiny_models.path("llama"), "dodona.runners.machine.host_memory"
     verdict = permitted(path, **{TP: 2, **flat})
-    for gib, fits in ((1.01, True), (0.99, False)):
+    for gib, fits in ((1.1, True), (0.99, False)):
         monkeypatch.setattr(machine, lambda gib=gib: gib)
         if fits:
             assert try_load(verdict) is None
