@@ -21,7 +21,7 @@ from dodona.runners.trial_load import try_load
 from dodona.runners.v1.runner import V1Runner
 from tests.distributed.test_tensor_parallel import prompts
 from tests.distributed.thread_workers import use_threads
-from tests.support.permitted import CHECKPOINTS
+from tests.support.permitted import CHECKPOINTS, installed_families
 from tests.support.tiny_models import TinyModels
 from tests.v1.test_quantized import SIZES
 from tests.v1.test_trial_kv import permitted, refused_alike
@@ -137,6 +137,17 @@ def test_memory_for_one_sequence_is_enough_on_each_rank_and_a_byte_less_is_not(
     LLM.from_verdict(enough).shutdown()
     less = permitted(path, kv_offloading_size=(block - 1) * ranks / 2**30, **sizes)
     refused_alike(less, f"hold no KV block of {block} bytes")
+
+
+@pytest.mark.skipif("qwen3-next" not in installed_families(), reason="this transformers has no such type")
+def test_stages_measure_by_the_same_steps(tiny_models: TinyModels) -> None:
+    """One of them has inner states, and hands on no step that the other doesn't take."""
+    verdict = permitted(tiny_models.path("qwen3-next"), max_num_seqs=16, **{PP: 2})
+    with LLM.from_verdict(verdict) as llm:
+        spec = llm._client.call(lambda runner, _: runner._call_all("get_kv_cache_spec"))
+        assert [bool(each.state_bytes_per_row) for each in spec] == [True, False]
+        prompt = [{"prompt_token_ids": [5, 6]}]
+        assert llm.generate(prompt, use_tqdm=False)[0].outputs[0].token_ids
 
 
 def test_blocks_that_no_rank_has_room_for(tiny_models: TinyModels) -> None:
