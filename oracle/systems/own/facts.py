@@ -154,7 +154,7 @@ _ENGINE_SPECS = (
     OwnFact(
         "parallel_config.fills_stages",
         "bool",
-        "There are at least as many layers as pipeline stages.",
+        "Each pipeline stage gets a layer; layers that share keys and values are on one.",
         "model",
         derive=lambda i: known(fills_stages(i.config, i.model)),
         reads=("parallel_config.pipeline_parallel_size",),
