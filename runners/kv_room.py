@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from dodona.oracle.config.engine_config import EngineConfig
     from dodona.runners.interface import KVCacheSpec, Runner
 
+SCHEDULER_BYTES = 100
+"""What a replica's scheduler takes for a KV block, at least."""
+
 _GIB = 1 << 30
 
 
@@ -59,8 +62,9 @@ def allocate(runner: Runner, spec: KVCacheSpec, size: KVSize) -> None:
 
 
 def _check_host(runner: Runner, spec: KVCacheSpec, size: KVSize, what: str, mend: str) -> None:
-    """Raise EngineSetupError where a CPU's ranks need more than the host has for KV and inner states: the
-    system gives each of them memory that is not there, and ends the process that writes to it.
+    """Raise EngineSetupError where a CPU's ranks and schedulers need more than the host has for KV, inner
+    states and tables of blocks: the system gives them memory that is not there, and ends the process that
+    writes to it.
 
     A rank with fewer layers than another counts as that one."""
     limits = runner.limits
@@ -71,13 +75,14 @@ def _check_host(runner: Runner, spec: KVCacheSpec, size: KVSize, what: str, mend
     of_rank = size.num_blocks * spec.bytes_per_block + limits.max_num_seqs * spec.state_bytes_per_row
     of_rank += sum(count * group.bytes_per_block for count, group in counts)
     offloaded = offloaded_bytes(runner.config)
-    need = limits.ranks_on_host * of_rank + offloaded
+    tables = size.num_blocks * SCHEDULER_BYTES * runner.config.parallel_config.data_parallel_size
+    need = limits.ranks_on_host * of_rank + offloaded + tables
     if has is None or need <= has * _GIB:
         return
     ranks = f" on {limits.ranks_on_host} ranks" if limits.ranks_on_host > 1 else ""
     beside = ", kv_offloading_size or cpu_bytes_to_use" if offloaded else ""
     raise EngineSetupError(
-        f"{what} can't be allocated: with inner states and offloaded blocks{ranks} it takes "
+        f"{what} can't be allocated: with inner states, offloaded blocks and tables{ranks} it takes "
         f"{need / _GIB:.4g} GiB, and the machine has {has:.4g} GiB; {mend}{beside}"
     )
 

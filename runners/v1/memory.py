@@ -63,12 +63,15 @@ def most_available_memory(
     return max(0, min(available, most_useful + state_bytes))
 
 
-def run_largest_step(model: ServedModel, limits: Limits) -> None:
+def run_largest_step(model: ServedModel, limits: Limits, *, of_stages: bool = False) -> None:
     """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
 
     All rows share one KV block and one slot of inner states: only the sizes of what is computed matter. Row
     by row, the largest step is that of one row with the longest context, on a CPU with as many tokens as a
     step may hold.
+
+    of_stages: whether the model is one of several pipeline stages, which hand on what they compute: all take
+    the same steps, whichever of them has inner states.
     """
     if not model.packs_rows:
         _run_largest_row(model, limits)
@@ -81,7 +84,7 @@ def run_largest_step(model: ServedModel, limits: Limits) -> None:
     computed = [longest - n if device.type == "cuda" else 0 for n in prompts]
     decodes = max(1, min(limits.max_num_seqs, MAX_GATHERED_TOKENS // longest))
     steps = [(prompts, computed), ([1] * decodes, [longest - 1] * decodes)]
-    if model.has_states:  # their memory grows with the rows, not with the context
+    if model.has_states or of_stages:  # states' memory grows with the rows, not with the context
         steps.append(([1] * limits.max_num_seqs, [1] * limits.max_num_seqs))
     for num_tokens, num_computed in steps:
         tables = np.zeros((len(num_tokens), -(-longest // block_size)), dtype=np.int64)

@@ -251,7 +251,7 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
 
         def largest_step() -> None:
-            run_largest_step(loaded.model, limits)
+            run_largest_step(loaded.model, limits, of_stages=self._mesh.pipeline.size > 1)
             if loaded.drafting is not None:
                 loaded.drafting.run_largest_step(limits)
 

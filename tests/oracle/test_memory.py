@@ -67,19 +67,35 @@ def test_a_machine_that_is_too_small_is_refused_with_both_figures() -> None:
 def test_the_ranks_of_all_replicas_share_a_cpus_memory(
     sizes: dict[str, int], weights_of: int, kv_of: int
 ) -> None:
-    weights, kv = of(least_weight_bytes, QWEN3), of(least_kv_bytes, QWEN3, max_model_len=64)
+    blocks = {"max_model_len": 64, "block_size": 4096}  # larger than weights
+    weights, kv = of(least_weight_bytes, QWEN3), of(least_kv_bytes, QWEN3, **blocks)
     ranks = math.prod(sizes.values())
     for given, need in (
         (None, weights_of * weights + kv_of * kv / 0.9),
-        (1 << 20, weights_of * weights + ranks * (1 << 20)),
+        (kv, weights_of * weights + ranks * kv),
     ):
-        flat = {"max_model_len": 64, "kv_cache_memory_bytes": given, **sizes}
+        flat = {"kv_cache_memory_bytes": given, **blocks, **sizes}
         enough, less = (replace(CPU, host_memory=need * part / 2**30) for part in (1.001, 0.999))
         assert of(memory_fault, QWEN3, enough, **flat) is None
         fault = of(memory_fault, QWEN3, less, **flat)
         assert f"weights of {ranks} ranks take {weights_of * weights / 2**30:.4g} GiB" in fault
         gpus = replace(GPU, memory=1.0, host_memory=less.host_memory)
         assert of(memory_fault, QWEN3, gpus, **flat) is None  # each has its own
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_rank_reads_the_whole_model(replicas: int) -> None:
+    sizes = {"tensor_parallel_size": 2, "data_parallel_size": replicas}
+    need = of(least_weight_bytes, QWEN3) * (1 + (2 * replicas - 1) / 2)
+    flat = {"max_model_len": 1, "block_size": 1, **sizes}
+    enough, less = (replace(CPU, host_memory=need * part / 2**30) for part in (1.001, 0.999))
+    assert of(memory_fault, QWEN3, enough, **flat) is None
+    fault = of(memory_fault, QWEN3, less, **flat)
+    assert f"to read the weights {2 * replicas} ranks take {need / 2**30:.4g} GiB" in fault
+    on_gpus = replace(GPU, memory=less.host_memory, host_memory=less.host_memory)
+    assert of(memory_fault, QWEN3, on_gpus, **flat) is None
+    in_files = {"dtype": "bfloat16", **flat}  # ranks share what the system keeps of them
+    assert of(memory_fault, QWEN3, less, **in_files) is None
 
 
 def test_bytes_that_blocks_counted_by_hand_replace_are_not_needed() -> None:

@@ -27,7 +27,7 @@ from transformers import CONFIG_MAPPING
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, DodonaError, UnsupportedConfiguration
-from dodona.oracle.machine.memory import available_memory, host_memory
+from dodona.oracle.machine.memory import available_memory
 from dodona.oracle.select import select_runner
 from dodona.runners.build import build_runner
 from dodona.runners.llm import LLM
@@ -70,6 +70,17 @@ RANKS = (
 
 LOOKS = ("files", "settings", "memory")
 """What is drawn: damaged files, settings of all kinds, or sizes of a KV cache near the edge."""
+
+
+HOST_GIB = 1 / 16
+"""Memory of a machine on which several ranks fill all of it with few blocks."""
+
+
+def use_small_host(patch: pytest.MonkeyPatch) -> None:
+    """Ranks are threads, on a machine with `HOST_GIB`."""
+    use_threads(patch)
+    for place in ("oracle.machine.memory", "runners.machine"):
+        patch.setattr(f"dodona.{place}.host_memory", lambda: HOST_GIB)
 
 
 def draw(choose: Choose, models: Sequence[Path], folder: Path, looks_at: str | None = None) -> dict[str, Any]:
@@ -170,7 +181,7 @@ def _near_the_edge(some: Choose, choose: Choose, model: str, folder: Path) -> di
     )
     parallel = EngineConfig.from_flat(model, **flat).parallel_config
     ranks = parallel.world_size_across_dp
-    host = int((host_memory() or 16) * 2**30)
+    host = int(HOST_GIB * 2**30)
     of_rank = host // ranks - states
     if edge == "kv_cache_memory_bytes":
         flat[edge] = choose([1, whole, whole, whole, whole, host // ranks, host // ranks + 1, 1 << 40])
@@ -393,7 +404,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        use_threads(patch)
+        use_small_host(patch)
         folder = Path(name)
         (folder / "empty").mkdir()
         tiny = TinyModels(folder / "models")

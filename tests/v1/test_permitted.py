@@ -9,15 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.distributed.thread_workers import use_threads
-from tests.support.permitted import CHECKPOINTS, attempt, draw, pooling_models
+from tests.support.permitted import CHECKPOINTS, attempt, draw, pooling_models, use_small_host
 from tests.support.tiny_models import TinyModels
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _threads() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        use_threads(patch)
+        use_small_host(patch)
         yield
 
 

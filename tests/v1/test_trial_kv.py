@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.select import select_runner
 from dodona.runners.build import build_runner
+from dodona.runners.engine.kv_blocks import KVBlocks
 from dodona.runners.errors import EngineSetupError
 from dodona.runners.interface import Runner
+from dodona.runners.kv_room import SCHEDULER_BYTES
 from dodona.runners.llm import LLM
 from dodona.runners.meta_device import on_meta
 from dodona.runners.trial_load import try_load
@@ -223,11 +226,22 @@ def test_blocks_that_all_fit_but_not_together(
     path, host = tiny_models.path("llama"), 1 << 30
     monkeypatch.setattr("dodona.runners.machine.host_memory", lambda: host / 2**30)
     block = loaded(permitted(path)).get_kv_cache_spec().bytes_per_block
-    LLM.from_verdict(permitted(path, num_gpu_blocks_override=host // block)).shutdown()
-    more = permitted(path, num_gpu_blocks_override=host // block + 1)
-    refused_alike(more, "can't be allocated: with inner states and offloaded blocks it takes")
-    beside = permitted(path, num_gpu_blocks_override=host // block, kv_offloading_size=0.1)
+    count = host // (block + SCHEDULER_BYTES)
+    LLM.from_verdict(permitted(path, num_gpu_blocks_override=count)).shutdown()
+    more = permitted(path, num_gpu_blocks_override=count + 1)
+    refused_alike(more, "can't be allocated: with inner states, offloaded blocks and tables it takes")
+    beside = permitted(path, num_gpu_blocks_override=count, kv_offloading_size=0.1)
     refused_alike(beside, "it takes 1.1 GiB, and the machine has 1 GiB.*lower .*kv_offloading_size")
+
+
+def test_a_scheduler_takes_at_least_what_is_counted() -> None:
+    count = 1 << 20
+    tracemalloc.start()
+    blocks = KVBlocks(count, 16)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert blocks.num_free == count
+    assert SCHEDULER_BYTES * count <= taken < 1.5 * SCHEDULER_BYTES * count
 
 
 def test_blocks_that_no_machine_has_room_for(tiny_models: TinyModels) -> None:

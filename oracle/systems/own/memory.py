@@ -69,6 +69,16 @@ def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environmen
     kv, room = max(kv, given or 0), has * _GIB * (share if on_gpu else 1)
     if on_gpu:
         ranks, offloaded = 1, 0
+    tensor = config.parallel_config.tensor_parallel_size
+    if not on_gpu and config.parallel_config.pipeline_parallel_size == 1:
+        # Each rank reads the whole model: the last one to end has it beside what the others keep.
+        reading = (tensor + ranks - 1) * weights
+        if reading > room:
+            return (
+                f"to read the weights {ranks} ranks take {reading / _GIB:.4g} GiB, one of them the whole "
+                f"model and the others their shares, and the machine has {has:.4g} GiB; use fewer ranks, "
+                "more memory or a smaller dtype"
+            )
     weights, kv = ranks * weights, ranks * kv
     need: float = weights + kv + offloaded
     if not on_gpu and cache.num_gpu_blocks_override is None and given is None:
