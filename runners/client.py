@@ -70,9 +70,10 @@ class EngineClient:
         count = config.parallel_config.data_parallel_size
         sizes: list[Future[KVSize]] = [Future() for _ in range(count)]
         given_up = threading.Event()
+        loaded = [threading.Event() for _ in range(count)]
 
         def start_runner(replica: int) -> tuple[Runner, Scheduler]:
-            runner, scheduler, kv_size = start(verdict, files.model, replica, given_up)
+            runner, scheduler, kv_size = start(verdict, files.model, replica, given_up, loaded)
             sizes[replica].set_result(kv_size)
             return runner, scheduler
 

@@ -52,6 +52,9 @@ class Limits:
     gpu_memory_utilization: float
     """Share in (0, 1]: of a GPU's memory, what weights, activations and KV may take together; of what a host
     has left beside the weights, what KV may take."""
+    ranks_on_host: int = 1
+    """Ranks, those of all replicas, among which the host's memory is divided: 1 on a GPU, which is a rank's
+    own."""
 
 
 def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
@@ -86,6 +89,7 @@ def resolve_limits(config: EngineConfig, model: ModelInfo) -> Limits:
         block_size=cache.block_size,
         kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
         gpu_memory_utilization=cache.gpu_memory_utilization,
+        ranks_on_host=config.parallel_config.world_size_across_dp if device == "cpu" else 1,
     )
 
 

@@ -12,6 +12,9 @@ from dodona.runners.errors import EngineSetupError
 
 logger = logging.getLogger("dodona.start")
 
+_LOOK_SECONDS = 0.05
+"""How often a start that waits for others looks whether it was given up."""
+
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
@@ -26,3 +29,9 @@ def check_not_given_up(given_up: Event | None) -> None:
     """Raise EngineSetupError where nobody waits for the start any more."""
     if given_up is not None and given_up.is_set():
         raise EngineSetupError("the start was given up")
+
+
+def wait_until(event: Event, given_up: Event | None) -> None:
+    """Wait until the event is set. Raises EngineSetupError where nobody waits for the start any more."""
+    while not event.wait(_LOOK_SECONDS):
+        check_not_given_up(given_up)

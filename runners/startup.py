@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from threading import Event
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.kv_transfer.factory import plan_kv_transfer
 from dodona.runners.limits import KVSize, Limits, allocating, resolve_limits
 from dodona.runners.machine import torch_environment
-from dodona.runners.phases import check_not_given_up, phase
+from dodona.runners.phases import check_not_given_up, phase, wait_until
 from dodona.runners.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -44,13 +45,18 @@ def allocating_weights() -> AbstractContextManager[None]:
 
 
 def start(
-    verdict: Verdict, model: ModelInfo, replica: int = 0, given_up: Event | None = None
+    verdict: Verdict,
+    model: ModelInfo,
+    replica: int = 0,
+    given_up: Event | None = None,
+    loaded: Sequence[Event] = (),
 ) -> tuple[Runner, Scheduler, KVSize]:
     """Resolve the limits, build the runner, load the model, size and allocate the KV cache, warm up and
     capture. Shuts the runner down if any of it fails.
 
     replica: number among `data_parallel_size`.
     given_up: once it is set, workers are ended at once, and the start after the part that is under way.
+    loaded: one for each replica, where several start at the same time; a start sets its own.
 
     Raises what `resolve_limits`, `build_runner` and `size_kv_cache` raise, and what the runner raises.
     """
@@ -61,6 +67,11 @@ def start(
     try:
         with phase("load the model and check it"), allocating_weights():
             runner.load_model()
+        if loaded:
+            loaded[replica].set()
+        # Replicas on a CPU share its memory: what is left of it is known once all have their weights.
+        for each in loaded if limits.device == "cpu" else ():
+            wait_until(each, given_up)
         check_not_given_up(given_up)
         spec = runner.get_kv_cache_spec()
         connector = kv_transfer.scheduler_connector(runner)

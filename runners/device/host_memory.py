@@ -14,17 +14,25 @@ _UNKNOWN: Final = 8 << 30
 """Bytes that a host is taken to have left where it doesn't say."""
 
 
-def share_of_host(utilization: float) -> int:
-    """`utilization` of the bytes that the system, or the control group, has left."""
-    return int(_left() * utilization)
+def share_of_host(utilization: float, ranks: int, *, taken: int = 0) -> int:
+    """`utilization` of a rank's part of the bytes that the system, or the control group, has left: each of
+    the `ranks` that share it, which run at the same time, has an equal one.
+
+    taken: bytes of them that something else will have taken by then."""
+    return int(_part(ranks, taken) * utilization)
 
 
-def left_beside(largest_step: Callable[[], None], utilization: float) -> int:
-    """`share_of_host` before `largest_step`, which is run once. The step takes its memory from the rest: the
-    share is smaller only where less is left beside the measured growth of the resident set."""
-    left, before = _left(), _reset_peak()
+def left_beside(largest_step: Callable[[], None], utilization: float, ranks: int) -> int:
+    """`share_of_host` before `largest_step`, which is run once. The step takes its memory from the rest of
+    the rank's part: the share is smaller only where less is left there beside the measured growth of the
+    resident set. So what all ranks and their steps take is never more than the host has."""
+    part, before = _part(ranks), _reset_peak()
     largest_step()
-    return min(int(left * utilization), left - max(0, _status_bytes("VmHWM") - before))
+    return min(int(part * utilization), part - max(0, _status_bytes("VmHWM") - before))
+
+
+def _part(ranks: int, taken: int = 0) -> int:
+    return max(0, _left() - taken) // ranks
 
 
 def _left() -> int:

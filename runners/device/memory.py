@@ -18,18 +18,19 @@ CPU_KV_LIMIT = 1 << 30
 def measure_available_memory(
     device: torch.device,
     *,
-    utilization: float,
+    limits: Limits,
     largest_step: Callable[[], None],
     captured: Sequence[Callable[[], None]],
 ) -> int:
-    """Bytes for KV blocks: `utilization` of the device's memory, less what is taken and what steps will take.
+    """Bytes for KV blocks: the limits' share of the device's memory, less what is taken and what steps take.
 
     The largest step's peak counts once, and so does each of `captured`, the largest steps of which graphs
-    will be captured: graphs keep memory of their own. All are run here. On a CPU: `utilization` of the memory
-    that is left, or what the largest step leaves of it, if that is less; at most `CPU_KV_LIMIT`.
+    will be captured: graphs keep memory of their own. All are run here. On a CPU: `host_memory.left_beside`,
+    at most `CPU_KV_LIMIT`.
     """
+    utilization = limits.gpu_memory_utilization
     if device.type != "cuda":
-        return max(0, min(left_beside(largest_step, utilization), CPU_KV_LIMIT))
+        return max(0, min(left_beside(largest_step, utilization, limits.ranks_on_host), CPU_KV_LIMIT))
     needed = sum(_peak(device, run) for run in (largest_step, *captured))
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
@@ -41,7 +42,7 @@ def most_available_memory(limits: Limits, weights: Iterable[torch.Tensor]) -> in
     nothing runs, and no device is asked. What its memory has in use beside them isn't known.
     """
     if limits.device != "cuda":
-        return min(share_of_host(limits.gpu_memory_utilization), CPU_KV_LIMIT)
+        return min(share_of_host(limits.gpu_memory_utilization, limits.ranks_on_host), CPU_KV_LIMIT)
     total = (torch_environment(limits.device).memory or math.inf) * 2**30 * limits.gpu_memory_utilization
     sizes = {id(tensor): tensor.numel() * tensor.itemsize for tensor in weights}
     return 2**62 if math.isinf(total) else max(0, int(total) - sum(sizes.values()))

@@ -105,7 +105,7 @@ class DeviceSteps:
         ]  # fmt: skip
         available = measure_available_memory(
             self._device,
-            utilization=limits.gpu_memory_utilization,
+            limits=limits,
             largest_step=self._rehearse_largest,
             captured=[
                 *(partial(self._launch_padding, step) for step in largest),

@@ -131,7 +131,7 @@ class DistributedRunner(Runner):
     def try_load(self, earlier: Runner | None = None) -> Runner:
         """Of one rank of each stage, in this process; no worker is started."""
         make: Callable[..., Runner] = self._runner_class
-        given = (self.config, self.model_info, self._limits_of_worker())
+        given = (self.config, self.model_info, self.limits)
         tried: list[Runner] = []
         for stage in range(self._sizes.pipeline):
             place = () if self._sizes.world == 1 else (first_of_stage(self._sizes, stage),)
@@ -149,13 +149,12 @@ class DistributedRunner(Runner):
         if self.config.parallel_config.distributed_executor_backend == "ray":
             launch = partial(ray_workers, sharing=sharing)
         self._workers = workers = Workers(self._sizes.world, whose, launch, self._given_up)
-        limits = self._limits_of_worker()
         for rank in range(self._sizes.world):
             start = Start(
                 runner_class=self._runner_class,
                 config=self.config,
                 model=self.model_info,
-                limits=limits,
+                limits=self.limits,
                 rank=rank,
                 sizes=self._sizes,
                 device_index=self._replica * self._sizes.world + rank,
@@ -196,10 +195,7 @@ class DistributedRunner(Runner):
 
     def determine_available_memory(self) -> int:
         """What as many blocks take as the poorest rank has room for, beside its rows' states; in the sizes
-        of `get_kv_cache_spec`.
-
-        On a CPU all ranks, those of other replicas too, share the memory that is free: each has its part.
-        """
+        of `get_kv_cache_spec`."""
         return self._memory_of_poorest(self._call_all("determine_available_memory"))
 
     def most_available_memory(self) -> int:
@@ -297,13 +293,6 @@ class DistributedRunner(Runner):
         if method == "update_config":  # no worker refused it
             self.update_config(*args, **(kwargs or {}))
         return results
-
-    def _limits_of_worker(self) -> Limits:
-        """On a CPU all ranks, those of other replicas too, share its memory."""
-        limits, sharing = self.limits, self.config.parallel_config.world_size_across_dp
-        if limits.device != "cpu":
-            return limits
-        return replace(limits, gpu_memory_utilization=limits.gpu_memory_utilization / sharing)
 
     def _call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         if self._tried:

@@ -104,6 +104,13 @@ class DeviceServing:
             self.steps.use_graphs(None)
 
 
+def is_for_device(
+    model: PackedModel, device: torch.device, config: EngineConfig, limits: Limits, plan: DraftPlan | None
+) -> bool:
+    """Whether `serve_on_device` tries to serve the model, whose weights needn't have values, on `device`."""
+    return kernels_run_on(device) and not _reasons_against(model, config, limits, plan)
+
+
 def serve_on_device(
     model: PackedModel,
     config: EngineConfig,

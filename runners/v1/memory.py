@@ -28,42 +28,50 @@ def measure_available_memory(
     profile: Callable[[], None],
     device: torch.device,
     *,
-    utilization: float,
+    limits: Limits,
     most_useful: int,
     state_bytes: int = 0,
 ) -> int:
     """Bytes for inner states and KV blocks after running `profile` (the largest step) once.
 
-    CUDA: `utilization` of the device's memory, less the memory in use, less the step's measured peak above
-    that. CPU: `utilization` of the memory that the system (or the control group) still has, or what the step
-    leaves of it, if that is less; for KV blocks at most `CPU_KV_LIMIT`. Never more than the states of all
-    rows (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
+    CUDA: the limits' share of the device's memory, less the memory in use, less the step's measured peak
+    above that. CPU: `host_memory.left_beside`; for KV blocks at most `CPU_KV_LIMIT`. Never more than the
+    states of all rows (`state_bytes`) and the KV blocks of all requests at full length (`most_useful`) take.
     """
+    utilization = limits.gpu_memory_utilization
     if device.type == "cuda":
         available = _cuda(profile, device, utilization)
     else:
-        available = min(left_beside(profile, utilization), CPU_KV_LIMIT + state_bytes)
+        left = left_beside(profile, utilization, limits.ranks_on_host)
+        available = min(left, CPU_KV_LIMIT + state_bytes)
     return max(0, min(available, most_useful + state_bytes))
 
 
 def most_available_memory(
-    limits: Limits, *, weights: torch.nn.Module, most_useful: int, state_bytes: int
+    limits: Limits, *, weights: torch.nn.Module, host_bytes: int, most_useful: int, state_bytes: int
 ) -> int:
     """No less than `measure_available_memory` of a model with these weights, of which only the sizes
-    matter; on a CPU the same, unless the largest step doesn't fit beside it."""
+    matter; on a CPU the same, unless the largest step doesn't fit beside it.
+
+    host_bytes: what weights take at least of a CPU's memory, on each rank."""
     if limits.device == "cuda":
         available = device_memory.most_available_memory(limits, weights.parameters())
     else:
-        available = min(share_of_host(limits.gpu_memory_utilization), CPU_KV_LIMIT + state_bytes)
+        ranks = limits.ranks_on_host
+        share = share_of_host(limits.gpu_memory_utilization, ranks, taken=ranks * host_bytes)
+        available = min(share, CPU_KV_LIMIT + state_bytes)
     return max(0, min(available, most_useful + state_bytes))
 
 
-def run_largest_step(model: ServedModel, limits: Limits) -> None:
+def run_largest_step(model: ServedModel, limits: Limits, *, of_stages: bool = False) -> None:
     """Prefill and sample for as many tokens as a step may hold, then decode with the longest context.
 
     All rows share one KV block and one slot of inner states: only the sizes of what is computed matter. Row
     by row, the largest step is that of one row with the longest context, on a CPU with as many tokens as a
     step may hold.
+
+    of_stages: whether the model is one of several pipeline stages, which hand on what they compute: all take
+    the same steps, whichever of them has inner states.
     """
     if not model.packs_rows:
         _run_largest_row(model, limits)
@@ -76,7 +84,7 @@ def run_largest_step(model: ServedModel, limits: Limits) -> None:
     computed = [longest - n if device.type == "cuda" else 0 for n in prompts]
     decodes = max(1, min(limits.max_num_seqs, MAX_GATHERED_TOKENS // longest))
     steps = [(prompts, computed), ([1] * decodes, [longest - 1] * decodes)]
-    if model.has_states:  # their memory grows with the rows, not with the context
+    if model.has_states or of_stages:  # states' memory grows with the rows, not with the context
         steps.append(([1] * limits.max_num_seqs, [1] * limits.max_num_seqs))
     for num_tokens, num_computed in steps:
         tables = np.zeros((len(num_tokens), -(-longest // block_size)), dtype=np.int64)

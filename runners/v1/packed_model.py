@@ -190,10 +190,13 @@ class PackedModel:
         """attention_free: whether a model without attention calls is no error."""
         set_attention(self.model, RECORDING_ATTENTION)
         ids = torch.zeros(1, 4, dtype=torch.int64, device=self.device)
-        positions = {"position_ids": self.position_ids(torch.arange(4, device=self.device))}
+        tokens = torch.arange(4, device=self.device)
+        arguments = {"position_ids": self.position_ids(tokens)} if self.takes_positions else {}
+        if self._takes_logits_to_keep:  # as in a step: with a number, a model may compute fewer tokens
+            arguments["logits_to_keep"] = tokens
         try:
             with torch.inference_mode(), recording(self.device) as calls:
-                self.model(input_ids=ids, use_cache=False, **(positions if self.takes_positions else {}))
+                self.model(input_ids=ids, use_cache=False, **arguments)
         except UnsupportedConfiguration:
             raise
         except Exception as error:

@@ -3,7 +3,9 @@
 The model keeps its modelling code. Layers of other stages become stand-ins that hand on what they get; the
 first layer of a stage takes the hidden states of the stage before in place of its input, and the last one
 sends its output on. Embeddings and the output head stand in on the stages that have no use for them; a draft
-head on the last stage may have use for the embedding.
+head on the last stage may have use for the embedding, and so have layers with inputs of their own.
+
+Layers that reuse the keys and values of earlier ones are on one stage with them.
 """
 
 from __future__ import annotations
@@ -14,13 +16,36 @@ import torch
 from transformers import DynamicCache
 
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.models.shared_kv import first_shared_layer
 from dodona.runners.distributed.mesh import Group
 
 
-def stage_layers(count: int, group: Group) -> range:
-    """Which of a model's `count` layers this rank holds; the first stages get those that are left over."""
-    first, end = (-(-count * number // group.size) for number in (group.rank, group.rank + 1))
-    return range(first, end)
+def stage_layers(model: Any, count: int, group: Group) -> range:
+    """Which of a model's `count` layers this rank holds; the first stages get those that are left over.
+
+    Raises UnsupportedConfiguration where layers that share keys and values leave too few for the stages.
+    """
+    stages = group.size
+    cuts = [-(-count * number // stages) for number in range(stages + 1)]
+    config = _text_config(model)
+    joined = first_shared_layer(getattr(config, "layer_types", None), count, _reusing(config))
+    if cuts[-2] > joined:
+        if joined < stages - 1:
+            raise _refusal(
+                f"layers {joined} to {count - 1} share keys and values on one stage, which leaves {joined} "
+                f"layers for {stages - 1} stages; lower pipeline_parallel_size"
+            )
+        cuts = [*(-(-joined * number // (stages - 1)) for number in range(stages)), count]
+    return range(cuts[group.rank], cuts[group.rank + 1])
+
+
+def _reusing(config: Any) -> int:
+    """How many layers at the end reuse keys and values of earlier ones."""
+    return getattr(config, "num_kv_shared_layers", None) or 0
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config(decoder=True)
 
 
 def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool = False) -> None:
@@ -29,8 +54,8 @@ def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool
     last_has_embedding: the last stage keeps the input embedding, too.
 
     On all stages but the last, logits are zeros. Nothing happens in a group of one. Raises
-    UnsupportedConfiguration where transformers has no plan that names the model's layers, and where they are
-    fewer than the stages.
+    UnsupportedConfiguration where transformers has no plan that names the model's layers, where they are
+    fewer than the stages, and where they can't be spread (`stage_layers`).
     """
     if group.size == 1:
         return
@@ -38,17 +63,21 @@ def take_stage(model: torch.nn.Module, group: Group, *, last_has_embedding: bool
     count, stages, stage = len(layers), group.size, group.rank
     if count < stages:
         raise _refusal(f"{count} layers for {stages} stages; lower pipeline_parallel_size")
-    held = stage_layers(count, group)
+    held = stage_layers(model, count, group)
     whole: Any = model
-    cached = DynamicCache(config=whole.config.get_text_config(decoder=True)).layers
+    config = _text_config(model)
+    cached = DynamicCache(config=config).layers
     for number, layer in enumerate(layers):
         if number not in held:
-            has_kv = number >= len(cached) or hasattr(cached[number], "update")
+            has_kv = number < count - _reusing(config)
+            has_kv = has_kv and (number >= len(cached) or hasattr(cached[number], "update"))
             layers[number] = _Elsewhere(layer, number, has_kv=has_kv)
     is_last = stage == stages - 1
     if stage > 0:
         layers[held.start].register_forward_pre_hook(_receiving(group, stage - 1))
-        if not (is_last and last_has_embedding):
+        # What each layer is given of its own is computed from the embedding.
+        has_layer_inputs = bool(getattr(config, "hidden_size_per_layer_input", None))
+        if not (has_layer_inputs or (is_last and last_has_embedding)):
             whole.set_input_embeddings(_NoEmbedding(whole.get_input_embeddings()))
     if not is_last:
         layers[held.stop - 1].register_forward_hook(_sending(group, stage + 1))
@@ -95,7 +124,7 @@ class _Elsewhere(torch.nn.Module):
         """The hidden states as they are. A cache of the model's own counts its tokens in every layer with
         keys and values."""
         if past_key_values is not None and self._has_kv:
-            nothing = hidden_states.new_zeros(1, 1, hidden_states.shape[1], 1)
+            nothing = hidden_states.new_zeros(1, 1, hidden_states.shape[-2], 1)
             past_key_values.update(nothing, nothing, self._number)
         return hidden_states
 

@@ -14,6 +14,7 @@ import torch
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.models.hub import locate_or_download
 from dodona.oracle.systems.own.connectors import has_active_connector
+from dodona.oracle.systems.own.memory import least_weight_bytes
 from dodona.oracle.systems.own.model_code import is_row_by_row, outgrows_rope
 from dodona.oracle.systems.own.quantization import quantization_of
 from dodona.oracle.systems.own.speculation import check_speculation
@@ -42,7 +43,7 @@ from dodona.runners.phases import phase
 from dodona.runners.v1 import capabilities, loading, model_weights
 from dodona.runners.v1.batch_state import BatchState
 from dodona.runners.v1.choice import choose
-from dodona.runners.v1.device_serving import DeviceServing, serve_on_device
+from dodona.runners.v1.device_serving import DeviceServing, is_for_device, serve_on_device
 from dodona.runners.v1.drafting import reload
 from dodona.runners.v1.drafting.drafting import Drafting
 from dodona.runners.v1.drafting.load import load_drafting
@@ -99,6 +100,8 @@ class V1Runner(WeightLife):
         self._kv_connector = KVConnectorWorker()
         self._transfers: KVConnectorOutput | None = None
         """What the last `execute_model` heard of them."""
+        self._steps_on_device = False
+        """Whether steps run from state on the device, or would after a trial load."""
         self._tried_whole: torch.nn.Module | None = None
         """What `try_load` read, for the stages that are tried after this one."""
 
@@ -144,6 +147,7 @@ class V1Runner(WeightLife):
         self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
+            self._steps_on_device = self._on_device is not None
 
     def try_load(self, earlier: Runner | None = None) -> Runner:
         """The model, or this rank's share of it, a pass over few tokens, what drafts, and room for
@@ -170,6 +174,9 @@ class V1Runner(WeightLife):
         self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
         part = kv_part(served.model.layers, linear_shares, self._mesh, self._device)
         self._loaded = Loaded(served.model, NOT_CHECKED, part, plan, served.drafting, None)
+        if isinstance(served.model, PackedModel):
+            # A start whose kernels fail their check lays steps out on the host, and needs no more for KV.
+            self._steps_on_device = is_for_device(served.model, self._device, self.config, self.limits, plan)
         return self
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -223,7 +230,7 @@ class V1Runner(WeightLife):
         # told of.
         keeps_kv = isinstance(loaded.plan, (ModelPlan, HeadPlan, MtpPlan))
         together = has_active_connector(self.config) or keeps_kv
-        together |= self._on_device is not None
+        together |= self._steps_on_device
         together |= self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
 
@@ -244,14 +251,14 @@ class V1Runner(WeightLife):
         loaded = self._require_loaded()
 
         def largest_step() -> None:
-            run_largest_step(loaded.model, limits)
+            run_largest_step(loaded.model, limits, of_stages=self._mesh.pipeline.size > 1)
             if loaded.drafting is not None:
                 loaded.drafting.run_largest_step(limits)
 
         return measure_available_memory(
             largest_step,
             self._device,
-            utilization=limits.gpu_memory_utilization,
+            limits=limits,
             most_useful=spec.most_useful_bytes(limits),
             state_bytes=states,
         )
@@ -262,6 +269,7 @@ class V1Runner(WeightLife):
         return most_available_memory(
             limits,
             weights=self._require_loaded().model.model,
+            host_bytes=least_weight_bytes(self.config, self.model_info, torch_environment(limits.device)),
             most_useful=spec.most_useful_bytes(limits),
             state_bytes=limits.max_num_seqs * spec.state_bytes_per_row,
         )
@@ -305,6 +313,7 @@ class V1Runner(WeightLife):
         if self._on_device is not None:
             self._on_device.release()
         self._on_device = None
+        self._steps_on_device = False
         self._loaded = None
         self._ready = None
         self._executed = None

@@ -313,7 +313,7 @@ def test_the_last_stage_sees_the_states_of_every_type(model_type: str) -> None:
         whole(input_ids=ids, use_cache=False)
     _, last = run_ranks(RankSizes(2, 1, 1), lambda mesh: compute(stages[mesh.rank], mesh))
     assert torch.equal(last, expected.last())
-    assert last.shape[1] == 3 * whole.config.get_text_config(decoder=True).hidden_size
+    assert last.shape[-1] == 3 * whole.config.get_text_config(decoder=True).hidden_size
 
 
 @pytest.mark.slow

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
+from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.models.model_info import ModelInfo
+from dodona.oracle.systems.own.parallel import fills_stages
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.v1.parallel_families import PIPELINE_PARALLEL_FAMILIES, TENSOR_PARALLEL_FAMILIES
-from dodona.runners.v1.pipeline_parallel import take_stage
+from dodona.runners.v1.pipeline_parallel import stage_layers, take_stage
 from tests.distributed.test_tensor_parallel import NEW_TOKENS, compare, prompts
 from tests.distributed.thread_runners import generate_on_ranks
 from tests.support.thread_ranks import run_ranks
@@ -82,6 +88,8 @@ def test_experts_are_spread(tiny_models, reference, family):
     [
         ("llama", {PP: 2}),
         ("gemma2", {PP: 3, "num_layers": 3}),
+        ("gemma3n", {PP: 3}),
+        ("gemma3n", {TP: 2, PP: 2}),
         ("mixtral", {TP: 2, PCP: 2, "enable_expert_parallel": True}),
         ("llama", {PP: 2, PCP: 2}),
         ("qwen3", {TP: 2, PP: 2}),
@@ -113,6 +121,40 @@ def test_a_stage_holds_its_layers() -> None:
     first, last = run_ranks(RankSizes(2, 1, 1), held)
     assert first == ({"0", "1"}, {"model.embed_tokens.weight", "model.norm.weight"})
     assert last == ({"2"}, {"model.norm.weight", "lm_head.weight"})
+
+
+GEMMA_3N = (["sliding_attention"] * 4 + ["full_attention"]) * 7
+
+
+@pytest.mark.parametrize(
+    ("layer_types", "reusing", "stages", "counts"),
+    [
+        (GEMMA_3N, 0, 4, [9, 9, 9, 8]),
+        (GEMMA_3N, 15, 2, [18, 17]),  # layers 18 and 19 are the last of their types that have their own
+        (GEMMA_3N, 15, 4, [6, 6, 6, 17]),
+        (GEMMA_3N[:30], 10, 2, [15, 15]),
+        (None, 3, 3, [2, 2, 4]),
+        (["full_attention"] * 6 + ["sliding_attention"] + ["full_attention"], 1, 4, [2, 2, 1, 3]),
+    ],
+)
+def test_layers_that_share_keys_and_values_are_on_one_stage(layer_types, reusing, stages, counts):
+    count = 8 if layer_types is None else len(layer_types)
+    config = SimpleNamespace(layer_types=layer_types, num_kv_shared_layers=reusing)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda decoder: config))
+    ranks = [SimpleNamespace(rank=rank, size=stages) for rank in range(stages)]
+    held = [stage_layers(model, count, rank) for rank in ranks]
+    assert [len(layers) for layers in held] == counts
+    assert [index for layers in held for index in layers] == list(range(count))
+
+
+def test_too_few_layers_before_those_that_share_are_refused() -> None:
+    raw = {**make_model("gemma3n").config.to_dict(), "architectures": ["Gemma3nForCausalLM"]}
+    model = ModelInfo.from_mapping(json.loads(json.dumps(raw, default=str)))
+    config = EngineConfig.from_flat("model", pipeline_parallel_size=4)
+    assert fills_stages(config, model) is False
+    assert fills_stages(EngineConfig.from_flat("model", pipeline_parallel_size=3), model) is True
+    with pytest.raises(UnsupportedConfiguration, match="leaves 2 layers for 3 stages"):
+        run_ranks(RankSizes(4, 1, 1), lambda mesh: take_stage(make_model("gemma3n"), mesh.pipeline))
 
 
 def test_more_stages_than_layers_are_refused_by_name():

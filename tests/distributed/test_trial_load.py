@@ -13,15 +13,15 @@ from checkpoints.quantize import quantize_checkpoint
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.build import build_runner
-from dodona.runners.interface import Runner
-from dodona.runners.kv_room import size_of
+from dodona.runners.interface import KVCacheSpec, Runner
+from dodona.runners.kv_room import SCHEDULER_BYTES, size_of
 from dodona.runners.llm import LLM
 from dodona.runners.meta_device import on_meta
 from dodona.runners.trial_load import try_load
 from dodona.runners.v1.runner import V1Runner
 from tests.distributed.test_tensor_parallel import prompts
 from tests.distributed.thread_workers import use_threads
-from tests.support.permitted import CHECKPOINTS
+from tests.support.permitted import CHECKPOINTS, installed_families
 from tests.support.tiny_models import TinyModels
 from tests.v1.test_quantized import SIZES
 from tests.v1.test_trial_kv import permitted, refused_alike
@@ -139,6 +139,17 @@ def test_memory_for_one_sequence_is_enough_on_each_rank_and_a_byte_less_is_not(
     refused_alike(less, f"hold no KV block of {block} bytes")
 
 
+@pytest.mark.skipif("qwen3-next" not in installed_families(), reason="this transformers has no such type")
+def test_stages_measure_by_the_same_steps(tiny_models: TinyModels) -> None:
+    """One of them has inner states, and hands on no step that the other doesn't take."""
+    verdict = permitted(tiny_models.path("qwen3-next"), max_num_seqs=16, **{PP: 2})
+    with LLM.from_verdict(verdict) as llm:
+        spec = llm._client.call(lambda runner, _: runner._call_all("get_kv_cache_spec"))
+        assert [bool(each.state_bytes_per_row) for each in spec] == [True, False]
+        prompt = [{"prompt_token_ids": [5, 6]}]
+        assert llm.generate(prompt, use_tqdm=False)[0].outputs[0].token_ids
+
+
 def test_blocks_that_no_rank_has_room_for(tiny_models: TinyModels) -> None:
     verdict = permitted(tiny_models.path("llama"), num_gpu_blocks_override=10**14, **{PP: 2})
     refused_alike(verdict, "can't be allocated")
@@ -156,6 +167,73 @@ def test_ranks_of_all_replicas_share_a_host(
     assert runner.most_available_memory() == 3 * block
     monkeypatch.setattr("dodona.runners.device.host_memory.available_memory", lambda: 2 * 4 * 3 * block - 8)
     assert runner.most_available_memory() < 3 * block
+
+
+@pytest.mark.parametrize("sizes", [{TP: 2, DP: 2}, {DP: 3}, {PP: 2}], ids=str)
+def test_a_part_of_the_host_is_enough_on_each_rank_and_a_byte_less_is_not(
+    sizes: dict[str, Any], tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, left, ranks = tiny_models.path("llama"), 1 << 30, math.prod(sizes.values())
+    runner = tried(permitted(path, **sizes))
+    spec = runner.get_kv_cache_spec()
+    need = spec.most_blocks_per_row(runner.limits) * spec.bytes_per_block
+    monkeypatch.setattr("dodona.runners.device.host_memory.available_memory", lambda: left)
+    enough = permitted(path, gpu_memory_utilization=ranks * (need + 0.5) / left, **sizes)
+    assert try_load(enough) is None
+    LLM.from_verdict(enough).shutdown()
+    less = permitted(path, gpu_memory_utilization=ranks * (need - 0.5) / left, **sizes)
+    refused_alike(less, "raise gpu_memory_utilization")
+
+
+def test_what_all_ranks_take_with_their_steps_is_what_the_host_has(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, growth, ranks = 1 << 30, 100 << 20, 4
+    monkeypatch.setattr("dodona.runners.device.host_memory.available_memory", lambda: left)
+    monkeypatch.setattr("dodona.runners.device.host_memory._reset_peak", lambda: 0)
+    monkeypatch.setattr("dodona.runners.device.host_memory._status_bytes", lambda _: growth)
+    monkeypatch.setattr(KVCacheSpec, "most_useful_bytes", lambda *_: 1 << 40)
+    verdict = permitted(tiny_models.path("llama"), gpu_memory_utilization=1.0, **{TP: 2, DP: 2})
+    runner = build_runner(verdict)
+    try:
+        runner.load_model()
+        block = runner.get_kv_cache_spec().bytes_per_block
+        taken = runner.determine_available_memory()
+    finally:
+        runner.shutdown()
+    assert left - ranks * (growth + block) < ranks * taken <= left - ranks * growth
+
+
+@pytest.mark.parametrize("sizes", [{TP: 2}, {DP: 2}], ids=str)
+def test_blocks_that_one_rank_has_room_for_and_not_all(
+    sizes: dict[str, Any], tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, host, ranks = tiny_models.path("llama"), 1 << 30, 2
+    monkeypatch.setattr("dodona.runners.machine.host_memory", lambda: host / 2**30)
+    block = tried(permitted(path, **sizes)).get_kv_cache_spec().bytes_per_block
+    count = host // (ranks * block + sizes.get(DP, 1) * SCHEDULER_BYTES)
+    enough = permitted(path, num_gpu_blocks_override=count, **sizes)
+    assert try_load(enough) is None
+    LLM.from_verdict(enough).shutdown()
+    refused_alike(permitted(path, num_gpu_blocks_override=count + 1, **sizes), "on 2 ranks it takes 1 GiB")
+
+
+@pytest.mark.parametrize(
+    "flat", [{"kv_cache_memory_bytes": 1 << 29}, {DP: 2, "kv_offloading_size": 0.5}], ids=str
+)
+def test_what_is_given_to_each_rank_is_there_for_all(
+    flat: dict[str, Any], tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the rules of `dodona select`, and by a start of what was permitted elsewhere."""
+    path, machine = tiny_models.path("llama"), "dodona.runners.machine.host_memory"
+    verdict = permitted(path, **{TP: 2, **flat})
+    for gib, fits in ((1.1, True), (0.99, False)):
+        monkeypatch.setattr(machine, lambda gib=gib: gib)
+        if fits:
+            assert try_load(verdict) is None
+            LLM.from_verdict(verdict).shutdown()
+        else:
+            refused_alike(verdict, f"the machine has {gib}")
 
 
 def test_a_plan_with_an_unknown_style_is_refused(

@@ -16,6 +16,7 @@ import torch
 from dodona.runners.distributed import worker
 from dodona.runners.distributed.mesh import ALONE, Mesh
 from dodona.runners.distributed.messages import Failure, Message, Start, Stop
+from dodona.runners.v1.runner import V1Runner
 from tests.distributed.thread_runners import LoadsAlone
 from tests.support.thread_ranks import thread_meshes
 
@@ -49,8 +50,11 @@ _places = threading.local()
 
 def _start(start: Start) -> tuple[Any, bool]:
     torch.set_num_threads(1)
+    given = (start.config, start.model, start.limits)
+    if start.runner_class is not V1Runner:  # whose replicas are of one rank each
+        return start.runner_class(*given), True
     mesh = ALONE if start.sizes.world == 1 else _places.place.of(start)
-    return LoadsAlone(start.config, start.model, start.limits, mesh), mesh.samples
+    return LoadsAlone(*given, mesh), mesh.samples
 
 
 class _Connection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +91,31 @@ def test_the_runner_is_told_the_length_that_its_blocks_hold(num_blocks: int, blo
     assert runner.max_model_len == size.max_model_len == min(num_blocks * block_size, 4096)
     assert runner.limits.max_model_len == 4096
     assert len(runner.trace.steps) > 3, "warm-up fits into the lowered length"
+
+
+def test_replicas_on_a_cpu_measure_once_all_have_their_weights() -> None:
+    loaded, given_up = [threading.Event(), threading.Event()], threading.Event()
+    made: list[FakeRunner] = []
+
+    def build(*arguments: Any) -> FakeRunner:
+        made.append(FakeRunner(*arguments))
+        return made[-1]
+
+    verdict = fake_verdict(build=build)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(start, verdict, FAKE_MODEL, 0, given_up, loaded)
+        assert loaded[0].wait(30)
+        with pytest.raises(TimeoutError):
+            first.result(0.2)
+        assert "load_model" in made[0].trace.calls
+        assert "determine_available_memory" not in made[0].trace.calls
+        start(verdict, FAKE_MODEL, 1, given_up, loaded)
+        first.result(30)
+        alone = pool.submit(start, verdict, FAKE_MODEL, 1, given_up, [threading.Event(), loaded[1]])
+        given_up.set()
+        with pytest.raises(EngineSetupError, match="given up"):
+            alone.result(30)
+    assert made[2].is_shut_down
 
 
 def test_a_start_that_fails_shuts_the_runner_down() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,57 @@ def test_a_machine_that_is_too_small_is_refused_with_both_figures() -> None:
     assert of(memory_fault, QWEN3, replace(gpu, memory=2 * gpu.memory)) is None
 
 
+@pytest.mark.parametrize(
+    ("sizes", "weights_of", "kv_of"),
+    [
+        ({"tensor_parallel_size": 2}, 1, 1),
+        ({"data_parallel_size": 3}, 3, 3),
+        ({"prefill_context_parallel_size": 2}, 2, 1),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 2}, 2, 2),
+    ],
+    ids=str,
+)
+def test_the_ranks_of_all_replicas_share_a_cpus_memory(
+    sizes: dict[str, int], weights_of: int, kv_of: int
+) -> None:
+    blocks = {"max_model_len": 64, "block_size": 4096}  # larger than weights
+    weights, kv = of(least_weight_bytes, QWEN3), of(least_kv_bytes, QWEN3, **blocks)
+    ranks = math.prod(sizes.values())
+    for given, need in (
+        (None, weights_of * weights + kv_of * kv / 0.9),
+        (kv, weights_of * weights + ranks * kv),
+    ):
+        flat = {"kv_cache_memory_bytes": given, **blocks, **sizes}
+        enough, less = (replace(CPU, host_memory=need * part / 2**30) for part in (1.001, 0.999))
+        assert of(memory_fault, QWEN3, enough, **flat) is None
+        fault = of(memory_fault, QWEN3, less, **flat)
+        assert f"weights of {ranks} ranks take {weights_of * weights / 2**30:.4g} GiB" in fault
+        gpus = replace(GPU, memory=1.0, host_memory=less.host_memory)
+        assert of(memory_fault, QWEN3, gpus, **flat) is None  # each has its own
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_rank_reads_the_whole_model(replicas: int) -> None:
+    sizes = {"tensor_parallel_size": 2, "data_parallel_size": replicas}
+    need = of(least_weight_bytes, QWEN3) * (1 + (2 * replicas - 1) / 2)
+    flat = {"max_model_len": 1, "block_size": 1, **sizes}
+    enough, less = (replace(CPU, host_memory=need * part / 2**30) for part in (1.001, 0.999))
+    assert of(memory_fault, QWEN3, enough, **flat) is None
+    fault = of(memory_fault, QWEN3, less, **flat)
+    assert f"to read the weights {2 * replicas} ranks take {need / 2**30:.4g} GiB" in fault
+    on_gpus = replace(GPU, memory=less.host_memory, host_memory=less.host_memory)
+    assert of(memory_fault, QWEN3, on_gpus, **flat) is None
+    in_files = {"dtype": "bfloat16", **flat}  # ranks share what the system keeps of them
+    assert of(memory_fault, QWEN3, less, **in_files) is None
+
+
+def test_bytes_that_blocks_counted_by_hand_replace_are_not_needed() -> None:
+    machine = replace(CPU, host_memory=8.0)
+    assert of(memory_fault, QWEN3, machine, kv_cache_memory_bytes=9 << 30) is not None
+    flat = {"kv_cache_memory_bytes": 9 << 30, "num_gpu_blocks_override": 64}
+    assert of(memory_fault, QWEN3, machine, **flat) is None
+
+
 def test_memory_for_offloaded_blocks_holds_one_and_is_there() -> None:
     machine, model = replace(CPU, host_memory=8.0), ModelInfo.load(QWEN3)
     # Keys and values of 16 tokens in fp32; on each of two devices a half.
@@ -67,7 +119,14 @@ def test_memory_for_offloaded_blocks_holds_one_and_is_there() -> None:
         fault = of(memory_fault, QWEN3, machine, **flat)
         assert (fault is None) == fits
         assert fits or f"a KV block takes {block // world}" in fault
-    assert of(memory_fault, QWEN3, machine, kv_offloading_size=8.0) is None
+    assert of(memory_fault, QWEN3, machine, kv_offloading_size=7.9) is None
+    beside = of(memory_fault, QWEN3, machine, kv_offloading_size=8.0)
+    assert "offloaded KV blocks 8 GiB, and the machine has 8 GiB" in beside
+    gpu = replace(GPU, memory=80.0, host_memory=8.0)
+    assert of(memory_fault, QWEN3, gpu, kv_offloading_size=8.0) is None  # weights are elsewhere
+    both = of(memory_fault, QWEN3, gpu, kv_offloading_size=4.1, data_parallel_size=2)
+    assert "takes 8.2 GiB" in both
+    assert of(memory_fault, QWEN3, gpu, kv_offloading_size=4.1, tensor_parallel_size=2) is None
     assert "takes 9 GiB" in of(memory_fault, QWEN3, machine, kv_offloading_size=9.0)
     assert of(memory_fault, QWEN3, CPU, kv_offloading_size=9.0) is None  # nobody knows what it has
     transfer = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}

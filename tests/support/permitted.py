@@ -4,7 +4,7 @@ CPU.
     python -m tests.support.permitted --examples 400 --seed 7
 
 prints each configuration that rules and trial load permit and that then does not start, and each that the
-trial load refuses although it starts; the exit status is 1 if there are any.
+trial load refuses although it starts; the exit status is 1 if there are any. Several ranks are threads.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import ConfigError, DodonaError, UnsupportedConfiguration
-from dodona.oracle.machine.memory import available_memory, host_memory
+from dodona.oracle.machine.memory import available_memory
 from dodona.oracle.select import select_runner
 from dodona.runners.build import build_runner
 from dodona.runners.llm import LLM
 from dodona.runners.model_files import read_model_files
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.trial_load import try_load, why_untried
+from tests.distributed.thread_workers import use_threads
 from tests.support import damaged_models, every_family, models_table, pooling_table
 from tests.support.tiny_hybrids import HYBRIDS
 from tests.support.tiny_models import FAMILIES, TinyModels
@@ -55,8 +57,30 @@ class Tried:
     """Why it was refused."""
 
 
+RANKS = (
+    {"tensor": 2},
+    {"pipeline": 2},
+    {"prefill_context": 2},
+    {"data": 2},
+    {"data": 3},
+    {"tensor": 2, "data": 2},
+    {"tensor": 2, "pipeline": 2},
+)
+"""How many ranks and replicas share the host's memory."""
+
 LOOKS = ("files", "settings", "memory")
 """What is drawn: damaged files, settings of all kinds, or sizes of a KV cache near the edge."""
+
+
+HOST_GIB = 1 / 16
+"""Memory of a machine on which several ranks fill all of it with few blocks."""
+
+
+def use_small_host(patch: pytest.MonkeyPatch) -> None:
+    """Ranks are threads, on a machine with `HOST_GIB`."""
+    use_threads(patch)
+    for place in ("oracle.machine.memory", "runners.machine"):
+        patch.setattr(f"dodona.{place}.host_memory", lambda: HOST_GIB)
 
 
 def draw(choose: Choose, models: Sequence[Path], folder: Path, looks_at: str | None = None) -> dict[str, Any]:
@@ -145,6 +169,7 @@ def _near_the_edge(some: Choose, choose: Choose, model: str, folder: Path) -> di
         flat["speculative_config"] = _drafts(choose, model)
     if choose([True, False, False, False, False, False]):
         flat["enable_lora"], flat["max_lora_rank"] = True, 8
+    flat |= {f"{name}_parallel_size": size for name, size in choose([{}, {}, *RANKS]).items()}
     flat = {name: value for name, value in flat.items() if value is not None}
     block, states = _kv_sizes({"model": model, **flat})
     length = flat.get("max_model_len", 256)
@@ -154,18 +179,28 @@ def _near_the_edge(some: Choose, choose: Choose, model: str, folder: Path) -> di
     edge = choose(
         ["kv_cache_memory_bytes"] * 3 + ["num_gpu_blocks_override", "gpu_memory_utilization", "offloading"]
     )
+    parallel = EngineConfig.from_flat(model, **flat).parallel_config
+    ranks = parallel.world_size_across_dp
+    host = int(HOST_GIB * 2**30)
+    of_rank = host // ranks - states
     if edge == "kv_cache_memory_bytes":
-        flat[edge] = choose([1, whole, whole, whole, whole, 1 << 40])
+        flat[edge] = choose([1, whole, whole, whole, whole, host // ranks, host // ranks + 1, 1 << 40])
     elif edge == "num_gpu_blocks_override":
-        flat[edge] = choose([1, count, count, count, count, 10**14])
+        most = max(1, of_rank // max(1, block))
+        flat[edge] = choose([1, count, count, count, count, most, most + 1, 10**14])
     elif edge == "gpu_memory_utilization":
         # What is left changes between trial load and start: nothing is known at the edge itself.
-        share = (blocks * block + states) / (available_memory() or 1 << 34)
+        share = ranks * (blocks * block + states) / (available_memory() or 1 << 34)
         flat[edge] = choose([1e-12, *(min(1.0, share * part) for part in (0.25, 0.6, 1.5, 4)), 1.0])
     else:
-        host = int((host_memory() or 16) * 2**30)
-        given = max(1, choose([1, block - 1, block, block + 1, 3 * block, 2 * host]))
+        of_replica = host // parallel.data_parallel_size
+        sizes = [1, block - 1, block, block + 1, 3 * block]
+        given = max(1, choose([*(size * parallel.world_size for size in sizes), of_replica + 1, 2 * host]))
         flat |= choose([_offloaded(given), _offloaded(given), _by_connector(given), _shared(given, folder)])
+        if choose([True, False, False]):
+            flat["num_gpu_blocks_override"] = max(
+                1, (of_rank - given // parallel.world_size) // max(1, block)
+            )
     return flat
 
 
@@ -368,7 +403,8 @@ def main() -> int:
     parser.add_argument("--only", choices=LOOKS, help="look at nothing but this")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        use_small_host(patch)
         folder = Path(name)
         (folder / "empty").mkdir()
         tiny = TinyModels(folder / "models")

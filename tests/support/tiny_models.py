@@ -84,10 +84,10 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "gemma3n": (
         "gemma3n_text",
-        {"head_dim": 8, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8,
+        {"head_dim": 8, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8,
          "vocab_size_per_layer_input": VOCAB_SIZE, "laurel_rank": 4, "altup_num_inputs": 2,
-         "layer_types": ["sliding_attention", "full_attention"] * 2, "activation_sparsity_pattern": [0.0] * 4,
-         "sliding_window": SLIDING_WINDOW, "intermediate_size": [48] * 4},
+         "layer_types": ["sliding_attention", "full_attention"] * 3, "activation_sparsity_pattern": [0.0] * 6,
+         "sliding_window": SLIDING_WINDOW, "intermediate_size": [48] * 6},
     ),
     "phi3": ("phi3", {}),
     "phi3-sliding": ("phi3", {"sliding_window": SLIDING_WINDOW}),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.permitted import CHECKPOINTS, attempt, draw, pooling_models
+from tests.support.permitted import CHECKPOINTS, attempt, draw, pooling_models, use_small_host
 from tests.support.tiny_models import TinyModels
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_host(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dodona.oracle.models.row_by_row import ROW_BY_ROW_WRAPPERS
 from dodona.oracle.systems.own.model_code import outgrows_rope
 from dodona.runners.device import host_memory
 from dodona.runners.interface import NewRequest, SchedulerOutput
+from dodona.runners.limits import Limits
 from dodona.runners.v1 import memory
 from dodona.runners.v1.capabilities import LACKS, check_supported
 from dodona.runners.v1.packed_model import PackedModel
@@ -26,6 +28,7 @@ from tests.support.tiny_models import make_model
 from tests.v1.driver import GREEDY, Driver, make_runner
 
 CPU = Environment(has_triton=False, platform="cpu")
+LIMITS = Limits("cpu", "float32", 64, 4, 64, 4, None, 0.9)
 PROMPTS = [[5, 6, 7], [9] * 20, [3]]
 
 
@@ -264,17 +267,20 @@ def test_the_largest_step_takes_its_memory_from_what_the_share_leaves(monkeypatc
     has, size = 1 << 30, 200 << 20
     monkeypatch.setattr(host_memory, "available_memory", lambda: has)
 
-    def measure(utilization):
+    def measure(utilization, ranks=1):
         return memory.measure_available_memory(
             lambda: torch.ones(size, dtype=torch.uint8),
             torch.device("cpu"),
-            utilization=utilization,
+            limits=replace(LIMITS, gpu_memory_utilization=utilization, ranks_on_host=ranks),
             most_useful=1 << 40,
         )
 
     assert measure(0.5) == has // 2
     assert measure(1e-6) == int(has * 1e-6)
     assert has - size * 1.5 < measure(1.0) < has - size * 0.9
+    # four ranks and their steps, all at the same time
+    assert measure(0.1, ranks=4) == int(has // 4 * 0.1)
+    assert has // 4 - size * 1.1 < measure(1.0, ranks=4) < has // 4 - size * 0.9
     monkeypatch.setattr(host_memory, "available_memory", lambda: size // 2)
     assert measure(0.5) == 0
 

@@ -14,6 +14,7 @@ from dodona.runners.v1.patterns import CAUSAL
 from dodona.runners.v1.self_check import self_check
 from dodona.runners.v1.step_layout import StepLayout
 from dodona.runners.v1.watched_cache import WatchedCache, unusual_uses
+from tests.support import every_family
 from tests.support.tiny_models import SLIDING_WINDOW, make_model
 
 
@@ -26,6 +27,18 @@ def test_a_prompt_is_longer_than_two_windows():
     assert found.prompt_lengths[0] > 2 * SLIDING_WINDOW
     assert found.paged < 1e-5
     assert found.plain_cached < 1e-5
+
+
+def test_layers_that_reuse_keys_and_values_compute_all_tokens_of_a_step(monkeypatch):
+    # With a number of logits, Gemma 4 computes its last layers for the last tokens alone.
+    layer_types = ["sliding_attention", "full_attention"] * 3
+    sizes = {"num_hidden_layers": 6, "num_kv_shared_layers": 2, "layer_types": layer_types}
+    monkeypatch.setitem(every_family.SPECIAL, "gemma4_text", sizes)
+    config = every_family.tiny_config("gemma4_text")
+    assert config.num_kv_shared_layers == 2
+    model = PackedModel(every_family.make_model(config))
+    assert len(model.calls) == 6
+    assert self_check(model, max_model_len=256).paged < 1e-5
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 25])

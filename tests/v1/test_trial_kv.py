@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 
 from dodona.oracle.config.engine_config import EngineConfig
@@ -13,11 +15,14 @@ from dodona.oracle.decide.verdict import Verdict
 from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.oracle.select import select_runner
 from dodona.runners.build import build_runner
+from dodona.runners.engine.kv_blocks import KVBlocks
 from dodona.runners.errors import EngineSetupError
 from dodona.runners.interface import Runner
+from dodona.runners.kv_room import SCHEDULER_BYTES
 from dodona.runners.llm import LLM
 from dodona.runners.meta_device import on_meta
 from dodona.runners.trial_load import try_load
+from dodona.runners.v1 import device_serving
 from tests.support import models_table
 from tests.support.permitted import CHECKPOINTS, HEADS, installed_families
 from tests.support.tiny_models import TinyModels
@@ -153,6 +158,90 @@ def test_a_context_that_a_cpu_has_no_blocks_for(tiny_models: TinyModels, monkeyp
     """Unless it is told, V1 takes so much and no more for KV blocks on a CPU."""
     monkeypatch.setattr("dodona.runners.v1.memory.CPU_KV_LIMIT", 1000)
     refused_alike(permitted(tiny_models.path("llama")), "raise gpu_memory_utilization")
+
+
+def test_weights_that_are_converted_leave_less_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial load reads none, and knows what they will take."""
+    path, left = CHECKPOINTS / "qwen3", 1 << 30
+    monkeypatch.setattr("dodona.runners.device.host_memory.available_memory", lambda: left)
+
+    def most(**flat: Any) -> int:
+        return tried(permitted(path, gpu_memory_utilization=1e-5, **flat)).most_available_memory()
+
+    files = sum(tensor.numel() for tensor in load_file(path / "model.safetensors").values())
+    assert most(dtype="bfloat16") == int(left * 1e-5)  # they stay in their file
+    assert most(dtype="float32") == int((left - 4 * files) * 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "flat"),
+    [
+        ("gemma2", {}),
+        ("gpt-oss", {}),
+        ("mistral", {}),
+        ("gemma3", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}),
+        ("gemma3", {"compilation_config": {"mode": "STOCK_TORCH_COMPILE"}}),  # not yet on the device
+        ("gemma3", {"kv_offloading_size": 0.5}),
+    ],
+    ids=str,
+)
+def test_steps_on_a_device_have_blocks_of_all_layers(
+    family: str, flat: dict[str, Any], tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_serving, "_check", lambda *_: None)
+    verdict = permitted(tiny_models.path(family), **flat)
+    on_host = tried(verdict).get_kv_cache_spec()
+    assert on_host == loaded(verdict).get_kv_cache_spec()
+    monkeypatch.setattr(device_serving, "kernels_run_on", lambda device: True)
+    start, trial = loaded(verdict), tried(verdict)
+    on_device = trial.get_kv_cache_spec()
+    assert on_device == start.get_kv_cache_spec()
+    assert trial.most_available_memory() == trial.get_kv_cache_spec().most_useful_bytes(trial.limits)
+    changes = start.max_steps_in_flight > 1 or "speculative_config" in flat
+    assert on_device.windows_apart == (on_host.windows_apart and not changes)
+    assert "compilation_config" not in flat or on_device.windows_apart
+
+
+def test_steps_that_a_start_finds_wrong_on_a_device_need_no_more(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise UnsupportedConfiguration("steps differ")
+
+    monkeypatch.setattr(device_serving, "kernels_run_on", lambda device: True)
+    sizes = {"max_model_len": 256, "max_num_seqs": 1, "max_num_batched_tokens": 8}
+    verdict = permitted(tiny_models.path("gemma2"), **sizes)
+    trial = tried(verdict)
+    monkeypatch.setattr(device_serving, "_check", fails)
+    start = loaded(verdict)
+    limits = start.limits
+    by_start, by_trial = (runner.get_kv_cache_spec().most_useful_bytes(limits) for runner in (start, trial))
+    assert by_start < by_trial
+
+
+def test_blocks_that_all_fit_but_not_together(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system would give each layer its memory, and end the process that writes to all of it."""
+    path, host = tiny_models.path("llama"), 1 << 30
+    monkeypatch.setattr("dodona.runners.machine.host_memory", lambda: host / 2**30)
+    block = loaded(permitted(path)).get_kv_cache_spec().bytes_per_block
+    count = host // (block + SCHEDULER_BYTES)
+    LLM.from_verdict(permitted(path, num_gpu_blocks_override=count)).shutdown()
+    more = permitted(path, num_gpu_blocks_override=count + 1)
+    refused_alike(more, "can't be allocated: with inner states, offloaded blocks and tables it takes")
+    beside = permitted(path, num_gpu_blocks_override=count, kv_offloading_size=0.1)
+    refused_alike(beside, "it takes 1.1 GiB, and the machine has 1 GiB.*lower .*kv_offloading_size")
+
+
+def test_a_scheduler_takes_at_least_what_is_counted() -> None:
+    count = 1 << 20
+    tracemalloc.start()
+    blocks = KVBlocks(count, 16)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert blocks.num_free == count
+    assert SCHEDULER_BYTES * count <= taken < 1.5 * SCHEDULER_BYTES * count
 
 
 def test_blocks_that_no_machine_has_room_for(tiny_models: TinyModels) -> None:

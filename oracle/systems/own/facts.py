@@ -154,7 +154,7 @@ _ENGINE_SPECS = (
     OwnFact(
         "parallel_config.fills_stages",
         "bool",
-        "There are at least as many layers as pipeline stages.",
+        "Each pipeline stage gets a layer; layers that share keys and values are on one.",
         "model",
         derive=lambda i: known(fills_stages(i.config, i.model)),
         reads=("parallel_config.pipeline_parallel_size",),
@@ -216,8 +216,8 @@ _ENGINE_SPECS = (
         "cache_config.fault",
         "str",
         "Why weights and a KV cache of one sequence do not fit into `kv_cache_memory_bytes`, or the memory "
-        "of the machine (of a GPU), or no KV block into `kv_offloading_size`; null where they may, or its "
-        "size isn't known.",
+        "of the machine (for all ranks; of a GPU for one), or no KV block into `kv_offloading_size`; null "
+        "where they may, or its size isn't known.",
         "model",
         derive=lambda i: UNKNOWN if i.model is None else memory_fault(i.config, i.model, i.environment),
         nullable=True,
@@ -233,6 +233,8 @@ _ENGINE_SPECS = (
             "load_config.load_format",
             "parallel_config.tensor_parallel_size",
             "parallel_config.pipeline_parallel_size",
+            "parallel_config.prefill_context_parallel_size",
+            "parallel_config.data_parallel_size",
             "device_config.device",
         ),
     ),

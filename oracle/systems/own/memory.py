@@ -43,18 +43,20 @@ _GIB = 1 << 30
 
 def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environment) -> str | None:
     """Why weights and a KV cache of one sequence do not fit; None where they may, or it isn't known how much
-    memory there is."""
+    memory there is. On a CPU all ranks of all replicas share the machine's."""
     cache = config.cache_config
+    given = cache.kv_cache_memory_bytes if cache.num_gpu_blocks_override is None else None
     try:
         kv = least_kv_bytes(config, model, environment)
-        if cache.num_gpu_blocks_override is None and (cache.kv_cache_memory_bytes or kv) < kv:
+        if given is not None and given < kv:
             return (
-                f"kv_cache_memory_bytes={cache.kv_cache_memory_bytes} is less than the {kv} bytes of KV "
+                f"kv_cache_memory_bytes={given} is less than the {kv} bytes of KV "
                 f"blocks that one sequence {_of_length(config)} takes; raise kv_cache_memory_bytes, or lower "
                 "max_model_len"
             )
         weights = least_weight_bytes(config, model, environment)
         fault = _offloading_fault(config, model, environment)
+        offloaded = offloaded_bytes(config)
     except ConfigError:
         return None  # of which other rules speak
     if fault is not None:
@@ -63,20 +65,44 @@ def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environmen
     has = environment.memory if on_gpu else environment.host_memory
     if has is None:
         return None
-    # On a CPU the share is one of what is left beside the weights, for blocks that are not counted by hand.
-    share, measures = cache.gpu_memory_utilization, cache.num_gpu_blocks_override is None
-    measures &= cache.kv_cache_memory_bytes is None
-    kv = max(kv, cache.kv_cache_memory_bytes or 0)
-    need = weights + kv if on_gpu or not measures else max(weights + kv, weights + kv / share)
-    room = has * _GIB * (share if on_gpu else 1)
+    share, ranks = cache.gpu_memory_utilization, config.parallel_config.world_size_across_dp
+    kv, room = max(kv, given or 0), has * _GIB * (share if on_gpu else 1)
+    if on_gpu:
+        ranks, offloaded = 1, 0
+    tensor = config.parallel_config.tensor_parallel_size
+    if not on_gpu and config.parallel_config.pipeline_parallel_size == 1:
+        # Each rank reads the whole model: the last one to end has it beside what the others keep.
+        reading = (tensor + ranks - 1) * weights
+        if reading > room:
+            return (
+                f"to read the weights {ranks} ranks take {reading / _GIB:.4g} GiB, one of them the whole "
+                f"model and the others their shares, and the machine has {has:.4g} GiB; use fewer ranks, "
+                "more memory or a smaller dtype"
+            )
+    weights, kv = ranks * weights, ranks * kv
+    need: float = weights + kv + offloaded
+    if not on_gpu and cache.num_gpu_blocks_override is None and given is None:
+        # The share is one of what is left beside the weights.
+        need = max(need, weights + kv / share)
     if need <= room:
         return None
+    of_ranks = f" of {ranks} ranks" if ranks > 1 else ""
+    beside = f", offloaded KV blocks {offloaded / _GIB:.4g} GiB" if offloaded else ""
     return (
-        f"weights take {weights / _GIB:.4g} GiB, KV blocks {kv / _GIB:.4g} GiB, and "
+        f"weights{of_ranks} take {weights / _GIB:.4g} GiB, KV blocks {kv / _GIB:.4g} GiB{beside}, and "
         f"{'a GPU' if on_gpu else 'the machine'} has {has:.4g} GiB with gpu_memory_utilization={share:g}; "
         "use more devices or memory, a smaller dtype or quantized weights, or lower max_model_len or "
         "kv_cache_memory_bytes"
     )
+
+
+def offloaded_bytes(config: EngineConfig) -> int:
+    """Bytes of the host's memory for the offloaded KV blocks of all ranks of all replicas. Raises
+    ConfigError."""
+    settings = resolve_kv_transfer(config)
+    if not isinstance(settings, OffloadingSettings):
+        return 0
+    return settings.cpu_bytes * config.parallel_config.world_size_across_dp
 
 
 def _offloading_fault(config: EngineConfig, model: ModelInfo, environment: Environment) -> str | None:
@@ -90,7 +116,7 @@ def _offloading_fault(config: EngineConfig, model: ModelInfo, environment: Envir
             f"kv_offloading_size is {given} bytes of the host's memory for each device, and a KV block takes "
             f"{block}; raise it"
         )
-    total, has = given * config.parallel_config.world_size / _GIB, environment.host_memory
+    total, has = offloaded_bytes(config) / _GIB, environment.host_memory
     if has is None or total <= has:
         return None
     return (

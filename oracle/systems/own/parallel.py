@@ -7,6 +7,7 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantized_shares import dense_cuts, share_fault
+from dodona.oracle.models.shared_kv import first_shared_layer
 from dodona.oracle.systems.own.quantization import quantization_of, quantization_scheme
 from dodona.oracle.systems.own.resolved import resolved_device
 
@@ -103,9 +104,14 @@ def quantized_share_fault(config: EngineConfig, model: ModelInfo) -> str | None:
 
 
 def fills_stages(config: EngineConfig, model: ModelInfo | None) -> bool | None:
-    """Whether each pipeline stage gets a layer; None: not known."""
+    """Whether each pipeline stage gets a layer; None: not known. The last stage has all layers from the first
+    one on whose keys and values others reuse."""
     stages = config.parallel_config.pipeline_parallel_size
     if stages == 1:
         return True
     layers = None if model is None else model.num_hidden_layers
-    return None if layers is None else layers >= stages
+    if model is None or layers is None:
+        return None
+    reusing = model.text.get("num_kv_shared_layers")
+    reusing = reusing if isinstance(reusing, int) else 0
+    return layers >= stages and first_shared_layer(model.layer_types, layers, reusing) >= stages - 1

@@ -33,7 +33,7 @@ class HiddenStates:
         self._kept: list[Tensor | None] = [None] * max(1, len(layer_ids))
         pipeline = mesh.pipeline
         decoder, layers = _decoder(model)
-        held = stage_layers(len(layers), pipeline)
+        held = stage_layers(model, len(layers), pipeline)
         is_last = pipeline.rank == pipeline.size - 1
         before = [place for place, index in enumerate(layer_ids) if index < held.start]
         if before:
