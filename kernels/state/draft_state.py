@@ -3,8 +3,9 @@
 A row that sampled has a *last* token: the last one of the step that is kept, at `positions`. The token that
 the step drew follows it, and then the drafts, at `positions + 2` and on.
 
-No kernel here lets the next one start before its end, as attention reads what they write before it waits for
-its inputs (see `dependent_launch`).
+Attention and draws read what these kernels write before they wait for their inputs (see `dependent_launch`).
+So no kernel here lets the next one start before its end, but `step_ends` and `draft_places`: after these a
+drafter always launches `following_tokens` or `append_drafts` before such a kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dodona.kernels.dependent_launch import launch_options, supports_dependent_launch, wait_for_inputs
+from dodona.kernels.dependent_launch import (
+    launch_options,
+    let_next_start,
+    supports_dependent_launch,
+    wait_for_inputs,
+)
 
 
 def step_ends(
@@ -53,6 +59,7 @@ def _step_ends_kernel(
     DEPENDENT: tl.constexpr,
 ):
     if DEPENDENT:
+        let_next_start()
         wait_for_inputs()
     i = tl.program_id(0)
     first = tl.load(first_samples + i)
@@ -170,6 +177,7 @@ def _draft_places_kernel(
     DEPENDENT: tl.constexpr,
 ):
     if DEPENDENT:
+        let_next_start()
         wait_for_inputs()
     i = tl.program_id(0)
     row = tl.load(rows + i).to(tl.int64)
