@@ -404,7 +404,7 @@ def choose_draft_tiles(group: int, *, entries: int, row_bytes: int) -> SmallBatc
     programs: with few warps, few splits and few registers, all of them fit on a GPU at a time, those without
     keys among them, and the next kernel can begin beside them."""
     if group == 4:
-        tiles = SmallBatchTiles(n=96, num_warps=4, num_splits=3, sharers=2)
+        tiles = SmallBatchTiles(n=64, num_warps=4, num_splits=4, sharers=2, max_registers=168)
         if entries <= _lane_rows(tiles, row_bytes):
             return tiles
     tiles = SmallBatchTiles(n=64 if group <= 2 else 32, num_warps=4, num_splits=DRAFT_SPLITS)
