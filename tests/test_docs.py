@@ -142,8 +142,7 @@ def test_the_readme_shows_what_commands_print(
     result = CliRunner().invoke(app, arguments)
     printed = result.stdout + (f"{result.exit_code}\n" if command.endswith("; echo $?") else "")
     expected = shown.removeprefix("…\n")
-    # The book's hash changes with every rule.
-    printed, expected = (re.sub(r"\([0-9a-f]{12}\)", "(…)", text.strip()) for text in (printed, expected))
+    printed, expected = printed.strip(), expected.strip()
     assert printed.endswith(expected) if shown.startswith("…") else printed == expected
 
 
