@@ -120,9 +120,12 @@ class KVCacheSpec:
 
     def most_useful_bytes(self, limits: Limits) -> int:
         """Bytes of the KV blocks of `max_num_seqs` sequences of `max_model_len`, window blocks among them."""
-        blocks = limits.max_num_seqs * -(-limits.max_model_len // self.block_size)
-        counts = zip(self.num_window_blocks(blocks, limits), self.window_groups, strict=True)
-        return blocks * self.bytes_per_block + sum(count * group.bytes_per_block for count, group in counts)
+        return self.kv_bytes(limits.max_num_seqs * -(-limits.max_model_len // self.block_size), limits)
+
+    def kv_bytes(self, num_blocks: int, limits: Limits) -> int:
+        """Bytes of so many KV blocks and of the window blocks beside them."""
+        counts = zip(self.num_window_blocks(num_blocks, limits), self.window_groups, strict=True)
+        return num_blocks * self.bytes_per_block + sum(n * group.bytes_per_block for n, group in counts)
 
     def num_window_blocks(self, num_blocks: int, limits: Limits) -> tuple[int, ...]:
         """Window blocks of each of `window_groups` beside `num_blocks` blocks: as many as can be used."""

@@ -71,9 +71,7 @@ def _check_host(runner: Runner, spec: KVCacheSpec, size: KVSize, what: str, mend
     if limits.device != "cpu":
         return
     has = torch_environment(limits.device).host_memory
-    counts = zip(spec.num_window_blocks(size.num_blocks, limits), spec.window_groups, strict=True)
-    of_rank = size.num_blocks * spec.bytes_per_block + limits.max_num_seqs * spec.state_bytes_per_row
-    of_rank += sum(count * group.bytes_per_block for count, group in counts)
+    of_rank = spec.kv_bytes(size.num_blocks, limits) + limits.max_num_seqs * spec.state_bytes_per_row
     offloaded = offloaded_bytes(runner.config)
     tables = size.num_blocks * SCHEDULER_BYTES * runner.config.parallel_config.data_parallel_size
     need = limits.ranks_on_host * of_rank + offloaded + tables

@@ -47,7 +47,8 @@ class Fields:
         return max(self.sizes(field), default=None)
 
     def sizes(self, field: str) -> tuple[int, ...]:
-        """Whole numbers within the field's bounds: one, or one for each layer; none where it is missing."""
+        """Whole numbers within the field's bounds: one, or one for each layer, 0 where a layer has none;
+        empty where the field is missing."""
         value = self.text.get(field)
         if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
             # Some families give one value for each layer.
@@ -56,9 +57,11 @@ class Fields:
             number = self._typed(field, int, "a whole number")
             numbers = () if number is None else (number,)
         least, most = int(field in _POSITIVE), MAX_SIZES.get(field, MAX_SIZE)
-        for number in numbers:
-            if not least <= number <= most:
-                raise self.fail(field, f"a whole number from {least} to {most}", number)
+        beyond = [number for number in numbers if not 0 <= number <= most]
+        if not beyond and max(numbers, default=least) < least:
+            beyond = [max(numbers)]
+        if beyond:
+            raise self.fail(field, f"a whole number from {least} to {most}", beyond[0])
         return numbers
 
     def flag(self, field: str, default: bool = False) -> bool:

@@ -79,6 +79,8 @@ class Loaded:
     drafting: Drafting | None
     """On the rank that samples."""
     lora: LoRALayers | None
+    steps_on_device: bool
+    """Whether steps run from state on the device, or would after a trial load."""
 
 
 class V1Runner(WeightLife):
@@ -100,8 +102,6 @@ class V1Runner(WeightLife):
         self._kv_connector = KVConnectorWorker()
         self._transfers: KVConnectorOutput | None = None
         """What the last `execute_model` heard of them."""
-        self._steps_on_device = False
-        """Whether steps run from state on the device, or would after a trial load."""
         self._tried_whole: torch.nn.Module | None = None
         """What `try_load` read, for the stages that are tried after this one."""
 
@@ -144,10 +144,10 @@ class V1Runner(WeightLife):
             with chosen.model.plain() as plain:
                 lora = LoRALayers(plain, self.config.lora_config, linear_shares)
         part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
-        self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
-            self._steps_on_device = self._on_device is not None
+        on_device = self._on_device is not None
+        self._loaded = Loaded(chosen.model, chosen.self_check, part, plan, drafting, lora, on_device)
 
     def try_load(self, earlier: Runner | None = None) -> Runner:
         """The model, or this rank's share of it, a pass over few tokens, what drafts, and room for
@@ -173,10 +173,11 @@ class V1Runner(WeightLife):
         )
         self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
         part = kv_part(served.model.layers, linear_shares, self._mesh, self._device)
-        self._loaded = Loaded(served.model, NOT_CHECKED, part, plan, served.drafting, None)
-        if isinstance(served.model, PackedModel):
-            # A start whose kernels fail their check lays steps out on the host, and needs no more for KV.
-            self._steps_on_device = is_for_device(served.model, self._device, self.config, self.limits, plan)
+        # A start whose kernels fail their check lays steps out on the host, and needs no more for KV.
+        on_device = isinstance(served.model, PackedModel) and is_for_device(
+            served.model, self._device, self.config, self.limits, plan
+        )
+        self._loaded = Loaded(served.model, NOT_CHECKED, part, plan, served.drafting, None, on_device)
         return self
 
     def reload_weights(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -230,7 +231,7 @@ class V1Runner(WeightLife):
         # told of.
         keeps_kv = isinstance(loaded.plan, (ModelPlan, HeadPlan, MtpPlan))
         together = has_active_connector(self.config) or keeps_kv
-        together |= self._steps_on_device
+        together |= loaded.steps_on_device
         together |= self._mesh.context.size > 1 or self._mesh.pipeline.size > 1
         return replace(spec, windows_apart=not together)
 
@@ -313,7 +314,6 @@ class V1Runner(WeightLife):
         if self._on_device is not None:
             self._on_device.release()
         self._on_device = None
-        self._steps_on_device = False
         self._loaded = None
         self._ready = None
         self._executed = None

@@ -593,3 +593,15 @@ def test_listed_layers_decide_whether_there_are_inner_states(model_type: str, fi
     layers = transformers.DynamicCache(config=config).layers
     info = ModelInfo.from_mapping({"architectures": ["SomeForCausalLM"], **raw})
     assert info.has_inner_state == any(hasattr(layer, "conv_states") for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("heads", "largest"), [([2, 0], 2), ([0, 0], None), ([-1, 4], None), ([4, 10**30], None)]
+)
+def test_a_layer_may_have_nothing_of_what_others_have(heads: list[int], largest: int | None) -> None:
+    raw = {"architectures": ["XForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": heads}
+    if largest is not None:
+        assert ModelInfo.from_mapping(raw).num_key_value_heads == largest
+        return
+    with pytest.raises(ConfigError, match="'num_key_value_heads': expected a whole number from 1 "):
+        ModelInfo.from_mapping(raw)

@@ -4,7 +4,8 @@ CPU.
     python -m tests.support.permitted --examples 400 --seed 7
 
 prints each configuration that rules and trial load permit and that then does not start, and each that the
-trial load refuses although it starts; the exit status is 1 if there are any. Several ranks are threads.
+trial load refuses although it starts; the exit status is 1 if there are any. Several ranks are threads,
+and the machine is one with `HOST_GIB`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,6 @@ RANKS = (
 
 LOOKS = ("files", "settings", "memory")
 """What is drawn: damaged files, settings of all kinds, or sizes of a KV cache near the edge."""
-
 
 HOST_GIB = 1 / 16
 """Memory of a machine on which several ranks fill all of it with few blocks."""

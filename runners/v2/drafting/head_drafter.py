@@ -120,6 +120,7 @@ class HeadDrafter(SequentialDrafter):
             state,
             sampler,
             num_speculative_tokens=num_speculative_tokens,
+            num_places=num_speculative_tokens - 1,
             block_size=block_size,
             num_kv_heads=num_kv_heads,
             vocabulary=layers.vocabulary,

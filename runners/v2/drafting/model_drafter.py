@@ -73,6 +73,7 @@ class ModelDrafter(SequentialDrafter):
             state,
             sampler,
             num_speculative_tokens=num_speculative_tokens,
+            num_places=num_speculative_tokens,
             block_size=block_size,
             num_kv_heads=model.max_kv_heads,
         )

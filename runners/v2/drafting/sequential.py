@@ -25,7 +25,8 @@ class SequentialDrafter(ABC):
     Drafts are drawn by the sampler's base stage: with the row's temperature, and the noise of its seed and
     position. Filters, penalties and grammars count when drafts are verified.
 
-    `vocabulary`: see `gumbel_sample`; the tokens of the logits.
+    `num_places`: how many entries a row has in the passes after the step's own. `vocabulary`: see
+    `gumbel_sample`; the tokens of the logits.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class SequentialDrafter(ABC):
         sampler: DeviceSampler,
         *,
         num_speculative_tokens: int,
+        num_places: int,
         block_size: int,
         num_kv_heads: int,
         vocabulary: Tensor | None = None,
@@ -46,6 +48,7 @@ class SequentialDrafter(ABC):
         self._sampler = sampler
         self._vocabulary = vocabulary
         self._num_speculative_tokens = num_speculative_tokens
+        self._num_places = num_places
         self._block_size = block_size
         self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._arrivals = torch.zeros(most * num_kv_heads, dtype=torch.int32, device=device)
@@ -62,7 +65,7 @@ class SequentialDrafter(ABC):
         """[n, num_speculative_tokens] int32."""
         num_rows, count = len(ends.rows), self._num_speculative_tokens
         drafts = torch.empty((count, num_rows), dtype=torch.int32, device=self._arrivals.device)
-        places = self._places(ends, 1, count)
+        places = self._places(ends, 1, self._num_places)
         outputs = self._compute(inputs, ends, places)
         for depth in range(count if num_rows else 0):
             if depth:
@@ -88,7 +91,7 @@ class SequentialDrafter(ABC):
         """Compute what the step computed. Returns outputs [n, ...] from which each row's first draft is
         drawn.
 
-        places: those that follow each row's last token.
+        places: `num_places` that follow each row's last token.
         """
 
     @abstractmethod
