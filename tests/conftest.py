@@ -1,5 +1,5 @@
-"""Chooses how Triton kernels run in this session, skips GPU tests where there is no GPU, and takes the time
-limit off hypothesis' examples.
+"""Chooses how Triton kernels run in this session, skips GPU tests where there is no GPU, takes the time limit
+off hypothesis' examples, and lets one thread parse Python at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import pytest
 from hypothesis import settings
 
 from tests.support.fast_interpreter import speed_up
+from tests.support.one_parser import parse_in_turn
+
+parse_in_turn()
 
 
 def _has_nvidia_gpu() -> bool:
