@@ -139,7 +139,8 @@ class KVCacheSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVPart:
-    """What a rank has of every KV block: some layers, and one of equal shares of the heads of each."""
+    """What a rank has of every KV block: some layers, and one of equal shares of the heads of each. Of a
+    layer with fewer heads than shares, neighbouring ones have the same head."""
 
     layers: tuple[LayerKVSpec, ...]
     """All layers of the model, each with all its heads. Windows don't count."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dodona.oracle.errors import UnreadableField
 from dodona.oracle.models.config_files import MEND
@@ -17,6 +18,13 @@ _POSITIVE = frozenset({"num_attention_heads", "num_key_value_heads", "head_dim",
 """Sizes that are at least 1 where a file gives them."""
 
 T = TypeVar("T")
+
+
+class Size(NamedTuple):
+    """A size of the model, and the field that gives it."""
+
+    field: str
+    value: int
 
 
 class Fields:
@@ -63,6 +71,25 @@ class Fields:
         if beyond:
             raise self.fail(field, f"a whole number from {least} to {most}", beyond[0])
         return numbers
+
+    @functools.cached_property
+    def layer_fields(self) -> Mapping[str, Mapping[int, str]]:
+        """What `per_layer_config` gives single layers in place of the whole model's fields: by field its
+        sizes, each with the first layer that has it. What is no size there is left out."""
+        found: dict[str, dict[int, str]] = {}
+        layers = self.text.get("per_layer_config")
+        for index, fields in layers.items() if isinstance(layers, Mapping) else ():
+            for field, value in fields.items() if isinstance(fields, Mapping) else ():
+                if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE:
+                    found.setdefault(field, {}).setdefault(value, str(index))
+        return found
+
+    def of_layers(self, field: str) -> tuple[Size, ...]:
+        """The sizes above 0 that layers have: the field's, and those of `per_layer_config`."""
+        own = [Size(field, value) for value in dict.fromkeys(self.sizes(field))]
+        layers = self.layer_fields.get(field, {})
+        own += [Size(f"per_layer_config.{index}.{field}", value) for value, index in layers.items()]
+        return tuple(size for size in own if size.value)
 
     def flag(self, field: str, default: bool = False) -> bool:
         """true or false."""

@@ -15,13 +15,14 @@ from types import MappingProxyType, NoneType
 from typing import Any
 
 from dodona.oracle.errors import ConfigError
-from dodona.oracle.models.config_fields import Fields
+from dodona.oracle.models.config_fields import Fields, Size
 from dodona.oracle.models.config_files import companion_quantization, read_config_json, stored_modules
+from dodona.oracle.models.heads import kv_heads, query_heads
 from dodona.oracle.models.known_models import known_model, release
 from dodona.oracle.models.math_modifiers import MATH_MODIFIERS, is_neutral
 from dodona.oracle.models.quantization import QuantizationConfig, read_quantization
 from dodona.oracle.models.rope import Rope, read_rope, rope_defaults
-from dodona.oracle.models.widths import expert_widths, other_widths
+from dodona.oracle.models.widths import EXPERT_COUNTS, expert_widths, other_widths
 
 _TEXT_KEYS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder", "generator")
 _OTHER_MODALITIES = (
@@ -31,14 +32,6 @@ _OTHER_MODALITIES = (
     "mm_vision_tower",
     "visual",
     "speech_config",
-)
-_EXPERT_COUNTS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "moe_num_experts",
-    "num_routed_experts",
-    "moe_num_primary_experts",
 )
 _STATEFUL_LAYERS = (
     "mamba",
@@ -84,14 +77,18 @@ class ModelInfo:
     """Model type of the language model: the nested configuration's, where there is one."""
     hidden_size: int | None
     intermediate_size: int | None
-    feed_forward_widths: tuple[int, ...]
-    """Widths of dense feed-forward layers and of shared experts, ascending; empty where there are none, or
-    the file and its family do not say."""
-    expert_widths: tuple[int, ...]
-    """Widths of routed experts, ascending; empty in a dense model."""
+    feed_forward_widths: tuple[Size, ...]
+    """Widths of dense feed-forward layers and of shared experts; empty where there are none, or the file and
+    its family do not say."""
+    expert_widths: tuple[Size, ...]
+    """Widths of routed experts; empty in a dense model."""
     num_hidden_layers: int | None
     num_attention_heads: int | None
     num_key_value_heads: int | None
+    query_heads: tuple[Size, ...]
+    """The numbers of query heads that layers have; empty where the file and its family do not say."""
+    kv_heads: tuple[Size, ...]
+    """The numbers of key/value heads that layers have, likewise."""
     head_size: int | None
     """Size of a query/key head."""
     vocab_size: int | None
@@ -284,6 +281,8 @@ def _read(
         num_hidden_layers=num_layers,
         num_attention_heads=heads,
         num_key_value_heads=get.size("num_key_value_heads") or heads,
+        query_heads=query_heads(get, model_type),
+        kv_heads=kv_heads(get, model_type, kinds),
         head_size=head_size,
         vocab_size=get.size("vocab_size"),
         max_position_embeddings=_positions(get, offset=known.positions_after_padding if known else False),
@@ -347,9 +346,9 @@ def _merge(file: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         if alias in merged and field not in own:
             merged[field] = merged[alias]
     defaults = dict(known.defaults)
-    if any(merged.get(field) is not None for field in _EXPERT_COUNTS):
+    if any(merged.get(field) is not None for field in EXPERT_COUNTS):
         # One count under any of its names leaves nothing to the family's default.
-        defaults = {field: value for field, value in defaults.items() if field not in _EXPERT_COUNTS}
+        defaults = {field: value for field, value in defaults.items() if field not in EXPERT_COUNTS}
     return {**defaults, **rope_defaults(known.rope, merged), **merged}
 
 
@@ -442,11 +441,11 @@ def _quantization_method(stored: Mapping[str, Any]) -> str:
 
 
 def _num_experts(get: Fields) -> int:
-    counts = [get.size(field) or 0 for field in _EXPERT_COUNTS]
+    counts = [get.size(field) or 0 for field in EXPERT_COUNTS]
     for field in ("ffn_config", "moe", "moe_config"):
         nested = get.text.get(field)
         if isinstance(nested, Mapping):
-            values = (nested.get(key) for key in (*_EXPERT_COUNTS, "n_experts"))
+            values = (nested.get(key) for key in (*EXPERT_COUNTS, "n_experts"))
             counts += [value for value in values if isinstance(value, int)]
     return max(counts)
 

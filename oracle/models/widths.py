@@ -1,10 +1,10 @@
-"""Widths of feed-forward layers, of which a mixture of experts has several."""
+"""Experts, and widths of feed-forward layers, of which a mixture of experts has several."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from dodona.oracle.models.config_fields import Fields
+from dodona.oracle.models.config_fields import Fields, Size
 
 DENSE_FIELDS: Final = (
     "intermediate_size",
@@ -26,24 +26,36 @@ SHARED_FIELDS: Final = (
 )
 """Widths of experts that every token passes."""
 EXPERT_FIELDS: Final = ("moe_intermediate_size", "expert_ffn_hidden_size")
+EXPERT_COUNTS: Final = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "moe_num_primary_experts",
+)
+"""Numbers of routed experts."""
 SHARED_COUNTS: Final = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 """How many experts' widths the shared expert has, in families whose config.json does not give its own."""
 
 
-def expert_widths(get: Fields) -> tuple[int, ...]:
+def expert_widths(get: Fields) -> tuple[Size, ...]:
     """Widths of the routed experts of a mixture of experts; without one of their own they have
     `intermediate_size`. Raises UnreadableField."""
     own = _sizes(get, EXPERT_FIELDS)
     return own or _sizes(get, ("intermediate_size",))
 
 
-def other_widths(get: Fields, experts: tuple[int, ...]) -> tuple[int, ...]:
+def other_widths(get: Fields, experts: tuple[Size, ...]) -> tuple[Size, ...]:
     """Widths of dense feed-forward layers and of shared experts; experts: widths of the routed ones, or
     nothing. Raises UnreadableField."""
-    given = _sizes(get, (*DENSE_FIELDS, *SHARED_FIELDS))
-    joined = {count * width for count in _sizes(get, SHARED_COUNTS) for width in experts}
-    return tuple(sorted({*given, *joined}))
+    joined = [
+        Size(f"{count.field} * {width.field}", count.value * width.value)
+        for count in _sizes(get, SHARED_COUNTS)
+        for width in experts
+    ]
+    return (*_sizes(get, (*DENSE_FIELDS, *SHARED_FIELDS)), *joined)
 
 
-def _sizes(get: Fields, fields: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(sorted({size for field in fields for size in get.sizes(field) if size}))
+def _sizes(get: Fields, fields: tuple[str, ...]) -> tuple[Size, ...]:
+    return tuple(size for field in fields for size in get.of_layers(field))

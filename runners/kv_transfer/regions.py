@@ -14,7 +14,8 @@ _NAME = re.compile(r"(\d{1,9})-(\d{1,9})\.(\d{1,9})of(\d{1,9})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Consecutive layers of a block, and of each of them one of the equal shares of its heads."""
+    """Consecutive layers of a block, and of each of them one of the equal shares of its heads. Of a layer
+    with fewer heads than shares, neighbouring ones have the same head."""
 
     first_layer: int
     end_layer: int
@@ -38,12 +39,11 @@ class Region:
 
     def is_of(self, layers: Sequence[LayerKVSpec]) -> bool:
         """Whether a rank of a model with these layers can have it: what a file says may be anything."""
-        return (
-            0 <= self.first_layer < self.end_layer <= len(layers)
-            and 0 <= self.share < self.shares
-            and all(
-                layer.num_kv_heads % self.shares == 0 for layer in layers[self.first_layer : self.end_layer]
-            )
+        if not (0 <= self.first_layer < self.end_layer <= len(layers) and 0 <= self.share < self.shares):
+            return False
+        heads = {layer.num_kv_heads for layer in layers[self.first_layer : self.end_layer]}
+        return math.lcm(*heads) % self.shares == 0 and all(
+            count % self.shares == 0 or self.shares % count == 0 for count in heads
         )
 
     @property
@@ -53,8 +53,8 @@ class Region:
 
     def heads(self, layer: LayerKVSpec) -> range:
         """The heads of this layer that are in it."""
-        count = layer.num_kv_heads // self.shares
-        return range(self.share * count, (self.share + 1) * count)
+        first = self.share * layer.num_kv_heads // self.shares
+        return range(first, first + max(1, layer.num_kv_heads // self.shares))
 
     def elements(self, layers: Sequence[LayerKVSpec], block_size: int) -> int:
         """Elements of a block's region; layers: the model's."""

@@ -34,7 +34,7 @@ from dodona.oracle.systems.own.parallel import (
     fills_stages,
     lacks_executor,
     lacks_ray,
-    splits_evenly,
+    uneven_size,
     uses_workers,
 )
 from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
@@ -196,7 +196,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "ray-package": lacks_ray(config, environment),
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),
-        "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "tensor-parallel-sizes": isinstance(uneven_size(config, model), str),
         "workers-combinations": uses_workers(config) and compilation == "STOCK_TORCH_COMPILE",
         "context-parallel-inner-states": parallel.prefill_context_parallel_size > 1 and model.has_inner_state,
         "pipeline-parallel-families": parallel.pipeline_parallel_size > 1

@@ -27,6 +27,8 @@ class AttentionCall:
     pattern: AttentionPattern
     dtype: torch.dtype
     """Type of the keys."""
+    module: torch.nn.Module
+    """What makes the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def _record_call(
     # A query sees no farther back than this; in chunks, most see less.
     window = pattern.size or None
     spec = LayerKVSpec(key.shape[1], key.shape[3], value.shape[3], window)
-    calls.append(AttentionCall(spec, pattern, key.dtype))
+    calls.append(AttentionCall(spec, pattern, key.dtype, module))
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
 

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
-from dodona.oracle.errors import UnsupportedConfiguration
 from dodona.runners.distributed.mesh import Mesh
 from dodona.runners.interface import KVPart, LayerKVSpec
+from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.tensor_parallel import LinearShare
-
-_KEY_PROJECTIONS = ("k_proj", "kv_b_proj", "query_key_value")
-"""Names of linear layers whose outputs are the heads of the keys."""
 
 
 def kv_part(
-    layers: Sequence[LayerKVSpec], shares: Mapping[str, LinearShare], mesh: Mesh, device: torch.device
+    model: ServedModel, shares: Mapping[str, LinearShare], mesh: Mesh, device: torch.device
 ) -> KVPart:
-    """The part of a rank that holds `layers`; `shares` are those of its linear layers by name.
+    """The part of a rank that holds the model's layers; `shares` are those of its attention modules by name.
 
-    All ranks of a pipeline call it together; `device`: where they exchange tensors. Raises
-    UnsupportedConfiguration where layers are split in different ways.
+    All ranks of a pipeline call it together; `device`: where they exchange tensors.
     """
-    split = {share for name, share in shares.items() if name.rpartition(".")[2] in _KEY_PROJECTIONS}
-    if len(split) > 1:
-        raise UnsupportedConfiguration.lacking(
-            "v1", "tensor-parallel-families", why="layers share heads differently"
-        )
-    parts, index = next(((share.parts, share.index) for share in split), (1, 0))
-    held = [replace(layer, num_kv_heads=layer.num_kv_heads * parts) for layer in layers]
+    own = [shares[name].parts if name in shares else 1 for name in model.layer_names]
+    held = [
+        replace(layer, num_kv_heads=layer.num_kv_heads * parts)
+        for layer, parts in zip(model.layers, own, strict=True)
+    ]
     stages = _of_stages(held, mesh, device)
+    # Each layer's number of parts divides that of ranks. Where it differs, ranks are alike that have the same
+    # part of every layer.
+    parts = math.lcm(*own)
     ranks_alike = mesh.tensor.size // parts
     return KVPart(
         layers=tuple(layer for stage in stages for layer in stage),
         first_layer=sum(len(stage) for stage in stages[: mesh.pipeline.rank]),
         num_layers=len(held),
-        head_share=index,
+        head_share=mesh.tensor.rank // ranks_alike,
         head_shares=parts,
         is_writer=mesh.context.rank == 0 and mesh.tensor.rank % ranks_alike == 0,
     )

@@ -68,6 +68,8 @@ class PackedModel:
         set_attention(model, PLAIN_ATTENTION)
         self.mixers: tuple[Mixer, ...] = self._find_mixers() if stateful else ()
         self.layers: tuple[LayerKVSpec, ...] = tuple(call.spec for call in self.calls)
+        names = {module: name for name, module in model.named_modules()}
+        self.layer_names: tuple[str, ...] = tuple(names.get(call.module, "") for call in self.calls)
         self.kv_dtype: torch.dtype = self.calls[0].dtype if self.calls else next(model.parameters()).dtype
         self.patterns: tuple[AttentionPattern, ...] = tuple(call.pattern for call in self.calls)
         set_attention(model, PAGED_ATTENTION)

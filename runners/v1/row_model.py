@@ -126,6 +126,7 @@ class RowModel:
         elements = -(-row_bytes.per_token // self.kv_dtype.itemsize)
         self.layers = (LayerKVSpec(1, elements, 0),) if elements else ()
         """What a token adds to a request's cache, as one layer; none where it adds nothing."""
+        self.layer_names = ("",) * len(self.layers)
         self.state_bytes_per_row = row_bytes.fixed
         """Bytes that a request's cache has whatever its length."""
 

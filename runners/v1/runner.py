@@ -125,7 +125,7 @@ class V1Runner(WeightLife):
         directory = weights_directory(self.config, self.model_info, None)
         outgrows = outgrows_rope(self.config, self.model_info)
         with phase("V1: weights"):
-            share, linear_shares = self._read_share(self._device, directory, plan)
+            share, shares = self._read_share(self._device, directory, plan)
         with phase("V1: record attention calls, self-check"):
             chosen = choose(
                 share,
@@ -142,8 +142,8 @@ class V1Runner(WeightLife):
         lora: LoRALayers | None = None
         if self.config.lora_config is not None:
             with chosen.model.plain() as plain:
-                lora = LoRALayers(plain, self.config.lora_config, linear_shares)
-        part = kv_part(chosen.model.layers, linear_shares, self._mesh, self._device)
+                lora = LoRALayers(plain, self.config.lora_config, shares)
+        part = kv_part(chosen.model, shares, self._mesh, self._device)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
         on_device = self._on_device is not None
@@ -159,10 +159,10 @@ class V1Runner(WeightLife):
             whole = self._read_whole(self._device, directory)
         if self._mesh.pipeline.size > 1:
             self._tried_whole = copy_of(whole)
-        share, linear_shares = self._share_of(whole, self._device, plan)
+        share, shares = self._share_of(whole, self._device, plan)
         served = try_load(
             share,
-            linear_shares,
+            shares,
             plan,
             self.config,
             self.limits,
@@ -172,7 +172,7 @@ class V1Runner(WeightLife):
             is_row_by_row=is_row_by_row(self.config, info, torch_environment(self.limits.device)) is True,
         )
         self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
-        part = kv_part(served.model.layers, linear_shares, self._mesh, self._device)
+        part = kv_part(served.model, shares, self._mesh, self._device)
         # A start whose kernels fail their check lays steps out on the host, and needs no more for KV.
         on_device = isinstance(served.model, PackedModel) and is_for_device(
             served.model, self._device, self.config, self.limits, plan
@@ -430,7 +430,7 @@ class V1Runner(WeightLife):
     def _read_share(
         self, device: torch.device, directory: Path | None, plan: DraftPlan | None
     ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
-        """The model on `device`, with this rank's share of the weights; and that of linear layers by name."""
+        """The model on `device`, with this rank's share of the weights; and shares by name (`shard_model`)."""
         return self._share_of(self._read_whole(device, directory), device, plan)
 
     def _read_whole(self, device: torch.device, directory: Path | None) -> torch.nn.Module:

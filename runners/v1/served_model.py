@@ -48,6 +48,10 @@ class ServedModel(Protocol):
         """What a token adds to the cache."""
 
     @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Name of the module that computes with each of `layers`; empty where it is the whole model."""
+
+    @property
     def state_bytes_per_row(self) -> int:
         """Bytes that a request takes whatever its length."""
 

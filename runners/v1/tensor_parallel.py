@@ -43,12 +43,16 @@ SPLIT_STYLES = frozenset(
 """Styles that `shard_model` carries out."""
 
 
+_WHOLE_HEADS = ("kv_b_proj", "query_key_value")
+"""Names of linear layers that make keys and values of as many heads as there are query heads."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinearShare:
-    """The part of a linear layer that a rank keeps."""
+    """The part of a linear layer, or of an attention module's key/value heads, that a rank keeps."""
 
     of_inputs: bool
-    """Whether its inputs are split, in place of its outputs."""
+    """Whether a layer's inputs are split, in place of its outputs."""
     parts: int
     """How many equal parts there are."""
     index: int
@@ -58,8 +62,8 @@ class LinearShare:
 def shard_model(
     model: torch.nn.Module, group: Group, *, whole_experts: bool = False
 ) -> Mapping[str, LinearShare]:
-    """Keep this rank's share of the weights of a transformers model, in place. Returns the shares of linear
-    layers by name; those that are not there stay whole.
+    """Keep this rank's share of the weights of a transformers model, in place. Returns shares by name: of
+    linear layers, and of the key/value heads of attention modules; what is not there stays whole.
 
     whole_experts: each rank has some experts of a layer, in place of a share of each of them. Quantized
     experts always stay whole.
@@ -76,14 +80,20 @@ def shard_model(
         raise UnsupportedConfiguration.lacking(
             "v1", "expert-parallel-families", why=f"{type(model).__name__}: its plan has no experts"
         )
-    heads = _heads(model, group.size)
+    heads = _kv_heads(model, plan, group.size)
     for name, module in model.named_modules():
         style = plan.get(_pattern(name))
         if style in ("colwise", "rowwise") and not isinstance(module, (torch.nn.Linear, QuantizedLinear)):
             raise _refusal(model, f"{name} is {style} in its plan, but no Linear")
+        if name in heads:  # before its projections
+            shares[name] = _share_of_heads(module, heads[name], group)
         if style == "colwise":
-            of_heads = heads if name.endswith((".k_proj", ".v_proj")) else None
-            shares[name] = _split_outputs(name, module, group, of_heads)
+            parent, _, last = name.rpartition(".")
+            share = LinearShare(False, group.size, group.rank)
+            if last in _WHOLE_HEADS:
+                shares[parent] = share
+            shares[name] = shares[parent] if last in ("k_proj", "v_proj") and parent in heads else share
+            _split_outputs(name, module, shares[name])
         elif style == "rowwise":
             shares[name] = _split_inputs(name, module, group)
         elif style == "moe_identity_expert":
@@ -102,8 +112,6 @@ def shard_model(
             style = plan.get(_pattern(where))
             if style is not None and style not in WHOLE_STYLES:
                 _replace(module, parameter_name, _share_of(where, parameter, style, group))
-        if plan.get(_pattern(f"{name}.k_proj")) == "colwise":
-            _adjust_heads(module, group, heads)
     return shares
 
 
@@ -122,35 +130,58 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
-def _heads(model: Any, ranks: int) -> int:
-    """Key/value heads of a layer. No rank may hold a part of a head."""
-    config = model.config.get_text_config(decoder=True)
-    query_heads = int(config.num_attention_heads)
-    heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
-    if query_heads % ranks or (heads % ranks and ranks % heads):
-        uneven = query_heads if query_heads % ranks else heads
-        raise _uneven("attention heads", uneven, ranks)
-    return heads
+def _kv_heads(model: Any, plan: Mapping[str, str], ranks: int) -> dict[str, int]:
+    """Key/value heads of the attention modules whose keys have a projection that is split, by name: layers
+    may differ. No rank may hold a part of a head."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if plan.get(_pattern(f"{name}.k_proj")) != "colwise":
+            continue
+        size, per_head = getattr(module, "head_dim", None), getattr(module, "num_key_value_groups", None)
+        # A layer that reuses the keys of an earlier one has no projection of its own, and as many heads.
+        keys = getattr(module, "k_proj", None)
+        projection = getattr(module, "q_proj", None) if keys is None else keys
+        width = getattr(projection, "out_features", None)
+        if not (size and per_head and width):
+            raise _refusal(model, f"{name} does not say what its heads are (head_dim, num_key_value_groups)")
+        heads = width // size if keys is not None else width // size // per_head
+        _check_heads(name, heads * per_head, heads, ranks)
+        found[name] = heads
+    if not found:
+        config = model.config.get_text_config(decoder=True)
+        query_heads = int(config.num_attention_heads)
+        heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
+        _check_heads(type(model).__name__, query_heads, heads, ranks)
+    return found
 
 
-def _split_outputs(name: str, linear: Any, group: Group, heads: int | None) -> LinearShare:
-    """Keep the rows of a Linear that make this rank's outputs.
+def _check_heads(name: str, query_heads: int, kv_heads: int, ranks: int) -> None:
+    if query_heads % ranks:
+        raise _uneven(f"{name}: attention heads", query_heads, ranks)
+    if kv_heads % ranks and ranks % kv_heads:
+        raise _uneven(f"{name}: key/value heads", kv_heads, ranks)
 
-    heads: key/value heads that the outputs are; where there are fewer than ranks, neighbours share one.
-    """
-    ranks, rank = group.size, group.rank
-    if heads is not None and heads < ranks:
-        ranks, rank = heads, rank * heads // ranks
+
+def _share_of_heads(module: Any, heads: int, group: Group) -> LinearShare:
+    """This rank's share of an attention module's key/value heads; where there are fewer than ranks,
+    neighbours share one, and the module is told how many query heads do here."""
+    if heads >= group.size:
+        return LinearShare(False, group.size, group.rank)
+    module.num_key_value_groups = module.num_key_value_groups * heads // group.size
+    return LinearShare(False, heads, group.rank * heads // group.size)
+
+
+def _split_outputs(name: str, linear: Any, share: LinearShare) -> None:
+    """Keep the rows of a Linear that make this rank's outputs."""
     if isinstance(linear, QuantizedLinear):
-        count = _whole_part(name, linear.out_features, ranks)
-        keep_outputs(linear, rank * count, count)
-    else:
-        for parameter_name in ("weight", "bias"):
-            parameter = getattr(linear, parameter_name)
-            if parameter is not None:
-                _replace(linear, parameter_name, _part(name, parameter, 0, ranks, rank))
-        linear.out_features = linear.weight.shape[0]
-    return LinearShare(False, ranks, rank)
+        count = _whole_part(name, linear.out_features, share.parts)
+        keep_outputs(linear, share.index * count, count)
+        return
+    for parameter_name in ("weight", "bias"):
+        parameter = getattr(linear, parameter_name)
+        if parameter is not None:
+            _replace(linear, parameter_name, _part(name, parameter, 0, share.parts, share.index))
+    linear.out_features = linear.weight.shape[0]
 
 
 def _split_inputs(name: str, linear: Any, group: Group) -> LinearShare:
@@ -211,13 +242,6 @@ def _share_of(name: str, parameter: torch.Tensor, style: str, group: Group) -> t
         return _part(name, parameter, dim, group.size, group.rank)
     halves = parameter.chunk(2, dim)
     return torch.cat([_part(name, half, dim, group.size, group.rank) for half in halves], dim)
-
-
-def _adjust_heads(module: Any, group: Group, heads: int) -> None:
-    """Tell an attention module how many query heads share a key/value head here."""
-    groups = getattr(module, "num_key_value_groups", None)
-    if groups is not None and heads < group.size:
-        module.num_key_value_groups = groups * heads // group.size
 
 
 def _part(name: str, tensor: torch.Tensor, dim: int, parts: int, index: int) -> torch.Tensor:

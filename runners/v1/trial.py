@@ -45,7 +45,7 @@ class Served:
 
 def try_load(
     module: torch.nn.Module,
-    linear_shares: Mapping[str, LinearShare],
+    shares: Mapping[str, LinearShare],
     plan: DraftPlan | None,
     config: EngineConfig,
     limits: Limits,
@@ -82,7 +82,7 @@ def try_load(
     ).model
     if config.lora_config is not None:
         with model.plain() as plain:
-            LoRALayers(plain, config.lora_config, linear_shares)
+            LoRALayers(plain, config.lora_config, shares)
     return Served(model, None if plan is None or not mesh.samples else _drafting(plan, draft, model))
 
 

@@ -24,7 +24,7 @@ from dodona.oracle.systems.own.parallel import (
     exceeds_devices,
     lacks_executor,
     quantized_share_fault,
-    splits_evenly,
+    uneven_size,
 )
 from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler, pooling_task
@@ -234,6 +234,6 @@ def _features(config: EngineConfig) -> dict[str, bool]:
 
 def _workers(config: EngineConfig, model: ModelInfo) -> dict[str, bool]:
     return {
-        "tensor-parallel-sizes": splits_evenly(config, model) is False,
+        "tensor-parallel-sizes": isinstance(uneven_size(config, model), str),
         "tensor-parallel-groups": quantized_share_fault(config, model) is not None,
     }

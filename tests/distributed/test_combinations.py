@@ -206,6 +206,8 @@ def test_replicas_share_stored_blocks(tiny_models, reference, tmp_path):
         ("deepseek-v3", {TP: 2, PP: 2}, [{TP: 4}], 2),  # its attention is whole on every rank
         ("llama", {TP: 4, PCP: 2}, [{PP: 2, TP: 2}], 2),  # two key/value heads
         ("gemma3n", {TP: 2}, [{}], 2),
+        ("mimo", {TP: 4}, [{}, {TP: 2}], 4),  # layers of two key/value heads, and of four
+        ("gemma4-global", {TP: 2, PP: 2}, [{TP: 4}], 4),  # of two, and of one
     ],
     ids=str,
 )

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.errors import UnsupportedConfiguration
+from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.models.model_info import ModelInfo
-from dodona.oracle.systems.own.parallel import splits_evenly
+from dodona.oracle.systems.own.parallel import uneven_size
 from dodona.runners.v1.tensor_parallel import shard_model
 from tests.support.every_family import architecture, tiny_config
 
@@ -34,8 +35,8 @@ WIDTHS = {
 """By type, the fields of its widths; one shared expert or two; one width for all layers, or one each."""
 
 
-def outcomes(model_type: str, field: str | None, whole_experts: bool) -> tuple[bool | None, bool]:
-    """What rules say, and whether a rank gets its share, of a tiny model with a width that does not divide
+def outcomes(model_type: str, field: str | None, whole_experts: bool) -> tuple[FactValue, bool]:
+    """The size that rules refuse, and whether a rank gets its share, of a tiny model with a width that does not divide
     among the ranks."""
     config = tiny_config(model_type)
     if field is not None:
@@ -56,14 +57,15 @@ def outcomes(model_type: str, field: str | None, whole_experts: bool) -> tuple[b
     except UnsupportedConfiguration as error:
         has_share = f"does not divide by {RANKS} ranks" not in str(error)
     flat = {"tensor_parallel_size": RANKS, "enable_expert_parallel": whole_experts}
-    return splits_evenly(EngineConfig.from_flat("model", **flat), info), has_share
+    return uneven_size(EngineConfig.from_flat("model", **flat), info), has_share
 
 
 @pytest.mark.parametrize("model_type", WIDTHS)
 def test_each_width_has_to_divide(model_type: str) -> None:
-    assert outcomes(model_type, None, False) == (True, True)
+    assert outcomes(model_type, None, False) == (None, True)
     for field in WIDTHS[model_type]:
-        assert outcomes(model_type, field, False) == (False, False), field
+        uneven, has_share = outcomes(model_type, field, False)
+        assert (str(uneven).partition("=")[0], has_share) == (field, False)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,9 @@ def test_each_width_has_to_divide(model_type: str) -> None:
     ],
 )
 def test_whole_experts_have_any_width(model_type: str, field: str, even: bool) -> None:
-    assert outcomes(model_type, field, True) == (even, even)
+    uneven, has_share = outcomes(model_type, field, True)
+    assert (uneven is None, has_share) == (even, even)
+    assert even or field in str(uneven)
 
 
 def test_quantized_experts_stay_whole() -> None:
@@ -87,12 +91,13 @@ def test_quantized_experts_stay_whole() -> None:
     }  # fmt: skip
     info = ModelInfo.from_mapping(raw)
     sizes = {"tensor_parallel_size": 4}
-    assert splits_evenly(EngineConfig.from_flat("model", **sizes), info) is False
-    assert splits_evenly(EngineConfig.from_flat("model", **sizes, quantization="int8"), info) is True
+    uneven = uneven_size(EngineConfig.from_flat("model", **sizes), info)
+    assert uneven == "moe_intermediate_size=18"
+    assert uneven_size(EngineConfig.from_flat("model", **sizes, quantization="int8"), info) is None
 
 
 def test_a_width_that_nothing_tells_is_unknown() -> None:
     sizes = {"num_attention_heads": 4, "num_hidden_layers": 1, "hidden_size": 32}
     for more in ({}, {"num_experts": 4}, {"num_experts": 4, "shared_expert_intermediate_size": 16}):
         info = ModelInfo.from_mapping({"architectures": ["XForCausalLM"], "model_type": "x", **sizes, **more})
-        assert splits_evenly(EngineConfig.from_flat("model", tensor_parallel_size=2), info) is None
+        assert uneven_size(EngineConfig.from_flat("model", tensor_parallel_size=2), info) is UNKNOWN

@@ -59,7 +59,7 @@ def generate_on_ranks(
         runner.load_model()
         runner.initialize_kv_cache(num_blocks)
         whole = {layer.num_kv_heads for layer in runner.get_kv_part().layers}
-        assert whole <= {model.num_key_value_heads, model.num_attention_heads}
+        assert whole <= {*(heads for _, heads in model.kv_heads), model.num_attention_heads}
         drive = Driver(_Told.Runner(runner, told, mesh), num_blocks=num_blocks, **(driver or {}))
         found = [[job.output for job in drive.generate(prompts, list(new_tokens))] for _ in range(rounds)]
         return found, drive

@@ -278,6 +278,7 @@ def test_which_facts_may_be_null_and_from_where_numbers_go() -> None:
         *(f"model_config.{name}" for name in SIZES),
         "model_config.companions_fault",
         "parallel_config.quantized_share_fault",
+        "parallel_config.uneven_size",
         "scheduler_config.fault",
         "model_config.fault",
         "cache_config.fault",

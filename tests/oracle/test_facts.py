@@ -99,7 +99,7 @@ def test_every_fact_fits_its_specification(
 
 def test_without_a_model_its_facts_are_unknown() -> None:
     found = facts(None)
-    given = ("model_config.quantization", "model_config.dtype", "parallel_config.splits_evenly")
+    given = ("model_config.quantization", "model_config.dtype", "parallel_config.uneven_size")
     given += ("parallel_config.fills_stages", "parallel_config.quantized_share_fault")
     given += ("pooler_config.is_unused", "speculative_config.fault")
     for name, spec in FACTS.items():

@@ -136,6 +136,27 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }  # fmt: skip
 
+HEADS_OF_LAYERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "mimo": (
+        "mimo_v2_flash",
+        {"head_dim": 8, "v_head_dim": 6, "sliding_window": SLIDING_WINDOW, "num_hidden_layers": 3,
+         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"], **_MOE},
+    ),
+    "gemma4-global": (
+        "gemma4_text",
+        {"head_dim": 8, "global_head_dim": 12, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+         "num_hidden_layers": 6, "num_kv_shared_layers": 2, "sliding_window": SLIDING_WINDOW,
+         "layer_types": ["sliding_attention", "full_attention"] * 3, "hidden_size_per_layer_input": 8,
+         "vocab_size_per_layer_input": VOCAB_SIZE},
+    ),
+    "laguna": (
+        "laguna",
+        {**_MOE, "head_dim": 8, "shared_expert_intermediate_size": 16, "sliding_window": SLIDING_WINDOW,
+         "num_attention_heads_per_layer": [4, 8], "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+}  # fmt: skip
+"""Layers with different numbers of heads."""
+
 REFUSED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "deepseek-v32": ("deepseek_v32", {**_LATENT, "v_head_dim": 8, "index_head_dim": 16, "index_n_heads": 2}),
 }
@@ -149,7 +170,7 @@ def make_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    model_type, special = {**FAMILIES, **HYBRIDS, **REFUSED}[family]
+    model_type, special = {**FAMILIES, **HYBRIDS, **HEADS_OF_LAYERS, **REFUSED}[family]
     config_class = CONFIG_MAPPING[model_type]
     settings = {k: v for k, v in {**_COMMON, **special, **overrides}.items() if v is not ABSENT}
     if model_type == "gpt2":

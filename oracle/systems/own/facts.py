@@ -42,7 +42,7 @@ from dodona.oracle.systems.own.parallel import (
     exceeds_devices,
     fills_stages,
     quantized_share_fault,
-    splits_evenly,
+    uneven_size,
 )
 from dodona.oracle.systems.own.pooler import pooler_fault
 from dodona.oracle.systems.own.pooling import has_unused_pooler
@@ -126,11 +126,13 @@ _ENGINE_SPECS = (
         reads=(*_PARALLEL_SIZES, "device_config.device"),
     ),
     OwnFact(
-        "parallel_config.splits_evenly",
-        "bool",
-        "Attention heads and feed-forward layers (experts) divide among `tensor_parallel_size` ranks.",
+        "parallel_config.uneven_size",
+        "str",
+        "A size of attention heads or feed-forward layers (experts) that does not divide among "
+        "`tensor_parallel_size` ranks; null where all do.",
         "model",
-        derive=lambda i: known(splits_evenly(i.config, i.model)),
+        derive=lambda i: uneven_size(i.config, i.model),
+        nullable=True,
         reads=(
             "parallel_config.tensor_parallel_size",
             "parallel_config.enable_expert_parallel",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import ParallelConfig
+from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.machine.environment import Environment
+from dodona.oracle.models.config_fields import Size
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantized_shares import dense_cuts, share_fault
 from dodona.oracle.models.shared_kv import first_shared_layer
+from dodona.oracle.models.widths import EXPERT_COUNTS
 from dodona.oracle.systems.own.quantization import quantization_of, quantization_scheme
 from dodona.oracle.systems.own.resolved import resolved_device
 
@@ -54,8 +57,9 @@ def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
     )
 
 
-def splits_evenly(config: EngineConfig, model: ModelInfo | None) -> bool | None:
-    """Whether heads and feed-forward layers divide among `tensor_parallel_size` ranks; None: not known.
+def uneven_size(config: EngineConfig, model: ModelInfo | None) -> FactValue:
+    """A size that does not divide among `tensor_parallel_size` ranks, as "field=number"; None where heads and
+    feed-forward layers all do; UNKNOWN where the sizes are not known.
 
     Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them. Each expert's width
     divides, unless ranks have whole experts: with `enable_expert_parallel` and of quantized ones. Ranks cut
@@ -63,31 +67,36 @@ def splits_evenly(config: EngineConfig, model: ModelInfo | None) -> bool | None:
     """
     ranks = config.parallel_config.tensor_parallel_size
     if ranks == 1:
-        return True
+        return None
     if model is None:
-        return None
-    heads, kv_heads, widths = model.num_attention_heads, model.num_key_value_heads, model.feed_forward_widths
-    if heads is None or kv_heads is None or not (model.expert_widths if model.is_moe else widths):
-        return None
-    scheme = quantization_scheme(config, model)
-    even = not heads % ranks and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
-    even = even and not any(width % ranks for width in widths)
+        return UNKNOWN
+    widths, scheme = model.feed_forward_widths, quantization_scheme(config, model)
+    if not (model.query_heads and model.kv_heads and (model.expert_widths if model.is_moe else widths)):
+        return UNKNOWN
+    divided = [*model.query_heads, *widths]
     if config.parallel_config.enable_expert_parallel:
-        even = even and model.num_experts % ranks == 0
+        divided.append(Size(_field_of_experts(model), model.num_experts))
     elif scheme is None:
-        even = even and not any(width % ranks for width in model.expert_widths)
+        divided += model.expert_widths
+    uneven = [size for size in divided if size.value % ranks]
+    uneven += [heads for heads in model.kv_heads if heads.value % ranks and ranks % heads.value]
     if scheme == "w4a16":
         if model.head_size is None:
-            return None
-        even = even and not any(width % (8 * ranks) for width in (heads * model.head_size, *widths))
-    return even
+            return UNKNOWN
+        inputs = [Size(f"{field} * head_dim", heads * model.head_size) for field, heads in model.query_heads]
+        uneven += [size for size in (*inputs, *widths) if size.value % (8 * ranks)]
+    return f"{uneven[0].field}={uneven[0].value}" if uneven else None
+
+
+def _field_of_experts(model: ModelInfo) -> str:
+    return next((field for field in EXPERT_COUNTS if model.text.get(field) == model.num_experts), "num_experts")
 
 
 def quantized_share_fault(config: EngineConfig, model: ModelInfo) -> str | None:
     """Why V2's ranks can't have equal shares of quantized layers; None where nothing is quantized, where they
-    can, and where `splits_evenly` is not True."""
+    can, and where sizes do not divide (`uneven_size`) or are not known."""
     ranks, quantization = config.parallel_config.tensor_parallel_size, quantization_of(config, model)
-    if ranks == 1 or quantization is None or splits_evenly(config, model) is not True:
+    if ranks == 1 or quantization is None or uneven_size(config, model) is not None:
         return None
     heads, kv_heads, head_size = model.num_attention_heads, model.num_key_value_heads, model.head_size
     width, layers = model.intermediate_size, model.num_hidden_layers
