@@ -430,7 +430,7 @@ class V1Runner(WeightLife):
     def _read_share(
         self, device: torch.device, directory: Path | None, plan: DraftPlan | None
     ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
-        """The model on `device`, with this rank's share of the weights; and shares by name (`shard_model`)."""
+        """The model on `device` with this rank's share of the weights, and what `shard_model` returns."""
         return self._share_of(self._read_whole(device, directory), device, plan)
 
     def _read_whole(self, device: torch.device, directory: Path | None) -> torch.nn.Module:

@@ -1,5 +1,5 @@
-"""Layers with different numbers of heads on several ranks: tokens are those of transformers, and sizes that do
-not divide are refused by the rules with their field."""
+"""Layers with different numbers of heads on several ranks: tokens are those of transformers, and what does
+not divide is refused by the rules with its field."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ WIDTHS = {
 
 
 def outcomes(model_type: str, field: str | None, whole_experts: bool) -> tuple[FactValue, bool]:
-    """The size that rules refuse, and whether a rank gets its share, of a tiny model with a width that does not divide
-    among the ranks."""
+    """The size that rules refuse, and whether a rank gets its share, of a tiny model with a width that does
+    not divide among the ranks."""
     config = tiny_config(model_type)
     if field is not None:
         text = config.get_text_config(decoder=True)
@@ -65,7 +65,8 @@ def test_each_width_has_to_divide(model_type: str) -> None:
     assert outcomes(model_type, None, False) == (None, True)
     for field in WIDTHS[model_type]:
         uneven, has_share = outcomes(model_type, field, False)
-        assert (str(uneven).partition("=")[0], has_share) == (field, False)
+        assert field in str(uneven)
+        assert not has_share
 
 
 @pytest.mark.parametrize(

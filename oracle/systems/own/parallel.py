@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dodona.oracle.config.engine_config import EngineConfig
 from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.language.facts import UNKNOWN, FactValue
@@ -85,11 +87,22 @@ def uneven_size(config: EngineConfig, model: ModelInfo | None) -> FactValue:
             return UNKNOWN
         inputs = [Size(f"{field} * head_dim", heads * model.head_size) for field, heads in model.query_heads]
         uneven += [size for size in (*inputs, *widths) if size.value % (8 * ranks)]
-    return f"{uneven[0].field}={uneven[0].value}" if uneven else None
+    if not uneven:
+        return None
+    # transformers' name of a field stands beside the file's own one.
+    field, value = min(uneven, key=lambda size: not _is_in_file(model, size.field))
+    return f"{field}={value}"
 
 
 def _field_of_experts(model: ModelInfo) -> str:
-    return next((field for field in EXPERT_COUNTS if model.text.get(field) == model.num_experts), "num_experts")
+    found = [field for field in EXPERT_COUNTS if model.text.get(field) == model.num_experts]
+    return min(found, key=lambda field: not _is_in_file(model, field), default="num_experts")
+
+
+def _is_in_file(model: ModelInfo, field: str) -> bool:
+    return field in model.raw or any(
+        field in nested for nested in model.raw.values() if isinstance(nested, Mapping)
+    )
 
 
 def quantized_share_fault(config: EngineConfig, model: ModelInfo) -> str | None:
