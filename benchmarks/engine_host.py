@@ -13,7 +13,8 @@ from collections import deque
 from queue import SimpleQueue
 
 from dodona.runners.engine.request import Request
-from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.engine.step_batch import ScheduledStep
 from dodona.runners.interface import StepOutput
 from dodona.runners.sampling.params import SamplingParams
 

@@ -10,7 +10,8 @@ from collections import deque
 
 from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import Request
-from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.engine.step_batch import ScheduledStep
 from dodona.runners.interface import PendingOutput, Runner
 
 _POLL_SECONDS = 1e-4

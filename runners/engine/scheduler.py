@@ -32,7 +32,6 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,28 +42,10 @@ from dodona.runners.engine.grammar import Grammar
 from dodona.runners.engine.kv_blocks import KVBlocks, block_hash, root_hash
 from dodona.runners.engine.kv_transfers import KVTransfers
 from dodona.runners.engine.request import NO_ROW, Request
+from dodona.runners.engine.step_batch import ScheduledStep, StepBatch, new_request
 from dodona.runners.engine.window_blocks import Windows
-from dodona.runners.interface import (
-    FurtherTokens,
-    NewRequest,
-    SchedulerOutput,
-    StepOutput,
-)
+from dodona.runners.interface import FurtherTokens, NewRequest, SchedulerOutput, StepOutput
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledStep:
-    """A step and the requests that its result belongs to: when it is read, a row may have gone to another
-    request."""
-
-    output: SchedulerOutput
-    sampling: list[Request]
-    """Requests whose rows sample, in batch order."""
-    prompt_chunks: list[tuple[Request, int, int]]
-    """(request, its row, position of its first token here) where prompt log-probabilities are due."""
-    structured: list[tuple[int, Grammar]]
-    """(row, grammar) for those of `sampling` that have one."""
 
 
 class Scheduler:
@@ -187,7 +168,7 @@ class Scheduler:
         drafts: dict[int, Sequence[int]] = {}
         decoding, verifying, prefilling = self._decode(new_blocks, drafts)
 
-        batch = _Batch(decoding, self.max_num_batched_tokens)
+        batch = StepBatch(decoding, self.max_num_batched_tokens)
         for request, num_drafts in verifying:
             batch.add_drafts(request, num_drafts)
         for request in prefilling:
@@ -195,7 +176,7 @@ class Scheduler:
                 self._compute_chunk(request, batch, new_blocks)
         new_requests: list[NewRequest] = []
         while batch.budget and self._free_rows and (newcomer := self._admit(batch.budget)):
-            new_requests.append(_new_request(newcomer))
+            new_requests.append(new_request(newcomer))
             self._compute_chunk(newcomer, batch, new_blocks)
 
         if not batch.rows and not self.transfers.under_way:
@@ -380,7 +361,7 @@ class Scheduler:
             request.num_computed_tokens -= num_drafts - accepted
 
     def _compute_chunk(
-        self, request: Request, batch: _Batch, new_blocks: list[tuple[int, list[int]]]
+        self, request: Request, batch: StepBatch, new_blocks: list[tuple[int, list[int]]]
     ) -> None:
         """Put the request's next tokens into the batch, as many as the budget allows."""
         if self.windows.slide:
@@ -572,61 +553,3 @@ class Scheduler:
             previous = hashes[-1] if hashes else self._root_hash(request)
             hashes.append(block_hash(previous, request.token_ids[begin : begin + size]))
         return hashes
-
-
-class _Batch:
-    """A step's rows while it is put together: all that decode, those that verify drafts, then chunks within
-    the budget that is left."""
-
-    def __init__(self, decoding: list[Request], max_num_batched_tokens: int) -> None:
-        self.num_decodes = len(decoding)
-        self.budget = max_num_batched_tokens - self.num_decodes
-        self.rows = [request.row for request in decoding]
-        self.num_computed_tokens = [request.num_computed_tokens - 1 for request in decoding]
-        self.num_tokens = [1] * self.num_decodes
-        self.samples = [True] * self.num_decodes
-        self.sampling = decoding
-        self.prompt_chunks: list[tuple[Request, int, int]] = []
-
-    def add_drafts(self, request: Request, num_drafts: int) -> None:
-        """Verify the request's drafts, which are counted already."""
-        self.rows.append(request.row)
-        self.num_computed_tokens.append(request.num_computed_tokens - 1 - num_drafts)
-        self.num_tokens.append(1 + num_drafts)
-        self.samples.append(True)
-        self.budget -= 1 + num_drafts
-        self.sampling.append(request)
-
-    def add_chunk(self, request: Request) -> None:
-        """Compute the request's next tokens, as many as the budget allows; it samples after its last one."""
-        start = request.num_computed_tokens
-        end = min(request.num_prefill_tokens, start + self.budget)
-        samples = end == request.num_prefill_tokens
-        self.rows.append(request.row)
-        self.num_computed_tokens.append(start)
-        self.num_tokens.append(end - start)
-        self.samples.append(samples)
-        self.budget -= end - start
-        if request.wants_prompt_logprobs and start < request.num_prompt_tokens - 1:
-            self.prompt_chunks.append((request, request.row, start))
-        request.num_computed_tokens = end
-        if samples:
-            self.sampling.append(request)
-            request.num_tokens += 1
-
-
-def _new_request(request: Request) -> NewRequest:
-    return NewRequest(
-        request_id=request.request_id,
-        row=request.row,
-        token_ids=tuple(request.token_ids),
-        num_prompt_tokens=request.num_prompt_tokens,
-        num_computed_tokens=request.num_computed_tokens,
-        block_ids=tuple(request.block_ids),
-        sampling_params=request.params,
-        seed=request.seed,
-        stop_token_ids=tuple(sorted(request.stop_token_ids)),
-        bad_words_token_ids=request.bad_words_token_ids,
-        adapter=request.adapter,
-        pooling=request.pooling,
-    )

@@ -33,7 +33,7 @@ from tests.support.child_interpreter import child_environment
 from tests.support.plain_worker import PlainRunner
 
 LIMITS = Limits("cpu", "float32", 8, 1, 8, 4, None, 0.9)
-LIMIT = 30.0
+LIMIT = 120.0
 RANKS = (0, 1)
 
 

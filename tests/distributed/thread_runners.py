@@ -15,7 +15,7 @@ from dodona.runners.distributed.mesh import Mesh
 from dodona.runners.distributed.ranks import RankSizes
 from dodona.runners.limits import resolve_limits
 from dodona.runners.v1.runner import V1Runner
-from tests.support.thread_ranks import run_ranks
+from tests.support.thread_ranks import PATIENCE, run_ranks
 from tests.v1.driver import Driver
 
 _LOADING = threading.Lock()
@@ -74,7 +74,7 @@ class _Told:
     """Hands the sampling rank's outputs to the others, as the engine does."""
 
     def __init__(self, world: int) -> None:
-        self.barrier = threading.Barrier(world, timeout=20)
+        self.barrier = threading.Barrier(world, timeout=PATIENCE)
         self._output: Any = None
 
     class Runner:

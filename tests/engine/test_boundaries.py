@@ -50,7 +50,7 @@ def in_child(act: Any) -> str:
         os.write(writing, said.encode()[:4000])
         os._exit(0)
     os.close(writing)
-    for _ in range(200):
+    for _ in range(1200):
         if os.waitpid(child, os.WNOHANG)[0]:
             break
         time.sleep(0.05)

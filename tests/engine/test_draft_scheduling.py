@@ -10,7 +10,8 @@ import pytest
 from dodona.runners.drafting.device_drafts import DeviceDrafts
 from dodona.runners.engine.draft_stats import DraftStats
 from dodona.runners.engine.request import Request
-from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.engine.step_batch import ScheduledStep
 from dodona.runners.interface import FurtherTokens, StepOutput
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.sampling.token_logprobs import TokenLogprobs

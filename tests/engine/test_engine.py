@@ -24,7 +24,7 @@ from dodona.runners.interface import GrammarOutput, PendingOutput, StepOutput
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import FakeRunner, fake_runner, solo_run
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class Gate:

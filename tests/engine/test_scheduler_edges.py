@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dodona.runners.engine.request import Request
-from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.engine.step_batch import ScheduledStep
 from dodona.runners.interface import StepOutput
 from tests.engine.test_scheduler import assert_solo, check_logprobs, make_request
 from tests.support.sync_engine import SyncEngine

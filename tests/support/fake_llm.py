@@ -14,7 +14,7 @@ from dodona.runners.sampling.params import SamplingParams
 from tests.support.fake_runner import FakeRunner, fake_verdict, solo_run
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def verdict_for(model_dir: Path, runner: dict[str, Any] | None = None, **flat: Any) -> SimpleNamespace:

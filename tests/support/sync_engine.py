@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from dodona.runners.engine.grammar import grammar_output
 from dodona.runners.engine.request import NO_ROW, Request
-from dodona.runners.engine.scheduler import ScheduledStep, Scheduler
+from dodona.runners.engine.scheduler import Scheduler
+from dodona.runners.engine.step_batch import ScheduledStep
 from dodona.runners.interface import PendingOutput
 from dodona.runners.kv_transfer.connector import KVConnectorScheduler
 from dodona.runners.warm_up import warm_up

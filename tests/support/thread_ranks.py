@@ -15,12 +15,15 @@ from dodona.runners.distributed.ranks import RankSizes
 
 T = TypeVar("T")
 
+PATIENCE = 120.0
+"""Seconds for which a rank waits for another."""
+
 
 class _Shared:
     """What the members of a group share."""
 
     def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=20)
+        self.barrier = threading.Barrier(size, timeout=PATIENCE)
         self.slots: list[Any] = [None] * size
         self.queues = {(a, b): SimpleQueue[torch.Tensor]() for a in range(size) for b in range(size)}
 
@@ -50,7 +53,7 @@ class ThreadGroup:
         self._shared.queues[self.rank, to].put(tensor.clone())
 
     def receive(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
-        sent = self._shared.queues[source, self.rank].get(timeout=20)
+        sent = self._shared.queues[source, self.rank].get(timeout=PATIENCE)
         assert (sent.shape, sent.dtype) == (tensor.shape, tensor.dtype)
         return tensor.copy_(sent)
 

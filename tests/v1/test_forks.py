@@ -3,7 +3,6 @@ parent goes on with its blocks."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +58,16 @@ def test_a_fork_beside_connectors_and_drafts(
                 lambda: next(stream), lambda: llm.collective_rpc("sleep"), llm.draft_stats, llm.sleep,
                 llm.reload_weights,
             ):  # fmt: skip
-                begin = time.monotonic()
                 with pytest.raises(Exception, match="another process") as raised:
                     call()
-                found.append(f"{type(raised.value).__name__}{time.monotonic() - begin > 2}")
+                found.append(type(raised.value).__name__)
             llm.abort("x")
             stream.close()
             llm.shutdown()
             llm._client._finalizer()  # as at the interpreter's end
             return " ".join(sorted(set(found)))
 
-        assert in_child(act) == "EngineDeadErrorFalse"
+        assert in_child(act) == "EngineDeadError"
         for kv in (tmp_path / "kv").glob("*.kv"):
             assert kv.stat().st_size
         assert sum(len(piece.outputs[0].token_ids) for piece in stream) > 20

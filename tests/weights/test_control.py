@@ -24,7 +24,7 @@ from tests.support.fake_runner import FakeRunner, fake_verdict, solo_run
 from tests.support.tiny_models import TinyModels
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.fixture
