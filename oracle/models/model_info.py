@@ -78,8 +78,8 @@ class ModelInfo:
     hidden_size: int | None
     intermediate_size: int | None
     feed_forward_widths: tuple[Size, ...]
-    """Widths of dense feed-forward layers and of shared experts; empty where there are none, or the file and
-    its family do not say."""
+    """Widths of dense feed-forward layers and of shared experts that ranks split; empty where there are none,
+    or the file and its family do not say."""
     expert_widths: tuple[Size, ...]
     """Widths of routed experts; empty in a dense model."""
     num_hidden_layers: int | None
@@ -276,7 +276,7 @@ def _read(
         model_type=model_type,
         hidden_size=hidden_size,
         intermediate_size=get.size("intermediate_size"),
-        feed_forward_widths=other_widths(get, experts),
+        feed_forward_widths=other_widths(get, model_type, experts),
         expert_widths=experts,
         num_hidden_layers=num_layers,
         num_attention_heads=heads,
