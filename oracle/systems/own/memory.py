@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,13 +42,40 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,6})\.")
 _GIB = 1 << 30
 
 
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """Bytes that are certainly needed."""
+
+    weights: int
+    """Of a rank."""
+    kv: int
+    """KV blocks of a rank."""
+    offloaded: int
+    """KV blocks in the host's memory, of all ranks of all replicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """The memory that weights and KV blocks are in: a GPU's, or the machine's."""
+
+    is_gpu: bool
+    gib: float
+    ranks: int
+    """Ranks that share it: one, or those of all replicas."""
+    share: float
+    """The part of a GPU's that may be used; of the machine's, that of what is left beside the weights which
+    KV blocks may have unless their number or size is configured."""
+
+    @property
+    def usable_bytes(self) -> float:
+        return self.gib * _GIB * (self.share if self.is_gpu else 1)
+
+
 def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environment) -> str | None:
     """Why weights and a KV cache of one sequence do not fit; None where they may, or it isn't known how much
     memory there is. On a CPU all ranks of all replicas share the machine's."""
-    cache = config.cache_config
-    given = cache.kv_cache_memory_bytes if cache.num_gpu_blocks_override is None else None
     try:
-        kv = least_kv_bytes(config, model, environment)
+        kv, given = least_kv_bytes(config, model, environment), _given_kv_bytes(config)
         if given is not None and given < kv:
             return (
                 f"kv_cache_memory_bytes={given} is less than the {kv} bytes of KV "
@@ -56,43 +84,64 @@ def memory_fault(config: EngineConfig, model: ModelInfo, environment: Environmen
             )
         weights = least_weight_bytes(config, model, environment)
         fault = _offloading_fault(config, model, environment)
-        offloaded = offloaded_bytes(config)
+        needs = _Needs(weights, max(kv, given or 0), offloaded_bytes(config))
     except ConfigError:
         return None  # of which other rules speak
-    if fault is not None:
+    room = _room(config, environment)
+    if fault is not None or room is None:
         return fault
-    on_gpu = resolved_device(config, environment) in ("cuda", "rocm")
-    has = environment.memory if on_gpu else environment.host_memory
+    return _reading_fault(config, needs, room) or _holding_fault(config, needs, room)
+
+
+def _given_kv_bytes(config: EngineConfig) -> int | None:
+    """The configured size of the KV blocks; a configured number of them replaces it."""
+    cache = config.cache_config
+    return cache.kv_cache_memory_bytes if cache.num_gpu_blocks_override is None else None
+
+
+def _room(config: EngineConfig, environment: Environment) -> _Room | None:
+    """None where it isn't known how much there is."""
+    is_gpu = resolved_device(config, environment) in ("cuda", "rocm")
+    has = environment.memory if is_gpu else environment.host_memory
     if has is None:
         return None
-    share, ranks = cache.gpu_memory_utilization, config.parallel_config.world_size_across_dp
-    kv, room = max(kv, given or 0), has * _GIB * (share if on_gpu else 1)
-    if on_gpu:
-        ranks, offloaded = 1, 0
-    tensor = config.parallel_config.tensor_parallel_size
-    if not on_gpu and config.parallel_config.pipeline_parallel_size == 1:
-        # Each rank reads the whole model: the last one to end has it beside what the others keep.
-        reading = (tensor + ranks - 1) * weights
-        if reading > room:
-            return (
-                f"to read the weights {ranks} ranks take {reading / _GIB:.4g} GiB, one of them the whole "
-                f"model and the others their shares, and the machine has {has:.4g} GiB; use fewer ranks, "
-                "more memory or a smaller dtype"
-            )
-    weights, kv = ranks * weights, ranks * kv
-    need: float = weights + kv + offloaded
-    if not on_gpu and cache.num_gpu_blocks_override is None and given is None:
-        # The share is one of what is left beside the weights.
-        need = max(need, weights + kv / share)
-    if need <= room:
+    ranks = 1 if is_gpu else config.parallel_config.world_size_across_dp
+    return _Room(is_gpu, has, ranks, config.cache_config.gpu_memory_utilization)
+
+
+def _reading_fault(config: EngineConfig, needs: _Needs, room: _Room) -> str | None:
+    """Why the ranks that share the machine's memory can't read the weights. Each reads the whole model: the
+    last one to end has it beside what the others keep."""
+    parallel = config.parallel_config
+    if room.is_gpu or parallel.pipeline_parallel_size > 1:
         return None
-    of_ranks = f" of {ranks} ranks" if ranks > 1 else ""
+    reading = (parallel.tensor_parallel_size + room.ranks - 1) * needs.weights
+    if reading <= room.usable_bytes:
+        return None
+    return (
+        f"to read the weights {room.ranks} ranks take {reading / _GIB:.4g} GiB, one of them the whole "
+        f"model and the others their shares, and the machine has {room.gib:.4g} GiB; use fewer ranks, "
+        "more memory or a smaller dtype"
+    )
+
+
+def _holding_fault(config: EngineConfig, needs: _Needs, room: _Room) -> str | None:
+    """Why the memory does not hold weights and KV blocks together."""
+    weights, kv = room.ranks * needs.weights, room.ranks * needs.kv
+    offloaded = 0 if room.is_gpu else needs.offloaded
+    need: float = weights + kv + offloaded
+    is_sized = config.cache_config.num_gpu_blocks_override is not None or _given_kv_bytes(config) is not None
+    if not room.is_gpu and not is_sized:
+        need = max(need, weights + kv / room.share)
+    if need <= room.usable_bytes:
+        return None
+    of_ranks = f" of {room.ranks} ranks" if room.ranks > 1 else ""
     beside = f", offloaded KV blocks {offloaded / _GIB:.4g} GiB" if offloaded else ""
     return (
         f"weights{of_ranks} take {weights / _GIB:.4g} GiB, KV blocks {kv / _GIB:.4g} GiB{beside}, and "
-        f"{'a GPU' if on_gpu else 'the machine'} has {has:.4g} GiB with gpu_memory_utilization={share:g}; "
-        "use more devices or memory, a smaller dtype or quantized weights, or lower max_model_len or "
-        "kv_cache_memory_bytes"
+        f"{'a GPU' if room.is_gpu else 'the machine'} has {room.gib:.4g} GiB with "
+        f"gpu_memory_utilization={room.share:g}; use more devices or memory, a smaller dtype or quantized "
+        "weights, or lower max_model_len or kv_cache_memory_bytes"
     )
 
 
