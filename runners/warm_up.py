@@ -15,14 +15,16 @@ _LONGEST = 8
 def warm_up(runner: Runner) -> None:
     """Run two requests, one after the other, on a runner whose KV cache is initialised.
 
-    Each one's prompt is computed in two chunks; then it decodes one token and its row is freed, the last row
-    by a step that does nothing else. The prefix cache is not told of the KV that stays in the first block.
+    Each one's prompt is computed in two chunks; then it decodes one token, where `max_model_len` is not 1,
+    and its row is freed, the last row by a step that does nothing else. The prefix cache is not told of the
+    KV that stays in the first blocks.
     """
-    limits = runner.limits
-    block_size = limits.block_size
-    groups = range(len(runner.get_kv_cache_spec().window_groups))
-    # Within one block: then it is also within a length that was lowered to what the blocks hold.
-    length = max(1, min(_LONGEST, block_size, limits.max_num_batched_tokens, limits.max_model_len) - 1)
+    limits, spec = runner.limits, runner.get_kv_cache_spec()
+    groups = range(len(spec.window_groups))
+    # Within one block, or two tokens: then it is also within a length that was lowered to what the blocks
+    # hold.
+    most = min(_LONGEST, max(2, spec.block_size), limits.max_model_len)
+    length = max(1, min(most - 1, limits.max_num_batched_tokens))
     first = max(1, length // 2)
     freed_rows: list[int] = []
     step = 0
@@ -44,7 +46,7 @@ def warm_up(runner: Runner) -> None:
             token_ids=(_TOKEN,) * length,
             num_prompt_tokens=length,
             num_computed_tokens=0,
-            block_ids=tuple(range(-(-(length + 1) // block_size))),
+            block_ids=tuple(range(-(-min(length + 1, most) // spec.block_size))),
             sampling_params=params,
             seed=number,
             stop_token_ids=(_TOKEN,),
@@ -53,7 +55,7 @@ def warm_up(runner: Runner) -> None:
         new_requests = [request]
         window_blocks = [(group, block_id, block_id) for group in groups for block_id in request.block_ids]
         for start, end in ((0, first), (first, length), (length, length + 1)):
-            if start == end:
+            if start == end or end > most:
                 continue
             output = SchedulerOutput(
                 step=step,

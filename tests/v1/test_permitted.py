@@ -34,3 +34,13 @@ def test_what_the_rules_permit_starts_and_answers(
     folder = tmp_path_factory.mktemp("folder")
     flat = draw(lambda values: data.draw(st.sampled_from(values)), models, folder)
     assert attempt(flat).outcome in ("refused", "runs")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "mamba", "lfm2", "gemma3"])
+@pytest.mark.parametrize(
+    "flat",
+    [{"max_model_len": 1}, {"block_size": 1, "num_gpu_blocks_override": 2}, {"max_num_batched_tokens": 1}],
+)
+def test_the_least_sizes(family: str, flat: dict[str, int], tiny_models: TinyModels) -> None:
+    tried = attempt({"model": str(tiny_models.path(family)), "device": "cpu", **flat})
+    assert tried.outcome == "runs", tried
