@@ -42,7 +42,6 @@ SPLIT_STYLES = frozenset(
 )
 """Styles that `shard_model` carries out."""
 
-
 _WHOLE_HEADS = ("kv_b_proj", "query_key_value")
 """Names of linear layers that make keys and values of as many heads as there are query heads."""
 

@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM
 from dodona.oracle import EngineConfig, UnsupportedConfiguration, select_runner
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.kv_transfer.regions import Region, cover
+from dodona.runners.v1.packed_model import PackedModel
+from dodona.runners.v1.parallel_families import TENSOR_PARALLEL_FAMILIES
 from dodona.runners.v1.tensor_parallel import shard_model
 from tests.distributed.test_tensor_parallel import NEW_TOKENS, compare, prompts
 from tests.distributed.thread_runners import generate_on_ranks
+from tests.support.every_family import architecture, model_types, tiny_config
 from tests.support.tiny_models import make_model
 
 TP, PP = "tensor_parallel_size", "pipeline_parallel_size"
@@ -124,6 +127,23 @@ def test_what_does_not_divide_is_refused(
     assert f"{uneven}, which does not divide by {ranks}" in str(refusal.value)
     with pytest.raises(UnsupportedConfiguration, match=f"heads: {uneven.rpartition('=')[2]} does not divide"):
         split()
+
+
+@pytest.mark.parametrize(
+    "model_type", [name for name in model_types() if architecture(name) in TENSOR_PARALLEL_FAMILIES]
+)
+def test_parts_of_ranks_are_the_whole_models_heads(model_type: str) -> None:
+    """Of every type that several ranks serve: the share is found by the module that attends."""
+
+    def model() -> Any:
+        return AutoModelForCausalLM.from_config(tiny_config(model_type), attn_implementation="eager").eval()
+
+    whole, split = PackedModel(model()), model()
+    shares = shard_model(split, SimpleNamespace(size=4, rank=1, all_reduce=lambda output: output))
+    found = PackedModel(split)
+    parts = [shares[name].parts if name in shares else 1 for name in found.layer_names]
+    heads = [layer.num_kv_heads * count for layer, count in zip(found.layers, parts, strict=True)]
+    assert heads == [layer.num_kv_heads for layer in whole.layers]
 
 
 def test_parts_of_blocks() -> None:

@@ -22,9 +22,8 @@ from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.errors import EngineDeadError, InvalidRequestError
 from dodona.runners.interface import GrammarOutput, PendingOutput, StepOutput
 from dodona.runners.sampling.params import SamplingParams
+from tests.support.fake_llm import PATIENCE
 from tests.support.fake_runner import FakeRunner, fake_runner, solo_run
-
-PATIENCE = 120.0
 
 
 class Gate:

@@ -20,11 +20,11 @@ from dodona.runners.llm import LLM
 from dodona.runners.rpc import RPC_METHODS
 from dodona.runners.sampling.params import SamplingParams
 from tests.support.changes import check_changes
+from tests.support.fake_llm import PATIENCE
 from tests.support.fake_runner import FakeRunner, fake_verdict, solo_run
 from tests.support.tiny_models import TinyModels
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-PATIENCE = 120.0
 
 
 @pytest.fixture
