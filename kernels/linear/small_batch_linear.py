@@ -5,17 +5,18 @@ As `single_token_linear`, for more rows:
     out = epilogue(norm(x) @ weight.T)
 
 Rows of the weight are the rows of the matrix instruction, tokens its columns, so that eight tokens cost
-hardly more than one. A program has 16 columns of the result, and its warps share the inner dimension. Each
-thread reads its operands from global memory straight into the registers where the instruction wants them, 16
-bytes at a time: that permutes the inner dimension alike in both operands, which changes no sum. So weights
-can be under way before the kernel waits for its inputs (see `dependent_launch`), and no tile passes through
-shared memory; the warps meet once, to add up.
+hardly more than one. A program has 16 or 32 columns of the result, and its warps share the inner dimension.
+Each thread reads its operands from global memory straight into the registers where the instruction wants
+them, 16 bytes at a time: that permutes the inner dimension alike in both operands, which changes no sum. So
+weights can be under way before the kernel waits for its inputs (see `dependent_launch`), and no tile passes
+through shared memory; the warps meet once, to add up.
 """
 
 # ruff: noqa: RUF005 - kernels can't unpack tuples
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -32,11 +33,20 @@ from dodona.kernels.dependent_launch import (
 from dodona.kernels.devices import is_hopper
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
 
-COLUMNS = gl.constexpr(16)
-"""Columns of a program: rows of the matrix instruction."""
 INNER = gl.constexpr(64)
 """Inner elements of a warp's tile."""
-NUM_WARPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a product is cut up."""
+
+    columns: int
+    """Of a program: 16, the rows of the matrix instruction, or 32."""
+    num_warps: int
+    """They share the inner dimension; each has `INNER` elements of a tile."""
+    ahead: int
+    """Tiles under way at a time, and before the kernel waits for its inputs."""
 
 
 @gluon.jit(do_not_specialize=["tokens"])
@@ -53,6 +63,7 @@ def _small_batch_linear_kernel(
     HAS_NORM: gl.constexpr,
     EPILOGUE: gl.constexpr,
     DEPENDENT: gl.constexpr,
+    COLUMNS: gl.constexpr,
     TOKENS: gl.constexpr,
     AHEAD: gl.constexpr,
 ):
@@ -78,12 +89,14 @@ def _small_batch_linear_kernel(
     x_source = x + token * K + x_inner
     norm_source = norm_weight + x_inner + token * 0 if HAS_NORM else x_source
 
+    # Weights are read once, and `x` by each program.
+    POLICY: gl.constexpr = "" if EPILOGUE == SILU_MUL else "evict_first"
     weights = ()
     ups = ()
     norms = ()
     for i in gl.static_range(AHEAD):
         inside = (column < N) & (i * TILE + w_inner < K)
-        weights = weights + (gl.load(w_source + i * TILE, mask=inside, other=0.0),)
+        weights = weights + (gl.load(w_source + i * TILE, mask=inside, other=0.0, eviction_policy=POLICY),)
         if EPILOGUE == SILU_MUL:
             ups = ups + (gl.load(w_source + (N * K + i * TILE), mask=inside, other=0.0),)
         if HAS_NORM:
@@ -110,7 +123,9 @@ def _small_batch_linear_kernel(
         if i + AHEAD < TILES:
             w_inside = (column < N) & ((i + AHEAD) * TILE + w_inner < K)
             x_inside = (i + AHEAD) * TILE + x_inner < K
-            weights = weights + (gl.load(w_source + (i + AHEAD) * TILE, mask=w_inside, other=0.0),)
+            weights = weights + (
+                gl.load(w_source + (i + AHEAD) * TILE, mask=w_inside, other=0.0, eviction_policy=POLICY),
+            )
             if EPILOGUE == SILU_MUL:
                 ups = ups + (gl.load(w_source + (N * K + (i + AHEAD) * TILE), mask=w_inside, other=0.0),)
             if HAS_NORM:
@@ -162,6 +177,7 @@ def small_batch_linear(
     residual: torch.Tensor | None = None,
     silu_mul: bool = False,
     out: torch.Tensor | None = None,
+    tiles: Tiles | None = None,
 ) -> torch.Tensor:
     """`norm(x) @ weight.T`, then added to the residual, or gated; where `supports_small_batch_linear`.
 
@@ -173,6 +189,7 @@ def small_batch_linear(
         silu_mul: `weight` is [2 * size, inner], gate and up, and `silu(gate) * up` returns.
         out: [tokens, columns] or with `silu_mul` [tokens, size], contiguous, to write into; None for a new
             one. Not with `residual`.
+        tiles: how to cut the work up; None to choose.
 
     Returns:
         [tokens, columns], or with `silu_mul` [tokens, size]: fp32 sums of products of bfloat16 (`x` times the
@@ -188,9 +205,11 @@ def small_batch_linear(
         out = residual
     elif out is None:
         out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
-    tiles = triton.cdiv(inner, NUM_WARPS * INNER.value)
+    if tiles is None:
+        has_norm = norm_weight is not None
+        tiles = choose_tiles(columns, inner, tokens=tokens, has_norm=has_norm, silu_mul=silu_mul)
     dependent = supports_dependent_launch(x.device)
-    _small_batch_linear_kernel[(triton.cdiv(columns, COLUMNS.value),)](
+    _small_batch_linear_kernel[(triton.cdiv(columns, tiles.columns),)](
         x=x,
         weight=weight,
         norm_weight=norm_weight,
@@ -203,19 +222,23 @@ def small_batch_linear(
         HAS_NORM=norm_weight is not None,
         EPILOGUE=SILU_MUL if silu_mul else ADD if residual is not None else PLAIN,
         DEPENDENT=dependent,
+        COLUMNS=tiles.columns,
         TOKENS=8 if tokens <= 8 else 16,
-        AHEAD=choose_ahead(tiles, has_norm=norm_weight is not None, silu_mul=silu_mul),
-        num_warps=NUM_WARPS,
+        AHEAD=min(tiles.ahead, triton.cdiv(inner, tiles.num_warps * INNER.value)),
+        num_warps=tiles.num_warps,
         **launch_options(dependent),
     )
     return out
 
 
-def choose_ahead(tiles: int, *, has_norm: bool, silu_mul: bool) -> int:
-    """Tiles under way at a time, and before the kernel waits for its inputs, of `tiles`: as many as leave
-    registers for the rest; as measured on an H100, and 16 tiles without a norm on an H200."""
+def choose_tiles(columns: int, inner: int, *, tokens: int, has_norm: bool, silu_mul: bool) -> Tiles:
+    """Tiles of a product with [columns, inner], with as much under way as leaves registers for the rest; as
+    measured on an H100, and without a norm on an H200."""
     if silu_mul:
-        return min(tiles, 4)
+        return Tiles(columns=16, num_warps=4, ahead=4)
     if has_norm:
-        return min(tiles, 6 if tiles <= 8 else 4)
-    return min(tiles, 12) if tiles <= 16 else 8
+        return Tiles(columns=16, num_warps=4, ahead=6 if inner <= 2048 else 4)
+    if tokens <= 8 and inner > 4096 and columns >= 4096:
+        # Each program reads `x`: there are half as many, and a multiprocessor has one of them at a time.
+        return Tiles(columns=32, num_warps=8, ahead=4)
+    return Tiles(columns=16, num_warps=4, ahead=12 if inner <= 4096 else 8)

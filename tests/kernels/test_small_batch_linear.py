@@ -7,6 +7,7 @@ import torch
 
 from dodona.kernels.linear.single_token_linear import fused_linear_reference
 from dodona.kernels.linear.small_batch_linear import (
+    Tiles,
     max_small_batch_tokens,
     small_batch_linear,
     supports_small_batch_linear,
@@ -21,7 +22,8 @@ from dodona.kernels.linear.small_batch_linear import (
 )
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("epilogue", ["plain", "residual", "silu_mul"])
-def test_agrees_with_torch(tokens, columns, inner, norm, epilogue, hopper, generator):
+@pytest.mark.parametrize("tiles", [None, Tiles(columns=32, num_warps=8, ahead=4)], ids=["chosen", "wide"])
+def test_agrees_with_torch(tokens, columns, inner, norm, epilogue, tiles, hopper, generator):
     def random(*shape):
         return torch.randn(shape, generator=generator, device=hopper).bfloat16()
 
@@ -33,6 +35,7 @@ def test_agrees_with_torch(tokens, columns, inner, norm, epilogue, hopper, gener
         "silu_mul": epilogue == "silu_mul",
     }  # fmt: skip
     expected = fused_linear_reference(**case, residual=residual)
+    case["tiles"] = tiles
     # What is beyond the tokens is another's.
     whole = torch.full((tokens + 1, columns), 7.0, device=hopper, dtype=torch.bfloat16)
     if residual is None:
