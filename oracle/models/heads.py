@@ -14,6 +14,17 @@ _GLOBAL: Final = ("gemma4_text", "gemma4_unified_text")
 _DOUBLED: Final = ("mimo_v2_flash",)
 """Model types whose sliding layers have twice `num_key_value_heads`."""
 
+WHOLE_ATTENTION: Final = frozenset(
+    {
+        "afmoe", "axk1", "bailing_hybrid", "deepseek_v3", "flex_olmo", "flint", "granitemoe",
+        "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "jamba", "kimi_linear", "lfm2_moe",
+        "minimax_m2", "minimax_m3_vl_text", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "phimoe", "sarvam_mla",
+        "youtu",
+    }
+)  # fmt: skip
+"""Model types whose attention layers transformers' plan leaves whole on every rank: their heads need not
+divide."""
+
 
 def query_heads(get: Fields, model_type: str) -> tuple[Size, ...]:
     """The numbers of query heads that layers have; empty where the file and its family do not say. Raises

@@ -146,7 +146,8 @@ def _kv_heads(model: Any, plan: Mapping[str, str], ranks: int) -> dict[str, int]
         heads = width // size if keys is not None else width // size // per_head
         _check_heads(name, heads * per_head, heads, ranks)
         found[name] = heads
-    if not found:
+    split = {pattern.rpartition(".")[2] for pattern, style in plan.items() if style == "colwise"}
+    if not found and split.intersection(_WHOLE_HEADS):
         config = model.config.get_text_config(decoder=True)
         query_heads = int(config.num_attention_heads)
         heads = int(getattr(config, "num_key_value_heads", None) or query_heads)

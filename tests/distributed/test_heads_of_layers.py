@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dodona.oracle import EngineConfig, UnsupportedConfiguration, select_runner
+from dodona.oracle.models.heads import WHOLE_ATTENTION
 from dodona.runners.interface import LayerKVSpec
 from dodona.runners.kv_transfer.regions import Region, cover
 from dodona.runners.v1.packed_model import PackedModel
@@ -36,6 +37,7 @@ OF_SIX = {"moe_intermediate_size": 24}
         ("gemma4-global", {TP: 2}, [1] * 6),
         ("gemma4-global", {TP: 4, "enable_lora": True, "max_lora_rank": 8}, [1] * 6),
         ("laguna", {TP: 4}, [1, 1]),
+        ("olmo2", {TP: 3}, [2, 2]),
     ],
     ids=str,
 )
@@ -93,6 +95,8 @@ def test_tokens(tiny_models, reference, family: str, sizes: dict[str, Any], head
         ("laguna", {}, 4, None),
         ("laguna", {"num_attention_heads_per_layer": [8, 6]}, 4, "num_attention_heads_per_layer=6"),
         ("laguna", {"num_attention_heads": 6}, 4, None),  # no layer has it
+        ("olmo2", {"intermediate_size": 48}, 3, None),  # attention stays whole
+        ("llama", {"intermediate_size": 48}, 3, "num_attention_heads=4"),
     ],
 )
 def test_what_does_not_divide_is_refused(
@@ -133,7 +137,7 @@ def test_what_does_not_divide_is_refused(
     "model_type", [name for name in model_types() if architecture(name) in TENSOR_PARALLEL_FAMILIES]
 )
 def test_parts_of_ranks_are_the_whole_models_heads(model_type: str) -> None:
-    """Of every type that several ranks serve: the share is found by the module that attends."""
+    """Of every type that several ranks serve: a share is found by the module that attends, if it is split."""
 
     def model() -> Any:
         return AutoModelForCausalLM.from_config(tiny_config(model_type), attn_implementation="eager").eval()
@@ -144,6 +148,8 @@ def test_parts_of_ranks_are_the_whole_models_heads(model_type: str) -> None:
     parts = [shares[name].parts if name in shares else 1 for name in found.layer_names]
     heads = [layer.num_kv_heads * count for layer, count in zip(found.layers, parts, strict=True)]
     assert heads == [layer.num_kv_heads for layer in whole.layers]
+    # Its heads have to divide, or not.
+    assert any(name in shares for name in found.layer_names) == (model_type not in WHOLE_ATTENTION)
 
 
 def test_parts_of_blocks() -> None:

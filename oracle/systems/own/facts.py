@@ -129,7 +129,7 @@ _ENGINE_SPECS = (
         "parallel_config.uneven_size",
         "str",
         "A size of attention heads or feed-forward layers (experts) that does not divide among "
-        "`tensor_parallel_size` ranks; null where all do.",
+        "`tensor_parallel_size` ranks; null where all that they split do.",
         "model",
         derive=lambda i: uneven_size(i.config, i.model),
         nullable=True,

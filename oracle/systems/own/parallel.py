@@ -9,6 +9,7 @@ from dodona.oracle.config.sections import ParallelConfig
 from dodona.oracle.language.facts import UNKNOWN, FactValue
 from dodona.oracle.machine.environment import Environment
 from dodona.oracle.models.config_fields import Size
+from dodona.oracle.models.heads import WHOLE_ATTENTION
 from dodona.oracle.models.model_info import ModelInfo
 from dodona.oracle.models.quantized_shares import dense_cuts, share_fault
 from dodona.oracle.models.shared_kv import first_shared_layer
@@ -63,7 +64,8 @@ def uneven_size(config: EngineConfig, model: ModelInfo | None) -> FactValue:
     """A size that does not divide among `tensor_parallel_size` ranks, as "field=number"; None where heads and
     feed-forward layers all do; UNKNOWN where the sizes are not known.
 
-    Fewer key/value heads than ranks divide, too, where neighbouring ranks can share them. Each expert's width
+    Heads count where ranks split the attention layers. Fewer key/value heads than ranks divide, too, where
+    neighbouring ranks can share them. Each expert's width
     divides, unless ranks have whole experts: with `enable_expert_parallel` and of quantized ones. Ranks cut
     other 4-bit weights between words of 8.
     """
@@ -73,19 +75,22 @@ def uneven_size(config: EngineConfig, model: ModelInfo | None) -> FactValue:
     if model is None:
         return UNKNOWN
     widths, scheme = model.feed_forward_widths, quantization_scheme(config, model)
-    if not (model.query_heads and model.kv_heads and (model.expert_widths if model.is_moe else widths)):
+    query_heads, kv_heads = model.query_heads, model.kv_heads
+    if not (query_heads and kv_heads and (model.expert_widths if model.is_moe else widths)):
         return UNKNOWN
-    divided = [*model.query_heads, *widths]
+    if model.model_type in WHOLE_ATTENTION:
+        query_heads = kv_heads = ()
+    divided = [*query_heads, *widths]
     if config.parallel_config.enable_expert_parallel:
         divided.append(Size(_field_of_experts(model), model.num_experts))
     elif scheme is None:
         divided += model.expert_widths
     uneven = [size for size in divided if size.value % ranks]
-    uneven += [heads for heads in model.kv_heads if heads.value % ranks and ranks % heads.value]
+    uneven += [heads for heads in kv_heads if heads.value % ranks and ranks % heads.value]
     if scheme == "w4a16":
         if model.head_size is None:
             return UNKNOWN
-        inputs = [Size(f"{field} * head_dim", heads * model.head_size) for field, heads in model.query_heads]
+        inputs = [Size(f"{field} * head_dim", heads * model.head_size) for field, heads in query_heads]
         uneven += [size for size in (*inputs, *widths) if size.value % (8 * ranks)]
     if not uneven:
         return None
