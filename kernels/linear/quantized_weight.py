@@ -196,17 +196,20 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """The nearest quantized weight, with scales in fp32 from the largest size (or the range) of each group.
 
-    weight: [rows, inner], float; `inner` is a multiple of `group_size`, and of 8 for "int4".
+    weight: [rows, inner], float; `inner` is a multiple of 8 for "int4". The last group may be shorter.
     """
     rows, inner = weight.shape
     size = group_size or inner
-    if inner % size:
-        raise ValueError(f"weight: expected rows of a multiple of {size} elements, got {inner}")
-    groups = weight.float().view(rows, inner // size, size)
+    count = -(-inner // size)
+    wide = weight.float()
+    if count * size != inner:
+        # Zeros change no group's largest size, and every range has 0.
+        wide = torch.nn.functional.pad(wide, (0, count * size - inner))
+    groups = wide.view(rows, count, size)
     if kind == "fp8":
         scales = (groups.abs().amax(-1) / FP8_MAX).clamp(min=1e-12)
         data = (groups / scales[..., None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-        return QuantizedWeight(kind, data.view(rows, inner), scales, None, group_size)
+        return QuantizedWeight(kind, _whole(data, inner), scales, None, group_size)
     low, high = (-128, 127) if kind == "int8" else (0, 15)
     zeros: torch.Tensor | None = None
     if symmetric:
@@ -217,6 +220,11 @@ def quantize_weight(
         scales = ((largest - smallest) / (high - low)).clamp(min=1e-12)
         zeros = (low - smallest / scales).round().clamp(low, high)
         offset = zeros[..., None]
-    steps = (groups / scales[..., None]).round_().add_(offset).clamp_(low, high).view(rows, inner)
+    steps = _whole((groups / scales[..., None]).round_().add_(offset).clamp_(low, high), inner)
     data = pack_nibbles(steps.to(torch.uint8)) if kind == "int4" else steps.to(torch.int8)
     return QuantizedWeight(kind, data, scales, None if zeros is None else zeros.to(torch.int8), group_size)
+
+
+def _whole(groups: torch.Tensor, inner: int) -> torch.Tensor:
+    """[rows, inner] of [rows, groups, size]."""
+    return groups.flatten(1)[:, :inner].contiguous()

@@ -18,7 +18,7 @@ from dodona.runners.quantization.experts import (
     separate_parts,
     stacked_parts,
 )
-from dodona.runners.quantization.formats import LinearShape
+from dodona.runners.quantization.formats import LinearShape, stored_tensors
 from dodona.runners.quantization.linear import QuantizedLinear, StoredLinear, quantized_from
 from dodona.runners.quantization.stored_experts import StoredMxfp4Experts
 
@@ -85,11 +85,14 @@ def convert_stored(model: torch.nn.Module) -> None:
 
 
 def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
-    """Quantize the linear layers and experts that `config` names from their values."""
+    """Quantize the linear layers and experts that `config` names from their values. Raises ConfigError where
+    a layer of that shape could not be stored so."""
 
     def make(
         name: str, weight: torch.Tensor, bias: torch.Tensor | None, scheme: WeightScheme
     ) -> torch.nn.Module:
+        if scheme.layout != "mxfp4":
+            stored_tensors(scheme, LinearShape(name, weight.shape[0], weight.shape[1]))
         return quantized_from(weight.data, scheme, bias=None if bias is None else bias.data.clone())
 
     def make_experts(path: str, stack: torch.nn.Module) -> torch.nn.Module | None:

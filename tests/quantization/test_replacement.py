@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dodona.oracle.models.quantization import WeightScheme, online_quantization
+from dodona.kernels.linear.quantized_weight import dequantize, quantize_weight
+from dodona.oracle.errors import ConfigError
+from dodona.oracle.models.quantization import WeightScheme, online_quantization, read_quantization
 from dodona.runners.quantization.linear import QuantizedLinear, quantized_from
 from dodona.runners.quantization.replacement import quantize_layers
 
@@ -37,3 +39,30 @@ def test_a_layer_that_computes_something_else_is_not_quantized():
     quantize_layers(model, online_quantization("int8"))
     assert isinstance(model["plain"], QuantizedLinear)
     assert type(model["own"]) is InGroups
+
+
+@pytest.mark.parametrize(
+    ("kind", "symmetric"), [("fp8", True), ("int8", True), ("int8", False), ("int4", True), ("int4", False)]
+)
+def test_a_shorter_last_group_is_rounded_by_itself(kind, symmetric):
+    weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+
+    def rounded(part: torch.Tensor) -> torch.Tensor:
+        return dequantize(quantize_weight(part, kind=kind, group_size=16, symmetric=symmetric))
+
+    by_group = [
+        dequantize(quantize_weight(part, kind=kind, symmetric=symmetric)) for part in weight.split(16, dim=1)
+    ]
+    assert torch.equal(rounded(weight), torch.cat(by_group, dim=1))
+
+
+def test_random_weights_have_the_shapes_that_stored_ones_have():
+    """Blocks of FP8 may end with the weight; words of 4-bit numbers may not."""
+    fp8 = read_quantization("fp8", {"weight_block_size": [16, 16], "activation_scheme": "dynamic"})
+    model = torch.nn.ModuleDict({"layer": torch.nn.Linear(40, 24)})
+    quantize_layers(model, fp8)
+    assert model["layer"].scales.shape == (24, 3)
+    assert model["layer"](torch.ones(2, 40)).shape == (2, 24)
+    gptq = read_quantization("gptq", {"bits": 4, "group_size": 16, "desc_act": False, "sym": True})
+    with pytest.raises(ConfigError, match=r"'layer': .* 20 is not a multiple of 8"):
+        quantize_layers(torch.nn.ModuleDict({"layer": torch.nn.Linear(40, 20)}), gptq)
