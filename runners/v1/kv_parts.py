@@ -11,17 +11,14 @@ import torch
 from dodona.runners.distributed.mesh import Mesh
 from dodona.runners.interface import KVPart, LayerKVSpec
 from dodona.runners.v1.served_model import ServedModel
-from dodona.runners.v1.tensor_parallel import LinearShare
 
 
-def kv_part(
-    model: ServedModel, shares: Mapping[str, LinearShare], mesh: Mesh, device: torch.device
-) -> KVPart:
-    """The part of a rank that holds the model's layers; `shares` are those of its attention modules by name.
+def kv_part(model: ServedModel, kv_parts: Mapping[str, int], mesh: Mesh, device: torch.device) -> KVPart:
+    """The part of a rank that holds the model's layers; `kv_parts` as in `tensor_parallel.Shares`.
 
     All ranks of a pipeline call it together; `device`: where they exchange tensors.
     """
-    own = [shares[name].parts if name in shares else 1 for name in model.layer_names]
+    own = [kv_parts.get(name, 1) for name in model.layer_names]
     held = [
         replace(layer, num_kv_heads=layer.num_kv_heads * parts)
         for layer, parts in zip(model.layers, own, strict=True)

@@ -55,7 +55,7 @@ from dodona.runners.v1.pipeline_parallel import take_stage
 from dodona.runners.v1.self_check import SelfCheck
 from dodona.runners.v1.served_model import ServedModel
 from dodona.runners.v1.step import ExecutedStep, Ready
-from dodona.runners.v1.tensor_parallel import LinearShare, shard_model
+from dodona.runners.v1.tensor_parallel import Shares, shard_model
 from dodona.runners.v1.trial import NOT_CHECKED, copy_of, try_load
 from dodona.runners.v1.window_tables import WindowTables
 from dodona.runners.weights.life import WeightLife, WeightViews
@@ -142,8 +142,8 @@ class V1Runner(WeightLife):
         lora: LoRALayers | None = None
         if self.config.lora_config is not None:
             with chosen.model.plain() as plain:
-                lora = LoRALayers(plain, self.config.lora_config, shares)
-        part = kv_part(chosen.model, shares, self._mesh, self._device)
+                lora = LoRALayers(plain, self.config.lora_config, shares.linears)
+        part = kv_part(chosen.model, shares.kv_parts, self._mesh, self._device)
         if isinstance(chosen.model, PackedModel):
             self._on_device = serve_on_device(chosen.model, self.config, self.limits, lora, plan)
         on_device = self._on_device is not None
@@ -162,7 +162,7 @@ class V1Runner(WeightLife):
         share, shares = self._share_of(whole, self._device, plan)
         served = try_load(
             share,
-            shares,
+            shares.linears,
             plan,
             self.config,
             self.limits,
@@ -172,7 +172,7 @@ class V1Runner(WeightLife):
             is_row_by_row=is_row_by_row(self.config, info, torch_environment(self.limits.device)) is True,
         )
         self.num_speculative_tokens = 0 if plan is None else plan.num_speculative_tokens
-        part = kv_part(served.model, shares, self._mesh, self._device)
+        part = kv_part(served.model, shares.kv_parts, self._mesh, self._device)
         # A start whose kernels fail their check lays steps out on the host, and needs no more for KV.
         on_device = isinstance(served.model, PackedModel) and is_for_device(
             served.model, self._device, self.config, self.limits, plan
@@ -429,7 +429,7 @@ class V1Runner(WeightLife):
 
     def _read_share(
         self, device: torch.device, directory: Path | None, plan: DraftPlan | None
-    ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
+    ) -> tuple[torch.nn.Module, Shares]:
         """The model on `device` with this rank's share of the weights, and what `shard_model` returns."""
         return self._share_of(self._read_whole(device, directory), device, plan)
 
@@ -441,9 +441,9 @@ class V1Runner(WeightLife):
 
     def _share_of(
         self, model: torch.nn.Module, device: torch.device, plan: DraftPlan | None
-    ) -> tuple[torch.nn.Module, Mapping[str, LinearShare]]:
+    ) -> tuple[torch.nn.Module, Shares]:
         if self._mesh.size == 1:
-            return model, {}
+            return model, Shares()
         borrowed = isinstance(plan, MtpPlan) or (isinstance(plan, HeadPlan) and plan.borrows_embedding)
         take_stage(model, self._mesh.pipeline, last_has_embedding=borrowed)
         shares = shard_model(

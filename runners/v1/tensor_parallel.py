@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,21 +48,28 @@ _WHOLE_HEADS = ("kv_b_proj", "query_key_value")
 
 @dataclass(frozen=True, slots=True)
 class LinearShare:
-    """The part of a linear layer, or of an attention module's key/value heads, that a rank keeps."""
+    """The part of a linear layer that a rank keeps."""
 
     of_inputs: bool
-    """Whether a layer's inputs are split, in place of its outputs."""
+    """Whether its inputs are split, in place of its outputs."""
     parts: int
     """How many equal parts there are."""
     index: int
     """This rank's one."""
 
 
-def shard_model(
-    model: torch.nn.Module, group: Group, *, whole_experts: bool = False
-) -> Mapping[str, LinearShare]:
-    """Keep this rank's share of the weights of a transformers model, in place. Returns shares by name: of
-    linear layers, and of the key/value heads of attention modules; what is not there stays whole.
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What a rank keeps of a model; layers and modules that are not there stay whole."""
+
+    linears: Mapping[str, LinearShare] = field(default_factory=dict)
+    """Of linear layers, by name."""
+    kv_parts: Mapping[str, int] = field(default_factory=dict)
+    """In how many equal parts the key/value heads of an attention module are split, by its name."""
+
+
+def shard_model(model: torch.nn.Module, group: Group, *, whole_experts: bool = False) -> Shares:
+    """Keep this rank's share of the weights of a transformers model, in place. Returns what it is.
 
     whole_experts: each rank has some experts of a layer, in place of a share of each of them. Quantized
     experts always stay whole.
@@ -71,30 +78,33 @@ def shard_model(
     with a style that is not known here, where a size doesn't divide by the number of ranks, and where
     `whole_experts` finds no experts, or some that don't say how many they are.
     """
-    shares: dict[str, LinearShare] = {}
     if group.size == 1:
-        return shares
+        return Shares()
     plan = _plan(model)
     if whole_experts and "moe_tp_experts" not in plan.values():
         raise UnsupportedConfiguration.lacking(
             "v1", "expert-parallel-families", why=f"{type(model).__name__}: its plan has no experts"
         )
     heads = _kv_heads(model, plan, group.size)
+    linears: dict[str, LinearShare] = {}
+    kv_parts: dict[str, int] = {}
     for name, module in model.named_modules():
         style = plan.get(_pattern(name))
         if style in ("colwise", "rowwise") and not isinstance(module, (torch.nn.Linear, QuantizedLinear)):
             raise _refusal(model, f"{name} is {style} in its plan, but no Linear")
         if name in heads:  # before its projections
-            shares[name] = _share_of_heads(module, heads[name], group)
+            kv_parts[name] = _share_heads(module, heads[name], group)
         if style == "colwise":
             parent, _, last = name.rpartition(".")
-            share = LinearShare(False, group.size, group.rank)
+            parts = group.size
             if last in _WHOLE_HEADS:
-                shares[parent] = share
-            shares[name] = shares[parent] if last in ("k_proj", "v_proj") and parent in heads else share
-            _split_outputs(name, module, shares[name])
+                kv_parts[parent] = parts
+            elif last in ("k_proj", "v_proj") and parent in heads:
+                parts = kv_parts[parent]
+            linears[name] = LinearShare(False, parts, group.rank * parts // group.size)
+            _split_outputs(name, module, linears[name])
         elif style == "rowwise":
-            shares[name] = _split_inputs(name, module, group)
+            linears[name] = _split_inputs(name, module, group)
         elif style == "moe_identity_expert":
             if group.rank:  # every rank hands on the same tokens, and the sum over ranks has them once
                 module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
@@ -111,7 +121,7 @@ def shard_model(
             style = plan.get(_pattern(where))
             if style is not None and style not in WHOLE_STYLES:
                 _replace(module, parameter_name, _share_of(where, parameter, style, group))
-    return shares
+    return Shares(linears, kv_parts)
 
 
 def _plan(model: torch.nn.Module) -> Mapping[str, str]:
@@ -162,13 +172,13 @@ def _check_heads(name: str, query_heads: int, kv_heads: int, ranks: int) -> None
         raise _uneven(f"{name}: key/value heads", kv_heads, ranks)
 
 
-def _share_of_heads(module: Any, heads: int, group: Group) -> LinearShare:
-    """This rank's share of an attention module's key/value heads; where there are fewer than ranks,
+def _share_heads(module: Any, heads: int, group: Group) -> int:
+    """In how many parts an attention module's key/value heads are split; where there are fewer than ranks,
     neighbours share one, and the module is told how many query heads do here."""
     if heads >= group.size:
-        return LinearShare(False, group.size, group.rank)
+        return group.size
     module.num_key_value_groups = module.num_key_value_groups * heads // group.size
-    return LinearShare(False, heads, group.rank * heads // group.size)
+    return heads
 
 
 def _split_outputs(name: str, linear: Any, share: LinearShare) -> None:

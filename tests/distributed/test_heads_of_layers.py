@@ -145,11 +145,11 @@ def test_parts_of_ranks_are_the_whole_models_heads(model_type: str) -> None:
     whole, split = PackedModel(model()), model()
     shares = shard_model(split, SimpleNamespace(size=4, rank=1, all_reduce=lambda output: output))
     found = PackedModel(split)
-    parts = [shares[name].parts if name in shares else 1 for name in found.layer_names]
+    parts = [shares.kv_parts.get(name, 1) for name in found.layer_names]
     heads = [layer.num_kv_heads * count for layer, count in zip(found.layers, parts, strict=True)]
     assert heads == [layer.num_kv_heads for layer in whole.layers]
     # Its heads have to divide, or not.
-    assert any(name in shares for name in found.layer_names) == (model_type not in WHOLE_ATTENTION)
+    assert any(name in shares.kv_parts for name in found.layer_names) == (model_type not in WHOLE_ATTENTION)
 
 
 def test_parts_of_blocks() -> None:
