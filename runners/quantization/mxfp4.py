@@ -10,9 +10,19 @@ from __future__ import annotations
 import torch
 
 from dodona.kernels.linear.quantized_weight import FP4_VALUES, QuantizedWeight, pack_nibbles
+from dodona.oracle.errors import ConfigError
 
 GROUP = 32
 _LARGEST = max(FP4_VALUES)
+
+
+def check_groups(name: str, inner: int) -> None:
+    """Raises ConfigError where experts of this input size can't be stored."""
+    if inner % GROUP:
+        raise ConfigError(
+            f"experts {name!r}: their input size {inner} is not a multiple of {GROUP}, so the "
+            "quantization method 'mxfp4' of config.json can't store them"
+        )
 
 
 def from_blocks(blocks: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:

@@ -20,6 +20,7 @@ from dodona.runners.quantization.experts import (
 )
 from dodona.runners.quantization.formats import LinearShape, stored_tensors
 from dodona.runners.quantization.linear import QuantizedLinear, StoredLinear, quantized_from
+from dodona.runners.quantization.mxfp4 import check_groups
 from dodona.runners.quantization.stored_experts import StoredMxfp4Experts
 
 _EQUAL_CLASSES = ("FalconLinear",)
@@ -91,8 +92,11 @@ def quantize_layers(model: torch.nn.Module, config: QuantizationConfig) -> None:
     def make(
         name: str, weight: torch.Tensor, bias: torch.Tensor | None, scheme: WeightScheme
     ) -> torch.nn.Module:
-        if scheme.layout != "mxfp4":
-            stored_tensors(scheme, LinearShape(name, weight.shape[0], weight.shape[1]))
+        rows, inner = weight.shape
+        if scheme.layout == "mxfp4":
+            check_groups(name, inner)
+        else:
+            stored_tensors(scheme, LinearShape(name, rows, inner))
         return quantized_from(weight.data, scheme, bias=None if bias is None else bias.data.clone())
 
     def make_experts(path: str, stack: torch.nn.Module) -> torch.nn.Module | None:

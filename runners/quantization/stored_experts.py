@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from dodona.oracle.errors import ConfigError
 from dodona.runners.quantization.experts import ExpertPart, QuantizedExperts, stacked_parts
 from dodona.runners.quantization.formats import Converted
 from dodona.runners.quantization.linear import QuantizedLinear
-from dodona.runners.quantization.mxfp4 import GROUP, from_blocks
+from dodona.runners.quantization.mxfp4 import GROUP, check_groups, from_blocks
 
 
 class StoredMxfp4Experts(torch.nn.Module):
@@ -23,11 +22,7 @@ class StoredMxfp4Experts(torch.nn.Module):
         self._stack = (stack,)
         for part, stacked in stacked_parts(stack).items():
             count, rows, inner = stacked.weight.shape
-            if inner % GROUP:
-                raise ConfigError(
-                    f"experts {name!r}: their input size {inner} is not a multiple of {GROUP}, so the "
-                    "quantization method 'mxfp4' of config.json can't store them"
-                )
+            check_groups(name, inner)
             groups, device = inner // GROUP, stacked.weight.device
             for suffix, shape in (("blocks", (groups, GROUP // 2)), ("scales", (groups,))):
                 buffer = torch.empty(count, rows, *shape, dtype=torch.uint8, device=device)

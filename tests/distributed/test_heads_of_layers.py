@@ -95,8 +95,8 @@ def test_tokens(tiny_models, reference, family: str, sizes: dict[str, Any], head
         ("laguna", {}, 4, None),
         ("laguna", {"num_attention_heads_per_layer": [8, 6]}, 4, "num_attention_heads_per_layer=6"),
         ("laguna", {"num_attention_heads": 6}, 4, None),  # no layer has it
-        ("olmo2", {"intermediate_size": 48}, 3, None),  # attention stays whole
-        ("llama", {"intermediate_size": 48}, 3, "num_attention_heads=4"),
+        ("olmo2", {}, 3, None),  # attention stays whole
+        ("llama", {}, 3, "num_attention_heads=4"),
     ],
 )
 def test_what_does_not_divide_is_refused(

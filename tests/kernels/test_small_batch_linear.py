@@ -18,7 +18,7 @@ from dodona.kernels.linear.small_batch_linear import (
 @pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 16])
 @pytest.mark.parametrize(
     ("columns", "inner"),
-    [(48, 64), (100, 40), (2056, 96), (24, 5000), (4096, 1024), (1024, 3072), (64, 12288)],
+    [(48, 64), (100, 40), (2056, 96), (24, 5000), (4096, 1024), (1024, 3072), (64, 12288), (4096, 4104)],
 )
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("epilogue", ["plain", "residual", "silu_mul"])

@@ -11,6 +11,7 @@ from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.quantization import WeightScheme, online_quantization, read_quantization
 from dodona.runners.quantization.linear import QuantizedLinear, quantized_from
 from dodona.runners.quantization.replacement import quantize_layers
+from tests.support.tiny_models import make_model
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,6 @@ def test_random_weights_have_the_shapes_that_stored_ones_have():
     gptq = read_quantization("gptq", {"bits": 4, "group_size": 16, "desc_act": False, "sym": True})
     with pytest.raises(ConfigError, match=r"'layer': .* 20 is not a multiple of 8"):
         quantize_layers(torch.nn.ModuleDict({"layer": torch.nn.Linear(40, 20)}), gptq)
+    mxfp4 = read_quantization("mxfp4", {})
+    with pytest.raises(ConfigError, match=r"experts '.*': their input size 48 is not a multiple of 32"):
+        quantize_layers(make_model("gpt-oss", hidden_size=48), mxfp4)
