@@ -31,7 +31,7 @@ FLOORS: Sequence[Sequence[str]] = (
     ("oracle.select",),
     ("oracle.upgrade",),
     ("oracle.decision_log",),
-    ("kernels.devices", "kernels.dependent_launch"),
+    ("kernels.devices", "kernels.dependent_launch", "kernels.l1_cache"),
     ("kernels.linear", "kernels.sampling", "kernels.state", "kernels.state_space", "kernels.collective"),
     ("kernels.attention", "kernels.moe"),
     (

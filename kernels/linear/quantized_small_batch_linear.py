@@ -34,6 +34,7 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs_gluon,
 )
 from dodona.kernels.devices import is_hopper
+from dodona.kernels.l1_cache import prefer_l1_cache
 from dodona.kernels.linear.quantized_weight import INT4_ZERO, QuantizedWeight
 from dodona.kernels.linear.round_activations import RoundedActivations
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
@@ -115,6 +116,7 @@ def _operand(
     return gl.convert_layout(wide, W_LAYOUT)
 
 
+@prefer_l1_cache
 @gluon.jit(do_not_specialize=["tokens"])
 def _quantized_small_batch_linear_kernel(
     x,

@@ -31,6 +31,7 @@ from dodona.kernels.dependent_launch import (
     wait_for_inputs_gluon,
 )
 from dodona.kernels.devices import is_hopper
+from dodona.kernels.l1_cache import prefer_l1_cache
 from dodona.kernels.linear.single_token_linear import ADD, PLAIN, SILU_MUL
 
 INNER = gl.constexpr(64)
@@ -51,6 +52,7 @@ class Tiles:
     """Of the weights in the L1 cache, where a multiprocessor's programs find `x` again."""
 
 
+@prefer_l1_cache
 @gluon.jit(do_not_specialize=["tokens"])
 def _small_batch_linear_kernel(
     x,
@@ -237,17 +239,14 @@ def small_batch_linear(
 
 def choose_tiles(columns: int, inner: int, *, tokens: int, has_norm: bool, silu_mul: bool) -> Tiles:
     """Tiles of a product with [columns, inner], with as much under way as leaves registers for the rest; as
-    measured on an H100, and without a norm or with up to 5 long rows on an H200.
-
-    What is faster for 5 rows was not for 8, which in an engine come after `stream`'s attention.
-    """
+    measured on an H100, and without a norm or with up to 8 long rows on an H200."""
     if silu_mul:
         return Tiles(columns=16, num_warps=4, ahead=4)
-    eviction_policy = "evict_first" if tokens <= 5 and inner >= 4096 else ""
+    eviction_policy = "evict_first" if tokens <= 8 and inner >= 4096 else ""
     if has_norm:
         ahead = 6 if inner <= 2048 else 4
         return Tiles(columns=16, num_warps=4, ahead=ahead, eviction_policy=eviction_policy)
-    if tokens <= 5 and inner > 4096 and columns >= 4096:
+    if tokens <= 8 and inner > 4096 and columns >= 4096:
         # A multiprocessor has one of these programs at a time, and reads `x` half as often.
         return Tiles(columns=32, num_warps=8, ahead=4, eviction_policy=eviction_policy)
     ahead = 12 if inner <= 4096 else 8

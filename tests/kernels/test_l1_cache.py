@@ -1,0 +1,63 @@
+"""Kernels that ask for a large L1 cache when Triton has loaded them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import triton
+
+from dodona.kernels import l1_cache
+from dodona.kernels.linear.quantized_small_batch_linear import _quantized_small_batch_linear_kernel
+from dodona.kernels.linear.rms_norm import _rms_norm_kernel
+from dodona.kernels.linear.small_batch_linear import _small_batch_linear_kernel
+
+
+class Driver:
+    """Stands for CUDA's driver, and keeps what it was asked."""
+
+    def __init__(self, result: int) -> None:
+        self.result = result
+        self.asked: list[tuple[int | None, int]] = []
+
+    def cuFuncSetCacheConfig(self, function, config) -> int:
+        self.asked.append((function.value, config))
+        return self.result
+
+
+def load(name: str, function: int) -> None:
+    """What Triton does once it has loaded a kernel."""
+    triton.knobs.runtime.kernel_load_end_hook(1, function, name, {}, "hash")
+
+
+def test_the_products_of_a_few_rows_ask(monkeypatch):
+    driver = Driver(0)
+    monkeypatch.setattr(l1_cache, "_driver", lambda: driver)
+    for function, kernel in enumerate(
+        (_small_batch_linear_kernel, _quantized_small_batch_linear_kernel), 2**40
+    ):
+        load(kernel.fn.__name__, function)
+    load(_rms_norm_kernel.fn.__name__, 3)
+    load("of_someone_else", 4)
+    assert driver.asked == [(2**40, 2), (2**40 + 1, 2)]
+
+
+def test_a_refusal_is_told_and_ends_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(l1_cache, "_driver", lambda: Driver(500))
+    with caplog.at_level(logging.WARNING):
+        load(_small_batch_linear_kernel.fn.__name__, 1)
+    assert "_small_batch_linear_kernel: " in caplog.text
+    assert "CUresult 500" in caplog.text
+
+
+@pytest.mark.gpu
+def test_the_driver_takes_it(caplog):
+    import torch
+
+    from dodona.kernels.linear.small_batch_linear import small_batch_linear
+
+    _small_batch_linear_kernel.device_caches.clear()
+    x, weight = (torch.ones(rows, 1024, dtype=torch.bfloat16, device="cuda") for rows in (3, 64))
+    with caplog.at_level(logging.WARNING):
+        assert (small_batch_linear(x=x, weight=weight) == 1024).all()
+    assert not caplog.text
