@@ -42,6 +42,15 @@ MAX_SMALL_BATCH = 2
 """Most sequences that this kernel is the fastest for; with more, that of `stream` is."""
 
 
+def most_context(entries: int, group: int, *, has_drafts: bool) -> int:
+    """Tokens of the longest sequence up to which this kernel is the fastest for so many entries (with
+    `has_drafts`, those of one row), with `group` query heads per KV head; from there on, that of `stream` is.
+    As measured on an H200."""
+    if has_drafts:
+        return 2048
+    return 4096 if entries == 1 or group <= 2 else 1536
+
+
 @dataclass(frozen=True, slots=True)
 class SmallBatchTiles:
     """How the kernel is run: keys per tile, warps per program, most splits of a sequence's keys."""

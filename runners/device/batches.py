@@ -292,6 +292,7 @@ class BatchBuilder:
         self._entries_per_row = entries_per_row
         self._state = steps.state
         self._sampler = steps.sampler
+        self._long_context = steps.model.long_context
         self._prompt_logprobs = PromptLogprobRequests()
         self._decodes = DecodeBatch((), FixedStep(0, True))
         """The latest batch of decodes; most steps run it again."""
@@ -366,8 +367,11 @@ class BatchBuilder:
             padded_length=size or 0,
             padded_rows=(size or 0) // self._entries_per_row,
         )
-        if self._verifying is not None and self._verifying[0] is sizes:
-            return self._verifying[1]  # the state describes it already
+        has_long = size is not None and self._has_long(size, step, verifies=True)
+        if self._verifying is not None and self._verifying[0] is sizes:  # the state describes it already
+            latest = self._verifying[1]
+            if latest.fixed is None or latest.fixed.has_long == has_long:
+                return latest
         chunks = _chunks(step, num_single_rows, sizes.num_single)
         rows = [row for row, samples in zip(step.rows, step.samples, strict=True) if samples]
         base_only = not self._sampler.asked_stages(rows)
@@ -382,17 +386,23 @@ class BatchBuilder:
             max_continued_len=max((c.num_tokens for c in chunks if c.num_computed), default=0),
             chunks=chunks,
             prompt_chunks=self._prompt_logprobs.chunks(step),
-            fixed=None if size is None else FixedStep(size, base_only, verifies=True),
+            fixed=None if size is None else FixedStep(size, base_only, verifies=True, has_long=has_long),
         )
         self._verifying = sizes, batch
         return batch
 
     def _decode_batch(self, step: SchedulerOutput, size: int) -> DecodeBatch:
         changed = self._state.set_decode_batch(step.rows, step.num_computed_tokens, size)
-        if changed or step.new_requests:
+        has_long = self._has_long(size, step, verifies=False)
+        if changed or step.new_requests or has_long != self._decodes.fixed.has_long:
             base_only = not self._sampler.asked_stages(step.rows)
-            self._decodes = DecodeBatch(step.rows, FixedStep(size, base_only))
+            self._decodes = DecodeBatch(step.rows, FixedStep(size, base_only, has_long=has_long))
         return self._decodes
+
+    def _has_long(self, size: int, step: SchedulerOutput, *, verifies: bool) -> bool:
+        """Whether the step's longest sequence, as the host knows it, is long for a step of `size` entries."""
+        long_context = self._long_context(size, verifies=verifies)
+        return long_context is not None and max(step.num_computed_tokens) >= long_context
 
 
 def _chunks(step: SchedulerOutput, first_row: int, first_token: int) -> list[RowChunk]:

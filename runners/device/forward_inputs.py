@@ -57,6 +57,9 @@ class ForwardInputs:
     do."""
     max_offset: int = 0
     """The most of these in any step."""
+    has_long: bool = False
+    """Whether a step of decodes alone is launched as is best with a long sequence: see
+    `StepModel.long_context`. It changes no result but for rounding."""
     embedded: torch.Tensor | None = None
     """[tokens, hidden], the model's dtype: the tokens' embeddings, where they were looked up already."""
 

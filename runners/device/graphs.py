@@ -5,13 +5,13 @@ runs in the smallest that holds it: steps of decodes by the number of entries, a
 by the number of its tokens. The remaining entries are padding (state row -1, slot -1) and access no state.
 Two graphs per size share everything but their end: one samples by temperature and Gumbel-max and updates the
 state, so that such a step is one launch; the other stops at the logits, for batches in which some row asks
-for more.
+for more. Where a model computes long sequences in another way, there are graphs of both ways.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ class FixedStep(NamedTuple):
     is_prompt: bool = False
     verifies: bool = False
     """Whether entries may be drafts of the entry before: see `RequestState.set_draft_batch`."""
+    has_long: bool = False
+    """Whether it is launched as is best with a long sequence: see `StepModel.long_context`."""
 
 
 KINDS = (FixedStep(0, True), FixedStep(0, True, is_prompt=True), FixedStep(0, True, verifies=True))
@@ -127,23 +129,27 @@ class StepGraphs:
         self._drafters: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def capture(self, run: Callable[[FixedStep], None], kind: FixedStep) -> None:
+    def capture(
+        self, run: Callable[[FixedStep], None], kind: FixedStep, *, long_sizes: Collection[int] = ()
+    ) -> None:
         """Capture `run(step)` for every size of steps of this kind (of `kind`, its size and `samples` do not
-        count), with and without sampling.
+        count), with and without sampling; those of `long_sizes` also as they are launched with a long
+        sequence.
 
-        For each size, `run` is called once before the captures with sampling, so that kernels are compiled
-        and libraries have their workspaces by then. It must keep its results in tensors that were there
-        before: what it allocates belongs to the graphs' common pool, and any other graph's replay may
+        For each of these, `run` is called once before the captures with sampling, so that kernels are
+        compiled and libraries have their workspaces by then. It must keep its results in tensors that were
+        there before: what it allocates belongs to the graphs' common pool, and any other graph's replay may
         overwrite it.
         """
         for size in reversed(self.sizes.of(kind)):  # the largest first: smaller ones then fit into its memory
-            run(kind._replace(size=size, samples=True))
-            torch.cuda.synchronize()
-            for samples in (False, True):
-                step = kind._replace(size=size, samples=samples)
-                with capturing(self._pool) as graph:
-                    run(step)
-                self._graphs[step] = graph
+            for has_long in (False, True) if size in long_sizes else (False,):
+                run(kind._replace(size=size, samples=True, has_long=has_long))
+                torch.cuda.synchronize()
+                for samples in (False, True):
+                    step = kind._replace(size=size, samples=samples, has_long=has_long)
+                    with capturing(self._pool) as graph:
+                        run(step)
+                    self._graphs[step] = graph
 
     def capture_drafter(self, run: Callable[[int], None]) -> None:
         """Capture `run(size)` for every size of steps with drafts; see `capture`."""

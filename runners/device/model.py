@@ -47,6 +47,10 @@ class StepModel(Protocol):
     def pads_prompts(self) -> bool:
         """Whether padding after a prompt does no harm, so that steps of one prompt can be captured."""
 
+    def long_context(self, size: int, *, verifies: bool) -> int | None:
+        """Tokens of the longest sequence from which on a step of `size` decodes, or entries that may be
+        drafts where `verifies`, is faster launched in another way; None: there is one way."""
+
     def make_caches(self, num_blocks: int, block_size: int, num_rows: int) -> Sequence[torch.Tensor]:
         """New caches on the device: keys and values, one or more tensors whose first dimension is that of the
         blocks; and what else the model keeps, for `num_rows` state rows."""

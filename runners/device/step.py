@@ -104,8 +104,9 @@ class StepRunner:
             logits = self.model.logits(hidden, out=self._logits[:1])
         else:
             inputs = self._inputs(
-                size, size, size, 0, 0, self._decode_starts, ring=self._ring, has_drafts=step.verifies
-            )
+                size, size, size, 0, 0, self._decode_starts,
+                ring=self._ring, has_drafts=step.verifies, has_long=step.has_long,
+            )  # fmt: skip
             logits = self.model.decode(inputs, self.kv_caches, out=self._logits[:size])
         if step.samples and step.verifies:
             self._verify(logits, inputs)
@@ -262,6 +263,7 @@ class StepRunner:
         chunks: Sequence[RowChunk] = (),
         query_start: torch.Tensor | None = None,
         has_drafts: bool = False,
+        has_long: bool = False,
         embedded: torch.Tensor | None = None,
     ) -> ForwardInputs:
         """What the latest step of any kind took; for a drafter, which computes the same tokens."""
@@ -283,6 +285,7 @@ class StepRunner:
             has_drafts=has_drafts,
             offsets=state.offsets[:batch] if has_drafts else None,
             max_offset=self._num_speculative_tokens if has_drafts else 0,
+            has_long=has_long,
             embedded=embedded,
         )
 
@@ -298,6 +301,7 @@ class StepRunner:
         ring: SampleRing | None = None,
         chunks: Sequence[RowChunk] = (),
         has_drafts: bool = False,
+        has_long: bool = False,
     ) -> ForwardInputs:
         """Gather a step's inputs from the state, and go on to the next slot of `ring`."""
         state = self.state
@@ -316,6 +320,7 @@ class StepRunner:
             chunks=chunks,
             query_start=query_start,
             has_drafts=has_drafts,
+            has_long=has_long,
             embedded=embedded,
         )
         prepare_inputs(

@@ -7,6 +7,7 @@ next step can be launched before the last one's tokens are read.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from dodona.runners.device import rehearsal
 from dodona.runners.device.batches import Batch
 from dodona.runners.device.drafting import DeviceDrafting
 from dodona.runners.device.graphs import (
+    KINDS,
     FixedSizes,
     FixedStep,
     StepGraphs,
@@ -170,13 +172,10 @@ class DeviceSteps:
         ready = self.ready
         with phase("capture graphs"), torch.inference_mode():
             graphs = StepGraphs(sizes)
-            for kind in (
-                FixedStep(0, True),
-                FixedStep(0, True, is_prompt=True),
-                FixedStep(0, True, verifies=True),
-            ):
+            for kind in KINDS:
                 ready.steps.set_padding(prompts=kind.is_prompt, verifies=kind.verifies)
-                graphs.capture(ready.steps.run, kind)
+                long_sizes = self._long_sizes(sizes.of(kind), kind)
+                graphs.capture(ready.steps.run, kind, long_sizes=long_sizes)
                 if kind.verifies and ready.drafts is not None:
                     graphs.capture_drafter(ready.drafts.run)
             ready.steps.forget_runs()
@@ -249,10 +248,12 @@ class DeviceSteps:
         """Run a step of each kind launch by launch, so that no request waits for a compiler."""
         self._rehearse_forward()
         self._rehearse_sampler()
-        for size in decode_sizes(self.limits.max_num_seqs):
-            self._launch_padding(FixedStep(size, True))
-        for size in self._draft_sizes():
-            self._launch_padding(FixedStep(size, True, verifies=True))
+        decodes = decode_sizes(self.limits.max_num_seqs), FixedStep(0, True)
+        for sizes, kind in (decodes, (self._draft_sizes(), FixedStep(0, True, verifies=True))):
+            for size in sizes:
+                self._launch_padding(kind._replace(size=size))
+            for size in self._long_sizes(sizes, kind):
+                self._launch_padding(kind._replace(size=size, has_long=True))
 
     def _rehearse_forward(self) -> None:
         for step in rehearsal.forward_steps(self.limits.max_num_seqs, self.limits.max_num_batched_tokens):
@@ -303,6 +304,17 @@ class DeviceSteps:
         longest = min(self.limits.max_num_batched_tokens, self.ready.max_model_len)
         prompts = prompt_sizes(longest) if self.model.pads_prompts else ()
         return FixedSizes(decode_sizes(self.limits.max_num_seqs), prompts, self._draft_sizes())
+
+    def _long_sizes(self, sizes: Sequence[int], kind: FixedStep) -> list[int]:
+        """Those for which a sequence may be so long that the step is launched in another way."""
+        if kind.is_prompt:
+            return []
+        found = []
+        for size in sizes:
+            long_context = self.model.long_context(size, verifies=kind.verifies)
+            if long_context is not None and long_context < self.ready.max_model_len:
+                found.append(size)
+        return found
 
     def _draft_sizes(self) -> tuple[int, ...]:
         """Entries of the steps of fixed form that verify drafts."""

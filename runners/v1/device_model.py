@@ -108,6 +108,10 @@ class DeviceModel:
         """Inner states would go on over padding."""
         return not self.packed.mixers
 
+    def long_context(self, size: int, *, verifies: bool) -> int | None:
+        """None: there is one way."""
+        return None
+
     def make_caches(self, num_blocks: int, block_size: int, num_rows: int) -> Sequence[torch.Tensor]:
         """One per attention call, in the order of the calls; then the inner states of `num_rows` rows, and
         one more for padding, mixer after mixer."""

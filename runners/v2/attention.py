@@ -7,7 +7,7 @@ below. The value holds what the layers share; its `attend` takes what differs be
 - `MixedAttention`, for steps with prompts or chunks of them, and steps that verify drafts: rotation and KV
   write; then decodes and drafts as above, prompts without context by `fresh`, and the rest by `prefill`.
 - `SmallBatchAttention`, for one or two decodes, and for few entries of rows that verify drafts:
-  `small_batch`.
+  `small_batch`. With long sequences the first two are faster.
 - `SingleTokenAttention`, for one decode: `small_batch`, whose parts the output projection weighs.
 
 The last two are `plan_small_batch`'s, for models that run small batches differently.
@@ -29,6 +29,7 @@ from dodona.kernels.attention.rotary import qk_norm_rope_kv_write
 from dodona.kernels.attention.small_batch import (
     LARGEST_GROUP,
     MAX_SMALL_BATCH,
+    most_context,
     most_entries,
     small_batch_attention,
     small_batch_attention_parts,
@@ -248,18 +249,29 @@ class Attention:
         """
         shape, num_tokens = self._shape, inputs.num_tokens
         if inputs.has_drafts:
-            if inputs.offsets is None or inputs.max_offset >= self._most_entries:
+            if inputs.has_long or inputs.offsets is None or inputs.max_offset >= self._most_entries:
                 return self._mixed(inputs)
             tokens, sequences = self._tokens(inputs), _sequences(inputs)
             return SmallBatchAttention(
                 shape, tokens, sequences, inputs.arrivals, inputs.offsets, inputs.max_offset
             )
-        if num_tokens > MAX_SMALL_BATCH or shape.group > LARGEST_GROUP:
+        if inputs.has_long or num_tokens > MAX_SMALL_BATCH or shape.group > LARGEST_GROUP:
             return self._decode(inputs)
         tokens, sequences = self._tokens(inputs), _sequences(inputs)
         if leave_parts and num_tokens == 1 and shape.num_q_heads * self._row_bytes <= LARGEST_ATTENDED:
             return SingleTokenAttention(shape, tokens, sequences)
         return SmallBatchAttention(shape, tokens, sequences, inputs.arrivals, None, 0)
+
+    def long_context(self, num_tokens: int, *, has_drafts: bool) -> int | None:
+        """Tokens of the longest sequence from which on `plan_small_batch` of so many decodes, or drafts among
+        them, is faster with `ForwardInputs.has_long`; None where there is no other kernel, or no sequence
+        with so many keys."""
+        shape = self._shape
+        is_small = has_drafts or num_tokens <= MAX_SMALL_BATCH
+        if not self._can_stream or not is_small or shape.group > LARGEST_GROUP:
+            return None
+        tokens = most_context(num_tokens, shape.group, has_drafts=has_drafts)
+        return None if shape.window is not None and shape.window <= tokens else tokens
 
     def _decode(self, inputs: ForwardInputs) -> DecodeAttention:
         sequences = _sequences(inputs)

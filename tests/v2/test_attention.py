@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -110,3 +112,29 @@ def test_long_fresh_prompts_attend_over_the_projection_on_hopper(fresh, continue
 )
 def test_small_batches(tokens, shape, kind) -> None:
     assert type(make_attention(shape).plan_small_batch(make_inputs(tokens), leave_parts=True)) is kind
+
+
+@pytest.mark.parametrize(
+    ("tokens", "has_drafts", "window", "group", "expected"),
+    [
+        (1, False, None, 4, 4096),
+        (2, False, None, 4, 1536),
+        (2, False, None, 2, 4096),
+        (3, False, None, 4, None),  # `stream` for any length
+        (5, True, None, 4, 2048),
+        (1, False, None, 9, None),
+        (1, False, 4096, 4, None),  # no sequence has more keys than the window
+        (1, False, 8192, 4, 4096),
+    ],
+)
+def test_when_a_sequence_is_long(tokens, has_drafts, window, group, expected, monkeypatch) -> None:
+    shape = AttentionShape(2 * group, 2, 16, 0.25, window)
+    assert make_attention(shape).long_context(tokens, has_drafts=has_drafts) is None  # no `stream` there
+    monkeypatch.setattr(v2_attention, "supports_streams", lambda **kwargs: True)
+    assert make_attention(shape).long_context(tokens, has_drafts=has_drafts) == expected
+
+
+def test_long_sequences_have_the_plan_of_large_batches() -> None:
+    for tokens in (1, 2):
+        inputs = replace(make_inputs(tokens), has_long=True)
+        assert isinstance(make_attention().plan_small_batch(inputs, leave_parts=True), DecodeAttention)

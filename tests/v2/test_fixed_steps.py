@@ -10,6 +10,8 @@ import torch
 from dodona.runners.device.graphs import LONGEST_PROMPT, FixedSizes, FixedStep, decode_sizes, prompt_sizes
 from dodona.runners.interface import NewRequest, SchedulerOutput
 from dodona.runners.sampling.params import SamplingParams
+from dodona.runners.v2 import attention as v2_attention
+from dodona.runners.v2.models.dense import DenseModel
 from dodona.runners.warm_up import warm_up
 from tests.v2.drive import GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import Reference, prompts_of
@@ -144,6 +146,51 @@ def test_other_steps_are_no_lone_prompts(tiny_models):
     assert [step.is_prompt for step in graphs.replayed].count(True) == 1
 
 
+def test_long_sequences_are_launched_in_their_own_way(tiny_models, monkeypatch):
+    """The longest sequence of a step decides, in each step anew; all ways give the same tokens."""
+    path = tiny_models.path("qwen3", head_dim=16)
+    cases = [((8,), GREEDY), ((5, 20), GREEDY), ((9, 3), RANDOM), ((7, 6, 5), RANDOM)]
+    plain = make_runner(path)
+    expected = [
+        generate(plain, prompts_of(*lengths), max_tokens=8, params=params).outputs
+        for lengths, params in cases
+    ]
+
+    def long_context(self, size, *, verifies):
+        return 12 if size <= 2 else None
+
+    monkeypatch.setattr(DenseModel, "long_context", long_context)
+    for graphs in (False, True):
+        runner = make_runner(path)
+        replayed = []
+        if graphs:
+            replayed = EagerGraphs(runner.ready.steps, decodes=(1, 2, 4), prompts=())
+            set_graphs(runner, replayed)
+        for (lengths, params), outputs in zip(cases, expected, strict=True):
+            assert generate(runner, prompts_of(*lengths), max_tokens=8, params=params).outputs == outputs
+        if graphs:
+            seen = [(step.size, step.has_long) for step in replayed.replayed]
+            one = [(1, False)] * 4 + [(1, True)] * 3
+            assert seen == [*one, *[(2, True)] * 7, *[(2, False)] * 3, *[(2, True)] * 4, *[(4, False)] * 7]
+
+
+def test_long_sequences_with_drafts(tiny_models, monkeypatch):
+    path, prompts = tiny_models.path("qwen3", head_dim=16), prompts_of(9)
+    plain = generate(make_runner(path), prompts, max_tokens=16, params=RANDOM)
+    monkeypatch.setattr(DenseModel, "long_context", lambda self, size, *, verifies: 16 if verifies else None)
+    speculative = {"method": "draft_model", "model": str(path), "num_speculative_tokens": 3}
+    runner = make_runner(path, speculative_config=speculative)
+    graphs = EagerGraphs(
+        runner.ready.steps, decodes=(1,), prompts=(), drafts=(4,), step_drafts=runner.ready.drafts
+    )
+    set_graphs(runner, graphs)
+    run = generate(runner, prompts, max_tokens=16, params=RANDOM)
+    assert run.outputs == plain.outputs
+    ways = [step.has_long for step in graphs.replayed if step.verifies]
+    assert ways == sorted(ways)
+    assert set(ways) == {False, True}
+
+
 def test_steps_over_padding_change_nothing(tiny_models):
     runner = make_runner(tiny_models.path("qwen3", head_dim=16))
     prompt = tuple(prompts_of(20)[0])
@@ -231,6 +278,27 @@ def test_captured_prompts_in_bfloat16(tiny_models):
     prompts = prompts_of(1, 100, 127, 129, 200, 300)
     outputs = [generate(runner, [prompt], max_tokens=24).outputs[0] for prompt in prompts]
     Reference(path, torch.bfloat16).check(prompts, outputs, max_tokens=24, half_precision=True, max_ties=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("speculative", [None, {"method": "ngram", "num_speculative_tokens": 3}], ids=str)
+def test_long_sequences_in_bfloat16(speculative, tiny_models, monkeypatch):
+    """Sequences become long on the way: captured steps of both ways, one after the other."""
+    monkeypatch.setattr(v2_attention, "most_context", lambda *args, **kwargs: 64)
+    path = tiny_models.path("qwen3", **SIZES)
+    runner = make_runner(path, dtype="bfloat16", max_num_seqs=2, speculative_config=speculative)
+    graphs, replayed = runner.ready.graphs, []
+    replay = graphs.replay
+    monkeypatch.setattr(graphs, "replay", lambda step: (replayed.append(step), replay(step)))
+    reference = Reference(path, torch.bfloat16)
+    for lengths in ((50,), (40, 55), (100, 10)):
+        prompts = prompts_of(*lengths)
+        outputs = generate(runner, prompts, max_tokens=24).outputs
+        reference.check(prompts, outputs, max_tokens=24, half_precision=True, max_ties=4)
+    ways = {(step.size, step.has_long) for step in replayed if not step.is_prompt and step.size <= 8}
+    assert {(1, True), (1, False), (2, True), (2, False)} <= ways
+    if speculative is not None:
+        assert {(4, True), (4, False)} <= {(s.size, s.has_long) for s in replayed if s.verifies}
 
 
 @pytest.mark.gpu

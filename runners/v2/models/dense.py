@@ -109,6 +109,12 @@ class DenseModel:
         """Padding has no slot and no row."""
         return True
 
+    def long_context(self, size: int, *, verifies: bool) -> int | None:
+        """Where a small batch has another attention."""
+        if size > self._max_small_batch:
+            return None
+        return self._attention.long_context(size, has_drafts=verifies)
+
     def make_caches(self, num_blocks: int, block_size: int, num_rows: int) -> Sequence[torch.Tensor]:
         """[num_blocks, 2, num_kv_heads, block_size, head_size] for each layer."""
         shapes = [self.cache_shape(num_blocks, block_size)] * self.spec.num_layers
