@@ -47,8 +47,10 @@ def most_context(entries: int, group: int, *, has_drafts: bool) -> int:
     `has_drafts`, those of one row), with `group` query heads per KV head; from there on, that of `stream` is.
     As measured on an H200."""
     if has_drafts:
-        return 2048
-    return 4096 if entries == 1 or group <= 2 else 1536
+        return 1024
+    if entries == 1:
+        return 4608
+    return 3584 if group <= 2 else 1280
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from dodona.kernels.dependent_launch import (
     supports_dependent_launch,
     wait_for_inputs,
 )
+from dodona.kernels.l1_cache import prefer_l1_cache
 
 PLAIN, ADD, SILU_MUL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -70,6 +71,7 @@ def _add_products(products, first_x, second_x, words, PAIRS: tl.constexpr):
     return products
 
 
+@prefer_l1_cache
 @triton.jit
 def _matvec_kernel(
     x,

@@ -10,6 +10,7 @@ import triton
 from dodona.kernels import l1_cache
 from dodona.kernels.linear.quantized_small_batch_linear import _quantized_small_batch_linear_kernel
 from dodona.kernels.linear.rms_norm import _rms_norm_kernel
+from dodona.kernels.linear.single_token_linear import _matvec_kernel
 from dodona.kernels.linear.small_batch_linear import _small_batch_linear_kernel
 
 
@@ -30,16 +31,17 @@ def load(name: str, function: int) -> None:
     triton.knobs.runtime.kernel_load_end_hook(1, function, name, {}, "hash")
 
 
-def test_the_products_of_a_few_rows_ask(monkeypatch):
+KERNELS = (_matvec_kernel, _small_batch_linear_kernel, _quantized_small_batch_linear_kernel)
+
+
+def test_products_whose_loads_pass_through_it_ask(monkeypatch):
     driver = Driver(0)
     monkeypatch.setattr(l1_cache, "_driver", lambda: driver)
-    for function, kernel in enumerate(
-        (_small_batch_linear_kernel, _quantized_small_batch_linear_kernel), 2**40
-    ):
+    for function, kernel in enumerate(KERNELS, 2**40):
         load(kernel.fn.__name__, function)
     load(_rms_norm_kernel.fn.__name__, 3)
     load("of_someone_else", 4)
-    assert driver.asked == [(2**40, 2), (2**40 + 1, 2)]
+    assert driver.asked == [(2**40, 2), (2**40 + 1, 2), (2**40 + 2, 2)]
 
 
 def test_a_refusal_is_told_and_ends_nothing(monkeypatch, caplog):

@@ -117,14 +117,14 @@ def test_small_batches(tokens, shape, kind) -> None:
 @pytest.mark.parametrize(
     ("tokens", "has_drafts", "window", "group", "expected"),
     [
-        (1, False, None, 4, 4096),
-        (2, False, None, 4, 1536),
-        (2, False, None, 2, 4096),
+        (1, False, None, 4, 4608),
+        (2, False, None, 4, 1280),
+        (2, False, None, 2, 3584),
         (3, False, None, 4, None),  # `stream` for any length
-        (5, True, None, 4, 2048),
+        (5, True, None, 4, 1024),
         (1, False, None, 9, None),
-        (1, False, 4096, 4, None),  # no sequence has more keys than the window
-        (1, False, 8192, 4, 4096),
+        (1, False, 4608, 4, None),  # no sequence has more keys than the window
+        (1, False, 8192, 4, 4608),
     ],
 )
 def test_when_a_sequence_is_long(tokens, has_drafts, window, group, expected, monkeypatch) -> None:

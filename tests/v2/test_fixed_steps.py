@@ -274,12 +274,15 @@ def test_captured_prompts_in_bfloat16(tiny_models):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("speculative", [None, {"method": "ngram", "num_speculative_tokens": 3}], ids=str)
-def test_long_sequences_in_bfloat16(speculative, tiny_models, monkeypatch):
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_long_sequences_in_bfloat16(drafts, tiny_models, monkeypatch):
     """Sequences become long on the way: captured steps of both ways, one after the other."""
     monkeypatch.setattr(v2_attention, "most_context", lambda *args, **kwargs: 64)
     path = tiny_models.path("qwen3", **SIZES)
-    runner = make_runner(path, dtype="bfloat16", max_num_seqs=2, speculative_config=speculative)
+    speculative = {"method": "draft_model", "model": str(path), "num_speculative_tokens": drafts}
+    runner = make_runner(
+        path, dtype="bfloat16", max_num_seqs=2, speculative_config=speculative if drafts else None
+    )
     graphs, replayed = runner.ready.graphs, []
     replay = graphs.replay
     monkeypatch.setattr(graphs, "replay", lambda step: (replayed.append(step), replay(step)))
@@ -288,10 +291,9 @@ def test_long_sequences_in_bfloat16(speculative, tiny_models, monkeypatch):
         prompts = prompts_of(*lengths)
         outputs = generate(runner, prompts, max_tokens=24).outputs
         reference.check(prompts, outputs, max_tokens=24, half_precision=True, max_ties=4)
-    ways = {(step.size, step.has_long) for step in replayed if not step.is_prompt and step.size <= 8}
-    assert {(1, True), (1, False), (2, True), (2, False)} <= ways
-    if speculative is not None:
-        assert {(4, True), (4, False)} <= {(s.size, s.has_long) for s in replayed if s.verifies}
+    ways = {(step.size, step.has_long) for step in replayed if step.verifies == (drafts > 0)}
+    sizes = (4, 8) if drafts else (1, 2)
+    assert {(size, has_long) for size in sizes for has_long in (False, True)} <= ways
 
 
 @pytest.mark.gpu
