@@ -16,6 +16,7 @@ import functools
 import logging
 from typing import Any, TypeVar
 
+import torch
 import triton
 from triton.runtime.jit import KernelInterface
 
@@ -37,7 +38,7 @@ def prefer_l1_cache(kernel: Kernel) -> Kernel:
 
 def _ask(module: int, function: int, name: str, metadata_group: dict[str, str], hash: str) -> None:
     """Triton calls this with each kernel that it has loaded; `function`: the CUfunction."""
-    if name in _names:
+    if name in _names and torch.version.hip is None:
         result = _driver().cuFuncSetCacheConfig(ctypes.c_void_p(function), PREFER_L1)
         if result:
             _logger.warning(
