@@ -147,6 +147,8 @@ _MAKERS: Mapping[str, Callable[[random.Random, int, float], tuple[Ask, ...]]] = 
     "short512": lambda rng, vocab, _: _uniform(rng, vocab, 512, (32, 32), (512, 512)),
     "prefill256": lambda rng, vocab, _: _uniform(rng, vocab, 256, (2048, 2048), (1, 1)),
     "bs1": lambda rng, vocab, _: _uniform(rng, vocab, 1, (128, 128), (512, 512)),
+    "bs8": lambda rng, vocab, _: _uniform(rng, vocab, 8, (128, 128), (512, 512)),
+    "long2": lambda rng, vocab, _: _uniform(rng, vocab, 2, (16_384, 16_384), (512, 512)),
     "poisson": _poisson,
     "mixed": _mixed,
 }
@@ -158,9 +160,10 @@ def make_workload(name: str, *, vocab_size: int, seed: int = 0, rate: float = 8.
     """The requests of a name in `WORKLOADS`.
 
     nano256: 256 requests, prompts of 100 to 1024 tokens, outputs of 100 to 1024. short512: 512 requests, 32
-    in, 512 out. prefill256: 256 requests, 2048 in, 1 out. bs1: one request, 128 in, 512 out. poisson: 128 of
-    nano256's kind that arrive at `rate` per second, streamed. mixed: 256 requests, 100 to 1024 in, 100 to 512
-    out, their sampling parameters `MIXED` in turn. Temperature 0.6 but in mixed.
+    in, 512 out. prefill256: 256 requests, 2048 in, 1 out. bs1, bs8: one request or eight, 128 in, 512 out.
+    long2: two requests, 16384 in, 512 out. poisson: 128 of nano256's kind that arrive at `rate` per second,
+    streamed. mixed: 256 requests, 100 to 1024 in, 100 to 512 out, their sampling parameters `MIXED` in turn.
+    Temperature 0.6 but in mixed.
 
     Raises ValueError for other names.
     """
