@@ -76,6 +76,8 @@ class DecodeBatch:
     drafts: ClassVar[Mapping[int, Sequence[int]]] = NO_DRAFTS
     rows: Sequence[int]
     fixed: FixedStep
+    long_context: int | None
+    """Of such a size: see `StepModel.long_context`."""
 
     def launch(self, steps: StepRunner, graphs: StepGraphs | None) -> None:
         """The step of fixed form."""
@@ -294,7 +296,7 @@ class BatchBuilder:
         self._sampler = steps.sampler
         self._long_context = steps.model.long_context
         self._prompt_logprobs = PromptLogprobRequests()
-        self._decodes = DecodeBatch((), FixedStep(0, True))
+        self._decodes = DecodeBatch((), FixedStep(0, True), None)
         """The latest batch of decodes; most steps run it again."""
         self._verifying: tuple[DraftBatchSizes, DraftBatch] | None = None
         """Likewise the latest batch of rows that verify drafts on the device, with what the state said."""
@@ -367,7 +369,8 @@ class BatchBuilder:
             padded_length=size or 0,
             padded_rows=(size or 0) // self._entries_per_row,
         )
-        has_long = size is not None and self._has_long(size, step, verifies=True)
+        long_context = None if size is None else self._long_context(size, verifies=True)
+        has_long = long_context is not None and max(step.num_computed_tokens) >= long_context
         if self._verifying is not None and self._verifying[0] is sizes:  # the state describes it already
             latest = self._verifying[1]
             if latest.fixed is None or latest.fixed.has_long == has_long:
@@ -393,16 +396,14 @@ class BatchBuilder:
 
     def _decode_batch(self, step: SchedulerOutput, size: int) -> DecodeBatch:
         changed = self._state.set_decode_batch(step.rows, step.num_computed_tokens, size)
-        has_long = self._has_long(size, step, verifies=False)
-        if changed or step.new_requests or has_long != self._decodes.fixed.has_long:
+        latest = self._decodes
+        long_context = self._long_context(size, verifies=False) if changed else latest.long_context
+        has_long = long_context is not None and max(step.num_computed_tokens) >= long_context
+        if changed or step.new_requests or has_long != latest.fixed.has_long:
             base_only = not self._sampler.asked_stages(step.rows)
-            self._decodes = DecodeBatch(step.rows, FixedStep(size, base_only, has_long=has_long))
+            fixed = FixedStep(size, base_only, has_long=has_long)
+            self._decodes = DecodeBatch(step.rows, fixed, long_context)
         return self._decodes
-
-    def _has_long(self, size: int, step: SchedulerOutput, *, verifies: bool) -> bool:
-        """Whether the step's longest sequence, as the host knows it, is long for a step of `size` entries."""
-        long_context = self._long_context(size, verifies=verifies)
-        return long_context is not None and max(step.num_computed_tokens) >= long_context
 
 
 def _chunks(step: SchedulerOutput, first_row: int, first_token: int) -> list[RowChunk]:
