@@ -30,7 +30,10 @@ _names: set[str] = set()
 
 
 def prefer_l1_cache(kernel: Kernel) -> Kernel:
-    """Decorates a kernel: wherever it is loaded on an NVIDIA GPU, it asks for the largest L1 cache."""
+    """Decorates a kernel: wherever it is loaded on an NVIDIA GPU, it asks for the largest L1 cache.
+
+    Triton tells what it loads by name alone, so any other kernel of this name asks, too.
+    """
     _names.add(kernel.fn.__name__)
     triton.knobs.runtime.kernel_load_end_hook.add(_ask)
     return kernel

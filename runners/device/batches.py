@@ -3,6 +3,7 @@ pass, samples, and appends the tokens in its own way."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -76,8 +77,6 @@ class DecodeBatch:
     drafts: ClassVar[Mapping[int, Sequence[int]]] = NO_DRAFTS
     rows: Sequence[int]
     fixed: FixedStep
-    long_context: int | None
-    """Of such a size: see `StepModel.long_context`."""
 
     def launch(self, steps: StepRunner, graphs: StepGraphs | None) -> None:
         """The step of fixed form."""
@@ -294,9 +293,9 @@ class BatchBuilder:
         self._entries_per_row = entries_per_row
         self._state = steps.state
         self._sampler = steps.sampler
-        self._long_context = steps.model.long_context
+        self._long_context = functools.cache(steps.model.long_context)  # asked in every step
         self._prompt_logprobs = PromptLogprobRequests()
-        self._decodes = DecodeBatch((), FixedStep(0, True), None)
+        self._decodes = DecodeBatch((), FixedStep(0, True))
         """The latest batch of decodes; most steps run it again."""
         self._verifying: tuple[DraftBatchSizes, DraftBatch] | None = None
         """Likewise the latest batch of rows that verify drafts on the device, with what the state said."""
@@ -396,13 +395,11 @@ class BatchBuilder:
 
     def _decode_batch(self, step: SchedulerOutput, size: int) -> DecodeBatch:
         changed = self._state.set_decode_batch(step.rows, step.num_computed_tokens, size)
-        latest = self._decodes
-        long_context = self._long_context(size, verifies=False) if changed else latest.long_context
+        long_context = self._long_context(size, verifies=False)
         has_long = long_context is not None and max(step.num_computed_tokens) >= long_context
-        if changed or step.new_requests or has_long != latest.fixed.has_long:
+        if changed or step.new_requests or has_long != self._decodes.fixed.has_long:
             base_only = not self._sampler.asked_stages(step.rows)
-            fixed = FixedStep(size, base_only, has_long=has_long)
-            self._decodes = DecodeBatch(step.rows, fixed, long_context)
+            self._decodes = DecodeBatch(step.rows, FixedStep(size, base_only, has_long=has_long))
         return self._decodes
 
 

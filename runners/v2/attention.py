@@ -265,7 +265,7 @@ class Attention:
     def long_context(self, num_tokens: int, *, has_drafts: bool) -> int | None:
         """Tokens of the longest sequence from which on `plan_small_batch` of so many decodes, or drafts among
         them, is faster with `ForwardInputs.has_long`; None where there is no other kernel, or no sequence
-        with so many keys."""
+        with so many keys. Drafts of more entries than `small_batch` serves run alike in both ways."""
         shape = self._shape
         is_small = has_drafts or num_tokens <= MAX_SMALL_BATCH
         if not self._can_stream or not is_small or shape.group > LARGEST_GROUP:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 import triton
 
 from dodona.kernels import l1_cache
 from dodona.kernels.linear.quantized_small_batch_linear import _quantized_small_batch_linear_kernel
 from dodona.kernels.linear.rms_norm import _rms_norm_kernel
 from dodona.kernels.linear.single_token_linear import _matvec_kernel
-from dodona.kernels.linear.small_batch_linear import _small_batch_linear_kernel
+from dodona.kernels.linear.small_batch_linear import _small_batch_linear_kernel, small_batch_linear
 
 
 class Driver:
@@ -53,13 +54,16 @@ def test_a_refusal_is_told_and_ends_nothing(monkeypatch, caplog):
 
 
 @pytest.mark.gpu
-def test_the_driver_takes_it(caplog):
-    import torch
+def test_the_driver_takes_it(monkeypatch):
+    driver, results = l1_cache._driver(), []
 
-    from dodona.kernels.linear.small_batch_linear import small_batch_linear
+    class Noting:
+        def cuFuncSetCacheConfig(self, function, config) -> int:
+            results.append(driver.cuFuncSetCacheConfig(function, config))
+            return results[-1]
 
+    monkeypatch.setattr(l1_cache, "_driver", Noting)
     _small_batch_linear_kernel.device_caches.clear()
     x, weight = (torch.ones(rows, 1024, dtype=torch.bfloat16, device="cuda") for rows in (3, 64))
-    with caplog.at_level(logging.WARNING):
-        assert (small_batch_linear(x=x, weight=weight) == 1024).all()
-    assert not caplog.text
+    assert (small_batch_linear(x=x, weight=weight) == 1024).all()
+    assert results == [0]
