@@ -218,7 +218,7 @@ class ParallelConfig:
     data_parallel_size: Count = 1
     """Replicas that share the requests."""
     data_parallel_backend: Literal["mp", "ray"] = "mp"
-    """What starts the replicas: this process ("mp"), or Ray, on several machines."""
+    """Where the replicas run: on this machine ("mp"), or where Ray has room for them."""
     data_parallel_rank: Natural | None = None
     """This replica's number, where each is started by itself behind a load balancer."""
     data_parallel_external_lb: Flag = False
@@ -233,7 +233,8 @@ class ParallelConfig:
     """Spread experts over the devices."""
     distributed_executor_backend: Literal["mp", "ray", "uni", "external_launcher"] | None = None
     """How workers run: in processes of this machine ("mp"), as Ray actors, or in the engine's process
-    ("uni"). None means "mp" where there are several, else "uni"."""
+    ("uni"). None means "ray" where `data_parallel_backend` is, else "mp" where there are several, else
+    "uni"."""
     distributed_timeout_seconds: Count | None = None
     """Seconds that a step of several workers may take; None means 600."""
 
@@ -247,6 +248,11 @@ class ParallelConfig:
     def world_size_across_dp(self) -> int:
         """Ranks of all replicas together."""
         return self.world_size * self.data_parallel_size
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether workers are Ray actors."""
+        return (self.distributed_executor_backend or self.data_parallel_backend) == "ray"
 
 
 @config_errors("scheduler_config")

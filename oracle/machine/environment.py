@@ -85,6 +85,8 @@ class Environment:
     """GiB of memory of the smallest visible GPU; None: not known."""
     host_memory: Annotated[float, Field(gt=0)] | None = None
     """GiB of memory of the machine itself, or of its control group; None: not known."""
+    ray_cluster: Annotated[bool, Strict()] = False
+    """Ray's workers run on a cluster: `RAY_ADDRESS` names one, or the process has initialised Ray."""
     is_here: Annotated[bool, Strict()] = False
     """The machine is this one, so that a model's directory has here what an engine will find in it."""
     variables: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -131,6 +133,7 @@ class Environment:
             has_package,
             is_wsl,
             torch_supports_cuda,
+            uses_ray_cluster,
         )
 
         environ = os.environ if environ is None else environ
@@ -146,6 +149,7 @@ class Environment:
             wsl=is_wsl(),
             wsl_pin_memory=is_on(environ.get(WSL_PIN_MEMORY)),
             host_memory=host_memory(),
+            ray_cluster=uses_ray_cluster(environ),
             is_here=True,
             memory=cuda_memory(environ.get("CUDA_VISIBLE_DEVICES")) if found else None,
             variables=vllm_variables(environ),

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _CAPABILITY_MAJOR = 75
@@ -182,3 +183,11 @@ def _ask_driver() -> tuple[int, ...]:
         cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
         found.append(major.value * 10 + minor.value)
     return tuple(found)
+
+
+def uses_ray_cluster(environ: Mapping[str, str]) -> bool:
+    """Whether Ray's workers are to run on a cluster, as `Environment.ray_cluster` says it."""
+    if environ.get("RAY_ADDRESS") not in (None, "", "local"):
+        return True
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -19,7 +22,8 @@ ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
 }
-"""Nothing listens beyond this machine. NVLink's multicast is left alone: not every machine grants it."""
+"""Nothing listens beyond this machine, unless what starts workers on several machines has said otherwise.
+NVLink's multicast is left alone: not every machine grants it."""
 
 
 class ProcessGroup:
@@ -65,7 +69,7 @@ def join(start: Start) -> Mesh:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cuda, world = start.limits.device == "cuda", start.sizes.world
-    store = dist.FileStore(start.store, world)  # type: ignore[attr-defined]
+    store = _store(start.store, world, timedelta(seconds=start.start_timeout_s))
     # The group's own limit is that of a step, in which ranks that import faster must not wait for others.
     here = [f"rank-{rank}-is-here" for rank in range(world)]
     store.set(here[start.rank], "")
@@ -79,6 +83,30 @@ def join(start: Start) -> Mesh:
         device_id=torch.device("cuda", start.device_index) if cuda else None,
     )
     return process_mesh(start.sizes)
+
+
+@contextlib.contextmanager
+def store_at(host: str) -> Iterator[str]:
+    """A store by which ranks on several machines find each other, at an address of this one: tcp://HOST:PORT,
+    within the context."""
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    try:
+        yield f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    finally:
+        del store  # it ends with its last user
+
+
+def _store(address: str, world: int, limit: timedelta) -> dist.Store:
+    if not address.startswith("tcp://"):
+        return dist.FileStore(address, world)  # type: ignore[attr-defined]
+    parts = urlsplit(address)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return dist.TCPStore(parts.hostname, parts.port, world, is_master=False, timeout=limit)
 
 
 def leave() -> None:

@@ -1,4 +1,4 @@
-"""What the engine's process and its workers tell each other. Everything is pickled over a socket pair."""
+"""What the engine's process and its workers tell each other. Everything is pickled over a socket."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Start:
     device_index: int
     """Number of the GPU among the visible ones."""
     store: str
-    """File by which the ranks find each other."""
+    """Where the ranks find each other, see `worker_handle.Launched`."""
     timeout_s: float
     """Seconds after which an exchange between ranks fails."""
     start_timeout_s: float
@@ -118,12 +118,13 @@ class Failure:
     error: Exception
     traceback: str
     at: float
-    """`time.monotonic()`, which all processes of a machine share: the cause is the earliest failure."""
+    """`time.time()`, which all processes of a machine share: the cause is the earliest failure. Clocks of
+    several machines differ by some milliseconds, and as much may pass for the cause."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """The failure that an exception, which is being handled, makes."""
-        return cls(error, "".join(traceback.format_exception(error)), time.monotonic())
+        return cls(error, "".join(traceback.format_exception(error)), time.time())
 
 
 Answer = Result | Failure

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from dodona.runners.after_fork import leave_after_fork
 from dodona.runners.distributed import worker_log
-from dodona.runners.distributed.worker_handle import LOG_LINES, Ending, WorkerHandle
+from dodona.runners.distributed.worker_handle import LOG_LINES, Ending, Launched, WorkerHandle, is_stopped
 
 logger = logging.getLogger("dodona.worker")
 
 
 @contextlib.contextmanager
-def worker_processes(count: int, folder: Path) -> Iterator[Sequence[WorkerHandle]]:
+def worker_processes(count: int, folder: Path) -> Iterator[Launched]:
     """Processes for the ranks 0 .. count-1; the caller ends them. See `workers.Launch`."""
     started: list[WorkerProcess] = []
     try:
@@ -32,7 +32,7 @@ def worker_processes(count: int, folder: Path) -> Iterator[Sequence[WorkerHandle
         for process in started:
             process.end(0.0)
         raise
-    yield started
+    yield Launched(started, str(folder / "store"))
 
 
 class WorkerProcess(WorkerHandle):
@@ -70,6 +70,15 @@ class WorkerProcess(WorkerHandle):
         self._reader = threading.Thread(target=self._read_log, name=f"dodona-log-{rank}", daemon=True)
         self._reader.start()
         leave_after_fork(self)
+
+    def dump_stack(self) -> None:
+        """See `WorkerHandle.dump_stack`."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+
+    def is_stopped(self) -> bool:
+        """See `WorkerHandle.is_stopped`."""
+        return is_stopped(self.pid)
 
     def log_tail(self) -> Sequence[str]:
         """The last lines that the worker printed."""

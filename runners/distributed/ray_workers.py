@@ -1,273 +1,314 @@
-"""Workers as Ray actors, in a placement group on this machine (`distributed_executor_backend: ray`).
+"""Workers as Ray actors, in a placement group (`distributed_executor_backend: ray`).
 
-Ray starts them, watches them and knows why they are gone. Messages go over Unix sockets, and the code that
-carries them out is that of a worker's process.
+Ray starts them, watches them and knows why they are gone. Messages go over TCP, and the code that carries
+them out is that of a worker's process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
-import select
-import signal
-import socket
 import sys
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Client, Connection
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dodona.runners.distributed.own_folder import OwnFolder
-from dodona.runners.distributed.worker import serve
-from dodona.runners.distributed.worker_handle import LOG_LINES, Ending, WorkerHandle
+from dodona.runners.distributed.connecting import Listener
+from dodona.runners.distributed.ray_actors import GONE_S, Engine, MachineActor, WorkerActor
+from dodona.runners.distributed.ray_cluster import LOOPBACK, import_ray, initialised
+from dodona.runners.distributed.worker_handle import Ending, Launched, WorkerHandle
 from dodona.runners.errors import EngineSetupError
-
-EXTRA = "ray"
-"""The optional dependency of pyproject.toml that brings Ray."""
 
 _START_S = 120.0
 """Seconds in which Ray must have started the actors."""
 
-_OWN_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-"""Ray of our own listens on the loopback interface only, as it does by itself on Windows and macOS, and
-reports nothing to its makers."""
+_HERE_S = 1.0
+"""Seconds in which Ray must have found room on this machine, before others of the cluster are asked."""
 
-_PATIENCE_S = 10.0
-"""Seconds in which a killed process must be gone, and Ray must have noticed."""
+_ANSWER_S = 15.0
+"""Seconds in which Ray must have answered for a process: it may wait for one to be gone."""
 
-_LOOPBACK = "127.0.0.1"
+_SOON_S = 1.0
+"""Seconds in which a process ends that Ray has told to."""
+
+_INHERITED = ("HF_", "HUGGING_FACE_", "NCCL_", "PYTORCH_", "TORCH", "TRANSFORMERS_", "TRITON_")
+"""How the names of the environment variables begin that workers take over from the engine's process."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a rank's worker runs."""
+
+    bundle: int
+    """Number in the placement group."""
+    node: str
+    """Ray's name of the machine."""
+    address: str
 
 
 @contextlib.contextmanager
 def ray_workers(
-    count: int, folder: Path, *, sharing: int, room_s: float = 30.0
-) -> Iterator[Sequence[WorkerHandle]]:
+    count: int,
+    folder: Path,
+    *,
+    sharing: int,
+    gpus: bool = False,
+    here_only: bool = False,
+    room_s: float = 30.0,
+) -> Iterator[Launched]:
     """Actors for the ranks 0 .. count-1, one CPU for each; see `workers.Launch`.
 
-    sharing: ranks of all replicas, which share Ray of our own.
-    room_s: seconds in which Ray must have found room for them.
+    They run on this machine where Ray has room on it, else on any of the cluster: this machine's first, then
+    neighbours together. sharing: ranks of all replicas, which share our own Ray. gpus: also a GPU for each.
+    here_only: on this machine, or not at all. room_s: seconds in which Ray must have found room for them.
 
-    Uses Ray as this process has initialised it, or else starts it here, and ends it with its last user.
-    Raises EngineSetupError where Ray is not installed, has no room on this machine, or can't start them.
+    Uses Ray as `ray_cluster.initialised` does. Raises EngineSetupError where Ray is not installed, has no
+    room, or can't start the workers, and where they can't connect.
     """
-    os.environ.update({name: value for name, value in _OWN_RAY.items() if name not in os.environ})
-    try:
-        import ray
-        from ray.util.placement_group import placement_group, remove_placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-    except ImportError as error:
-        raise EngineSetupError(
-            "distributed_executor_backend 'ray' needs the package ray, which is not installed: "
-            f"pip install 'dodona[{EXTRA}]', or choose 'mp'"
-        ) from error
-    with _initialised(ray, sharing):
-        # The ranks find each other by a file, and this process by sockets: all of them are on this machine.
-        here = f"node:{ray.util.get_node_ip_address()}"
-        group = placement_group([{"CPU": 1, here: 0.001}] * count, strategy="STRICT_PACK")
+    ray = import_ray()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(initialised(ray, sharing))
+        here = ray.get_runtime_context().get_node_id()
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        bundle = {"CPU": 1, **({"GPU": 1} if gpus else {})}
+        here_only = here_only or len(addresses) == 1
+        group = stack.enter_context(
+            _placement(ray, bundle, count, room_s, this=addresses[here], here_only=here_only)
+        )
+        places = _places(ray, group, count, here, addresses)
+        spread = any(place.node != here for place in places)
+        if spread and count > 1:
+            from dodona.runners.distributed.joining import store_at
+
+            store = stack.enter_context(store_at(addresses[here]))
+        else:
+            store = str(folder / "store")
+        listener = Listener(addresses[here] if spread else LOOPBACK)
+        stack.callback(listener.close)
+        machines = {place.node: place.address for place in places}
         try:
-            if not group.wait(room_s):
-                raise EngineSetupError(
-                    f"Ray has no room for {count} workers of one CPU each on this machine within "
-                    f"{room_s:.0f} s; what is free of the cluster: {ray.available_resources()}"
-                )
-            remote = ray.remote(_Actor)
-            paths = [(folder / f"commands-{rank}", folder / f"log-{rank}") for rank in range(count)]
-            with contextlib.ExitStack() as listening:
-                sockets = [listening.enter_context(_listener(commands)) for commands, _ in paths]
-                actors = [
-                    remote.options(
-                        num_cpus=1,
-                        max_restarts=0,
-                        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
-                        scheduling_strategy=PlacementGroupSchedulingStrategy(
-                            group, placement_group_bundle_index=rank
-                        ),
-                    ).remote(str(commands), str(log))
-                    for rank, (commands, log) in enumerate(paths)
-                ]
-                try:
-                    pids = ray.get([actor.pid.remote() for actor in actors], timeout=_START_S)
-                except ray.exceptions.RayError as error:
-                    raise EngineSetupError(f"Ray did not start the workers: {error}") from error
-                connections = [Connection(each.accept()[0].detach()) for each in sockets]
-            yield [
-                RayWorker(rank, pids[rank], connections[rank], paths[rank][1], actor)
-                for rank, actor in enumerate(actors)
-            ]
-        finally:
-            if ray.is_initialized():
-                remove_placement_group(group)
+            watching = {node: stack.enter_context(_machine(ray, node)) for node in machines}
+            workers = _start(ray, group, places, watching, listener, spread=spread)
+        except (ray.exceptions.RayError, OSError) as error:
+            raise EngineSetupError(f"Ray did not start the workers: {_said(error)}") from error
+        yield Launched(workers, store)
+
+
+def _start(
+    ray: Any,
+    group: Any,
+    places: Sequence[_Place],
+    machines: Mapping[str, Any],
+    listener: Listener,
+    *,
+    spread: bool,
+) -> Sequence[WorkerHandle]:
+    """The workers, once all of them have connected."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    remote = ray.remote(WorkerActor)
+    logs = ray.get([machines[p.node].log.remote(rank) for rank, p in enumerate(places)], timeout=_START_S)
+    actors = [
+        remote.options(
+            num_cpus=1,
+            num_gpus=group.bundle_specs[place.bundle].get("GPU", 0),
+            max_restarts=0,
+            runtime_env=_runtime_env(),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=place.bundle
+            ),
+        ).remote(log)
+        for place, log in zip(places, logs, strict=True)
+    ]
+    processes: list[tuple[int, int | None]] = ray.get(
+        [actor.process.remote() for actor in actors], timeout=_START_S
+    )
+    ray.get(
+        [machines[p.node].watch.remote(pid) for p, (pid, _) in zip(places, processes, strict=True)],
+        timeout=_START_S,
+    )
+    engine = Engine(
+        listener.host,
+        listener.port,
+        listener.key,
+        {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)},
+    )
+    served = [
+        actor.serve.remote(engine, rank, place.address if spread else None)
+        for rank, (actor, place) in enumerate(zip(actors, places, strict=True))
+    ]
+
+    def check() -> None:
+        for ended in ray.wait(served, timeout=0)[0]:
+            rank = served.index(ended)
+            ray.get(ended)
+            raise OSError(f"the worker of rank {rank} has ended")
+
+    connections = listener.accept(len(places), _START_S, check)
+    return [
+        RayWorker(ray, rank, processes[rank], connections[rank], place, machines[place.node], actor, on)
+        for rank, (place, actor, on) in enumerate(zip(places, actors, served, strict=True))
+    ]
 
 
 class RayWorker(WorkerHandle):
-    """A worker in an actor's process."""
+    """A worker in an actor's process. process: its id, and its device. served: Ray's promise of its end."""
 
     def __init__(
-        self, rank: int, pid: int, connection: Connection[bytes, bytes], log: Path, actor: Any
+        self,
+        ray: Any,
+        rank: int,
+        process: tuple[int, int | None],
+        connection: Connection[bytes, bytes],
+        place: _Place,
+        machine: Any,
+        actor: Any,
+        served: Any,
     ) -> None:
-        super().__init__(rank, pid, connection)
-        self._log = log
-        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        pid, device = process
+        super().__init__(rank, pid, connection, machine=place.address, device=device)
+        self._ray = ray
+        self._machine = machine
         self._actor = actor
-        self._process = os.pidfd_open(pid)
-        self._served = actor.serve.remote()
+        self._served = served
+        self._lines: Sequence[str] = ()
+        """What the worker had printed when it ended."""
+
+    def is_lost(self) -> bool:
+        """See `WorkerHandle.is_lost`."""
+        return self._ray.is_initialized() and bool(self._ray.wait([self._served], timeout=0)[0])
+
+    def dump_stack(self) -> None:
+        """See `WorkerHandle.dump_stack`."""
+        self._ask(self._machine.dump_stack, self.pid, otherwise=None)
+
+    def is_stopped(self) -> bool:
+        """See `WorkerHandle.is_stopped`."""
+        stopped: bool = self._ask(self._machine.is_stopped, self.pid, otherwise=False)
+        return stopped
 
     def log_tail(self) -> Sequence[str]:
         """See `WorkerHandle.log_tail`."""
-        with (
-            contextlib.suppress(FileNotFoundError),  # removed: what was read before is all
-            self._log.open(encoding="utf-8", errors="replace") as file,
-        ):
-            self._lines.extend(line.rstrip() for line in deque(file, LOG_LINES))
-        return tuple(self._lines)
+        self._lines = self._ask(self._machine.log_tail, self.rank, otherwise=self._lines)
+        return self._lines
 
     def end(self, patience_s: float) -> Ending:
         """See `WorkerHandle.end`."""
-        import ray
-
         self.close()
-        ended = Ending("ended", by_itself=True)
-        if ray.is_initialized():  # nobody has shut it down, and with it the actor
-            ended = self._ending(ray, patience_s)
-            ray.kill(self._actor)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._process, signal.SIGKILL)  # a stopped one doesn't hear Ray
-        self._is_gone(_PATIENCE_S)
-        os.close(self._process)
+        if not self._ray.is_initialized():  # somebody has shut it down, and with it the actor
+            return Ending("ended", by_itself=True)
+        ended = self._ending(patience_s)
+        self._ray.kill(self._actor)
+        if not self._ask(self._machine.is_gone, self.pid, _SOON_S, otherwise=True):
+            self._ask(self._machine.kill, self.pid, otherwise=None)  # a stopped one doesn't hear Ray
         self.log_tail()
         return ended
 
-    def _ending(self, ray: Any, patience_s: float) -> Ending:
+    def _ending(self, patience_s: float) -> Ending:
         """What Ray says within `patience_s`; of a process that is gone, it soon says so."""
-        limit = _PATIENCE_S if self._is_gone(0.1) else patience_s
+        errors = self._ray.exceptions
+        is_gone = self._ask(self._machine.is_gone, self.pid, 0.1, otherwise=True)
         try:
-            ray.get(self._served, timeout=limit)
-        except ray.exceptions.GetTimeoutError:
+            self._ray.get(self._served, timeout=GONE_S if is_gone else patience_s)
+        except errors.GetTimeoutError:
             return Ending("was killed", by_itself=True)
-        except ray.exceptions.RayError as error:
-            said = " ".join(str(error).split())
-            return Ending(f"was lost; Ray says: {said}", by_itself=False)
+        except errors.RayError as error:
+            return Ending(f"was lost; Ray says: {_said(error)}", by_itself=False)
         return Ending("ended", by_itself=True)
 
-    def _is_gone(self, within_s: float) -> bool:
-        return bool(select.select([self._process], [], [], within_s)[0])
-
-
-class _Actor:
-    """In Ray's process."""
-
-    def __init__(self, commands: str, log: str) -> None:
-        output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        for descriptor in (1, 2):
-            os.dup2(output, descriptor)
-        os.close(output)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's, which then stops its workers
-        faulthandler.register(signal.SIGUSR1, file=2)  # the engine asks where a worker hangs
-        self._connection = Client(commands, "AF_UNIX")
-
-    def pid(self) -> int:
-        """The process's id, once there is a connection."""
-        return os.getpid()
-
-    def serve(self) -> None:
-        """Carry out messages until `Stop`, or until the engine has closed the connection."""
-        with self._connection:
-            serve(self._connection)
-
-
-def _listener(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(1)
-    listener.settimeout(_START_S)
-    return listener
-
-
-class _OwnRay:
-    """Ray that this process starts, and ends with its last user.
-
-    A thread keeps it: Linux ends Ray's processes with the thread that started them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._unused = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    @contextlib.contextmanager
-    def used(self, ray: Any, num_cpus: int) -> Iterator[None]:
-        """Ray is there within the context."""
-        with self._lock:
-            if self._users == 0:
-                self._start(ray, num_cpus)
-            self._users += 1
+    def _ask(self, method: Any, *arguments: Any, otherwise: Any) -> Any:
+        """What the worker's machine says; `otherwise` where it is gone."""
+        if not self._ray.is_initialized():
+            return otherwise
         try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    self._end()
+            return self._ray.get(method.remote(*arguments), timeout=_ANSWER_S)
+        except self._ray.exceptions.RayError:
+            return otherwise
 
-    @property
-    def is_used(self) -> bool:
-        """Whether Ray is one of our own."""
-        with self._lock:
-            return self._users > 0
 
-    def _start(self, ray: Any, num_cpus: int) -> None:
-        if ray.util.get_node_ip_address() != _LOOPBACK:
-            raise EngineSetupError(
-                "Ray was imported before, and would listen beyond the loopback interface: set "
-                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 first, or call ray.init yourself"
-            )
-        ready = threading.Event()
-        failed: list[Exception] = []
-        self._unused.clear()
+@contextlib.contextmanager
+def _placement(
+    ray: Any, bundle: Mapping[str, float], count: int, room_s: float, *, this: str, here_only: bool
+) -> Iterator[Any]:
+    """A placement group with `count` times the resources of `bundle`. this: this machine's address."""
+    from ray.util.placement_group import placement_group, remove_placement_group
 
-        def keep() -> None:
-            folder = OwnFolder("dodona-ray-")
-            try:
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    object_store_memory=80 * 2**20,  # the least: no object of size passes through it
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    _node_ip_address=_LOOPBACK,
-                    _temp_dir=str(folder.path / "ray"),  # Ray lets everybody write to it
+    def remove() -> None:
+        if ray.is_initialized():
+            remove_placement_group(group)
+
+    on_this = {**bundle, f"node:{this}": 0.001}
+    group = placement_group([on_this] * count, strategy="STRICT_PACK")
+    try:
+        if not group.wait(room_s if here_only else _HERE_S):
+            if not here_only:
+                remove()
+                group = placement_group([dict(bundle)] * count, strategy="PACK")
+            if here_only or not group.wait(room_s):
+                each = " and ".join(f"one {name}" for name in bundle)
+                raise EngineSetupError(
+                    f"Ray has no room for {count} workers of {each} each "
+                    f"{'on this machine' if here_only else 'in the cluster'} within {room_s:.0f} s; "
+                    f"what is free of the cluster: {ray.available_resources()}"
                 )
-            except Exception as error:
-                failed.append(error)
-            ready.set()
-            if not failed:
-                self._unused.wait()
-            ray.shutdown()
-            folder.remove()
-
-        self._thread = threading.Thread(target=keep, name="dodona-ray", daemon=True)
-        self._thread.start()
-        ready.wait()
-        if failed:
-            self._end()
-            raise EngineSetupError(f"Ray does not start: {failed[0]}") from failed[0]
-
-    def _end(self) -> None:
-        self._unused.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._thread = None
+        yield group
+    finally:
+        remove()
 
 
-_own_ray = _OwnRay()
+def _places(ray: Any, group: Any, count: int, here: str, addresses: Mapping[str, str]) -> Sequence[_Place]:
+    """By rank. Ranks of one machine are neighbours, since neighbours exchange the most."""
+    from ray.util import placement_group_table
+
+    nodes: Mapping[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    per_node = Counter(nodes.values())
+
+    def order(bundle: int) -> tuple[bool, int, str, int]:
+        node = nodes[bundle]
+        return node != here, -per_node[node], node, bundle
+
+    return [
+        _Place(bundle, nodes[bundle], addresses[nodes[bundle]]) for bundle in sorted(range(count), key=order)
+    ]
 
 
-def _initialised(ray: Any, num_cpus: int) -> contextlib.AbstractContextManager[None]:
-    if ray.is_initialized() and not _own_ray.is_used:
-        return contextlib.nullcontext()
-    return _own_ray.used(ray, num_cpus)
+@contextlib.contextmanager
+def _machine(ray: Any, node: str) -> Iterator[Any]:
+    """A `MachineActor` there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    actor = (
+        ray.remote(MachineActor)
+        .options(
+            num_cpus=0,
+            max_restarts=0,
+            runtime_env=_runtime_env(),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        .remote()
+    )
+    try:
+        yield actor
+    finally:
+        if ray.is_initialized():
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(actor.close.remote(), timeout=_ANSWER_S)
+            ray.kill(actor)
+
+
+def _runtime_env() -> Mapping[str, Any]:
+    """Workers import what this process can import, and see all GPUs: those of one machine share memory."""
+    return {
+        "env_vars": {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+        }
+    }
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, in one line; of one in Ray's process, that one alone."""
+    return " ".join(str(getattr(error, "cause", None) or error).split())

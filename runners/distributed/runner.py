@@ -13,6 +13,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from dodona.oracle.systems.own.kv_transfer import SharedMemorySettings, resolve_kv_transfer
 from dodona.runners.distributed.adapters import AdapterSender
 from dodona.runners.distributed.imagined import first_of_stage, parts_of_stages
 from dodona.runners.distributed.messages import Call, Execute, Read, Sample, Start, Transfers
@@ -77,7 +78,7 @@ class _Step:
 
 
 class DistributedRunner(Runner):
-    """Workers in processes on this machine, one per rank, which this process or Ray starts.
+    """Workers in processes, one per rank: of this machine, which this process starts, or Ray's actors.
 
     runner_class: the workers' runner, see `messages.Start`.
     replica: number among `data_parallel_size`; each takes the next devices.
@@ -146,10 +147,15 @@ class DistributedRunner(Runner):
         whose = f" of replica {self._replica}" if self.config.parallel_config.data_parallel_size > 1 else ""
         sharing = self.config.parallel_config.world_size_across_dp
         launch: Launch = worker_processes
-        if self.config.parallel_config.distributed_executor_backend == "ray":
-            launch = partial(ray_workers, sharing=sharing)
+        if self.config.parallel_config.uses_ray:
+            launch = partial(
+                ray_workers,
+                sharing=sharing,
+                gpus=self.limits.device == "cuda",
+                here_only=isinstance(resolve_kv_transfer(self.config), SharedMemorySettings),
+            )
         self._workers = workers = Workers(self._sizes.world, whose, launch, self._given_up)
-        for rank in range(self._sizes.world):
+        for rank, device in enumerate(workers.devices):
             start = Start(
                 runner_class=self._runner_class,
                 config=self.config,
@@ -157,8 +163,8 @@ class DistributedRunner(Runner):
                 limits=self.limits,
                 rank=rank,
                 sizes=self._sizes,
-                device_index=self._replica * self._sizes.world + rank,
-                store=str(workers.store),
+                device_index=self._replica * self._sizes.world + rank if device is None else device,
+                store=workers.store,
                 timeout_s=self._timeout,
                 start_timeout_s=self._start_timeout,
                 sharing=sharing,

@@ -179,10 +179,10 @@ def _call(runner: Runner, call: Call) -> Any:
 
 
 def _receive(connection: Any) -> Message | None:
-    """The next message; None where the engine's process has closed the connection."""
+    """The next message; None where the engine's process, or its machine, is gone."""
     try:
         message: Message = pickle.loads(connection.recv_bytes())
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):
         return None
     return message
 

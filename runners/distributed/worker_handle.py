@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,11 +26,26 @@ class Ending:
 
 
 class WorkerHandle(ABC):
-    """A worker in a process of this machine."""
+    """A worker in a process of this machine, or of another.
 
-    def __init__(self, rank: int, pid: int, connection: Connection[bytes, bytes]) -> None:
+    machine: the other machine's address. device: number of its GPU among those visible to it, where what
+    started it chose one.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        pid: int,
+        connection: Connection[bytes, bytes],
+        *,
+        machine: str | None = None,
+        device: int | None = None,
+    ) -> None:
         self.rank = rank
         self.pid = pid
+        self.device = device
+        self.process = f"pid {pid}" if machine is None else f"pid {pid} on {machine}"
+        """For errors."""
         self.connection = connection
         """For `multiprocessing.connection.wait`."""
         self._outbox = Outbox(connection)
@@ -55,18 +67,17 @@ class WorkerHandle(ABC):
             return None
         return answer
 
+    def is_lost(self) -> bool:
+        """Whether the worker is known to be gone, though its connection does not show it."""
+        return False
+
+    @abstractmethod
     def dump_stack(self) -> None:
         """Ask for the worker's stack; it comes with its output, unless it is stopped."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGUSR1)
 
+    @abstractmethod
     def is_stopped(self) -> bool:
         """Whether the process was stopped by a signal."""
-        try:
-            with open(f"/proc/{self.pid}/stat", encoding="utf-8") as file:
-                return file.read().rpartition(")")[2].split()[0] in ("T", "t")
-        except OSError:
-            return False
 
     @abstractmethod
     def log_tail(self) -> Sequence[str]:
@@ -75,3 +86,22 @@ class WorkerHandle(ABC):
     @abstractmethod
     def end(self, patience_s: float) -> Ending:
         """Wait for the process to end by itself, kill it otherwise, and let go of all that it held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """Workers that were started together."""
+
+    workers: Sequence[WorkerHandle]
+    """By rank."""
+    store: str
+    """Where the ranks find each other: a file that all of them reach, or tcp://HOST:PORT."""
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine was stopped by a signal."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False

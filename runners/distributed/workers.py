@@ -19,7 +19,7 @@ from dodona.oracle.errors import DodonaError
 from dodona.runners.distributed.messages import Answer, Failure, Message, Stop
 from dodona.runners.distributed.own_folder import OwnFolder
 from dodona.runners.distributed.process import worker_processes
-from dodona.runners.distributed.worker_handle import Ending, WorkerHandle
+from dodona.runners.distributed.worker_handle import Ending, Launched, WorkerHandle
 from dodona.runners.errors import EngineSetupError, WorkerError
 from dodona.runners.phases import check_not_given_up
 
@@ -32,7 +32,7 @@ _PATIENCE = 10.0
 _SLICE = 0.25
 """Seconds between two looks at the time, and whether the start was given up."""
 
-Launch = Callable[[int, Path], AbstractContextManager[Sequence[WorkerHandle]]]
+Launch = Callable[[int, Path], AbstractContextManager[Launched]]
 """Starts the workers of so many ranks, which may use a folder of this machine. The context ends after each of
 them was ended, and lets go of what they shared."""
 
@@ -55,18 +55,21 @@ class Workers:
         self._whose = whose
         self._given_up = given_up
         folder = OwnFolder("dodona-workers-")
-        self.store = folder.path / "store"
-        """File by which the ranks find each other."""
         self._ended_by: WorkerError | None = None
         self._early: dict[int, deque[Answer]] = {rank: deque() for rank in range(count)}
         """By rank, answers to later messages than those that are waited for."""
         self._shared = ExitStack()
         self._shared.callback(folder.remove)
         try:
-            self._processes = list(self._shared.enter_context(launch(count, folder.path)))
+            launched = self._shared.enter_context(launch(count, folder.path))
         except BaseException:
             self._shared.close()
             raise
+        self._processes = list(launched.workers)
+        self.store = launched.store
+        """See `Launched.store`."""
+        self.devices = tuple(worker.device for worker in launched.workers)
+        """By rank, see `WorkerHandle`."""
 
     def tell(self, message: Message, ranks: Sequence[int] | None = None) -> None:
         """Send a message to some ranks (None: all), pickled once."""
@@ -136,9 +139,12 @@ class Workers:
             ready = wait([c for c, process in by_connection.items() if process.rank not in gone], _SLICE)
             if not ready:
                 self._end_if_given_up()
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
-                continue
+                lost = [p.rank for p in self._processes if p.rank not in gone and p.is_lost()]
+                if not lost:
+                    if deadline is not None and time.monotonic() >= deadline:
+                        break
+                    continue
+                gone += lost
             for connection in ready:
                 process = by_connection[connection]  # type: ignore[index]
                 answer = process.receive()
@@ -213,7 +219,7 @@ class Workers:
     ) -> WorkerError:
         process = process or self._processes[rank]
         tail = [*trace.rstrip().splitlines(), *process.log_tail()]
-        return WorkerError(rank, f"worker of rank {rank}{self._whose} (pid {process.pid}) {happened}", tail)
+        return WorkerError(rank, f"worker of rank {rank}{self._whose} ({process.process}) {happened}", tail)
 
 
 def _text(error: BaseException) -> str:

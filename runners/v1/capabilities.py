@@ -34,6 +34,7 @@ from dodona.oracle.systems.own.parallel import (
     fills_stages,
     lacks_executor,
     lacks_ray,
+    splits_gpus_by_ray,
     uneven_size,
     uses_workers,
 )
@@ -191,8 +192,7 @@ def check_supported(config: EngineConfig, model: ModelInfo, environment: Environ
         "encoder-decoder": model.is_encoder_decoder,
         "device-count": exceeds_devices(config, environment),
         "executor-backend": lacks_executor(parallel),
-        "ray-device": parallel.distributed_executor_backend == "ray"
-        and resolved_device(config, environment) == "cuda",
+        "ray-device": splits_gpus_by_ray(config, environment),
         "ray-package": lacks_ray(config, environment),
         "tensor-parallel-families": parallel.tensor_parallel_size > 1
         and not set(model.architectures) & set(TENSOR_PARALLEL_FAMILIES),

@@ -23,7 +23,9 @@ from dodona.oracle.systems.own.parallel import (
     deploys_replicas_otherwise,
     exceeds_devices,
     lacks_executor,
+    lacks_ray,
     quantized_share_fault,
+    splits_gpus_by_ray,
     uneven_size,
 )
 from dodona.oracle.systems.own.pooler import lacks_combination, pooler_fault
@@ -86,6 +88,7 @@ LACKS: frozenset[str] = frozenset(
         "device-count",
         "executor-backend",
         "ray-device",
+        "ray-package",
         "tensor-parallel-sizes",
         "tensor-parallel-groups",
         "pipeline-parallelism",
@@ -161,7 +164,8 @@ def _machine(
     is_fp8 = quantization_scheme(config, model) in FP8_SCHEMES
     return {
         "cuda": not device == environment.platform == "cuda",
-        "ray-device": device == "cuda" and config.parallel_config.distributed_executor_backend == "ray",
+        "ray-device": splits_gpus_by_ray(config, environment),
+        "ray-package": lacks_ray(config, environment),
         "triton": not environment.has_triton,
         "compute-capability": capability is None or capability < MIN_COMPUTE_CAPABILITY,
         "fp8-compute-capability": is_fp8 and capability is not None and capability < FP8_COMPUTE_CAPABILITY,

@@ -70,12 +70,12 @@ def test_calls_and_failures_are_those_of_processes(own_ray: None) -> None:
         with pytest.raises(WorkerError) as caught:
             started.answers([0] if what == "execute_model" else RANKS, what, limit)
         wait_until_gone(processes)
-        assert not started.store.parent.exists()
+        assert not Path(started.store).parent.exists()
         return caught.value
 
     launch = functools.partial(ray_workers, sharing=6)
     with workers(launch=launch) as started:
-        processes, folder = pids(started), started.store.parent
+        processes, folder = pids(started), Path(started.store).parent
         started.tell(Call("echo", ("a",), {"b": 1}))
         assert started.answers(RANKS, "echo", LIMIT) == [("a", 1), ("a", 1)]
         started.tell(Call("refuse", ("block_size",)))

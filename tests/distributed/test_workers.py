@@ -53,7 +53,7 @@ def workers(
                 rank=rank,
                 sizes=RankSizes(1, 1, 1),
                 device_index=rank,
-                store=str(started.store),
+                store=started.store,
                 timeout_s=LIMIT,
                 start_timeout_s=LIMIT,
             )
@@ -83,7 +83,7 @@ def fails(started: Workers, ranks=RANKS, what="execute_model", limit=LIMIT) -> W
     with pytest.raises(WorkerError) as caught:
         started.answers(ranks, what, limit)
     assert all(map(gone, processes))
-    assert not started.store.parent.exists()
+    assert not Path(started.store).parent.exists()
     with pytest.raises(WorkerError) as again:
         started.tell(Call("anything"))
     assert again.value is caught.value
@@ -92,7 +92,7 @@ def fails(started: Workers, ranks=RANKS, what="execute_model", limit=LIMIT) -> W
 
 def test_calls_reach_every_rank_and_their_failures_leave_the_workers_alive():
     with workers() as started:
-        processes, folder = pids(started), started.store.parent
+        processes, folder = pids(started), Path(started.store).parent
         started.tell(Call("echo", ("a",), {"b": 1}))
         assert started.answers(RANKS, "echo", LIMIT) == [("a", 1), ("a", 1)]
 
@@ -271,7 +271,7 @@ def test_a_start_that_is_given_up_ends_all_workers_at_once():
         with pytest.raises(EngineSetupError, match="given up"):
             started.answers(RANKS, "load_model", None)
         assert all(map(gone, processes))
-        assert not started.store.parent.exists()
+        assert not Path(started.store).parent.exists()
 
 
 def test_a_worker_that_computes_for_too_long_shows_where():
@@ -291,7 +291,7 @@ def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path):
             from tests.distributed.test_workers import Execute, pids, workers
             with workers() as started:
                 started.tell(Execute(("sleep", 60.0), None))
-                print(*pids(started), started.store.parent, flush=True)
+                print(*pids(started), Path(started.store).parent, flush=True)
                 time.sleep(60)
             """
         )

@@ -82,7 +82,7 @@ _ENGINE_SPECS = (
     of_field(
         "parallel_config.data_parallel_backend",
         "str",
-        "What starts the replicas: this process, or Ray.",
+        "Where the replicas run: on this machine, or where Ray has room.",
         domain=("mp", "ray"),
     ),
     of_field(
@@ -109,6 +109,17 @@ _ENGINE_SPECS = (
         nullable=True,
     ),
     OwnFact(
+        "parallel_config.uses_ray",
+        "bool",
+        "Workers are Ray's actors.",
+        "config",
+        derive=lambda i: i.config.parallel_config.uses_ray,
+        reads=(
+            "parallel_config.distributed_executor_backend",
+            "parallel_config.data_parallel_backend",
+        ),
+    ),
+    OwnFact(
         "parallel_config.world_size_across_dp",
         "int",
         "Ranks of all replicas together: the product of the sizes.",
@@ -120,10 +131,16 @@ _ENGINE_SPECS = (
     OwnFact(
         "parallel_config.exceeds_devices",
         "bool",
-        f"There are more ranks than CUDA devices, or than the {MAX_CPU_RANKS} that may share a processor.",
+        f"There are more ranks than CUDA devices, or than the {MAX_CPU_RANKS} that may share a processor; "
+        "false where they run on a Ray cluster.",
         "environment",
         derive=lambda i: exceeds_devices(i.config, i.environment),
-        reads=(*_PARALLEL_SIZES, "device_config.device"),
+        reads=(
+            *_PARALLEL_SIZES,
+            "parallel_config.distributed_executor_backend",
+            "parallel_config.data_parallel_backend",
+            "device_config.device",
+        ),
     ),
     OwnFact(
         "parallel_config.uneven_size",

@@ -25,6 +25,7 @@ from dodona.oracle.systems.own.lengths import (
     resolved_max_num_batched_tokens,
 )
 from dodona.oracle.systems.own.model_code import is_row_by_row
+from dodona.oracle.systems.own.parallel import runs_on_cluster
 from dodona.oracle.systems.own.resolved import (
     resolved_device,
     resolved_dtype,
@@ -166,6 +167,8 @@ def _offloading_fault(config: EngineConfig, model: ModelInfo, environment: Envir
             f"{block}; raise it"
         )
     total, has = offloaded_bytes(config) / _GIB, environment.host_memory
+    if runs_on_cluster(config, environment) and resolved_device(config, environment) == "cuda":
+        total = given / _GIB  # a machine has a rank at least
     if has is None or total <= has:
         return None
     return (

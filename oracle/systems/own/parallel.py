@@ -24,15 +24,27 @@ MAX_CPU_RANKS = 64
 def uses_workers(config: EngineConfig) -> bool:
     """Whether the runner works in processes of its own: several of them, or one that is asked for."""
     parallel = config.parallel_config
-    return parallel.world_size_across_dp > 1 or parallel.distributed_executor_backend in ("mp", "ray")
+    return (
+        parallel.world_size_across_dp > 1
+        or parallel.distributed_executor_backend == "mp"
+        or parallel.uses_ray
+    )
 
 
 def exceeds_devices(config: EngineConfig, environment: Environment) -> bool:
-    """Whether there are more ranks than devices; a CPU takes `MAX_CPU_RANKS`."""
+    """Whether there are more ranks than devices; a CPU takes `MAX_CPU_RANKS`. What the machines of a Ray
+    cluster have, Ray says at the start."""
+    if runs_on_cluster(config, environment):
+        return False
     devices = MAX_CPU_RANKS
     if resolved_device(config, environment) == "cuda" and environment.device_count is not None:
         devices = environment.device_count
     return config.parallel_config.world_size_across_dp > devices
+
+
+def runs_on_cluster(config: EngineConfig, environment: Environment) -> bool:
+    """Whether workers may run on several machines, as Ray finds room for them."""
+    return config.parallel_config.uses_ray and environment.ray_cluster
 
 
 def lacks_executor(parallel: ParallelConfig) -> bool:
@@ -42,18 +54,22 @@ def lacks_executor(parallel: ParallelConfig) -> bool:
 
 
 def lacks_ray(config: EngineConfig, environment: Environment) -> bool:
-    """Whether workers on a CPU are to run by Ray, which is known not to be installed."""
-    return (
-        config.parallel_config.distributed_executor_backend == "ray"
-        and resolved_device(config, environment) != "cuda"
-        and environment.version("ray") is None
-    )
+    """Whether Ray is to start the workers, and is known not to be installed."""
+    return config.parallel_config.uses_ray and environment.version("ray") is None
+
+
+def splits_gpus_by_ray(config: EngineConfig, environment: Environment) -> bool:
+    """Whether Ray is to start workers that share one replica's work on several GPUs."""
+    parallel = config.parallel_config
+    is_cuda = resolved_device(config, environment) == "cuda"
+    return parallel.uses_ray and parallel.world_size > 1 and is_cuda
 
 
 def deploys_replicas_otherwise(parallel: ParallelConfig) -> bool:
-    """Whether replicas are not all this process's, to start and to share requests among."""
+    """Whether replicas are not all this process's, to start and to share requests among, or Ray is to place
+    replicas whose workers it does not start."""
     return (
-        parallel.data_parallel_backend != "mp"
+        (parallel.data_parallel_backend == "ray" and not parallel.uses_ray)
         or parallel.data_parallel_rank is not None
         or parallel.data_parallel_external_lb
         or parallel.data_parallel_hybrid_lb

@@ -1,0 +1,132 @@
+"""What runs in Ray's processes: a worker, and on each machine what watches its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dodona.runners.distributed.connecting import connect
+from dodona.runners.distributed.own_folder import OwnFolder
+from dodona.runners.distributed.worker import serve
+from dodona.runners.distributed.worker_handle import LOG_LINES, is_stopped
+
+GONE_S = 10.0
+"""Seconds in which a killed process must be gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where a worker finds the engine's process."""
+
+    host: str
+    port: int
+    key: bytes
+    environment: Mapping[str, str]
+    """Variables that workers take over."""
+
+
+class WorkerActor:
+    """A worker's process. log: the file that has what it prints."""
+
+    def __init__(self, log: str) -> None:
+        output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        os.close(output)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's, which then stops its workers
+        faulthandler.register(signal.SIGUSR1, file=2)  # the engine asks where a worker hangs
+
+    def process(self) -> tuple[int, int | None]:
+        """The process's id, and the number among the visible GPUs of the one that Ray gave it."""
+        import ray
+
+        given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return os.getpid(), _device(str(given[0])) if given else None
+
+    def serve(self, engine: Engine, rank: int, address: str | None) -> None:
+        """Carry out messages until `Stop`, or until the engine has closed the connection.
+
+        address: this machine's, where there are ranks on others: the exchange with them listens there.
+        """
+        os.environ.update(engine.environment)
+        if address is not None:
+            _listen_at(address)
+        with connect(engine.host, engine.port, engine.key, rank) as connection:
+            serve(connection)
+
+
+class MachineActor:
+    """Watches the workers of one machine, and has the folder with what they print."""
+
+    def __init__(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._folder = OwnFolder("dodona-workers-")
+        self._processes: dict[int, int] = {}
+        """By id, a descriptor: an id may come to be another process's."""
+
+    def log(self, rank: int) -> str:
+        """The file for what a worker prints."""
+        return str(self._folder.path / f"log-{rank}")
+
+    def watch(self, pid: int) -> None:
+        """Watch a worker's process."""
+        self._processes[pid] = os.pidfd_open(pid)
+
+    def log_tail(self, rank: int) -> Sequence[str]:
+        """The last lines that a worker printed."""
+        with Path(self.log(rank)).open(encoding="utf-8", errors="replace") as file:
+            return [line.rstrip() for line in deque(file, LOG_LINES)]
+
+    def is_stopped(self, pid: int) -> bool:
+        """Whether a worker was stopped by a signal."""
+        return is_stopped(pid)
+
+    def dump_stack(self, pid: int) -> None:
+        """Let a worker print its stack."""
+        self._signal(pid, signal.SIGUSR1)
+
+    def is_gone(self, pid: int, within_s: float) -> bool:
+        """Whether a worker has ended, within so many seconds."""
+        return bool(select.select([self._processes[pid]], [], [], within_s)[0])
+
+    def kill(self, pid: int) -> None:
+        """Kill a worker, and wait until it is gone."""
+        self._signal(pid, signal.SIGKILL)
+        self.is_gone(pid, GONE_S)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._folder.remove()
+
+    def _signal(self, pid: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._processes[pid], number)
+
+
+def _device(name: str) -> int:
+    """The number of a GPU among the visible ones, from Ray's name for it: the system's, or what
+    `CUDA_VISIBLE_DEVICES` calls it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",").index(name) if visible else int(name)
+
+
+def _listen_at(address: str) -> None:
+    import psutil
+
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+            return
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name not in os.environ:
+            raise RuntimeError(
+                f"no network interface has the address {address}, by which Ray knows this machine; set {name}"
+            )
