@@ -1,6 +1,7 @@
 """An engine for tests of Ray on several machines: a program that reads and writes lines of JSON.
 
-The first line has the model and its settings; each later one prompts, and how many tokens to generate for each.
+The first line has the model and its settings; each later one has prompts, and how many tokens to generate of
+each.
 Answers are those tokens, or what was raised.
 """
 

@@ -1,7 +1,8 @@
-"""V1 and V2 on two GPUs, by NCCL: their tokens are those of one GPU, up to ties."""
+"""V1 and V2 on two GPUs, by NCCL, and as Ray's workers: their tokens are those of one GPU, up to ties."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,23 @@ def test_v2_on_two_gpus_in_bfloat16():
                 expected = reference.generate(ids, 12)  # up to EOS
                 equal.compare(ids, expected, list(output.outputs[0].token_ids)[: len(expected)])
     equal.check()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'dodona[ray]'")
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+@pytest.mark.parametrize(
+    "ray",
+    [
+        {"distributed_executor_backend": "ray"},
+        {"data_parallel_backend": "ray", "data_parallel_size": 2},
+    ],
+    ids=["one", "replicas"],
+)
+def test_rays_workers_on_gpus(runner, ray, monkeypatch):
+    """Each replica's worker is on a GPU of its own."""
+    if torch.cuda.device_count() < ray.get("data_parallel_size", 1):
+        pytest.skip("needs two GPUs")
+    monkeypatch.setenv("DODONA_USE_V2_MODEL_RUNNER", str(int(runner == "v2")))
+    small = {"max_num_seqs": 8, "num_gpu_blocks_override": 256}
+    assert tokens(MIXED, runner, **ray, **small) == tokens(MIXED, runner, **small)

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,23 @@ OVERRIDE_VARIABLE = "DODONA_USE_V2_MODEL_RUNNER"
 def test_the_override_has_three_meanings(value: str | None, runner: str | None) -> None:
     environ = {} if value is None else {OVERRIDE_VARIABLE: value}
     assert Environment.detect(environ).override == runner
+
+
+@pytest.mark.parametrize(
+    ("address", "is_cluster"),
+    [(None, False), ("", False), ("local", False), ("auto", True), ("h:6379", True)],
+)
+def test_a_ray_cluster_is_named_by_rays_own_variable(address: str | None, is_cluster: bool) -> None:
+    environ = {} if address is None else {"RAY_ADDRESS": address}
+    assert Environment.detect(environ).ray_cluster == is_cluster
+
+
+def test_a_ray_cluster_that_the_process_has_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_initialized in (False, True):
+        monkeypatch.setitem(
+            sys.modules, "ray", SimpleNamespace(is_initialized=lambda now=is_initialized: now)
+        )
+        assert Environment.detect({}).ray_cluster == is_initialized
 
 
 @pytest.mark.parametrize("value", ["", "2", "-1", "true", "v2", " 1", "01", "1.0"])

@@ -126,6 +126,11 @@ def test_memory_for_offloaded_blocks_holds_one_and_is_there() -> None:
     assert of(memory_fault, QWEN3, gpu, kv_offloading_size=8.0) is None  # weights are elsewhere
     both = of(memory_fault, QWEN3, gpu, kv_offloading_size=4.1, data_parallel_size=2)
     assert "takes 8.2 GiB" in both
+    cluster = replace(gpu, ray_cluster=True)
+    replicas = {"data_parallel_size": 2, "data_parallel_backend": "ray"}
+    assert "takes 8.2 GiB" in of(memory_fault, QWEN3, gpu, kv_offloading_size=4.1, **replicas)
+    assert of(memory_fault, QWEN3, cluster, kv_offloading_size=4.1, **replicas) is None
+    assert "takes 8.1 GiB" in of(memory_fault, QWEN3, cluster, kv_offloading_size=8.1, **replicas)
     assert of(memory_fault, QWEN3, gpu, kv_offloading_size=4.1, tensor_parallel_size=2) is None
     assert "takes 9 GiB" in of(memory_fault, QWEN3, machine, kv_offloading_size=9.0)
     assert of(memory_fault, QWEN3, CPU, kv_offloading_size=9.0) is None  # nobody knows what it has

@@ -148,10 +148,34 @@ def test_a_gpu_that_is_not_there(tiny_models):
     gpu = Environment(has_triton=True, platform="cuda")
     assert check_supported(config, model, gpu) == ()
     on_ray = EngineConfig.from_flat(str(path), distributed_executor_backend="ray")
-    assert check_supported(on_ray, model, gpu) == ("ray-device",)
-    assert check_supported(on_ray, model, CPU) == ()
-    without = Environment(has_triton=False, platform="cpu", packages={"ray": None})
-    assert check_supported(on_ray, model, without) == ("ray-package",)
+    for machine in (gpu, CPU):
+        assert check_supported(on_ray, model, machine) == ()
+        without = replace(machine, packages={"ray": None})
+        assert check_supported(on_ray, model, without) == ("ray-package",)
+
+
+@pytest.mark.parametrize("size", ["tensor", "pipeline", "prefill_context"])
+def test_gpus_that_ray_gives(tiny_models, size):
+    path = tiny_models.path("llama")
+    model = ModelInfo.load(path)
+    ranks = {f"{size}_parallel_size": 2, "distributed_executor_backend": "ray"}
+    of_one, of_cluster = (
+        Environment(has_triton=True, platform="cuda", device_count=1, ray_cluster=cluster)
+        for cluster in (False, True)
+    )
+
+    def lacking(machine, **flat):
+        return check_supported(EngineConfig.from_flat(str(path), **flat), model, machine)
+
+    assert lacking(of_one, **ranks) == ("device-count", "ray-device")
+    assert lacking(of_cluster, **ranks) == ("ray-device",)
+    assert lacking(CPU, **ranks) == ()
+    for backend in ("data_parallel_backend", "distributed_executor_backend"):
+        replicas = {"data_parallel_size": 2, backend: "ray"}
+        assert lacking(of_one, **replicas) == ("device-count",)
+        assert lacking(of_cluster, **replicas) == ()
+    processes = {"distributed_executor_backend": "mp", "data_parallel_size": 2}
+    assert lacking(of_cluster, **processes) == ("device-count",)
 
 
 @pytest.mark.parametrize(
