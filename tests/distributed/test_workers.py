@@ -288,6 +288,7 @@ def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path):
         textwrap.dedent(
             """
             import time
+            from pathlib import Path
             from tests.distributed.test_workers import Execute, pids, workers
             with workers() as started:
                 started.tell(Execute(("sleep", 60.0), None))

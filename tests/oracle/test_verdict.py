@@ -197,5 +197,6 @@ def test_a_verdict_that_an_earlier_version_wrote_is_read() -> None:
     assert "tensor parallelism (2 devices)" in found.unsupported.v2
     written = json.loads(text)
     written["environment"] |= {"wsl": False, "wsl_pin_memory": False, "memory": None, "variables": []}
-    written["environment"] |= {"packages": {}, "host_memory": None, "is_here": False}
+    written["environment"] |= {"packages": {}, "host_memory": None, "ray_cluster": False}
+    written["environment"] |= {"is_here": False}
     assert json.loads(found.model_dump_json()) == {**written, "consequences": [], "unread": []}
