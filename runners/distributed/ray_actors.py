@@ -30,6 +30,8 @@ class Engine:
     key: bytes
     environment: Mapping[str, str]
     """Variables that workers take over."""
+    directory: str
+    """Where it works: relative names of models and folders are looked for there, on machines that have it."""
 
 
 class WorkerActor:
@@ -56,6 +58,8 @@ class WorkerActor:
         address: this machine's, where there are ranks on others: the exchange with them listens there.
         """
         os.environ.update(engine.environment)
+        with contextlib.suppress(OSError):
+            os.chdir(engine.directory)
         if address is not None:
             _listen_at(address)
         with connect(engine.host, engine.port, engine.key, rank) as connection:

@@ -135,6 +135,7 @@ def _start(
         listener.port,
         listener.key,
         {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)},
+        str(Path.cwd()),
     )
     served = [
         actor.serve.remote(engine, rank, place.address if spread else None)
