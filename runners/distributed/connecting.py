@@ -12,10 +12,13 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
 _PROOF_S = 5
 """Seconds in which who connects must have proved that it has the key."""
+
+_REACHED_S = 30.0
+"""Seconds in which a worker must have reached the engine's machine."""
 
 _SLICE_S = 0.25
 """Seconds between two looks at the time, and whether waiting is of use."""
@@ -89,11 +92,17 @@ def connect(host: str, port: int, key: bytes, rank: int) -> Connection:
 
     Raises OSError where it can't be reached, and AuthenticationError where it does not have the key.
     """
-    connection = Client((host, port), "AF_INET6" if ":" in host else "AF_INET", authkey=key)
-    with socket.socket(fileno=connection.fileno()) as same:
-        _watch(same)
-        same.detach()
-    connection.send_bytes(rank.to_bytes(8))
+    connected = socket.create_connection((host, port), timeout=_REACHED_S)
+    connected.setblocking(True)
+    _watch(connected)
+    connection = Connection(connected.detach())
+    try:
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
+        connection.send_bytes(rank.to_bytes(8))
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

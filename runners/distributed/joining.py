@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -69,7 +70,7 @@ def join(start: Start) -> Mesh:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cuda, world = start.limits.device == "cuda", start.sizes.world
-    store = _store(start.store, world, timedelta(seconds=start.start_timeout_s))
+    store = open_store(start.store, world, timedelta(seconds=start.start_timeout_s))
     # The group's own limit is that of a step, in which ranks that import faster must not wait for others.
     here = [f"rank-{rank}-is-here" for rank in range(world)]
     store.set(here[start.rank], "")
@@ -91,7 +92,7 @@ def store_at(host: str) -> Iterator[str]:
     within the context."""
     listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
     try:
@@ -100,13 +101,16 @@ def store_at(host: str) -> Iterator[str]:
         del store  # it ends with its last user
 
 
-def _store(address: str, world: int, limit: timedelta) -> dist.Store:
+def open_store(address: str, world: int, limit: timedelta) -> Any:
+    """torch's store of `world` ranks, at `worker_handle.Launched.store`. limit: most that a key is awaited."""
     if not address.startswith("tcp://"):
         return dist.FileStore(address, world)  # type: ignore[attr-defined]
     parts = urlsplit(address)
     assert parts.hostname is not None
     assert parts.port is not None
-    return dist.TCPStore(parts.hostname, parts.port, world, is_master=False, timeout=limit)
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        parts.hostname, parts.port, world, is_master=False, timeout=limit
+    )
 
 
 def leave() -> None:

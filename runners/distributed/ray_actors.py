@@ -50,7 +50,7 @@ class WorkerActor:
         import ray
 
         given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-        return os.getpid(), _device(str(given[0])) if given else None
+        return os.getpid(), visible_number(str(given[0])) if given else None
 
     def serve(self, engine: Engine, rank: int, address: str | None) -> None:
         """Carry out messages until `Stop`, or until the engine has closed the connection.
@@ -61,7 +61,7 @@ class WorkerActor:
         with contextlib.suppress(OSError):
             os.chdir(engine.directory)
         if address is not None:
-            _listen_at(address)
+            os.environ.update(interface_variables(address))
         with connect(engine.host, engine.port, engine.key, rank) as connection:
             serve(connection)
 
@@ -114,23 +114,28 @@ class MachineActor:
             signal.pidfd_send_signal(self._processes[pid], number)
 
 
-def _device(name: str) -> int:
-    """The number of a GPU among the visible ones, from Ray's name for it: the system's, or what
+def visible_number(name: str) -> int:
+    """The number of a GPU among the visible ones, from Ray's name for it: the system's number, or what
     `CUDA_VISIBLE_DEVICES` calls it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",").index(name) if visible else int(name)
 
 
-def _listen_at(address: str) -> None:
+def interface_variables(address: str) -> Mapping[str, str]:
+    """The variables that are not set by which gloo and NCCL listen at an address of this machine.
+
+    Raises RuntimeError where no interface has the address.
+    """
     import psutil
 
+    unset = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
     for interface, addresses in psutil.net_if_addrs().items():
         if any(each.address.partition("%")[0] == address for each in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
-            return
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if name not in os.environ:
-            raise RuntimeError(
-                f"no network interface has the address {address}, by which Ray knows this machine; set {name}"
-            )
+            exact = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"}
+            return {name: exact[name] for name in unset}
+    if unset:
+        raise RuntimeError(
+            f"no network interface has the address {address}, by which Ray knows this machine; "
+            f"set {' and '.join(unset)}"
+        )
+    return {}

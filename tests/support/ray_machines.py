@@ -45,11 +45,12 @@ class Machines:
     """Temporary folders; neither machine sees the other's."""
     environment: Mapping[str, str]
 
-    def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
+    def start(self, command: Sequence[str], directory: Path | None = None) -> subprocess.Popen[str]:
         """A program on the first machine, with pipes; its errors go where this process's go."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.spaces[0], *command],
             env={**self.environment, "TMPDIR": str(self.folders[0])},
+            cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
