@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import select
 import socket
 import struct
 import time
@@ -95,6 +96,9 @@ def connect(host: str, port: int, key: bytes, rank: int) -> Connection:
     connected = socket.create_connection((host, port), timeout=_REACHED_S)
     connected.setblocking(True)
     _watch(connected)
+    # The engine's process reads all answers, so that one which is unread as long as this has not arrived.
+    unread_ms = 1000 * (_IDLE_S + _BETWEEN_S * _PROBES)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     connection = Connection(connected.detach())
     try:
         answer_challenge(connection, key)
@@ -104,6 +108,22 @@ def connect(host: str, port: int, key: bytes, rank: int) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def hang_up(connection: Connection) -> None:
+    """End the connection for both ends; who waits for its end hears of it. It stays to be closed."""
+    with contextlib.suppress(OSError), socket.socket(fileno=connection.fileno()) as same:
+        try:
+            same.shutdown(socket.SHUT_RDWR)
+        finally:
+            same.detach()
+
+
+def wait_for_end(connection: Connection) -> None:
+    """Wait until either end has hung up, or the other one is gone; messages may be read meanwhile."""
+    ended = select.poll()
+    ended.register(connection.fileno(), select.POLLRDHUP)  # an error is reported, too
+    ended.poll()
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -102,7 +102,7 @@ def store_at(host: str) -> Iterator[str]:
 
 
 def open_store(address: str, world: int, limit: timedelta) -> Any:
-    """torch's store of `world` ranks, at `worker_handle.Launched.store`. limit: most that a key is awaited."""
+    """torch's store of `world` ranks, at `worker_handle.Launched.store`. limit: longest wait for a key."""
     if not address.startswith("tcp://"):
         return dist.FileStore(address, world)  # type: ignore[attr-defined]
     parts = urlsplit(address)

@@ -7,14 +7,17 @@ import faulthandler
 import os
 import select
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dodona.runners.distributed.connecting import connect
+from dodona.runners.distributed.connecting import connect, hang_up, wait_for_end
 from dodona.runners.distributed.own_folder import OwnFolder
-from dodona.runners.distributed.worker import serve
+from dodona.runners.distributed.worker import ENDED_WITH_THE_ENGINE, serve
 from dodona.runners.distributed.worker_handle import LOG_LINES, is_stopped
 
 GONE_S = 10.0
@@ -62,8 +65,12 @@ class WorkerActor:
             os.chdir(engine.directory)
         if address is not None:
             os.environ.update(interface_variables(address))
-        with connect(engine.host, engine.port, engine.key, rank) as connection:
+        connection = connect(engine.host, engine.port, engine.key, rank)
+        threading.Thread(target=_end_after, args=(connection,), daemon=True).start()
+        try:
             serve(connection)
+        finally:
+            hang_up(connection)
 
 
 class MachineActor:
@@ -112,6 +119,14 @@ class MachineActor:
     def _signal(self, pid: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._processes[pid], number)
+
+
+def _end_after(connection: Connection) -> None:
+    """End this process, whatever it is doing, soon after its connection: Ray leaves it where it can't be told
+    that the engine is gone."""
+    wait_for_end(connection)
+    time.sleep(GONE_S)
+    os._exit(ENDED_WITH_THE_ENGINE)
 
 
 def visible_number(name: str) -> int:

@@ -7,11 +7,12 @@ import threading
 import time
 from datetime import timedelta
 from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection
 
 import pytest
 
 from dodona.runners.distributed import ray_actors
-from dodona.runners.distributed.connecting import Listener, connect
+from dodona.runners.distributed.connecting import Listener, connect, hang_up, wait_for_end
 from dodona.runners.distributed.joining import open_store, store_at
 
 LIMIT = 60.0
@@ -49,6 +50,31 @@ def test_each_rank_gets_its_own_connection(listener: Listener) -> None:
         connection.close()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("by", ["engine", "worker"])
+def test_a_worker_hears_of_the_end_beside_its_messages(listener: Listener, by: str) -> None:
+    made: list[Connection] = []
+    thread = threading.Thread(
+        target=lambda: made.append(connect(listener.host, listener.port, listener.key, 0))
+    )
+    thread.start()
+    ours = listener.accept(1, LIMIT, nothing)[0]
+    thread.join()
+    (theirs,) = made
+    ended = threading.Thread(target=wait_for_end, args=(theirs,))
+    ended.start()
+    ours.send_bytes(b"unread")
+    ended.join(0.3)
+    assert ended.is_alive()
+    ours.close() if by == "engine" else hang_up(theirs)
+    ended.join(LIMIT)
+    assert not ended.is_alive()
+    if by == "worker":
+        with pytest.raises((EOFError, OSError)):
+            ours.recv_bytes()
+        ours.close()
+    theirs.close()
 
 
 def test_strangers_are_refused_and_workers_come_after_them(listener: Listener) -> None:

@@ -1,6 +1,6 @@
 """Two machines with Ray on this one: each has processes, a network and temporary folders of its own.
 
-A cable connects them. Linux namespaces make them, which takes root. Model files are the same on both, as on
+A switch connects them. Linux namespaces make them, which takes root. Model files are the same on both, as on
 machines with a shared file system.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 
 FIRST, SECOND = "10.201.7.1", "10.201.7.2"
 PORT = 6379
+PORTS = ("to-first", "to-second")
 
 
 def lacks_machines() -> str | None:
@@ -41,6 +42,7 @@ class Machines:
     """The first has Ray's head and the engine."""
 
     spaces: tuple[str, str]
+    switch: str
     folders: tuple[Path, Path]
     """Temporary folders; neither machine sees the other's."""
     environment: Mapping[str, str]
@@ -74,14 +76,14 @@ class Machines:
 
     def cut_cable(self) -> None:
         """Nothing reaches the other machine any more, and nobody is told."""
-        _ip("-n", self.spaces[1], "link", "set", "cable", "down")
+        _ip("-n", self.switch, "link", "set", PORTS[1], "nomaster")
 
 
 @contextmanager
 def machines(cpus: tuple[int, int] = (1, 1)) -> Iterator[Machines]:
     """Two machines with so many CPUs, as Ray counts them."""
     name = f"dodona-{secrets.token_hex(4)}"
-    spaces = (f"{name}-a", f"{name}-b")
+    spaces, switch = (f"{name}-a", f"{name}-b"), f"{name}-s"
     folders = (Path(tempfile.mkdtemp(prefix="ray-a-")), Path(tempfile.mkdtemp(prefix="ray-b-")))
     environment = {
         **os.environ,
@@ -91,15 +93,18 @@ def machines(cpus: tuple[int, int] = (1, 1)) -> Iterator[Machines]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    made = Machines(spaces, folders, environment)
+    made = Machines(spaces, switch, folders, environment)
     try:
-        for space in spaces:
+        _ip("netns", "add", switch)
+        _ip("-n", switch, "link", "add", "ports", "type", "bridge")
+        _ip("-n", switch, "link", "set", "ports", "up")
+        for space, port, address in zip(spaces, PORTS, (FIRST, SECOND), strict=True):
             _ip("netns", "add", space)
-            _ip("-n", space, "link", "set", "lo", "up")
-        _ip("-n", spaces[0], "link", "add", "cable", "type", "veth", "peer", "cable", "netns", spaces[1])
-        for space, address in zip(spaces, (FIRST, SECOND), strict=True):
+            _ip("-n", switch, "link", "add", port, "type", "veth", "peer", "name", "cable", "netns", space)
+            _ip("-n", switch, "link", "set", port, "up", "master", "ports")
             _ip("-n", space, "addr", "add", f"{address}/24", "dev", "cable")
-            _ip("-n", space, "link", "set", "cable", "up")
+            for link in ("lo", "cable"):
+                _ip("-n", space, "link", "set", link, "up")
         head = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folders[0]}/ray"]
         _ray(made, 0, [*head, f"--node-ip-address={FIRST}", f"--num-cpus={cpus[0]}"])
         joins = [f"--address={FIRST}:{PORT}", f"--node-ip-address={SECOND}", f"--num-cpus={cpus[1]}"]
@@ -107,7 +112,7 @@ def machines(cpus: tuple[int, int] = (1, 1)) -> Iterator[Machines]:
         _wait_for_both(made)
         yield made
     finally:
-        for space in spaces:
+        for space in (*spaces, switch):
             with suppress(subprocess.CalledProcessError):
                 for pid in map(int, _ip("netns", "pids", space).split()):
                     with suppress(ProcessLookupError):
