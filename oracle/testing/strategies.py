@@ -126,6 +126,7 @@ def environments(
         device_count=st.sampled_from([1, 1, 2, 8]),
         logitsproc_plugins=st.booleans(),
         packages=packages,
+        ray_cluster=st.booleans(),
     )
     other = st.builds(
         Environment,
@@ -134,6 +135,7 @@ def environments(
         override=overrides,
         logitsproc_plugins=st.booleans(),
         packages=packages,
+        ray_cluster=st.booleans(),
     )
     return st.one_of(cuda, other)
 

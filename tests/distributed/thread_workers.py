@@ -80,6 +80,7 @@ class ThreadWorkers:
         self._answers: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
         self._connections = [_Connection(rank, self._answers) for rank in range(count)]
         self._early: dict[int, deque[Any]] = {rank: deque() for rank in range(count)}
+        self.devices = (None,) * count
         self._place = _Place()
         self._threads = [threading.Thread(target=self._serve, args=(c,)) for c in self._connections]
         for thread in self._threads:
