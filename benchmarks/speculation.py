@@ -4,8 +4,8 @@
 
 Weights are random, so nothing that a draft says would be accepted. `--forced-acceptance N` makes each step
 accept N drafts of each row, whatever the model says (with a fraction: sometimes one more). Outputs mean
-nothing then; time does. It is a switch of this program alone, and the report says so, and it adds some small
-launches to a step. N = 0 gives what drafts cost; so does `none`, which forces nothing, where the weights are
+nothing then; time does. It is a switch of this program alone, and the report says so, and it adds one small
+launch to a step. N = 0 gives what drafts cost; so does `none`, which forces nothing, where the weights are
 random.
 
 The draft is an EAGLE3 head of one layer in the shape of the model, with a vocabulary of 32,000, or with
@@ -121,35 +121,6 @@ def _sampling_times() -> Iterator[list[float]]:
 
 
 @contextmanager
-def forced_acceptance(accepted: float) -> Iterator[None]:
-    """Engines that start inside let each step accept so many drafts of each row, if there are as many,
-    whatever the model says. For benchmarks only: outputs are wrong."""
-    import torch
-
-    from dodona.runners.device.sampling.sampler import DeviceSampler
-
-    count_kept = DeviceSampler.count_kept
-    whole, percent = int(accepted), int(100 * (accepted % 1))
-
-    def force(
-        self: DeviceSampler, token_ids: Any, idx_mapping: Any, positions: Any, drafts: Any, out: Any = None
-    ) -> torch.Tensor:
-        rows = idx_mapping.clamp(min=0)  # padding
-        history = self._rows.token_ids
-        draft = history[rows, positions.clamp(max=history.shape[1] - 1)]
-        one_more = (positions - drafts.offsets) * 37 % 100 < percent
-        other = (draft + 1) % self._rows.vocab_size
-        token_ids.copy_(torch.where(drafts.offsets < whole + one_more.int(), draft, other))
-        return count_kept(self, token_ids, idx_mapping, positions, drafts, out)
-
-    DeviceSampler.count_kept = force  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        DeviceSampler.count_kept = count_kept  # type: ignore[method-assign]
-
-
-@contextmanager
 def head_directory(target: dict[str, Any]) -> Iterator[Path]:
     """An EAGLE3 head in the shape of the model, by its config.json alone."""
     layers = int(target["num_hidden_layers"])
@@ -177,6 +148,9 @@ def _measure(
 ) -> dict[str, Any]:
     """Seconds and tokens/s of one engine, by batch size."""
     if forced is not None:
+        # Kernels are made on import: with Triton's interpreter or without.
+        from benchmarks.forced_drafts import forced_acceptance
+
         with forced_acceptance(forced):
             return _measure(directory, raw, arguments, speculative, None) | {
                 "forced_acceptance": forced,

@@ -6,7 +6,9 @@ leaves most of that memory to it (Triton asks so for such kernels). A kernel who
 cache into registers has too few of them under way then.
 
 A preference has a price where the kernel before had other parts: the multiprocessor must be idle in between.
-So only those ask that were measured to gain.
+And of a kernel that comes after one with a large L1 cache, and asks for nothing, fewer programs may find
+shared memory side by side. So only those ask that were measured to gain, and for no more than their
+neighbours can spare.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -24,9 +27,12 @@ Kernel = TypeVar("Kernel", bound=KernelInterface[Any])
 
 PREFER_L1 = 2
 """CU_FUNC_CACHE_PREFER_L1 (CUDA driver API, CUfunc_cache)."""
+SHARED_MEMORY_PERCENT = 9
+"""CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT (CUfunction_attribute)."""
 
 _logger = logging.getLogger(__name__)
-_names: set[str] = set()
+_percents: dict[str, int | None] = {}
+"""By a kernel's name, the part of both that it wants as shared memory; None: as little as it can run with."""
 
 
 def prefer_l1_cache(kernel: Kernel) -> Kernel:
@@ -34,19 +40,32 @@ def prefer_l1_cache(kernel: Kernel) -> Kernel:
 
     Triton tells what it loads by name alone, so any other kernel of this name asks, too.
     """
-    _names.add(kernel.fn.__name__)
+    return _prefer(kernel, None)
+
+
+def prefer_shared_memory(*, percent: int) -> Callable[[Kernel], Kernel]:
+    """As `prefer_l1_cache`, but the kernel asks for so much of that memory as shared memory. The driver
+    rounds up to a size that there is."""
+    return functools.partial(_prefer, percent=percent)
+
+
+def _prefer(kernel: Kernel, percent: int | None) -> Kernel:
+    _percents[kernel.fn.__name__] = percent
     triton.knobs.runtime.kernel_load_end_hook.add(_ask)
     return kernel
 
 
 def _ask(module: int, function: int, name: str, metadata_group: dict[str, str], hash: str) -> None:
     """Triton calls this with each kernel that it has loaded; `function`: the CUfunction."""
-    if name in _names and torch.version.hip is None:
-        result = _driver().cuFuncSetCacheConfig(ctypes.c_void_p(function), PREFER_L1)
-        if result:
-            _logger.warning(
-                "%s: the driver refused a large L1 cache (CUresult %d); it is slower", name, result
-            )
+    if name not in _percents or torch.version.hip is not None:
+        return
+    handle, percent = ctypes.c_void_p(function), _percents[name]
+    if percent is None:
+        result = _driver().cuFuncSetCacheConfig(handle, PREFER_L1)
+    else:
+        result = _driver().cuFuncSetAttribute(handle, SHARED_MEMORY_PERCENT, percent)
+    if result:
+        _logger.warning("%s: the driver refused a large L1 cache (CUresult %d); it is slower", name, result)
 
 
 @functools.cache

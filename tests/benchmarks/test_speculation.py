@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import results, speculation, speculation_vllm
 
@@ -25,6 +26,23 @@ def test_acceptance_is_forced(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < plain["batches"][1]["median_step_seconds"] < plain["batches"][1]["seconds"]
     assert "/" not in forced["speculative_config"]["model"]
     assert "forced" in capsys.readouterr().out
+
+
+def test_so_many_drafts_are_forced() -> None:
+    """Two rows of three drafts and padding: drafts where they are to be accepted, else another token."""
+    from benchmarks.forced_drafts import force_tokens
+
+    history = torch.arange(40, dtype=torch.int32).view(2, 20)
+    offsets = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 0], dtype=torch.int32)
+    rows = torch.tensor([0] * 4 + [1] * 4 + [-1], dtype=torch.int32)
+    firsts = torch.tensor([1] * 4 + [18] * 4 + [0], dtype=torch.int32)
+    tokens = torch.full((9,), -5, dtype=torch.int32)
+    force_tokens(
+        tokens, idx_mapping=rows, positions=firsts + offsets, offsets=offsets, history=history, vocab_size=38,
+        accepted=1.5,
+    )  # fmt: skip
+    # One more of the first row, at 37 of 100; none of the second, at 666, whose last are beyond the end.
+    assert tokens[:-1].tolist() == [1, 2, 4, 5, 38, 2, 2, 2]
 
 
 class FakeLLM:

@@ -11,7 +11,7 @@ import triton
 from dodona.kernels import l1_cache
 from dodona.kernels.linear.quantized_small_batch_linear import _quantized_small_batch_linear_kernel
 from dodona.kernels.linear.rms_norm import _rms_norm_kernel
-from dodona.kernels.linear.single_token_linear import _matvec_kernel
+from dodona.kernels.linear.single_token_linear import _matvec_kernel, single_token_linear
 from dodona.kernels.linear.small_batch_linear import _small_batch_linear_kernel, small_batch_linear
 
 
@@ -20,10 +20,14 @@ class Driver:
 
     def __init__(self, result: int) -> None:
         self.result = result
-        self.asked: list[tuple[int | None, int]] = []
+        self.asked: list[tuple[int | None, ...]] = []
 
     def cuFuncSetCacheConfig(self, function, config) -> int:
         self.asked.append((function.value, config))
+        return self.result
+
+    def cuFuncSetAttribute(self, function, attribute, value) -> int:
+        self.asked.append((function.value, attribute, value))
         return self.result
 
 
@@ -42,14 +46,15 @@ def test_products_whose_loads_pass_through_it_ask(monkeypatch):
         load(kernel.fn.__name__, function)
     load(_rms_norm_kernel.fn.__name__, 3)
     load("of_someone_else", 4)
-    assert driver.asked == [(2**40, 2), (2**40 + 1, 2), (2**40 + 2, 2)]
+    assert driver.asked == [(2**40, 2), (2**40 + 1, 9, 7), (2**40 + 2, 2)]
 
 
-def test_a_refusal_is_told_and_ends_nothing(monkeypatch, caplog):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_refusal_is_told_and_ends_nothing(monkeypatch, caplog, kernel):
     monkeypatch.setattr(l1_cache, "_driver", lambda: Driver(500))
     with caplog.at_level(logging.WARNING):
-        load(_small_batch_linear_kernel.fn.__name__, 1)
-    assert "_small_batch_linear_kernel: " in caplog.text
+        load(kernel.fn.__name__, 1)
+    assert f"{kernel.fn.__name__}: " in caplog.text
     assert "CUresult 500" in caplog.text
 
 
@@ -62,8 +67,16 @@ def test_the_driver_takes_it(monkeypatch):
             results.append(driver.cuFuncSetCacheConfig(function, config))
             return results[-1]
 
+        def cuFuncSetAttribute(self, function, attribute, value) -> int:
+            results.append(driver.cuFuncSetAttribute(function, attribute, value))
+            return results[-1]
+
     monkeypatch.setattr(l1_cache, "_driver", Noting)
-    _small_batch_linear_kernel.device_caches.clear()
-    x, weight = (torch.ones(rows, 1024, dtype=torch.bfloat16, device="cuda") for rows in (3, 64))
-    assert (small_batch_linear(x=x, weight=weight) == 1024).all()
-    assert results == [0]
+    for kernel, product, rows in (
+        (_small_batch_linear_kernel, small_batch_linear, 3),
+        (_matvec_kernel, single_token_linear, 1),
+    ):
+        kernel.device_caches.clear()
+        x, weight = (torch.ones(n, 1024, dtype=torch.bfloat16, device="cuda") for n in (rows, 64))
+        assert (product(x=x, weight=weight) == 1024).all()
+    assert results == [0, 0]

@@ -132,8 +132,9 @@ class HeadDrafter(SequentialDrafter):
         self._num_computed = state.num_computed
 
     def _compute(self, inputs: ForwardInputs, ends: StepEnds, places: Places) -> Tensor:
-        features = self._features(inputs)
-        output = self._layers.forward(inputs, self._following(inputs), features, self._caches)
+        # Before the features: what comes after these begins to read while they are computed.
+        following = self._following(inputs)
+        output = self._layers.forward(inputs, following, self._features(inputs), self._caches)
         last = output.new_empty(len(ends.rows), output.shape[1])
         copy_rows(source=output, target=last, index=ends.last)
         return last

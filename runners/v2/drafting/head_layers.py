@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dodona.kernels.attention.arguments import AttentionShape, QKNorm
+from dodona.kernels.attention.attended_linear import attended_linear
+from dodona.kernels.attention.splits import AttentionParts
 from dodona.kernels.linear.activation import silu_and_mul
 from dodona.kernels.linear.joined_norms import joined_norms
 from dodona.kernels.linear.rms_norm import add_rms_norm, rms_norm
@@ -109,7 +111,7 @@ class HeadLayers:
             embedded = functional.embedding(token_ids, self._head.embed_tokens.weight)  # type: ignore[arg-type]
             residual = self._head.fc(torch.cat([embedded, features], dim=-1))
         if is_small:
-            attention = self._attention.plan_small_batch(inputs, leave_parts=False)
+            attention = self._attention.plan_small_batch(inputs, leave_parts=True)
         else:
             attention = self._attention.plan(inputs)
         for one, kv_cache in zip(self._layers, caches, strict=True):
@@ -126,7 +128,6 @@ class HeadLayers:
                 normed = x if norm is None else rms_norm(x=x, weight=norm, eps=self._eps)
                 qkv = functional.linear(normed, one.qkv, one.qkv_bias)
             attended = attention.attend(qkv=qkv, norm=one.norm, kv_cache=kv_cache)
-            assert isinstance(attended, Tensor)  # no parts are left
             residual = self._after_attention(one, attended, residual, is_small=is_small)
         return residual
 
@@ -143,15 +144,21 @@ class HeadLayers:
             eps=self._eps,
         )
 
-    def _after_attention(self, one: _Layer, attended: Tensor, residual: Tensor, *, is_small: bool) -> Tensor:
+    def _after_attention(
+        self, one: _Layer, attended: Tensor | AttentionParts, residual: Tensor, *, is_small: bool
+    ) -> Tensor:
         """The layer's output, in the place of `residual`."""
         o, mlp, norm = one.layer.self_attn.o_proj, one.layer.mlp, one.layer.post_attention_layernorm.weight
         if is_small:
-            residual = project_small_batch(x=attended, weight=o.weight, residual=residual)
+            if isinstance(attended, AttentionParts):
+                residual = attended_linear(parts=attended, weight=o.weight, residual=residual)
+            else:
+                residual = project_small_batch(x=attended, weight=o.weight, residual=residual)
             gated = project_small_batch(
                 x=residual, weight=one.gate_up, norm_weight=norm, eps=self._eps, silu_mul=True
             )
             return project_small_batch(x=gated, weight=mlp.down_proj.weight, residual=residual)
+        assert isinstance(attended, Tensor)  # only a small batch leaves parts
         hidden = add_rms_norm(x=o(attended), residual=residual, weight=norm, eps=self._eps)
         gate_up = functional.linear(hidden, one.gate_up, one.gate_up_bias)
         if self._is_silu:
