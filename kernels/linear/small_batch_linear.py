@@ -60,8 +60,6 @@ def _small_batch_linear_kernel(
     norm_weight,
     residual,
     out,
-    copy,
-    stride_copy,
     eps,
     tokens,
     N: gl.constexpr,
@@ -160,10 +158,7 @@ def _small_batch_linear_kernel(
         product += before.to(gl.float32)
     if EPILOGUE == SILU_MUL:
         product = product / (1.0 + gl.exp(-product)) * up
-    result = product.to(out.dtype.element_ty)
-    gl.store(out + target, result, mask=exists)
-    if copy is not None:
-        gl.store(copy + out_token * stride_copy + out_column, result, mask=exists)
+    gl.store(out + target, product.to(out.dtype.element_ty), mask=exists)
 
 
 def max_small_batch_tokens(inner: int) -> int:
@@ -187,7 +182,6 @@ def small_batch_linear(
     residual: torch.Tensor | None = None,
     silu_mul: bool = False,
     out: torch.Tensor | None = None,
-    copy: torch.Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
     """`norm(x) @ weight.T`, then added to the residual, or gated; where `supports_small_batch_linear`.
@@ -200,8 +194,6 @@ def small_batch_linear(
         silu_mul: `weight` is [2 * size, inner], gate and up, and `silu(gate) * up` returns.
         out: [tokens, columns] or with `silu_mul` [tokens, size], contiguous, to write into; None for a new
             one. Not with `residual`.
-        copy: of the shape of what returns, with contiguous rows: is written, too, with the same. None for
-            no copy.
         tiles: how to cut the work up; None to choose.
 
     Returns:
@@ -228,8 +220,6 @@ def small_batch_linear(
         norm_weight=norm_weight,
         residual=residual,
         out=out,
-        copy=copy,
-        stride_copy=0 if copy is None else copy.stride(0),
         eps=eps,
         tokens=tokens,
         N=columns,

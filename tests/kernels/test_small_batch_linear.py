@@ -48,33 +48,6 @@ def test_agrees_with_torch(tokens, columns, inner, norm, epilogue, tiles, hopper
     assert (whole[tokens] == 7).all()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [2, 5, 8, 9])
-@pytest.mark.parametrize("epilogue", ["plain", "residual", "silu_mul"])
-def test_a_copy_has_the_same(tokens, epilogue, hopper, generator):
-    columns, inner = 200, 1024
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator, device=hopper).bfloat16()
-
-    weight = random(columns * (2 if epilogue == "silu_mul" else 1), inner)
-    case = {"x": random(tokens, inner), "weight": weight, "silu_mul": epilogue == "silu_mul"}
-    residual = random(tokens, columns)
-
-    def product(**options):
-        given = {"residual": residual.clone()} if epilogue == "residual" else {}
-        return small_batch_linear(**case, **given, **options)
-
-    # What is beside the copy is another's.
-    whole = torch.full((tokens + 1, 3 * columns), 7.0, device=hopper, dtype=torch.bfloat16)
-    actual = product(copy=whole[:tokens, columns : 2 * columns])
-    assert actual.equal(product())
-    assert whole[:tokens, columns : 2 * columns].equal(actual)
-    assert (whole[tokens] == 7).all()
-    assert (whole[:, :columns] == 7).all()
-    assert (whole[:, 2 * columns :] == 7).all()
-
-
 def test_unfit_operands_are_refused():
     x, weight = torch.zeros(17, 64), torch.zeros(8, 64)
     with pytest.raises(ValueError, match="at most 16 rows, got 17"):

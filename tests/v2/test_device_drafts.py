@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from dodona.kernels.attention.arguments import AttentionShape
-from dodona.kernels.linear.single_token_linear import fused_linear_reference
 from dodona.oracle.errors import ConfigError
 from dodona.oracle.models.head_config import read_head_config
 from dodona.oracle.models.model_info import ModelInfo
@@ -27,7 +26,6 @@ from dodona.runners.engine.scheduler import Scheduler
 from dodona.runners.sampling.params import SamplingParams
 from dodona.runners.v2.attention import Attention, SmallBatchAttention
 from dodona.runners.v2.drafting.head_layers import HeadLayers
-from dodona.runners.v2.models import dense
 from dodona.runners.v2.runner import V2Runner
 from tests.v2.drive import DEVICE, GREEDY, EagerGraphs, generate, make_runner, set_graphs
 from tests.v2.test_greedy_tokens import prompts_of
@@ -216,34 +214,6 @@ def test_heads_draft_what_they_would_without_a_cache(
     assert len(found) >= 3
     for tokens, drafts in found:
         assert drafts == head.drafts(tokens)
-
-
-def test_products_leave_what_heads_see(tiny_models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that verify drafts as bfloat16 on a GPU computes them: features come from the products that end
-    layers, but for the embedding's."""
-    path = tiny_models.path("qwen3", **TARGET)
-    head = Head("eagle3", path, tmp_path)
-    runner, left = make_runner(path, max_num_seqs=2, speculative_config=head.speculative), []
-
-    def project(*, x: torch.Tensor, weight: Any, copy: torch.Tensor | None = None, **options: Any) -> Any:
-        """`project_small_batch` in torch: Gluon's kernels are not interpreted."""
-        result = fused_linear_reference(x.flatten(1), weight, **options)
-        if options.get("residual") is not None:
-            result = options["residual"].copy_(result)
-        if copy is not None:
-            left.append(copy.copy_(result))
-        return result
-
-    model = runner.ready.steps.model
-    assert isinstance(model, dense.DenseModel)
-    monkeypatch.setattr(dense, "project_small_batch", project)
-    monkeypatch.setattr(model, "_max_small_batch", 8)
-    found = list(drafts_of(runner, [[7, 30, 41], [20, 21, 22, 23]], 6))
-    assert len(found) >= 3
-    for tokens, drafts in found:
-        assert drafts == head.drafts(tokens)
-    assert left
-    assert all(len(states) > 1 for states in left)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -19,13 +19,7 @@ from dodona.runners.device.forward_inputs import ForwardInputs
 from dodona.runners.v2.attention import Attention
 from dodona.runners.v2.exchange import Exchange
 from dodona.runners.v2.models.hidden_states import LAST_HIDDEN_STATE, HiddenStates
-from dodona.runners.v2.models.projections import (
-    Projection,
-    copies,
-    max_small_batch,
-    project,
-    project_small_batch,
-)
+from dodona.runners.v2.models.projections import max_small_batch, project, project_small_batch
 from dodona.runners.v2.models.rope import cos_sin_table
 from dodona.runners.v2.models.spec import ModelSpec
 from dodona.runners.v2.models.weights import LayerWeights, ModelWeights
@@ -242,10 +236,10 @@ class DenseModel:
         linear = project_small_batch
         adds, residual = self._adds_residual, self._embedded(inputs)
         attention = self._attention.plan_small_batch(inputs, leave_parts=self._is_dense)
-        self._keep(0, residual)
         for i, (layer, norm, kv_cache) in enumerate(
             zip(self.weights.layers, self._qk_norms, caches, strict=True)
         ):
+            self._keep(i, residual)
             qkv = linear(x=residual, weight=layer.qkv, norm_weight=layer.input_norm, eps=eps)
             attended = attention.attend(qkv=qkv, norm=norm, kv_cache=kv_cache)
             if isinstance(attended, AttentionParts):
@@ -257,20 +251,9 @@ class DenseModel:
             gated = linear(
                 x=residual, weight=layer.gate_up, norm_weight=layer.post_norm, eps=eps, silu_mul=True
             )
-            place = self._place_of_product(i + 1, layer.down, inputs.num_tokens)
-            update = linear(x=gated, weight=layer.down, residual=residual if adds else None, copy=place)
-            residual = self._sum(update)
-            if place is None:
-                self._keep(i + 1, residual)
+            residual = self._sum(linear(x=gated, weight=layer.down, residual=residual if adds else None))
+        self._keep(len(self.weights.layers), residual)
         return residual
-
-    def _place_of_product(self, layer: int, weight: Projection, rows: int) -> torch.Tensor | None:
-        """Where the product that ends the layer before leaves the states for `_keep`; None where it can't, or
-        nothing is kept."""
-        if self._seen is None or self._exchange is not None or not copies(weight, rows):
-            return None
-        places = self._seen.places(layer, rows)
-        return places[0] if len(places) == 1 else None
 
 
 def _only(x: torch.Tensor) -> torch.Tensor:

@@ -47,15 +47,11 @@ class HiddenStates:
 
     def keep(self, layer: int, states: torch.Tensor) -> None:
         """Copy the states [tokens, hidden_size], contiguous, of one of `layers`."""
-        for place in self.places(layer, len(states)):
-            if len(states) <= FEW_ROWS:
-                copy_rows(source=states, target=place)
-            else:
-                place.copy_(states)
-
-    def places(self, layer: int, count: int) -> list[torch.Tensor]:
-        """Where the layer's states of `count` tokens are kept: [count, hidden_size] each, with contiguous
-        rows; none for another layer than those of `layers`."""
-        size = self._hidden_size
-        begins = [index * size for index, kept in enumerate(self._layer_ids) if kept == layer]
-        return [self.values[:count, begin : begin + size] for begin in begins]
+        for index, kept in enumerate(self._layer_ids):
+            if kept == layer:
+                begin = index * self._hidden_size
+                place = self.values[: states.shape[0], begin : begin + self._hidden_size]
+                if len(states) <= FEW_ROWS:
+                    copy_rows(source=states, target=place)
+                else:
+                    place.copy_(states)

@@ -117,11 +117,6 @@ def max_small_batch(
     return 1 if all(map(supports_quantized_single_token, quantized)) else 0
 
 
-def copies(weight: Projection, rows: int) -> bool:
-    """Whether `project_small_batch` of so many rows takes a `copy`."""
-    return rows > 1 and isinstance(weight, torch.Tensor)
-
-
 def project(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """`x @ weight.T`, [rows, out], of `x` [rows, in]."""
     if isinstance(projection, torch.Tensor):
@@ -137,21 +132,8 @@ def project_small_batch(
     eps: float = 0.0,
     residual: torch.Tensor | None = None,
     silu_mul: bool = False,
-    copy: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`small_batch_linear` with a projection as `weight`, for as many rows as `max_small_batch` says. Where
-    there is a `copy`, the product must be `copies`."""
-    if copy is not None:
-        assert isinstance(weight, torch.Tensor)
-        return small_batch_linear(
-            x=x,
-            weight=weight,
-            norm_weight=norm_weight,
-            eps=eps,
-            residual=residual,
-            silu_mul=silu_mul,
-            copy=copy,
-        )
+    """`small_batch_linear` with a projection as `weight`, for as many rows as `max_small_batch` says."""
     if isinstance(weight, torch.Tensor):
         linear = single_token_linear if x.shape[0] == 1 else small_batch_linear
         return linear(

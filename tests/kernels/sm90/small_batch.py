@@ -67,10 +67,6 @@ def small_batch(tokens: int, hidden: int, size: int) -> None:
     small_batch_linear(x=zeros(tokens, hidden), weight=zeros(4096, hidden), norm_weight=zeros(hidden))
     small_batch_linear(x=zeros(tokens, size), weight=zeros(hidden, size), residual=zeros(tokens, hidden))
     small_batch_linear(
-        x=zeros(tokens, size), weight=zeros(hidden, size), residual=zeros(tokens, hidden),
-        copy=zeros(tokens, 3 * hidden)[:, :hidden],
-    )  # fmt: skip
-    small_batch_linear(
         x=zeros(tokens, hidden), weight=zeros(2 * size, hidden), norm_weight=zeros(hidden), silu_mul=True
     )
 
