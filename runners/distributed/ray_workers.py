@@ -61,9 +61,9 @@ def ray_workers(
 ) -> Iterator[Launched]:
     """Actors for the ranks 0 .. count-1, one CPU for each; see `workers.Launch`.
 
-    They run on this machine where Ray has room on it, else on any of the cluster: this machine's first, then
-    neighbours together. sharing: ranks of all replicas, which share our own Ray. gpus: also a GPU for each.
-    here_only: on this machine, or not at all. room_s: seconds in which Ray must have found room for them.
+    They run on this machine where Ray has room on it, else on any of the cluster. sharing: ranks of all
+    replicas, which share our own Ray. gpus: also a GPU for each. here_only: on this machine, or not at all.
+    room_s: seconds in which Ray must have found room for them.
 
     Uses Ray as `ray_cluster.initialised` does. Raises EngineSetupError where Ray is not installed, has no
     room, or can't start the workers, and where they can't connect.
@@ -72,25 +72,23 @@ def ray_workers(
     with contextlib.ExitStack() as stack:
         stack.enter_context(initialised(ray, sharing))
         here = ray.get_runtime_context().get_node_id()
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        this = _addresses(ray)[here]
         bundle = {"CPU": 1, **({"GPU": 1} if gpus else {})}
-        here_only = here_only or len(addresses) == 1
-        group = stack.enter_context(
-            _placement(ray, bundle, count, room_s, this=addresses[here], here_only=here_only)
-        )
-        places = _places(ray, group, count, here, addresses)
+        group = stack.enter_context(_placement(ray, bundle, count, room_s, this=this, here_only=here_only))
+        places = _places(ray, group, count, here)
         spread = any(place.node != here for place in places)
         if spread and count > 1:
             from dodona.runners.distributed.joining import store_at
 
-            store = stack.enter_context(store_at(addresses[here]))
+            store = stack.enter_context(store_at(this))
         else:
             store = str(folder / "store")
-        listener = Listener(addresses[here] if spread else LOOPBACK)
+        listener = Listener(this if spread else LOOPBACK)
         stack.callback(listener.close)
-        machines = {place.node: place.address for place in places}
         try:
-            watching = {node: stack.enter_context(_machine(ray, node)) for node in machines}
+            watching = {
+                node: stack.enter_context(_machine(ray, node)) for node in {place.node for place in places}
+            }
             workers = _start(ray, group, places, watching, listener, spread=spread)
         except (ray.exceptions.RayError, OSError) as error:
             raise EngineSetupError(f"Ray did not start the workers: {_said(error)}") from error
@@ -251,8 +249,8 @@ def _placement(
             if here_only or not group.wait(room_s):
                 each = " and ".join(f"one {name}" for name in bundle)
                 raise EngineSetupError(
-                    f"Ray has no room for {count} workers of {each} each "
-                    f"{'on this machine' if here_only else 'in the cluster'} within {room_s:.0f} s; "
+                    f"Ray has no room for {count} workers of {each} each"
+                    f"{' on this machine' if here_only else ''} within {room_s:.0f} s; "
                     f"what is free of the cluster: {ray.available_resources()}"
                 )
         yield group
@@ -260,12 +258,17 @@ def _placement(
         remove()
 
 
-def _places(ray: Any, group: Any, count: int, here: str, addresses: Mapping[str, str]) -> Sequence[_Place]:
+def _addresses(ray: Any) -> Mapping[str, str]:
+    """Of the cluster's machines, by their names."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def _places(ray: Any, group: Any, count: int, here: str) -> Sequence[_Place]:
     """By rank. Ranks of one machine are neighbours, since neighbours exchange the most."""
     from ray.util import placement_group_table
 
     nodes: Mapping[int, str] = placement_group_table(group)["bundles_to_node_id"]
-    per_node = Counter(nodes.values())
+    per_node, addresses = Counter(nodes.values()), _addresses(ray)  # some may have joined meanwhile
 
     def order(bundle: int) -> tuple[bool, int, str, int]:
         node = nodes[bundle]

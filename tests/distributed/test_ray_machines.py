@@ -175,7 +175,7 @@ def test_workers_end_with_the_engine(two, tiny_models) -> None:
 
 def test_what_there_is_no_room_for(two, tiny_models, tmp_path) -> None:
     with engine(two, tiny_models.path("llama"), tensor_parallel_size=2, pipeline_parallel_size=2) as started:
-        assert "no room for 4 workers of one CPU each in the cluster" in started.answer()["error"]
+        assert "no room for 4 workers of one CPU each within" in started.answer()["error"]
     shared = {
         "kv_connector": "SharedMemoryConnector",
         "kv_role": "kv_both",
