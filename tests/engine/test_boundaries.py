@@ -122,7 +122,8 @@ def test_a_fork_while_other_threads_hold_all_locks(model_dir: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_holds_no_worker(tmp_path: Path) -> None:
-    with worker_processes(1, tmp_path) as (worker,):
+    with worker_processes(1, tmp_path) as launched:
+        (worker,) = launched.workers
         try:
             files = worker.connection.fileno(), worker._life  # type: ignore[attr-defined]
 

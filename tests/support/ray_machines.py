@@ -85,8 +85,9 @@ def machines(cpus: tuple[int, int] = (1, 1)) -> Iterator[Machines]:
     name = f"dodona-{secrets.token_hex(4)}"
     spaces, switch = (f"{name}-a", f"{name}-b"), f"{name}-s"
     folders = (Path(tempfile.mkdtemp(prefix="ray-a-")), Path(tempfile.mkdtemp(prefix="ray-b-")))
+    own = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # left by Ray on the loopback interface, which has one machine
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != own},
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "RAY_ADDRESS": f"{FIRST}:{PORT}",
         "RAY_AUTH_MODE": "token",
