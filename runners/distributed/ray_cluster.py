@@ -32,8 +32,8 @@ def import_ray() -> Any:
         import ray
     except ImportError as error:
         raise EngineSetupError(
-            "distributed_executor_backend 'ray' needs the package ray, which is not installed: "
-            f"pip install 'dodona[{EXTRA}]', or choose 'mp'"
+            "Ray's workers need the package ray, which is not installed: "
+            f"pip install 'dodona[{EXTRA}]', or set distributed_executor_backend to 'mp'"
         ) from error
     return ray
 
@@ -44,17 +44,17 @@ def initialised(ray: Any, num_cpus: int) -> contextlib.AbstractContextManager[No
     Uses Ray as this process has initialised it, or else joins the cluster at `RAY_ADDRESS`, or else starts
     Ray on this machine alone. What it began ends with its last user. Raises EngineSetupError.
     """
-    if ray.is_initialized() and not _own_ray.is_used:
+    if ray.is_initialized() and not _held_ray.is_used:
         if ray.util.client.ray.is_connected():
             raise EngineSetupError(
                 "Ray was initialised as a client of a cluster (ray://…); workers connect to this process, so "
                 "start it on a machine of the cluster, with address='auto'"
             )
         return contextlib.nullcontext()
-    return _own_ray.used(ray, num_cpus)
+    return _held_ray.used(ray, num_cpus)
 
 
-class _OwnRay:
+class _HeldRay:
     """Ray that this process starts or joins, and leaves with its last user.
 
     A thread keeps it: Linux ends Ray's processes with the thread that started them.
@@ -104,28 +104,27 @@ class _OwnRay:
         self._unused.clear()
 
         def keep() -> None:
-            folder = OwnFolder("dodona-ray-")
-            own = {
-                "address": "local",
-                "num_cpus": num_cpus,
-                "object_store_memory": 80 * 2**20,  # the least: no object of size passes through it
-                "include_dashboard": False,
-                "_node_ip_address": LOOPBACK,
-                "_temp_dir": str(folder.path / "ray"),  # Ray lets everybody write to it
-            }
-            try:
-                ray.init(
-                    **(own if address is None else {"address": address}),
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
-            except Exception as error:
-                failed.append(error)
-            ready.set()
-            if not failed:
-                self._unused.wait()
-            ray.shutdown()
-            folder.remove()
+            with contextlib.ExitStack() as stack:
+                options: dict[str, Any] = {"address": address}
+                if address is None:
+                    folder = OwnFolder("dodona-ray-")
+                    stack.callback(folder.remove)
+                    options = {
+                        "address": "local",
+                        "num_cpus": num_cpus,
+                        "object_store_memory": 80 * 2**20,  # the least: no object of size passes through it
+                        "include_dashboard": False,
+                        "_node_ip_address": LOOPBACK,
+                        "_temp_dir": str(folder.path / "ray"),  # Ray lets everybody write to it
+                    }
+                try:
+                    ray.init(**options, log_to_driver=False, configure_logging=False)
+                except Exception as error:
+                    failed.append(error)
+                ready.set()
+                if not failed:
+                    self._unused.wait()
+                ray.shutdown()
 
         self._thread = threading.Thread(target=keep, name="dodona-ray", daemon=True)
         self._thread.start()
@@ -156,4 +155,4 @@ def _cluster() -> str | None:
     return None if address in (None, "", "local") else address
 
 
-_own_ray = _OwnRay()
+_held_ray = _HeldRay()

@@ -28,8 +28,8 @@ class Ending:
 class WorkerHandle(ABC):
     """A worker in a process of this machine, or of another.
 
-    machine: the other machine's address. device: number of its GPU among those visible to it, where what
-    started it chose one.
+    machine: the address of its machine; None: this one. device: number of its GPU among those visible to it,
+    where what started it chose one.
     """
 
     def __init__(

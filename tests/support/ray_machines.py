@@ -80,8 +80,8 @@ class Machines:
 
 
 @contextmanager
-def machines(cpus: tuple[int, int] = (1, 1)) -> Iterator[Machines]:
-    """Two machines with so many CPUs, as Ray counts them."""
+def machines() -> Iterator[Machines]:
+    """Two machines with one CPU each, as Ray counts them."""
     name = f"dodona-{secrets.token_hex(4)}"
     spaces, switch = (f"{name}-a", f"{name}-b"), f"{name}-s"
     folders = (Path(tempfile.mkdtemp(prefix="ray-a-")), Path(tempfile.mkdtemp(prefix="ray-b-")))
@@ -107,8 +107,8 @@ def machines(cpus: tuple[int, int] = (1, 1)) -> Iterator[Machines]:
             for link in ("lo", "cable"):
                 _ip("-n", space, "link", "set", link, "up")
         head = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folders[0]}/ray"]
-        _ray(made, 0, [*head, f"--node-ip-address={FIRST}", f"--num-cpus={cpus[0]}"])
-        joins = [f"--address={FIRST}:{PORT}", f"--node-ip-address={SECOND}", f"--num-cpus={cpus[1]}"]
+        _ray(made, 0, [*head, f"--node-ip-address={FIRST}"])
+        joins = [f"--address={FIRST}:{PORT}", f"--node-ip-address={SECOND}"]
         _ray(made, 1, joins)
         _wait_for_both(made)
         yield made
@@ -130,7 +130,7 @@ def _ip(*arguments: str) -> str:
 def _ray(made: Machines, machine: int, arguments: Sequence[str]) -> None:
     """Start Ray; the second machine ends with its first process, which Ray's command is."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments]
-    command += ["--object-store-memory=80000000", "--block"]
+    command += ["--num-cpus=1", "--object-store-memory=80000000", "--block"]
     own, other = made.folders[machine], made.folders[1 - machine]
     hide = f'mount -t tmpfs none "{other}"; exec "$@"'
     with (own / "log").open("w") as log:
